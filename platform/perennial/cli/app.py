@@ -1,0 +1,84 @@
+"""The verbs, and what every verb has in common: files, overrides, JSON, exit codes."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from perennial import __version__
+from perennial.errors import InputError
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="perennial",
+    help="Keeps a language model in training for as long as data keeps arriving.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunFile = Annotated[
+    Path, typer.Argument(metavar="RUN_FILE", help="The run file, such as pipelines/quickstart.yaml")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value ...]", help="Fields that replace the file's"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved run file and what would be done")
+]
+
+
+def verb(function: Callable[P, None]) -> Callable[P, None]:
+    """Register a verb whose failures end in one line and an exit code: 2 input, 1 anything else."""
+
+    @app.command(name=function.__name__.replace("_", "-"))
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except InputError as wrong:
+            _fail(str(wrong), 2)
+        except KeyboardInterrupt:
+            _fail("stopped; the same command goes on from the last checkpoint", 1)
+        except Exception as failed:
+            # Known ends have a sentence of their own; anything else is a bug and shows its trace.
+            if type(failed).__name__ not in ("TrainingFailed", "Superseded"):
+                raise
+            _fail(str(failed), 1)
+
+    return wrapped
+
+
+def _fail(line: str, code: int) -> None:
+    print(f"perennial: {' '.join(line.split())}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+from perennial.cli import (  # noqa: E402 - the verbs register themselves with `app`
+    evaluate,
+    land,
+    release,
+    run,
+    status,
+    tune,
+    ui,
+)
+
+__all__ = ["app", "evaluate", "land", "release", "run", "status", "tune", "ui"]

@@ -1,0 +1,162 @@
+"""What a person sees: progress while it runs (stderr), tables and next steps at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from perennial.evaluation import LossMatrix
+    from perennial.stages.machine import RunState
+    from perennial.training.job import Job
+    from perennial.training.trainer import Progress
+
+PLAIN_LINE_SECONDS = 5.0
+
+log = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+
+
+class Screen:
+    """A narrator that draws one live line on a terminal, and plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+        self._began = 0.0
+        self._begun_at_step = 0
+        self._told_at = 0.0
+        self._phase = ""
+
+    def say(self, text: str) -> None:
+        """One line about what begins or ended."""
+        log.print(f"[bold]{text}[/bold]", soft_wrap=True)
+
+    def begin(self, job: Job) -> None:
+        """A worker group starts."""
+        self.say(
+            f"training {job.name}: steps {job.first_step:,} to {job.last_step:,}, "
+            f"{job.mix.steps * job.tokens_per_step:,} tokens, {job.training.workers} workers "
+            "(starting them takes some seconds)"
+        )
+        self._phase = ""
+        if log.is_terminal:
+            self._bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[told]}"),
+                console=log,
+            )
+            self._task = self._bars.add_task(job.name, total=job.mix.steps, told="starting")
+            self._bars.start()
+
+    def news(self, job: Job, progress: Progress) -> None:
+        """Steps, phase, loss, speed, time left."""
+        for step, world_size in progress.started:
+            self._began, self._begun_at_step = time.monotonic(), step
+            if step > job.first_step:
+                self.say(f"{job.name}: {world_size} workers go on from step {step:,}")
+        if not progress.rows:
+            return
+        row = progress.rows[-1]
+        told = self._told(job, row)
+        if self._bars is not None and self._task is not None:
+            self._bars.update(
+                self._task, completed=row["step"] - job.first_step, told=told, description=job.name
+            )
+        elif row["phase"] != self._phase or time.monotonic() - self._told_at > PLAIN_LINE_SECONDS:
+            log.print(f"{job.name}  {told}", soft_wrap=True)
+            self._told_at = time.monotonic()
+        self._phase = row["phase"]
+
+    def _told(self, job: Job, row: dict[str, Any]) -> str:
+        done = row["step"] - self._begun_at_step
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        left = int((job.last_step - row["step"]) * seconds / max(done, 1))
+        return (
+            f"{row['phase']:8} step {row['step'] - job.first_step:,}/{job.mix.steps:,}  "
+            f"loss {row['loss']:.3f}  eta {row['eta']:.2e}  "
+            f"{done * job.tokens_per_step / seconds:,.0f} tokens/s  "
+            f"{left // 60}:{left % 60:02d} left"
+        )
+
+    def end(self, job: Job) -> None:
+        """The job is done."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+        self.say(f"trained {job.name}")
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document on stdout."""
+    json.dump(document, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+def print_matrix(told: LossMatrix) -> None:
+    """The stage x corpus matrix: nats per token, bits per byte below it."""
+    table = Table(title="held-out loss, nats per token (bits per byte)", title_justify="left")
+    table.add_column("after")
+    for corpus in told.corpora:
+        table.add_column(corpus, justify="right")
+    for column in ("adaptation", "forgetting"):
+        table.add_column(column, justify="right")
+    for index, (name, losses) in enumerate(told.stages):
+        cells = [_cell(losses.get(corpus)) for corpus in told.corpora]
+        forgot = [
+            f"{corpus} {lost:+.3f}" for corpus, lost in told.forgetting(index).items()
+            if lost is not None
+        ]  # fmt: skip
+        adaptation = told.adaptation(index)
+        table.add_row(
+            name,
+            *cells,
+            "" if adaptation is None else f"{adaptation:.3f}",
+            "\n".join(forgot) or "-",
+        )
+    for name, losses in told.releases:
+        cells = [_cell(losses.get(corpus)) for corpus in told.corpora]
+        table.add_row(f"release {name}", *cells, "", "", style="green")
+    out.print(table)
+
+
+def _cell(loss: Any) -> str:
+    if loss is None:
+        return "-"
+    return f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.2f})"
+
+
+def print_tokens(told: dict[str, dict[str, Any]]) -> None:
+    """Tokens by source of every stage."""
+    table = Table(title="tokens by source", title_justify="left")
+    for column in ("stage", "new", "replayed"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, tokens in told.items():
+        replayed = [f"{corpus} {count:,}" for corpus, count in tokens["replayed"].items()]
+        table.add_row(stage, f"{tokens['new']:,}", "\n".join(replayed) or "-")
+    out.print(table)
+
+
+def print_corpora(state: RunState) -> None:
+    """What became of every corpus."""
+    table = Table(title="corpora", title_justify="left")
+    for column in ("corpus", "state", "sequences", "tokens", "why"):
+        numeric = column in ("sequences", "tokens")
+        table.add_column(column, justify="right" if numeric else "left")
+    for corpus in state.corpora.values():
+        table.add_row(
+            corpus.name,
+            corpus.state,
+            f"{corpus.sequences:,}",
+            f"{corpus.tokens:,}",
+            corpus.reason,
+        )
+    out.print(table)

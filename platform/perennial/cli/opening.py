@@ -1,0 +1,37 @@
+"""From the command line's words to a checked workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perennial.cli.console import Screen, print_json
+from perennial.spec import RunSpec, load_run
+
+if TYPE_CHECKING:
+    from perennial.stages.workspace import Workspace
+
+
+def read_run(path: Path, overrides: Sequence[str] | None) -> RunSpec:
+    """The run file with its overrides."""
+    return load_run(path, overrides or ())
+
+
+@contextmanager
+def workspace(path: Path, overrides: Sequence[str] | None) -> Iterator[Workspace]:
+    """A checked workspace; MLflow catches up when it is left."""
+    from perennial.stages.workspace import Workspace
+
+    work = Workspace(read_run(path, overrides), str(path), Screen())
+    try:
+        work.check()
+        yield work
+    finally:
+        work.close()
+
+
+def show_plan(spec: RunSpec, todo: Sequence[str]) -> None:
+    """What `--dry-run` prints: the resolved run file and what would be done."""
+    print_json({"spec": spec.model_dump(mode="json"), "todo": list(todo)})

@@ -1,0 +1,100 @@
+"""`perennial run` and `perennial watch`: train every corpus that has landed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from perennial.cli.app import AsJson, DryRun, Overrides, RunFile, verb
+from perennial.cli.console import log, out, print_json, print_matrix, print_tokens
+from perennial.cli.opening import show_plan, workspace
+
+if TYPE_CHECKING:
+    from perennial.stages.workspace import Workspace
+
+Reschedule = Annotated[
+    bool,
+    typer.Option("--reschedule", help="Go on under a schedule that is not the trunk's so far"),
+]
+
+
+@verb
+def run(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    reschedule: Reschedule = False,
+) -> None:
+    """Train and evaluate every stage that is not done yet, in order. Safe to repeat and kill."""
+    from perennial.errors import InputError
+    from perennial.stages.advance import advance, check_inbox, todo
+
+    with workspace(run_file, overrides) as work:
+        check_inbox(work)
+        if dry_run:
+            show_plan(work.spec, todo(work))
+            return
+        trained = advance(work, reschedule=reschedule)
+        if not work.state.corpora:
+            raise InputError(
+                work.inbox.url,
+                "",
+                "no complete corpus has landed",
+                f"land one: `perennial land {run_file} NAME FILES...`",
+            )
+        _tell(work, str(run_file), trained, as_json)
+
+
+@verb
+def watch(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    reschedule: Reschedule = False,
+    once: Annotated[bool, typer.Option("--once", help="Look once, then end")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.1, help="Seconds between two looks")
+    ] = 60.0,
+) -> None:
+    """Poll the inbox: each corpus that lands becomes the next stage."""
+    from perennial.stages.advance import advance, check_inbox, todo
+
+    with workspace(run_file, overrides) as work:
+        while True:
+            check_inbox(work)
+            if dry_run:
+                show_plan(work.spec, todo(work))
+                return
+            trained = advance(work, reschedule=reschedule)
+            if once or trained:
+                _tell(work, str(run_file), trained, as_json)
+            if once:
+                return
+            log.print(f"watching {work.inbox.url}, next look in {interval:g} s")
+            time.sleep(interval)
+            work.ledger.read()
+
+
+def _tell(work: Workspace, run_file: str, trained: int, as_json: bool) -> None:
+    from perennial.stages import outcome
+
+    length = work.spec.corpora.sequence_length
+    told = outcome.matrix(work.state)
+    if as_json:
+        sources = outcome.tokens_by_source(work.state, length)
+        print_json({"trained": trained, "matrix": told.to_dict(), "tokens": sources})
+        return
+    if not trained:
+        out.print("nothing to do: every corpus that landed is trained")
+    if told.stages:
+        print_matrix(told)
+        print_tokens(outcome.tokens_by_source(work.state, length))
+    out.print(f"store     {work.store.url}")
+    out.print(f"pictures  {work.store.url}/report/")
+    out.print(f"next      perennial land {run_file} NAME FILES...   another corpus")
+    out.print(f"          perennial release {run_file}               anneal and export the trunk")
+    out.print(f"          perennial ui {run_file}                    curves in MLflow")

@@ -1,0 +1,60 @@
+"""From landed files to tokenised, shuffled, packed shards with a manifest (I5, I6)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perennial.corpora.landing import Landed, check_files, inspect, land, landed
+    from perennial.corpora.manifest import CorpusManifest, IngestSettings, read_manifest
+    from perennial.corpora.names import check_name
+    from perennial.corpora.pipeline import ingest
+    from perennial.corpora.tokenizer import (
+        RunTokenizer,
+        import_tokenizer,
+        load_tokenizer,
+        train_tokenizer,
+    )
+
+__all__ = [
+    "CorpusManifest",
+    "IngestSettings",
+    "Landed",
+    "RunTokenizer",
+    "check_files",
+    "check_name",
+    "import_tokenizer",
+    "ingest",
+    "inspect",
+    "land",
+    "landed",
+    "load_tokenizer",
+    "read_manifest",
+    "train_tokenizer",
+]
+
+_HOMES = {
+    "CorpusManifest": "manifest",
+    "IngestSettings": "manifest",
+    "Landed": "landing",
+    "RunTokenizer": "tokenizer",
+    "check_files": "landing",
+    "check_name": "names",
+    "import_tokenizer": "tokenizer",
+    "ingest": "pipeline",
+    "inspect": "landing",
+    "land": "landing",
+    "landed": "landing",
+    "load_tokenizer": "tokenizer",
+    "read_manifest": "manifest",
+    "train_tokenizer": "tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Resolved on first use: `import perennial.corpora` alone imports nothing heavy.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "perennial.corpora." + _HOMES[name]
+    return getattr(import_module(module), name)

@@ -1,0 +1,160 @@
+"""Corpora in the inbox: `<name>/` holds files, and the marker `_SUCCESS`, which is written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.corpora.names import check_name, file_format
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from perennial.store import ObjectInfo, Store
+
+MARKER = "_SUCCESS"
+# A producer that writes a manifest of its own need not write the marker too.
+_MARKERS = (MARKER, "manifest.json")
+_SUFFIXES = ".jsonl, .parquet or .txt (.jsonl and .txt also with .gz or .zst)"
+
+
+@dataclass(frozen=True)
+class LandedFile:
+    """One file of a landed corpus; `name` is its path below the corpus's folder."""
+
+    name: str
+    size_bytes: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A corpus whose marker exists."""
+
+    name: str
+    files: tuple[LandedFile, ...]
+    landed_at: datetime
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files as they are stored."""
+        return sum(file.size_bytes for file in self.files)
+
+
+def land(inbox: Store, name: str, files: Sequence[Path]) -> list[str]:
+    """Uploads files as corpus `name`, marker last, and returns their keys in the inbox.
+
+    Landing the same content again changes nothing and is safe after a kill. Raises InputError,
+    before anything is written, for a bad name, no file, a missing file, an unknown suffix, two
+    files of one name, or a complete corpus of that name with other content.
+    """
+    check_name(name)
+    check_files(files)
+    described = _describe(files)
+    marker = _canonical({"files": described})
+    keys = [f"{name}/{entry['name']}" for entry in described]
+    if inbox.exists(f"{name}/{MARKER}"):
+        _check_same(inbox, name, marker)
+        return keys
+    by_name = {path.name: path for path in files}
+    for key, entry in zip(keys, described, strict=True):
+        inbox.upload(by_name[str(entry["name"])], key)
+    # Leftovers of a landing that was killed and then repeated with fewer files.
+    for info in inbox.list(f"{name}/"):
+        if info.key not in (*keys, f"{name}/{MARKER}"):
+            inbox.remove(info.key)
+    if not inbox.create(f"{name}/{MARKER}", marker):
+        _check_same(inbox, name, marker)
+    return keys
+
+
+def landed(inbox: Store) -> list[Landed]:
+    """The complete corpora in the order in which they landed (the marker's time, then name)."""
+    folders: dict[str, list[ObjectInfo]] = {}
+    for info in inbox.list(""):
+        name, slash, _ = info.key.partition("/")
+        if slash:
+            folders.setdefault(name, []).append(info)
+    found = [_landed(name, infos) for name, infos in folders.items()]
+    return sorted((c for c in found if c is not None), key=lambda c: (c.landed_at, c.name))
+
+
+def inspect(inbox: Store, name: str) -> Landed:
+    """The landed corpus of that name; InputError if it is missing, unfinished or empty."""
+    check_name(name)
+    infos = inbox.list(f"{name}/")
+    corpus = _landed(name, infos)
+    where = f"{inbox.url}/{name}"
+    if corpus is None:
+        problem = f"its marker {MARKER} does not exist" if infos else "there is no such corpus"
+        raise InputError(where, "", problem, f"land it: `perennial land RUN_FILE {name} FILES...`")
+    if corpus.total_bytes == 0:
+        problem = "every file is empty" if corpus.files else "it holds no files"
+        raise InputError(where, "", problem, f"land files with text: {_SUFFIXES}")
+    return corpus
+
+
+def _landed(name: str, infos: Sequence[ObjectInfo]) -> Landed | None:
+    markers = [i for i in infos if i.key.removeprefix(f"{name}/") in _MARKERS]
+    if not markers:
+        return None
+    files = (
+        LandedFile(info.key.removeprefix(f"{name}/"), info.size_bytes, info.etag)
+        for info in sorted(infos, key=lambda i: i.key)
+        if info not in markers
+    )
+    # Spark and Hadoop leave files such as _metadata and .part-0.crc beside the data.
+    kept = tuple(f for f in files if not f.name.rpartition("/")[2].startswith(("_", ".")))
+    return Landed(name, kept, min(marker.modified for marker in markers))
+
+
+def check_files(files: Sequence[Path]) -> None:
+    """Raises InputError for files that cannot be landed together: see `land`."""
+    if not files:
+        raise InputError("land", "files", "no files were given", f"name at least one {_SUFFIXES}")
+    for path in files:
+        if not path.is_file():
+            raise InputError("land", str(path), "there is no such file", "name a file that exists")
+        if file_format(path.name) is None:
+            raise InputError(
+                "land", str(path), f"its suffix {path.suffix!r} is unknown", f"use {_SUFFIXES}"
+            )
+        if path.name.startswith(("_", ".")):
+            raise InputError(
+                "land",
+                str(path),
+                "names that begin with an underscore or a dot are ignored in an inbox",
+                "rename it",
+            )
+    names = sorted(path.name for path in files)
+    for first, second in pairwise(names):
+        if first == second:
+            raise InputError("land", first, "two files have this name", "rename one of them")
+
+
+def _describe(files: Sequence[Path]) -> list[dict[str, Any]]:
+    described = []
+    for path in sorted(files, key=lambda p: p.name):
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        described.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
+    return described
+
+
+def _canonical(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1).encode()
+
+
+def _check_same(inbox: Store, name: str, marker: bytes) -> None:
+    if inbox.read(f"{name}/{MARKER}") != marker:
+        raise InputError(
+            f"{inbox.url}/{name}",
+            "",
+            "a complete corpus of this name has other content",
+            "land the new files under another name; a landed corpus never changes",
+        )

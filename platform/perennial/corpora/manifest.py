@@ -1,0 +1,262 @@
+"""What a tokenised corpus is made of: its settings, counts and files. Pure, except reading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from perennial.store import Store
+
+FORMAT: Final = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class IngestSettings(_Frozen):
+    """How landed documents become sequences."""
+
+    sequence_length: Annotated[int, Field(ge=2)]
+    """tokens in one row"""
+    seed: int
+    """the order of documents"""
+    text_field: str = "text"
+    """the field of a JSON line, or the column of a Parquet file, that holds the text"""
+    domain_field: str = ""
+    """the field or column that names a document's domain; "" for none"""
+    txt_documents: Literal["paragraph", "file"] = "paragraph"
+    """whether a document of a .txt file ends at a blank line or at the end of the file"""
+    holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """share of documents, chosen by their text's hash, that are never trained on"""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """whether a document whose text occurred before in the corpus is trained again"""
+    max_document_bytes: Annotated[int, Field(ge=1)] = 8 << 20
+    """longest text of a document in UTF-8 bytes; a JSON line may be four times as long"""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """share of documents, or of stored bytes that could not be read, above which the corpus is
+    refused as a whole"""
+    shard_tokens: Annotated[int, Field(ge=1)] = 32 << 20
+    """tokens of a shard, roughly: a gather task holds one shard's text in memory"""
+    piece_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    """stored bytes of one scatter task, and the text that it holds in memory; it has no influence
+    on the result"""
+
+
+class InputFile(_Frozen):
+    """A landed file as it was when it was ingested."""
+
+    name: str
+    size_bytes: int
+    etag: str
+
+
+class StoredFile(_Frozen):
+    """A file of the corpus; `file` is its name in the corpus's folder."""
+
+    file: str
+    size_bytes: int
+    sha256: str
+
+
+class Shard(StoredFile):
+    """Training rows: one column `tokens` of fixed-size binary, little-endian token ids."""
+
+    row_groups: tuple[int, ...]
+    """rows of each row group"""
+
+
+class HoldoutFile(StoredFile):
+    """Held-out documents: a row each of tokens (with end-of-document), bytes and domain."""
+
+    documents: int
+
+
+class QuarantineFile(StoredFile):
+    """A JSON line for each document that was neither trained nor held out: file, offset, reason."""
+
+    records: int
+
+
+class Counts(_Frozen):
+    """What became of every document and token; `check` proves that nothing was dropped."""
+
+    documents: int = 0
+    """everything that was read or should have been: documents, and bad parts as one each"""
+    trained_documents: int = 0
+    held_out_documents: int = 0
+    duplicate_documents: int = 0
+    """dropped for an equal document"""
+    quarantined: dict[str, int] = Field(default_factory=dict)
+    """by reason"""
+    repeats: int = 0
+    """documents whose text occurred before, dropped or not"""
+    tokens: int = 0
+    """of trained and held-out documents, with their ends"""
+    row_tokens: int = 0
+    """tokens in training rows: rows x sequence length"""
+    held_out_tokens: int = 0
+    remainder_tokens: int = 0
+    """tokens at the shards' ends that did not fill a row"""
+    trained_bytes: int = 0
+    """UTF-8 bytes of the trained documents' texts"""
+    held_out_bytes: int = 0
+
+    def plus(self, other: Counts) -> Counts:
+        """Both counts together."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        reasons = sorted(self.quarantined.keys() | other.quarantined.keys())
+        mine["quarantined"] = {
+            r: self.quarantined.get(r, 0) + other.quarantined.get(r, 0) for r in reasons
+        }
+        numbers = {k: v + theirs[k] for k, v in mine.items() if k != "quarantined"}
+        return Counts.model_validate(mine | numbers)
+
+    def check(self) -> Self:
+        """Itself, when every document and token is accounted for (I5); ValueError otherwise."""
+        documents = (
+            self.trained_documents
+            + self.held_out_documents
+            + self.duplicate_documents
+            + sum(self.quarantined.values())
+        )
+        tokens = self.row_tokens + self.held_out_tokens + self.remainder_tokens
+        if documents != self.documents or tokens != self.tokens:
+            raise ValueError(
+                f"{self.documents} documents and {self.tokens} tokens were read, "
+                f"but {documents} and {tokens} are accounted for"
+            )
+        return self
+
+
+class ShardResult(_Frozen):
+    """What one gather task wrote; also its completion marker."""
+
+    shard: Shard | None
+    holdout: HoldoutFile | None
+    quarantine: QuarantineFile | None
+    counts: Counts
+
+    @property
+    def files(self) -> list[StoredFile]:
+        """The files that exist."""
+        return [f for f in (self.shard, self.holdout, self.quarantine) if f is not None]
+
+
+class CorpusManifest(_Frozen):
+    """A tokenised corpus; it exists when this does (I6)."""
+
+    format: Literal[1] = FORMAT
+    name: str
+    digest: str = ""
+    """sha256 of all the rest except what has no influence on the output: ETags and piece size"""
+    tokenizer: str
+    """the tokenizer's fingerprint"""
+    engine: Literal["tiktoken", "tokenizers"]
+    """what encoded the text; the ids are equal"""
+    vocabulary: int
+    end_of_document: int
+    """token id"""
+    settings: IngestSettings
+    inputs: tuple[InputFile, ...]
+    shards: tuple[Shard, ...]
+    holdout: tuple[HoldoutFile, ...]
+    quarantine: tuple[QuarantineFile, ...]
+    counts: Counts
+    tokens_per_byte: float
+    """of the texts, without the ends of documents"""
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens in one row."""
+        return self.settings.sequence_length
+
+    @property
+    def seed(self) -> int:
+        """The seed of the documents' order."""
+        return self.settings.seed
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one stored token id: 2 or 4, little-endian, unsigned."""
+        return token_bytes(self.vocabulary)
+
+    @property
+    def rows(self) -> int:
+        """Training sequences."""
+        return sum(sum(shard.row_groups) for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in training sequences."""
+        return self.rows * self.sequence_length
+
+    @property
+    def total_bytes(self) -> int:
+        """UTF-8 bytes of all texts, trained and held out."""
+        return self.counts.trained_bytes + self.counts.held_out_bytes
+
+    def sealed(self) -> CorpusManifest:
+        """The same with its digest."""
+        return self.model_copy(update={"digest": self.computed_digest()})
+
+    def computed_digest(self) -> str:
+        """What `digest` must be."""
+        content = self.model_dump(mode="json", exclude={"digest"})
+        content["settings"].pop("piece_bytes")
+        for file in content["inputs"]:
+            file.pop("etag")
+        return digest_of(content)
+
+
+def token_bytes(vocabulary: int) -> int:
+    """Bytes that hold any token id of a vocabulary of that size."""
+    return 2 if vocabulary <= 1 << 16 else 4
+
+
+def digest_of(content: Any) -> str:
+    """sha256 of a JSON value's canonical text."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """The sum of all counts."""
+    result = Counts()
+    for each in counts:
+        result = result.plus(each)
+    return result
+
+
+def manifest_key(name: str) -> str:
+    """Where a corpus's manifest lies in its store."""
+    return f"corpora/{name}/manifest.json"
+
+
+def read_manifest(store: Store, name: str) -> CorpusManifest:
+    """The manifest of an ingested corpus; InputError when it does not exist or was altered."""
+    key = manifest_key(name)
+    try:
+        data = store.read(key)
+    except FileNotFoundError:
+        raise InputError(
+            f"{store.url}/{key}", "", "the corpus was not ingested", "ingest it first"
+        ) from None
+    try:
+        manifest = CorpusManifest.model_validate_json(data)
+    except ValueError as error:
+        raise InputError(
+            f"{store.url}/{key}", "", f"it cannot be read: {error}", "restore it or ingest again"
+        ) from error
+    if manifest.digest != manifest.computed_digest():
+        raise InputError(
+            f"{store.url}/{key}", "digest", "the content was altered", "restore it or ingest again"
+        )
+    return manifest

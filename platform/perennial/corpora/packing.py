@@ -1,0 +1,106 @@
+"""Token ids to rows, and rows to Parquet bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+GROUP_BYTES = 4 << 20
+"""bytes of a row group: what a reader takes at once"""
+
+
+class Packer:
+    """Cuts a stream of token ids into groups of rows.
+
+    Nothing is lost: ids in = ids in groups + ids of the rest, in the same order.
+    """
+
+    def __init__(self, sequence_length: int, rows_per_group: int, dtype: npt.DTypeLike) -> None:
+        self._length = sequence_length
+        self._group = np.empty(sequence_length * rows_per_group, dtype=dtype)
+        self._filled = 0
+
+    def add(self, ids: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+        """Takes ids; yields each full group `(rows, sequence)`, valid until the next one."""
+        taken = 0
+        while taken < len(ids):
+            part = ids[taken : taken + len(self._group) - self._filled]
+            self._group[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            taken += len(part)
+            if self._filled == len(self._group):
+                self._filled = 0
+                yield self._group.reshape(-1, self._length)
+
+    def finish(self) -> tuple[npt.NDArray[Any], int]:
+        """The last rows `(rows, sequence)`, possibly none, and how many ids did not fill a row."""
+        rows = self._filled // self._length
+        used = rows * self._length
+        return self._group[:used].reshape(rows, self._length), self._filled - used
+
+
+def rows_per_group(sequence_length: int, token_bytes: int) -> int:
+    """Rows of a full row group."""
+    return max(1, GROUP_BYTES // (sequence_length * token_bytes))
+
+
+class RowFile:
+    """A shard under way, in memory: one column `tokens` of fixed-size binary, uncompressed."""
+
+    def __init__(self, sequence_length: int, token_bytes: int) -> None:
+        self._type = pa.binary(sequence_length * token_bytes)
+        schema = pa.schema([pa.field("tokens", self._type, nullable=False)])
+        self._sink = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._sink, schema, **_PLAIN)
+        self.row_groups: list[int] = []
+
+    def write(self, rows: npt.NDArray[Any]) -> None:
+        """Appends rows `(rows, sequence)` as one row group."""
+        column = pa.FixedSizeBinaryArray.from_buffers(
+            self._type, len(rows), [None, pa.py_buffer(rows)]
+        )
+        table = pa.Table.from_arrays([column], schema=self._writer.schema)
+        self._writer.write_table(table, row_group_size=len(rows))
+        self.row_groups.append(len(rows))
+
+    def close(self) -> pa.Buffer:
+        """The file's bytes."""
+        self._writer.close()
+        return self._sink.getvalue()
+
+
+HOLDOUT_SCHEMA = pa.schema(
+    [
+        pa.field("tokens", pa.binary(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+    ]
+)
+
+
+def holdout_bytes(tokens: list[bytes], sizes: list[int], domains: list[str]) -> pa.Buffer:
+    """A held-out file's bytes: a row for each document."""
+    table = pa.Table.from_pydict(
+        {"tokens": tokens, "bytes": sizes, "domain": domains}, schema=HOLDOUT_SCHEMA
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **_PLAIN)
+    return sink.getvalue()
+
+
+_PLAIN: dict[str, Any] = {
+    "compression": "none",
+    "use_dictionary": False,
+    "write_statistics": False,
+    "store_schema": False,
+    # One page for each row group, so that a reader copies nothing together.
+    "data_page_size": GROUP_BYTES,
+}

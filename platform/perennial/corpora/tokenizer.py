@@ -1,0 +1,247 @@
+"""The run's one tokenizer: trained on the first corpus or imported, and fixed from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from perennial.corpora.manifest import IngestSettings, token_bytes
+from perennial.corpora.sample import sample_texts
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tokenizers import Tokenizer
+
+    from perennial.store import Store
+
+END_OF_DOCUMENT = "<|endoftext|>"
+TOKENIZER_KEY = "tokenizer/tokenizer.json"
+MANIFEST_KEY = "tokenizer/manifest.json"
+SMALLEST_VOCABULARY = 257
+"""256 bytes and the end of a document"""
+_SAMPLE_BYTES = 64 << 20
+_USUAL_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>")
+
+
+class TokenizerManifest(BaseModel):
+    """What identifies a tokenizer; it exists when this does (I6)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    """sha256 of the canonical JSON of tokenizer.json"""
+    end_of_document: int
+    """token id"""
+    end_of_document_text: str
+    vocabulary: int
+    """the highest token id and 1"""
+    source: Literal["trained", "imported"]
+    asked_vocabulary: int | None = None
+    """of a trained one; a small corpus yields fewer"""
+
+
+@dataclass(frozen=True)
+class RunTokenizer:
+    """A tokenizer and its identity. `json` is the text of tokenizer.json."""
+
+    json: str
+    manifest: TokenizerManifest
+
+    @property
+    def fingerprint(self) -> str:
+        """What corpora and checkpoints name it by."""
+        return self.manifest.fingerprint
+
+    @property
+    def vocabulary(self) -> int:
+        """The highest token id and 1."""
+        return self.manifest.vocabulary
+
+    @property
+    def end_of_document(self) -> int:
+        """Token id."""
+        return self.manifest.end_of_document
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one stored id: 2 or 4."""
+        return token_bytes(self.vocabulary)
+
+    def build(self) -> Tokenizer:
+        """A `tokenizers.Tokenizer` that neither cuts nor pads nor takes text for special tokens."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.json)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+
+def train_tokenizer(
+    store: Store, inbox: Store, name: str, vocabulary: int, settings: IngestSettings
+) -> RunTokenizer:
+    """A byte-level BPE with GPT-2's split, trained on a sample of a landed corpus.
+
+    Held-out documents are not in the sample. Where the store has a tokenizer that was trained for
+    the same vocabulary, that one is returned. Raises InputError for a vocabulary below 257, a
+    store with another tokenizer, or a corpus without text.
+    """
+    if vocabulary < SMALLEST_VOCABULARY:
+        raise InputError(
+            "tokenizer",
+            "vocabulary",
+            f"{vocabulary} entries cannot hold every byte",
+            f"use at least {SMALLEST_VOCABULARY}",
+        )
+    if store.exists(MANIFEST_KEY):
+        return _existing(store, "asked_vocabulary", vocabulary)
+    texts = sample_texts(inbox, name, settings, _SAMPLE_BYTES)
+    trained = _train(texts, vocabulary)
+    if trained.get_vocab_size() <= SMALLEST_VOCABULARY < vocabulary:
+        raise InputError(
+            f"{inbox.url}/{name}",
+            settings.text_field,
+            "there is no text to train a tokenizer on",
+            "land documents with text",
+        )
+    tokenizer = _described(trained.to_str(), END_OF_DOCUMENT, "trained", vocabulary)
+    return _commit(store, tokenizer)
+
+
+def import_tokenizer(store: Store, path: Path) -> RunTokenizer:
+    """Takes a tokenizer.json, or the one in a Hugging Face folder, as the run's tokenizer.
+
+    Importing the same again changes nothing. Raises InputError for a missing or unreadable file,
+    no end-of-document token, or a store with another tokenizer.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+        vocabulary = _vocabulary(text)
+    except FileNotFoundError:
+        raise InputError(
+            str(file), "", "there is no such file", "name a tokenizer.json or a folder with one"
+        ) from None
+    except Exception as error:  # tokenizers raises plain Exception for malformed content
+        raise InputError(
+            str(file), "", f"not a tokenizer ({error})", "name a tokenizer.json of `tokenizers`"
+        ) from error
+    end = _end_of_document(file, vocabulary)
+    tokenizer = _described(json.dumps(content, ensure_ascii=False), end, "imported", None)
+    if store.exists(MANIFEST_KEY):
+        return _existing(store, "fingerprint", tokenizer.fingerprint)
+    return _commit(store, tokenizer)
+
+
+def load_tokenizer(store: Store) -> RunTokenizer:
+    """The run's tokenizer; InputError when there is none or it was altered."""
+    try:
+        manifest = TokenizerManifest.model_validate_json(store.read(MANIFEST_KEY))
+        text = store.read(TOKENIZER_KEY).decode()
+    except FileNotFoundError:
+        raise InputError(
+            f"{store.url}/tokenizer", "", "the run has no tokenizer", "train or import one first"
+        ) from None
+    if _fingerprint(text) != manifest.fingerprint:
+        raise InputError(
+            f"{store.url}/{TOKENIZER_KEY}",
+            "",
+            "it is not the tokenizer that its manifest names",
+            "restore the original file",
+        )
+    return RunTokenizer(text, manifest)
+
+
+def _train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer
+
+
+def _vocabulary(text: str) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    vocabulary: dict[str, int] = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+    return vocabulary
+
+
+def _described(
+    text: str, end: str, source: Literal["trained", "imported"], asked: int | None
+) -> RunTokenizer:
+    vocabulary = _vocabulary(text)
+    manifest = TokenizerManifest(
+        fingerprint=_fingerprint(text),
+        end_of_document=vocabulary[end],
+        end_of_document_text=end,
+        vocabulary=max(vocabulary.values()) + 1,
+        source=source,
+        asked_vocabulary=asked,
+    )
+    return RunTokenizer(text, manifest)
+
+
+def _fingerprint(text: str) -> str:
+    canonical = json.dumps(
+        json.loads(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _commit(store: Store, tokenizer: RunTokenizer) -> RunTokenizer:
+    store.write(TOKENIZER_KEY, tokenizer.json.encode())
+    if store.create(MANIFEST_KEY, tokenizer.manifest.model_dump_json(indent=1).encode()):
+        return tokenizer
+    return _existing(store, "fingerprint", tokenizer.fingerprint)
+
+
+def _existing(store: Store, field: str, wanted: object) -> RunTokenizer:
+    tokenizer = load_tokenizer(store)
+    found = getattr(tokenizer.manifest, field)
+    if found != wanted:
+        raise InputError(
+            f"{store.url}/{MANIFEST_KEY}",
+            field,
+            f"the run has another tokenizer ({found}, not {wanted})",
+            "keep the run's tokenizer, or start a run in another store",
+        )
+    return tokenizer
+
+
+def _end_of_document(file: Path, vocabulary: dict[str, int]) -> str:
+    """The end-of-document token that the folder's configuration names, else a usual one."""
+    configs = ("tokenizer_config.json", "special_tokens_map.json")
+    for token in (*(_eos_token(file.with_name(name)) for name in configs), *_USUAL_ENDS):
+        if token in vocabulary:
+            return token
+    raise InputError(
+        str(file),
+        "eos_token",
+        "the tokenizer has no end-of-document token",
+        f"name one in tokenizer_config.json beside it, or add {END_OF_DOCUMENT} to the vocabulary",
+    )
+
+
+def _eos_token(config: Path) -> str:
+    if not config.is_file():
+        return ""
+    token: Any = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+    return str((token.get("content") if isinstance(token, dict) else token) or "")

@@ -1,0 +1,85 @@
+"""Held-out documents: reading them from a tokenised corpus, making items and prompts of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from perennial.corpora import read_manifest
+from perennial.evaluation.loss import Document
+
+if TYPE_CHECKING:
+    from perennial.store import Store
+
+OPENING_WORDS = 24
+CONTINUATION_WORDS = 12
+PROMPT_WORDS = 6
+CHOICES = 4
+
+
+def spread(total: int, limit: int) -> list[int]:
+    """At most `limit` indices of `range(total)`, evenly spaced, in order."""
+    count = min(total, limit)
+    return [i * total // count for i in range(count)]
+
+
+def read_documents(store: Store, corpus: str, max_documents: int) -> list[Document]:
+    """At most `max_documents` held-out documents of a corpus, the same ones every time.
+
+    Raises InputError when the corpus was not ingested.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    manifest = read_manifest(store, corpus)
+    wanted = spread(sum(file.documents for file in manifest.holdout), max_documents)
+    dtype = np.dtype(f"<u{manifest.token_bytes}")
+    documents: list[Document] = []
+    first = 0
+    for file in manifest.holdout:
+        rows = [i - first for i in wanted if first <= i < first + file.documents]
+        first += file.documents
+        if not rows:
+            continue
+        with store.open(f"corpora/{corpus}/{file.file}") as stream:
+            table = pq.read_table(stream, columns=["tokens", "bytes", "domain"]).take(rows)
+        columns = (table.column(name).to_pylist() for name in ("tokens", "bytes", "domain"))
+        documents += [
+            Document(np.frombuffer(tokens, dtype=dtype), size_bytes, domain)
+            for tokens, size_bytes, domain in zip(*columns, strict=True)
+        ]
+    return documents
+
+
+def continuation_items(texts: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Multiple-choice items: which of four continuations follows this opening?
+
+    The opening is a document's first 24 words and the right continuation its next 12; the wrong
+    ones are the same words of three other documents. Each item holds `opening`, `choices` and
+    `answer`, the index of the right choice. Documents that are too short give no item, and fewer
+    than four that are long enough give none at all.
+    """
+    parts = [
+        (" ".join(words[:OPENING_WORDS]), " ".join(words[OPENING_WORDS:]))
+        for text in texts
+        if len(words := text.split()[: OPENING_WORDS + CONTINUATION_WORDS])
+        == OPENING_WORDS + CONTINUATION_WORDS
+    ]
+    if len(parts) < CHOICES:
+        return []
+    chance = random.Random(seed)
+    items = []
+    for i, (opening, right) in enumerate(parts):
+        others = chance.sample([j for j in range(len(parts)) if j != i], CHOICES - 1)
+        choices = [parts[j][1] for j in others]
+        answer = chance.randrange(CHOICES)
+        choices.insert(answer, right)
+        items.append({"opening": opening, "choices": choices, "answer": answer})
+    return items
+
+
+def prompts(texts: Sequence[str], count: int) -> list[str]:
+    """The first six words of `count` of the documents."""
+    openings = [" ".join(text.split()[:PROMPT_WORDS]) for text in texts if text.strip()]
+    return [openings[i] for i in spread(len(openings), count)]

@@ -1,0 +1,214 @@
+"""Everything that is asked of one folder of weights, answered by one Ray task with one load.
+
+Starting a worker that imports torch and transformers costs several seconds, more than most of the
+questions do; so they are asked together.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.corpora import load_tokenizer, read_manifest
+from perennial.errors import InputError
+from perennial.evaluation.documents import prompts, read_documents
+from perennial.evaluation.loss import Document, HeldoutLoss, document_losses, heldout_loss
+from perennial.evaluation.samples import Sample, generate
+from perennial.evaluation.tasks import LocalTask, NotRun, TaskScore, read_task, run_tasks
+
+if TYPE_CHECKING:
+    from perennial.store import Store
+
+# Logits of one forward pass, in float32: 256 MB. On a CPU, more than 16 windows are slower.
+MAX_LOGITS = 1 << 26
+MAX_WINDOWS = 16
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What to find out about a model.
+
+    corpora: tokenised corpora of the store whose held-out loss is asked for.
+    sequence_length: tokens the model was trained to see at once.
+    max_documents: held-out documents that are used of a corpus at most.
+    prompts: beginnings by the corpus they are meant for; `prompts_per_corpus` more are the first
+        words of held-out documents. Each is continued by `sample_tokens` tokens.
+    tasks: lm-eval tasks by name, or local task folders.
+    seed: of the samples and of the tasks' items.
+    """
+
+    corpora: tuple[str, ...]
+    sequence_length: int
+    max_documents: int
+    prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    prompts_per_corpus: int = 0
+    sample_tokens: int = 40
+    tasks: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was found out: losses by corpus, samples, and a score or a reason for each task."""
+
+    losses: dict[str, HeldoutLoss]
+    samples: tuple[Sample, ...]
+    tasks: tuple[TaskScore | NotRun, ...]
+
+
+def measure(
+    store: Store,
+    folder_key: str,
+    corpora: Sequence[str],
+    sequence_length: int,
+    max_documents: int,
+    cpus: int = 1,
+) -> dict[str, HeldoutLoss]:
+    """Held-out loss on each corpus of the checkpoint or release in `folder_key`."""
+    return examine(
+        store, folder_key, Questions(tuple(corpora), sequence_length, max_documents), cpus
+    ).losses
+
+
+def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) -> Answers:
+    """Answer questions about the checkpoint or release in `folder_key`, as one Ray task.
+
+    The task takes `cpus` CPUs, and a GPU where the cluster has any. Only an lm-eval task whose data
+    lies elsewhere touches the network, and HF_HUB_OFFLINE=1 keeps even that from it.
+    Raises InputError, before any compute, when there is no such folder, corpus or local task.
+    """
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    if not store.exists(f"{folder_key}/manifest.json"):
+        raise InputError(store.url, folder_key, "there is no such model", "see `perennial status`")
+    tasks = [read_task(task) for task in questions.tasks]
+    for corpus in questions.corpora:
+        if not read_manifest(store, corpus).counts.held_out_documents:
+            place = f"corpora/{corpus}"
+            raise InputError(store.url, place, "it has no held-out documents", "land more of them")
+    # Workers of a cluster do not inherit what the person at the command line has set.
+    offline = {name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ}
+    remote = ray.remote(answer).options(
+        num_cpus=cpus,
+        # Outside the caller's placement group, which need not have the CPUs.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
+        num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+        runtime_env={"env_vars": offline},
+    )
+    answers: Answers = ray.get(remote.remote(store, folder_key, questions, tasks, cpus))
+    return answers
+
+
+def answer(
+    store: Store,
+    folder_key: str,
+    questions: Questions,
+    tasks: Sequence[str | LocalTask],
+    cpus: int,
+) -> Answers:
+    """Load the model and answer; what the Ray task runs."""
+    import torch
+
+    torch.set_num_threads(cpus)
+    with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
+        folder = Path(scratch) / "model"
+        fetch(store, folder_key, folder)
+        model = load_model(folder)
+        documents = {
+            corpus: read_documents(store, corpus, questions.max_documents)
+            for corpus in questions.corpora
+        }
+        losses = _losses(model, documents, questions.sequence_length)
+        if not (tasks or questions.prompts or questions.prompts_per_corpus):
+            return Answers(losses, (), ())
+        tokenizer = tokenizer_of(store, folder)
+        texts = {
+            corpus: [tokenizer.decode(document.tokens[:-1].tolist()) for document in chosen]
+            for corpus, chosen in documents.items()
+        }
+        samples = _samples(model, tokenizer, texts, questions)
+        outcomes = run_tasks(
+            model,
+            tokenizer,
+            tasks,
+            texts,
+            folder=Path(scratch) / "tasks",
+            context_tokens=questions.sequence_length,
+            seed=questions.seed,
+        )
+        return Answers(losses, tuple(samples), tuple(outcomes))
+
+
+def fetch(store: Store, folder_key: str, local: Path) -> None:
+    """Copy a checkpoint or release to a local folder, without its optimizer state."""
+    for entry in store.list(folder_key):
+        name = entry.key.removeprefix(f"{folder_key}/")
+        if not name.startswith("optimizer-"):
+            store.download(entry.key, local / name)
+
+
+def load_model(folder: Path) -> Any:
+    """The model of a local folder, in float32, on the GPU where there is one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tokenizer_of(store: Store, folder: Path) -> Any:
+    """A release's own tokenizer; the run's for a checkpoint, which has none."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if (folder / "tokenizer.json").exists():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    run = load_tokenizer(store)
+    end = run.manifest.end_of_document_text
+    return PreTrainedTokenizerFast(tokenizer_object=run.build(), eos_token=end)
+
+
+def _losses(
+    model: Any, documents: Mapping[str, Sequence[Document]], sequence_length: int
+) -> dict[str, HeldoutLoss]:
+    room = MAX_LOGITS // (sequence_length * model.config.vocab_size)
+    batch = min(MAX_WINDOWS, max(1, room))
+    return {
+        corpus: heldout_loss(corpus, document_losses(model, chosen, sequence_length, batch))
+        for corpus, chosen in documents.items()
+    }
+
+
+def _samples(
+    model: Any, tokenizer: Any, texts: Mapping[str, Sequence[str]], questions: Questions
+) -> list[Sample]:
+    asked = [(corpus, prompt) for corpus, given in questions.prompts.items() for prompt in given]
+    asked += [
+        (corpus, prompt)
+        for corpus, chosen in texts.items()
+        for prompt in prompts(chosen, questions.prompts_per_corpus)
+    ]
+    return [
+        Sample(
+            corpus,
+            prompt,
+            generate(
+                model,
+                tokenizer,
+                prompt,
+                new_tokens=questions.sample_tokens,
+                context_tokens=questions.sequence_length,
+                seed=questions.seed,
+            ),
+        )
+        for corpus, prompt in asked
+    ]

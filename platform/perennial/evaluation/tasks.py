@@ -1,0 +1,223 @@
+"""lm-eval tasks: by name, or from a local folder of task YAML files.
+
+A local folder may name, anywhere in its YAML files,
+    ${folder}          the folder itself, at the place where the task runs
+    ${corpus}          a corpus of the run
+    ${continuations}   a JSON-lines file of multiple-choice items made of its held-out documents
+and with either of the last two it runs once for each corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.errors import InputError
+from perennial.evaluation.documents import CHOICES, continuation_items
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+FOLDER, CORPUS, CONTINUATIONS = "${folder}", "${corpus}", "${continuations}"
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One metric of one task. `samples` is the number of items behind it; chance is not 0."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    version: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A task that gave no score, and why."""
+
+    task: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """The files of a local task folder, by their path inside it, so that any node can run it."""
+
+    path: str
+    files: Mapping[str, bytes]
+
+    @property
+    def per_corpus(self) -> bool:
+        """Whether the task runs once for each corpus."""
+        return self.mentions(CORPUS) or self.mentions(CONTINUATIONS)
+
+    def mentions(self, word: str) -> bool:
+        """Whether a YAML file holds a word that is to be filled in."""
+        yaml = (data for name, data in self.files.items() if name.endswith(".yaml"))
+        return any(word.encode() in data for data in yaml)
+
+    def write(self, folder: Path, values: Mapping[str, str]) -> None:
+        """Write the files below `folder`, with the values in place of their names in the YAML."""
+        for name, data in self.files.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name.endswith(".yaml"):
+                text = data.decode()
+                for word, value in values.items():
+                    text = text.replace(word, value)
+                data = text.encode()
+            target.write_bytes(data)
+
+
+def read_task(task: str) -> str | LocalTask:
+    """A task of a run file: a folder is read, anything else is the name of an lm-eval task.
+
+    Raises InputError for a folder without a task, or a path that is no folder.
+    """
+    path = Path(task)
+    if not path.is_dir():
+        if "/" in task or task.endswith(".yaml"):
+            raise InputError(
+                "evaluation.tasks",
+                task,
+                "there is no such folder",
+                "name an lm-eval task or a folder",
+            )
+        return task
+    files = {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    if not any(name.endswith(".yaml") for name in files):
+        raise InputError(
+            "evaluation.tasks", task, "the folder holds no .yaml file", "describe the task in one"
+        )
+    return LocalTask(task, files)
+
+
+def run_tasks(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[str | LocalTask],
+    texts: Mapping[str, Sequence[str]],
+    *,
+    folder: Path,
+    context_tokens: int,
+    seed: int,
+) -> list[TaskScore | NotRun]:
+    """Score the tasks with a loaded model. `texts` are held-out documents by corpus.
+
+    A task that cannot be run, for want of its data for instance, is reported as such and stops
+    no other. Local tasks are written to `folder` and need no network.
+    """
+    if not tasks:
+        return []
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, max_length=context_tokens)
+    outcomes: list[TaskScore | NotRun] = []
+    named = [task for task in tasks if isinstance(task, str)]
+    # Finding lm-eval's own tasks means reading thousands of files: only where one is named.
+    defaults = TaskManager() if named else None
+    for task in named:
+        outcomes += _score(lm, defaults, task, task)
+    for i, local in enumerate(task for task in tasks if isinstance(task, LocalTask)):
+        corpora = list(texts) if local.per_corpus else [""]
+        if not corpora:
+            outcomes.append(NotRun(local.path, "it runs on corpora, and none was asked about"))
+        for corpus in corpora:
+            place = folder / f"{i:02d}-{corpus}"
+            outcomes += _run_local(lm, local, corpus, texts.get(corpus, ()), place, seed)
+    return outcomes
+
+
+def _run_local(
+    lm: HFLM, local: LocalTask, corpus: str, texts: Sequence[str], place: Path, seed: int
+) -> list[TaskScore | NotRun]:
+    from lm_eval.tasks import TaskManager
+
+    label = f"{local.path} ({corpus})" if corpus else local.path
+    items = place / "continuations.jsonl"
+    values = {FOLDER: str(place), CORPUS: corpus, CONTINUATIONS: str(items)}
+    local.write(place, values)
+    if local.mentions(CONTINUATIONS):
+        rows = continuation_items(texts, seed)
+        if not rows:
+            reason = f"fewer than {CHOICES} held-out documents are long enough"
+            return [NotRun(label, reason)]
+        items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manager = TaskManager(include_path=str(place), include_defaults=False)
+    if not manager.all_subtasks:
+        return [NotRun(label, "none of its YAML files is an lm-eval task")]
+    return [
+        outcome for name in manager.all_subtasks for outcome in _score(lm, manager, name, label)
+    ]
+
+
+def _score(
+    lm: HFLM, manager: TaskManager | None, name: str, label: str
+) -> list[TaskScore | NotRun]:
+    from lm_eval import simple_evaluate
+
+    try:
+        with _silence():
+            results = simple_evaluate(lm, tasks=[name], task_manager=manager, log_samples=False)
+    except Exception as error:  # whatever a task's data or code does, the others go on
+        lines = str(error).strip().splitlines() or [""]
+        return [NotRun(label, f"{type(error).__name__}: {lines[0]}")]
+    return [*scores(results)]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing on the process's standard error.
+
+    lm-eval draws progress bars that no setting turns off, a warning for each long item, and asks
+    git for a commit where there need be no repository.
+    """
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def scores(results: Mapping[str, Any]) -> list[TaskScore]:
+    """What lm-eval's results say, one score for each task or group and metric.
+
+    A metric's name holds the filter of its answers, unless that is lm-eval's "none".
+    """
+    found = []
+    for task, values in results["results"].items():
+        for key, value in values.items():
+            metric, comma, answers = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = values.get(f"{metric}_stderr,{answers}")
+            found.append(
+                TaskScore(
+                    task=task,
+                    metric=metric if answers == "none" else key,
+                    value=float(value),
+                    stderr=float(stderr) if isinstance(stderr, int | float) else None,
+                    version=str(results["versions"].get(task)),
+                    samples=int(values["sample_len"]),
+                )
+            )
+    return found

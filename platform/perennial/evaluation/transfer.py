@@ -1,0 +1,148 @@
+"""The stage x corpus loss matrix, and what it says was learned and forgotten.
+
+Losses are held-out nats per token and lower is better. L[i][j] is the loss on corpus j after stage
+i, and stage i trains corpus i (Lopez-Paz and Ranzato 2017, arXiv 1706.08840, with losses in place
+of accuracies).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from perennial.evaluation.loss import HeldoutLoss
+
+Row = tuple[str, Mapping[str, HeldoutLoss]]
+"""A stage or release and its losses by corpus."""
+
+
+def corpus_of(stage: str) -> str:
+    """The corpus that a stage trains: "01-french" trains "french"."""
+    return stage.partition("-")[2]
+
+
+@dataclass(frozen=True)
+class LossMatrix:
+    """Held-out losses after each stage of the trunk, in training order, and of releases off it.
+
+    Not every cell need be there: a corpus that had not landed when a stage ended has no loss for
+    it, and what is derived from a missing cell is None.
+    """
+
+    stages: tuple[Row, ...]
+    releases: tuple[Row, ...] = ()
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """The columns: the stages' own corpora in training order, then any others measured."""
+        own = [corpus_of(stage) for stage, _ in self.stages]
+        measured = [corpus for _, losses in (*self.stages, *self.releases) for corpus in losses]
+        return tuple(dict.fromkeys([*own, *measured]))
+
+    def nats(self, stage: int, corpus: str) -> float | None:
+        """Loss on a corpus after the stage of this index."""
+        loss = self.stages[stage][1].get(corpus)
+        return None if loss is None else loss.nats_per_token
+
+    def trained(self, stage: int) -> tuple[str, ...]:
+        """Corpora that the trunk has been trained on by the end of a stage."""
+        return tuple(corpus_of(name) for name, _ in self.stages[: stage + 1])
+
+    def adaptation(self, stage: int) -> float | None:
+        """Loss on the stage's own corpus after it: L[i][i]."""
+        return self.nats(stage, self.trained(stage)[-1])
+
+    def forgetting(self, stage: int) -> dict[str, float | None]:
+        """For each corpus trained before this stage, L[i][j] - L[j][j]: above 0 is forgotten."""
+        return {
+            corpus: _difference(self.nats(stage, corpus), self.adaptation(j))
+            for j, corpus in enumerate(self.trained(stage)[:-1])
+        }
+
+    def average_loss(self, stage: int) -> float | None:
+        """Mean loss over the corpora trained so far, each corpus counting the same."""
+        return _mean([self.nats(stage, corpus) for corpus in self.trained(stage)])
+
+    def average_forgetting(self, stage: int) -> float | None:
+        """Mean forgetting over the corpora trained before this stage; None for the first stage."""
+        return _mean(list(self.forgetting(stage).values()))
+
+    def backward_transfer(self) -> float | None:
+        """Mean of L[j][j] - L[last][j] over earlier corpora: above 0 where later stages helped."""
+        forgetting = self.average_forgetting(len(self.stages) - 1)
+        return None if forgetting is None else -forgetting
+
+    def forward_transfer(self, untrained_nats: float) -> float | None:
+        """Mean over later corpora of how far L[j-1][j] lies below an untrained model's loss.
+
+        What a corpus gains from the stages before its own. `untrained_nats` is the loss of a model
+        that knows nothing: log(vocabulary).
+        """
+        before = [self.nats(j - 1, self.trained(j)[-1]) for j in range(1, len(self.stages))]
+        return _mean([_difference(untrained_nats, nats) for nats in before])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The matrix and everything derived from it, ready for JSON."""
+        return {
+            "corpora": list(self.corpora),
+            "stages": [
+                {
+                    "stage": name,
+                    "losses": _plain(losses),
+                    "adaptation": self.adaptation(i),
+                    "forgetting": self.forgetting(i),
+                    "average_loss": self.average_loss(i),
+                    "average_forgetting": self.average_forgetting(i),
+                }
+                for i, (name, losses) in enumerate(self.stages)
+            ],
+            "releases": [
+                {"release": name, "losses": _plain(losses)} for name, losses in self.releases
+            ],
+            "backward_transfer": self.backward_transfer(),
+        }
+
+    def to_csv(self) -> str:
+        """One line per cell, with a header."""
+        out = io.StringIO()
+        fields = [f for f in HeldoutLoss.__dataclass_fields__ if f != "corpus"]
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["kind", "name", "corpus", *fields])
+        for kind, rows in (("stage", self.stages), ("release", self.releases)):
+            for name, losses in rows:
+                for corpus, loss in losses.items():
+                    writer.writerow([kind, name, corpus, *(getattr(loss, f) for f in fields)])
+        return out.getvalue()
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other point beats, where less is better in both coordinates.
+
+    Sorted by the first coordinate; of equal points all are on the front.
+    """
+    return sorted(
+        (
+            i
+            for i, p in enumerate(points)
+            if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)
+        ),
+        key=lambda i: points[i],
+    )
+
+
+def _plain(losses: Mapping[str, HeldoutLoss]) -> dict[str, Any]:
+    return {corpus: asdict(loss) for corpus, loss in losses.items()}
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean, or None where a value is missing: a mean over fewer corpora would not compare."""
+    present = [value for value in values if value is not None]
+    return fmean(present) if present and len(present) == len(values) else None

@@ -1,0 +1,254 @@
+"""The run file's schema. The text below each field is its documentation and its error's remedy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from perennial.spec.amounts import Amount, AmountValue, parse_amount
+
+
+def _amount(text: str) -> AmountValue:
+    return parse_amount(text)
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; a section never changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class CorporaSpec(Section):
+    """How landed documents become sequences."""
+
+    text_field: str = "text"
+    """the field of a JSON line or the column of a Parquet file that holds the text"""
+    sequence_length: Annotated[int, Field(ge=8)] = 2048
+    """tokens in one sequence"""
+    holdout: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
+    """share of a corpus's documents that are held out for evaluation, above 0 and below 0.5"""
+    max_bad_share: Share = 0.01
+    """share of unreadable documents above which the whole corpus is refused, from 0 to 1"""
+
+
+class TokenizerSpec(Section):
+    """Where the tokenizer comes from; it is fixed for the life of the run."""
+
+    vocabulary: Annotated[int, Field(ge=300, le=2**31)] | None = None
+    """entries of a byte-level BPE that is trained on the first corpus, at least 300"""
+    path: str | None = None
+    """a tokenizer.json, or a Hugging Face folder that holds one"""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TokenizerSpec:
+        if (self.vocabulary is None) == (self.path is None):
+            raise ValueError("give exactly one of vocabulary and path")
+        return self
+
+
+class ModelSpec(Section):
+    """The model that stage 0 starts from, with random weights."""
+
+    architecture: str
+    """a causal language model type of transformers, such as gpt_neox or llama"""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """fields of that architecture's transformers configuration"""
+
+
+class TrainingSpec(Section):
+    """The engine. Defaults are the paper's (arXiv 2403.08763, section 5 and appendix)."""
+
+    workers: Count = 1
+    """number of Ray Train workers, at least 1"""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that one worker reserves; leave some of the machine to Ray Data's readers"""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that one worker reserves; 0 trains on CPUs"""
+    global_batch: Count
+    """sequences in one optimizer step, constant for any number of workers"""
+    micro_batch: Count
+    """sequences that one worker takes in one forward pass"""
+    zero_stage: Literal[1, 2] = 1
+    """DeepSpeed ZeRO stage: 1 or 2"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """number format of the forward and backward pass: fp32 or bf16"""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    """AdamW's two decay rates, each from 0 to below 1"""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon, above 0"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW's weight decay on matrices (never on norms and biases), at least 0"""
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    """largest norm of the gradient, above 0"""
+    checkpoint_every: Amount = Field(default_factory=lambda: _amount("500 steps"))
+    """how much is trained between checkpoints, such as `100 steps` or `4M tokens`"""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """how often a failed worker group is started again before the stage gives up"""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TrainingSpec:
+        group = self.workers * self.micro_batch
+        if self.global_batch % group:
+            raise ValueError(
+                f"global_batch of {self.global_batch} sequences cannot be divided among "
+                f"{self.workers} workers x micro_batch {self.micro_batch}; "
+                f"use a multiple of {group}"
+            )
+        if self.checkpoint_every.unit == "percent":
+            raise ValueError("checkpoint_every is a number of steps or tokens, not a percentage")
+        return self
+
+
+class ScheduleSpec(Section):
+    """The learning rate over the whole life of the trunk (arXiv 2403.08763, section 7)."""
+
+    kind: Literal["infinite", "constant", "cosine", "wsd"] = "infinite"
+    """infinite (warmup, cooldown, constant for ever; a release anneals), constant (warmup, then
+    eta_const for ever), cosine (re-warmed and re-decayed in every stage) or wsd (warmup, constant
+    at eta_max, decay, in every stage)"""
+    eta_max: Rate
+    """peak learning rate, above 0 and at most 1"""
+    eta_const: Rate | None = None
+    """the infinite schedule's constant rate, between eta_min and eta_max; default their midpoint"""
+    eta_min: Rate
+    """lowest learning rate, above 0 (an exponential anneal divides by it)"""
+    warmup: Amount = Field(default_factory=lambda: _amount("1%"))
+    """linear rise to eta_max, such as `1%` or `200 steps`; a percentage is of the first stage
+    (infinite) or of each stage (cosine)"""
+    cooldown: Amount = Field(default_factory=lambda: _amount("60%"))
+    """fall from eta_max to eta_const, such as `60%` of the first stage"""
+    cooldown_shape: Literal["cosine", "inverse-sqrt"] = "cosine"
+    """cosine or inverse-sqrt"""
+    alpha: Annotated[float, Field(gt=0)] = 10.0
+    """time scale of the inverse-sqrt cooldown, above 0"""
+    decay: Amount = Field(default_factory=lambda: _amount("10%"))
+    """the last part of a wsd stage, which falls to eta_min, such as `10%` of the stage"""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScheduleSpec:
+        if self.eta_min > self.eta_max:
+            raise ValueError(
+                f"eta_min {self.eta_min:g} is above eta_max {self.eta_max:g}; "
+                "use eta_min <= eta_const <= eta_max"
+            )
+        if not self.eta_min <= self.constant_rate <= self.eta_max:
+            raise ValueError(
+                f"eta_const {self.eta_const:g} is outside eta_min {self.eta_min:g} .. eta_max "
+                f"{self.eta_max:g}; use eta_min <= eta_const <= eta_max"
+            )
+        percent = [a.number for a in (self.warmup, self.cooldown) if a.unit == "percent"]
+        if sum(percent) > 100:
+            raise ValueError(
+                f"warmup {self.warmup} and cooldown {self.cooldown} overlap: together they are "
+                "more than the first stage; use at most 100%"
+            )
+        return self
+
+    @property
+    def constant_rate(self) -> float:
+        """eta_const, or the midpoint of eta_max and eta_min as in the paper's table 14."""
+        return (self.eta_max + self.eta_min) / 2 if self.eta_const is None else self.eta_const
+
+
+class ReplaySpec(Section):
+    """Compute-equivalent replay (arXiv 2403.08763, section 4)."""
+
+    share: Share = 0.05
+    """share of every batch drawn from earlier corpora, from 0 to 1; 0.05 for a weak shift, 0.25
+    for a strong one"""
+
+
+class StageOverride(Section):
+    """What differs for the stage of one corpus."""
+
+    budget: Amount | None = None
+    """tokens of this stage, new and replayed together, such as `400k tokens` or `100%`"""
+    replay: Share | None = None
+    """this stage's replay share, from 0 to 1"""
+
+
+class StagesSpec(Section):
+    """How much each stage trains."""
+
+    budget: Amount = Field(default_factory=lambda: _amount("100%"))
+    """tokens of a stage, new and replayed together; 100% is the corpus's own training tokens"""
+    corpora: dict[str, StageOverride] = Field(default_factory=dict)
+    """overrides by corpus name"""
+
+
+class ReleaseSpec(Section):
+    """The branch that is annealed and exported."""
+
+    anneal: Amount = Field(default_factory=lambda: _amount("10%"))
+    """length of the anneal; a percentage is of the trunk's steps so far"""
+    shape: Literal["exponential", "1-sqrt"] = "exponential"
+    """exponential (the paper's) or 1-sqrt"""
+    sample_tokens: Annotated[int, Field(ge=0)] = 40
+    """tokens of each sampled line; 0 samples nothing"""
+
+
+class EvaluationSpec(Section):
+    """What is measured after each stage and on a release."""
+
+    documents: Count = 1000
+    """held-out documents a corpus that are scored at most"""
+    tasks: tuple[str, ...] = ()
+    """lm-eval tasks by name, or folders that hold a task's YAML"""
+
+
+class TrackingSpec(Section):
+    """Where MLflow keeps the run."""
+
+    uri: str | None = None
+    """MLflow tracking URI; default MLFLOW_TRACKING_URI, else an SQLite file in a local store"""
+    experiment: str = "perennial"
+    """MLflow experiment"""
+
+
+class RunSpec(Section):
+    """One run file: a trunk, its corpora, and everything that decides its result."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """name of the lineage: lower-case letters, digits, dot, dash, underscore; at most 64"""
+    store: Annotated[str, Field(min_length=1)]
+    """root folder of the run: a local path or s3://bucket/prefix"""
+    inbox: str | None = None
+    """where producers put corpora: a local path or s3://bucket/prefix; default <store>/inbox"""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """seed of the weights, the shuffle and the held-out split"""
+    corpora: CorporaSpec = Field(default_factory=CorporaSpec)
+    tokenizer: TokenizerSpec
+    model: ModelSpec
+    training: TrainingSpec
+    schedule: ScheduleSpec
+    replay: ReplaySpec = Field(default_factory=ReplaySpec)
+    stages: StagesSpec = Field(default_factory=StagesSpec)
+    release: ReleaseSpec = Field(default_factory=ReleaseSpec)
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one global batch."""
+        return self.training.global_batch * self.corpora.sequence_length
+
+    def replay_share(self, corpus: str) -> float:
+        """Replay share of the stage of this corpus."""
+        override = self.stages.corpora.get(corpus)
+        return self.replay.share if override is None or override.replay is None else override.replay
+
+    def budget(self, corpus: str) -> AmountValue:
+        """Token budget of the stage of this corpus."""
+        override = self.stages.corpora.get(corpus)
+        if override is None or override.budget is None:
+            return self.stages.budget
+        return override.budget

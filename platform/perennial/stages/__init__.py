@@ -1,0 +1,1 @@
+"""The stage controller: what landed becomes a stage, once, wherever anything is killed."""

@@ -1,0 +1,49 @@
+"""Joining a Ray cluster, or starting a local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from perennial.errors import InputError
+from perennial.spec.run import TrainingSpec
+
+_READER_SHARE = 0.1
+"""CPUs that the reader of one worker needs beside it; see `perennial.mixture.stream`."""
+
+
+def use_ray(training: TrainingSpec) -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; once a process.
+
+    Raises InputError when this machine alone cannot hold the workers, which would wait for ever.
+    """
+    check_fits(training, os.cpu_count() or 1)
+    import ray
+
+    if ray.is_initialized():
+        return
+    # One node's own files; a preserved dashboard or usage report would only cost start-up time.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    local = "RAY_ADDRESS" not in os.environ
+    ray.init(
+        address="local" if local else None,
+        include_dashboard=False if local else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def check_fits(training: TrainingSpec, cpus: int) -> None:
+    """Refuse workers that this machine cannot hold, unless a cluster was named."""
+    if "RAY_ADDRESS" in os.environ:
+        return
+    needed = training.workers * (training.cpus_per_worker + _READER_SHARE)
+    if needed > cpus + 1e-9:
+        raise InputError(
+            "run file",
+            "training.workers",
+            f"{training.workers} workers of {training.cpus_per_worker:g} CPUs and their readers "
+            f"({_READER_SHARE:g} each) need {needed:g} CPUs, this machine has {cpus}",
+            "lower training.workers or training.cpus_per_worker, or set RAY_ADDRESS",
+        )

@@ -1,0 +1,198 @@
+"""Deciding a stage or a release, and turning the decision into a training job. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from perennial.errors import InputError
+from perennial.mixture import StageMix, branch_mix, seen_sequences, stage_mix
+from perennial.mixture.rows import CorpusLayout
+from perennial.schedules import Anneal, Schedule, differences, from_dict, to_dict
+from perennial.stages.events import Started
+from perennial.stages.machine import RunState, Stage
+from perennial.training.job import Job
+from perennial.training.rates import stage_schedule
+
+if TYPE_CHECKING:
+    from perennial.corpora import CorpusManifest
+    from perennial.spec import RunSpec
+
+_OF_THE_TRUNK = ("infinite", "constant")
+"""Kinds of schedule that are made once and span every stage."""
+
+
+def decide_stage(
+    spec: RunSpec, state: RunState, corpus: str, at: str, tracking_run: str, reschedule: bool
+) -> Started:
+    """The stage of a ready corpus, next on the trunk.
+
+    Raises InputError when the corpus or the budget gives no full batch, when the schedule does
+    not fit, or when it is not the one that the trunk was trained under (invariant I1).
+    """
+    rows = state.corpora[corpus].sequences
+    steps = stage_steps(spec, corpus, rows)
+    first_step = state.stages[-1].last_step if state.stages else 0
+    mix = stage_mix(
+        state.history, corpus, rows, steps, spec.training.global_batch, spec.replay_share(corpus)
+    )
+    return Started(
+        at=at,
+        corpus=corpus,
+        stage=f"{len(state.stages):02d}-{corpus}",
+        first_step=first_step,
+        start=state.ends[state.stages[-1].name] if state.stages else None,
+        mix=mix.to_dict(),
+        schedule=to_dict(_schedule(spec, state, first_step, steps, reschedule)),
+        tracking_run=tracking_run,
+    )
+
+
+def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
+    """Optimizer steps of the stage of a corpus of `rows` sequences."""
+    batch = spec.training.global_batch
+    if rows < batch:
+        raise InputError(
+            "inbox",
+            corpus,
+            f"{rows} sequences of {spec.corpora.sequence_length} tokens are less than one global "
+            f"batch of {batch}",
+            "land more text, or lower training.global_batch",
+        )
+    budget = spec.budget(corpus)
+    steps = budget.steps(rows // batch, spec.tokens_per_step)
+    if steps < 1:
+        raise InputError(
+            "run file",
+            "stages.budget",
+            f"{budget} is less than one step of {spec.tokens_per_step} tokens",
+            "give at least one step",
+        )
+    return steps
+
+
+def _schedule(
+    spec: RunSpec, state: RunState, first_step: int, steps: int, reschedule: bool
+) -> Schedule:
+    """The schedule of a stage that begins at `first_step`; the trunk's own where it has one."""
+    if spec.schedule.kind not in _OF_THE_TRUNK or not state.stages:
+        return stage_schedule(spec.schedule, first_step, steps, spec.tokens_per_step)
+    wanted = stage_schedule(spec.schedule, 0, state.stages[0].mix.steps, spec.tokens_per_step)
+    changed = differences(from_dict(state.stages[-1].schedule), wanted)
+    if changed and not reschedule:
+        raise InputError(
+            "run file",
+            "schedule",
+            f"the trunk was trained under another one ({'; '.join(changed)})",
+            "restore it, or insist with --reschedule",
+        )
+    return wanted
+
+
+def stage_job(
+    spec: RunSpec, state: RunState, stage: Stage, manifests: Mapping[str, CorpusManifest]
+) -> Job:
+    """The training job of a started stage; the same however often it is built."""
+    earlier = state.history[: state.stages.index(stage)]
+    job = _job(
+        spec,
+        manifests,
+        earlier,
+        name=stage.name,
+        folder=stage.folder,
+        mix=stage.mix,
+        schedule=from_dict(stage.schedule),
+        first_step=stage.first_step,
+        start=stage.start,
+    )
+    return replace(job, tracking_run=stage.tracking_run)
+
+
+def release_job(
+    spec: RunSpec,
+    state: RunState,
+    name: str,
+    anneal: Anneal,
+    manifests: Mapping[str, CorpusManifest],
+    tracking_run: str,
+) -> Job:
+    """The job that anneals a branch off the end of the trunk (invariant I7)."""
+    job = branch_job(
+        spec,
+        state.history,
+        manifests,
+        name=name,
+        mix=branch_mix(state.history, anneal.steps),
+        schedule=anneal,
+        first_step=anneal.start_step,
+        start=state.ends[state.stages[-1].name],
+    )
+    return replace(job, optimizer="keep", tracking_run=tracking_run)
+
+
+def branch_job(
+    spec: RunSpec,
+    history: list[StageMix],
+    manifests: Mapping[str, CorpusManifest],
+    *,
+    name: str,
+    mix: StageMix,
+    schedule: Schedule,
+    first_step: int,
+    start: str,
+) -> Job:
+    """A job that leaves the trunk at `first_step`, after `history`, and does not come back."""
+    return _job(
+        spec,
+        manifests,
+        history,
+        name=name,
+        folder=f"branches/{name}",
+        mix=mix,
+        schedule=schedule,
+        first_step=first_step,
+        start=start,
+    )
+
+
+def _job(
+    spec: RunSpec,
+    manifests: Mapping[str, CorpusManifest],
+    history: list[StageMix],
+    *,
+    name: str,
+    folder: str,
+    mix: StageMix,
+    schedule: Schedule,
+    first_step: int,
+    start: str | None,
+) -> Job:
+    length = spec.corpora.sequence_length
+    own = manifests[mix.corpus]
+    return Job(
+        store_url=spec.store,
+        name=name,
+        folder=folder,
+        mix=mix,
+        layouts={s.corpus: layout(manifests[s.corpus]) for s in mix.sources},
+        first_step=first_step,
+        start=start,
+        schedule=schedule,
+        model=spec.model,
+        training=spec.training,
+        sequence_length=length,
+        vocabulary=own.vocabulary,
+        end_of_document=own.end_of_document,
+        dtype=f"<u{own.token_bytes}",
+        seed=spec.seed,
+        tokens_seen={c: n * length for c, n in seen_sequences(history).items()},
+    )
+
+
+def layout(manifest: CorpusManifest) -> CorpusLayout:
+    """Where a corpus's rows lie in the store."""
+    return CorpusLayout(
+        tuple(f"corpora/{manifest.name}/{shard.file}" for shard in manifest.shards),
+        tuple(shard.row_groups for shard in manifest.shards),
+    )

@@ -1,0 +1,160 @@
+"""What the ledger says a run has achieved: matrix, rates, tokens, pictures. Mostly pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from perennial.evaluation import HeldoutLoss, LossMatrix
+from perennial.evaluation import measure as measure_losses
+from perennial.schedules import from_dict
+from perennial.stages.events import Started
+from perennial.stages.machine import RunState, Stage
+from perennial.stages.workspace import Workspace
+from perennial.training.checkpoint import latest_step
+
+if TYPE_CHECKING:
+    from perennial.evaluation.pictures import RatePoint, StageTokens
+    from perennial.spec import RunSpec
+
+_CURVE_POINTS = 600
+"""Points of a stage's curve in a picture, at most."""
+
+
+def matrix(state: RunState) -> LossMatrix:
+    """The stage x corpus held-out losses, and those of releases."""
+    stages = tuple(
+        (stage.name, _losses(state.losses.get(stage.name, {})))
+        for stage in state.stages
+        if stage.name in state.ends
+    )
+    return LossMatrix(stages, tuple((r.name, _losses(r.losses)) for r in state.releases))
+
+
+def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Held-out losses of a checkpoint or release, ready for the ledger."""
+    work.use_ray()
+    losses = measure_losses(
+        work.store,
+        folder,
+        corpora,
+        work.spec.corpora.sequence_length,
+        work.spec.evaluation.documents,
+    )
+    return {corpus: asdict(loss) for corpus, loss in losses.items()}
+
+
+def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[str, Any]]:
+    """By stage: `new` tokens, and `replayed` tokens by corpus."""
+    told = {}
+    for stage in state.stages:
+        counts = {s.corpus: s.sequences * sequence_length for s in stage.mix.sources}
+        told[stage.name] = {"new": counts.pop(stage.corpus), "replayed": counts}
+    return told
+
+
+def rate_points(stages: Sequence[Stage]) -> list[RatePoint]:
+    """The trunk's learning rate, thinned out to what a picture can show."""
+    from perennial.evaluation.pictures import RatePoint
+
+    points = []
+    for stage in stages:
+        schedule = from_dict(stage.schedule)
+        stride = max(1, stage.mix.steps // _CURVE_POINTS)
+        steps = [*range(stage.first_step, stage.last_step, stride), stage.last_step - 1]
+        points += [
+            RatePoint(step, schedule.eta(step), schedule.phase(step), stage.name) for step in steps
+        ]
+    return points
+
+
+def pictures(state: RunState, sequence_length: int) -> dict[str, bytes]:
+    """PNG pictures of the run by file name; none before the first stage was evaluated."""
+    from perennial.evaluation import pictures as draw
+
+    told = matrix(state)
+    if not any(losses for _, losses in told.stages):
+        return {}
+    branches = {}
+    for release in state.releases:
+        if release.steps:
+            anneal = from_dict(release.schedule)
+            first = release.schedule["start_step"]
+            steps = range(first, first + release.steps)
+            branches[release.name] = [(step, anneal.eta(step)) for step in steps]
+    sources = [
+        _stage_tokens(name, tokens)
+        for name, tokens in tokens_by_source(state, sequence_length).items()
+    ]
+    return {
+        "matrix.png": draw.loss_heat_map(told),
+        "losses.png": draw.loss_lines(told),
+        "learning-rate.png": draw.learning_rate(rate_points(state.stages), branches),
+        "tokens.png": draw.tokens_by_source(sources),
+    }
+
+
+def _stage_tokens(name: str, tokens: dict[str, Any]) -> StageTokens:
+    from perennial.evaluation.pictures import StageTokens
+
+    return StageTokens(name, tokens["new"], tokens["replayed"])
+
+
+def track(work: Workspace) -> None:
+    """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
+    told = matrix(work.state)
+    length = work.spec.corpora.sequence_length
+    files = pictures(work.state, length) | {
+        "matrix.json": json.dumps(told.to_dict(), indent=1).encode(),
+        "matrix.csv": told.to_csv().encode(),
+        "tokens.json": json.dumps(tokens_by_source(work.state, length), indent=1).encode(),
+    }
+    run = work.tracker.parent_run()
+    for name, data in files.items():
+        work.store.write(f"report/{name}", data)
+        run.artifact(data, name)
+    for index, (_, losses) in enumerate(told.stages):
+        step = work.state.stages[index].last_step
+        run.log(step, {f"heldout/{c}": loss.nats_per_token for c, loss in losses.items()})
+        forgetting = told.average_forgetting(index)
+        if forgetting is not None:
+            run.log(step, {"forgetting/average": forgetting})
+
+
+def position(work: Workspace) -> dict[str, Any] | None:
+    """Where the trunk stands: stage, step and phase of its last committed checkpoint."""
+    if not work.state.stages:
+        return None
+    stage = work.state.stages[-1]
+    step = latest_step(work.store, stage.folder)
+    if step is None:
+        return {"stage": stage.name, "step": stage.first_step, "phase": "starting"}
+    phase = from_dict(stage.schedule).phase(step - 1)
+    return {"stage": stage.name, "step": step, "phase": phase}
+
+
+def heldout_metrics(losses: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """MLflow metrics of held-out losses."""
+    nats = {f"heldout/{name}": loss["nats_per_token"] for name, loss in losses.items()}
+    bits = {f"heldout_bits_per_byte/{n}": loss["bits_per_byte"] for n, loss in losses.items()}
+    return nats | bits
+
+
+def parameters(spec: RunSpec, stage: Started) -> dict[str, object]:
+    """MLflow parameters of a stage: what decided its result."""
+    return {
+        "corpus": stage.corpus,
+        "first_step": stage.first_step,
+        "steps": stage.mix["steps"],
+        "global_batch": stage.mix["global_batch"],
+        "sequence_length": spec.corpora.sequence_length,
+        "replay": spec.replay_share(stage.corpus),
+        "start": stage.start or "random weights",
+        **{f"schedule.{name}": value for name, value in stage.schedule.items()},
+    }
+
+
+def _losses(cells: dict[str, dict[str, Any]]) -> dict[str, HeldoutLoss]:
+    return {corpus: HeldoutLoss(**cell) for corpus, cell in cells.items()}

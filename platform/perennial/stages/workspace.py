@@ -1,0 +1,143 @@
+"""One run as a command sees it: its file, its store, its ledger, its tracking."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial import corpora, tracking
+from perennial.errors import InputError
+from perennial.spec import RunSpec
+from perennial.stages.cluster import check_fits, use_ray
+from perennial.stages.events import Event, Opened, TookOver
+from perennial.stages.ledger import Ledger, LostRace, now
+from perennial.stages.machine import RunState
+from perennial.stages.narrator import Narrator
+from perennial.store import Store, open_store
+
+if TYPE_CHECKING:
+    from perennial.corpora import CorpusManifest
+    from perennial.tracking import Tracker
+
+_PINNED = ("name", "seed", "corpora.sequence_length", "tokenizer", "model")
+"""What may not change between the commands of one run."""
+
+
+class Superseded(Exception):
+    """Another controller took charge of the run; this one stops and changes nothing more."""
+
+
+class Workspace:
+    """A checked run file with its store; reading costs nothing, `take_over` before writing."""
+
+    def __init__(self, spec: RunSpec, where: str, narrator: Narrator) -> None:
+        self.where = where
+        self.narrator = narrator
+        self.store: Store = open_store(spec.store)
+        self.spec = spec.model_copy(update={"store": self.store.url})
+        self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
+        self.ledger = Ledger(self.store)
+        self._epoch = 0
+        self._tracker: Tracker | None = None
+
+    @property
+    def state(self) -> RunState:
+        """The run as of the last read."""
+        return self.ledger.state
+
+    def check(self) -> None:
+        """Everything that can be wrong before compute starts; InputError, and nothing written."""
+        self.store.check()
+        check_fits(self.spec.training, os.cpu_count() or 1)
+        if self.spec.tokenizer.path and not Path(self.spec.tokenizer.path).exists():
+            raise InputError(
+                self.where,
+                "tokenizer.path",
+                f"{self.spec.tokenizer.path} does not exist",
+                "give a tokenizer.json or a folder that holds one",
+            )
+        self._check_pinned(self.ledger.read())
+        _ = self.tracking_uri
+        self._check_model()
+
+    def _check_pinned(self, state: RunState) -> None:
+        if state.spec is None:
+            return
+        wanted = self.spec.model_dump(mode="json")
+        for field in _PINNED:
+            before, after = _lookup(state.spec, field), _lookup(wanted, field)
+            if before != after:
+                raise InputError(
+                    self.where,
+                    field,
+                    f"{after!r}, but the run in {self.store.url} has {before!r}",
+                    "restore it, or give this run a store of its own",
+                )
+
+    def _check_model(self) -> None:
+        from perennial.training.model import model_config
+
+        vocabulary = self.spec.tokenizer.vocabulary or 300
+        model_config(self.spec.model, vocabulary, 0, self.spec.corpora.sequence_length)
+
+    @cached_property
+    def tracking_uri(self) -> str:
+        """Where MLflow keeps the run."""
+        named = self.spec.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return named or tracking.default_uri(self.store)
+
+    def take_over(self) -> None:
+        """Become the controller in charge; any other one stops at its next write."""
+        if self._epoch:
+            return
+        self.ledger.read()
+        if self.state.spec is None:
+            self.ledger.append(Opened(at=now(), spec=self.spec.model_dump(mode="json")))
+        who = f"{socket.gethostname()}:{os.getpid()}"
+        self.ledger.append(TookOver(at=now(), epoch=self.state.epoch + 1, controller=who))
+        self._epoch = self.state.epoch
+
+    def record(self, event: Event) -> None:
+        """Write what happened. Raises Superseded when another controller took charge."""
+        try:
+            self.ledger.append(event)
+        except LostRace:
+            self.ledger.read()
+            if self.state.epoch != self._epoch:
+                raise Superseded(
+                    "another controller took charge of this run; this one stops"
+                ) from None
+            raise
+
+    def use_ray(self) -> None:
+        """Have a Ray cluster."""
+        use_ray(self.spec.training)
+
+    @property
+    def tracker(self) -> Tracker:
+        """MLflow, opened on first use; it never blocks and never fails the run."""
+        if self._tracker is None:
+            self._tracker = tracking.open_tracker(
+                self.tracking_uri, self.spec.tracking.experiment, self.spec.name
+            )
+        return self._tracker
+
+    def close(self) -> None:
+        """Let MLflow catch up."""
+        if self._tracker is not None:
+            self._tracker.close(timeout_seconds=30)
+
+    def manifests(self) -> dict[str, CorpusManifest]:
+        """Manifests of the corpora that were ingested."""
+        ingested = [c.name for c in self.state.corpora.values() if "ready" in c.story]
+        return {name: corpora.read_manifest(self.store, name) for name in ingested}
+
+
+def _lookup(document: dict[str, Any], field: str) -> Any:
+    value: Any = document
+    for key in field.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

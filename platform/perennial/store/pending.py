@@ -1,0 +1,56 @@
+"""A file under way: whole when closed, gone when its writer fails."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+
+class PendingFile(io.BufferedWriter):
+    """Writes to `path` and calls `publish(path)` on close.
+
+    An exception in the `with` block, or a file dropped without close, publishes nothing. The file
+    at `path` is gone afterwards unless `publish` moved it.
+    """
+
+    def __init__(self, raw: io.FileIO, path: Path, publish: Callable[[Path], object]) -> None:
+        super().__init__(raw, buffer_size=1 << 20)
+        self._path = path
+        self._publish = publish
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            self.flush()
+            os.fsync(self.fileno())
+            super().close()
+            self._publish(self._path)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Drop what was written and publish nothing."""
+        self.raw.close()
+        self._path.unlink(missing_ok=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def __del__(self) -> None:
+        # Without this the interpreter would call close() and publish half an object.
+        if not self.closed:
+            warnings.warn(f"never closed: {self._path}", ResourceWarning, source=self, stacklevel=1)
+            self.discard()

@@ -1,0 +1,133 @@
+"""The operations every store has."""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal, Self, TypeAlias
+
+from perennial.store.keys import valid_prefix
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+COMMIT_MARKERS = frozenset({"manifest.json", "_SUCCESS"})
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object. `etag` changes when its content is replaced; `modified` is in UTC."""
+
+    key: str
+    size_bytes: int
+    etag: str
+    modified: datetime
+
+
+Objects: TypeAlias = list[ObjectInfo]  # inside a store, `list` is the operation
+
+
+@dataclass(frozen=True)
+class Store(ABC):
+    """The root folder of a run; holds nothing but its url, so it travels to any process.
+
+    Keys are relative paths such as "ledger/000000000000.json"; a malformed one is a ValueError.
+    Folders exist only through the objects below them. Failures are OSErrors: FileNotFoundError
+    for an absent object, PermissionError for refused credentials, ConnectionError for a server
+    that stayed unreachable through the retries.
+    """
+
+    url: str
+    is_local: ClassVar[bool]
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """Return the object's bytes. Raises FileNotFoundError when it is absent."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Put or replace the object in one step: readers see the old bytes or the new ones."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Put the object if the key is free. Of any number of callers exactly one gets True.
+
+        False means that someone else's object is there, even when its bytes are the same. An
+        OSError leaves the outcome open.
+        """
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is an object (not a folder) at `key`."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Objects:
+        """Every object below the folder `prefix`, at any depth, sorted by key."""
+
+    @abstractmethod
+    def info(self, key: str) -> ObjectInfo:
+        """Size, etag and time of one object. Raises FileNotFoundError when it is absent."""
+
+    @abstractmethod
+    def open(self, key: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
+        """Open for reading (seekable) or for writing.
+
+        A written object appears complete on close; when the `with` block raises, not at all.
+        Writing to S3 goes through a temporary local file of the object's size.
+        """
+
+    @abstractmethod
+    def upload(self, local: Path, key: str) -> None:
+        """Put or replace the object with a local file's bytes, in one step."""
+
+    @abstractmethod
+    def download(self, key: str, local: Path) -> None:
+        """Copy the object to `local`, whole or not at all; makes the folders above it."""
+
+    @abstractmethod
+    def remove(self, key_or_prefix: str) -> None:
+        """Remove the object and everything below the folder of that name; absent is no error.
+
+        Manifests and markers go first, so that nobody takes half a folder for a whole one (I6).
+        """
+
+    @abstractmethod
+    def arrow(self) -> tuple[FileSystem, str]:
+        """A pyarrow filesystem and the path of this store in it, for readers of Parquet.
+
+        Write through `open`: pyarrow's own local writes are visible while half done.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Prove that the store can be used, and leave nothing behind.
+
+        Raises InputError when it is missing, refuses the credentials, cannot be written or lets a
+        second `create` win.
+        """
+
+    def sub(self, prefix: str) -> Self:
+        """The store whose root is the folder `prefix` of this one."""
+        prefix = valid_prefix(prefix)
+        return type(self)(f"{self.url.rstrip('/')}/{prefix}") if prefix else self
+
+    def _creates_once(self) -> bool:
+        """Create one key twice: True when the second attempt lost, as it must."""
+        key = f"probe-{uuid.uuid4().hex}"
+        try:
+            outcome = (self.create(key, b"first"), self.create(key, b"second"))
+        except OSError:
+            with suppress(OSError):
+                self.remove(key)
+            raise
+        self.remove(key)
+        return outcome == (True, False)
+
+
+def markers_first(key: str) -> tuple[bool, str]:
+    """Sort key that puts the objects whose presence commits a folder before all others."""
+    return key.rpartition("/")[2] not in COMMIT_MARKERS, key

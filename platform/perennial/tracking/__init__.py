@@ -1,0 +1,11 @@
+"""What a run did, in MLflow: one parent run a lineage, one child run a stage, release or trial.
+
+Nothing here makes training wait or fail: calls put their rows in a bounded queue, and a thread
+delivers them, waits out an MLflow that is slow or down, and says at the end what is missing.
+"""
+
+from perennial.tracking.outbox import Status
+from perennial.tracking.places import default_uri, ui_command
+from perennial.tracking.tracker import Run, Tracker, open_tracker
+
+__all__ = ["Run", "Status", "Tracker", "default_uri", "open_tracker", "ui_command"]

@@ -1,0 +1,134 @@
+"""The calls to MLflow. Importing this module imports MLflow: only the delivery thread does."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from perennial.tracking.outbox import Artifact, End, Pending, Point
+from perennial.tracking.redaction import hide_in_file
+
+RUN_TAG = "perennial.run"
+"""holds the key that a run is found by"""
+SETTLED_TAG = "perennial.settled"
+"""on a run that its creator keeps; only such a run may be continued"""
+PARENT_TAG = "mlflow.parentRunId"
+
+_GIVE_WAY_SECONDS = 1.0
+STALE_SECONDS = 30.0
+"""how long a creator may leave its run unsettled: longer than its calls take"""
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+
+
+class Found(NamedTuple):
+    """A run that MLflow has: its id, and the last step of each of its metrics."""
+
+    run_id: str
+    steps: dict[str, int]
+
+
+class MlflowRuns:
+    """One experiment of one MLflow. Every method may block, and raises what MLflow raises."""
+
+    def __init__(self, uri: str, experiment: str, artifacts: str | None) -> None:
+        self._client = MlflowClient(uri)
+        self._experiment_id = self._experiment(experiment, artifacts)
+
+    def attach(self, run: Pending, parent_id: str | None) -> Found:
+        """Continue the run: the one of its id, else the one of its key, else a new one."""
+        there = self._by_id(run.id) or self._by_key(run, parent_id)
+        run_id = str(there.info.run_id)
+        if there.info.status != "RUNNING":
+            self._client.update_run(run_id, status="RUNNING")
+        # A parameter keeps its first value in MLflow; a run that goes on may only add some.
+        new = [Param(k, v) for k, v in run.params.items() if k not in there.data.params]
+        self._client.log_batch(run_id, params=new)
+        return Found(run_id, {m.key: int(m.step) for m in there.data.to_proto().metrics})
+
+    def log(self, run_id: str, points: Sequence[Point]) -> None:
+        """Write values: all or none, and those that are there already are not written twice."""
+        self._client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+
+    def put(self, run_id: str, item: Artifact | End) -> None:
+        """Write a file, in place of an older one of its name, or the run's end."""
+        match item:
+            case Artifact(name=name, data=data):
+                path = PurePosixPath(name)
+                with tempfile.TemporaryDirectory(prefix="perennial-artifact-") as scratch:
+                    local = Path(scratch) / path.name
+                    local.write_bytes(hide_in_file(data))
+                    folder = str(path.parent) if path.parent.name else None
+                    self._client.log_artifact(run_id, str(local), folder)
+            case End(status=status, timestamp_ms=timestamp_ms):
+                self._client.set_terminated(run_id, status, timestamp_ms)
+
+    def refused(self, error: Exception) -> bool:
+        """Whether MLflow understood the call and will never take it."""
+        return isinstance(error, MlflowException) and error.error_code in _REFUSALS
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(self._client.get_experiment_by_name(name).experiment_id)
+
+    def _by_id(self, run_id: str | None) -> Any | None:
+        if run_id is None:
+            return None
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if not self.refused(error):
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _by_key(self, run: Pending, parent_id: str | None) -> Any:
+        """The one settled run of this key, created if there is none.
+
+        MLflow knows no unique names, and several processes may be here at once. Who sees nobody
+        else's run after creating its own settles it, anyone else deletes its own and tries again.
+        A creator sees every run that is older than its look, so at most one is ever settled.
+        """
+        first_seen: dict[str, float] = {}
+        while True:
+            there = self._with_key(run.key)
+            for found in there:
+                if SETTLED_TAG in found.data.tags:
+                    return found
+            if not there and (mine := self._create_alone(run, parent_id)):
+                return mine
+            for found in there:  # its creator is at work, or died at it
+                since = first_seen.setdefault(found.info.run_id, time.monotonic())
+                if time.monotonic() - since > STALE_SECONDS:
+                    self._client.delete_run(found.info.run_id)
+            time.sleep(random.uniform(0, _GIVE_WAY_SECONDS))
+
+    def _create_alone(self, run: Pending, parent_id: str | None) -> Any | None:
+        tags = {**run.tags, RUN_TAG: run.key}
+        if parent_id is not None:
+            tags[PARENT_TAG] = parent_id
+        mine = self._client.create_run(self._experiment_id, tags=tags, run_name=run.name)
+        run_id = mine.info.run_id
+        if [found.info.run_id for found in self._with_key(run.key)] == [run_id]:
+            self._client.set_tag(run_id, SETTLED_TAG, "true")
+            return mine
+        self._client.delete_run(run_id)
+        return None
+
+    def _with_key(self, key: str) -> list[Any]:
+        wanted = f"tags.`{RUN_TAG}` = '{key}'"
+        return list(self._client.search_runs([self._experiment_id], wanted))

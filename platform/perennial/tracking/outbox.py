@@ -1,0 +1,227 @@
+"""What still has to reach MLflow: in order, bounded, shared by callers and the delivery thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal, NamedTuple
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+BATCH_POINTS = 1000
+"""most values that MLflow takes in one call"""
+KEPT_POINTS = 200_000
+"""values kept for an MLflow that is down, about 40 MB"""
+KEPT_ARTIFACT_BYTES = 64 * 2**20
+
+
+class Point(NamedTuple):
+    """One value of one metric."""
+
+    name: str
+    value: float
+    timestamp_ms: int
+    step: int
+
+
+class Artifact(NamedTuple):
+    """One file; `name` may have folders: `plots/matrix.png`."""
+
+    name: str
+    data: bytes
+
+
+class End(NamedTuple):
+    """How and when a run ended."""
+
+    status: Status
+    timestamp_ms: int
+
+
+Item = Point | Artifact | End
+
+
+@dataclass
+class Lost:
+    """What was given up: over the bound, or refused by MLflow."""
+
+    points: int = 0
+    steps: tuple[int, int] = (0, 0)
+    others: list[str] = field(default_factory=list)
+
+    def add(self, item: Item) -> None:
+        """Count one more."""
+        match item:
+            case Point(step=step):
+                first, last = self.steps if self.points else (step, step)
+                self.points, self.steps = self.points + 1, (min(first, step), max(last, step))
+            case Artifact(name=name):
+                self.others.append(f"artifact {name}")
+            case End(status=status):
+                self.others.append(f"its end as {status}")
+
+
+@dataclass
+class Pending:
+    """One run and what it still has to deliver. Only an Outbox changes it.
+
+    key: what the run is found by in MLflow: `lineage` or `lineage/name`.
+    id: MLflow's run id: the one that was given, or None until it is known.
+    attached: whether MLflow is known to have the run.
+    steps: the highest step taken of each metric; what is at or below it is there already.
+    """
+
+    key: str
+    name: str
+    id: str | None
+    params: dict[str, str]
+    tags: dict[str, str]
+    attached: bool = False
+    points: deque[Point] = field(default_factory=deque)
+    artifacts: deque[Artifact] = field(default_factory=deque)
+    end: End | None = None
+    steps: dict[str, int] = field(default_factory=dict)
+    lost: Lost = field(default_factory=Lost)
+
+    @property
+    def delivered(self) -> bool:
+        """Whether nothing is left to send."""
+        return self.attached and not (self.points or self.artifacts or self.end)
+
+    def missing(self) -> str:
+        """What MLflow does not have, in words; "" when it has everything."""
+        missing = Lost(self.lost.points, self.lost.steps, list(self.lost.others))
+        for item in (*self.points, *self.artifacts, *((self.end,) if self.end else ())):
+            missing.add(item)
+        words = [] if self.attached else ["the run itself"]
+        if missing.points:
+            first, last = missing.steps
+            words.append(f"{missing.points} values of steps {first} to {last}")
+        words += missing.others
+        return f"{self.key}: {', '.join(words)}" if words else ""
+
+
+class Outbox:
+    """The runs of one tracker; every method returns at once but those that say they wait."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._runs: dict[str, Pending] = {}
+        self._urgent = False
+        self._abandoned = False
+        self.closing = False
+
+    def add(self, run: Pending) -> Pending:
+        """The run with this key: the one that is here already, else the new one."""
+        with self._changed:
+            self._notify_urgent()
+            return self._runs.setdefault(run.key, run)
+
+    def runs(self) -> list[Pending]:
+        """All runs, in the order in which they were added."""
+        with self._changed:
+            return list(self._runs.values())
+
+    def put(self, run: Pending, items: Iterable[Item]) -> None:
+        """Keep what is new; what is over a bound counts as lost."""
+        with self._changed:
+            points = sum(len(each.points) for each in self._runs.values())
+            for item in items:
+                match item:
+                    case Point() if item.step <= run.steps.get(item.name, -1):
+                        pass
+                    case Point() if points < KEPT_POINTS:
+                        run.steps[item.name] = item.step
+                        run.points.append(item)
+                        points += 1
+                    case Artifact() if self._artifact_bytes() + len(item.data) <= (
+                        KEPT_ARTIFACT_BYTES
+                    ):
+                        run.artifacts.append(item)
+                        self._notify_urgent()
+                    case End():
+                        run.end = item
+                        self._notify_urgent()
+                    case _:
+                        run.lost.add(item)
+            self._changed.notify_all()
+
+    def batch(self, run: Pending) -> list[Point]:
+        """The oldest values, as many as one call takes; they stay until they are `done`."""
+        with self._changed:
+            return list(islice(run.points, BATCH_POINTS))
+
+    def others(self, run: Pending) -> list[Artifact | End]:
+        """The run's end and its files; they stay until they are `done`."""
+        with self._changed:
+            return [*((run.end,) if run.end else ()), *run.artifacts]
+
+    def done(self, run: Pending, items: Iterable[Item], lost: bool = False) -> None:
+        """MLflow has these items, the oldest of their kind, or (lost) refused them."""
+        with self._changed:
+            for item in items:
+                match item:
+                    case Point():
+                        run.points.popleft()
+                    case Artifact():
+                        run.artifacts.remove(item)
+                    case End():
+                        run.end = None if run.end is item else run.end
+                if lost:
+                    run.lost.add(item)
+
+    def attach(self, run: Pending, run_id: str, steps: Mapping[str, int]) -> None:
+        """MLflow has the run, and of each metric the values up to these steps."""
+        with self._changed:
+            run.id, run.attached = run_id, True
+            run.points = deque(p for p in run.points if p.step > steps.get(p.name, -1))
+            for name, step in steps.items():
+                run.steps[name] = max(step, run.steps.get(name, -1))
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more is coming: delivery should hurry."""
+        with self._changed:
+            self.closing = True
+            self._notify_urgent()
+
+    def abandon(self) -> list[str]:
+        """Stop delivering; what is missing of each run, in words."""
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
+            return [words for run in self._runs.values() if (words := run.missing())]
+
+    def wait_for_work(self) -> bool:
+        """Wait until there is something to deliver; False when there is nothing any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.closing or self._abandoned or self._work())
+            self._urgent = False
+            return self._work() and not self._abandoned
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long, less when something comes that is not just another value."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._urgent or self._abandoned or (self.closing and not self._work()),
+                seconds,
+            )
+
+    def wait_id(self, run: Pending, timeout_seconds: float) -> str | None:
+        """MLflow's run id, waiting for it at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: run.id is not None or self._abandoned, timeout_seconds)
+            return run.id
+
+    def _work(self) -> bool:
+        return any(not run.delivered for run in self._runs.values())
+
+    def _artifact_bytes(self) -> int:
+        return sum(len(a.data) for run in self._runs.values() for a in run.artifacts)
+
+    def _notify_urgent(self) -> None:
+        self._urgent = True
+        self._changed.notify_all()

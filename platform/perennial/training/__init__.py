@@ -1,0 +1,1 @@
+"""The DeepSpeed engine under Ray Train: jobs in, committed checkpoints out."""

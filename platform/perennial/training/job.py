@@ -1,0 +1,112 @@
+"""What a worker group trains: everything it needs, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from perennial.mixture import StageMix
+from perennial.mixture.rows import CorpusLayout
+from perennial.schedules import Phase, Schedule, from_dict, to_dict
+from perennial.spec.run import ModelSpec, TrainingSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stretch of training: a stage of the trunk, an anneal, or a trial.
+
+    store_url: root of the run.
+    name: stage or branch name, as people read it.
+    folder: key under which its checkpoints go.
+    mix: the plan of its steps, counted from 0.
+    layouts: where the rows of the mix's corpora lie.
+    first_step: trunk step at which it begins; trunk step = first_step + step of the mix.
+    start: key of the checkpoint whose weights it starts from; None starts from random weights.
+    optimizer: whether the moments start from zero or come from `start`.
+    schedule: the learning rate by trunk step; an anneal on a branch.
+    tokens_seen: tokens that the trunk has seen of each corpus before `first_step`.
+    dtype: numpy name of a token id in the shards.
+    """
+
+    store_url: str
+    name: str
+    folder: str
+    mix: StageMix
+    layouts: dict[str, CorpusLayout]
+    first_step: int
+    start: str | None
+    schedule: Schedule
+    model: ModelSpec
+    training: TrainingSpec
+    sequence_length: int
+    vocabulary: int
+    end_of_document: int
+    dtype: str
+    seed: int
+    optimizer: Literal["reset", "keep"] = "reset"
+    tokens_seen: dict[str, int] = field(default_factory=dict)
+    tracking_run: str = ""
+
+    @property
+    def last_step(self) -> int:
+        """Trunk step after the job's last optimizer step."""
+        return self.first_step + self.mix.steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one global batch."""
+        return self.mix.global_batch * self.sequence_length
+
+    def eta(self, step: int) -> float:
+        """Learning rate of the optimizer step that leaves trunk step `step` (invariant I1)."""
+        return self.schedule.eta(step)
+
+    def phase(self, step: int) -> Phase:
+        """Phase of the optimizer step that leaves trunk step `step`."""
+        return self.schedule.phase(step)
+
+    def checkpoint_steps(self) -> set[int]:
+        """Trunk steps at which a checkpoint is due: at the interval, at phase ends, at the end."""
+        every = max(1, self.training.checkpoint_every.steps(0, self.tokens_per_step))
+        inside = range(self.first_step + 1, self.last_step)
+        due = {step for step in inside if (step - self.first_step) % every == 0}
+        due |= {step for step in inside if self.phase(step) != self.phase(step - 1)}
+        return due | {self.last_step}
+
+    def tokens_at(self, step: int) -> dict[str, int]:
+        """Tokens seen of each corpus when the trunk (or branch) stands at trunk step `step`."""
+        seen = dict(self.tokens_seen)
+        taken = self.mix.taken(step - self.first_step)
+        for source, sequences in zip(self.mix.sources, taken, strict=True):
+            tokens = sequences * self.sequence_length
+            seen[source.corpus] = seen.get(source.corpus, 0) + tokens
+        return seen
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return data | {
+            "mix": self.mix.to_dict(),
+            "layouts": {name: asdict(layout) for name, layout in self.layouts.items()},
+            "schedule": to_dict(self.schedule),
+            "model": self.model.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Job:
+        """The inverse of `to_dict`."""
+        return cls(
+            **data
+            | {
+                "mix": StageMix.from_dict(data["mix"]),
+                "layouts": {name: _layout(layout) for name, layout in data["layouts"].items()},
+                "schedule": from_dict(data["schedule"]),
+                "model": ModelSpec.model_validate(data["model"]),
+                "training": TrainingSpec.model_validate(data["training"]),
+            }
+        )
+
+
+def _layout(data: dict[str, Any]) -> CorpusLayout:
+    return CorpusLayout(tuple(data["keys"]), tuple(tuple(rows) for rows in data["group_rows"]))

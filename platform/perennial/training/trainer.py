@@ -1,0 +1,126 @@
+"""The shell around Ray Train: start a worker group for a job, watch it, wait for it."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from perennial.store import open_store
+from perennial.training import checkpoint
+from perennial.training.job import Job
+
+
+class TrainingFailed(Exception):
+    """The worker group gave up; the trunk stands at its last committed checkpoint."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """News from the worker group since the last look.
+
+    started: (trunk step, world size) of each worker-group start.
+    rows: one row a finished optimizer step: step, loss (nats per token), eta, phase,
+        batch_tokens, tokens_per_second.
+    saved: keys of committed checkpoints.
+    """
+
+    started: list[tuple[int, int]]
+    rows: list[dict[str, Any]]
+    saved: list[str]
+
+
+class _Tap:
+    """An actor that the workers tell their news, and the driver asks for it; nobody waits."""
+
+    def __init__(self) -> None:
+        self._news = Progress([], [], [])
+
+    def started(self, step: int, world_size: int) -> None:
+        self._news.started.append((step, world_size))
+
+    def push(self, rows: list[dict[str, Any]]) -> None:
+        self._news.rows.extend(rows)
+
+    def saved(self, key: str) -> None:
+        self._news.saved.append(key)
+
+    def drain(self) -> Progress:
+        news, self._news = self._news, Progress([], [], [])
+        return news
+
+
+def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
+    """Train the job to its end; the key of its last checkpoint. Safe to call again after a kill.
+
+    Ray must be initialised. `on_progress` is called from another thread, a few times a second.
+    Raises TrainingFailed when more than `training.max_failures` worker groups died.
+    """
+    # Outside any placement group: inside a trial's, which is all but empty, it would never start.
+    anywhere = PlacementGroupSchedulingStrategy(placement_group=None)
+    tap = ray.remote(_Tap).options(num_cpus=0, scheduling_strategy=anywhere).remote()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while True:
+            last = stop.wait(0.25)
+            on_progress(ray.get(tap.drain.remote()))
+            if last:
+                return
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        _fit(job, tap)
+    finally:
+        stop.set()
+        watcher.join()
+        ray.kill(tap)
+    return checkpoint.folder_of(job.folder, job.last_step)
+
+
+def _fit(job: Job, tap: Any) -> None:
+    spec = job.training
+    resources = {"CPU": spec.cpus_per_worker}
+    if spec.gpus_per_worker:
+        resources["GPU"] = spec.gpus_per_worker
+    with tempfile.TemporaryDirectory(prefix="perennial-ray-") as scratch:
+        trainer = TorchTrainer(
+            _train,
+            train_loop_config={"job": job.to_dict(), "tap": tap},
+            scaling_config=ScalingConfig(
+                num_workers=spec.workers,
+                use_gpu=spec.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=job.name,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=spec.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.v2.api.exceptions.TrainingFailedError as failed:
+            raise TrainingFailed(f"{job.name}: {_cause(failed)}") from failed
+    if checkpoint.latest_step(open_store(job.store_url), job.folder) != job.last_step:
+        raise TrainingFailed(f"{job.name}: the workers ended before step {job.last_step}")
+
+
+def _train(config: dict[str, Any]) -> None:
+    # Imported where it runs: the driver needs no DeepSpeed.
+    from perennial.training.worker import train
+
+    train(config)
+
+
+def _cause(failed: BaseException) -> str:
+    lines = [line for line in str(failed).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(failed).__name__

@@ -1,0 +1,285 @@
+"""Evaluation of a tiny random GPT-NeoX in a real store, by real Ray tasks and real lm-eval."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perennial.corpora import CorpusManifest, IngestSettings, import_tokenizer, load_tokenizer
+from perennial.corpora.manifest import Counts, HoldoutFile
+from perennial.corpora.packing import holdout_bytes
+from perennial.errors import InputError
+from perennial.evaluation import NotRun, Questions, TaskScore, examine, measure
+from perennial.evaluation.documents import read_documents
+from perennial.evaluation.loss import document_losses, heldout_loss
+from perennial.store import Store, open_store
+from tests.s3server import S3Server
+
+SEQUENCE = 128
+DOCUMENTS = 12
+CHECKPOINT = "checkpoints/01-french/00000040"
+RELEASE = "releases/v1"
+CONTINUATION = str(Path(__file__).parents[2] / "pipelines" / "tasks" / "continuation")
+SENTENCES = {
+    "english": "the river town was known for its old stone bridge and market",
+    "french": "la ville du fleuve est connue pour son vieux pont et son marché été",
+}
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A run with a tokenizer, two corpora, a checkpoint and a release of the same weights."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    store = open_store(folder / "store")
+    import_tokenizer(store, _byte_tokenizer(folder))
+    for corpus in SENTENCES:
+        _write_corpus(store, corpus, texts(corpus))
+    _write_models(store, folder / "model")
+    return store
+
+
+def _byte_tokenizer(folder: Path) -> Path:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    entries = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(entries)}, merges=[]))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def texts(corpus: str) -> list[str]:
+    """Documents of 40 to 49 words."""
+    chance = np.random.default_rng(len(corpus))
+    return [
+        " ".join(chance.choice(SENTENCES[corpus].split(), size=int(chance.integers(40, 50))))
+        for _ in range(DOCUMENTS)
+    ]
+
+
+def _write_corpus(store: Store, corpus: str, held_out: list[str]) -> None:
+    """A corpus in two files, of which the first holds at most seven documents."""
+    run = load_tokenizer(store)
+    tokenizer = run.build()
+    files = []
+    for number, part in enumerate((held_out[:7], held_out[7:])):
+        ids = [[*tokenizer.encode(text).ids, run.end_of_document] for text in part]
+        data = holdout_bytes(
+            [np.array(each, dtype="<u2").tobytes() for each in ids],
+            [len(text.encode()) for text in part],
+            [""] * len(part),
+        ).to_pybytes()
+        name = f"holdout-{number:05d}.parquet"
+        store.write(f"corpora/{corpus}/{name}", data)
+        files.append(
+            HoldoutFile(
+                file=name,
+                size_bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                documents=len(part),
+            )
+        )
+    manifest = CorpusManifest(
+        name=corpus,
+        tokenizer=run.fingerprint,
+        engine="tokenizers",
+        vocabulary=run.vocabulary,
+        end_of_document=run.end_of_document,
+        settings=IngestSettings(sequence_length=SEQUENCE, seed=0),
+        inputs=(),
+        shards=(),
+        holdout=tuple(files),
+        quarantine=(),
+        counts=Counts(documents=len(held_out), held_out_documents=len(held_out)),
+        tokens_per_byte=1.0,
+    )
+    store.write(f"corpora/{corpus}/manifest.json", manifest.sealed().model_dump_json().encode())
+
+
+def _write_models(store: Store, folder: Path) -> None:
+    model = _model()
+    model.save_pretrained(folder)
+    for target in (CHECKPOINT, RELEASE):
+        for file in folder.iterdir():
+            store.upload(file, f"{target}/{file.name}")
+    run = load_tokenizer(store)
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(
+        tokenizer_object=run.build(), eos_token=run.manifest.end_of_document_text
+    ).save_pretrained(folder / "tokenizer")
+    for file in (folder / "tokenizer").iterdir():
+        store.upload(file, f"{RELEASE}/{file.name}")
+    # A reader that took this for weights would fail on it.
+    store.write(f"{CHECKPOINT}/optimizer-00-of-01.safetensors", b"not weights")
+    for target in (CHECKPOINT, RELEASE):
+        store.write(f"{target}/manifest.json", b"{}")
+
+
+def _model() -> Any:
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=257,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=SEQUENCE,
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def test_measuring_a_checkpoint_gives_each_corpus_the_loss_computed_here(store: Store) -> None:
+    measured = measure(store, CHECKPOINT, ["english", "french"], SEQUENCE, max_documents=100)
+    assert list(measured) == ["english", "french"]
+    for corpus, loss in measured.items():
+        documents = read_documents(store, corpus, 100)
+        expected = heldout_loss(corpus, document_losses(_model(), documents, SEQUENCE, batch=64))
+        assert loss.nats_per_token == pytest.approx(expected.nats_per_token, rel=1e-5)
+        assert loss.stderr_nats_per_token == pytest.approx(expected.stderr_nats_per_token, rel=1e-3)
+        assert loss.documents == DOCUMENTS
+        assert loss.bytes == sum(len(text.encode()) for text in texts(corpus))
+        assert loss.tokens == loss.bytes + DOCUMENTS
+        assert 0.9 * math.log(257) < loss.nats_per_token < 1.3 * math.log(257)
+
+
+def test_measuring_twice_gives_the_same_to_the_last_bit(store: Store) -> None:
+    first = measure(store, CHECKPOINT, ["french"], SEQUENCE, max_documents=5)
+    assert first["french"].documents == 5
+    assert measure(store, CHECKPOINT, ["french"], SEQUENCE, max_documents=5) == first
+
+
+def test_a_run_on_s3_measures_what_it_does_in_a_folder_I8(
+    store: Store, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_server.use(monkeypatch)
+    remote = open_store(f"s3://{s3_server.new_bucket()}/run")
+    for entry in store.list():
+        remote.write(entry.key, store.read(entry.key))
+    asked = (CHECKPOINT, ["english", "french"], SEQUENCE, 5)
+    assert measure(remote, *asked) == measure(store, *asked)
+
+
+def test_the_chosen_documents_are_spread_over_the_files(store: Store) -> None:
+    tokenizer = load_tokenizer(store).build()
+    chosen = read_documents(store, "french", 4)
+    decoded = [tokenizer.decode(each.tokens[:-1].tolist()) for each in chosen]
+    assert decoded == [texts("french")[i] for i in (0, 3, 6, 9)]
+
+
+def test_a_release_answers_everything_in_one_go(store: Store) -> None:
+    questions = Questions(
+        corpora=("english", "french"),
+        sequence_length=SEQUENCE,
+        max_documents=100,
+        prompts={"english": ("Once upon a time",)},
+        prompts_per_corpus=1,
+        sample_tokens=8,
+        tasks=(CONTINUATION,),
+        seed=1,
+    )
+    answers = examine(store, RELEASE, questions)
+    assert answers.losses == measure(
+        store, CHECKPOINT, ["english", "french"], SEQUENCE, max_documents=100
+    )
+    assert [(s.corpus, s.prompt) for s in answers.samples] == [
+        ("english", "Once upon a time"),
+        *((corpus, " ".join(texts(corpus)[0].split()[:6])) for corpus in ("english", "french")),
+    ]
+    assert all(sample.text for sample in answers.samples)
+    scores = [outcome for outcome in answers.tasks if isinstance(outcome, TaskScore)]
+    assert answers.tasks == tuple(scores)
+    assert [score.task for score in scores] == ["continuation_english", "continuation_french"]
+    for score in scores:
+        assert (score.metric, score.version, score.samples) == ("acc", "1", DOCUMENTS)
+        assert 0 <= score.value <= 1
+        spread = math.sqrt(score.value * (1 - score.value) / (DOCUMENTS - 1))
+        assert score.stderr == pytest.approx(spread)
+    assert examine(store, RELEASE, questions).samples == answers.samples
+
+
+def test_a_checkpoint_without_a_tokenizer_is_sampled_with_the_runs_own(store: Store) -> None:
+    questions = Questions((), SEQUENCE, 1, prompts={"english": ("the town",)}, sample_tokens=4)
+    [of_checkpoint] = examine(store, CHECKPOINT, questions).samples
+    [of_release] = examine(store, RELEASE, questions).samples
+    assert of_checkpoint == of_release
+
+
+def test_a_task_that_cannot_run_is_reported_and_stops_no_other(
+    store: Store, tmp_path: Path
+) -> None:
+    for name, data in (("absent", "absent.jsonl"), ("there", "there.jsonl")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "task.yaml").write_text(
+            f"task: {name}\n"
+            "dataset_path: json\n"
+            f"dataset_kwargs: {{data_files: {{test: '${{folder}}/{data}'}}, "
+            "cache_dir: '${folder}/cache'}\n"
+            "test_split: test\n"
+            "output_type: multiple_choice\n"
+            "doc_to_text: '{{q}}'\n"
+            "doc_to_choice: ['yes', 'no']\n"
+            "doc_to_target: a\n"
+            "metric_list: [{metric: acc}]\n"
+        )
+    (tmp_path / "there" / "there.jsonl").write_text('{"q": "Well?", "a": 0}\n' * 3)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "task.yaml").write_text("dataset_path: json\n")
+    few = Questions(
+        corpora=("english",),
+        sequence_length=SEQUENCE,
+        max_documents=3,
+        tasks=(*(str(tmp_path / name) for name in ("absent", "none", "there")), CONTINUATION),
+    )
+    absent, none, there, too_few = examine(store, RELEASE, few).tasks
+    assert isinstance(absent, NotRun)
+    assert "absent.jsonl" in absent.reason
+    assert isinstance(none, NotRun)
+    assert "none of its YAML files" in none.reason
+    assert isinstance(too_few, NotRun)
+    assert "fewer than 4 held-out documents" in too_few.reason
+    assert isinstance(there, TaskScore)
+    assert (there.task, there.samples) == ("there", 3)
+    [nowhere] = examine(store, RELEASE, Questions((), SEQUENCE, 1, tasks=(CONTINUATION,))).tasks
+    assert isinstance(nowhere, NotRun)
+    assert "none was asked about" in nowhere.reason
+
+
+def test_a_named_task_without_its_data_is_not_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    questions = Questions((), SEQUENCE, 1, tasks=("hellaswag", "no_such_task"))
+    hellaswag, unknown = examine(store, RELEASE, questions).tasks
+    assert isinstance(hellaswag, NotRun)
+    assert "Rowan/hellaswag" in hellaswag.reason
+    assert isinstance(unknown, NotRun)
+    assert "no_such_task" in unknown.reason
+
+
+def test_wrong_questions_are_refused_before_any_compute(store: Store) -> None:
+    with pytest.raises(InputError, match="there is no such model"):
+        measure(store, "checkpoints/09-none/00000001", ["english"], SEQUENCE, 10)
+    with pytest.raises(InputError, match="not ingested"):
+        measure(store, CHECKPOINT, ["german"], SEQUENCE, 10)
+    _write_corpus(store, "empty", [])
+    with pytest.raises(InputError, match="no held-out documents"):
+        measure(store, CHECKPOINT, ["english", "empty"], SEQUENCE, 10)
+    with pytest.raises(InputError, match="no such folder"):
+        examine(store, CHECKPOINT, Questions((), SEQUENCE, 1, tasks=("no/such",)))

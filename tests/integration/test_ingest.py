@@ -1,0 +1,373 @@
+"""A corpus from landing to its manifest, through a real Ray, on a folder and on S3 alike (I8)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from perennial.corpora import (
+    CorpusManifest,
+    IngestSettings,
+    ingest,
+    land,
+    load_tokenizer,
+    read_manifest,
+    train_tokenizer,
+)
+from perennial.corpora.manifest import StoredFile, total
+from perennial.errors import InputError
+from perennial.store import Store, open_store
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+SETTINGS = IngestSettings(sequence_length=64, seed=1, shard_tokens=40_000, domain_field="topic")
+TEXTS = [text[i : i + 1500] for text in topics.values() for i in range(0, len(text), 1500)]
+
+
+def write_files(folder: Path) -> list[Path]:
+    """The same kind of documents in every format."""
+    docs = [{"text": text, "topic": f"t{i % 3}"} for i, text in enumerate(TEXTS)]
+    part = len(docs) // 4
+    lines = [json.dumps(doc) + "\n" for doc in docs]
+    (folder / "a.jsonl").write_text("".join(lines[:part]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[part : 2 * part]).encode()))
+    pq.write_table(
+        pa.Table.from_pylist(docs[2 * part : 3 * part]), folder / "c.parquet", row_group_size=20
+    )
+    plain = "\n\n".join(re.sub(r"\n\s*\n", "\n", text).strip("\n") for text in TEXTS[3 * part :])
+    (folder / "d.txt.zst").write_bytes(pa.compress(plain.encode(), "zstd").to_pybytes())
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture
+def store(store_url: str) -> Store:
+    return open_store(store_url)
+
+
+def prepared(store: Store, files: list[Path], settings: IngestSettings = SETTINGS) -> Store:
+    """The inbox with corpus "en" landed, and the store with its tokenizer."""
+    inbox = store.sub("inbox")
+    land(inbox, "en", files)
+    train_tokenizer(store, inbox, "en", 1000, settings)
+    return inbox
+
+
+def digests(store: Store) -> dict[str, str]:
+    """sha256 of every file of the corpus except the manifest, which holds ETags."""
+    folder = store.sub("corpora/en")
+    return {
+        info.key: hashlib.sha256(folder.read(info.key)).hexdigest()
+        for info in folder.list("")
+        if info.key != "manifest.json"
+    }
+
+
+def local(folder: Path, name: str) -> Store:
+    return open_store(folder / name)
+
+
+def test_I8_a_landed_corpus_becomes_shards_with_a_manifest(
+    store: Store, files: list[Path], tmp_path: Path
+) -> None:
+    inbox = prepared(store, files)
+    seen: list[tuple[str, int, int]] = []
+    manifest = ingest(store, inbox, "en", SETTINGS, progress=lambda *a: seen.append(a))
+    assert read_manifest(store, "en") == manifest
+    assert seen[0] == ("read", 1, 1)
+    assert seen[-1] == ("write", len(manifest.shards), len(manifest.shards))
+    assert len(manifest.shards) > 1
+    # Nothing is left of the way there, and every file is the one that the manifest names.
+    named: list[StoredFile] = [*manifest.shards, *manifest.holdout, *manifest.quarantine]
+    assert digests(store) == {file.file: file.sha256 for file in named}
+    # The same on a local folder, whatever this store is.
+    other = local(tmp_path, "other")
+    again = ingest(other, prepared(other, files), "en", SETTINGS)
+    assert again.digest == manifest.digest
+    assert digests(other) == digests(store)
+
+
+def test_I5_the_counts_add_up_and_the_rows_hold_the_documents(
+    tmp_path: Path, files: list[Path]
+) -> None:
+    store = local(tmp_path, "store")
+    manifest = ingest(store, prepared(store, files), "en", SETTINGS)
+    counts = manifest.counts.check()
+    assert counts.documents >= len(TEXTS)
+    assert counts.row_tokens == manifest.tokens == manifest.rows * 64
+    assert counts.remainder_tokens < 64 * len(manifest.shards)
+    assert 0.2 < manifest.tokens_per_byte < 0.6
+    assert (manifest.engine, manifest.token_bytes) == ("tiktoken", 2)
+    tokenizer = load_tokenizer(store)
+    folder, ends, held_bytes = store.sub("corpora/en"), 0, 0
+    for shard in manifest.shards:
+        with folder.open(shard.file) as stream:
+            rows = pq.read_table(stream)["tokens"].to_pylist()
+        ids = np.frombuffer(b"".join(rows), dtype="<u2").reshape(-1, 64)
+        assert len(ids) == sum(shard.row_groups)
+        ends += int((ids == tokenizer.end_of_document).sum())
+        text = tokenizer.build().decode(ids.ravel().tolist(), skip_special_tokens=False)
+        whole = text.split("<|endoftext|>")[1:-1]
+        assert {"".join(document.split()) for document in whole} <= {
+            "".join(document.split()) for document in TEXTS
+        }
+    assert counts.trained_documents - len(manifest.shards) <= ends <= counts.trained_documents
+    for file in manifest.holdout:
+        with folder.open(file.file) as stream:
+            table = pq.read_table(stream)
+        assert table.column_names == ["tokens", "bytes", "domain"]
+        assert table.num_rows == file.documents
+        for row in table.to_pylist():
+            ids = np.frombuffer(row["tokens"], dtype="<u2")
+            assert ids[-1] == tokenizer.end_of_document
+            assert len(tokenizer.build().decode(ids[:-1].tolist()).encode()) == row["bytes"]
+            assert row["domain"] in ("t0", "t1", "t2", "")
+            held_bytes += row["bytes"]
+    assert held_bytes == counts.held_out_bytes > 0
+
+
+def test_the_output_is_the_same_for_any_parallelism_and_piece_size(
+    tmp_path: Path, files: list[Path]
+) -> None:
+    store = local(tmp_path, "one")
+    first = ingest(store, prepared(store, files), "en", SETTINGS, cpus_per_task=1)
+    pieces: list[int] = []
+    other = local(tmp_path, "two")
+    cut = SETTINGS.model_copy(update={"piece_bytes": 20_000})
+    second = ingest(
+        other,
+        prepared(other, files),
+        "en",
+        cut,
+        cpus_per_task=2,
+        progress=lambda _, __, tasks: pieces.append(tasks),
+    )
+    assert max(pieces) > 5
+    assert digests(other) == digests(store)
+    assert second.digest == first.digest
+
+
+def test_documents_are_spread_over_all_shards(tmp_path: Path) -> None:
+    file = tmp_path / "dated.jsonl"
+    file.write_text("".join(json.dumps({"text": f"day {i:05d}"}) + "\n" for i in range(4000)))
+    store = local(tmp_path, "store")
+    settings = IngestSettings(sequence_length=8, seed=1, shard_tokens=5000, holdout_share=0)
+    manifest = ingest(store, prepared(store, [file], settings), "en", settings)
+    assert len(manifest.shards) == 5
+    decoder = load_tokenizer(store).build()
+    for shard in manifest.shards:
+        with store.open(f"corpora/en/{shard.file}") as stream:
+            rows = pq.read_table(stream)["tokens"].to_pylist()
+        text = decoder.decode(np.frombuffer(b"".join(rows), dtype="<u2").tolist(), False)
+        days = [int(d.split()[1]) for d in text.split("<|endoftext|>")[1:-1]]
+        for part in (days, days[: len(days) // 4], days[-len(days) // 4 :]):
+            assert abs(np.mean(part) - 2000) < 300
+        assert abs(np.corrcoef(days, np.arange(len(days)))[0, 1]) < 0.15
+
+
+def test_I6_an_ingest_that_was_killed_half_way_resumes_to_the_same(
+    store: Store, files: list[Path], tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"piece_bytes": 60_000})
+    undisturbed = local(tmp_path, "undisturbed")
+    expected = ingest(undisturbed, prepared(undisturbed, files, settings), "en", settings)
+
+    class Killed(Exception):
+        pass
+
+    def kill_at(phase: str, count: int) -> Callable[[str, int, int], None]:
+        def progress(now: str, done: int, _all: int) -> None:
+            if (now, done) == (phase, count):
+                raise Killed
+
+        return progress
+
+    inbox = prepared(store, files, settings)
+    for phase, count in (("read", 1), ("read", 3), ("write", 1), ("write", 2)):
+        with pytest.raises(Killed):
+            ingest(store, inbox, "en", settings, progress=kill_at(phase, count))
+        with pytest.raises(InputError, match="not ingested"):
+            read_manifest(store, "en")
+    written = {i.key: i for i in store.list("corpora/en") if "shard-" in i.key}
+    assert written
+    lost = min(written)
+    store.remove(lost)
+    manifest = ingest(store, inbox, "en", settings)
+    assert manifest.digest == expected.digest
+    assert digests(store) == digests(undisturbed)
+    kept = {i.key: i for i in store.list("corpora/en") if i.key in written and i.key != lost}
+    assert kept == {key: info for key, info in written.items() if key != lost}
+
+
+def test_an_ingested_corpus_is_not_ingested_again(tmp_path: Path, files: list[Path]) -> None:
+    store = local(tmp_path, "store")
+    inbox = prepared(store, files)
+    manifest = ingest(store, inbox, "en", SETTINGS)
+    before = store.list("corpora")
+    inbox.remove("en")
+    assert ingest(store, inbox, "en", SETTINGS) == manifest
+    assert store.list("corpora") == before
+    for change in ({"seed": 2}, {"sequence_length": 32}, {"duplicates": "drop"}):
+        other = SETTINGS.model_copy(update=change)
+        with pytest.raises(InputError, match=f"{next(iter(change))}.*ingested with"):
+            ingest(store, inbox, "en", other)
+
+
+def test_an_altered_manifest_is_noticed(tmp_path: Path, files: list[Path]) -> None:
+    store = local(tmp_path, "store")
+    ingest(store, prepared(store, files), "en", SETTINGS)
+    key = "corpora/en/manifest.json"
+    content = json.loads(store.read(key))
+    content["counts"]["documents"] += 1
+    store.write(key, json.dumps(content).encode())
+    with pytest.raises(InputError, match="altered"):
+        read_manifest(store, "en")
+    store.write(key, b"{}")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_manifest(store, "en")
+
+
+def broken_files(folder: Path) -> dict[str, tuple[str, int]]:
+    """One file of each broken kind; (reason, offset) of its bad part."""
+    good = json.dumps({"text": "fine " * 50}) + "\n"
+    cut = gzip.compress("".join(good + str(i) for i in range(9)).encode())
+    content: dict[str, tuple[bytes, str, int]] = {
+        "utf8.jsonl": (good.encode() + b'{"text": "caf\xe9"}\n', "invalid-utf8", len(good)),
+        "half.jsonl": ((good + good[:20]).encode(), "invalid-json", len(good)),
+        "cut.jsonl.gz": (cut[:-12], "truncated", -1),
+        "none.jsonl": (b'{"body": "x"}\n' + good.encode(), "missing-text", 0),
+        "number.jsonl": (b'{"text": 1}\n' + good.encode(), "text-not-string", 0),
+        "empty.jsonl": (b"", "empty-file", 0),
+        "long.jsonl": (b'{"text": "' + b"x" * 50_000_000 + b'"}\n', "too-long", 0),
+        "fake.parquet": (b"not parquet", "unreadable", 0),
+    }
+    for name, (data, _, _) in content.items():
+        (folder / name).write_bytes(data)
+    return {name: (reason, offset) for name, (_, reason, offset) in content.items()}
+
+
+def quarantined(store: Store, manifest: CorpusManifest) -> list[dict[str, Any]]:
+    lines = [
+        line
+        for file in manifest.quarantine
+        for line in store.read(f"corpora/en/{file.file}").splitlines()
+    ]
+    return [json.loads(line) for line in lines]
+
+
+def test_I5_broken_input_is_quarantined_by_reason_and_the_rest_is_ingested(
+    tmp_path: Path, files: list[Path]
+) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    expected = broken_files(folder)
+    settings = SETTINGS.model_copy(update={"max_bad_share": 1.0})
+    store = local(tmp_path, "store")
+    inbox = prepared(store, [*files, *folder.iterdir()], settings)
+    manifest = ingest(store, inbox, "en", settings)
+    counts = manifest.counts.check()
+    records = {record["file"]: record for record in quarantined(store, manifest)}
+    assert records.keys() == expected.keys()
+    for name, (reason, offset) in expected.items():
+        assert records[name]["reason"] == reason
+        assert offset in (-1, records[name]["offset"])
+    assert sum(counts.quarantined.values()) == len(expected)
+    assert sum(file.records for file in manifest.quarantine) == len(expected)
+    assert counts.trained_documents + counts.held_out_documents > len(TEXTS)
+
+
+def test_a_corpus_with_too_much_bad_input_is_refused_as_a_whole(
+    store: Store, files: list[Path], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("half a line\n" * 10)
+    inbox = prepared(store, [*files, bad])
+    before = store.list("")
+    with pytest.raises(InputError, match="10 invalid-json") as refused:
+        ingest(store, inbox, "en", SETTINGS)
+    assert refused.value.field == "max_bad_share"
+    assert store.list("") == before
+
+
+def test_a_file_that_was_lost_counts_by_its_bytes(tmp_path: Path, files: list[Path]) -> None:
+    fake = tmp_path / "fake.parquet"
+    fake.write_bytes(b"x" * 20_000)
+    store = local(tmp_path, "store")
+    inbox = prepared(store, [*files, fake])
+    with pytest.raises(InputError, match=r"1 of .* documents and 20000 of .* bytes"):
+        ingest(store, inbox, "en", SETTINGS)
+
+
+def test_a_corpus_without_text_is_refused(tmp_path: Path, files: list[Path]) -> None:
+    store = local(tmp_path, "store")
+    inbox = prepared(store, files)
+    blank = tmp_path / "blank.jsonl"
+    blank.write_text('{"text": ""}\n')
+    land(inbox, "blank", [blank])
+    before = store.list("")
+    with pytest.raises(InputError, match="no text"):
+        ingest(store, inbox, "blank", SETTINGS)
+    assert store.list("") == before
+
+
+def test_exact_duplicates_are_counted_and_dropped_by_option(tmp_path: Path) -> None:
+    file = tmp_path / "twice.jsonl"
+    lines = [json.dumps({"text": f"text number {i % 300}"}) + "\n" for i in range(500)]
+    file.write_text("".join(lines))
+    found = {}
+    for duplicates in ("keep", "drop"):
+        settings = SETTINGS.model_copy(update={"duplicates": duplicates, "shard_tokens": 2000})
+        store = local(tmp_path, duplicates)
+        manifest = ingest(store, prepared(store, [file], settings), "en", settings)
+        found[duplicates] = manifest.counts.check()
+        records = quarantined(store, manifest)
+        assert len(records) == found[duplicates].duplicate_documents
+    assert (found["keep"].repeats, found["keep"].duplicate_documents) == (200, 0)
+    assert (found["drop"].repeats, found["drop"].duplicate_documents) == (200, 200)
+    assert {(r["reason"], r["file"]) for r in records} == {("duplicate", "twice.jsonl")}
+    offsets = np.cumsum([0, *map(len, lines)]).tolist()
+    assert {r["offset"] for r in records} == set(offsets[300:500])
+    assert all(
+        r["detail"] == f"equals twice.jsonl at {offsets[offsets.index(r['offset']) - 300]}"
+        for r in records
+    )
+
+
+def test_shard_counts_total_to_the_manifests(tmp_path: Path, files: list[Path]) -> None:
+    store = local(tmp_path, "store")
+    manifest = ingest(store, prepared(store, files), "en", SETTINGS)
+    assert total([manifest.counts, manifest.counts]).tokens == 2 * manifest.counts.tokens
+    assert manifest.total_bytes == manifest.counts.trained_bytes + manifest.counts.held_out_bytes
+    assert {file.name for file in manifest.inputs} == {path.name for path in files}
+    assert all(file.etag for file in manifest.inputs)
+
+
+def test_of_two_ingests_at_once_nothing_is_lost_or_doubled(
+    store: Store, files: list[Path], tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"piece_bytes": 60_000})
+    alone = local(tmp_path, "alone")
+    expected = ingest(alone, prepared(alone, files, settings), "en", settings)
+    inbox = prepared(store, files, settings)
+    with ThreadPoolExecutor(2) as pool:
+        racing = [pool.submit(ingest, store, inbox, "en", settings) for _ in range(2)]
+        found = [each.result().digest for each in racing]
+    assert found == [expected.digest] * 2
+    named = {f.file: f.sha256 for f in (*expected.shards, *expected.holdout)}
+    assert {k: v for k, v in digests(store).items() if "staging" not in k} == named

@@ -1,0 +1,134 @@
+"""The inbox: names, landing files, and seeing what landed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perennial.corpora import check_name, inspect, land, landed
+from perennial.errors import InputError
+from perennial.store import Store, open_store
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "inbox")
+
+
+def made(folder: Path, name: str, content: str = '{"text": "a"}\n') -> Path:
+    path = folder / name
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a", "french", "fr-2024.1", "a_b", "0", "x" * 64])
+def test_good_names_pass(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "a..b", "a/b", "../a", "A", "é", "-a", "a.", "_a", "a b", "a\n", "x" * 65],
+)
+def test_names_that_could_be_paths_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="lower-case letters"):
+        check_name(name)
+
+
+def test_landing_uploads_the_files_and_then_the_marker(tmp_path: Path, inbox: Store) -> None:
+    files = [made(tmp_path, "b.jsonl"), made(tmp_path, "a.txt", "x")]
+    assert land(inbox, "en", files) == ["en/a.txt", "en/b.jsonl"]
+    assert inbox.read("en/a.txt") == b"x"
+    marker = json.loads(inbox.read("en/_SUCCESS"))
+    assert [(f["name"], f["bytes"]) for f in marker["files"]] == [("a.txt", 1), ("b.jsonl", 14)]
+    assert {len(f["sha256"]) for f in marker["files"]} == {64}
+
+
+def test_landing_the_same_again_changes_nothing(tmp_path: Path, inbox: Store) -> None:
+    files = [made(tmp_path, "a.txt", "x"), made(tmp_path, "b.txt", "y")]
+    keys = land(inbox, "en", files)
+    before = inbox.list("")
+    assert land(inbox, "en", files[::-1]) == keys
+    assert inbox.list("") == before
+
+
+def test_landing_other_content_under_a_complete_name_is_refused(
+    tmp_path: Path, inbox: Store
+) -> None:
+    land(inbox, "en", [made(tmp_path, "a.txt", "x")])
+    before = inbox.list("")
+    with pytest.raises(InputError, match="other content"):
+        land(inbox, "en", [made(tmp_path, "a.txt", "z")])
+    assert inbox.list("") == before
+
+
+def test_landing_after_a_kill_completes_without_leftovers(tmp_path: Path, inbox: Store) -> None:
+    inbox.write("en/leftover.txt", b"from a landing that was killed")
+    land(inbox, "en", [made(tmp_path, "a.txt", "x")])
+    assert [info.key for info in inbox.list("en/")] == ["en/_SUCCESS", "en/a.txt"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet.gz", ".zip", ""])
+def test_unknown_suffixes_are_refused_before_anything_is_written(
+    tmp_path: Path, inbox: Store, suffix: str
+) -> None:
+    with pytest.raises(InputError, match="suffix"):
+        land(inbox, "en", [made(tmp_path, "a.txt"), made(tmp_path, f"b{suffix}")])
+    assert inbox.list("") == []
+
+
+@pytest.mark.parametrize("missing", [[], ["a.txt", "none.txt"]])
+def test_no_file_or_a_missing_one_is_refused(
+    tmp_path: Path, inbox: Store, missing: list[str]
+) -> None:
+    made(tmp_path, "a.txt")
+    with pytest.raises(InputError):
+        land(inbox, "en", [tmp_path / name for name in missing])
+    assert inbox.list("") == []
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path, inbox: Store) -> None:
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(InputError, match="two files"):
+        land(inbox, "en", [made(tmp_path, "a.txt"), made(tmp_path / "sub", "a.txt")])
+
+
+def test_corpora_are_listed_once_complete_in_the_order_of_landing(
+    tmp_path: Path, inbox: Store
+) -> None:
+    inbox.write("unfinished/a.txt", b"x")
+    for name in ("zulu", "alpha"):
+        land(inbox, name, [made(tmp_path, "a.txt", name)])
+    times = {c.name: c.landed_at for c in landed(inbox)}
+    assert times["zulu"] <= times["alpha"]
+    expected = ["zulu", "alpha"] if times["zulu"] < times["alpha"] else ["alpha", "zulu"]
+    assert [c.name for c in landed(inbox)] == expected
+
+
+def test_a_corpus_of_another_producer_is_complete_by_its_manifest(inbox: Store) -> None:
+    for key in ("en/2024/part-0.jsonl", "en/_metadata", "en/2024/.part-0.crc", "en/manifest.json"):
+        inbox.write(key, b"{}")
+    (corpus,) = landed(inbox)
+    assert [file.name for file in corpus.files] == ["2024/part-0.jsonl"]
+    assert corpus.total_bytes == 2
+
+
+def test_inspection_finds_missing_unfinished_and_empty_corpora(
+    tmp_path: Path, inbox: Store
+) -> None:
+    inbox.write("unfinished/a.txt", b"x")
+    inbox.write("bare/_SUCCESS", b"")
+    inbox.write("hollow/a.txt", b"")
+    inbox.write("hollow/_SUCCESS", b"")
+    for name, problem in {
+        "none": "no such corpus",
+        "unfinished": "_SUCCESS does not exist",
+        "bare": "no files",
+        "hollow": "every file is empty",
+    }.items():
+        with pytest.raises(InputError, match=problem):
+            inspect(inbox, name)
+    land(inbox, "en", [made(tmp_path, "a.txt", "abc")])
+    assert inspect(inbox, "en").total_bytes == 3

@@ -1,0 +1,182 @@
+"""The run's tokenizer, and that both engines give its ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perennial.corpora import (
+    IngestSettings,
+    RunTokenizer,
+    import_tokenizer,
+    land,
+    load_tokenizer,
+    train_tokenizer,
+)
+from perennial.corpora.engines import TiktokenEncoder, TokenizersEncoder, choose_engine
+from perennial.errors import InputError
+from perennial.store import Store, open_store
+
+SETTINGS = IngestSettings(sequence_length=8, seed=0)
+LITERAL = "one <|endoftext|> two"
+TEXTS = [LITERAL, *list(topics.values())[:40], "日本語 été 🎉🎉\x00\x7f", "", "  a\n\n\tb  "]
+
+
+@pytest.fixture(scope="module")
+def inbox(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("landed")
+    file = folder / "topics.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in topics.values()))
+    inbox = open_store(folder / "inbox")
+    land(inbox, "en", [file])
+    return inbox
+
+
+@pytest.fixture(scope="module")
+def trained(inbox: Store, tmp_path_factory: pytest.TempPathFactory) -> RunTokenizer:
+    store = open_store(tmp_path_factory.mktemp("store"))
+    return train_tokenizer(store, inbox, "en", 1000, SETTINGS)
+
+
+def altered(tokenizer: RunTokenizer, **changes: Any) -> RunTokenizer:
+    content = json.loads(tokenizer.json) | changes
+    return RunTokenizer(json.dumps(content), tokenizer.manifest)
+
+
+def test_training_twice_gives_the_same_tokenizer(
+    trained: RunTokenizer, inbox: Store, tmp_path: Path
+) -> None:
+    store = open_store(tmp_path)
+    again = train_tokenizer(store, inbox, "en", 1000, SETTINGS)
+    assert again == trained
+    assert (again.vocabulary, again.token_bytes) == (1000, 2)
+    assert load_tokenizer(store) == again
+    assert train_tokenizer(store, inbox, "en", 1000, SETTINGS) == again
+    with pytest.raises(InputError, match="another tokenizer"):
+        train_tokenizer(store, inbox, "en", 2000, SETTINGS)
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused(inbox: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="257"):
+        train_tokenizer(open_store(tmp_path), inbox, "en", 256, SETTINGS)
+
+
+def test_both_engines_give_the_same_ids(trained: RunTokenizer) -> None:
+    slow, fast = TokenizersEncoder(trained), TiktokenEncoder(trained)
+    for text, expected, found in zip(TEXTS, slow.encode(TEXTS), fast.encode(TEXTS), strict=True):
+        np.testing.assert_array_equal(found, expected, err_msg=text[:40])
+    assert choose_engine(trained, TEXTS) == "tiktoken"
+
+
+@pytest.mark.parametrize("engine", [TokenizersEncoder, TiktokenEncoder])
+def test_a_spelled_out_special_token_stays_text(trained: RunTokenizer, engine: Any) -> None:
+    (ids,) = engine(trained).encode([LITERAL])
+    assert trained.end_of_document not in ids
+    assert trained.build().decode(ids.tolist()) == LITERAL
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\t", "\r\n", " \n", "\u2003", "\v"])
+def test_long_runs_of_white_space_are_encoded(trained: RunTokenizer, space: str) -> None:
+    text = "a" + space * 200_000 + "b"
+    (fast,) = TiktokenEncoder(trained).encode([text])
+    (slow,) = TokenizersEncoder(trained).encode([text])
+    np.testing.assert_array_equal(fast, slow)
+
+
+def test_a_tokenizer_that_tiktoken_cannot_express_keeps_its_own_engine(
+    trained: RunTokenizer,
+) -> None:
+    spaced = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}
+    spaced["trim_offsets"] = True
+    for changes in ({"normalizer": {"type": "NFC"}}, {"pre_tokenizer": spaced}):
+        assert choose_engine(altered(trained, **changes), TEXTS) == "tokenizers"
+
+
+def test_a_tokenizer_whose_ids_differ_on_the_sample_keeps_its_own_engine(
+    trained: RunTokenizer,
+) -> None:
+    model = json.loads(trained.json)["model"]
+    model["merges"] = [["t", "h"], ["h", "e"], ["t", "he"]]
+    # "the" is ["th", "e"] here: no merge joins those two. tiktoken joins whatever makes "the".
+    assert choose_engine(altered(trained, model=model), ["the"]) == "tokenizers"
+
+
+def test_a_split_by_regular_expression_uses_tiktoken_too(trained: RunTokenizer) -> None:
+    pattern = r"\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    sequence = [{**split, "invert": False}, {**bytes_, "trim_offsets": True}]
+    changed = altered(trained, pre_tokenizer={"type": "Sequence", "pretokenizers": sequence})
+    assert choose_engine(changed, TEXTS) == "tiktoken"
+
+
+def test_truncation_and_padding_of_an_imported_tokenizer_are_off(trained: RunTokenizer) -> None:
+    truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (expected,) = TokenizersEncoder(trained).encode([LITERAL])
+    (ids,) = TokenizersEncoder(altered(trained, truncation=truncation)).encode([LITERAL])
+    np.testing.assert_array_equal(ids, expected)
+
+
+def test_importing_a_folder_takes_its_end_of_document(
+    trained: RunTokenizer, tmp_path: Path
+) -> None:
+    content = json.loads(trained.json)
+    entry = {**content["added_tokens"][0], "id": 1000, "content": "<stop>"}
+    content["added_tokens"].append(entry)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({"eos_token": {"content": "<stop>"}}))
+    store = open_store(tmp_path / "store")
+    imported = import_tokenizer(store, folder)
+    assert (imported.end_of_document, imported.vocabulary) == (1000, 1001)
+    assert import_tokenizer(store, folder / "tokenizer.json") == load_tokenizer(store) == imported
+    config.unlink()
+    other = open_store(tmp_path / "other")
+    assert import_tokenizer(other, folder).end_of_document == trained.end_of_document
+
+
+def test_importing_another_tokenizer_than_the_runs_is_refused(
+    trained: RunTokenizer, tmp_path: Path
+) -> None:
+    store = open_store(tmp_path / "store")
+    (tmp_path / "a.json").write_text(trained.json)
+    (tmp_path / "b.json").write_text(altered(trained, normalizer={"type": "NFC"}).json)
+    import_tokenizer(store, tmp_path / "a.json")
+    with pytest.raises(InputError, match="another tokenizer"):
+        import_tokenizer(store, tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"model": {"type": "none"}}'])
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    store = open_store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        import_tokenizer(store, tmp_path)
+    assert store.list("") == []
+
+
+def test_a_tokenizer_without_an_end_of_document_is_refused(
+    trained: RunTokenizer, tmp_path: Path
+) -> None:
+    content = trained.json.replace("<|endoftext|>", "<unnamed>")
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match="end-of-document"):
+        import_tokenizer(open_store(tmp_path / "store"), tmp_path)
+
+
+def test_an_altered_tokenizer_is_noticed(inbox: Store, tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    with pytest.raises(InputError, match="no tokenizer"):
+        load_tokenizer(store)
+    tokenizer = train_tokenizer(store, inbox, "en", 500, SETTINGS)
+    store.write("tokenizer/tokenizer.json", tokenizer.json.replace('"the"', '"eht"').encode())
+    with pytest.raises(InputError, match="manifest"):
+        load_tokenizer(store)

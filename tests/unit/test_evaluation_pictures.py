@@ -1,0 +1,82 @@
+"""Pictures: real PNGs of the promised width, the same bytes for the same run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from matplotlib.image import imread
+
+from perennial.evaluation import HeldoutLoss, LossMatrix
+from perennial.evaluation.pictures import (
+    RatePoint,
+    StageTokens,
+    Trial,
+    learning_rate,
+    loss_heat_map,
+    loss_lines,
+    pareto,
+    tokens_by_source,
+)
+
+
+def _loss(corpus: str, nats: float, stderr: float | None = 0.02) -> HeldoutLoss:
+    return HeldoutLoss(corpus, nats, nats / 2, 100, 1000, 4000, stderr)
+
+
+MATRIX = LossMatrix(
+    stages=(
+        ("00-english", {"english": _loss("english", 4.9)}),
+        ("01-french", {"english": _loss("english", 5.0), "french": _loss("french", 3.2, None)}),
+    ),
+    releases=(("v1", {"english": _loss("english", 4.8), "french": _loss("french", 3.1)}),),
+)
+MANY = LossMatrix(
+    tuple(
+        (f"{i:02d}-c{i}", {f"c{j}": _loss(f"c{j}", 3.0 + abs(i - j)) for j in range(9)})
+        for i in range(9)
+    )
+)
+TRUNK = [
+    RatePoint(
+        step,
+        min(step + 1, 5) * 1e-3,
+        "warmup" if step < 5 else "constant",
+        "00-english" if step < 20 else "01-french",
+    )
+    for step in range(40)
+]
+BRANCH = {"v1": [(40 + i, 5e-3 * 0.5**i) for i in range(6)]}
+TOKENS = [StageTokens("00-english", 9000, {}), StageTokens("01-french", 3000, {"english": 1000})]
+TRIALS = [Trial("a", 3.0, 0.5), Trial("b", 3.2, 0.1), Trial("c", 3.3, 0.4)]
+
+PICTURES: dict[str, Callable[[], bytes]] = {
+    "heat map": lambda: loss_heat_map(MATRIX),
+    "heat map of many": lambda: loss_heat_map(MANY),
+    "lines": lambda: loss_lines(MATRIX),
+    "lines of many": lambda: loss_lines(MANY),
+    "learning rate": lambda: learning_rate(TRUNK, BRANCH),
+    "learning rate without release": lambda: learning_rate(TRUNK),
+    "tokens": lambda: tokens_by_source(TOKENS),
+    "pareto": lambda: pareto(TRIALS),
+    "pareto of one": lambda: pareto(TRIALS[:1]),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_a_png_900_pixels_wide_and_the_same_every_time(name: str) -> None:
+    png = PICTURES[name]()
+    pixels = imread(io.BytesIO(png))
+    height, width = pixels.shape[:2]
+    assert width == 900
+    assert 300 <= height <= 900
+    assert pixels[..., :3].std() > 0.01
+    assert PICTURES[name]() == png
+
+
+def test_pictures_show_what_they_are_given() -> None:
+    assert loss_heat_map(MATRIX) != loss_heat_map(LossMatrix(MATRIX.stages))
+    assert learning_rate(TRUNK, BRANCH) != learning_rate(TRUNK)
+    assert tokens_by_source(TOKENS) != tokens_by_source(TOKENS[:1] * 2)
+    assert pareto(TRIALS) != pareto([*TRIALS[:2], Trial("c", 2.9, 0.05)])

@@ -1,0 +1,111 @@
+"""Items from held-out documents, local task folders, and reading lm-eval's results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perennial.errors import InputError
+from perennial.evaluation import TaskScore
+from perennial.evaluation.documents import continuation_items, prompts, spread
+from perennial.evaluation.tasks import LocalTask, read_task, scores
+
+
+def text(name: str, words: int = 40) -> str:
+    return " ".join(f"{name}{i}" for i in range(words))
+
+
+def test_an_item_asks_for_the_words_that_follow_the_opening() -> None:
+    items = continuation_items([text(name) for name in "abcdefgh"], seed=0)
+    assert len(items) == 8
+    for name, item in zip("abcdefgh", items, strict=True):
+        assert item["opening"] == text(name, 24)
+        assert item["choices"][item["answer"]] == text(name, 36).removeprefix(text(name, 24) + " ")
+        assert len(set(item["choices"])) == 4
+        others = [c for i, c in enumerate(item["choices"]) if i != item["answer"]]
+        assert all(choice.split()[0].endswith("24") for choice in others)
+
+
+def test_items_depend_on_the_seed_alone_and_answers_stand_in_every_place() -> None:
+    texts = [text(f"w{i}x") for i in range(60)]
+    items = continuation_items(texts, seed=3)
+    assert continuation_items(texts, seed=3) == items
+    assert continuation_items(texts, seed=4) != items
+    assert {item["answer"] for item in items} == {0, 1, 2, 3}
+
+
+def test_short_documents_give_no_item_and_too_few_give_none() -> None:
+    long = [text(name) for name in "abcd"]
+    assert len(continuation_items([*long, text("e", 35)], seed=0)) == 4
+    assert continuation_items(long[:3], seed=0) == []
+
+
+def test_prompts_are_first_words_of_documents_far_apart() -> None:
+    texts = [text(name) for name in "abcdefgh"] + [" "]
+    assert prompts(texts, 2) == [text("a", 6), text("e", 6)]
+
+
+@pytest.mark.parametrize(("total", "limit"), [(0, 5), (5, 9), (10, 3), (100, 100)])
+def test_a_spread_is_within_the_limit_ordered_and_without_repeats(total: int, limit: int) -> None:
+    chosen = spread(total, limit)
+    assert len(chosen) == min(total, limit)
+    assert chosen == sorted(set(chosen))
+    assert all(0 <= i < total for i in chosen)
+
+
+def test_a_name_is_an_lm_eval_task_and_a_folder_is_a_local_one(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("task: mine_${corpus}")
+    assert read_task("hellaswag") == "hellaswag"
+    local = read_task(str(tmp_path))
+    assert isinstance(local, LocalTask)
+    assert local.per_corpus
+
+
+def test_the_words_are_filled_in_and_other_dollars_are_left_alone(tmp_path: Path) -> None:
+    yaml = b"task: t_${corpus}\nfile: ${folder}/x ${continuations}\nregex: ($[0-9]+) ${other}"
+    local = LocalTask("mine", {"a/task.yaml": yaml, "data.jsonl": b"${corpus}"})
+    local.write(tmp_path, {"${corpus}": "french", "${folder}": "/f", "${continuations}": "/c"})
+    written = (tmp_path / "a" / "task.yaml").read_text()
+    assert written == "task: t_french\nfile: /f/x /c\nregex: ($[0-9]+) ${other}"
+    assert (tmp_path / "data.jsonl").read_text() == "${corpus}"
+
+
+def test_a_local_task_without_a_corpus_runs_once() -> None:
+    assert not LocalTask("mine", {"t.yaml": b"task: t", "x.py": b"# ${corpus}"}).per_corpus
+
+
+@pytest.mark.parametrize("task", ["no/such/folder", "missing.yaml"])
+def test_a_missing_folder_is_refused(task: str) -> None:
+    with pytest.raises(InputError, match="there is no such folder"):
+        read_task(task)
+
+
+def test_a_folder_without_a_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no \.yaml file"):
+        read_task(str(tmp_path))
+
+
+def test_scores_carry_standard_error_version_and_sample_count() -> None:
+    results = {
+        "results": {
+            "hellaswag": {
+                "name": "hellaswag",
+                "alias": "hellaswag",
+                "sample_len": 40,
+                "acc,none": 0.25,
+                "acc_stderr,none": 0.07,
+            },
+            "nq_open": {
+                "alias": "nq_open",
+                "sample_len": 7,
+                "exact_match,remove_whitespace": 0.5,
+                "exact_match_stderr,remove_whitespace": "N/A",
+            },
+        },
+        "versions": {"hellaswag": 1.0, "nq_open": 4.0},
+    }
+    assert scores(results) == [
+        TaskScore("hellaswag", "acc", 0.25, 0.07, "1.0", 40),
+        TaskScore("nq_open", "exact_match,remove_whitespace", 0.5, None, "4.0", 7),
+    ]

@@ -1,0 +1,136 @@
+"""A matrix worked by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perennial.evaluation import HeldoutLoss, LossMatrix, corpus_of, pareto_front
+
+
+def row(**losses: float) -> dict[str, HeldoutLoss]:
+    return {
+        corpus: HeldoutLoss(corpus, nats, nats / 2, 10, 1000, 4000, 0.01)
+        for corpus, nats in losses.items()
+    }
+
+
+FULL = LossMatrix(
+    stages=(
+        ("00-english", row(english=4.0, french=9.0, spanish=8.0)),
+        ("01-french", row(english=4.5, french=3.0, spanish=7.0)),
+        ("02-spanish", row(english=4.25, french=3.5, spanish=2.0)),
+    ),
+    releases=(("v1", row(english=4.1, french=3.2, spanish=1.8)),),
+)
+LOWER = LossMatrix(
+    stages=(
+        ("00-english", row(english=4.0)),
+        ("01-french", row(english=4.5, french=3.0)),
+    )
+)
+
+
+def test_a_stages_corpus_is_in_its_name() -> None:
+    assert corpus_of("07-common-crawl.2") == "common-crawl.2"
+
+
+def test_adaptation_is_the_diagonal() -> None:
+    assert [FULL.adaptation(i) for i in range(3)] == [4.0, 3.0, 2.0]
+
+
+def test_forgetting_is_the_rise_since_a_corpus_own_stage() -> None:
+    assert FULL.forgetting(0) == {}
+    assert FULL.forgetting(1) == {"english": 0.5}
+    assert FULL.forgetting(2) == {"english": 0.25, "french": 0.5}
+
+
+def test_averages_count_each_trained_corpus_once() -> None:
+    assert [FULL.average_loss(i) for i in range(3)] == [4.0, 3.75, 3.25]
+    assert [FULL.average_forgetting(i) for i in range(3)] == [None, 0.5, 0.375]
+
+
+def test_backward_transfer_is_what_later_stages_gave_to_earlier_corpora() -> None:
+    assert FULL.backward_transfer() == -0.375
+
+
+def test_forward_transfer_compares_with_a_model_that_knows_nothing() -> None:
+    # French after stage 0 is 9.0, Spanish after stage 1 is 7.0; an untrained model gives 8.5.
+    assert FULL.forward_transfer(8.5) == ((8.5 - 9.0) + (8.5 - 7.0)) / 2
+
+
+def test_what_was_not_measured_is_unknown_and_never_zero() -> None:
+    gap = LossMatrix((("00-english", row()), ("01-french", row(english=4.5, french=3.0))))
+    assert gap.adaptation(0) is None
+    assert gap.forgetting(1) == {"english": None}
+    assert gap.average_forgetting(1) is None
+    assert gap.average_loss(1) == 3.75
+    assert LOWER.forward_transfer(8.5) is None
+
+
+def test_a_mean_over_fewer_corpora_is_not_given() -> None:
+    part = LossMatrix((*FULL.stages[:2], ("02-spanish", row(french=3.5, spanish=2.0))))
+    assert part.forgetting(2) == {"english": None, "french": 0.5}
+    assert part.average_loss(2) is None
+    assert part.average_forgetting(2) is None
+
+
+def test_a_single_stage_has_neither_forgetting_nor_transfer() -> None:
+    first = LossMatrix(LOWER.stages[:1])
+    assert first.backward_transfer() is None
+    assert first.forward_transfer(8.5) is None
+
+
+def test_columns_are_the_stages_corpora_and_then_what_else_was_measured() -> None:
+    matrix = LossMatrix((("00-english", row(other=1.0, english=2.0)), ("01-french", row())))
+    assert matrix.corpora == ("english", "french", "other")
+
+
+def test_the_plain_form_is_json_and_says_trunk_or_release() -> None:
+    plain = json.loads(json.dumps(FULL.to_dict(), allow_nan=False))
+    assert plain["corpora"] == ["english", "french", "spanish"]
+    assert plain["stages"][1]["losses"]["english"]["nats_per_token"] == 4.5
+    assert plain["stages"][2]["forgetting"] == {"english": 0.25, "french": 0.5}
+    assert plain["releases"][0]["release"] == "v1"
+    assert plain["backward_transfer"] == -0.375
+
+
+def test_csv_has_one_line_for_each_cell() -> None:
+    lines = list(csv.DictReader(io.StringIO(FULL.to_csv())))
+    assert len(lines) == 12
+    assert [line["kind"] for line in lines] == ["stage"] * 9 + ["release"] * 3
+    assert lines[3] == {
+        "kind": "stage",
+        "name": "01-french",
+        "corpus": "english",
+        "nats_per_token": "4.5",
+        "bits_per_byte": "2.25",
+        "documents": "10",
+        "tokens": "1000",
+        "bytes": "4000",
+        "stderr_nats_per_token": "0.01",
+    }
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    assert pareto_front([(3.0, 1.0), (2.0, 2.0), (3.0, 2.0), (1.0, 3.0)]) == [3, 1, 0]
+    assert pareto_front([(1.0, 1.0), (1.0, 1.0)]) == [0, 1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
+def test_a_point_is_on_the_front_unless_another_beats_it(points: list[tuple[int, int]]) -> None:
+    front = pareto_front([(float(x), float(y)) for x, y in points])
+    for i, p in enumerate(points):
+        beaten = any(q[0] <= p[0] and q[1] <= p[1] and (q[0] < p[0] or q[1] < p[1]) for q in points)
+        assert (i in front) is not beaten
+
+
+def test_an_empty_mean_is_none_not_an_error() -> None:
+    assert LossMatrix((("00-english", row()),)).average_loss(0) is None
+    with pytest.raises(IndexError):
+        FULL.adaptation(3)
