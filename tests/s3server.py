@@ -255,10 +255,16 @@ def _has_ceph() -> bool:
     return all(map(shutil.which, _CEPH_PROGRAMS))
 
 
+_MOCKED = f"S3 server: mock (moto); the real one needs {', '.join(_CEPH_PROGRAMS)} on the PATH"
+
+
 def pytest_report_header() -> str:
-    if _has_ceph():
-        return "S3 server: Ceph RADOS gateway"
-    return f"S3 server: mock (moto); a real one needs {', '.join(_CEPH_PROGRAMS)} on the PATH"
+    return "S3 server: Ceph RADOS gateway" if _has_ceph() else _MOCKED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _has_ceph():
+        terminalreporter.write_line(_MOCKED)  # -q hides the header
 
 
 @pytest.fixture(scope="session")

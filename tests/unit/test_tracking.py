@@ -88,6 +88,13 @@ def test_a_child_that_is_asked_for_twice_is_the_same_run() -> None:
     assert pending(box) is pending(box)
 
 
+def test_an_empty_run_id_is_one_that_was_never_known() -> None:
+    tracker = open_tracker("http://127.0.0.1:9", "perennial", "quick")
+    run = tracker.child("00-english", run_id="")
+    assert run.wait_id(timeout_seconds=0) is None
+    tracker.close(0)
+
+
 def test_values_over_the_bound_count_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "KEPT_POINTS", 5)
     box = Outbox()

@@ -114,8 +114,9 @@ class Tracker:
     ) -> Run:
         """The run of one stage, release or trial, under the lineage's.
 
-        It is the run with the id `run_id`, else the one that the lineage has under `name`, else a
-        new one. Parameters keep the values of their first logging; secrets are hidden.
+        It is the run with the id `run_id` (None or "" while it was never known), else the one that
+        the lineage has under `name`, else a new one. Parameters keep the values of their first
+        logging; secrets are hidden.
         Raises InputError for a name that cannot be looked up.
         """
         _check(_CHILD, "run name", name)
@@ -148,7 +149,7 @@ class Tracker:
         shown = {**hide_values(tags), LINEAGE_TAG: self._lineage}
         # A name that MLflow refuses would keep the whole run out of it.
         known = {_NOT_IN_KEY.sub("_", field): text for field, text in hide_values(params).items()}
-        pending = Pending(key, name, run_id, known, shown)
+        pending = Pending(key, name, run_id or None, known, shown)
         return Run(self._outbox, self._outbox.add(pending))
 
 

@@ -1,0 +1,136 @@
+"""The house: what may import what, and what must not exist."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "platform" / "perennial"
+
+FLOORS = {
+    "errors": 0,
+    "schedules": 1,
+    "spec": 1,
+    "store": 1,
+    "corpora": 2,
+    "mixture": 2,
+    "tracking": 2,
+    "training": 3,
+    "evaluation": 3,
+    "stages": 4,
+    "tuning": 4,
+    "cli": 5,
+}
+# Library -> the rooms (or modules) that may import it.
+ROOMS = {
+    "ray.train": {"training"},
+    "deepspeed": {"training"},
+    "ray.tune": {"tuning"},
+    "ray.data": {"corpora", "mixture.stream"},
+    "mlflow": {"tracking"},
+    "lm_eval": {"evaluation"},
+    "s3fs": {"store"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+}
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), path
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_platform_is_a_source_root_and_no_package() -> None:
+    assert not (ROOT / "platform" / "__init__.py").exists(), (
+        "platform/__init__.py shadows the standard library's platform module"
+    )
+
+
+def test_a_floor_imports_only_floors_below_it() -> None:
+    wrong = []
+    for name, path in _modules():
+        room = name.split(".")[0]
+        if room not in FLOORS:
+            continue
+        for imported in _imports(path):
+            parts = imported.split(".")
+            if parts[0] != "perennial" or len(parts) < 2 or parts[1] not in FLOORS:
+                continue
+            other = parts[1]
+            below = FLOORS[other] < FLOORS[room]
+            if other != room and not below:
+                wrong.append(f"{name} imports {imported}")
+    assert not wrong
+
+
+def test_every_room_is_on_a_floor() -> None:
+    rooms = {name.split(".")[0] for name, _ in _modules()} - {"", "__init__"}
+    assert rooms == set(FLOORS)
+
+
+@pytest.mark.parametrize("library", sorted(ROOMS))
+def test_each_outside_library_is_imported_in_its_rooms_only(library: str) -> None:
+    users = {
+        name
+        for name, path in _modules()
+        for imported in _imports(path)
+        if imported == library or imported.startswith(library + ".")
+    }
+    strangers = {
+        name
+        for name in users
+        if not any(name == room or name.startswith(room + ".") for room in ROOMS[library])
+    }
+    assert users, f"nothing imports {library}"
+    assert not strangers
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from perennial.cli.app import app\n"
+        "assert CliRunner().invoke(app, ['run', '--help']).exit_code == 0\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'transformers', 'deepspeed', 'pyarrow', 'lm_eval'}\n"
+        "loaded = heavy & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_functions_and_files_stay_small() -> None:
+    """One thing a file, one thing a function: a ceiling, not a goal."""
+    large = []
+    for name, path in _modules():
+        text = path.read_text()
+        if text.count("\n") > 400:
+            large.append(f"{name}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                length = node.end_lineno - node.lineno + 1
+                if length > 60:
+                    large.append(f"{name}.{node.name}: {length} lines")
+    assert not large

@@ -1,0 +1,134 @@
+"""The run file: amounts, overrides, and one line for every mistake."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from perennial.errors import InputError
+from perennial.spec import load_run, parse_amount
+from tests.tiny import tiny_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "unit"),
+    [
+        ("2%", Fraction(2), "percent"),
+        ("0.5 %", Fraction(1, 2), "percent"),
+        ("500 steps", Fraction(500), "steps"),
+        ("1 step", Fraction(1), "steps"),
+        ("4M tokens", Fraction(4_000_000), "tokens"),
+        ("1.5B tokens", Fraction(1_500_000_000), "tokens"),
+        ("10_000 tokens", Fraction(10_000), "tokens"),
+    ],
+)
+def test_an_amount_says_its_unit(text: str, number: Fraction, unit: str) -> None:
+    amount = parse_amount(text)
+    assert (amount.number, amount.unit, str(amount)) == (number, unit, text)
+
+
+@pytest.mark.parametrize("text", ["500", 500, "4M", "4 sequences", "-1 steps", "4M %", "", None])
+def test_an_amount_without_its_unit_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match=r"amount|percentage"):
+        parse_amount(text)
+
+
+def test_an_amount_in_steps_is_rounded_down() -> None:
+    assert parse_amount("50%").steps(total_steps=7, tokens_per_step=10) == 3
+    assert parse_amount("99 tokens").steps(total_steps=7, tokens_per_step=10) == 9
+    assert parse_amount("12 steps").steps(total_steps=7, tokens_per_step=10) == 12
+
+
+def test_every_committed_run_file_loads() -> None:
+    files = sorted((ROOT / "pipelines").glob("*.yaml"))
+    assert files
+    for path in files:
+        load_run(path)
+
+
+def test_overrides_replace_fields(tmp_path: Path) -> None:
+    path = _write(tmp_path, tiny_run(tmp_path))
+    spec = load_run(path, ["replay.share=0.5", "stages.corpora.b.budget=3 steps"])
+    assert spec.replay.share == 0.5
+    assert str(spec.budget("b")) == "3 steps"
+    assert spec.budget("a") == spec.stages.budget
+
+
+def test_the_resolved_spec_loads_to_itself(tmp_path: Path) -> None:
+    spec = load_run(_write(tmp_path, tiny_run(tmp_path)))
+    again = load_run(_write(tmp_path, spec.model_dump(mode="json")))
+    assert again == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"replay": {"shares": 0.1}}, "replay.shares: there is no such key; did you mean share?"),
+        ({"replai": {}}, "replai: there is no such key; did you mean replay?"),
+        ({"replay": {"share": 1.5}}, "replay.share: 1.5 is refused"),
+        ({"replay": {"share": -0.1}}, "replay.share: -0.1 is refused"),
+        ({"replay": {"share": "lots"}}, "replay.share: 'lots' is refused"),
+        ({"schedule": {"eta_min": 0}}, "schedule.eta_min: 0 is refused"),
+        ({"schedule": {"eta_max": 1e-5}}, "eta_min <= eta_const <= eta_max"),
+        ({"schedule": {"warmup": "50%"}}, "overlap"),
+        ({"schedule": {"warmup": "50"}}, "schedule.warmup: '50' is not an amount"),
+        ({"training": {"global_batch": 10}}, "use a multiple of 8"),
+        ({"training": {"workers": "two"}}, "training.workers: 'two' is refused"),
+        ({"training": {"zero_stage": 7}}, "training.zero_stage: 7 is refused"),
+        ({"tokenizer": {"path": "x"}}, "exactly one of vocabulary and path"),
+        ({"name": "../up"}, "name: '../up' is refused"),
+        ({"model": {"architecture": None}}, "model.architecture"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_field_problem_and_remedy(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    document = tiny_run(tmp_path)
+    for section, value in change.items():
+        document[section] = (
+            document.get(section, {}) | value if isinstance(value, dict) else value
+        )
+    path = _write(tmp_path, document)
+    with pytest.raises(InputError) as caught:
+        load_run(path)
+    assert told in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_a_missing_section_says_what_to_give(tmp_path: Path) -> None:
+    document = tiny_run(tmp_path)
+    del document["schedule"]["eta_max"]
+    with pytest.raises(InputError, match=r"schedule\.eta_max: is missing; give peak learning rate"):
+        load_run(_write(tmp_path, document))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("a: [", "line"), ("- 1\n", "not a mapping"), ("\xff", "cannot be read")],
+)
+def test_a_file_that_is_no_run_file_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=told):
+        load_run(path)
+
+
+@pytest.mark.parametrize("override", ["replay.share", "=1", "name.deeper=1"])
+def test_an_override_that_is_none_is_refused(tmp_path: Path, override: str) -> None:
+    path = _write(tmp_path, tiny_run(tmp_path))
+    with pytest.raises(InputError, match="command line"):
+        load_run(path, [override])
+
+
+def _write(folder: Path, document: dict[str, Any]) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
