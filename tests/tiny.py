@@ -8,14 +8,16 @@ from typing import Any
 
 import yaml
 
+SEQUENCE_LENGTH = 64
+
 
 def tiny_run(folder: Path, store: str | None = None) -> dict[str, Any]:
-    """A run file's document: one layer of 32, sequences of 32 tokens, batches of 8."""
+    """A run file's document: one layer of 32, sequences of 64 tokens, batches of 8."""
     return {
         "name": "tiny",
         "store": store or str(folder / "store"),
         "seed": 3,
-        "corpora": {"sequence_length": 32, "holdout": 0.1},
+        "corpora": {"sequence_length": SEQUENCE_LENGTH, "holdout": 0.1},
         "tokenizer": {"vocabulary": 300},
         "model": {
             "architecture": "gpt_neox",

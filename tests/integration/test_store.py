@@ -180,8 +180,9 @@ def test_I8_download_replaces_and_upload_of_nothing_fails(store: Store, tmp_path
     store.write("a", b"new")
     store.download("a", copy)
     assert copy.read_bytes() == b"new"
-    with pytest.raises(FileNotFoundError):
-        store.upload(tmp_path / "absent", "b")
+    for nothing in (tmp_path / "absent", tmp_path):
+        with pytest.raises(FileNotFoundError):
+            store.upload(nothing, "b")
     assert keys(store) == ["a"]
 
 

@@ -91,9 +91,7 @@ def test_a_mistake_is_one_line_with_file_field_problem_and_remedy(
 ) -> None:
     document = tiny_run(tmp_path)
     for section, value in change.items():
-        document[section] = (
-            document.get(section, {}) | value if isinstance(value, dict) else value
-        )
+        document[section] = document.get(section, {}) | value if isinstance(value, dict) else value
     path = _write(tmp_path, document)
     with pytest.raises(InputError) as caught:
         load_run(path)

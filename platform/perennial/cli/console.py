@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from perennial.evaluation import LossMatrix
+    from perennial.evaluation import HeldoutLoss, LossMatrix
     from perennial.stages.machine import RunState
     from perennial.training.job import Job
     from perennial.training.trainer import Progress
@@ -102,33 +102,36 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def print_matrix(told: LossMatrix) -> None:
-    """The stage x corpus matrix: nats per token, bits per byte below it."""
+    """The stage x corpus matrix, and what each stage gained and lost."""
     table = Table(title="held-out loss, nats per token (bits per byte)", title_justify="left")
     table.add_column("after")
     for corpus in told.corpora:
         table.add_column(corpus, justify="right")
-    for column in ("adaptation", "forgetting"):
-        table.add_column(column, justify="right")
-    for index, (name, losses) in enumerate(told.stages):
-        cells = [_cell(losses.get(corpus)) for corpus in told.corpora]
-        forgot = [
-            f"{corpus} {lost:+.3f}" for corpus, lost in told.forgetting(index).items()
-            if lost is not None
-        ]  # fmt: skip
-        adaptation = told.adaptation(index)
-        table.add_row(
-            name,
-            *cells,
-            "" if adaptation is None else f"{adaptation:.3f}",
-            "\n".join(forgot) or "-",
-        )
+    for name, losses in told.stages:
+        table.add_row(name, *(_cell(losses.get(corpus)) for corpus in told.corpora))
     for name, losses in told.releases:
         cells = [_cell(losses.get(corpus)) for corpus in told.corpora]
-        table.add_row(f"release {name}", *cells, "", "", style="green")
+        table.add_row(f"release {name}", *cells, style="green")
+    out.print(table)
+    if len(told.stages) > 1:
+        _print_transfer(told)
+
+
+def _print_transfer(told: LossMatrix) -> None:
+    table = Table(title="gained and lost, nats per token", title_justify="left")
+    table.add_column("stage")
+    table.add_column("adaptation", justify="right")
+    table.add_column("forgetting")
+    for index, (name, _) in enumerate(told.stages):
+        adaptation = told.adaptation(index)
+        lost = told.forgetting(index).items()
+        forgotten = ", ".join(f"{corpus} {nats:+.3f}" for corpus, nats in lost if nats is not None)
+        shown = "-" if adaptation is None else f"{adaptation:.3f}"
+        table.add_row(name, shown, forgotten or "-")
     out.print(table)
 
 
-def _cell(loss: Any) -> str:
+def _cell(loss: HeldoutLoss | None) -> str:
     if loss is None:
         return "-"
     return f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.2f})"
@@ -137,11 +140,12 @@ def _cell(loss: Any) -> str:
 def print_tokens(told: dict[str, dict[str, Any]]) -> None:
     """Tokens by source of every stage."""
     table = Table(title="tokens by source", title_justify="left")
-    for column in ("stage", "new", "replayed"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    table.add_column("stage")
+    table.add_column("new", justify="right")
+    table.add_column("replayed")
     for stage, tokens in told.items():
         replayed = [f"{corpus} {count:,}" for corpus, count in tokens["replayed"].items()]
-        table.add_row(stage, f"{tokens['new']:,}", "\n".join(replayed) or "-")
+        table.add_row(stage, f"{tokens['new']:,}", ", ".join(replayed) or "-")
     out.print(table)
 
 

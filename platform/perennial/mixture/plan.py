@@ -87,7 +87,7 @@ class StageMix:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; the few integers that are a stage's whole data state."""
-        return asdict(self)
+        return asdict(self) | {"sources": [asdict(source) for source in self.sources]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StageMix:

@@ -9,7 +9,7 @@ from perennial import corpora
 from perennial.errors import InputError
 from perennial.stages import outcome
 from perennial.stages.events import Evaluated, Landed, Ready, Refused, Trained
-from perennial.stages.jobs import decide_stage, stage_job, stage_steps
+from perennial.stages.jobs import check_first_stage, decide_stage, stage_job, stage_steps
 from perennial.stages.ledger import now
 from perennial.stages.machine import Instruction, RunState, next_instruction
 from perennial.stages.training import train
@@ -69,10 +69,13 @@ def todo(work: Workspace) -> list[str]:
 
 def check_inbox(work: Workspace) -> None:
     """Refuse landed corpora that cannot become a stage, before anything is written."""
-    for name in _inbox(work):
+    names = _inbox(work)
+    for name in names:
         if name not in work.state.corpora:
             size = corpora.inspect(work.inbox, name).total_bytes
             check_size(work, name, size)
+    if names and not work.state.stages:
+        check_first_stage(work.spec, next(iter(work.state.corpora), names[0]))
 
 
 def check_size(work: Workspace, name: str, stored_bytes: int) -> None:

@@ -111,6 +111,7 @@ class Scored(_Record):
 
     kind: Literal["scored"] = "scored"
     release: str
+    tasks: list[str]
     scores: list[dict[str, Any]]
 
 

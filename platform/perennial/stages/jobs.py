@@ -17,7 +17,7 @@ from perennial.training.rates import stage_schedule
 
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
-    from perennial.spec import RunSpec
+    from perennial.spec import AmountValue, RunSpec
 
 _OF_THE_TRUNK = ("infinite", "constant")
 """Kinds of schedule that are made once and span every stage."""
@@ -62,6 +62,20 @@ def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
         )
     budget = spec.budget(corpus)
     steps = budget.steps(rows // batch, spec.tokens_per_step)
+    _check_budget(spec, budget, steps)
+    return steps
+
+
+def check_first_stage(spec: RunSpec, corpus: str) -> None:
+    """Refuse a schedule that cannot fit, where the first stage's length is known beforehand."""
+    budget = spec.budget(corpus)
+    if budget.unit != "percent":
+        steps = budget.steps(0, spec.tokens_per_step)
+        _check_budget(spec, budget, steps)
+        stage_schedule(spec.schedule, 0, steps, spec.tokens_per_step)
+
+
+def _check_budget(spec: RunSpec, budget: AmountValue, steps: int) -> None:
     if steps < 1:
         raise InputError(
             "run file",
@@ -69,7 +83,6 @@ def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
             f"{budget} is less than one step of {spec.tokens_per_step} tokens",
             "give at least one step",
         )
-    return steps
 
 
 def _schedule(
@@ -194,5 +207,5 @@ def layout(manifest: CorpusManifest) -> CorpusLayout:
     """Where a corpus's rows lie in the store."""
     return CorpusLayout(
         tuple(f"corpora/{manifest.name}/{shard.file}" for shard in manifest.shards),
-        tuple(shard.row_groups for shard in manifest.shards),
+        tuple(sum(shard.row_groups) for shard in manifest.shards),
     )

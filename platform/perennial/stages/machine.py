@@ -99,8 +99,9 @@ class RunState:
     #: held-out losses after each evaluated stage, by stage name and corpus
     losses: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     releases: list[Released] = field(default_factory=list)
-    #: lm-eval scores by release
+    #: lm-eval scores by release, and the tasks of the run file that gave them
     scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tasks: dict[str, list[str]] = field(default_factory=dict)
 
     def apply(self, event: Event) -> None:
         """Fold one event in. Raises InvalidTransition when it cannot follow."""
@@ -119,6 +120,7 @@ class RunState:
                 self.losses[event.stage] = event.losses | self.losses[event.stage]
             case Scored():
                 self.scores.setdefault(event.release, []).extend(event.scores)
+                self.tasks.setdefault(event.release, []).extend(event.tasks)
             case _:
                 self._apply_to_corpus(event)
 

@@ -58,7 +58,7 @@ def evaluate(work: Workspace) -> None:
     if not work.state.releases or not work.spec.evaluation.tasks:
         return
     latest = work.state.releases[-1]
-    scored = {score["task"] for score in work.state.scores.get(latest.name, [])}
+    scored = work.state.tasks.get(latest.name, [])
     tasks = tuple(t for t in work.spec.evaluation.tasks if t not in scored)
     if not tasks:
         return
@@ -74,7 +74,7 @@ def evaluate(work: Workspace) -> None:
     )
     answers = examine(work.store, latest.folder, questions)
     found = [asdict(score) for score in answers.tasks]
-    work.record(Scored(at=now(), release=latest.name, scores=found))
+    work.record(Scored(at=now(), release=latest.name, tasks=list(tasks), scores=found))
     run = work.tracker.child(f"release-{latest.name}")
     for score in found:
         if "value" in score:

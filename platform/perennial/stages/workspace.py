@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import corpora, tracking
 from perennial.errors import InputError
+from perennial.evaluation.tasks import read_task
 from perennial.spec import RunSpec
 from perennial.stages.cluster import check_fits, use_ray
 from perennial.stages.events import Event, Opened, TookOver
@@ -61,6 +62,8 @@ class Workspace:
             )
         self._check_pinned(self.ledger.read())
         _ = self.tracking_uri
+        for task in self.spec.evaluation.tasks:
+            read_task(task)
         self._check_model()
 
     def _check_pinned(self, state: RunState) -> None:

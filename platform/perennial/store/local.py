@@ -81,6 +81,8 @@ class LocalStore(Store):
             raise FileNotFoundError(errno.ENOENT, "no such object", str(path)) from None
 
     def upload(self, local: Path, key: str) -> None:
+        if not local.is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(local))
         with local.open("rb") as source, self.open(key, "wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
 

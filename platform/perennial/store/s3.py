@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import tempfile
 import uuid
@@ -104,6 +105,8 @@ class S3Store(Store):
 
     def upload(self, local: Path, key: str) -> None:
         path = self._path(key)
+        if not local.is_file():  # s3fs would pass over a folder in silence
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(local))
         with plain_errors(self._named(key)):
             self._fs.put_file(str(local), path)
 

@@ -1,0 +1,212 @@
+"""The main job, as a person runs it: corpora land one by one, everything is killed in between."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from perennial.stages.ledger import Ledger
+from perennial.store import Store, open_store
+from perennial.training import checkpoint
+from tests.command import perennial, perennial_json, start
+from tests.tiny import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
+
+STEPS = 60
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Two stages, a release and its evaluation, each verb a process of its own."""
+
+    folder: Path
+    run_file: Path
+    store: Store
+    after_first: Path
+    first_run: Any
+    release: Any
+    evaluation: Any
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    task = Path(__file__).parents[2] / "pipelines" / "tasks" / "continuation"
+    document = tiny_run(folder)
+    document["stages"]["budget"] = f"{STEPS} steps"
+    document["evaluation"] |= {"documents": 12, "tasks": [str(task)]}
+    return document
+
+
+@pytest.fixture(scope="module")
+def lineage(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
+    folder = tmp_path_factory.mktemp("lineage")
+    run_file = write_run(folder, _document(folder))
+    texts = write_texts(folder)
+    perennial("land", run_file, "help", texts["help"])
+    first_run = perennial_json("run", run_file)
+    after_first = folder / "after-first"
+    shutil.copytree(folder / "store", after_first)
+    perennial("land", run_file, "code", texts["code"])
+    perennial("watch", run_file, "--once")
+    release = perennial_json("release", run_file)
+    evaluation = perennial_json("evaluate", run_file)
+    store = open_store(folder / "store")
+    return Lineage(folder, run_file, store, after_first, first_run, release, evaluation)
+
+
+def test_each_corpus_that_landed_became_one_stage(lineage: Lineage) -> None:
+    state = Ledger(lineage.store).read()
+    state.validate()
+    assert [stage.name for stage in state.stages] == ["00-help", "01-code"]
+    assert [corpus.state for corpus in state.corpora.values()] == ["evaluated", "evaluated"]
+    assert lineage.first_run["trained"] == 1
+
+
+def test_i7_the_second_stage_stays_constant_and_replays_a_quarter(lineage: Lineage) -> None:
+    first, second = Ledger(lineage.store).read().stages
+    end = checkpoint.read_manifest(lineage.store, f"checkpoints/01-code/{2 * STEPS:08d}")
+    assert second.start == f"checkpoints/00-help/{STEPS:08d}"
+    assert second.schedule == first.schedule == end.schedule
+    assert (end.phase, end.eta) == ("constant", 1.65e-3)
+    counts = {source.corpus: source.sequences for source in second.mix.sources}
+    assert counts == {"code": 6 * STEPS, "help": 2 * STEPS}
+    assert end.tokens_seen == {
+        "help": (8 + 2) * STEPS * SEQUENCE_LENGTH,
+        "code": 6 * STEPS * SEQUENCE_LENGTH,
+    }
+
+
+def test_the_optimizer_is_reset_at_the_joint(lineage: Lineage) -> None:
+    step = STEPS + 5
+    manifest = checkpoint.read_manifest(lineage.store, f"checkpoints/01-code/{step:08d}")
+    assert manifest.optimizer_steps == 5
+
+
+def test_the_matrix_holds_every_stage_on_every_corpus(lineage: Lineage) -> None:
+    stages = lineage.evaluation["matrix"]["stages"]
+    assert [set(stage["losses"]) for stage in stages] == [{"help", "code"}] * 2
+    for stage in stages:
+        for loss in stage["losses"].values():
+            assert 0 < loss["nats_per_token"] < 6
+            assert loss["bits_per_byte"] > 0
+    forgetting = stages[1]["forgetting"]["help"]
+    after, before = (stage["losses"]["help"]["nats_per_token"] for stage in reversed(stages))
+    assert forgetting == pytest.approx(after - before)
+    assert stages[1]["adaptation"] < stages[0]["losses"]["code"]["nats_per_token"]
+
+
+def test_the_release_is_a_hugging_face_folder_with_its_lineage(lineage: Lineage) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(lineage.store.url) / lineage.release["folder"]
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ids = tokenizer("import this", return_tensors="pt").input_ids
+    assert model(ids).logits.shape[-1] == model.config.vocab_size
+    assert tokenizer.decode(ids[0]) == "import this"
+    assert tokenizer.eos_token == "<|endoftext|>"
+    card = (folder / "README.md").read_text()
+    assert "| 00-help | help |" in card
+    assert "| 01-code | code |" in card
+    assert {sample["corpus"] for sample in lineage.release["samples"]} == {"help", "code"}
+
+
+def test_i7_the_anneal_ends_at_eta_min_and_leaves_the_trunk_alone(lineage: Lineage) -> None:
+    branch = f"branches/{lineage.release['name']}/{2 * STEPS + 4:08d}"
+    manifest = checkpoint.read_manifest(lineage.store, branch)
+    assert (manifest.phase, manifest.eta) == ("anneal", 3e-4)
+    assert manifest.optimizer_steps == STEPS + 4
+    assert checkpoint.latest_step(lineage.store, "checkpoints/01-code") == 2 * STEPS
+
+
+def test_the_local_task_is_scored_with_its_standard_error(lineage: Lineage) -> None:
+    (scores,) = lineage.evaluation["scores"].values()
+    assert scores
+    for score in scores:
+        assert "reason" not in score
+        assert 0 <= score["value"] <= 1
+        assert score["stderr"] > 0
+
+
+def test_mlflow_has_one_run_a_stage_below_the_lineage(lineage: Lineage) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{lineage.store.url}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("perennial")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"tiny", "00-help", "01-code", f"release-{lineage.release['name']}"}
+    parent = runs.pop("tiny").info.run_id
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent}
+    stage = runs["01-code"]
+    losses = client.get_metric_history(stage.info.run_id, "train/loss")
+    assert [point.step for point in losses] == list(range(STEPS + 1, 2 * STEPS + 1))
+    assert stage.info.run_id == Ledger(lineage.store).read().stages[1].tracking_run
+    pictures = {file.path for file in client.list_artifacts(parent)}
+    assert {"matrix.png", "matrix.json", "learning-rate.png", "tokens.png"} <= pictures
+    scored = runs[f"release-{lineage.release['name']}"].data.metrics
+    assert any(name.startswith("tasks/") and name.endswith("_stderr") for name in scored)
+
+
+def test_running_again_does_nothing(lineage: Lineage) -> None:
+    before = [(entry.key, entry.etag) for entry in lineage.store.list("")]
+    again = perennial_json("run", lineage.run_file)
+    assert again["trained"] == 0
+    made = perennial_json("release", lineage.run_file)
+    assert made["name"] == lineage.release["name"]
+    after = [(entry.key, entry.etag) for entry in lineage.store.list("")]
+    assert after == before
+
+
+def test_status_tells_the_whole_story(lineage: Lineage) -> None:
+    told = perennial_json("status", lineage.run_file)
+    assert told["corpora"] == {"help": "evaluated", "code": "evaluated"}
+    assert told["trunk"] == {"stage": "01-code", "step": 2 * STEPS, "phase": "constant"}
+    assert told["tokens"]["01-code"]["replayed"] == {"help": 2 * STEPS * SEQUENCE_LENGTH}
+    assert told["next"] == []
+    assert "01-code" in perennial("status", lineage.run_file)
+
+
+def test_i9_killed_in_the_middle_of_a_stage_it_ends_with_the_same_weights(
+    lineage: Lineage, tmp_path: Path
+) -> None:
+    """kill -9 of the driver, Ray and every worker; then the same command again."""
+    shutil.copytree(lineage.after_first, tmp_path / "store")
+    run_file = write_run(tmp_path, _document(tmp_path))
+    perennial("land", run_file, "code", write_texts(tmp_path)["code"])
+    store = open_store(tmp_path / "store")
+
+    process = start("run", run_file)
+    while checkpoint.latest_step(store, "checkpoints/01-code") is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)  # polling a condition: the first checkpoint of the stage
+    _kill_all(process.pid)
+    process.communicate()
+
+    killed_at = checkpoint.latest_step(store, "checkpoints/01-code")
+    assert killed_at is not None
+    assert killed_at < 2 * STEPS
+    assert Ledger(store).read().corpora["code"].state == "training"
+
+    assert perennial_json("run", run_file)["trained"] == 1
+    end = f"checkpoints/01-code/{2 * STEPS:08d}"
+    undisturbed = checkpoint.read_manifest(lineage.store, end).files
+    resumed = checkpoint.read_manifest(store, end).files
+    weights = [name for name in undisturbed if name.endswith(".safetensors")]
+    assert len(weights) == 3
+    for name in weights:
+        assert resumed[name].sha256 == undisturbed[name].sha256
+    state = Ledger(store).read()
+    state.validate()
+    assert state.corpora["code"].story.count("started") == 1
+
+
+def _kill_all(pid: int) -> None:
+    """SIGKILL to a process and everything that it started, workers first seen to last."""
+    root = psutil.Process(pid)
+    for process in [root, *root.children(recursive=True)]:
+        process.kill()

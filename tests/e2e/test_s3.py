@@ -1,0 +1,36 @@
+"""The same run with its store, inbox and checkpoints in S3 (I8)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from perennial.stages.ledger import Ledger
+from perennial.store import open_store
+from perennial.training import checkpoint
+from tests.command import perennial, perennial_json
+from tests.s3server import S3Server
+from tests.tiny import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
+
+
+def test_i8_two_stages_train_in_a_bucket(s3_url: str, s3_server: S3Server, tmp_path: Path) -> None:
+    env = {**s3_server.environment(), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    run_file = write_run(tmp_path, tiny_run(tmp_path, store=s3_url))
+    for name, path in write_texts(tmp_path).items():
+        perennial("land", run_file, name, path, env=env)
+    done = perennial_json("run", run_file, env=env)
+    assert done["trained"] == 2
+    assert [set(stage["losses"]) for stage in done["matrix"]["stages"]][-1] == {"help", "code"}
+    store = open_store(s3_url)
+    Ledger(store).read().validate()
+    end = checkpoint.read_manifest(store, "checkpoints/01-code/00000024")
+    assert sum(end.tokens_seen.values()) == 24 * 8 * SEQUENCE_LENGTH
+    assert perennial_json("status", run_file, env=env)["next"] == []
+
+
+def test_a_store_in_s3_asks_for_an_mlflow_before_any_compute(
+    s3_url: str, s3_server: S3Server, tmp_path: Path
+) -> None:
+    run_file = write_run(tmp_path, tiny_run(tmp_path, store=s3_url))
+    line = perennial("run", run_file, env=s3_server.environment(), code=2)
+    assert "set tracking.uri or MLFLOW_TRACKING_URI" in line
+    assert open_store(s3_url).list("") == []

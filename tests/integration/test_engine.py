@@ -1,0 +1,110 @@
+"""The real DeepSpeed engine: its optimizer state outlives the number of workers that wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from perennial.spec.run import ModelSpec, TrainingSpec
+from tests.processes import run_on
+
+GLOBAL_BATCH = 4
+
+
+def _spec(zero_stage: int, precision: str) -> TrainingSpec:
+    return TrainingSpec.model_validate(
+        {
+            "global_batch": GLOBAL_BATCH,
+            "micro_batch": 1,
+            "zero_stage": zero_stage,
+            "precision": precision,
+        }
+    )
+
+
+def _train(folder: Path, zero_stage: int, precision: str, first: int, last: int) -> None:
+    """Steps first..last on every rank; from and to `folder`, with the whole state for comparing."""
+    import torch.distributed as dist
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    from perennial.training.engine import (
+        MOMENTS,
+        build_engine,
+        load_optimizer,
+        save_optimizer,
+        set_eta,
+    )
+    from perennial.training.model import model_config, random_model
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    model_spec = ModelSpec(architecture="gpt_neox", config=config | {"num_attention_heads": 2})
+    model = random_model(model_config(model_spec, 64, 0, 8), seed=1)
+    if first:
+        model.load_state_dict(load_file(folder / f"model-{first}.safetensors"))
+    engine = build_engine(model, _spec(zero_stage, precision), GLOBAL_BATCH, world)
+    if first:
+        load_optimizer(engine, folder / f"optimizer-{first}", steps=first)
+    for step in range(first, last):
+        batch = torch.randint(0, 64, (GLOBAL_BATCH, 8), generator=torch.manual_seed(step))
+        share = GLOBAL_BATCH // world
+        set_eta(engine, 1e-2)
+        for row in range(rank * share, (rank + 1) * share):
+            ids = batch[row : row + 1]
+            engine.backward(engine(input_ids=ids, labels=ids).loss)
+            engine.step()
+    (folder / f"optimizer-{last}").mkdir(exist_ok=True)
+    name = f"optimizer-{rank:02d}-of-{world:02d}.safetensors"
+    assert save_optimizer(engine, folder / f"optimizer-{last}" / name) == last
+    # DeepSpeed 0.19.8 links its own view of the moments after the first group's first step, when
+    # later groups have none yet; link it again, to compare with what DeepSpeed itself says.
+    engine.optimizer._hp_optimizer_states_linked = False
+    engine.optimizer._lazy_init_hp_params_optimizer_state()
+    whole = {}
+    for name, parameter in engine.module.named_parameters():
+        for moment in MOMENTS:
+            whole[f"{name}|{moment}"] = safe_get_full_optimizer_state(parameter, moment).clone()
+        whole[f"{name}|weight"] = safe_get_full_fp32_param(parameter).clone()
+    if rank == 0:
+        save_file(whole, folder / f"whole-{first}-{last}-{world}.safetensors")
+        weights = {k: v.contiguous().clone() for k, v in engine.module.state_dict().items()}
+        save_file(weights, folder / f"model-{last}.safetensors")
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(1, "fp32"), (2, "fp32"), (1, "bf16")])
+def test_i9_state_written_by_two_workers_is_read_by_one_and_by_two(
+    tmp_path: Path, zero_stage: int, precision: str
+) -> None:
+    run_on(2, _train, tmp_path, zero_stage, precision, 0, 3)
+    run_on(2, _train, tmp_path, zero_stage, precision, 3, 3)
+    run_on(1, _train, tmp_path, zero_stage, precision, 3, 3)
+    written = load_file(tmp_path / "whole-0-3-2.safetensors")
+    assert all(tensor.abs().sum() > 0 for tensor in written.values())
+    for world in (2, 1):
+        read = load_file(tmp_path / f"whole-3-3-{world}.safetensors")
+        assert set(read) == set(written)
+        for name, tensor in written.items():
+            assert torch.equal(tensor, read[name]), (world, name)
+
+
+def test_i9_training_goes_on_alike_on_another_world_size(tmp_path: Path) -> None:
+    """3 steps on two workers and 2 on one give the weights of 5 steps on one, to rounding."""
+    (tmp_path / "resized").mkdir()
+    (tmp_path / "straight").mkdir()
+    run_on(2, _train, tmp_path / "resized", 1, "fp32", 0, 3)
+    run_on(1, _train, tmp_path / "resized", 1, "fp32", 3, 5)
+    run_on(1, _train, tmp_path / "straight", 1, "fp32", 0, 5)
+    resized = load_file(tmp_path / "resized" / "model-5.safetensors")
+    straight = load_file(tmp_path / "straight" / "model-5.safetensors")
+    for name, tensor in straight.items():
+        torch.testing.assert_close(resized[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_missing_piece_of_the_optimizer_is_an_error(tmp_path: Path) -> None:
+    run_on(2, _train, tmp_path, 1, "fp32", 0, 1)
+    next((tmp_path / "optimizer-1").glob("optimizer-01-*")).unlink()
+    with pytest.raises(Exception, match="the checkpoint lacks"):
+        run_on(1, _train, tmp_path, 1, "fp32", 1, 1)

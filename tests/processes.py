@@ -1,0 +1,36 @@
+"""One function on several real processes that can talk to each other (gloo)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from torch.multiprocessing.spawn import spawn
+
+
+def run_on(world_size: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Call `function(*arguments)` on every rank; an exception on any rank fails the caller."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (world_size, port, function, arguments)
+    spawn(_rank, args=arguments, nprocs=world_size)  # type: ignore[no-untyped-call]
+
+
+def _rank(
+    rank: int, world_size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
+    try:
+        function(*arguments)
+        dist.barrier()  # nobody leaves while another still needs it
+    finally:
+        dist.destroy_process_group()
