@@ -15,6 +15,7 @@ quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, 
 	done
 	$(BIN)/perennial release $(RUN)
 	$(BIN)/perennial evaluate $(RUN)
+	$(BIN)/perennial status $(RUN)
 
 test: $(VENV)/installed-test test-services check  ## everything under 20 minutes
 	$(BIN)/python -m pytest -m "not long"

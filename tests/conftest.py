@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ("tests.s3server", "tests.raylocal")
+pytest_plugins = ("tests.s3server", "tests.raylocal", "tests.lineage")

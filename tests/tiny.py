@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-SEQUENCE_LENGTH = 64
+SEQUENCE_LENGTH = 128
 
 
 def tiny_run(folder: Path, store: str | None = None) -> dict[str, Any]:
-    """A run file's document: one layer of 32, sequences of 64 tokens, batches of 8."""
+    """A run file's document: one layer of 32, sequences of 128 tokens, batches of 8."""
     return {
         "name": "tiny",
         "store": store or str(folder / "store"),
@@ -63,7 +63,7 @@ def write_texts(folder: Path) -> dict[str, Path]:
     library = Path(json.__file__).parent.parent
     modules = sorted(library.glob("a*.py"))
     texts = {
-        "help": [text[:1500] for text in topics.values()],
+        "help": [text[:6000] for text in topics.values()],
         "code": [part for path in modules for part in path.read_text().split("\n\n\n")],
     }
     paths = {}

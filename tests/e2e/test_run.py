@@ -4,58 +4,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from perennial.stages.ledger import Ledger
-from perennial.store import Store, open_store
+from perennial.store import open_store
 from perennial.training import checkpoint
 from tests.command import perennial, perennial_json, start
-from tests.tiny import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
-
-STEPS = 60
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """Two stages, a release and its evaluation, each verb a process of its own."""
-
-    folder: Path
-    run_file: Path
-    store: Store
-    after_first: Path
-    first_run: Any
-    release: Any
-    evaluation: Any
-
-
-def _document(folder: Path) -> dict[str, Any]:
-    task = Path(__file__).parents[2] / "pipelines" / "tasks" / "continuation"
-    document = tiny_run(folder)
-    document["stages"]["budget"] = f"{STEPS} steps"
-    document["evaluation"] |= {"documents": 12, "tasks": [str(task)]}
-    return document
-
-
-@pytest.fixture(scope="module")
-def lineage(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
-    folder = tmp_path_factory.mktemp("lineage")
-    run_file = write_run(folder, _document(folder))
-    texts = write_texts(folder)
-    perennial("land", run_file, "help", texts["help"])
-    first_run = perennial_json("run", run_file)
-    after_first = folder / "after-first"
-    shutil.copytree(folder / "store", after_first)
-    perennial("land", run_file, "code", texts["code"])
-    perennial("watch", run_file, "--once")
-    release = perennial_json("release", run_file)
-    evaluation = perennial_json("evaluate", run_file)
-    store = open_store(folder / "store")
-    return Lineage(folder, run_file, store, after_first, first_run, release, evaluation)
+from tests.lineage import STEPS, Lineage, document
+from tests.tiny import SEQUENCE_LENGTH, write_run, write_texts
 
 
 def test_each_corpus_that_landed_became_one_stage(lineage: Lineage) -> None:
@@ -176,7 +135,7 @@ def test_i9_killed_in_the_middle_of_a_stage_it_ends_with_the_same_weights(
 ) -> None:
     """kill -9 of the driver, Ray and every worker; then the same command again."""
     shutil.copytree(lineage.after_first, tmp_path / "store")
-    run_file = write_run(tmp_path, _document(tmp_path))
+    run_file = write_run(tmp_path, document(tmp_path))
     perennial("land", run_file, "code", write_texts(tmp_path)["code"])
     store = open_store(tmp_path / "store")
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+
+import pytest
 
 from perennial.stages.ledger import Ledger
 from perennial.store import open_store
 from perennial.training import checkpoint
-from tests.command import perennial, perennial_json
+from tests.command import perennial, perennial_json, start
+from tests.lineage import STEPS, Lineage, document
 from tests.s3server import S3Server
 from tests.tiny import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
 
@@ -25,6 +29,31 @@ def test_i8_two_stages_train_in_a_bucket(s3_url: str, s3_server: S3Server, tmp_p
     end = checkpoint.read_manifest(store, "checkpoints/01-code/00000024")
     assert sum(end.tokens_seen.values()) == 24 * 8 * SEQUENCE_LENGTH
     assert perennial_json("status", run_file, env=env)["next"] == []
+
+
+def test_i9_a_gateway_that_dies_in_mid_stage_changes_nothing(
+    s3_url: str, s3_server: S3Server, tmp_path: Path, lineage: Lineage
+) -> None:
+    """Killed after the first checkpoint and started again, the bucket holds the local weights."""
+    if s3_server.kind != "ceph":
+        pytest.skip("moto forgets its data when it is killed")
+    env = {**s3_server.environment(), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    run_file = write_run(tmp_path, document(tmp_path) | {"store": s3_url})
+    perennial("land", run_file, "help", write_texts(tmp_path)["help"], env=env)
+    store = open_store(s3_url)
+    process = start("run", run_file, env=env)
+    while checkpoint.latest_step(store, "checkpoints/00-help") is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)  # polling a condition: the first checkpoint of the stage
+    s3_server.kill_gateway()
+    s3_server.start_gateway()
+    out, err = process.communicate()
+    assert process.returncode == 0, (out, err)
+    end = f"checkpoints/00-help/{STEPS:08d}"
+    remote = checkpoint.read_manifest(store, end).files
+    local = checkpoint.read_manifest(lineage.store, end).files
+    for name in (name for name in local if name.endswith(".safetensors")):
+        assert remote[name].sha256 == local[name].sha256
 
 
 def test_a_store_in_s3_asks_for_an_mlflow_before_any_compute(

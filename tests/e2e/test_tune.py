@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import yaml
@@ -10,15 +11,14 @@ from perennial.stages.ledger import Ledger
 from perennial.store import open_store
 from perennial.training import checkpoint
 from tests.command import perennial, perennial_json
-from tests.tiny import tiny_run, write_run, write_texts
+from tests.lineage import STEPS, Lineage, document
+from tests.tiny import write_run, write_texts
 
 
-def test_four_trials_give_four_points_and_their_front(tmp_path: Path) -> None:
-    run_file = write_run(tmp_path, tiny_run(tmp_path))
-    texts = write_texts(tmp_path)
-    perennial("land", run_file, "help", texts["help"])
-    perennial("run", run_file)
-    perennial("land", run_file, "code", texts["code"])
+def test_four_trials_give_four_points_and_their_front(lineage: Lineage, tmp_path: Path) -> None:
+    shutil.copytree(lineage.after_first, tmp_path / "store")
+    run_file = write_run(tmp_path, document(tmp_path))
+    perennial("land", run_file, "code", write_texts(tmp_path)["code"])
     tuning_file = tmp_path / "tuning.yaml"
     search = {"name": "small", "run": str(run_file), "budget": "6 steps"}
     grid = {"eta_const": [5e-4, 3e-3], "replay": [0.0, 0.5]}
@@ -41,7 +41,7 @@ def test_four_trials_give_four_points_and_their_front(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     for point in points:
         manifest = checkpoint.read_manifest(store, point["checkpoint"])
-        assert (manifest.step, manifest.optimizer_steps) == (18, 6)
+        assert (manifest.step, manifest.optimizer_steps) == (STEPS + 6, 6)
     state = Ledger(store).read()
     state.validate()
     assert [stage.name for stage in state.stages] == ["00-help"]

@@ -20,6 +20,7 @@ import pytest
 from perennial.corpora import (
     CorpusManifest,
     IngestSettings,
+    fit_warning,
     ingest,
     land,
     load_tokenizer,
@@ -32,7 +33,10 @@ from perennial.store import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
-SETTINGS = IngestSettings(sequence_length=64, seed=1, shard_tokens=40_000, domain_field="topic")
+# Some of the texts are near duplicates of each other.
+SETTINGS = IngestSettings(
+    sequence_length=64, seed=1, shard_tokens=40_000, domain_field="topic", near_duplicates=None
+)
 TEXTS = [text[i : i + 1500] for text in topics.values() for i in range(0, len(text), 1500)]
 
 
@@ -95,6 +99,7 @@ def test_I8_a_landed_corpus_becomes_shards_with_a_manifest(
     assert len(manifest.shards) > 1
     # Nothing is left of the way there, and every file is the one that the manifest names.
     named: list[StoredFile] = [*manifest.shards, *manifest.holdout, *manifest.quarantine]
+    named += manifest.digests
     assert digests(store) == {file.file: file.sha256 for file in named}
     # The same on a local folder, whatever this store is.
     other = local(tmp_path, "other")
@@ -349,6 +354,168 @@ def test_exact_duplicates_are_counted_and_dropped_by_option(tmp_path: Path) -> N
     )
 
 
+def texts(count: int, words: int = 120, seed: int = 0) -> list[str]:
+    """Texts of random words, no two of them alike."""
+    rng, vocabulary = np.random.default_rng(seed), sorted({w for t in TEXTS for w in t.split()})
+    return [" ".join(rng.choice(vocabulary, words)) for _ in range(count)]
+
+
+def jsonl(path: Path, documents: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return path
+
+
+def landed_and_ingested(
+    store: Store, name: str, file: Path, settings: IngestSettings, **options: Any
+) -> CorpusManifest:
+    land(store.sub("inbox"), name, [file])
+    if not store.exists("tokenizer/manifest.json"):
+        train_tokenizer(store, store.sub("inbox"), name, 1000, settings)
+    return ingest(store, store.sub("inbox"), name, settings, **options)
+
+
+def test_I5_near_duplicates_of_held_out_documents_are_not_trained(tmp_path: Path) -> None:
+    originals = texts(300)
+    # Wrapped, with other punctuation, with one word changed, and (no longer a near
+    # duplicate) with every third word changed.
+    copies = [
+        text.replace(" ", "\n", 40) if i % 3 == 0 else text.replace(" ", ", ", 20)
+        for i, text in enumerate(originals)
+    ]
+    changed = [" ".join([*text.split()[:-1], "changed"]) for text in originals]
+    others = [
+        " ".join("other" if i % 3 == 0 else word for i, word in enumerate(text.split()))
+        for text in originals
+    ]
+    file = jsonl(tmp_path / "near.jsonl", [*originals, *copies, *changed, *others])
+    settings = IngestSettings(sequence_length=64, seed=1, shard_tokens=20_000, holdout_share=0.1)
+    found = []
+    for folder, piece_bytes in (("one", 64 << 20), ("two", 30_000)):
+        cut = settings.model_copy(update={"piece_bytes": piece_bytes})
+        store = local(tmp_path, folder)
+        manifest = landed_and_ingested(store, "en", file, cut)
+        found.append((manifest.digest, digests(store)))
+    assert found[0] == found[1]
+    counts = manifest.counts.check()
+    lines = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+    offsets = np.cumsum([0, *(len(line) + 1 for line in file.read_text().splitlines())]).tolist()
+    records = quarantined(store, manifest)
+    removed = [offsets.index(record["offset"]) for record in records]
+    held = [i for i, text in enumerate(lines) if is_held_out(text, 0.1)]
+    alike = {i + part * 300 for i in (h % 300 for h in held if h < 900) for part in range(3)}
+    assert {record["reason"] for record in records} == {"near-duplicate-of-held-out"}
+    assert all(re.fullmatch(r"[01]\.\d\d like near.jsonl at \d+", r["detail"]) for r in records)
+    assert counts.near_duplicate_documents == len(records) == len(set(removed))
+    assert set(removed) <= alike - set(held)
+    assert len(removed) >= 0.99 * len(alike - set(held)) > 100
+
+
+def is_held_out(text: str, share: float) -> bool:
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    return digest < share * 2**64
+
+
+@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+def test_texts_of_earlier_corpora_are_counted_and_dropped_by_option(
+    store: Store, tmp_path: Path, duplicates: str
+) -> None:
+    all_texts = texts(400)
+    settings = IngestSettings(
+        sequence_length=64, seed=1, shard_tokens=8_000, near_duplicates=None
+    ).model_copy(update={"duplicates": duplicates})
+    first = jsonl(tmp_path / "a.jsonl", all_texts[:200])
+    second = jsonl(tmp_path / "b.jsonl", all_texts[150:300])
+    third = jsonl(tmp_path / "c.jsonl", [*all_texts[100:], *all_texts[:30], all_texts[399]])
+    landed_and_ingested(store, "a", first, settings)
+    landed_and_ingested(store, "b", second, settings, earlier=["a"])
+    manifest = landed_and_ingested(store, "en", third, settings, earlier=["a", "b"])
+    counts = manifest.counts.check()
+    assert counts.repeats_of_earlier == {"a": 130, "b": 100}
+    assert counts.repeats == 1
+    assert [each.name for each in manifest.earlier] == ["a", "b"]
+    records = quarantined(store, manifest)
+    dropped = 231 if duplicates == "drop" else 0
+    assert counts.duplicate_documents == len(records) == dropped
+    assert counts.trained_documents + counts.held_out_documents == 331 - dropped
+    if dropped:
+        kinds = [record["detail"].rsplit(" ", 1)[0] for record in records]
+        assert kinds.count("equals a document of corpus") == 230
+        assert kinds.count("equals c.jsonl at") == 1
+
+
+def test_a_text_that_is_repeated_makes_no_shard_larger_than_the_others(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "same.jsonl", [*texts(50), *["the same again and again"] * 20_000])
+    settings = IngestSettings(sequence_length=64, seed=1, shard_tokens=30_000)
+    store = local(tmp_path, "store")
+    manifest = landed_and_ingested(store, "en", file, settings)
+    rows = [sum(shard.row_groups) for shard in manifest.shards]
+    assert len(rows) > 4
+    assert max(rows) < 1.25 * min(rows)
+    assert manifest.counts.repeats == 19_999
+
+
+def test_I5_documents_with_a_piece_of_an_evaluation_text_are_not_trained(tmp_path: Path) -> None:
+    clean, items = texts(200), texts(10, words=20, seed=1)
+    dirty = [
+        clean[0] + " " + " ".join(items[0].split()[3:16]).upper().replace(" ", ",\n"),
+        items[1] + clean[1],
+        clean[2] + " " + " ".join(re.findall(r"\w+", items[2])[:12]) + " end",
+    ]
+    jsonl(tmp_path / "items.jsonl", items[1:])
+    (tmp_path / "items.txt").write_text(f"{items[0]}\n\ntoo short\n")
+    paths = [tmp_path / "items.jsonl", tmp_path / "items.txt"]
+    file = jsonl(tmp_path / "docs.jsonl", [*clean, *dirty])
+    settings = IngestSettings(
+        sequence_length=64, seed=1, shard_tokens=8_000, holdout_share=0, near_duplicates=None
+    )
+    store = local(tmp_path, "store")
+    manifest = landed_and_ingested(store, "en", file, settings, decontaminate=paths)
+    counts = manifest.counts.check()
+    records = quarantined(store, manifest)
+    assert counts.contaminated_documents == len(records) == 2
+    assert {record["reason"] for record in records} == {"contaminated"}
+    assert (
+        re.sub(r"\W+", " ", " ".join(items[0].split()[3:16])).strip().casefold()
+        in (records[0]["detail"])
+    )
+    again = landed_and_ingested(store, "en", file, settings, decontaminate=paths)
+    assert again == manifest
+    with pytest.raises(InputError, match=r"decontaminate.*ingested with"):
+        landed_and_ingested(store, "en", file, settings)
+    (tmp_path / "items.csv").write_text("x")
+    for name, problem in (("items.csv", "neither"), ("absent.txt", "No such file")):
+        with pytest.raises(InputError, match=problem):
+            landed_and_ingested(store, "fr", file, settings, decontaminate=[tmp_path / name])
+
+
+def test_a_corpus_beside_earlier_ones_of_another_run_is_refused(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", texts(100))
+    store = local(tmp_path, "store")
+    landed_and_ingested(store, "a", file, SETTINGS)
+    for change in ({"seed": 2}, {"sequence_length": 32}):
+        other = SETTINGS.model_copy(update=change)
+        with pytest.raises(InputError, match=f"corpora/a/manifest.*{next(iter(change))}"):
+            landed_and_ingested(store, "b", file, other, earlier=["a"])
+    store.remove("tokenizer")
+    train_tokenizer(store, store.sub("inbox"), "a", 900, SETTINGS)
+    with pytest.raises(InputError, match=r"corpora/a/manifest.*tokenizer"):
+        landed_and_ingested(store, "b", file, SETTINGS, earlier=["a"])
+
+
+def test_a_tokenizer_that_fits_a_corpus_badly_gets_a_warning_with_both_numbers(
+    tmp_path: Path,
+) -> None:
+    store = local(tmp_path, "store")
+    english = landed_and_ingested(store, "a", jsonl(tmp_path / "a.jsonl", texts(100)), SETTINGS)
+    file = jsonl(tmp_path / "b.jsonl", [f"{i} " + "日本語の文章 ёжик " * 20 for i in range(100)])
+    other = landed_and_ingested(store, "b", file, SETTINGS)
+    assert fit_warning(english, english) is None
+    warning = fit_warning(english, other)
+    assert warning is not None
+    assert f"{english.tokens_per_byte:.3f}" in warning
+    assert f"{other.tokens_per_byte:.3f}" in warning
+
+
 def test_shard_counts_total_to_the_manifests(tmp_path: Path, files: list[Path]) -> None:
     store = local(tmp_path, "store")
     manifest = ingest(store, prepared(store, files), "en", SETTINGS)
@@ -369,5 +536,5 @@ def test_of_two_ingests_at_once_nothing_is_lost_or_doubled(
         racing = [pool.submit(ingest, store, inbox, "en", settings) for _ in range(2)]
         found = [each.result().digest for each in racing]
     assert found == [expected.digest] * 2
-    named = {f.file: f.sha256 for f in (*expected.shards, *expected.holdout)}
+    named = {f.file: f.sha256 for f in (*expected.shards, *expected.holdout, *expected.digests)}
     assert {k: v for k, v in digests(store).items() if "staging" not in k} == named

@@ -17,11 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perennial.corpora import IngestSettings, RunTokenizer, import_tokenizer
-from perennial.corpora.gather import GatherJob, gather
+from perennial.corpora.contamination import read_evaluation_texts
+from perennial.corpora.digests import compare
+from perennial.corpora.gather import gather, hold
 from perennial.corpora.manifest import Counts, InputFile, ShardResult, token_bytes, total
 from perennial.corpora.packing import Packer
-from perennial.corpora.pieces import plan_pieces, shard_count
-from perennial.corpora.scatter import ScatterJob, scatter
+from perennial.corpora.passes import Passes
+from perennial.corpora.pieces import plan_pieces
+from perennial.corpora.scatter import scatter
 from perennial.store import Store, open_store
 
 END = 0
@@ -51,28 +54,35 @@ def run(
 ) -> tuple[Counts, dict[str, str]]:
     """Both passes without Ray: the counts, and the sha256 of every file that was written."""
     inputs = tuple(
-        InputFile(name=i.key, size_bytes=i.size_bytes, etag=i.etag) for i in inbox.list("")
+        InputFile(name=i.key, size_bytes=i.size_bytes, etag=i.etag)
+        for i in inbox.sub("en").list("")
     )
-    target, staging = open_store(folder / "target"), open_store(folder / "staging")
-    shards = shard_count(inputs, config.shard_tokens)
-    first = ScatterJob(inbox, staging, inputs, config, shards)
-    pieces = plan_pieces(inputs, config.piece_bytes)
-    order = range(len(pieces))[:: -1 if backwards else 1]
-    staged = {index: scatter(first, index, pieces[index]) for index in order}
-    runs = tuple(staged[index].runs for index in range(len(pieces)))
-    second = GatherJob(target, staging, runs, inputs, config, byte_tokenizer(), "tokenizers")
-    results = {s: gather(second, s) for s in range(shards)[:: -1 if backwards else 1]}
-    counts = total(results[s].counts for s in range(shards)).check()
-    assert counts.documents == sum(piece.documents for piece in staged.values())
+    evaluation = read_evaluation_texts([], config.text_field)
+    store = open_store(folder / "store")
+    passes = Passes(store, inbox, "en", inputs, byte_tokenizer(), config, (), evaluation)
+    target, layout, step = passes.target, passes.layout, -1 if backwards else 1
+    pieces, first = plan_pieces(inputs, config.piece_bytes), passes.scattering()
+    read = {i: scatter(first, i, pieces[i]) for i in range(len(pieces))[::step]}
+    staged = [read[i] for i in range(len(pieces))]
+    second = passes.comparing(staged)
+    found = {part: compare(second, part) for part in range(layout.digest_parts)[::step]}
+    compared = [found[part] for part in range(layout.digest_parts)]
+    last = passes.gathering(staged, compared, "tokenizers")
+    results = [hold(last, part) for part in range(layout.held_parts)[::step]]
+    results += [gather(last, shard) for shard in range(layout.shards)[::step]]
+    counts = total([r.counts for r in compared] + [r.counts for r in results]).check()
+    assert counts.documents == sum(piece.documents for piece in staged)
+    target.remove(passes.staging_name)
     check_rows(target, results, config)
     digests = {i.key: hashlib.sha256(target.read(i.key)).hexdigest() for i in target.list("")}
-    assert digests == {f.file: f.sha256 for r in results.values() for f in r.files}
+    files = [*(r.file for r in compared), *(f for r in results for f in r.files)]
+    assert digests == {f.file: f.sha256 for f in files}
     return counts, digests
 
 
-def check_rows(target: Store, results: dict[int, ShardResult], config: IngestSettings) -> None:
+def check_rows(target: Store, results: list[ShardResult], config: IngestSettings) -> None:
     """The row groups are those that the manifest names, and the column is plain."""
-    for result in results.values():
+    for result in results:
         if result.shard is None:
             continue
         with target.open(result.shard.file) as stream:
@@ -117,7 +127,7 @@ def landed(folder: Path, docs: list[object], files: int) -> Store:
     inbox = open_store(folder / "inbox")
     for index in range(min(files, len(docs))):
         lines = [json.dumps(d, ensure_ascii=False) for d in docs[index::files]]
-        inbox.write(f"{index}.jsonl", "\n".join(lines).encode())
+        inbox.write(f"en/{index}.jsonl", "\n".join(lines).encode())
     return inbox
 
 
@@ -160,12 +170,12 @@ def test_I5_every_document_is_trained_held_out_or_recorded(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         counts, _ = run(folder, landed(folder, docs, 2), config)
-        text, held = texts_of(open_store(folder / "target"))
+        text, held = texts_of(open_store(folder / "store/corpora/en"))
         records = [
             json.loads(line)
-            for info in open_store(folder / "target").list("")
+            for info in open_store(folder / "store/corpora/en").list("")
             if info.key.endswith("jsonl")
-            for line in open_store(folder / "target").read(info.key).splitlines()
+            for line in open_store(folder / "store/corpora/en").read(info.key).splitlines()
         ]
     expected = Counter(good) if duplicates == "keep" else Counter(set(good))
     # The remainder is at most one token, so a last document may lack its end.
@@ -196,7 +206,7 @@ def test_another_seed_is_another_order_of_the_same_documents(seeds: list[int]) -
         for seed in seeds:
             config = IngestSettings(sequence_length=2, seed=seed)
             run(folder / str(seed), inbox, config)
-            text, held = texts_of(open_store(folder / str(seed) / "target"))
+            text, held = texts_of(open_store(folder / str(seed) / "store/corpora/en"))
             orders.append((text.split("<|endoftext|>"), held))
     assert orders[0] != orders[1]
     assert sorted(orders[0][1]) == sorted(orders[1][1])

@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perennial.mixture import StageMix, branch_mix, seen_sequences, stage_mix
-from perennial.mixture.plan import apportion
+from perennial.mixture import ReplayRule, StageMix, branch_mix, seen_sequences, stage_mix
+from perennial.mixture.batches import Batches
+from perennial.mixture.replay import Earlier, apportion, split_replay
+
+
+def rows(mix: StageMix, step: int) -> list[tuple[int, int]]:
+    """The batch of `step` as (source index, row), as the counts before and after it define it."""
+    before, after = mix.taken(step), mix.taken(step + 1)
+    return [
+        (index, (source.start + taken) % source.extent)
+        for index, source in enumerate(mix.sources)
+        for taken in range(before[index], after[index])
+    ]
+
+
+def rules() -> st.SearchStrategy[ReplayRule]:
+    """Any rule, over the corpora c0 to c3 and one that never comes."""
+    names = st.sampled_from(["c0", "c1", "c2", "c3", "other"])
+    return st.builds(
+        ReplayRule,
+        share=st.sampled_from([0.0, 0.05, 0.25, 1 / 3, 0.5, 1.0]),
+        weighting=st.sampled_from(["seen", "seen", "uniform", "recent", "fixed"]),
+        weights=st.dictionaries(names, st.sampled_from([0, 0.1, 0.2, 1, 3])),
+        max_epochs=st.sampled_from([None, None, 1, 2]),
+    )
 
 
 @st.composite
 def lineages(draw: st.DrawFn) -> list[StageMix]:
-    """One to four stages with any budgets, shares and corpus sizes."""
+    """One to four stages with any budgets, rules and corpus sizes."""
     global_batch = draw(st.sampled_from([1, 4, 6, 16]))
     history: list[StageMix] = []
     for index in range(draw(st.integers(1, 4))):
         steps = draw(st.integers(1, 40))
         rows = draw(st.integers(1, 2 * steps * global_batch))
-        share = draw(st.sampled_from([0.0, 0.05, 0.25, 1 / 3, 0.5, 1.0]))
-        history.append(stage_mix(history, f"c{index}", rows, steps, global_batch, share))
+        rule = draw(rules())
+        history.append(stage_mix(history, f"c{index}", rows, steps, global_batch, rule))
     return history
 
 
@@ -48,16 +72,16 @@ def test_the_union_over_a_stage_is_its_budget_and_nothing_repeats_before_a_wrap(
     for mix in history:
         taken: dict[int, list[int]] = {}
         for step in range(mix.steps):
-            for index, row in mix.rows(step):
+            for index, row in rows(mix, step):
                 taken.setdefault(index, []).append(row)
         for index, source in enumerate(mix.sources):
-            rows = taken.get(index, [])
+            found = taken.get(index, [])
             expected = [(source.start + i) % source.extent for i in range(source.sequences)]
-            assert rows == expected
-            times = Counter(rows)
-            often = [times[row] for row in range(source.extent)] if rows else [0]
+            assert found == expected
+            times = Counter(found)
+            often = [times[row] for row in range(source.extent)] if found else [0]
             assert max(often) - min(often) <= 1
-        assert sum(len(rows) for rows in taken.values()) == mix.steps * mix.global_batch
+        assert sum(len(found) for found in taken.values()) == mix.steps * mix.global_batch
 
 
 @given(lineages())
@@ -69,13 +93,123 @@ def test_replay_goes_on_where_the_last_one_stopped(history: list[StageMix]) -> N
             replayed[source.corpus] = replayed.get(source.corpus, 0) + source.sequences
 
 
-@given(lineages(), st.sampled_from([0.0, 0.1, 0.9]))
-def test_adding_a_stage_never_changes_what_earlier_steps_saw(
-    history: list[StageMix], share: float
+@given(lineages(), rules())
+def test_i2_adding_a_stage_under_any_rule_never_changes_what_earlier_steps_saw(
+    history: list[StageMix], rule: ReplayRule
 ) -> None:
-    before = [mix.to_dict() for mix in history]
-    stage_mix(history, "later", 100, 5, history[0].global_batch, share)
-    assert [mix.to_dict() for mix in history] == before
+    before = [rows(mix, step) for mix in history for step in range(mix.steps)]
+    longer = [*history, stage_mix(history, "later", 100, 5, history[0].global_batch, rule)]
+    again = [StageMix.from_dict(json.loads(json.dumps(mix.to_dict()))) for mix in longer]
+    after = [rows(mix, step) for mix in again[:-1] for step in range(mix.steps)]
+    assert after == before
+    assert again == longer
+
+
+@given(lineages())
+def test_a_stage_follows_from_the_stages_before_it_and_its_own_rule(
+    history: list[StageMix],
+) -> None:
+    for index, mix in enumerate(history):
+        own = mix.sources[0]
+        assert mix == stage_mix(
+            history[:index], mix.corpus, own.extent, mix.steps, mix.global_batch, mix.replay
+        )
+
+
+@given(lineages())
+def test_no_sequence_is_replayed_more_often_than_the_cap(history: list[StageMix]) -> None:
+    times: Counter[tuple[str, int]] = Counter()
+    for mix in history:
+        for source in mix.sources[1:]:
+            replayed = Counter(
+                (source.corpus, (source.start + i) % source.extent) for i in range(source.sequences)
+            )
+            times += replayed
+            if mix.replay.max_epochs is not None:
+                assert max(times[row] for row in replayed) <= mix.replay.max_epochs
+
+
+@given(lineages())
+def test_what_is_not_replayed_is_new_and_told(history: list[StageMix]) -> None:
+    for index, mix in enumerate(history):
+        budget = mix.steps * mix.global_batch
+        wanted = round(mix.replay.share * budget) if _trained_before(history[:index]) else 0
+        replayed = sum(source.sequences for source in mix.sources[1:])
+        assert replayed + mix.unreplayed == wanted
+        assert mix.sources[0].sequences == budget - replayed
+
+
+def _trained_before(history: list[StageMix]) -> bool:
+    return any(mix.sources[0].sequences for mix in history)
+
+
+WEIGHTINGS = [
+    (ReplayRule(1.0, "seen"), {"a": 10, "b": 30, "c": 60}),
+    (ReplayRule(1.0, "uniform"), {"a": 34, "b": 33, "c": 33}),
+    (ReplayRule(1.0, "recent"), {"a": 14, "b": 29, "c": 57}),
+    (ReplayRule(1.0, "fixed", {"a": 0.1, "c": 0.3, "later": 5}), {"a": 25, "c": 75}),
+    (ReplayRule(1.0, "fixed", {"later": 5}), {}),
+    # What the one or two capped corpora cannot give goes to the rest by the same rule.
+    (ReplayRule(1.0, "seen", max_epochs=1), {"a": 18, "b": 52, "c": 30}),
+    (ReplayRule(1.0, "uniform", max_epochs=1), {"a": 35, "b": 35, "c": 30}),
+    (ReplayRule(1.0, "recent", max_epochs=2), {"a": 14, "b": 29, "c": 57}),
+    (ReplayRule(1.0, "fixed", {"c": 1}, max_epochs=2), {"c": 80}),
+]
+
+
+@pytest.mark.parametrize(("rule", "counts"), WEIGHTINGS)
+def test_the_share_is_split_by_the_rules_weights_and_cap(
+    rule: ReplayRule, counts: dict[str, int]
+) -> None:
+    earlier = {"a": Earlier(20, 0, 50), "b": Earlier(60, 0, 100), "c": Earlier(120, 20, 50)}
+    assert split_replay(rule, 100, earlier) == counts
+
+
+@given(
+    st.lists(
+        st.builds(
+            Earlier,
+            seen=st.integers(1, 1000),
+            replayed=st.integers(0, 300),
+            extent=st.integers(1, 200),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(0, 1500),
+    rules(),
+)
+def test_a_cap_that_binds_leaves_the_others_in_proportion(
+    known: list[Earlier], total: int, rule: ReplayRule
+) -> None:
+    earlier = {f"c{index}": each for index, each in enumerate(known)}
+    counts = split_replay(rule, total, earlier)
+    free = split_replay(replace(rule, max_epochs=None), total, earlier)
+    epochs = rule.max_epochs or 10**9
+    room = {name: max(0, epochs * each.extent - each.replayed) for name, each in earlier.items()}
+    assert all(count <= room[name] for name, count in counts.items())
+    capped = {name for name, count in counts.items() if count == room[name]}
+    rest = {name for name in counts if name not in capped}
+    if sum(counts.values()) < total:
+        assert not rest
+    given_up = sum(counts[name] for name in capped)
+    weights = {name: free_weight(rule, earlier, name) for name in rest}
+    if rest:
+        expected = apportion(total - given_up, weights)
+        assert all(abs(counts[name] - expected[name]) <= 1 for name in rest)
+    if not capped:
+        assert counts == free
+
+
+def free_weight(rule: ReplayRule, earlier: dict[str, Earlier], name: str) -> int:
+    """The corpus's weight as a whole number; ten times what a fixed rule writes."""
+    weights: dict[str, int] = {
+        "seen": earlier[name].seen,
+        "uniform": 1,
+        "recent": 2 ** list(earlier).index(name),
+        "fixed": round(10 * rule.weights.get(name, 0)),
+    }
+    return weights[rule.weighting]
 
 
 @given(lineages(), st.data())
@@ -85,18 +219,35 @@ def test_i2_the_position_is_a_pure_function_of_history_and_step(
     mix = history[-1]
     restored = StageMix.from_dict(json.loads(json.dumps(mix.to_dict())))
     steps = data.draw(st.lists(st.integers(0, mix.steps - 1), min_size=1, max_size=5))
-    assert [restored.rows(step) for step in steps] == [mix.rows(step) for step in steps]
+    assert [rows(restored, step) for step in steps] == [rows(mix, step) for step in steps]
+
+
+@given(lineages(), st.data())
+def test_i2_batches_dealt_in_blocks_of_any_size_are_those_of_the_plan(
+    history: list[StageMix], data: st.DataObject
+) -> None:
+    mix = history[-1]
+    step = data.draw(st.integers(0, mix.steps - 1))
+    batches = Batches(mix, step)
+    while step < mix.steps:
+        steps = data.draw(st.integers(1, mix.steps - step))
+        sources, found = batches.take(steps)
+        assert sources.shape == found.shape == (steps, mix.global_batch)
+        for index in range(steps):
+            batch = list(zip(sources[index].tolist(), found[index].tolist(), strict=True))
+            assert batch == rows(mix, step + index)
+        step += steps
 
 
 @settings(max_examples=30)
 @given(st.integers(10**5, 10**7), st.integers(0, 10**7))
 def test_i2_a_seek_far_into_a_large_plan_agrees_with_counting_on(steps: int, at: int) -> None:
     batch = 1104
-    first = stage_mix([], "a", steps * batch, steps, batch, 0.05)
-    mix = stage_mix([first], "b", steps * batch, steps, batch, 0.05)
+    first = stage_mix([], "a", steps * batch, steps, batch, ReplayRule(0.05))
+    mix = stage_mix([first], "b", steps * batch, steps, batch, ReplayRule(0.05))
     at %= steps
     here, there = mix.taken(at), mix.taken(min(at + 50, steps))
-    counted = Counter(i for step in range(at, min(at + 50, steps)) for i, _ in mix.rows(step))
+    counted = Counter(i for step in range(at, min(at + 50, steps)) for i, _ in rows(mix, step))
     assert tuple(counted[i] for i in range(len(here))) == tuple(
         b - a for a, b in zip(here, there, strict=True)
     )
@@ -106,31 +257,31 @@ def test_i2_a_seek_far_into_a_large_plan_agrees_with_counting_on(steps: int, at:
 def test_the_papers_three_stage_shares_are_reproduced() -> None:
     """Two stages of 300 : 100 with 5% replay have seen 305 : 95, so the third's 5% is split so."""
     batch, scale = 1000, 1000
-    first = stage_mix([], "pile", 10**9, 300 * scale, batch, 0.05)
-    second = stage_mix([first], "sp1", 10**9, 100 * scale, batch, 0.05)
+    first = stage_mix([], "pile", 10**9, 300 * scale, batch, ReplayRule(0.05))
+    second = stage_mix([first], "sp1", 10**9, 100 * scale, batch, ReplayRule(0.05))
     seen = seen_sequences([first, second])
     assert seen == {"pile": 305 * scale * batch, "sp1": 95 * scale * batch}
-    third = stage_mix([first, second], "sp2", 10**9, 100 * scale, batch, 0.05)
+    third = stage_mix([first, second], "sp2", 10**9, 100 * scale, batch, ReplayRule(0.05))
     budget = third.steps * batch
     shares = {source.corpus: source.sequences / budget for source in third.sources}
     assert shares == {"sp2": 0.95, "pile": 0.038125, "sp1": 0.011875}
 
 
 def test_a_branch_goes_on_where_its_stage_stopped() -> None:
-    first = stage_mix([], "a", 100, 10, 8, 0.25)
-    second = stage_mix([first], "b", 100, 10, 8, 0.25)
+    first = stage_mix([], "a", 100, 10, 8, ReplayRule(0.25))
+    second = stage_mix([first], "b", 100, 10, 8, ReplayRule(0.25))
     branch = branch_mix([first, second], 5)
     assert {s.corpus: s.sequences for s in branch.sources} == {"b": 30, "a": 10}
     assert {s.corpus: s.start for s in branch.sources} == {"b": 60, "a": 20}
 
 
 def test_without_an_earlier_corpus_nothing_is_replayed() -> None:
-    mix = stage_mix([], "a", 80, 10, 8, 0.9)
+    mix = stage_mix([], "a", 80, 10, 8, ReplayRule(0.9))
     assert [source.corpus for source in mix.sources] == ["a"]
 
 
 def test_a_mix_that_does_not_fill_its_batches_is_refused() -> None:
-    whole = stage_mix([], "a", 80, 10, 8, 0.0)
+    whole = stage_mix([], "a", 80, 10, 8, ReplayRule(0.0))
     with pytest.raises(ValueError, match="sources give 80 sequences, the stage has 11 x 8"):
         StageMix("a", 11, 8, whole.sources)
 
@@ -139,9 +290,7 @@ def test_a_mix_that_does_not_fill_its_batches_is_refused() -> None:
     st.integers(0, 10**9),
     st.dictionaries(st.text(max_size=3), st.integers(0, 10**9), min_size=1, max_size=6),
 )
-def test_apportioned_numbers_add_up_and_are_within_one(
-    total: int, weights: dict[str, int]
-) -> None:
+def test_apportioned_numbers_add_up_and_are_within_one(total: int, weights: dict[str, int]) -> None:
     counts = apportion(total, weights)
     weight = sum(weights.values())
     if not weight:

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from perennial.mixture import stage_mix
+from perennial.mixture import ReplayRule, stage_mix
 from perennial.schedules import ConstantSchedule, to_dict
 from perennial.stages import events
 from perennial.stages.machine import (
@@ -39,7 +39,7 @@ def ready(corpus: str) -> events.Ready:
 
 
 def started(state: RunState, corpus: str) -> events.Started:
-    mix = stage_mix(state.history, corpus, 80, 10, 8, 0.25)
+    mix = stage_mix(state.history, corpus, 80, 10, 8, ReplayRule(0.25))
     stages = state.stages
     return events.Started(
         at=AT,

@@ -79,6 +79,7 @@ from perennial.cli import (  # noqa: E402 - the verbs register themselves with `
     status,
     tune,
     ui,
+    verify,
 )
 
-__all__ = ["app", "evaluate", "land", "release", "run", "status", "tune", "ui"]
+__all__ = ["app", "evaluate", "land", "release", "run", "status", "tune", "ui", "verify"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -162,5 +163,25 @@ def print_corpora(state: RunState) -> None:
             f"{corpus.sequences:,}",
             f"{corpus.tokens:,}",
             corpus.reason,
+        )
+    out.print(table)
+
+
+def print_scores(release: str, scores: Sequence[dict[str, Any]]) -> None:
+    """lm-eval scores of a release, with their standard errors, or why a task was not run."""
+    table = Table(title=f"lm-eval on release {release}", title_justify="left")
+    for column in ("task", "metric", "score", "standard error", "items"):
+        table.add_column(column)
+    for score in scores:
+        if "reason" in score:
+            table.add_row(score["task"], "not run", score["reason"], "", "")
+            continue
+        error = score["stderr"]
+        table.add_row(
+            score["task"],
+            score["metric"],
+            f"{score['value']:.3f}",
+            "-" if error is None else f"{error:.3f}",
+            str(score["samples"]),
         )
     out.print(table)

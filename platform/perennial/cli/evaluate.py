@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
-
 from perennial.cli.app import AsJson, DryRun, Overrides, RunFile, verb
-from perennial.cli.console import out, print_json, print_matrix
+from perennial.cli.console import out, print_json, print_matrix, print_scores
 from perennial.cli.opening import show_plan, workspace
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @verb
@@ -42,24 +35,5 @@ def evaluate(
             return
         print_matrix(told)
         for release, found in scores.items():
-            _print_scores(release, found)
+            print_scores(release, found)
         out.print(f"next      perennial ui {run_file}   the same in MLflow, with pictures")
-
-
-def _print_scores(release: str, scores: Sequence[dict[str, Any]]) -> None:
-    table = Table(title=f"lm-eval on release {release}", title_justify="left")
-    for column in ("task", "metric", "score", "standard error", "items"):
-        table.add_column(column)
-    for score in scores:
-        if "reason" in score:
-            table.add_row(score["task"], "not run", score["reason"], "", "")
-            continue
-        error = score["stderr"]
-        table.add_row(
-            score["task"],
-            score["metric"],
-            f"{score['value']:.3f}",
-            "-" if error is None else f"{error:.3f}",
-            str(score["samples"]),
-        )
-    out.print(table)

@@ -64,19 +64,32 @@ def watch(
     from perennial.stages.advance import advance, check_inbox, todo
 
     with workspace(run_file, overrides) as work:
-        while True:
+        if dry_run:
             check_inbox(work)
-            if dry_run:
-                show_plan(work.spec, todo(work))
-                return
-            trained = advance(work, reschedule=reschedule)
-            if once or trained:
-                _tell(work, str(run_file), trained, as_json)
-            if once:
-                return
+            show_plan(work.spec, todo(work))
+            return
+        while not once:
+            _look(work, str(run_file), reschedule, as_json)
             log.print(f"watching {work.inbox.url}, next look in {interval:g} s")
             time.sleep(interval)
             work.ledger.read()
+        check_inbox(work)
+        _tell(work, str(run_file), advance(work, reschedule=reschedule), as_json)
+
+
+def _look(work: Workspace, run_file: str, reschedule: bool, as_json: bool) -> None:
+    """One look of a watch without end: what one corpus has wrong must not end it."""
+    from perennial.errors import InputError
+    from perennial.stages.advance import advance, check_inbox
+
+    try:
+        check_inbox(work)
+        trained = advance(work, reschedule=reschedule)
+    except InputError as wrong:
+        log.print(f"perennial: {wrong}", soft_wrap=True)
+        return
+    if trained:
+        _tell(work, run_file, trained, as_json)
 
 
 def _tell(work: Workspace, run_file: str, trained: int, as_json: bool) -> None:

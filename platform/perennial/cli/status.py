@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from perennial.cli.app import AsJson, Overrides, RunFile, verb
-from perennial.cli.console import out, print_corpora, print_json, print_matrix, print_tokens
+from perennial.cli.console import (
+    out,
+    print_corpora,
+    print_json,
+    print_matrix,
+    print_scores,
+    print_tokens,
+)
 from perennial.cli.opening import read_run
+
+if TYPE_CHECKING:
+    from perennial.stages.workspace import Workspace
 
 
 @verb
@@ -35,11 +48,28 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
         )
         return
     print_corpora(state)
-    if where is not None:
-        out.print(f"trunk     {where['stage']}, step {where['step']:,}, {where['phase']} phase")
     if told.stages:
         print_matrix(told)
-    print_tokens(outcome.tokens_by_source(state, length))
-    for release in state.releases:
+        print_tokens(outcome.tokens_by_source(state, length))
+    for release, found in state.scores.items():
+        print_scores(release, found)
+    _print_places(work, str(run_file), where, next_steps)
+
+
+def _print_places(
+    work: Workspace, run_file: str, where: dict[str, Any] | None, next_steps: Sequence[str]
+) -> None:
+    if where is not None:
+        out.print(f"trunk     {where['stage']}, step {where['step']:,}, {where['phase']} phase")
+    for release in work.state.releases:
         out.print(f"release   {work.store.url}/{release.folder}")
-    out.print(f"next      {next_steps[0] if next_steps else 'nothing: land another corpus'}")
+    if work.state.losses:
+        out.print(f"pictures  {work.store.url}/report/ (learning-rate.png, matrix.png, ...)")
+    out.print(f"store     {work.store.url}")
+    out.print(f"inbox     {work.inbox.url}")
+    out.print(f"curves    perennial ui {run_file}")
+    for step in next_steps:
+        out.print(f"next      {step}: perennial run {run_file}")
+    if not next_steps:
+        out.print(f"next      land another corpus: perennial land {run_file} NAME FILES...")
+        out.print("          or search what its stage should use: perennial tune TUNING_FILE")

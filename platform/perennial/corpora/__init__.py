@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perennial.corpora.landing import Landed, check_files, inspect, land, landed
-    from perennial.corpora.manifest import CorpusManifest, IngestSettings, read_manifest
+    from perennial.corpora.manifest import (
+        CorpusManifest,
+        IngestSettings,
+        fit_warning,
+        read_manifest,
+    )
     from perennial.corpora.names import check_name
-    from perennial.corpora.pipeline import ingest
+    from perennial.corpora.pipeline import check_same_run, ingest
     from perennial.corpora.tokenizer import (
         RunTokenizer,
         import_tokenizer,
@@ -24,6 +29,8 @@ __all__ = [
     "RunTokenizer",
     "check_files",
     "check_name",
+    "check_same_run",
+    "fit_warning",
     "import_tokenizer",
     "ingest",
     "inspect",
@@ -41,6 +48,8 @@ _HOMES = {
     "RunTokenizer": "tokenizer",
     "check_files": "landing",
     "check_name": "names",
+    "check_same_run": "pipeline",
+    "fit_warning": "manifest",
     "import_tokenizer": "tokenizer",
     "ingest": "pipeline",
     "inspect": "landing",

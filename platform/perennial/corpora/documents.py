@@ -1,20 +1,28 @@
-"""What becomes of each staged record of a shard: trained, held out, dropped or quarantined."""
+"""The staged documents of one part, in their order, and the record of those that are removed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 
-from perennial.corpora.pieces import holdout_bound
+from perennial.corpora.staging import SCHEMA
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import pyarrow as pa
 
-    from perennial.corpora.manifest import IngestSettings
+    from perennial.corpora.manifest import InputFile
+
+DUPLICATE = "duplicate"
+NEAR_DUPLICATE = "near-duplicate-of-held-out"
+CONTAMINATED = "contaminated"
+_BATCH_BYTES = 1 << 19
 
 
 class Removed(NamedTuple):
@@ -23,89 +31,157 @@ class Removed(NamedTuple):
     file: int
     offset: int
     reason: str
-    """"" for a dropped duplicate"""
     detail: str
-    first: tuple[int, int] | None
-    """(file, offset) of the document that a duplicate equals"""
 
 
-@dataclass(frozen=True)
-class ShardDocuments:
-    """A shard's good documents as columns, and what becomes of which."""
+@dataclass
+class Documents:
+    """Documents by row, in the order in which they are trained; texts are not copied."""
 
-    texts: pa.LargeStringArray
-    domains: pa.StringArray
+    file: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    digest: npt.NDArray[np.uint64]
     sizes: npt.NDArray[np.int64]
     """UTF-8 bytes of each text"""
-    trained: npt.NDArray[np.int64]
-    """indices of the documents to train on, in their order"""
-    held_out: npt.NDArray[np.int64]
-    """indices of the held-out documents, in their order"""
-    repeats: int
-    """documents whose text occurred before, dropped or not"""
-    dropped: list[Removed]
-    bad: list[Removed]
+    removed: list[Removed]
+    """what was quarantined, and what was removed since"""
+    _chunk: npt.NDArray[np.int64]
+    _start: npt.NDArray[np.int64]
+    _buffers: list[memoryview]
+    _domains: pa.ChunkedArray
+    _row: npt.NDArray[np.int64]
+    """the row of each document among the domains"""
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def texts(self) -> list[memoryview]:
+        """The text of each document, as UTF-8."""
+        ends = (self._start + self.sizes).tolist()
+        places = zip(self._chunk.tolist(), self._start.tolist(), ends, strict=True)
+        return [self._buffers[chunk][start:end] for chunk, start, end in places]
+
+    def domains(self) -> list[str]:
+        """The domain of each document; "" for none."""
+        return [domain or "" for domain in self._domains.take(pa.array(self._row)).to_pylist()]
+
+    def take(self, rows: Any) -> Documents:
+        """Those documents, by number or mask; the record of what was removed stays the same one."""
+        return Documents(
+            file=self.file[rows],
+            offset=self.offset[rows],
+            digest=self.digest[rows],
+            sizes=self.sizes[rows],
+            removed=self.removed,
+            _chunk=self._chunk[rows],
+            _start=self._start[rows],
+            _buffers=self._buffers,
+            _domains=self._domains,
+            _row=self._row[rows],
+        )
+
+    def without(self, reason: str, details: dict[int, str]) -> Documents:
+        """The documents but those of the given rows, which are recorded with their details."""
+        if not details:
+            return self
+        keep = np.ones(len(self), dtype=bool)
+        for row, detail in details.items():
+            keep[row] = False
+            self.removed.append(Removed(int(self.file[row]), int(self.offset[row]), reason, detail))
+        return self.take(keep)
+
+    def batches(self) -> Iterator[Documents]:
+        """All documents, some at a time: of bounded size, or one."""
+        bounds = np.cumsum(self.sizes) // _BATCH_BYTES
+        cuts = [0, *(np.flatnonzero(np.diff(bounds)) + 1).tolist(), len(self)]
+        for start, end in pairwise(cuts):
+            if end > start:
+                yield self.take(slice(start, end))
+
+    def rows_at(self, file: npt.NDArray[Any], offset: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The rows of the documents at these positions, all of which are here, in their order."""
+        files, offsets = np.concatenate([self.file, file]), np.concatenate([self.offset, offset])
+        asked = np.arange(len(files)) >= len(self)
+        order = np.lexsort((asked, offsets, files))
+        found = np.empty(len(files), dtype=np.int64)
+        # At each position the document itself comes first, then the question.
+        found[order[1:]] = order[:-1]
+        return found[len(self) :]
 
 
-def arrange(table: pa.Table, settings: IngestSettings) -> ShardDocuments:
-    """Decides a shard's documents; the order of the table's rows has no influence."""
-    good = pc.equal(table["reason"], "")
-    bad = table.filter(pc.invert(good)).select(["file", "offset", "reason", "detail"]).to_pylist()
-    table = table.filter(good).combine_chunks()
-    column = {name: table[name].to_numpy() for name in _NUMBERS}
-    first = _first_equal(column)
-    repeat = first != np.arange(len(first))
-    dropped = repeat if settings.duplicates == "drop" else np.zeros(len(repeat), dtype=bool)
-    held = _held_out(column, settings.holdout_share)
-    order = np.lexsort((column["offset"], column["file"], column["order"]))
-    return ShardDocuments(
-        texts=_array(table["text"]),
-        domains=_array(table["domain"]),
-        sizes=pc.binary_length(table["text"]).to_numpy().astype(np.int64),
-        trained=order[(~held & ~dropped)[order]],
-        held_out=order[(held & ~dropped)[order]],
-        repeats=int(repeat.sum()),
-        dropped=[_duplicate(column, i, int(first[i])) for i in np.flatnonzero(dropped).tolist()],
-        bad=[Removed(**row, first=None) for row in bad],
+@dataclass
+class _Columns:
+    parts: dict[str, list[npt.NDArray[Any]]] = field(
+        default_factory=lambda: {name: [] for name in ("file", "offset", "order", "digest")}
     )
 
-
-_NUMBERS = ("file", "offset", "order", "digest", "digest_rest")
-
-
-def _first_equal(column: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
-    """For each document the index of the first one, by position, with the same digest."""
-    names = ("offset", "file", "digest_rest", "digest")
-    order = np.lexsort([column[name] for name in names])
-    low, high = column["digest"][order], column["digest_rest"][order]
-    begins = np.ones(len(order), dtype=bool)
-    begins[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    group = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
-    first = np.empty(len(order), dtype=np.int64)
-    first[order] = order[group]
-    return first
+    def joined(self, name: str) -> npt.NDArray[Any]:
+        empty = np.empty(0, dtype=SCHEMA.field(name).type.to_pandas_dtype())
+        return np.concatenate([empty, *self.parts[name]])
 
 
-def _held_out(column: dict[str, npt.NDArray[Any]], share: float) -> npt.NDArray[np.bool_]:
-    """Whether each document is held out; all copies of a text are on one side.
+def gathered(batches: Iterable[pa.RecordBatch]) -> Documents:
+    """The good documents of staged batches in their order; the order of the batches has no part."""
+    columns, removed = _Columns(), list[Removed]()
+    buffers, domains = list[memoryview](), [pa.array([], pa.string())]
+    chunks, starts, sizes, good = [], [], [], []
+    none = np.empty(0, dtype=np.int64)
+    for number, batch in enumerate(batches):
+        bounds = np.frombuffer(batch["text"].buffers()[1], dtype=np.int64)
+        bounds = bounds[batch["text"].offset :][: len(batch) + 1]
+        buffers.append(memoryview(batch["text"].buffers()[2] or b""))
+        domains.append(batch["domain"])
+        for name, parts in columns.parts.items():
+            parts.append(batch[name].to_numpy())
+        chunks.append(np.full(len(batch), number))
+        starts.append(bounds[:-1])
+        sizes.append(np.diff(bounds))
+        good.append(batch["reason"].is_null().to_numpy(zero_copy_only=False))
+        removed += _quarantined(batch)
+    documents = Documents(
+        file=columns.joined("file"),
+        offset=columns.joined("offset"),
+        digest=columns.joined("digest"),
+        sizes=np.concatenate([none, *sizes]),
+        removed=removed,
+        _chunk=np.concatenate([none, *chunks]),
+        _start=np.concatenate([none, *starts]),
+        _buffers=buffers,
+        _domains=pa.chunked_array(domains),
+        _row=np.arange(sum(map(len, sizes))),
+    )
+    order = np.lexsort((documents.offset, documents.file, columns.joined("order")))
+    return documents.take(order[np.concatenate([none == 0, *good])[order]])
 
-    A shard with two different texts holds out at least one, the lowest, so that a small corpus
-    can be evaluated.
-    """
-    digests = column["digest"]
-    held = digests < np.uint64(holdout_bound(share))
-    if share > 0 and not held.any() and len(np.unique(digests)) > 1:
-        held = digests == digests.min()
-    return np.asarray(held)
+
+def _quarantined(batch: pa.RecordBatch) -> list[Removed]:
+    if batch["reason"].null_count == len(batch):
+        return []
+    bad = batch.filter(batch["reason"].is_valid())
+    return [Removed(**row) for row in bad.select(list(Removed._fields)).to_pylist()]
 
 
-def _duplicate(column: dict[str, npt.NDArray[Any]], index: int, first: int) -> Removed:
-    file, offset = column["file"], column["offset"]
-    equal = (int(file[first]), int(offset[first]))
-    return Removed(int(file[index]), int(offset[index]), "", "", equal)
+def record_lines(removed: Sequence[Removed], inputs: Sequence[InputFile]) -> bytes:
+    """A JSON line for each removed record, in the order of their positions."""
+    lines = []
+    for record in sorted(removed):
+        line = {
+            "file": inputs[record.file].name,
+            "offset": record.offset,
+            "reason": record.reason,
+            "detail": record.detail,
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()
 
 
-def _array(column: pa.ChunkedArray) -> Any:
-    combined = column.combine_chunks()
-    # An empty column has no chunk to return.
-    return combined.chunk(0) if hasattr(combined, "chunk") else combined
+def removed_counts(removed: Sequence[Removed]) -> dict[str, Any]:
+    """The fields of `Counts` that say what was removed."""
+    reasons = Counter(record.reason for record in removed)
+    return {
+        "documents": len(removed),
+        "duplicate_documents": reasons.pop(DUPLICATE, 0),
+        "near_duplicate_documents": reasons.pop(NEAR_DUPLICATE, 0),
+        "contaminated_documents": reasons.pop(CONTAMINATED, 0),
+        "quarantined": dict(sorted(reasons.items())),
+    }

@@ -1,19 +1,26 @@
-"""Pass 2: one shard is gathered from every run, put in order, tokenised, packed and written."""
+"""Shards and held-out files: documents are gathered from every run, put in order and written."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from perennial.corpora.documents import ShardDocuments, arrange
-from perennial.corpora.engines import Encoder, EngineName, make_encoder
+from perennial.corpora.contamination import load_contamination
+from perennial.corpora.digests import without_dropped
+from perennial.corpora.documents import (
+    CONTAMINATED,
+    NEAR_DUPLICATE,
+    Documents,
+    Removed,
+    gathered,
+    record_lines,
+    removed_counts,
+)
+from perennial.corpora.engines import EngineName, make_encoder, stored_type
 from perennial.corpora.manifest import (
     Counts,
     HoldoutFile,
@@ -22,20 +29,19 @@ from perennial.corpora.manifest import (
     QuarantineFile,
     Shard,
     ShardResult,
-    token_bytes,
 )
+from perennial.corpora.neighbours import Neighbours, Screen, write_index
 from perennial.corpora.packing import Packer, RowFile, holdout_bytes, rows_per_group
+from perennial.corpora.pieces import Layout, holdout_bound
 from perennial.corpora.scatter import run_key
-from perennial.corpora.staging import join, read_segment
+from perennial.corpora.staging import read_documents, read_section
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import pyarrow as pa
 
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
-
-DUPLICATE = "duplicate"
-_BATCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,25 @@ class GatherJob:
     """run files of each piece"""
     inputs: tuple[InputFile, ...]
     settings: IngestSettings
+    layout: Layout
     tokenizer: RunTokenizer
     engine: EngineName
+    holdout_bound: int
+    """documents whose digest is below it are held out"""
+    drops: tuple[int, ...] = ()
+    """parts of the digests that list documents to drop"""
+    earlier: tuple[str, ...] = ()
+    """names of the earlier corpora"""
 
 
 def gather(job: GatherJob, shard: int) -> ShardResult:
     """Writes a shard's files, unless its marker says that they were written and they are there."""
-    marker = f"shards/{shard:05d}.json"
+    return _once(job, f"shards/{shard:05d}.json", shard, _gather)
+
+
+def _once(
+    job: GatherJob, marker: str, part: int, do: Callable[[GatherJob, int], ShardResult]
+) -> ShardResult:
     try:
         result = ShardResult.model_validate_json(job.staging.read(marker))
     except FileNotFoundError:
@@ -63,7 +81,7 @@ def gather(job: GatherJob, shard: int) -> ShardResult:
     else:
         if written(job.target, result):
             return result
-    result = _gather(job, shard)
+    result = do(job, part)
     job.staging.write(marker, result.model_dump_json().encode())
     return result
 
@@ -77,46 +95,108 @@ def written(target: Store, result: ShardResult) -> bool:
 
 
 def _gather(job: GatherJob, shard: int) -> ShardResult:
+    documents = _documents(job, [shard])
+    # Where no document is below the usual bound, the lowest one of the shards is held out.
+    documents = documents.take(documents.digest >= np.uint64(job.holdout_bound))
+    key = f"shard-{shard:05d}.parquet"
+    rows, counts = _write_rows(job, key, documents)
+    quarantine = _write_record(job, f"quarantine-{shard:05d}.jsonl", documents.removed)
+    counts = counts.plus(Counts(**removed_counts(documents.removed)))
+    return ShardResult(shard=rows, quarantine=quarantine, counts=counts)
+
+
+def hold(job: GatherJob, part: int) -> ShardResult:
+    """Writes a part of the held-out documents, and what near duplicates of them are found by.
+
+    Done is done, as in `gather`.
+    """
+    return _once(job, f"held/{part:05d}.json", part, _hold)
+
+
+def _hold(job: GatherJob, part: int) -> ShardResult:
+    layout = job.layout
+    sections = [layout.shards + part]
+    usual = holdout_bound(job.settings.holdout_share)
+    if part == 0 and job.holdout_bound > usual:
+        sections = [*range(layout.shards), *sections]
+    documents = _documents(job, sections)
+    documents = documents.take(documents.digest < np.uint64(job.holdout_bound))
+    held: list[npt.NDArray[Any]] = []
+    encoder, end = make_encoder(job.tokenizer, job.engine), job.tokenizer.end_of_document
+    screen = Screen(job.tokenizer) if job.settings.near_duplicates else None
+    keys: list[npt.NDArray[np.uint64]] = []
+    for batch in documents.batches():
+        ids = encoder.encode_documents(batch.texts())
+        held += np.split(ids, np.flatnonzero(ids == end)[:-1] + 1)
+        keys += [screen.keys(ids)] if screen else []
+    if screen:
+        write_index(job.staging, part, documents, keys)
+    removed = documents.removed if sections == [layout.shards + part] else []
+    return _written_holdout(job, part, documents, held, removed)
+
+
+def _written_holdout(
+    job: GatherJob,
+    part: int,
+    documents: Documents,
+    held: list[npt.NDArray[Any]],
+    removed: list[Removed],
+) -> ShardResult:
+    quarantine = _write_record(job, f"quarantine-holdout-{part:05d}.jsonl", removed)
+    counts = Counts(**removed_counts(removed))
+    if not held:
+        return ShardResult(quarantine=quarantine, counts=counts)
+    key, sizes, tokens = (
+        f"holdout-{part:05d}.parquet",
+        documents.sizes.tolist(),
+        sum(map(len, held)),
+    )
+    data = holdout_bytes([ids.tobytes() for ids in held], sizes, documents.domains())
+    size, digest = _put(job.target, key, data)
+    mine = Counts(
+        documents=len(held),
+        held_out_documents=len(held),
+        tokens=tokens,
+        held_out_tokens=tokens,
+        held_out_bytes=sum(sizes),
+    )
+    file = HoldoutFile(file=key, size_bytes=size, sha256=digest, documents=len(held))
+    return ShardResult(holdout=file, quarantine=quarantine, counts=mine.plus(counts))
+
+
+def _documents(job: GatherJob, sections: list[int]) -> Documents:
+    """The documents of sections of all runs, without the equal ones that are to be dropped."""
     filesystem, base = job.staging.arrow()
-    table = join(
-        read_segment(filesystem, f"{base}/{run_key(piece, run)}", shard)
+    found = (
+        read_section(filesystem, f"{base}/{run_key(piece, run)}", section)
         for piece, runs in enumerate(job.runs)
         for run in range(runs)
+        for section in sections
     )
-    documents = arrange(table, job.settings)
-    del table
-    encoder = make_encoder(job.tokenizer, job.engine)
-    rows, trained = _write_rows(job, f"shard-{shard:05d}.parquet", documents, encoder)
-    holdout, held = _write_holdout(job, f"holdout-{shard:05d}.parquet", documents, encoder)
-    quarantine, dropped = _write_quarantine(job, f"quarantine-{shard:05d}.jsonl", documents)
-    counts = trained.plus(held).plus(dropped)
-    return ShardResult(shard=rows, holdout=holdout, quarantine=quarantine, counts=counts)
+    documents = gathered(batch for s in found if s is not None for batch in read_documents(s))
+    return without_dropped(documents, job.staging, job.drops, sections, job.inputs, job.earlier)
 
 
-def _write_rows(
-    job: GatherJob, key: str, documents: ShardDocuments, encoder: Encoder
-) -> tuple[Shard | None, Counts]:
-    length, width = job.settings.sequence_length, token_bytes(job.tokenizer.vocabulary)
-    dtype = np.dtype(f"<u{width}")
-    packer = Packer(length, rows_per_group(length, width), dtype)
-    file = RowFile(length, width)
-    tokens = 0
-    for batch in _encoded(documents, documents.trained, job.tokenizer.end_of_document, encoder):
-        for ids in batch:
-            tokens += len(ids)
-            for group in packer.add(ids):
-                file.write(group)
+def _write_rows(job: GatherJob, key: str, documents: Documents) -> tuple[Shard | None, Counts]:
+    length, dtype = job.settings.sequence_length, stored_type(job.tokenizer)
+    packer = Packer(length, rows_per_group(length, dtype.itemsize), dtype)
+    file = RowFile(length, dtype.itemsize)
+    tokens = trained = text_bytes = 0
+    for batch, ids in _encoded(job, documents):
+        trained, text_bytes = trained + len(batch), text_bytes + int(batch.sizes.sum())
+        tokens += len(ids)
+        for group in packer.add(ids):
+            file.write(group)
     rest, remainder = packer.finish()
     if len(rest):
         file.write(rest)
     counts = Counts(
-        documents=len(documents.trained),
-        trained_documents=len(documents.trained),
+        documents=trained,
+        trained_documents=trained,
         tokens=tokens,
         row_tokens=tokens - remainder,
         remainder_tokens=remainder,
-        trained_bytes=int(documents.sizes[documents.trained].sum()),
-        repeats=documents.repeats,
+        trained_bytes=text_bytes,
     )
     data = file.close()
     if not file.row_groups:
@@ -126,69 +206,48 @@ def _write_rows(
     return Shard(file=key, size_bytes=size, sha256=digest, row_groups=groups), counts
 
 
-def _write_holdout(
-    job: GatherJob, key: str, documents: ShardDocuments, encoder: Encoder
-) -> tuple[HoldoutFile | None, Counts]:
-    held = documents.held_out
-    if not len(held):
-        return None, Counts()
-    dtype = np.dtype(f"<u{token_bytes(job.tokenizer.vocabulary)}")
-    batches = _encoded(documents, held, job.tokenizer.end_of_document, encoder)
-    tokens = [ids.astype(dtype).tobytes() for batch in batches for ids in batch]
-    sizes = documents.sizes[held].tolist()
-    domains = documents.domains.take(pa.array(held)).to_pylist()
-    count = sum(map(len, tokens)) // dtype.itemsize
-    size, digest = _put(job.target, key, holdout_bytes(tokens, sizes, domains))
-    counts = Counts(
-        documents=len(held),
-        held_out_documents=len(held),
-        tokens=count,
-        held_out_tokens=count,
-        held_out_bytes=sum(sizes),
-    )
-    file = HoldoutFile(file=key, size_bytes=size, sha256=digest, documents=len(held))
-    return file, counts
+def _encoded(job: GatherJob, documents: Documents) -> Iterator[tuple[Documents, npt.NDArray[Any]]]:
+    """Batches of documents to train and their ids, an end after each document."""
+    settings = job.settings
+    encoder = make_encoder(job.tokenizer, job.engine)
+    near = _Near(job, settings.near_duplicates) if settings.near_duplicates else None
+    banned = settings.decontaminate
+    contamination = load_contamination(job.staging, banned) if banned else None
+    for batch in documents.batches():
+        if contamination:
+            batch = batch.without(CONTAMINATED, contamination.found(batch))
+        if len(batch):
+            ids = encoder.encode_documents(batch.texts())
+            yield near.filtered(batch, ids) if near else (batch, ids)
 
 
-def _write_quarantine(
-    job: GatherJob, key: str, documents: ShardDocuments
-) -> tuple[QuarantineFile | None, Counts]:
-    records = [*documents.bad, *documents.dropped]
-    if not records:
-        return None, Counts()
-    lines = []
-    for record in sorted(records, key=lambda r: (r.file, r.offset, r.reason)):
-        detail = record.detail
-        if record.first is not None:
-            detail = f"equals {job.inputs[record.first[0]].name} at {record.first[1]}"
-        line = {
-            "file": job.inputs[record.file].name,
-            "offset": record.offset,
-            "reason": record.reason or DUPLICATE,
-            "detail": detail,
-        }
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    size, digest = _put(job.target, key, "".join(lines).encode())
-    counts = Counts(
-        documents=len(records),
-        duplicate_documents=len(documents.dropped),
-        quarantined=dict(sorted(Counter(r.reason for r in documents.bad).items())),
-    )
-    file = QuarantineFile(file=key, size_bytes=size, sha256=digest, records=len(records))
-    return file, counts
+class _Near:
+    """Takes near duplicates of held-out documents out of batches."""
+
+    def __init__(self, job: GatherJob, similarity: float) -> None:
+        parts = job.layout.held_parts
+        self._neighbours = Neighbours(job.staging, parts, job.inputs, similarity)
+        self._screen, self._end = Screen(job.tokenizer), job.tokenizer.end_of_document
+
+    def filtered(
+        self, batch: Documents, ids: npt.NDArray[Any]
+    ) -> tuple[Documents, npt.NDArray[Any]]:
+        found = self._neighbours.found(batch, self._screen.keys(ids))
+        if found:
+            parts = np.split(ids, np.flatnonzero(ids == self._end)[:-1] + 1)
+            kept = [part for row, part in enumerate(parts) if row not in found]
+            ids = np.concatenate([ids[:0], *kept])
+        return batch.without(NEAR_DUPLICATE, found), ids
+
+
+def _write_record(job: GatherJob, key: str, removed: list[Removed]) -> QuarantineFile | None:
+    if not removed:
+        return None
+    size, digest = _put(job.target, key, record_lines(removed, job.inputs))
+    return QuarantineFile(file=key, size_bytes=size, sha256=digest, records=len(removed))
 
 
 def _put(target: Store, key: str, data: bytes | pa.Buffer) -> tuple[int, str]:
     plain = data if isinstance(data, bytes) else data.to_pybytes()
     target.write(key, plain)
     return len(plain), hashlib.sha256(plain).hexdigest()
-
-
-def _encoded(
-    documents: ShardDocuments, chosen: npt.NDArray[np.int64], end: int, encoder: Encoder
-) -> Iterator[list[npt.NDArray[Any]]]:
-    """The ids of the chosen documents, each with its end, in batches of bounded size."""
-    bounds = np.cumsum(documents.sizes[chosen]) // _BATCH_BYTES
-    for part in np.split(chosen, np.flatnonzero(np.diff(bounds)) + 1) if len(chosen) else []:
-        texts = documents.texts.take(pa.array(part)).to_pylist()
-        yield [np.append(ids, np.uint32(end)) for ids in encoder.encode(texts)]

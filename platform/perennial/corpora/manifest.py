@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from perennial.store import Store
 
 FORMAT: Final = 1
+BAD_FIT: Final = 1.5
+"""tokens per byte over those of the first corpus, from which on a person is told"""
 
 
 class _Frozen(BaseModel):
@@ -37,7 +39,12 @@ class IngestSettings(_Frozen):
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """share of documents, chosen by their text's hash, that are never trained on"""
     duplicates: Literal["keep", "drop"] = "keep"
-    """whether a document whose text occurred before in the corpus is trained again"""
+    """whether a document is trained whose text occurred before, in the corpus or an earlier one"""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.8
+    """Jaccard similarity (of runs of 5 words) with a held-out document from which on a document is
+    not trained; null to not compare"""
+    decontaminate: str = ""
+    """digest of the evaluation texts that trained documents share no 13 words with; "" for none"""
     max_document_bytes: Annotated[int, Field(ge=1)] = 8 << 20
     """longest text of a document in UTF-8 bytes; a JSON line may be four times as long"""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -85,6 +92,23 @@ class QuarantineFile(StoredFile):
     records: int
 
 
+class DigestFile(StoredFile):
+    """Sorted 64-bit digests of the corpus's texts, little-endian, each once.
+
+    Each file holds a range of digests, in the order of the manifest.
+    """
+
+    digests: int
+
+
+class EarlierCorpus(_Frozen):
+    """A corpus of the run that this one was compared with."""
+
+    name: str
+    digest: str
+    """its manifest's"""
+
+
 class Counts(_Frozen):
     """What became of every document and token; `check` proves that nothing was dropped."""
 
@@ -94,10 +118,16 @@ class Counts(_Frozen):
     held_out_documents: int = 0
     duplicate_documents: int = 0
     """dropped for an equal document"""
+    near_duplicate_documents: int = 0
+    """not trained because a held-out document is nearly the same"""
+    contaminated_documents: int = 0
+    """not trained because they hold a piece of an evaluation text"""
     quarantined: dict[str, int] = Field(default_factory=dict)
     """by reason"""
     repeats: int = 0
-    """documents whose text occurred before, dropped or not"""
+    """documents whose text occurred before in the corpus, dropped or not"""
+    repeats_of_earlier: dict[str, int] = Field(default_factory=dict)
+    """documents whose text an earlier corpus holds, dropped or not, by the first such corpus"""
     tokens: int = 0
     """of trained and held-out documents, with their ends"""
     row_tokens: int = 0
@@ -112,12 +142,7 @@ class Counts(_Frozen):
     def plus(self, other: Counts) -> Counts:
         """Both counts together."""
         mine, theirs = self.model_dump(), other.model_dump()
-        reasons = sorted(self.quarantined.keys() | other.quarantined.keys())
-        mine["quarantined"] = {
-            r: self.quarantined.get(r, 0) + other.quarantined.get(r, 0) for r in reasons
-        }
-        numbers = {k: v + theirs[k] for k, v in mine.items() if k != "quarantined"}
-        return Counts.model_validate(mine | numbers)
+        return Counts.model_validate({name: _sum(mine[name], theirs[name]) for name in mine})
 
     def check(self) -> Self:
         """Itself, when every document and token is accounted for (I5); ValueError otherwise."""
@@ -125,6 +150,8 @@ class Counts(_Frozen):
             self.trained_documents
             + self.held_out_documents
             + self.duplicate_documents
+            + self.near_duplicate_documents
+            + self.contaminated_documents
             + sum(self.quarantined.values())
         )
         tokens = self.row_tokens + self.held_out_tokens + self.remainder_tokens
@@ -136,12 +163,18 @@ class Counts(_Frozen):
         return self
 
 
-class ShardResult(_Frozen):
-    """What one gather task wrote; also its completion marker."""
+def _sum(mine: Any, theirs: Any) -> Any:
+    if not isinstance(mine, dict):
+        return mine + theirs
+    return {name: mine.get(name, 0) + theirs.get(name, 0) for name in sorted(mine | theirs)}
 
-    shard: Shard | None
-    holdout: HoldoutFile | None
-    quarantine: QuarantineFile | None
+
+class ShardResult(_Frozen):
+    """What the task of one shard, or of one part of the held-out documents, wrote; its marker."""
+
+    shard: Shard | None = None
+    holdout: HoldoutFile | None = None
+    quarantine: QuarantineFile | None = None
     counts: Counts
 
     @property
@@ -169,6 +202,10 @@ class CorpusManifest(_Frozen):
     shards: tuple[Shard, ...]
     holdout: tuple[HoldoutFile, ...]
     quarantine: tuple[QuarantineFile, ...]
+    digests: tuple[DigestFile, ...] = ()
+    """of the texts of all documents"""
+    earlier: tuple[EarlierCorpus, ...] = ()
+    """the corpora that this one was compared with, in their order"""
     counts: Counts
     tokens_per_byte: float
     """of the texts, without the ends of documents"""
@@ -260,3 +297,15 @@ def read_manifest(store: Store, name: str) -> CorpusManifest:
             f"{store.url}/{key}", "digest", "the content was altered", "restore it or ingest again"
         )
     return manifest
+
+
+def fit_warning(first: CorpusManifest, this: CorpusManifest) -> str | None:
+    """A line for a person when the run's tokenizer fits a corpus much worse than the first one."""
+    ratio = this.tokens_per_byte / first.tokens_per_byte
+    if ratio < BAD_FIT:
+        return None
+    return (
+        f"the tokenizer fits {this.name} badly: {this.tokens_per_byte:.3f} tokens per byte against "
+        f"{first.tokens_per_byte:.3f} for {first.name}, so its text takes {ratio:.1f} times the "
+        "tokens"
+    )

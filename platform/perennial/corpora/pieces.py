@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from perennial.corpora.manifest import InputFile
 from perennial.corpora.names import file_format
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 # Rough, and only of influence on how many shards there are.
 _BYTES_PER_TOKEN = 4
+_SHARDS_PER_DIGEST_PART = 4
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}
 
 
@@ -62,19 +69,68 @@ def shard_count(inputs: Sequence[InputFile], shard_tokens: int) -> int:
     return max(1, math.ceil(tokens / shard_tokens))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Into how many parts the documents of a corpus are dealt; a function of its files' sizes."""
+
+    shards: int
+    held_parts: int
+    """of held-out documents, which are dealt apart from the others"""
+    digest_parts: int
+    """of the digests of all documents"""
+
+    @property
+    def parts(self) -> int:
+        """Parts of documents: those of the shards, then the held-out ones."""
+        return self.shards + self.held_parts
+
+
+def layout_of(shards: int, holdout_share: float) -> Layout:
+    """The layout of a corpus with that many shards."""
+    held = max(1, math.ceil(shards * holdout_share))
+    return Layout(shards, held, math.ceil(shards / _SHARDS_PER_DIGEST_PART))
+
+
 def text_digest(text: bytes) -> bytes:
     """16 bytes that stand for a text; equal texts have equal digests in every corpus."""
     return hashlib.sha256(text).digest()[:16]
 
 
-def destination(digest: bytes, seed: int, shards: int) -> int:
-    """The shard of a text: equal texts meet in one shard, where repeats are found."""
-    return _hash(digest, seed) % shards
+def file_salts(names: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
+    """64 random bits for each file, by its name and the seed."""
+    key = str(seed).encode()
+    salts = [hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names]
+    return np.frombuffer(b"".join(salts), dtype="<u8")
 
 
-def order_key(file: str, offset: int, seed: int) -> int:
-    """Where a document stands in its shard: 64 random bits by its position in the corpus."""
-    return _hash(f"{offset}:{file}".encode(), seed)
+def order_keys(
+    salts: npt.NDArray[np.uint64], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
+    """Where each document stands in its shard: 64 random bits by its position in the corpus.
+
+    Of one file no two are equal.
+    """
+    return mix(salts + offsets.astype(np.uint64) * _GOLDEN)
+
+
+def destinations(orders: npt.NDArray[np.uint64], parts: int) -> npt.NDArray[np.int64]:
+    """The part of each document, by its position alone.
+
+    So parts are of one size whatever the texts are: copies of a text are spread over all of them.
+    """
+    return (mix(orders + _GOLDEN) % np.uint64(parts)).astype(np.int64)
+
+
+def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A bijection of 64-bit numbers after which every bit depends on all (splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(values ^ (values >> np.uint64(31)))
+
+
+def digest_bounds(parts: int) -> list[int]:
+    """The first digest of each part, and 2**64: parts of digests are ranges of them."""
+    return [part * 2**64 // parts for part in range(parts)] + [2**64]
 
 
 def holdout_bound(share: float) -> int:
@@ -84,12 +140,6 @@ def holdout_bound(share: float) -> int:
     of another with the same share.
     """
     return int(share * 2**64)
-
-
-def _hash(data: bytes, seed: int) -> int:
-    salted = hashlib.blake2b(data, digest_size=8, key=str(seed).encode()).digest()
-    (value,) = struct.unpack("<Q", salted)
-    return int(value)
 
 
 def _can_be_cut(file: InputFile) -> bool:

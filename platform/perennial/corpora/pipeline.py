@@ -1,45 +1,55 @@
-"""The ingest: two passes of Ray Data tasks, an external shuffle between them, the manifest last.
+"""The ingest: passes of Ray Data tasks, an external shuffle between them, the manifest last.
 
-Only counts travel through Ray; documents go from the inbox to staged runs to shards. The result is
-a pure function of (inputs, tokenizer, settings): not of piece size, parallelism, restarts or kills.
+Read: pieces of the input are staged by destination. Compare: equal texts are found by their
+digests. Hold out: the held-out files are written, and the index of their near duplicates. Write:
+each shard is gathered, tokenised and written. Only counts travel through Ray; documents go from
+the inbox to staged runs to shards. The result is a pure function of (inputs, tokenizer, settings,
+earlier corpora): not of piece size, parallelism, restarts or kills.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial.corpora.engines import EngineName, choose_engine
-from perennial.corpora.gather import GatherJob, gather, written
+from perennial.corpora.contamination import (
+    RUN_WORDS,
+    read_evaluation_texts,
+    write_evaluation_texts,
+)
+from perennial.corpora.digests import CompareResult, compare
+from perennial.corpora.engines import choose_engine
+from perennial.corpora.gather import gather, hold, written
 from perennial.corpora.landing import inspect
 from perennial.corpora.manifest import (
-    FORMAT,
     CorpusManifest,
     IngestSettings,
     InputFile,
     ShardResult,
-    digest_of,
     manifest_key,
     read_manifest,
-    total,
 )
 from perennial.corpora.names import check_name
-from perennial.corpora.pieces import plan_pieces, shard_count
+from perennial.corpora.passes import Passes
+from perennial.corpora.pieces import plan_pieces
 from perennial.corpora.sample import sample_texts
-from perennial.corpora.scatter import PieceResult, ScatterJob, scatter
+from perennial.corpora.scatter import PieceResult, scatter
 from perennial.corpora.tokenizer import RunTokenizer, load_tokenizer
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from perennial.store import Store
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""called with the pass ("read" or "write"), the tasks done and all tasks"""
+"""called with the pass ("read", "compare", "hold out" or "write"), the tasks done and all tasks"""
 
-_ENGINE_SAMPLE_BYTES = 1 << 20
+_ENGINE_SAMPLE_BYTES = 1 << 18
 _TASKS_AT_ONCE = 256  # Ray Data makes an object for every task before the first one runs
 
 
@@ -49,27 +59,37 @@ def ingest(
     name: str,
     settings: IngestSettings,
     *,
+    earlier: Sequence[str] = (),
+    decontaminate: Sequence[Path] = (),
     cpus_per_task: float = 1.0,
     progress: Progress | None = None,
 ) -> CorpusManifest:
     """Tokenises a landed corpus into `corpora/<name>/` and returns its manifest.
 
-    Ray must be initialised. Safe to repeat and to kill: finished pieces and shards are not redone,
-    and an ingested corpus is returned as it is. Raises InputError when the corpus is missing,
-    when too much of it is bad (nothing is committed then), when it has no text to train on, or
-    when it was ingested with another tokenizer or other settings.
+    `earlier` are the corpora of the run that it is compared with, in their order; `decontaminate`
+    are files of evaluation texts, whose digest becomes part of the settings. Ray must be
+    initialised. Safe to repeat and to kill: finished pieces and shards are not redone, and an
+    ingested corpus is returned as it is. Raises InputError when the corpus is missing, when too
+    much of it is bad (nothing is committed then), when it has no text to train on, or when it or
+    an earlier corpus was ingested with another tokenizer, sequence length or seed.
     """
     check_name(name)
     tokenizer = load_tokenizer(store)
+    evaluation = read_evaluation_texts(decontaminate, settings.text_field)
+    settings = settings.model_copy(update={"decontaminate": evaluation.digest})
     if store.exists(manifest_key(name)):
         return _existing(store, name, tokenizer, settings)
+    before = tuple(read_manifest(store, each) for each in earlier)
+    for manifest in before:
+        check_same_run(store, manifest, tokenizer, settings)
     inputs = tuple(
         InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag)
         for f in inspect(inbox, name).files
     )
     report = progress or (lambda _pass, _done, _all: None)
+    passes = Passes(store, inbox, name, inputs, tokenizer, settings, before, evaluation)
     try:
-        return _ingest(store, inbox, name, inputs, tokenizer, settings, cpus_per_task, report)
+        return _ingest(passes, cpus_per_task, report)
     except Exception:
         # Another ingest that finished first took the staged files away from this one.
         if store.exists(manifest_key(name)):
@@ -77,58 +97,46 @@ def ingest(
         raise
 
 
-def _ingest(
-    store: Store,
-    inbox: Store,
-    name: str,
-    inputs: tuple[InputFile, ...],
-    tokenizer: RunTokenizer,
-    settings: IngestSettings,
-    cpus: float,
-    report: Progress,
-) -> CorpusManifest:
-    target = store.sub(f"corpora/{name}")
-    staging = f"staging-{_plan_digest(inputs, tokenizer, settings)[:16]}"
-    shards = shard_count(inputs, settings.shard_tokens)
-    scattering = ScatterJob(inbox.sub(name), target.sub(staging), inputs, settings, shards)
-    pieces = _scatter_all(scattering, cpus, report)
+def _ingest(passes: Passes, cpus: float, report: Progress) -> CorpusManifest:
+    name, settings = passes.name, passes.settings
+
+    def run(step: str, parts: int, do: Callable[[int], BaseModel]) -> list[str]:
+        def task(row: dict[str, Any]) -> dict[str, Any]:
+            index = int(row["item"])
+            return {"index": index, "result": do(index).model_dump_json()}
+
+        return _run(task, parts, cpus, lambda done: report(step, done, parts))
+
+    if passes.evaluation.short:
+        log.warning(
+            "%s: %d of %d evaluation texts have fewer than %d words and are not looked for",
+            *(name, passes.evaluation.short, len(passes.evaluation.texts), RUN_WORDS),
+        )
+    pieces = plan_pieces(passes.inputs, settings.piece_bytes)
+    reading = passes.scattering()
+    found = run("read", len(pieces), lambda index: scatter(reading, index, pieces[index]))
+    staged = [PieceResult.model_validate_json(result) for result in found]
     try:
-        _check_quality(inbox, name, inputs, settings, pieces)
+        _check_quality(passes.inbox, name, passes.inputs, settings, staged)
     except InputError:
-        target.remove(staging)
+        passes.target.remove(passes.staging_name)
         raise
-    sample = list(sample_texts(inbox, name, settings, _ENGINE_SAMPLE_BYTES))
-    engine = choose_engine(tokenizer, sample)
+    comparing = passes.comparing(staged)
+    found = run("compare", passes.layout.digest_parts, lambda part: compare(comparing, part))
+    compared = [CompareResult.model_validate_json(result) for result in found]
+    sample = list(sample_texts(passes.inbox, name, settings, _ENGINE_SAMPLE_BYTES))
+    engine = choose_engine(passes.tokenizer, sample)
     if engine == "tokenizers":
         log.info("%s: tiktoken cannot replace this tokenizer; encoding with tokenizers", name)
-    runs = tuple(piece.runs for piece in pieces)
-    gathering = GatherJob(target, target.sub(staging), runs, inputs, settings, tokenizer, engine)
-    results = _gather_all(gathering, shards, cpus, report)
-    manifest = _manifest(name, inputs, tokenizer, engine, settings, results)
-    if manifest.counts.documents != sum(piece.documents for piece in pieces):
+    write_evaluation_texts(passes.staging, passes.evaluation)
+    writing = passes.gathering(staged, compared, engine)
+    found = run("hold out", passes.layout.held_parts, lambda part: hold(writing, part))
+    found += run("write", passes.layout.shards, lambda shard: gather(writing, shard))
+    results = [ShardResult.model_validate_json(result) for result in found]
+    manifest = passes.manifest(engine, compared, results)
+    if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
-    return _commit(store, target, manifest, results)
-
-
-def _scatter_all(job: ScatterJob, cpus: float, report: Progress) -> list[PieceResult]:
-    pieces = plan_pieces(job.inputs, job.settings.piece_bytes)
-
-    def task(row: dict[str, Any]) -> dict[str, Any]:
-        index = int(row["item"])
-        result = scatter(job, index, pieces[index])
-        return {"index": index, "result": result.model_dump_json()}
-
-    results = _run(task, len(pieces), cpus, lambda done: report("read", done, len(pieces)))
-    return [PieceResult.model_validate_json(result) for result in results]
-
-
-def _gather_all(job: GatherJob, shards: int, cpus: float, report: Progress) -> list[ShardResult]:
-    def task(row: dict[str, Any]) -> dict[str, Any]:
-        index = int(row["item"])
-        return {"index": index, "result": gather(job, index).model_dump_json()}
-
-    results = _run(task, shards, cpus, lambda done: report("write", done, shards))
-    return [ShardResult.model_validate_json(result) for result in results]
+    return _commit(passes.store, passes.target, manifest, results)
 
 
 def _run(
@@ -157,6 +165,8 @@ def _rows(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # What pyarrow itself does not try again: an answer shorter than the error that took its place.
+    context.retried_map_errors, context.max_map_retries = ["AWS Error"], 5
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = ray.data.from_items(list(indices), override_num_blocks=len(indices))
     try:
@@ -196,47 +206,6 @@ def _check_quality(
         raise InputError(where, settings.text_field, "it holds no text", "land documents with text")
 
 
-def _plan_digest(
-    inputs: Sequence[InputFile], tokenizer: RunTokenizer, settings: IngestSettings
-) -> str:
-    content = {
-        "format": FORMAT,
-        "inputs": [file.model_dump() for file in inputs],
-        "tokenizer": tokenizer.fingerprint,
-        "end_of_document": tokenizer.end_of_document,
-        "settings": settings.model_dump(),
-    }
-    return digest_of(content)
-
-
-def _manifest(
-    name: str,
-    inputs: tuple[InputFile, ...],
-    tokenizer: RunTokenizer,
-    engine: EngineName,
-    settings: IngestSettings,
-    results: Sequence[ShardResult],
-) -> CorpusManifest:
-    counts = total(result.counts for result in results).check()
-    documents = counts.trained_documents + counts.held_out_documents
-    text_bytes = counts.trained_bytes + counts.held_out_bytes
-    manifest = CorpusManifest(
-        name=name,
-        tokenizer=tokenizer.fingerprint,
-        engine=engine,
-        vocabulary=tokenizer.vocabulary,
-        end_of_document=tokenizer.end_of_document,
-        settings=settings,
-        inputs=inputs,
-        shards=tuple(r.shard for r in results if r.shard is not None),
-        holdout=tuple(r.holdout for r in results if r.holdout is not None),
-        quarantine=tuple(r.quarantine for r in results if r.quarantine is not None),
-        counts=counts,
-        tokens_per_byte=(counts.tokens - documents) / text_bytes,
-    )
-    return manifest.sealed()
-
-
 def _commit(
     store: Store, target: Store, manifest: CorpusManifest, results: Sequence[ShardResult]
 ) -> CorpusManifest:
@@ -244,6 +213,7 @@ def _commit(
     if not all(written(target, result) for result in results):
         raise RuntimeError(f"{target.url}: its files changed while it was ingested")
     kept = {file.file for result in results for file in result.files}
+    kept |= {file.file for file in manifest.digests}
     data = manifest.model_dump_json(indent=1).encode()
     if not store.create(manifest_key(manifest.name), data):
         # Another ingest of the same corpus was faster; its staging is its own to remove.
@@ -258,14 +228,32 @@ def _existing(
     store: Store, name: str, tokenizer: RunTokenizer, settings: IngestSettings
 ) -> CorpusManifest:
     manifest = read_manifest(store, name)
+    fields = [field for field in IngestSettings.model_fields if field != "piece_bytes"]
+    _check_same(store, manifest, tokenizer, settings, fields)
+    return manifest
+
+
+def check_same_run(
+    store: Store, manifest: CorpusManifest, tokenizer: RunTokenizer, settings: IngestSettings
+) -> None:
+    """InputError when a corpus has another tokenizer, sequence length or seed than the run."""
+    _check_same(store, manifest, tokenizer, settings, ["sequence_length", "seed"])
+
+
+def _check_same(
+    store: Store,
+    manifest: CorpusManifest,
+    tokenizer: RunTokenizer,
+    settings: IngestSettings,
+    fields: Sequence[str],
+) -> None:
     then = manifest.settings.model_dump() | {"tokenizer": manifest.tokenizer}
     now = settings.model_dump() | {"tokenizer": tokenizer.fingerprint}
-    for field, value in now.items():
-        if field != "piece_bytes" and then[field] != value:
+    for field in (*fields, "tokenizer"):
+        if then[field] != now[field]:
             raise InputError(
-                f"{store.url}/{manifest_key(name)}",
+                f"{store.url}/{manifest_key(manifest.name)}",
                 field,
-                f"the corpus was ingested with {then[field]}, not {value}",
-                "keep the run's value, or land the corpus under another name",
+                f"the corpus was ingested with {then[field]}, not {now[field]}",
+                "keep the run's value, land the corpus under another name, or start another run",
             )
-    return manifest

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from perennial.corpora.manifest import IngestSettings, InputFile
-from perennial.corpora.pieces import Piece, destination, order_key, text_digest
+from perennial.corpora.pieces import (
+    Layout,
+    Piece,
+    destinations,
+    digest_bounds,
+    file_salts,
+    holdout_bound,
+    layout_of,
+    order_keys,
+    text_digest,
+)
 from perennial.corpora.records import HARMLESS, Record
 from perennial.corpora.spans import InputMoved, read_span
-from perennial.corpora.staging import Staged, pack_run
+from perennial.corpora.staging import digests_section, documents_section, pack_sections
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pyarrow as pa
+
     from perennial.store import Store
 
 _RECORD_BYTES = 200  # what a record costs beside its text
@@ -53,6 +66,11 @@ class ScatterJob:
     settings: IngestSettings
     shards: int
 
+    @property
+    def layout(self) -> Layout:
+        """Where documents go."""
+        return layout_of(self.shards, self.settings.holdout_share)
+
 
 def run_key(piece: int, run: int) -> str:
     """A run file's place below the staging folder."""
@@ -81,28 +99,24 @@ def _stage(job: ScatterJob, index: int, piece: Piece) -> PieceResult:
 
 
 def _attempt(job: ScatterJob, index: int, piece: Piece, moved: dict[int, str]) -> PieceResult:
-    segments: list[list[Staged]] = [[] for _ in range(job.shards)]
     reasons: Counter[str] = Counter()
-    runs = documents = lost = held = 0
+    pending, salts = _Pending(), file_salts([file.name for file in job.inputs], job.settings.seed)
+    runs = documents = lost = 0
 
     def flush() -> None:
-        nonlocal runs, held
-        job.staging.write(run_key(index, runs), pack_run(segments))
-        for segment in segments:
-            segment.clear()
-        runs, held = runs + 1, 0
+        nonlocal runs, pending
+        job.staging.write(run_key(index, runs), pending.packed(job, salts))
+        runs, pending = runs + 1, _Pending()
 
     for file, record in _records(job, piece, moved):
         documents += 1
-        lost += record.lost_bytes
         if record.reason:
             reasons[record.reason] += 1
-        shard, row = _staged(job, file, record)
-        segments[shard].append(row)
-        held += len(record.text) + _RECORD_BYTES
-        if held >= job.settings.piece_bytes:
+            lost += record.lost_bytes
+        pending.add(file, record)
+        if pending.held_bytes >= job.settings.piece_bytes:
             flush()
-    if held:
+    if pending.texts:
         flush()
     quarantined = dict(sorted(reasons.items()))
     return PieceResult(runs=runs, documents=documents, quarantined=quarantined, lost_bytes=lost)
@@ -119,12 +133,90 @@ def _records(job: ScatterJob, piece: Piece, moved: dict[int, str]) -> Iterator[t
             yield span.file, record
 
 
-def _staged(job: ScatterJob, file: int, record: Record) -> tuple[int, Staged]:
-    seed, name = job.settings.seed, job.inputs[file].name
-    where = json.dumps([name, record.offset, record.reason]).encode()
-    digest = text_digest(where if record.reason else record.text)
-    low, high = struct.unpack("<QQ", digest)
-    order = order_key(name, record.offset, seed)
-    bad = (record.reason, record.detail)
-    row = Staged(file, record.offset, order, low, high, record.text, record.domain, *bad)
-    return destination(digest, seed, job.shards), row
+class _Pending:
+    """The documents of the next run file, as columns."""
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+        self.texts: list[bytes] = []
+        self._files: list[int] = []
+        self._offsets: list[int] = []
+        self._digests: list[bytes] = []
+        self._domains: list[str] = []
+        self._bad: list[tuple[int, str, str]] = []
+
+    def add(self, file: int, record: Record) -> None:
+        """Takes a record of that file."""
+        if record.reason:
+            self._bad.append((len(self.texts), record.reason, record.detail))
+        self.held_bytes += len(record.text) + _RECORD_BYTES
+        self.texts.append(record.text)
+        self._files.append(file)
+        self._offsets.append(record.offset)
+        self._digests.append(text_digest(record.text))
+        self._domains.append(record.domain)
+
+    def packed(self, job: ScatterJob, salts: npt.NDArray[np.uint64]) -> bytes:
+        """The run file: a section for each part of documents, then one for each of digests."""
+        layout, settings = job.layout, job.settings
+        # On this machine compressing costs more than the bytes do; on the network it is the other
+        # way about.
+        compression = None if job.staging.is_local else "lz4"
+        files = np.array(self._files, dtype=np.int32)
+        offsets = np.array(self._offsets, dtype=np.int64)
+        digests = np.frombuffer(b"".join(self._digests), dtype="<u8").reshape(-1, 2)
+        good = np.ones(len(files), dtype=bool)
+        good[[row for row, _, _ in self._bad]] = False
+        orders = order_keys(salts[files], offsets)
+        parts = destinations(orders, layout.shards)
+        held = good & (digests[:, 0] < np.uint64(holdout_bound(settings.holdout_share)))
+        parts[held] = layout.shards + destinations(orders[held], layout.held_parts)
+        columns: dict[str, npt.NDArray[Any]] = {
+            "file": files,
+            "offset": offsets,
+            "order": orders,
+            "digest": digests[:, 0],
+        }
+        strings = self._strings(settings)
+        sections: list[bytes | pa.Buffer] = []
+        for rows in grouped(parts, layout.parts):
+            chosen: dict[str, Any] = {name: values[rows] for name, values in columns.items()}
+            listed = rows.tolist()
+            for name, column in strings.items():
+                chosen[name] = column and [column[row] for row in listed]
+            texts = [self.texts[row] for row in listed]
+            sections.append(documents_section(chosen, texts, compression))
+        return pack_sections([*sections, *_digests(layout, digests, files, offsets, good)])
+
+    def _strings(self, settings: IngestSettings) -> dict[str, list[Any] | None]:
+        """The columns of strings; None for one that is empty."""
+        domains = self._domains if settings.domain_field else None
+        if not self._bad:
+            return {"domain": domains, "reason": None, "detail": None}
+        reasons: list[Any] = [None] * len(self.texts)
+        details: list[Any] = [None] * len(self.texts)
+        for row, reason, detail in self._bad:
+            reasons[row], details[row] = reason, detail
+        return {"domain": domains, "reason": reasons, "detail": details}
+
+
+def _digests(
+    layout: Layout,
+    digests: npt.NDArray[np.uint64],
+    files: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    good: npt.NDArray[np.bool_],
+) -> Iterator[bytes]:
+    bounds = np.array(digest_bounds(layout.digest_parts)[1:-1], dtype=np.uint64)
+    parts = np.searchsorted(bounds, digests[:, 0], side="right")
+    parts[~good] = layout.digest_parts
+    for rows in grouped(parts, layout.digest_parts):
+        yield digests_section(digests[rows], files[rows], offsets[rows])
+
+
+def grouped(parts: npt.NDArray[np.int64], count: int) -> Iterator[npt.NDArray[np.int64]]:
+    """For each part below `count` the rows that belong to it, in their order."""
+    rows = np.argsort(parts, kind="stable")
+    bounds = np.searchsorted(parts[rows], np.arange(count + 1))
+    for start, end in pairwise(bounds.tolist()):
+        yield rows[start:end]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,8 +177,7 @@ def _score(
         with _silence():
             results = simple_evaluate(lm, tasks=[name], task_manager=manager, log_samples=False)
     except Exception as error:  # whatever a task's data or code does, the others go on
-        lines = str(error).strip().splitlines() or [""]
-        return [NotRun(label, f"{type(error).__name__}: {lines[0]}")]
+        return [NotRun(label, _reason(error))]
     return [*scores(results)]
 
 
@@ -196,6 +196,15 @@ def _silence() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _reason(error: Exception) -> str:
+    """One line: the error's own, or where it was raised when it says nothing."""
+    lines = str(error).strip().splitlines()
+    if lines:
+        return f"{type(error).__name__}: {lines[0]}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at `{place.line}` in {Path(place.filename).name}"
 
 
 def scores(results: Mapping[str, Any]) -> list[TaskScore]:

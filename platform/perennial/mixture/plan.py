@@ -12,10 +12,13 @@ stride is near the golden section of `steps`, any run of steps is close to the s
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
+
+from perennial.mixture.replay import Earlier, ReplayRule, apportion, split_replay
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -34,19 +37,22 @@ class Source:
     start: int
     extent: int
 
-    def row(self, taken: int) -> int:
-        """Row of the corpus that is read when `taken` sequences were taken in this stage before."""
-        return (self.start + taken) % self.extent
-
 
 @dataclass(frozen=True)
 class StageMix:
-    """One stage's share of the plan: the new corpus first, then the replayed ones."""
+    """One stage's share of the plan: the new corpus first, then the replayed ones.
+
+    replay: the rule that the sources follow from.
+    unreplayed: sequences of the replay share that are new ones instead, because no earlier corpus
+        may be replayed any more.
+    """
 
     corpus: str
     steps: int
     global_batch: int
     sources: tuple[Source, ...]
+    replay: ReplayRule = field(default_factory=ReplayRule)
+    unreplayed: int = 0
 
     def __post_init__(self) -> None:
         total = sum(source.sequences for source in self.sources)
@@ -56,7 +62,8 @@ class StageMix:
             )
 
     @cached_property
-    def _stride(self) -> int:
+    def stride(self) -> int:
+        """How far the point of a step lies from the last one's on the circle of steps."""
         guess = max(1, round(self.steps * _GOLDEN))
         return next(p for p in range(guess, 2 * self.steps + 2) if math.gcd(p, self.steps) == 1)
 
@@ -72,18 +79,9 @@ class StageMix:
         """Sequences taken of each source before `step` (0 .. steps), in O(log steps) a source."""
         return tuple(
             source.sequences // self.steps * step
-            + _visits(step, self._stride, self.steps, start, source.sequences % self.steps)
+            + _visits(step, self.stride, self.steps, start, source.sequences % self.steps)
             for source, start in zip(self.sources, self._arc_starts, strict=True)
         )
-
-    def rows(self, step: int) -> list[tuple[int, int]]:
-        """The batch of `step` as (source index, row of its corpus), `global_batch` long."""
-        before, after = self.taken(step), self.taken(step + 1)
-        return [
-            (index, source.row(taken))
-            for index, source in enumerate(self.sources)
-            for taken in range(before[index], after[index])
-        ]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; the few integers that are a stage's whole data state."""
@@ -93,7 +91,8 @@ class StageMix:
     def from_dict(cls, data: dict[str, Any]) -> StageMix:
         """The inverse of `to_dict`."""
         sources = tuple(Source(**source) for source in data["sources"])
-        return cls(data["corpus"], data["steps"], data["global_batch"], sources)
+        replay = ReplayRule(**data["replay"])
+        return cls(**data | {"sources": sources, "replay": replay})
 
 
 def stage_mix(
@@ -102,28 +101,29 @@ def stage_mix(
     rows: int,
     steps: int,
     global_batch: int,
-    replay_share: float,
+    replay: ReplayRule,
 ) -> StageMix:
     """The next stage: new sequences of `corpus`, and a compute-equivalent share of replay.
 
     history: the mixes of all earlier stages, in order.
     rows: training sequences of the new corpus.
-    replay_share: share of the budget that is drawn from earlier corpora, 0..1; without any earlier
-        corpus nothing is replayed.
+    replay: how much is drawn from earlier corpora; without any nothing is.
 
-    The replayed sequences are split over earlier corpora in proportion to the sequences that the
-    trunk has seen of each, replays included (arXiv 2403.08763, configs of the 3 x 100B
-    experiment). Each is replayed in the order in which it was first trained, from where the last
-    replay stopped, wrapping at the end of what was trained.
+    Each corpus is replayed in the order in which it was first trained, from where the last replay
+    stopped, wrapping at the end of what was trained. What the rule's cap forbids to replay is new
+    sequences instead, and the mix says how many.
     """
     budget = steps * global_batch
-    seen = seen_sequences(history)
-    replayed = round(replay_share * budget) if seen else 0
+    earlier = _earlier(history)
+    wanted = round(replay.share * budget) if earlier else 0
+    counts = split_replay(replay, wanted, earlier)
+    replayed = sum(counts.values())
     sources = [Source(corpus, budget - replayed, 0, rows)]
-    for earlier, count in apportion(replayed, seen).items():
-        if count:
-            sources.append(_replay(history, earlier, count))
-    return StageMix(corpus, steps, global_batch, tuple(sources))
+    for name, known in earlier.items():
+        if counts.get(name):
+            start = known.replayed % known.extent
+            sources.append(Source(name, counts[name], start, known.extent))
+    return StageMix(corpus, steps, global_batch, tuple(sources), replay, wanted - replayed)
 
 
 def branch_mix(history: Sequence[StageMix], steps: int) -> StageMix:
@@ -136,7 +136,7 @@ def branch_mix(history: Sequence[StageMix], steps: int) -> StageMix:
         for s in last.sources
         if counts[s.corpus]
     )
-    return StageMix(last.corpus, steps, last.global_batch, sources)
+    return StageMix(last.corpus, steps, last.global_batch, sources, last.replay)
 
 
 def seen_sequences(history: Sequence[StageMix]) -> dict[str, int]:
@@ -148,27 +148,23 @@ def seen_sequences(history: Sequence[StageMix]) -> dict[str, int]:
     return seen
 
 
-def apportion(total: int, weights: dict[str, int]) -> dict[str, int]:
-    """Whole numbers in proportion to the weights that add up to `total` (largest remainders)."""
-    sum_of_weights = sum(weights.values())
-    if not sum_of_weights:
-        return dict.fromkeys(weights, 0)
-    counts = {name: total * weight // sum_of_weights for name, weight in weights.items()}
-    by_remainder = sorted(weights, key=lambda name: -(total * weights[name] % sum_of_weights))
-    for name in by_remainder[: total - sum(counts.values())]:
-        counts[name] += 1
-    return counts
-
-
-def _replay(history: Sequence[StageMix], corpus: str, count: int) -> Source:
-    replayed, extent = 0, 0
+def _earlier(history: Sequence[StageMix]) -> dict[str, Earlier]:
+    """What the stages did with each corpus, in the order of the stages."""
+    replayed: Counter[str] = Counter()
+    extents: dict[str, int] = {}
     for mix in history:
         for source in mix.sources:
-            if source.corpus == corpus and mix.corpus == corpus:
-                extent = min(source.sequences, source.extent)
-            elif source.corpus == corpus:
-                replayed += source.sequences
-    return Source(corpus, count, replayed % extent, extent)
+            if source.corpus == mix.corpus:
+                extents[source.corpus] = min(source.sequences, source.extent)
+            else:
+                replayed[source.corpus] += source.sequences
+    seen = seen_sequences(history)
+    # A stage of nothing but replay leaves nothing of its own corpus to replay.
+    return {
+        name: Earlier(seen[name], replayed[name], extent)
+        for name, extent in extents.items()
+        if extent
+    }
 
 
 def _visits(steps: int, stride: int, circle: int, start: int, length: int) -> int:

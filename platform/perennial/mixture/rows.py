@@ -1,89 +1,186 @@
-"""Reading rows of tokenised corpora by their number, without scanning footers or indexes."""
+"""Reading rows of tokenised corpora by their number: the bytes that are asked for, no more."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
+import tenacity
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from perennial.store import Store
 
-_GROUPS_KEPT = 16
+_OPEN_SHARDS = 128
+_HOLE_BYTES = 1 << 20
+"""Bytes that nobody asked for are read through up to here: another request would take longer."""
+_REQUESTS_AT_ONCE = 4
+_ATTEMPTS = 6
+_LONGEST_PAGE_HEADER = 32
+"""A page's header takes 17 to 29 bytes, so two pages never look like one."""
 
 
 @dataclass(frozen=True)
 class CorpusLayout:
-    """Where a corpus's rows lie: its shards' keys, and their row groups' numbers of rows."""
+    """Where a corpus's rows lie: the keys of its shards and how many rows each has."""
 
     keys: tuple[str, ...]
-    group_rows: tuple[tuple[int, ...], ...]
+    shard_rows: tuple[int, ...]
 
     @property
     def rows(self) -> int:
         """Training sequences of the corpus."""
-        return self._ends[-1] if self._ends else 0
+        return int(self._ends[-1]) if self.keys else 0
 
     @cached_property
-    def _groups(self) -> tuple[tuple[int, int], ...]:
-        return tuple((s, g) for s, groups in enumerate(self.group_rows) for g in range(len(groups)))
+    def _ends(self) -> npt.NDArray[np.int64]:
+        return np.cumsum(self.shard_rows, dtype=np.int64)
 
-    @cached_property
-    def _ends(self) -> tuple[int, ...]:
-        return tuple(accumulate(rows for groups in self.group_rows for rows in groups))
+    def locate(
+        self, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(number of the shard, row in that shard) of rows of the corpus.
 
-    def locate(self, row: int) -> tuple[str, int, int]:
-        """(shard key, row group, row in that group) of a row of the corpus."""
-        index = bisect_right(self._ends, row)
-        shard, group = self._groups[index]
-        first = self._ends[index - 1] if index else 0
-        return self.keys[shard], group, row - first
+        Raises IndexError for a row that the corpus does not have.
+        """
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.rows):
+            raise IndexError(f"rows {rows.min()} .. {rows.max()} of a corpus of {self.rows}")
+        shards = np.searchsorted(self._ends, rows, side="right")
+        starts = self._ends - np.asarray(self.shard_rows)
+        return shards, rows - starts[shards]
 
 
 class RowReader:
-    """Takes rows of several corpora; keeps the row groups that it read last."""
+    """Reads rows of several corpora; local shards are mapped, remote ones read in ranges."""
 
-    def __init__(self, store: Store, layouts: dict[str, CorpusLayout]) -> None:
-        self._filesystem, self._base = store.arrow()
+    def __init__(self, store: Store, layouts: dict[str, CorpusLayout], row_bytes: int) -> None:
+        filesystem, self._base = store.arrow()
+        if store.is_local:
+            filesystem = pyarrow.fs.LocalFileSystem(use_mmap=True)
+        self._filesystem = filesystem
         self._layouts = layouts
-        self._files: dict[str, pq.ParquetFile] = {}
-        self._groups: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._row_bytes = row_bytes
+        self._shard = lru_cache(_OPEN_SHARDS)(self._open)
+        self._threads = None if store.is_local else ThreadPoolExecutor(_REQUESTS_AT_ONCE)
 
-    def take(self, wanted: list[tuple[str, int]], row_bytes: int) -> pa.FixedSizeBinaryArray:
-        """The tokens of the (corpus, row) pairs, in that order, `row_bytes` each."""
-        out = np.empty((len(wanted), row_bytes), dtype=np.uint8)
-        for index, (corpus, row) in enumerate(wanted):
-            key, group, offset = self._layouts[corpus].locate(row)
-            out[index] = self._group(key, group, row_bytes)[offset]
-        return pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(row_bytes), len(wanted), [None, pa.py_buffer(out)]
-        )
+    def read(self, wanted: Sequence[tuple[str, npt.NDArray[np.int64]]]) -> npt.NDArray[np.uint8]:
+        """The bytes `(rows, row_bytes)` of rows of corpora, at least one each, in this order.
 
-    def _group(self, key: str, group: int, row_bytes: int) -> np.ndarray:
-        """One row group as bytes `(rows, row_bytes)`."""
-        cached = self._groups.get((key, group))
-        if cached is not None:
-            self._groups.move_to_end((key, group))
-            return cached
-        column = self._file(key).read_row_group(group, columns=["tokens"])["tokens"]
-        chunk = column.combine_chunks()
-        chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
-        flat = np.frombuffer(chunk.buffers()[1], dtype=np.uint8)
-        first = chunk.offset * row_bytes
-        rows = flat[first : first + len(chunk) * row_bytes].reshape(len(chunk), row_bytes)
-        self._groups[key, group] = rows
-        if len(self._groups) > _GROUPS_KEPT:
-            self._groups.popitem(last=False)
-        return rows
+        Raises ValueError for a shard that does not hold the rows that its layout says.
+        """
+        out = np.empty((sum(len(rows) for _, rows in wanted), self._row_bytes), dtype=np.uint8)
+        if self._threads is None:
+            for piece in self._pieces(wanted, out):
+                self._fill(piece)
+        else:
+            for _ in self._threads.map(_patiently(self._fill), self._pieces(wanted, out)):
+                pass  # raises what a thread raised
+        return out
 
-    def _file(self, key: str) -> pq.ParquetFile:
-        if key not in self._files:
-            self._files[key] = pq.ParquetFile(f"{self._base}/{key}", filesystem=self._filesystem)
-        return self._files[key]
+    def _pieces(
+        self, wanted: Sequence[tuple[str, npt.NDArray[np.int64]]], out: npt.NDArray[np.uint8]
+    ) -> Iterator[_Piece]:
+        """Cut at shards' borders, at large holes, and where the order wraps."""
+        done = 0
+        for corpus, rows in wanted:
+            layout = self._layouts[corpus]
+            shards, inside = layout.locate(rows)
+            step = np.diff(inside)
+            far = (step < 0) | (step * self._row_bytes > _HOLE_BYTES) | (np.diff(shards) != 0)
+            cuts = [0, *(np.flatnonzero(far) + 1).tolist(), len(rows)]
+            for first, last in pairwise(cuts):
+                shard = int(shards[first])
+                yield _Piece(
+                    layout.keys[shard],
+                    layout.shard_rows[shard],
+                    inside[first:last],
+                    out[done + first : done + last],
+                )
+            done += len(rows)
+
+    def _fill(self, piece: _Piece) -> None:
+        shard = self._shard(piece.key, piece.shard_rows)
+        groups = np.searchsorted(shard.ends, piece.rows, side="right")
+        for group in np.unique(groups):
+            chosen = slice(*np.searchsorted(groups, [group, group + 1]))
+            rows = piece.rows[chosen]
+            found = shard.span(int(group), int(rows[0]), int(rows[-1]) + 1)
+            np.take(found, rows - rows[0], axis=0, out=piece.out[chosen], mode="clip")
+
+    def _open(self, key: str, shard_rows: int) -> _Shard:
+        path = f"{self._base}/{key}"
+        shard = _Shard(self._filesystem.open_input_file(path), self._row_bytes)
+        if shard.rows != shard_rows:
+            raise ValueError(
+                f"{path} holds {shard.rows} rows of {self._row_bytes} bytes, "
+                f"its manifest says {shard_rows}"
+            )
+        return shard
+
+
+def _patiently(read: Callable[[_Piece], None]) -> Callable[[_Piece], None]:
+    """Read again after an error of the network, which pyarrow does not always do itself."""
+    again = tenacity.retry(
+        retry=tenacity.retry_if_exception(lambda e: isinstance(e, OSError) and "AWS" in str(e)),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        reraise=True,
+    )
+    return again(read)
+
+
+class _Piece(NamedTuple):
+    """Ascending rows of one shard, and where their bytes go."""
+
+    key: str
+    shard_rows: int
+    rows: npt.NDArray[np.int64]
+    out: npt.NDArray[np.uint8]
+
+
+class _Shard:
+    """An open shard. Plain fixed-size values lie one after the other, so a row has an address."""
+
+    def __init__(self, file: Any, row_bytes: int) -> None:
+        self._file = file
+        self._row_bytes = row_bytes
+        self._metadata = metadata = pq.read_metadata(file)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        self.ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
+        self._starts = [0, *self.ends.tolist()]
+        fits = metadata.schema.column(0).length == row_bytes
+        self.rows = metadata.num_rows if fits else 0
+        self._addresses = [_address(group, row_bytes) for group in groups]
+
+    def span(self, group: int, first: int, last: int) -> npt.NDArray[np.uint8]:
+        """The bytes `(last - first, row_bytes)` of rows of the shard that lie in one row group."""
+        first -= self._starts[group]
+        last -= self._starts[group]
+        address = self._addresses[group]
+        if address is None:
+            # Readers are not shared between threads; one is cheap when the footer is known.
+            reader = pq.ParquetFile(self._file, metadata=self._metadata)
+            values = reader.read_row_group(group)[0].combine_chunks().buffers()[1]
+            data = values.slice(first * self._row_bytes, (last - first) * self._row_bytes)
+        else:
+            size = (last - first) * self._row_bytes
+            data = self._file.read_at(size, address + first * self._row_bytes)
+        return np.frombuffer(data, dtype=np.uint8).reshape(last - first, self._row_bytes)
+
+
+def _address(group: Any, row_bytes: int) -> int | None:
+    """Where a row group's values begin in the file; None unless they lie in one plain page."""
+    column = group.column(0)
+    header_bytes: int = column.total_compressed_size - group.num_rows * row_bytes
+    plain = column.compression == "UNCOMPRESSED" and not column.has_dictionary_page
+    if not plain or not 0 < header_bytes <= _LONGEST_PAGE_HEADER:
+        return None
+    return int(column.data_page_offset) + header_bytes

@@ -22,6 +22,7 @@ class Section(BaseModel):
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class CorporaSpec(Section):
@@ -35,6 +36,15 @@ class CorporaSpec(Section):
     """share of a corpus's documents that are held out for evaluation, above 0 and below 0.5"""
     max_bad_share: Share = 0.01
     """share of unreadable documents above which the whole corpus is refused, from 0 to 1"""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """keep or drop documents whose text occurred before, in the corpus or an earlier one; they are
+    counted either way"""
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
+    """similarity with a held-out document (share of runs of 5 words, by MinHash) from which on a
+    document is not trained, above 0 and at most 1; null compares nothing"""
+    decontaminate: tuple[str, ...] = ()
+    """files of evaluation texts, .jsonl or .txt; a document that shares 13 words in a row with one
+    is not trained"""
 
 
 class TokenizerSpec(Section):
@@ -165,6 +175,29 @@ class ReplaySpec(Section):
     share: Share = 0.05
     """share of every batch drawn from earlier corpora, from 0 to 1; 0.05 for a weak shift, 0.25
     for a strong one"""
+    weighting: Literal["seen", "uniform", "recent", "fixed"] = "seen"
+    """how the share is split over earlier corpora: seen (in proportion to what the trunk has seen
+    of each, the paper's rule), uniform (equal parts), recent (the latest twice as much as the one
+    before it, and so on) or fixed (by `weights`)"""
+    weights: dict[str, Weight] = Field(default_factory=dict)
+    """with `weighting: fixed`, a number by corpus name, at least 0; a corpus without one is not
+    replayed"""
+    max_epochs: Count | None = None
+    """how often any sequence may be replayed over the trunk's life, at least 1; what the cap
+    forbids goes to the other corpora, and to new tokens when all are capped; default no limit"""
+
+    @model_validator(mode="after")
+    def _weights_for_fixed(self) -> ReplaySpec:
+        if self.weighting == "fixed" and not any(self.weights.values()):
+            raise ValueError(
+                "weighting fixed needs weights; give `weights: {corpus: number}` with one above 0"
+            )
+        if self.weighting != "fixed" and self.weights:
+            raise ValueError(
+                f"weights are not used with weighting {self.weighting}; "
+                "remove them, or set weighting: fixed"
+            )
+        return self
 
 
 class StageOverride(Section):

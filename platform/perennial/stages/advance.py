@@ -137,6 +137,8 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
         seed=work.spec.seed,
         holdout_share=work.spec.corpora.holdout,
         max_bad_share=work.spec.corpora.max_bad_share,
+        duplicates=work.spec.corpora.duplicates,
+        near_duplicates=work.spec.corpora.near_duplicates,
     )
     work.narrator.say(f"ingesting {name}")
     if work.spec.tokenizer.path is not None:
@@ -144,12 +146,25 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
     elif work.spec.tokenizer.vocabulary is not None:
         vocabulary = work.spec.tokenizer.vocabulary
         corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings)
-    return corpora.ingest(work.store, work.inbox, name, settings)
+    return corpora.ingest(
+        work.store,
+        work.inbox,
+        name,
+        settings,
+        earlier=[each for each in _ready(work.state) if each != name],
+        decontaminate=[Path(path) for path in work.spec.corpora.decontaminate],
+    )
 
 
 def _start(work: Workspace, name: str, reschedule: bool) -> None:
     # Decided once without a tracking run, so that bad input is refused before MLflow hears of it.
     decided = decide_stage(work.spec, work.state, name, now(), "", reschedule)
+    unreplayed = decided.mix["unreplayed"]
+    if unreplayed and work.state.stages:
+        work.narrator.say(
+            f"{decided.stage}: {unreplayed:,} sequences of the replay share are new ones instead, "
+            "because no earlier corpus may give more"
+        )
     run = work.tracker.child(decided.stage, params=outcome.parameters(work.spec, decided))
     work.record(decided.model_copy(update={"tracking_run": run.wait_id(timeout_seconds=30) or ""}))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perennial.errors import InputError
-from perennial.mixture import StageMix, branch_mix, seen_sequences, stage_mix
+from perennial.mixture import ReplayRule, StageMix, branch_mix, seen_sequences, stage_mix
 from perennial.mixture.rows import CorpusLayout
 from perennial.schedules import Anneal, Schedule, differences, from_dict, to_dict
 from perennial.stages.events import Started
@@ -34,9 +34,8 @@ def decide_stage(
     rows = state.corpora[corpus].sequences
     steps = stage_steps(spec, corpus, rows)
     first_step = state.stages[-1].last_step if state.stages else 0
-    mix = stage_mix(
-        state.history, corpus, rows, steps, spec.training.global_batch, spec.replay_share(corpus)
-    )
+    rule = replay_rule(spec, spec.replay_share(corpus))
+    mix = stage_mix(state.history, corpus, rows, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
         corpus=corpus,
@@ -47,6 +46,12 @@ def decide_stage(
         schedule=to_dict(_schedule(spec, state, first_step, steps, reschedule)),
         tracking_run=tracking_run,
     )
+
+
+def replay_rule(spec: RunSpec, share: float) -> ReplayRule:
+    """The run's rule of replay with that share."""
+    replay = spec.replay
+    return ReplayRule(share, replay.weighting, replay.weights, replay.max_epochs)
 
 
 def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from datetime import UTC, datetime
 
+from perennial.errors import InputError
 from perennial.stages.events import Event, decode, encode
 from perennial.stages.machine import RunState
 from perennial.store import Store
@@ -33,10 +34,22 @@ class Ledger:
         """Fold in every event that was written since the last read."""
         written = {entry.key for entry in self._store.list(_FOLDER)}
         while (key := _key(len(self.events))) in written:
-            event = decode(self._store.read(key))
+            event = self._event(key)
             self.state.apply(event)
             self.events.append(event)
         return self.state
+
+    def _event(self, key: str) -> Event:
+        try:
+            return decode(self._store.read(key))
+        except ValueError as wrong:
+            first = str(wrong).splitlines()[-2].strip() if "\n" in str(wrong) else str(wrong)
+            raise InputError(
+                f"{self._store.url}/{key}",
+                "",
+                f"is not an event that this version knows ({first})",
+                "restore it, or use the version of perennial that wrote it",
+            ) from None
 
     def append(self, event: Event) -> None:
         """Write the next event.

@@ -110,6 +110,7 @@ def track(work: Workspace) -> None:
         "matrix.json": json.dumps(told.to_dict(), indent=1).encode(),
         "matrix.csv": told.to_csv().encode(),
         "tokens.json": json.dumps(tokens_by_source(work.state, length), indent=1).encode(),
+        "spec.json": work.spec.model_dump_json(indent=1).encode(),
     }
     run = work.tracker.parent_run()
     for name, data in files.items():

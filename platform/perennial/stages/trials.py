@@ -9,7 +9,7 @@ from perennial.errors import InputError
 from perennial.mixture import stage_mix
 from perennial.schedules import ConstantSchedule
 from perennial.stages.advance import ingest_landed
-from perennial.stages.jobs import branch_job
+from perennial.stages.jobs import branch_job, replay_rule
 from perennial.stages.machine import RunState, Stage
 from perennial.stages.workspace import Workspace
 
@@ -59,7 +59,7 @@ def plan_search(work: Workspace, where: str, spec: TuningSpec) -> Search:
             history,
             manifests,
             name=f"tune-{spec.name}-eta{eta:g}-replay{share:g}",
-            mix=stage_mix(history, corpus, rows, steps, batch, share),
+            mix=stage_mix(history, corpus, rows, steps, batch, replay_rule(work.spec, share)),
             schedule=ConstantSchedule(eta),
             first_step=stage.last_step,
             start=work.state.ends[stage.name],

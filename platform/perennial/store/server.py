@@ -82,8 +82,13 @@ def configured_endpoint() -> Endpoint:
 
 def arrow_options() -> dict[str, Any]:
     """Arguments for pyarrow's S3FileSystem; it finds the credentials as botocore does."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy
+
     endpoint = configured_endpoint()
-    options: dict[str, Any] = {"force_virtual_addressing": endpoint.addressing == "virtual"}
+    options: dict[str, Any] = {
+        "force_virtual_addressing": endpoint.addressing == "virtual",
+        "retry_strategy": AwsStandardS3RetryStrategy(int(os.environ["AWS_MAX_ATTEMPTS"])),
+    }
     if endpoint.region:
         options["region"] = endpoint.region
     if endpoint.url:

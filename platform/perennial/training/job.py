@@ -109,4 +109,4 @@ class Job:
 
 
 def _layout(data: dict[str, Any]) -> CorpusLayout:
-    return CorpusLayout(tuple(data["keys"]), tuple(tuple(rows) for rows in data["group_rows"]))
+    return CorpusLayout(tuple(data["keys"]), tuple(data["shard_rows"]))

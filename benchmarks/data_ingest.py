@@ -1,0 +1,160 @@
+"""Text in to shards out: tokens per CPU-second, beside the bare engine and the peers.
+
+Every arm runs in a process of its own over the same JSONL; CPU is that of its whole process tree
+(Ray's daemons and workers included). The bare engine has its texts in memory and throws the ids
+away: it is the limit. Arms are interleaved over `--rounds`; medians. Text is real and not repeated:
+the source and documentation files of this Python and its packages, or the `--text` files (JSONL).
+
+With `--normalised` the tokenizer has a normaliser, which tiktoken cannot express, and everything
+runs on `tokenizers`. The peers live in an environment of their own:
+
+    python -m venv PEERS
+    PEERS/bin/pip install datasets==5.2.0 "datatrove==0.10.1" tokenizers==0.23.3 orjson humanize \\
+        psutil
+    python benchmarks/data_ingest.py --peers PEERS/bin/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "platform")]
+
+PEERS = ("datasets", "datatrove")
+SUFFIXES = (".py", ".rst", ".md", ".txt", ".pyi")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", help="python of the peers' environment; none are run without")
+    parser.add_argument("--megabytes", type=int, default=64)
+    parser.add_argument("--text", type=Path, nargs="*", help="JSONL files with a field text")
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--normalised", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    limits = ["tokenizers"] if asked.normalised else ["tiktoken", "tiktoken-list"]
+    arms = [*limits, "perennial", "perennial-plain", *(PEERS if asked.peers else ())]
+    results: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        documents = _write_text(folder / "text.jsonl", asked.text, asked.megabytes << 20)
+        _write_tokenizer(folder, asked.vocabulary, asked.normalised)
+        for _ in range(asked.rounds):
+            for arm in arms:
+                python = asked.peers if arm in PEERS else sys.executable
+                results[arm].append(_run(python, arm, folder))
+    _print(arms, documents, asked, results)
+
+
+def _write_text(file: Path, given: list[Path] | None, size_bytes: int) -> int:
+    """Writes documents until there is enough text; how many there are."""
+    documents = written = 0
+    seen: set[str] = set()
+    with file.open("w") as stream:
+        for text in _given(given) if given else _found():
+            if text not in seen:
+                seen.add(text)
+                stream.write(json.dumps({"text": text}) + "\n")
+                documents, written = documents + 1, written + len(text.encode())
+            if written >= size_bytes:
+                break
+    return documents
+
+
+def _given(files: list[Path]) -> Iterator[str]:
+    for file in files:
+        with file.open() as stream:
+            yield from (json.loads(line)["text"] for line in stream)
+
+
+def _found() -> Iterator[str]:
+    """Files of this Python and its packages, in an order that mixes them."""
+    folders = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+    files = sorted(f for folder in folders for f in folder.rglob("*") if f.suffix in SUFFIXES)
+    random.Random(0).shuffle(files)
+    for file in files:
+        if file.is_file() and 200 < file.stat().st_size < 200_000:
+            try:
+                yield file.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+
+
+def _write_tokenizer(folder: Path, vocabulary: int, normalised: bool) -> None:
+    from perennial.corpora import IngestSettings, import_tokenizer, land, train_tokenizer
+    from perennial.store import open_store
+
+    trained, store = open_store(folder / "trained"), open_store(folder / "store")
+    land(trained.sub("inbox"), "text", [folder / "text.jsonl"])
+    settings = IngestSettings(sequence_length=1024, seed=1)
+    tokenizer = train_tokenizer(trained, trained.sub("inbox"), "text", vocabulary, settings)
+    content = json.loads(tokenizer.json)
+    if normalised:
+        content["normalizer"] = {"type": "NFC"}
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(content))
+    import_tokenizer(store, file)
+    trained.remove("inbox")
+
+
+def _run(python: str, arm: str, folder: Path) -> dict[str, Any]:
+    environment = os.environ | {
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAYON_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if arm not in PEERS:
+        environment["PYTHONPATH"] = str(ROOT / "platform")
+    done = subprocess.run(
+        [python, str(ROOT / "benchmarks" / "data_ingest_arms.py"), arm, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if done.returncode:
+        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
+
+
+def _print(
+    arms: list[str],
+    documents: int,
+    asked: argparse.Namespace,
+    results: dict[str, list[dict[str, Any]]],
+) -> None:
+    libraries = ("tiktoken", "tokenizers", "ray", "pyarrow", "orjson", "numpy")
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    print(f"`{' '.join(['python', *sys.argv])}`  ")
+    print(f"{os.cpu_count()} cores; Python {sys.version.split()[0]}, {versions}  ")
+    print(f"{documents:,} documents, {results[arms[0]][0]['tokens']:,} tokens; medians\n")
+    print("| arm | M tokens per CPU-second | lowest-highest | of the bare engine | wall seconds |")
+    print("| --- | --- | --- | --- | --- |")
+    limit = 0.0
+    for arm in arms:
+        speeds = [run["tokens"] / run["cpu_seconds"] / 1e6 for run in results[arm]]
+        speed = statistics.median(speeds)
+        limit = max(limit, speed) if arm in ("tiktoken", "tokenizers") else limit
+        wall = statistics.median(run["wall_seconds"] for run in results[arm])
+        spread = f"{min(speeds):.2f}-{max(speeds):.2f}"
+        print(f"| {arm} | {speed:.2f} | {spread} | {speed / limit:.2f} | {wall:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

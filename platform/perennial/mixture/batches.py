@@ -1,0 +1,55 @@
+"""The plan's batches as arrays: what `StageMix.taken` counts, dealt out for many steps at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perennial.mixture.plan import StageMix
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Numbers = npt.NDArray[np.int64]
+
+
+class Batches:
+    """Deals the batches of a stage from any step on; a block costs what its sequences cost."""
+
+    def __init__(self, mix: StageMix, step: int) -> None:
+        sources = mix.sources
+        self._mix = mix
+        self._step = step
+        self._taken = np.array(mix.taken(step), dtype=np.int64)
+        self._starts = np.array([source.start for source in sources], dtype=np.int64)
+        self._extents = np.array([source.extent for source in sources], dtype=np.int64)
+        quotas = np.array([source.sequences for source in sources], dtype=np.int64)
+        self._whole = np.repeat(np.arange(len(sources)), quotas // mix.steps)
+        self._arc_ends = np.cumsum(quotas % mix.steps)
+
+    def take(self, steps: int) -> tuple[Numbers, Numbers]:
+        """The next batches: their sources' indices and rows, each `(steps, global_batch)`.
+
+        A batch is in the order of its sources, and within a source in that of its rows.
+        """
+        sources = self._sources(steps)
+        flat = sources.ravel()
+        order = np.argsort(flat, kind="stable")
+        counts = np.bincount(flat, minlength=len(self._taken))
+        first = self._taken - np.cumsum(counts) + counts
+        rows = np.empty_like(flat)
+        rows[order] = first[flat[order]] + np.arange(len(flat))
+        rows = (self._starts[flat] + rows) % self._extents[flat]
+        self._taken += counts
+        self._step += steps
+        return sources, rows.reshape(sources.shape)
+
+    def _sources(self, steps: int) -> Numbers:
+        """Every batch has the whole parts, and one of each source whose arc holds its point."""
+        circle, stride = self._mix.steps, self._mix.stride
+        points = (self._step * stride % circle + np.arange(steps) * stride) % circle
+        rounds = np.arange(self._mix.global_batch - len(self._whole)) * circle
+        more = np.searchsorted(self._arc_ends, points[:, None] + rounds, side="right")
+        whole = np.broadcast_to(self._whole, (steps, len(self._whole)))
+        return np.sort(np.concatenate([whole, more], axis=1), axis=1, kind="stable")

@@ -1,0 +1,138 @@
+"""What one file of the store holds, streamed: memory stays bounded whatever the file's size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from perennial.store import Store
+
+_CHUNK_BYTES = 1 << 20
+_DOCUMENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ShardContents:
+    """Training rows in a Parquet file, as its footer tells them."""
+
+    row_groups: tuple[int, ...]
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class HoldoutContents:
+    """Held-out documents in a Parquet file; `token_bytes` of all their tokens together."""
+
+    documents: int
+    token_bytes: int
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class QuarantineContents:
+    """Records of a quarantine file, by reason."""
+
+    reasons: Counter[str]
+
+
+@dataclass(frozen=True)
+class MetricsContents:
+    """The training steps that a checkpoint's metrics tell: runs of consecutive ones, [first, last].
+
+    tokens: the sizes of their batches.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+    batch_tokens: frozenset[int]
+
+
+Contents = ShardContents | HoldoutContents | QuarantineContents | MetricsContents
+Reader = Callable[[BinaryIO], Contents]
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """A file as it was found: `size_bytes` None when it is missing, `unreadable` says why."""
+
+    size_bytes: int | None = None
+    sha256: str = ""
+    contents: Contents | None = None
+    unreadable: str = ""
+
+
+def read_file(store: Store, key: str, reader: Reader | None) -> FileRead:
+    """The size and digest of a file, and its contents where a reader is given."""
+    try:
+        with store.open(key) as stream:
+            size, sha256 = _digest(stream)
+            if reader is None:
+                return FileRead(size, sha256)
+            stream.seek(0)
+            try:
+                return FileRead(size, sha256, reader(stream))
+            except (ConnectionError, PermissionError):
+                raise
+            except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+                # pyarrow's errors are ValueErrors and OSErrors, and broken JSON is a ValueError.
+                return FileRead(size, sha256, unreadable=" ".join(str(error).split())[:200])
+    except FileNotFoundError:
+        return FileRead()
+
+
+def _digest(stream: BinaryIO) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    while chunk := stream.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def read_shard(stream: BinaryIO) -> ShardContents:
+    """Row groups and width of a training shard, from its footer."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(stream)
+    groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    return ShardContents(tuple(groups), file.schema_arrow.field("tokens").type.byte_width)
+
+
+def read_holdout(stream: BinaryIO) -> HoldoutContents:
+    """Documents, tokens and bytes of a held-out file."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    documents = tokens = texts = 0
+    file = pq.ParquetFile(stream)
+    for batch in file.iter_batches(_DOCUMENTS_AT_ONCE, columns=["tokens", "bytes"]):
+        documents += batch.num_rows
+        tokens += pc.sum(pc.binary_length(batch["tokens"])).as_py() or 0
+        texts += pc.sum(batch["bytes"]).as_py() or 0
+    return HoldoutContents(documents, tokens, texts)
+
+
+def read_quarantine(stream: BinaryIO) -> QuarantineContents:
+    """Records of a quarantine file by reason."""
+    return QuarantineContents(Counter(record["reason"] for record in _lines(stream)))
+
+
+def read_metrics(stream: BinaryIO) -> MetricsContents:
+    """The steps that a metrics file tells, in its order."""
+    runs: list[tuple[int, int]] = []
+    sizes: set[int] = set()
+    for row in _lines(stream):
+        step = int(row["step"])
+        sizes.add(int(row["batch_tokens"]))
+        if runs and step == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], step)
+        else:
+            runs.append((step, step))
+    return MetricsContents(tuple(runs), frozenset(sizes))
+
+
+def _lines(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in stream)

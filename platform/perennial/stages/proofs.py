@@ -1,0 +1,228 @@
+"""What must hold between a run's ledger, manifests and files (invariants I2, I4, I5, I6). Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from perennial.mixture import StageMix, branch_mix, seen_sequences, stage_mix
+from perennial.schedules import from_dict
+from perennial.stages.events import Event, Released, Trained, decode
+from perennial.stages.findings import Finding, unequal
+from perennial.stages.inspection import MetricsContents
+from perennial.stages.machine import InvalidTransition, RunState, Stage
+from perennial.training.checkpoint import MANIFEST, CheckpointManifest, folder_of
+
+
+@dataclass
+class Story:
+    """The ledger as far as it can be folded; `findings` say why it ends there."""
+
+    events: list[Event] = field(default_factory=list)
+    state: RunState = field(default_factory=RunState)
+    findings: list[Finding] = field(default_factory=list)
+
+    def key(self, kind: str, corpus: str) -> str:
+        """The ledger object of a corpus's event."""
+        wanted = (kind, corpus)
+        found = ((e.kind, getattr(e, "corpus", "")) == wanted for e in self.events)
+        return ledger_key(next(number for number, is_it in enumerate(found) if is_it))
+
+
+def ledger_key(number: int) -> str:
+    """Where an event lies."""
+    return f"ledger/{number:012d}.json"
+
+
+def fold(ledger: Mapping[str, bytes]) -> Story:
+    """Fold the ledger's objects up to the first that is missing, unreadable or impossible."""
+    story = Story()
+    for number in range(len(ledger)):
+        key = ledger_key(number)
+        if key not in ledger:
+            right = f"{len(ledger)} events follow each other without a gap"
+            story.findings.append(Finding(key, "is missing, and later events are there", right))
+            break
+        try:
+            event = decode(ledger[key])
+            story.state.apply(event)
+        except InvalidTransition as impossible:
+            story.findings.append(
+                Finding(key, str(impossible), "each corpus is landed, trained and evaluated once")
+            )
+            break
+        except (ValueError, LookupError, TypeError, StopIteration) as broken:
+            problem = f"cannot be read ({' '.join(str(broken).split())[:200]})"
+            story.findings.append(Finding(key, problem, "an event that follows the one before it"))
+            break
+        story.events.append(event)
+    if story.findings:  # the last event may have left its mark before it failed
+        story.state = RunState()
+        for event in story.events:
+            story.state.apply(event)
+    try:
+        story.state.validate()
+    except AssertionError as broken:
+        story.findings.append(Finding("ledger", f"it does not hold that {broken}", "it must"))
+    return story
+
+
+def check_stages(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
+    """I2, I4: each stage trains its own corpus once, and replays what its history gives."""
+    history = story.state.history
+    for index, stage in enumerate(story.state.stages):
+        key = story.key("started", stage.corpus)
+        if stage.mix.corpus != stage.corpus:
+            yield Finding(key, f"its mix trains {stage.mix.corpus}", f"it trains {stage.corpus}")
+        elif stage.corpus in rows:
+            mix = stage.mix
+            right = stage_mix(
+                history[:index],
+                stage.corpus,
+                rows[stage.corpus],
+                mix.steps,
+                mix.global_batch,
+                mix.replay,
+            )
+            if stage.mix != right:
+                yield Finding(
+                    key,
+                    f"{stage.name} takes {_shown(stage.mix)}",
+                    f"its history gives {_shown(right)}",
+                )
+    for event in story.events:
+        if isinstance(event, Trained):
+            stage = story.state.stage_of(event.corpus)
+            right_end = (folder_of(stage.folder, stage.last_step), stage.last_step)
+            if (event.checkpoint, event.step) != right_end:
+                yield Finding(
+                    story.key("trained", event.corpus),
+                    f"{stage.name} ends at {event.checkpoint}, step {event.step}",
+                    f"its last step is {stage.last_step}",
+                )
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the checkpoints of one folder must agree with.
+
+    seen: sequences of each corpus that were trained before `first_step`.
+    """
+
+    name: str
+    folder: str
+    first_step: int
+    mix: StageMix
+    schedule: dict[str, Any]
+    seen: dict[str, int]
+    sequence_length: int
+
+    @property
+    def last_step(self) -> int:
+        """Trunk step at the end of the line."""
+        return self.first_step + self.mix.steps
+
+    def tokens_seen(self, step: int) -> dict[str, int]:
+        """Tokens of each corpus when the line stands at trunk step `step`, from the plan."""
+        seen = Counter(self.seen)
+        taken = self.mix.taken(step - self.first_step)
+        for source, sequences in zip(self.mix.sources, taken, strict=True):
+            seen[source.corpus] += sequences
+        return {corpus: count * self.sequence_length for corpus, count in seen.items()}
+
+
+def lines_of(state: RunState, sequence_length: int) -> dict[str, Line]:
+    """The trunk's stages and the releases' anneals, by folder."""
+    lines = {}
+    for index, stage in enumerate(state.stages):
+        before = seen_sequences(state.history[:index])
+        lines[stage.folder] = Line(
+            stage.name,
+            stage.folder,
+            stage.first_step,
+            stage.mix,
+            stage.schedule,
+            before,
+            sequence_length,
+        )
+    for release in state.releases:
+        source = released_stage(state, release)
+        if source is not None and release.steps:
+            history = state.history[: state.stages.index(source) + 1]
+            folder = f"branches/{release.name}"
+            lines[folder] = Line(
+                release.name,
+                folder,
+                source.last_step,
+                branch_mix(history, release.steps),
+                release.schedule,
+                seen_sequences(history),
+                sequence_length,
+            )
+    return lines
+
+
+def released_stage(state: RunState, release: Released) -> Stage | None:
+    """The stage off whose end a release branched, or None when the trunk has no such end."""
+    ends = {checkpoint: name for name, checkpoint in state.ends.items()}
+    name = ends.get(release.source)
+    return next((stage for stage in state.stages if stage.name == name), None)
+
+
+def check_checkpoint(key: str, manifest: CheckpointManifest, line: Line) -> Iterator[Finding]:
+    """I6: a committed checkpoint says what the ledger's plan says of its step."""
+    where, step = f"{key}/{MANIFEST}", manifest.step
+    if key != folder_of(line.folder, step) or not line.first_step < step <= line.last_step:
+        yield Finding(
+            where,
+            f"its step is {step}",
+            f"{line.name} has steps {line.first_step + 1} to {line.last_step}, one folder each",
+        )
+        return
+    schedule = from_dict(line.schedule)
+    pairs = {
+        "name": (manifest.name, line.name),
+        "mix": (manifest.mix, json.loads(json.dumps(line.mix.to_dict()))),
+        "mix_step": (manifest.mix_step, step - line.first_step),
+        "schedule": (manifest.schedule, line.schedule),
+        "phase": (manifest.phase, schedule.phase(step - 1)),
+        "tokens_seen": (manifest.tokens_seen, line.tokens_seen(step)),
+    }
+    yield from unequal(where, pairs)
+    # Another machine's cosine may differ in the last bit.
+    if not math.isclose(manifest.eta, schedule.eta(step - 1), rel_tol=1e-9):
+        yield from unequal(where, {"eta": (manifest.eta, schedule.eta(step - 1))})
+    world = manifest.world_size
+    wanted = [f"optimizer-{rank:02d}-of-{world:02d}.safetensors" for rank in range(world)]
+    for name in ("config.json", "metrics.jsonl", *wanted):
+        if name not in manifest.files:
+            yield Finding(where, f"it names no {name}", "a checkpoint has one")
+    if not any(n.startswith("model") and n.endswith(".safetensors") for n in manifest.files):
+        yield Finding(where, "it names no weights", "a checkpoint has model.safetensors")
+
+
+def check_metrics(
+    key: str, manifest: CheckpointManifest, before: int, line: Line, found: MetricsContents
+) -> Iterator[Finding]:
+    """I4: every step since the checkpoint before was taken once, on a whole batch."""
+    right = ((before + 1, manifest.step),)
+    if found.runs != right:
+        told = ", ".join(f"{first} to {last}" for first, last in found.runs[:4])
+        yield Finding(
+            key, f"it tells of steps {told}", f"each of {before + 1} to {manifest.step} once"
+        )
+    batch = line.mix.global_batch * line.sequence_length
+    if found.batch_tokens != {batch}:
+        sizes = ", ".join(map(str, sorted(found.batch_tokens)))
+        yield Finding(key, f"it tells of batches of {sizes} tokens", f"batches of {batch} tokens")
+
+
+def _shown(mix: StageMix) -> str:
+    takes = [
+        f"{s.sequences} sequences of {s.corpus} from {s.start} of {s.extent}" for s in mix.sources
+    ]
+    return f"{', '.join(takes)} ({mix.replay.weighting}, share {mix.replay.share:g})"

@@ -1,0 +1,158 @@
+"""A finished run whose checkpoints were not trained: real corpora, ledger, plan and manifests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from perennial import corpora
+from perennial.schedules import to_dict
+from perennial.spec import RunSpec
+from perennial.stages.events import (
+    Evaluated,
+    Landed,
+    Opened,
+    Ready,
+    Released,
+    TookOver,
+    Trained,
+)
+from perennial.stages.jobs import decide_stage, release_job, stage_job
+from perennial.stages.ledger import Ledger, now
+from perennial.store import Store, open_store
+from perennial.training import checkpoint
+from perennial.training.export import export
+from perennial.training.job import Job
+from perennial.training.rates import release_anneal
+from tests.tiny import tiny_run, write_texts
+
+WORLD = 2
+
+
+def craft_run(folder: Path) -> Store:
+    """A run of two stages and a release in `folder`/store; needs Ray for the two ingests."""
+    spec = RunSpec.model_validate(tiny_run(folder))
+    store = open_store(spec.store)
+    ledger = Ledger(store)
+    ledger.append(Opened(at=now(), spec=spec.model_dump(mode="json")))
+    ledger.append(TookOver(at=now(), epoch=1, controller="test:1"))
+    manifests = {}
+    for name, file in write_texts(folder).items():
+        with file.open("a") as sink:
+            sink.write("not JSON\n{}\n")
+        manifests[name] = _ingest(spec, store, ledger, name, file)
+        started = decide_stage(spec, ledger.state, name, now(), "", reschedule=False)
+        ledger.append(started)
+        job = stage_job(spec, ledger.state, ledger.state.stage_of(name), manifests)
+        end = save_checkpoints(store, job, folder)
+        ledger.append(Trained(at=now(), corpus=name, checkpoint=end, step=job.last_step))
+        ledger.append(Evaluated(at=now(), corpus=name, losses={}))
+    _release(spec, store, ledger, manifests, folder)
+    return store
+
+
+def _ingest(
+    spec: RunSpec, store: Store, ledger: Ledger, name: str, file: Path
+) -> corpora.CorpusManifest:
+    inbox = store.sub("inbox")
+    settings = corpora.IngestSettings(
+        sequence_length=spec.corpora.sequence_length,
+        seed=spec.seed,
+        holdout_share=spec.corpora.holdout,
+        max_bad_share=0.1,
+        shard_tokens=20_000,
+    )
+    corpora.land(inbox, name, [file])
+    assert spec.tokenizer.vocabulary is not None
+    corpora.train_tokenizer(store, inbox, name, spec.tokenizer.vocabulary, settings)
+    ledger.append(Landed(at=now(), corpus=name, size_bytes=file.stat().st_size))
+    earlier = [stage.corpus for stage in ledger.state.stages]
+    manifest = corpora.ingest(store, inbox, name, settings, earlier=earlier)
+    ledger.append(
+        Ready(
+            at=now(),
+            corpus=name,
+            sequences=manifest.rows,
+            tokens=manifest.tokens,
+            digest=manifest.digest,
+        )
+    )
+    return manifest
+
+
+def save_checkpoints(store: Store, job: Job, scratch: Path) -> str:
+    """Commit the checkpoints that are due in a job, with its plan's numbers; the last one's key."""
+    before = job.first_step
+    key = ""
+    for step in sorted(job.checkpoint_steps()):
+        key = checkpoint.folder_of(job.folder, step)
+        folder = scratch / key
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        for name in ("model", *(f"optimizer-{rank:02d}-of-{WORLD:02d}" for rank in range(WORLD))):
+            save_file({"w": np.full(64, step)}, folder / f"{name}.safetensors")
+        rows = [
+            {"step": done, "batch_tokens": job.tokens_per_step}
+            for done in range(before + 1, step + 1)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = checkpoint.upload(store, key, sorted(folder.iterdir()))
+        checkpoint.commit(store, key, _manifest(job, step, files))
+        before = step
+    return key
+
+
+def _manifest(
+    job: Job, step: int, files: dict[str, checkpoint.FileEntry]
+) -> checkpoint.CheckpointManifest:
+    return checkpoint.CheckpointManifest(
+        name=job.name,
+        step=step,
+        phase=job.phase(step - 1),
+        eta=job.eta(step - 1),
+        schedule=to_dict(job.schedule),
+        mix=job.mix.to_dict(),
+        mix_step=step - job.first_step,
+        tokens_seen=job.tokens_at(step),
+        optimizer_steps=step - job.first_step,
+        world_size=WORLD,
+        code_version="0",
+        tracking_run="",
+        files=files,
+    )
+
+
+def _release(
+    spec: RunSpec,
+    store: Store,
+    ledger: Ledger,
+    manifests: dict[str, corpora.CorpusManifest],
+    scratch: Path,
+) -> None:
+    stage = ledger.state.stages[-1]
+    job = stage_job(spec, ledger.state, stage, manifests)
+    anneal = release_anneal(
+        spec.release, spec.schedule.eta_min, job.schedule, stage.last_step, spec.tokens_per_step
+    )
+    assert anneal is not None
+    name = f"{stage.name}-{stage.last_step}-anneal{anneal.steps}"
+    branch = release_job(spec, ledger.state, name, anneal, manifests, "")
+    end = save_checkpoints(store, branch, scratch)
+    tokenizer = corpora.load_tokenizer(store)
+    text = tokenizer.manifest.end_of_document_text
+    export(store, end, f"releases/{name}", tokenizer.json, text, "A release.")
+    ledger.append(
+        Released(
+            at=now(),
+            name=name,
+            source=ledger.state.ends[stage.name],
+            folder=f"releases/{name}",
+            steps=anneal.steps,
+            schedule=to_dict(anneal),
+            losses={},
+            samples=[],
+        )
+    )
