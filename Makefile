@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICKSTART := build/quickstart
 RUN := pipelines/quickstart.yaml
 
-.PHONY: quickstart test test-services check clean
+.PHONY: quickstart test test-long bench-data test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
 	$(BIN)/python pipelines/fetch_quickstart.py $(QUICKSTART)/text
@@ -19,6 +19,16 @@ quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, 
 
 test: $(VENV)/installed-test test-services check  ## everything under 20 minutes
 	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(VENV)/installed-test test-services  ## the proofs that take longer
+	$(BIN)/python -m pytest -m long
+
+bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane beside its peers, about 40 minutes
+	for name in ingest loader resume; do \
+		$(BIN)/python benchmarks/data_$$name.py --peers build/peers/bin/python \
+			| tee benchmarks/results/data_$$name.md || exit 1; \
+	done
+	$(BIN)/python benchmarks/data_planner.py | tee benchmarks/results/data_planner.md
 
 check: $(VENV)/installed-test  ## style and types
 	$(BIN)/ruff check .
@@ -35,6 +45,14 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+build/peers/installed:
+	test -d build/peers || $(PYTHON) -m venv build/peers || python3 -m venv build/peers
+	build/peers/bin/pip install --quiet torch==2.13.0 numpy psutil lightning-utilities boto3 Brotli \
+		python-snappy zstd xxhash requests tifffile obstore pillow catalogue tqdm filelock \
+		datasets==5.2.0 datatrove==0.10.1 tokenizers==0.23.3 orjson humanize
+	build/peers/bin/pip install --quiet --no-deps mosaicml-streaming==0.13.0 litdata==0.2.76
 	touch $@
 
 clean:  ## forget the quickstart's run; the text that it fetched stays

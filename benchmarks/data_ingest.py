@@ -1,9 +1,10 @@
 """Text in to shards out: tokens per CPU-second, beside the bare engine and the peers.
 
 Every arm runs in a process of its own over the same JSONL; CPU is that of its whole process tree
-(Ray's daemons and workers included). The bare engine has its texts in memory and throws the ids
-away: it is the limit. Arms are interleaved over `--rounds`; medians. Text is real and not repeated:
-the source and documentation files of this Python and its packages, or the `--text` files (JSONL).
+(Ray's daemons and workers included), on one core, because two processes on two threads of a core
+both look slower. The bare engine has its texts in memory and throws the ids away: it is the limit.
+Arms are interleaved over `--rounds`; medians. Text is real and not repeated: the source and
+documentation files of this Python and its packages, or the `--text` files (JSONL).
 
 With `--normalised` the tokenizer has a normaliser, which tiktoken cannot express, and everything
 runs on `tokenizers`. The peers live in an environment of their own:
@@ -126,6 +127,7 @@ def _run(python: str, arm: str, folder: Path) -> dict[str, Any]:
         text=True,
         check=False,
         env=environment,
+        preexec_fn=lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}),
     )
     if done.returncode:
         raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")

@@ -1,7 +1,8 @@
 """One measurement of `data_ingest.py`: ARM FOLDER; prints a JSON line with its tokens and times.
 
 FOLDER holds text.jsonl and a store with the tokenizer. Imports, starting Ray and a first small
-ingest (in which its workers start and import) are not measured; all CPU of the process tree after that is.
+ingest (in which its workers start and import) are not measured; all CPU of the process tree after
+that is.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _perennial(folder: Path, near_duplicates: float | None) -> Arm:
     for name, file in (("warm", "warm.jsonl"), ("text", "text.jsonl")):
         store.remove(f"corpora/{name}")
         land(inbox, name, [folder / file])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     settings = IngestSettings(sequence_length=SEQUENCE, seed=1, near_duplicates=near_duplicates)
     small = {"piece_bytes": 50_000, "shard_tokens": 20_000}
     ingest(store, inbox, "warm", settings.model_copy(update=small))

@@ -474,10 +474,10 @@ def test_I5_documents_with_a_piece_of_an_evaluation_text_are_not_trained(tmp_pat
     records = quarantined(store, manifest)
     assert counts.contaminated_documents == len(records) == 2
     assert {record["reason"] for record in records} == {"contaminated"}
-    assert (
-        re.sub(r"\W+", " ", " ".join(items[0].split()[3:16])).strip().casefold()
-        in (records[0]["detail"])
-    )
+    runs = {record["detail"].split("'")[1] for record in records}
+    named = " ".join(re.findall(r"\w+", items[0].casefold()))
+    assert all(len(run.split()) == 13 for run in runs)
+    assert any(run in named for run in runs)
     again = landed_and_ingested(store, "en", file, settings, decontaminate=paths)
     assert again == manifest
     with pytest.raises(InputError, match=r"decontaminate.*ingested with"):

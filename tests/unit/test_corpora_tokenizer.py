@@ -88,6 +88,20 @@ def test_long_runs_of_white_space_are_encoded(trained: RunTokenizer, space: str)
     np.testing.assert_array_equal(fast, slow)
 
 
+@pytest.mark.parametrize("engine", [TokenizersEncoder, TiktokenEncoder])
+@pytest.mark.parametrize("special", ["", " " * 5000, "\x00\x01end of document\x02"])
+def test_documents_encoded_at_once_have_the_ids_of_each_and_its_end(
+    trained: RunTokenizer, engine: Any, special: str
+) -> None:
+    texts = [*TEXTS, special, "\x00\x01end of", " document\x02", "\n"]
+    encoder = engine(trained)
+    found = encoder.encode_documents([text.encode() for text in texts])
+    end = [trained.end_of_document]
+    expected = np.concatenate([part for ids in encoder.encode(texts) for part in (ids, end)])
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_tokenizer_that_tiktoken_cannot_express_keeps_its_own_engine(
     trained: RunTokenizer,
 ) -> None:

@@ -114,6 +114,7 @@ def _ingest(work: Workspace, name: str) -> None:
     except InputError as refusal:
         work.record(Refused(at=now(), corpus=name, reason=str(refusal)))
         raise
+    _warn_of_misfit(work, manifest)
     counts = manifest.counts
     work.narrator.say(
         f"ingested {name}: {counts.documents:,} documents, {manifest.tokens:,} training tokens, "
@@ -128,6 +129,15 @@ def _ingest(work: Workspace, name: str) -> None:
             digest=manifest.digest,
         )
     )
+
+
+def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
+    """Say when the tokenizer, made for the first corpus, fits this one badly."""
+    first = next((name for name in _ready(work.state) if name != manifest.name), None)
+    if first is not None:
+        told = corpora.fit_warning(corpora.read_manifest(work.store, first), manifest)
+        if told is not None:
+            work.narrator.say(f"warning: {told}")
 
 
 def _tokenise(work: Workspace, name: str) -> CorpusManifest:
