@@ -147,7 +147,10 @@ def _print(
             for s in asked.sequences
             for p in ("first", "second")
         ]
-        print(f"{arm} | " + " | ".join(f"{rate:.3g}" for rate in rates))
+        print(
+            f"{arm} | "
+            + " | ".join(f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" for rate in rates)
+        )
 
 
 if __name__ == "__main__":
