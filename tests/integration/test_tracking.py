@@ -397,6 +397,44 @@ def test_closing_with_the_server_frozen_ends_and_says_what_is_missing(
     assert "frozen/00-english: 3 values of steps 0 to 2" in caplog.text
 
 
+@pytest.mark.parametrize("place", ["s3://bucket/runs/releases", "/data/store/releases"])
+@pytest.mark.parametrize("kind", ["database", "server"])
+def test_a_release_is_one_version_in_the_registry_and_aliases_move(
+    kind: str, place: str, server: MlflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = server.uri if kind == "server" else server.database
+    model = f"lineage-{kind}-{place.partition(':')[0].replace('/', '')}"
+    tracker = open_tracker(uri, EXPERIMENT, model)
+    for name, alias in [("00-en-8", "stage-00-en"), ("01-fr.2-16", "stage-01-fr.2")]:
+        run = tracker.child(f"release-{name}")
+        tags = {"perennial.step": 8}
+        run.register(model, name, f"{place}/{name}", [alias, "newest"], tags)
+        run.register(model, name, f"{place}/{name}", [alias])  # again, after a restart
+        run.finish()
+    deliver(tracker)
+
+    mlflow = client(uri)
+    versions = mlflow.search_model_versions(f"name = '{model}'")
+    first, second = sorted(versions, key=lambda version: int(version.version))
+    assert first.tags["perennial.release"] == "00-en-8"
+    assert first.tags["perennial.location"] == f"{place}/00-en-8"
+    assert first.tags["perennial.step"] == "8"
+    if place.startswith("s3://"):
+        assert first.source == f"{place}/00-en-8"
+    assert first.run_id in {run.info.run_id for run in runs_of(uri, model)}
+    pointed = {
+        alias: mlflow.get_model_version_by_alias(model, alias).version
+        for alias in ("stage-00-en", "stage-01-fr-2", "newest", "latest")
+    }
+    assert pointed == {
+        "stage-00-en": first.version,
+        "stage-01-fr-2": second.version,
+        "newest": second.version,
+        "latest": second.version,
+    }
+    assert caplog.records == []
+
+
 QUIET = """
 import sys
 from perennial.tracking import open_tracker

@@ -36,6 +36,7 @@ def release(work: Workspace, tokens: str | None = None) -> Released:
     for done in work.state.releases:
         if done.name == name:
             work.narrator.say(f"release {name} is there already")
+            _track(work, stage, done)  # what a kill kept from MLflow
             return done
     work.take_over()
     source = work.state.ends[stage.name]
@@ -182,11 +183,22 @@ def _examine(
     )
     work.record(released)
     outcome.track(work)
-    run = work.tracker.child(f"release-{name}")
+    _track(work, stage, released)
+    return released
+
+
+def _track(work: Workspace, stage: Stage, released: Released) -> None:
+    run = work.tracker.child(f"release-{released.name}")
     run.log(stage.last_step + released.steps, outcome.heldout_metrics(released.losses))
     run.artifact(_samples(released), "samples.txt")
+    run.register(
+        work.spec.name,
+        released.name,
+        f"{work.store.url}/{released.folder}",
+        aliases=[f"stage-{stage.name}"],
+        tags={"perennial.stage": stage.name, "perennial.step": stage.last_step},
+    )
     run.finish()
-    return released
 
 
 def _samples(released: Released) -> bytes:

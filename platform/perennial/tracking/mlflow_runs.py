@@ -13,8 +13,9 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from perennial.tracking.outbox import Artifact, End, Pending, Point
+from perennial.tracking.outbox import Artifact, End, Other, Pending, Point, Registration
 from perennial.tracking.redaction import hide_in_file
+from perennial.tracking.registry import register
 
 RUN_TAG = "perennial.run"
 """holds the key that a run is found by"""
@@ -57,8 +58,8 @@ class MlflowRuns:
         """Write values: all or none, and those that are there already are not written twice."""
         self._client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 
-    def put(self, run_id: str, item: Artifact | End) -> None:
-        """Write a file, in place of an older one of its name, or the run's end."""
+    def put(self, run_id: str, item: Other) -> None:
+        """Write a file, in place of an older one of its name, a registration or the run's end."""
         match item:
             case Artifact(name=name, data=data):
                 path = PurePosixPath(name)
@@ -67,6 +68,8 @@ class MlflowRuns:
                     local.write_bytes(hide_in_file(data))
                     folder = str(path.parent) if path.parent.name else None
                     self._client.log_artifact(run_id, str(local), folder)
+            case Registration():
+                register(self._client, run_id, item)
             case End(status=status, timestamp_ms=timestamp_ms):
                 self._client.set_terminated(run_id, status, timestamp_ms)
 

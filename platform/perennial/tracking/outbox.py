@@ -41,7 +41,21 @@ class End(NamedTuple):
     timestamp_ms: int
 
 
-Item = Point | Artifact | End
+class Registration(NamedTuple):
+    """A release in the model registry; `aliases` move to it from any other release.
+
+    location: where its files lie, a path or s3://...
+    """
+
+    model: str
+    release: str
+    location: str
+    aliases: tuple[str, ...]
+    tags: tuple[tuple[str, str], ...]
+
+
+Other = Artifact | Registration | End
+Item = Point | Other
 
 
 @dataclass
@@ -60,6 +74,8 @@ class Lost:
                 self.points, self.steps = self.points + 1, (min(first, step), max(last, step))
             case Artifact(name=name):
                 self.others.append(f"artifact {name}")
+            case Registration(release=release):
+                self.others.append(f"the registration of {release}")
             case End(status=status):
                 self.others.append(f"its end as {status}")
 
@@ -82,6 +98,7 @@ class Pending:
     attached: bool = False
     points: deque[Point] = field(default_factory=deque)
     artifacts: deque[Artifact] = field(default_factory=deque)
+    registrations: deque[Registration] = field(default_factory=deque)
     end: End | None = None
     steps: dict[str, int] = field(default_factory=dict)
     lost: Lost = field(default_factory=Lost)
@@ -89,12 +106,17 @@ class Pending:
     @property
     def delivered(self) -> bool:
         """Whether nothing is left to send."""
-        return self.attached and not (self.points or self.artifacts or self.end)
+        return self.attached and not (self.points or self.others)
+
+    @property
+    def others(self) -> list[Other]:
+        """What is left that is no value."""
+        return [*self.artifacts, *self.registrations, *((self.end,) if self.end else ())]
 
     def missing(self) -> str:
         """What MLflow does not have, in words; "" when it has everything."""
         missing = Lost(self.lost.points, self.lost.steps, list(self.lost.others))
-        for item in (*self.points, *self.artifacts, *((self.end,) if self.end else ())):
+        for item in (*self.points, *self.others):
             missing.add(item)
         words = [] if self.attached else ["the run itself"]
         if missing.points:
@@ -142,6 +164,9 @@ class Outbox:
                     ):
                         run.artifacts.append(item)
                         self._notify_urgent()
+                    case Registration():
+                        run.registrations.append(item)
+                        self._notify_urgent()
                     case End():
                         run.end = item
                         self._notify_urgent()
@@ -154,10 +179,10 @@ class Outbox:
         with self._changed:
             return list(islice(run.points, BATCH_POINTS))
 
-    def others(self, run: Pending) -> list[Artifact | End]:
-        """The run's end and its files; they stay until they are `done`."""
+    def others(self, run: Pending) -> list[Other]:
+        """The run's files, registrations and end; they stay until they are `done`."""
         with self._changed:
-            return [*((run.end,) if run.end else ()), *run.artifacts]
+            return run.others
 
     def done(self, run: Pending, items: Iterable[Item], lost: bool = False) -> None:
         """MLflow has these items, the oldest of their kind, or (lost) refused them."""
@@ -168,6 +193,8 @@ class Outbox:
                         run.points.popleft()
                     case Artifact():
                         run.artifacts.remove(item)
+                    case Registration():
+                        run.registrations.remove(item)
                     case End():
                         run.end = None if run.end is item else run.end
                 if lost:

@@ -11,7 +11,16 @@ from pathlib import Path, PurePosixPath
 
 from perennial.errors import InputError
 from perennial.tracking.delivery import Delivery
-from perennial.tracking.outbox import Artifact, End, Outbox, Pending, Point, Status
+from perennial.tracking.outbox import (
+    Artifact,
+    End,
+    Item,
+    Outbox,
+    Pending,
+    Point,
+    Registration,
+    Status,
+)
 from perennial.tracking.places import artifact_root
 from perennial.tracking.redaction import hide_secrets, hide_values
 
@@ -21,6 +30,7 @@ LINEAGE_TAG = "perennial.lineage"
 _NAME = re.compile(r"\w[\w.@+=-]{0,199}")
 _CHILD = re.compile(r"\w[\w.@+=/-]{0,199}")
 _NOT_IN_KEY = re.compile(r"[^\w./: -]")
+_NOT_IN_ALIAS = re.compile(r"[^A-Za-z0-9_-]")
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Standard output belongs to the command that runs.
@@ -77,11 +87,30 @@ class Run:
         data = source if isinstance(source, bytes) else source.read_bytes()
         self._put([Artifact(str(path), data)])
 
+    def register(
+        self,
+        model: str,
+        release: str,
+        location: str,
+        aliases: Iterable[str] = (),
+        tags: Mapping[str, object] | None = None,
+    ) -> None:
+        """Have release `release`, made by this run, as a version of `model` in the registry.
+
+        location: where its files lie, a folder or s3://...
+        aliases: names that point to this version from now on, wherever they pointed before;
+            a character that MLflow does not take becomes a dash. MLflow gives `latest` itself.
+        Registering a release again makes no second version; it moves aliases and adds tags.
+        """
+        named = tuple(_NOT_IN_ALIAS.sub("-", alias) for alias in aliases)
+        shown = tuple(hide_values(tags or {}).items())
+        self._put([Registration(model, release, hide_secrets(location), named, shown)])
+
     def finish(self, status: Status = "FINISHED") -> None:
         """Log that the run ended now. Opening it again makes it running again."""
         self._put([End(status, _now_ms())])
 
-    def _put(self, items: Iterable[Point | Artifact | End]) -> None:
+    def _put(self, items: Iterable[Item]) -> None:
         self._outbox.put(self._pending, list(items))
 
 

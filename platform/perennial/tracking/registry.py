@@ -1,0 +1,49 @@
+"""Releases in MLflow's model registry: a version each, and aliases that move between them."""
+
+from __future__ import annotations
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from perennial.tracking.outbox import Registration
+
+RELEASE_TAG = "perennial.release"
+"""on a model version: the name of its release, by which it is found again"""
+LOCATION_TAG = "perennial.location"
+
+
+def register(client: MlflowClient, run_id: str, item: Registration) -> None:
+    """Have the release as one version of its model, with its aliases; safe to repeat."""
+    _have_model(client, item.model)
+    version = _version(client, item) or _create(client, run_id, item)
+    for key, value in item.tags:
+        client.set_model_version_tag(item.model, version.version, key, value)
+    for alias in item.aliases:
+        client.set_registered_model_alias(item.model, alias, version.version)
+
+
+def _have_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _version(client: MlflowClient, item: Registration) -> ModelVersion | None:
+    wanted = f"name = '{item.model}' and tags.`{RELEASE_TAG}` = '{item.release}'"
+    found = client.search_model_versions(wanted)
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _create(client: MlflowClient, run_id: str, item: Registration) -> ModelVersion:
+    # A server takes no path of another machine: its version names the run, and its tag the folder.
+    source = item.location if "://" in item.location else f"runs:/{run_id}"
+    return client.create_model_version(
+        item.model,
+        source,
+        run_id,
+        tags={RELEASE_TAG: item.release, LOCATION_TAG: item.location},
+        await_creation_for=0,
+    )
