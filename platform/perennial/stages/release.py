@@ -36,7 +36,6 @@ def release(work: Workspace, tokens: str | None = None) -> Released:
     for done in work.state.releases:
         if done.name == name:
             work.narrator.say(f"release {name} is there already")
-            _track(work, stage, done)  # what a kill kept from MLflow
             return done
     work.take_over()
     source = work.state.ends[stage.name]
