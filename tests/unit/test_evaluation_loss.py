@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from perennial.evaluation.loss import (
     Document,
     DocumentLoss,
+    HeldoutLoss,
     cut_windows,
     document_losses,
     heldout_loss,
+    paired_change,
 )
+from perennial.evaluation.records import keep_losses, kept_losses
+from perennial.store import open_store
 
 END = 0
 SEQUENCE = 16
@@ -155,3 +160,54 @@ print([name for name in {heavy!r} if name in sys.modules])
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+DOMAINS = [
+    DocumentLoss(30.0, 10, 40, "web"),
+    DocumentLoss(50.0, 10, 40, "books"),
+    DocumentLoss(20.0, 10, 40, "web"),
+    DocumentLoss(9.0, 3, 12),
+]
+
+
+def test_domains_have_losses_of_their_own_and_a_mean_in_which_each_counts_the_same() -> None:
+    loss = heldout_loss("english", DOMAINS)
+    assert {name: d.nats_per_token for name, d in loss.domains.items()} == {
+        "web": 2.5,
+        "books": 5.0,
+    }
+    assert loss.macro_nats_per_token == 3.75
+    assert loss.nats_per_token == pytest.approx(109 / 33)
+    assert heldout_loss("english", DOMAINS[-1:]).macro_nats_per_token is None
+    assert HeldoutLoss.from_dict(asdict(loss)) == loss
+
+
+def test_the_standard_error_of_a_change_is_over_paired_documents() -> None:
+    chance = np.random.default_rng(3)
+    hard = chance.uniform(1, 9, 400)  # documents differ far more than the models do
+    before = [DocumentLoss(100 * h, 100, 400) for h in hard]
+    after = [
+        DocumentLoss(100 * h + d, 100, 400)
+        for h, d in zip(hard, chance.normal(2, 1, 400), strict=True)
+    ]
+    change = paired_change(after, before)
+    assert change is not None
+    assert change.stderr is not None
+    assert change.nats_per_token == pytest.approx(0.02, abs=4 * change.stderr)
+    assert change.stderr == pytest.approx(0.01 / math.sqrt(400), rel=0.15)
+    unpaired = heldout_loss("english", after).stderr_nats_per_token
+    assert unpaired is not None
+    assert unpaired > 100 * change.stderr
+    assert heldout_loss("english", after, before).stderr_of_change == change.stderr
+
+
+def test_other_documents_are_not_paired() -> None:
+    assert paired_change(DOMAINS, DOMAINS[1:]) is None
+    assert heldout_loss("english", DOMAINS, DOMAINS[1:]).stderr_of_change is None
+
+
+def test_losses_of_documents_come_back_as_they_were_kept(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    keep_losses(store, "checkpoints/00-english/00000060", "english", DOMAINS)
+    assert kept_losses(store, "checkpoints/00-english/00000060", "english") == DOMAINS
+    assert kept_losses(store, "checkpoints/00-english/00000060", "french") is None

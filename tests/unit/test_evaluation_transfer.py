@@ -108,12 +108,14 @@ def test_csv_has_one_line_for_each_cell() -> None:
         "kind": "stage",
         "name": "01-french",
         "corpus": "english",
+        "domain": "",
         "nats_per_token": "4.5",
         "bits_per_byte": "2.25",
         "documents": "10",
         "tokens": "1000",
         "bytes": "4000",
         "stderr_nats_per_token": "0.01",
+        "stderr_of_change": "",
     }
 
 

@@ -17,6 +17,7 @@ from perennial.corpora import load_tokenizer, read_manifest
 from perennial.errors import InputError
 from perennial.evaluation.documents import prompts, read_documents
 from perennial.evaluation.loss import Document, HeldoutLoss, document_losses, heldout_loss
+from perennial.evaluation.records import keep_losses, kept_losses
 from perennial.evaluation.samples import Sample, generate
 from perennial.evaluation.tasks import LocalTask, NotRun, TaskScore, read_task, run_tasks
 
@@ -39,6 +40,7 @@ class Questions:
         words of held-out documents. Each is continued by `sample_tokens` tokens.
     tasks: lm-eval tasks by name, or local task folders.
     seed: of the samples and of the tasks' items.
+    references: by corpus, the model that the change of its loss is counted from.
     """
 
     corpora: tuple[str, ...]
@@ -49,6 +51,7 @@ class Questions:
     sample_tokens: int = 40
     tasks: tuple[str, ...] = ()
     seed: int = 0
+    references: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ def measure(
     corpora: Sequence[str],
     sequence_length: int,
     max_documents: int,
+    references: Mapping[str, str] | None = None,
     cpus: int = 1,
 ) -> dict[str, HeldoutLoss]:
     """Held-out loss on each corpus of the checkpoint or release in `folder_key`."""
-    return examine(
-        store, folder_key, Questions(tuple(corpora), sequence_length, max_documents), cpus
-    ).losses
+    questions = Questions(
+        tuple(corpora), sequence_length, max_documents, references=references or {}
+    )
+    return examine(store, folder_key, questions, cpus).losses
 
 
 def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) -> Answers:
@@ -123,7 +128,7 @@ def answer(
             corpus: read_documents(store, corpus, questions.max_documents)
             for corpus in questions.corpora
         }
-        losses = _losses(model, documents, questions.sequence_length)
+        losses = _losses(store, folder_key, model, documents, questions)
         if not (tasks or questions.prompts or questions.prompts_per_corpus):
             return Answers(losses, (), ())
         tokenizer = tokenizer_of(store, folder)
@@ -178,14 +183,23 @@ def tokenizer_of(store: Store, folder: Path) -> Any:
 
 
 def _losses(
-    model: Any, documents: Mapping[str, Sequence[Document]], sequence_length: int
+    store: Store,
+    folder_key: str,
+    model: Any,
+    documents: Mapping[str, Sequence[Document]],
+    questions: Questions,
 ) -> dict[str, HeldoutLoss]:
-    room = MAX_LOGITS // (sequence_length * model.config.vocab_size)
+    room = MAX_LOGITS // (questions.sequence_length * model.config.vocab_size)
     batch = min(MAX_WINDOWS, max(1, room))
-    return {
-        corpus: heldout_loss(corpus, document_losses(model, chosen, sequence_length, batch))
-        for corpus, chosen in documents.items()
-    }
+    told = {}
+    for corpus, chosen in documents.items():
+        losses = document_losses(model, chosen, questions.sequence_length, batch)
+        keep_losses(store, folder_key, corpus, losses)
+        reference = questions.references.get(corpus)
+        itself = reference in (None, folder_key)
+        before = None if itself else kept_losses(store, str(reference), corpus)
+        told[corpus] = heldout_loss(corpus, losses, before)
+    return told
 
 
 def _samples(

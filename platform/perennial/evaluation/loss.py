@@ -9,8 +9,9 @@ them, as in lm-eval's rolling log-likelihood.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ class DocumentLoss(NamedTuple):
     nats: float
     tokens: int
     bytes: int
+    domain: str = ""
 
 
 class Window(NamedTuple):
@@ -47,10 +49,13 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldoutLoss:
-    """Held-out loss of one model on one corpus.
+    """Held-out loss of one model on one corpus, or on one domain of it.
 
     `bits_per_byte` compares models with different tokenizers. The standard error is over
     documents; None for a single document, which has none.
+    `stderr_of_change` is that of this loss minus the loss right after the corpus's own stage, with
+    the documents paired: most of what makes one document harder than another cancels.
+    `domains` holds the losses of the domains that the corpus's documents name, if they name any.
     """
 
     corpus: str
@@ -60,33 +65,87 @@ class HeldoutLoss:
     tokens: int
     bytes: int
     stderr_nats_per_token: float | None
+    stderr_of_change: float | None = None
+    domains: Mapping[str, HeldoutLoss] = field(default_factory=dict)
+
+    @property
+    def macro_nats_per_token(self) -> float | None:
+        """Mean over domains, each counting the same; None where no domain is named."""
+        return fmean(d.nats_per_token for d in self.domains.values()) if self.domains else None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> HeldoutLoss:
+        """The inverse of `dataclasses.asdict`."""
+        domains = {name: cls.from_dict(each) for name, each in data.get("domains", {}).items()}
+        return cls(**{**data, "domains": domains})
 
 
-def heldout_loss(corpus: str, losses: Sequence[DocumentLoss]) -> HeldoutLoss:
+def heldout_loss(
+    corpus: str,
+    losses: Sequence[DocumentLoss],
+    reference: Sequence[DocumentLoss] | None = None,
+) -> HeldoutLoss:
     """The loss of a corpus, from the losses of its documents.
 
-    Loss per token is a ratio of two sums over documents, sum(nats) / sum(tokens), so its standard
-    error is that of a ratio: sqrt(n / (n - 1) * sum((nats_i - ratio * tokens_i)^2)) / sum(tokens)
-    (Cochran, Sampling Techniques, section 6.4). Raises ValueError if there are no documents.
+    reference: the same documents' losses right after the corpus's own stage.
+    Raises ValueError if there are no documents.
     """
+    whole = _ratio(corpus, losses)
+    named = sorted({loss.domain for loss in losses if loss.domain})
+    domains = {name: _ratio(corpus, [x for x in losses if x.domain == name]) for name in named}
+    change = None if reference is None else paired_change(losses, reference)
+    return replace(
+        whole, domains=domains, stderr_of_change=None if change is None else change.stderr
+    )
+
+
+def _ratio(corpus: str, losses: Sequence[DocumentLoss]) -> HeldoutLoss:
+    """Loss per token, sum(nats) / sum(tokens) over documents, with a ratio's standard error."""
     if not losses:
         raise ValueError(f"corpus {corpus} has no held-out documents")
-    nats, tokens, size_bytes = (math.fsum(column) for column in zip(*losses, strict=True))
-    ratio = nats / tokens
-    n = len(losses)
-    stderr = None
-    if n > 1:
-        squares = math.fsum((loss.nats - ratio * loss.tokens) ** 2 for loss in losses)
-        stderr = math.sqrt(n / (n - 1) * squares) / tokens
+    nats = math.fsum(loss.nats for loss in losses)
+    tokens = sum(loss.tokens for loss in losses)
+    size_bytes = sum(loss.bytes for loss in losses)
     return HeldoutLoss(
         corpus=corpus,
-        nats_per_token=ratio,
+        nats_per_token=nats / tokens,
         bits_per_byte=nats / math.log(2) / size_bytes,
-        documents=n,
-        tokens=int(tokens),
-        bytes=int(size_bytes),
-        stderr_nats_per_token=stderr,
+        documents=len(losses),
+        tokens=tokens,
+        bytes=size_bytes,
+        stderr_nats_per_token=_ratio_stderr([(loss.nats, loss.tokens) for loss in losses]),
     )
+
+
+def _ratio_stderr(parts: Sequence[tuple[float, int]]) -> float | None:
+    """Standard error of sum(nats) / sum(tokens): sqrt(n/(n-1) * sum(residual^2)) / sum(tokens).
+
+    Cochran, Sampling Techniques, section 6.4. None for fewer than two documents.
+    """
+    n, tokens = len(parts), sum(count for _, count in parts)
+    if n < 2:
+        return None
+    ratio = math.fsum(nats for nats, _ in parts) / tokens
+    squares = math.fsum((nats - ratio * count) ** 2 for nats, count in parts)
+    return math.sqrt(n / (n - 1) * squares) / tokens
+
+
+class Change(NamedTuple):
+    """How far one model's loss lies above another's on the same documents, in nats per token."""
+
+    nats_per_token: float
+    stderr: float | None
+
+
+def paired_change(
+    losses: Sequence[DocumentLoss], reference: Sequence[DocumentLoss]
+) -> Change | None:
+    """Loss minus reference, document by document; None when the documents are not the same."""
+    if [x.tokens for x in losses] != [x.tokens for x in reference]:
+        return None
+    parts = [(x.nats - y.nats, x.tokens) for x, y in zip(losses, reference, strict=True)]
+    tokens = sum(count for _, count in parts)
+    return Change(math.fsum(nats for nats, _ in parts) / tokens, _ratio_stderr(parts))
 
 
 def cut_windows(lengths: Sequence[int], sequence_length: int) -> list[Window]:
@@ -130,7 +189,7 @@ def document_losses(
             for window, total in zip(group, sums, strict=True):
                 nats[window.document] += total
     return [
-        DocumentLoss(total, len(document.tokens), document.bytes)
+        DocumentLoss(total, len(document.tokens), document.bytes, document.domain)
         for total, document in zip(nats, documents, strict=True)
     ]
 

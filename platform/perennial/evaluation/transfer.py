@@ -63,6 +63,14 @@ class LossMatrix:
             for j, corpus in enumerate(self.trained(stage)[:-1])
         }
 
+    def forgetting_stderr(self, stage: int) -> dict[str, float | None]:
+        """Standard error of each `forgetting`, over documents paired with themselves."""
+        losses = self.stages[stage][1]
+        return {
+            corpus: losses[corpus].stderr_of_change if corpus in losses else None
+            for corpus in self.trained(stage)[:-1]
+        }
+
     def average_loss(self, stage: int) -> float | None:
         """Mean loss over the corpora trained so far, each corpus counting the same."""
         return _mean([self.nats(stage, corpus) for corpus in self.trained(stage)])
@@ -95,6 +103,7 @@ class LossMatrix:
                     "losses": _plain(losses),
                     "adaptation": self.adaptation(i),
                     "forgetting": self.forgetting(i),
+                    "forgetting_stderr": self.forgetting_stderr(i),
                     "average_loss": self.average_loss(i),
                     "average_forgetting": self.average_forgetting(i),
                 }
@@ -107,15 +116,17 @@ class LossMatrix:
         }
 
     def to_csv(self) -> str:
-        """One line per cell, with a header."""
+        """One line per cell and one per domain of it, with a header."""
         out = io.StringIO()
-        fields = [f for f in HeldoutLoss.__dataclass_fields__ if f != "corpus"]
+        fields = [f for f in HeldoutLoss.__dataclass_fields__ if f not in ("corpus", "domains")]
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["kind", "name", "corpus", *fields])
+        writer.writerow(["kind", "name", "corpus", "domain", *fields])
         for kind, rows in (("stage", self.stages), ("release", self.releases)):
             for name, losses in rows:
-                for corpus, loss in losses.items():
-                    writer.writerow([kind, name, corpus, *(getattr(loss, f) for f in fields)])
+                for corpus, whole in losses.items():
+                    for domain, loss in {"": whole, **whole.domains}.items():
+                        values = [getattr(loss, f) for f in fields]
+                        writer.writerow([kind, name, corpus, domain, *values])
         return out.getvalue()
 
 

@@ -30,6 +30,9 @@ class CorporaSpec(Section):
 
     text_field: str = "text"
     """the field of a JSON line or the column of a Parquet file that holds the text"""
+    domain_field: str = ""
+    """the field or column that names a document's domain, such as `source`; held-out losses are
+    then told by domain as well. Empty: documents have no domains"""
     sequence_length: Annotated[int, Field(ge=8)] = 2048
     """tokens in one sequence"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01

@@ -143,6 +143,7 @@ def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
 def _tokenise(work: Workspace, name: str) -> CorpusManifest:
     settings = corpora.IngestSettings(
         text_field=work.spec.corpora.text_field,
+        domain_field=work.spec.corpora.domain_field,
         sequence_length=work.spec.corpora.sequence_length,
         seed=work.spec.seed,
         holdout_share=work.spec.corpora.holdout,

@@ -42,8 +42,14 @@ def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, d
         corpora,
         work.spec.corpora.sequence_length,
         work.spec.evaluation.documents,
+        references(work.state),
     )
     return {corpus: asdict(loss) for corpus, loss in losses.items()}
+
+
+def references(state: RunState) -> dict[str, str]:
+    """By corpus, the checkpoint at the end of its own stage, which forgetting is counted from."""
+    return {s.corpus: state.ends[s.name] for s in state.stages if s.name in state.ends}
 
 
 def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[str, Any]]:
@@ -158,4 +164,4 @@ def parameters(spec: RunSpec, stage: Started) -> dict[str, object]:
 
 
 def _losses(cells: dict[str, dict[str, Any]]) -> dict[str, HeldoutLoss]:
-    return {corpus: HeldoutLoss(**cell) for corpus, cell in cells.items()}
+    return {corpus: HeldoutLoss.from_dict(cell) for corpus, cell in cells.items()}

@@ -168,6 +168,7 @@ def _examine(
         prompts_per_corpus=_PROMPTS_PER_CORPUS if work.spec.release.sample_tokens else 0,
         sample_tokens=work.spec.release.sample_tokens,
         seed=work.spec.seed,
+        references=outcome.references(work.state),
     )
     answers = examine(work.store, folder, questions)
     released = Released(
