@@ -74,6 +74,19 @@ class ModelSpec(Section):
     """fields of that architecture's transformers configuration"""
 
 
+class SpikesSpec(Section):
+    """What happens when a step's loss leaps."""
+
+    policy: Literal["stop", "ignore"] = "stop"
+    """stop (the trunk stays at its last checkpoint) or ignore (go on, and say it); a loss or a
+    gradient that is not finite always stops"""
+    threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
+    """deviations above the median of the steps before it from which on a loss is a spike, above 0;
+    a deviation is 1.4826 median absolute deviations, at least 1% of the median"""
+    window: Annotated[int, Field(ge=4)] = 100
+    """steps that a loss is compared with, at least 4"""
+
+
 class TrainingSpec(Section):
     """The engine. Defaults are the paper's (arXiv 2403.08763, section 5 and appendix)."""
 
@@ -104,6 +117,8 @@ class TrainingSpec(Section):
     """largest norm of the gradient, above 0"""
     checkpoint_every: Amount = Field(default_factory=lambda: _amount("500 steps"))
     """how much is trained between checkpoints, such as `100 steps` or `4M tokens`"""
+    spikes: SpikesSpec = Field(default_factory=SpikesSpec)
+    """what a leap of the loss does"""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """how often a failed worker group is started again before the stage gives up"""
 

@@ -7,6 +7,7 @@ A checkpoint is `config.json`, `model.safetensors`, one `optimizer-RR-of-WW.safe
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from perennial.store import Store
 
 MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
 
 
 class FileEntry(BaseModel):
@@ -54,13 +56,28 @@ def folder_of(folder: str, step: int) -> str:
 
 def latest_step(store: Store, folder: str) -> int | None:
     """Highest committed step below `folder`, or None."""
+    return max(committed_steps(store, folder), default=None)
+
+
+def committed_steps(store: Store, folder: str) -> list[int]:
+    """Committed steps below `folder`, in order."""
     suffix = f"/{MANIFEST}"
-    steps = [
+    return sorted(
         int(entry.key.removesuffix(suffix).rsplit("/", 1)[-1])
         for entry in store.list(folder)
         if entry.key.endswith(suffix)
-    ]
-    return max(steps, default=None)
+    )
+
+
+def last_rows(store: Store, folder: str, count: int) -> list[dict[str, Any]]:
+    """The last `count` rows of the metrics of a folder's checkpoints, in order; fewer if few."""
+    rows: list[dict[str, Any]] = []
+    for step in reversed(committed_steps(store, folder)):
+        if len(rows) >= count:
+            break
+        data = store.read(f"{folder_of(folder, step)}/{METRICS}")
+        rows[:0] = [json.loads(line) for line in data.splitlines()]
+    return rows[-count:]
 
 
 def read_manifest(store: Store, checkpoint: str) -> CheckpointManifest:

@@ -28,20 +28,23 @@ class Progress:
 
     started: (trunk step, world size) of each worker-group start.
     rows: one row a finished optimizer step: step, loss (nats per token), eta, phase,
-        batch_tokens, tokens_per_second.
+        batch_tokens, tokens_per_second, gradient_norm (before clipping), seconds (by part of the
+        step, see `meter`), and spike (what was wrong) where the job ignores one.
     saved: keys of committed checkpoints.
+    stopped: why the workers ended before the last step, in words; empty when they did not.
     """
 
     started: list[tuple[int, int]]
     rows: list[dict[str, Any]]
     saved: list[str]
+    stopped: list[str]
 
 
 class _Tap:
     """An actor that the workers tell their news, and the driver asks for it; nobody waits."""
 
     def __init__(self) -> None:
-        self._news = Progress([], [], [])
+        self._news = Progress([], [], [], [])
 
     def started(self, step: int, world_size: int) -> None:
         self._news.started.append((step, world_size))
@@ -52,8 +55,11 @@ class _Tap:
     def saved(self, key: str) -> None:
         self._news.saved.append(key)
 
+    def stopped(self, why: str) -> None:
+        self._news.stopped.append(why)
+
     def drain(self) -> Progress:
-        news, self._news = self._news, Progress([], [], [])
+        news, self._news = self._news, Progress([], [], [], [])
         return news
 
 
@@ -61,17 +67,21 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     """Train the job to its end; the key of its last checkpoint. Safe to call again after a kill.
 
     Ray must be initialised. `on_progress` is called from another thread, a few times a second.
-    Raises TrainingFailed when more than `training.max_failures` worker groups died.
+    Raises TrainingFailed when more than `training.max_failures` worker groups died, or when a
+    loss stopped the job (`training.spikes`).
     """
     # Outside any placement group: inside a trial's, which is all but empty, it would never start.
     anywhere = PlacementGroupSchedulingStrategy(placement_group=None)
     tap = ray.remote(_Tap).options(num_cpus=0, scheduling_strategy=anywhere).remote()
     stop = threading.Event()
+    stopped: list[str] = []
 
     def watch() -> None:
         while True:
             last = stop.wait(0.25)
-            on_progress(ray.get(tap.drain.remote()))
+            progress = ray.get(tap.drain.remote())
+            stopped.extend(progress.stopped)
+            on_progress(progress)
             if last:
                 return
 
@@ -83,6 +93,10 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
         stop.set()
         watcher.join()
         ray.kill(tap)
+    if stopped:
+        raise TrainingFailed(f"{job.name}: {stopped[-1]}")
+    if checkpoint.latest_step(open_store(job.store_url), job.folder) != job.last_step:
+        raise TrainingFailed(f"{job.name}: the workers ended before step {job.last_step}")
     return checkpoint.folder_of(job.folder, job.last_step)
 
 
@@ -110,8 +124,6 @@ def _fit(job: Job, tap: Any) -> None:
             trainer.fit()
         except ray.train.v2.api.exceptions.TrainingFailedError as failed:
             raise TrainingFailed(f"{job.name}: {_cause(failed)}") from failed
-    if checkpoint.latest_step(open_store(job.store_url), job.folder) != job.last_step:
-        raise TrainingFailed(f"{job.name}: the workers ended before step {job.last_step}")
 
 
 def _train(config: dict[str, Any]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 import torch.distributed as dist
 
@@ -21,8 +20,14 @@ from perennial.schedules import to_dict
 from perennial.store import Store, open_store
 from perennial.training import checkpoint
 from perennial.training.engine import build_engine, load_optimizer, save_optimizer, set_eta
+from perennial.training.exchange import Exchange
 from perennial.training.job import Job
+from perennial.training.meter import Meter
 from perennial.training.model import model_config, random_model, stored_model
+from perennial.training.news import News
+from perennial.training.spikes import SpikeWatch
+from perennial.training.traffic import meter_collectives
+from perennial.training.trouble import Spike, advice
 
 
 def train(config: dict[str, Any]) -> None:
@@ -46,10 +51,25 @@ class _Worker:
         self._tap = tap
         self._rank = dist.get_rank()
         self._world = dist.get_world_size()
-        self._rows: list[dict[str, Any]] = []
+        self._news = News(tap, self._rank)
+        self._meter = Meter()
+        self._row: dict[str, Any] = {}
 
     def run(self) -> None:
-        resumed = self._choose_start()
+        """Train to the end, or to a spike that the job's policy stops at."""
+        try:
+            self._run()
+        except Spike as spike:
+            # No exception: another worker group would only meet the same batch again.
+            if self._rank == 0:
+                text = advice(
+                    self._job, spike, checkpoint.latest_step(self._store, self._job.folder)
+                )
+                ray.get(self._tap.stopped.remote(text))
+
+    def _run(self) -> None:
+        resumed, losses, self._spikes = self._choose_start()
+        self._watch = SpikeWatch(self._job.training.spikes, losses)
         first_step = self._job.first_step if resumed is None else resumed
         if first_step == self._job.last_step:
             return
@@ -58,26 +78,39 @@ class _Worker:
             first = ahead.submit(next, batches)
             self._engine = self._build(resumed)
             step, tokens = first.result()
+        meter_collectives(self._meter)
+        self._exchange = Exchange(self._engine.device)
         if self._rank == 0:
             self._tap.started.remote(first_step, self._world)
-        self._step_ended = time.monotonic()
+        self._meter.lap()
         due = self._job.checkpoint_steps()
         while True:
             self._step(self._job.first_step + step, tokens)
             done = self._job.first_step + step + 1
             if done in due:
+                self._settle()
+                self._meter.to("checkpoint")
                 self._save(done)
             if done == self._job.last_step:
                 return
+            self._meter.to("data")
             step, tokens = next(batches)
 
-    def _choose_start(self) -> int | None:
-        """The step to resume from, chosen once: rank 0 asks the store, the others are told."""
-        chosen: list[int | None] = [None]
+    def _choose_start(self) -> tuple[int | None, list[float], int]:
+        """The step to resume from, the losses before it and how many of them were spikes.
+
+        Chosen once: rank 0 asks the store, the others are told.
+        """
+        chosen: list[Any] = [None]
         if self._rank == 0:
-            chosen[0] = checkpoint.latest_step(self._store, self._job.folder)
+            step = checkpoint.latest_step(self._store, self._job.folder)
+            window = self._job.training.spikes.window
+            rows = checkpoint.last_rows(self._store, self._job.folder, window)
+            spikes = [row.get("spikes", 0) for row in rows]
+            chosen[0] = (step, [row["loss"] for row in rows], max(spikes, default=0))
         dist.broadcast_object_list(chosen, src=0)
-        return chosen[0]
+        resume: tuple[int | None, list[float], int] = chosen[0]
+        return resume
 
     def _batches(self, mix_step: int) -> Any:
         job = self._job
@@ -119,53 +152,73 @@ class _Worker:
 
     def _step(self, step: int, tokens: np.ndarray) -> None:
         """One optimizer step on this rank's sequences `(sequences, sequence_length)`."""
-        eta = self._job.eta(step)
-        set_eta(self._engine, eta)
-        micro = self._job.training.micro_batch
-        total = torch.zeros((), device=self._engine.device)
+        job, engine, meter = self._job, self._engine, self._meter
+        micro = job.training.micro_batch
+        set_eta(engine, job.eta(step))
+        total = torch.zeros((), device=engine.device)
         for first in range(0, len(tokens), micro):
-            ids = torch.from_numpy(tokens[first : first + micro]).to(self._engine.device)
-            loss = self._engine(input_ids=ids, labels=ids).loss
-            self._engine.backward(loss)
-            self._engine.step()
-            total += loss.detach().float() * (len(ids) / len(tokens))
-        self._record(step, eta, total)
+            meter.to("forward")
+            ids = torch.from_numpy(tokens[first : first + micro]).to(engine.device)
+            loss = engine(input_ids=ids, labels=ids).loss
+            meter.to("backward")
+            engine.backward(loss)
+            total += loss.detach().float() * (len(ids) / job.mix.global_batch)
+            if first + micro >= len(tokens):
+                self._settle()  # before this step's gradients become weights
+            meter.to("optimizer")
+            engine.step()
+        meter.to("communication")
+        norm = engine.get_global_grad_norm()
+        self._exchange.send(total, norm / self._world)
+        self._end_step(step)
 
-    def _record(self, step: int, eta: float, loss: torch.Tensor) -> None:
-        """Average the step's loss over all ranks and tell it; a loss that is not finite ends it."""
-        dist.all_reduce(loss)
-        mean = loss.item() / self._world
-        if not math.isfinite(mean):
-            raise RuntimeError(f"the loss is {mean} at step {step}; nothing after it is kept")
-        now = time.monotonic()
-        row = {
+    def _end_step(self, step: int) -> None:
+        """Note what is known of a step before its loss has come back from all ranks."""
+        seconds = self._meter.lap()
+        self._meter.to("other")
+        self._row = {
             "step": step + 1,
-            "loss": mean,
-            "eta": eta,
+            "eta": self._job.eta(step),
             "phase": self._job.phase(step),
             "batch_tokens": self._job.tokens_per_step,
-            "tokens_per_second": self._job.tokens_per_step / (now - self._step_ended),
+            "tokens_per_second": self._job.tokens_per_step / sum(seconds.values()),
+            "seconds": seconds,
         }
-        self._step_ended = now
-        self._rows.append(row)
-        if self._rank == 0:
-            self._tap.push.remote([row])
+
+    def _settle(self) -> None:
+        """Hear what the last step's loss was on all ranks, and tell it. Raises Spike."""
+        before = self._meter.to("communication")
+        sums = self._exchange.receive()
+        self._meter.to("other")
+        if sums is not None:
+            loss, norm = sums
+            problem = self._watch.judge(loss, norm)
+            row = self._row | {"loss": loss, "gradient_norm": norm}
+            if problem is not None:
+                if not problem.finite or self._job.training.spikes.policy == "stop":
+                    raise Spike(row["step"] - 1, problem)
+                self._spikes += 1
+                row["spike"] = problem.text
+            if self._spikes:
+                row["spikes"] = self._spikes
+            self._news.add(row)
+        self._meter.to(before)
 
     def _save(self, step: int) -> None:
         job = self._job
         key = checkpoint.folder_of(job.folder, step)
+        rows = self._news.take()
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             name = f"optimizer-{self._rank:02d}-of-{self._world:02d}.safetensors"
             optimizer_steps = save_optimizer(self._engine, folder / name)
             if self._rank == 0:
                 self._engine.module.save_pretrained(folder)
-                lines = [json.dumps(row) for row in self._rows]
+                lines = [json.dumps(row) for row in rows]
                 (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
             files = checkpoint.upload(self._store, key, sorted(folder.iterdir()))
         gathered: list[Any] = [None] * self._world
         dist.all_gather_object(gathered, files)
-        self._rows = []
         if self._rank == 0:
             self._commit(key, step, optimizer_steps, gathered)
         dist.barrier()

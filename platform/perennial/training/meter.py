@@ -1,0 +1,46 @@
+"""Where a step's time goes: seconds by part, on the host's clock. Pure but for the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+Part = Literal["data", "forward", "backward", "optimizer", "communication", "checkpoint", "other"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+class Meter:
+    """Charges every moment to exactly one part, so the parts of a lap add up to its wall time.
+
+    On GPUs kernels run behind the host, which then waits where it needs a result: there the parts
+    say where the host waited, and a trace (`training.profile`) what the device did.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._part: Part = "other"
+        self._since = clock()
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+
+    def to(self, part: Part) -> Part:
+        """From now on time belongs to `part`; the part that it belonged to, to go back to."""
+        now = self._clock()
+        before = self._part
+        self._seconds[before] += now - self._since
+        self._part, self._since = part, now
+        return before
+
+    def lap(self) -> dict[Part, float]:
+        """Seconds by part since the last lap, all parts."""
+        self.to(self._part)
+        seconds, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
+        return seconds
+
+
+def shares(laps: list[Mapping[str, float]]) -> dict[str, float]:
+    """Each part's share of the laps' whole time, from 0 to 1; empty without any."""
+    total = sum(sum(lap.values()) for lap in laps)
+    if not total:
+        return {}
+    return {part: sum(lap.get(part, 0.0) for lap in laps) / total for part in PARTS}
