@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from perennial.spec.run import ModelSpec, TrainingSpec
 from tests.processes import run_on
 
 GLOBAL_BATCH = 4
+long = pytest.mark.long
 
 
 def _spec(zero_stage: int, precision: str) -> TrainingSpec:
@@ -28,16 +30,10 @@ def _spec(zero_stage: int, precision: str) -> TrainingSpec:
 def _train(folder: Path, zero_stage: int, precision: str, first: int, last: int) -> None:
     """Steps first..last on every rank; from and to `folder`, with the whole state for comparing."""
     import torch.distributed as dist
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    from perennial.training.engine import (
-        MOMENTS,
-        build_engine,
-        load_optimizer,
-        save_optimizer,
-        set_eta,
-    )
+    from perennial.training.engine import build_engine, gather_weights, set_eta
     from perennial.training.model import model_config, random_model
+    from perennial.training.optimizer_state import load_optimizer, save_optimizer
 
     rank, world = dist.get_rank(), dist.get_world_size()
     config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -59,25 +55,64 @@ def _train(folder: Path, zero_stage: int, precision: str, first: int, last: int)
     (folder / f"optimizer-{last}").mkdir(exist_ok=True)
     name = f"optimizer-{rank:02d}-of-{world:02d}.safetensors"
     assert save_optimizer(engine, folder / f"optimizer-{last}" / name) == last
-    # DeepSpeed 0.19.8 links its own view of the moments after the first group's first step, when
-    # later groups have none yet; link it again, to compare with what DeepSpeed itself says.
-    engine.optimizer._hp_optimizer_states_linked = False
-    engine.optimizer._lazy_init_hp_params_optimizer_state()
-    whole = {}
-    for name, parameter in engine.module.named_parameters():
-        for moment in MOMENTS:
-            whole[f"{name}|{moment}"] = safe_get_full_optimizer_state(parameter, moment).clone()
-        whole[f"{name}|weight"] = safe_get_full_fp32_param(parameter).clone()
-    probe = torch.arange(64).reshape(8, 8)
-    with torch.no_grad():
-        whole["loss"] = engine.module(input_ids=probe, labels=probe).loss.float()
-    if rank == 0:
+    whole = _whole_state(engine)
+    weights = gather_weights(engine)
+    assert (weights is None) == (rank != 0)
+    if weights is not None:
         save_file(whole, folder / f"whole-{first}-{last}-{world}.safetensors")
-        weights = {k: v.contiguous().clone() for k, v in engine.module.state_dict().items()}
         save_file(weights, folder / f"model-{last}.safetensors")
 
 
-@pytest.mark.parametrize(("zero_stage", "precision"), [(1, "fp32"), (2, "fp32"), (1, "bf16")])
+def _whole_state(engine: Any) -> dict[str, torch.Tensor]:
+    """Moments, fp32 weights and a probe's loss as DeepSpeed itself tells them, on every rank."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    from perennial.training.optimizer_state import MOMENTS
+
+    stage = engine.zero_optimization_stage()
+    if stage in (1, 2):
+        # DeepSpeed 0.19.8 links its own view of the moments after the first group's first step,
+        # when later groups have none yet; link it again, to compare with what it says.
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    whole: dict[str, torch.Tensor] = {}
+    for name, parameter in engine.module.named_parameters():
+        if stage == 0:
+            owner = _stepped_copy(engine, parameter)
+            state = getattr(engine.optimizer, "optimizer", engine.optimizer).state[owner]
+            told = {moment: state[moment] for moment in MOMENTS} | {"weight": owner.detach()}
+        else:
+            told = {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
+            told["weight"] = safe_get_full_fp32_param(parameter)
+        whole |= {f"{name}|{kind}": tensor.reshape(-1).clone() for kind, tensor in told.items()}
+    probe = torch.arange(64).reshape(8, 8)
+    with torch.no_grad():
+        whole["loss"] = engine.module(input_ids=probe, labels=probe).loss.float()
+    return whole
+
+
+def _stepped_copy(engine: Any, parameter: torch.Tensor) -> torch.Tensor:
+    if parameter.dtype == torch.float32:
+        return parameter
+    zero = engine.optimizer
+    for group, copies in zip(zero.fp16_groups, zero.fp32_groups, strict=True):
+        for each, copy in zip(group, copies, strict=True):
+            if each is parameter:
+                return copy  # type: ignore[no-any-return]
+    raise LookupError
+
+
+def _grid() -> list[Any]:
+    """Every stage and precision; the quick suite takes the ones with a layout of their own."""
+    quick = {(0, "bf16"), (2, "fp32"), (3, "bf16")}
+    return [
+        pytest.param(stage, precision, marks=() if (stage, precision) in quick else long)
+        for precision in ("fp32", "bf16")
+        for stage in (0, 1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), _grid())
 def test_i9_state_written_by_two_workers_is_read_by_one_and_by_two(
     tmp_path: Path, zero_stage: int, precision: str
 ) -> None:

@@ -100,8 +100,9 @@ class TrainingSpec(Section):
     """sequences in one optimizer step, constant for any number of workers"""
     micro_batch: Count
     """sequences that one worker takes in one forward pass"""
-    zero_stage: Literal[1, 2] = 1
-    """DeepSpeed ZeRO stage: 1 or 2"""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """what DeepSpeed's ZeRO divides among the workers: 0 nothing, 1 the optimizer's state, 2 also
+    the gradients, 3 also the weights"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """number format of the forward and backward pass: fp32 or bf16"""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (

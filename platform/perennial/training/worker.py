@@ -19,12 +19,13 @@ from perennial.mixture.stream import rank_dataset, step_batches
 from perennial.schedules import to_dict
 from perennial.store import Store, open_store
 from perennial.training import checkpoint
-from perennial.training.engine import build_engine, load_optimizer, save_optimizer, set_eta
+from perennial.training.engine import build_engine, gather_weights, set_eta
 from perennial.training.exchange import Exchange
 from perennial.training.job import Job
 from perennial.training.meter import Meter
 from perennial.training.model import model_config, random_model, stored_model
 from perennial.training.news import News
+from perennial.training.optimizer_state import load_optimizer, save_optimizer
 from perennial.training.spikes import SpikeWatch
 from perennial.training.traffic import meter_collectives
 from perennial.training.trouble import Spike, advice
@@ -212,8 +213,9 @@ class _Worker:
             folder = Path(scratch)
             name = f"optimizer-{self._rank:02d}-of-{self._world:02d}.safetensors"
             optimizer_steps = save_optimizer(self._engine, folder / name)
-            if self._rank == 0:
-                self._engine.module.save_pretrained(folder)
+            weights = gather_weights(self._engine)
+            if weights is not None:
+                self._engine.module.save_pretrained(folder, state_dict=weights)
                 lines = [json.dumps(row) for row in rows]
                 (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
             files = checkpoint.upload(self._store, key, sorted(folder.iterdir()))
