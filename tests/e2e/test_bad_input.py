@@ -50,7 +50,7 @@ def _landed(folder: Path) -> Path:
         ("stages.budget=10 tokens", "less than one step"),
         ("model.architecture=no_such_model", "is not a causal language model"),
         ("model.config.no_such_field=3", "has no such field"),
-        ("tokenizer={path: /no/such/tokenizer.json}", "does not exist"),
+        ("tokenizer={path: /no/such/tokenizer.json}", "there is no such file"),
         ("evaluation.tasks=[no/such/folder]", "there is no such folder"),
     ],
 )

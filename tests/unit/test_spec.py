@@ -88,7 +88,9 @@ def test_the_resolved_spec_loads_to_itself(tmp_path: Path) -> None:
         ({"training": {"zero_stage": 7}}, "training.zero_stage: 7 is refused"),
         ({"tokenizer": {"path": "x"}}, "exactly one of vocabulary and path"),
         ({"name": "../up"}, "name: '../up' is refused"),
-        ({"model": {"architecture": None}}, "model.architecture"),
+        ({"model": {"architecture": None}}, "model: architecture and path: neither given"),
+        ({"model": {"path": "x"}}, "model: architecture and path: both given"),
+        ({"model": {"inherit_layers": 2}}, "inherit_layers needs a reference model"),
     ],
 )
 def test_a_mistake_is_one_line_with_file_field_problem_and_remedy(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         RunTokenizer,
         import_tokenizer,
         load_tokenizer,
+        read_tokenizer,
         train_tokenizer,
     )
 
@@ -38,6 +39,7 @@ __all__ = [
     "landed",
     "load_tokenizer",
     "read_manifest",
+    "read_tokenizer",
     "train_tokenizer",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "landed": "landing",
     "load_tokenizer": "tokenizer",
     "read_manifest": "manifest",
+    "read_tokenizer": "tokenizer",
     "train_tokenizer": "tokenizer",
 }
 

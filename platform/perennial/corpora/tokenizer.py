@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from perennial.corpora.manifest import IngestSettings, token_bytes
 from perennial.corpora.sample import sample_texts
 from perennial.errors import InputError
+from perennial.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -116,30 +119,52 @@ def train_tokenizer(
     return _commit(store, tokenizer)
 
 
-def import_tokenizer(store: Store, path: Path) -> RunTokenizer:
-    """Takes a tokenizer.json, or the one in a Hugging Face folder, as the run's tokenizer.
+def import_tokenizer(store: Store, path: str | Path) -> RunTokenizer:
+    """Takes an existing tokenizer as the run's; see `read_tokenizer`.
 
-    Importing the same again changes nothing. Raises InputError for a missing or unreadable file,
-    no end-of-document token, or a store with another tokenizer.
+    Importing the same again changes nothing. Raises InputError for a store with another tokenizer.
     """
-    file = path / "tokenizer.json" if path.is_dir() else path
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text)
-        vocabulary = _vocabulary(text)
-    except FileNotFoundError:
-        raise InputError(
-            str(file), "", "there is no such file", "name a tokenizer.json or a folder with one"
-        ) from None
-    except Exception as error:  # tokenizers raises plain Exception for malformed content
-        raise InputError(
-            str(file), "", f"not a tokenizer ({error})", "name a tokenizer.json of `tokenizers`"
-        ) from error
-    end = _end_of_document(file, vocabulary)
-    tokenizer = _described(json.dumps(content, ensure_ascii=False), end, "imported", None)
+    tokenizer = read_tokenizer(path)
     if store.exists(MANIFEST_KEY):
         return _existing(store, "fingerprint", tokenizer.fingerprint)
     return _commit(store, tokenizer)
+
+
+def read_tokenizer(path: str | Path) -> RunTokenizer:
+    """A tokenizer.json, the one in a Hugging Face folder or a GGUF file's; local or s3://.
+
+    Raises InputError for a missing or unreadable file, or no end-of-document token.
+    """
+    source, name = _located(os.fspath(path))
+    where = f"{source.url}/{name}"
+    if not source.exists(name):
+        raise InputError(
+            "run file",
+            "tokenizer.path",
+            f"{where}: there is no such file",
+            "name a tokenizer.json, a folder with one or a .gguf file",
+        )
+    try:
+        text = (
+            _gguf_tokenizer(source, name)
+            if name.endswith(".gguf")
+            else json.dumps(json.loads(source.read(name)), ensure_ascii=False)
+        )
+        vocabulary = _vocabulary(text)
+    except Exception as error:  # tokenizers raises plain Exception for malformed content
+        raise InputError(
+            where, "", f"not a tokenizer ({error})", "name a tokenizer.json of `tokenizers`"
+        ) from error
+    end = _end_of_document(source, where, vocabulary)
+    return _described(text, end, "imported", None)
+
+
+def _located(path: str) -> tuple[Store, str]:
+    """The folder that holds the tokenizer, and the file's name in it."""
+    if path.endswith((".json", ".gguf")) or (not path.startswith("s3://") and Path(path).is_file()):
+        parent, _, name = path.rpartition("/")
+        return open_store(parent or "."), name
+    return open_store(path), "tokenizer.json"
 
 
 def load_tokenizer(store: Store) -> RunTokenizer:
@@ -184,6 +209,19 @@ def _vocabulary(text: str) -> dict[str, int]:
     return vocabulary
 
 
+def _gguf_tokenizer(source: Store, name: str) -> str:
+    """The text of the tokenizer.json that a GGUF file's own tokenizer is; needs package gguf."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(source.url) if source.is_local else Path(scratch)
+        if not source.is_local:
+            source.download(name, folder / name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+    text: str = tokenizer.backend_tokenizer.to_str()
+    return text
+
+
 def _described(
     text: str, end: str, source: Literal["trained", "imported"], asked: int | None
 ) -> RunTokenizer:
@@ -226,22 +264,22 @@ def _existing(store: Store, field: str, wanted: object) -> RunTokenizer:
     return tokenizer
 
 
-def _end_of_document(file: Path, vocabulary: dict[str, int]) -> str:
+def _end_of_document(source: Store, where: str, vocabulary: dict[str, int]) -> str:
     """The end-of-document token that the folder's configuration names, else a usual one."""
     configs = ("tokenizer_config.json", "special_tokens_map.json")
-    for token in (*(_eos_token(file.with_name(name)) for name in configs), *_USUAL_ENDS):
+    for token in (*(_eos_token(source, name) for name in configs), *_USUAL_ENDS):
         if token in vocabulary:
             return token
     raise InputError(
-        str(file),
+        where,
         "eos_token",
         "the tokenizer has no end-of-document token",
         f"name one in tokenizer_config.json beside it, or add {END_OF_DOCUMENT} to the vocabulary",
     )
 
 
-def _eos_token(config: Path) -> str:
-    if not config.is_file():
+def _eos_token(source: Store, config: str) -> str:
+    if not source.exists(config):
         return ""
-    token: Any = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+    token: Any = json.loads(source.read(config)).get("eos_token")
     return str((token.get("content") if isinstance(token, dict) else token) or "")

@@ -56,7 +56,7 @@ class TokenizerSpec(Section):
     vocabulary: Annotated[int, Field(ge=300, le=2**31)] | None = None
     """entries of a byte-level BPE that is trained on the first corpus, at least 300"""
     path: str | None = None
-    """a tokenizer.json, or a Hugging Face folder that holds one"""
+    """a tokenizer.json, a Hugging Face folder that holds one or a .gguf file, local or s3://"""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizerSpec:
@@ -66,12 +66,35 @@ class TokenizerSpec(Section):
 
 
 class ModelSpec(Section):
-    """The model that stage 0 starts from, with random weights."""
+    """The model that stage 0 starts from: of random weights, or a stored one, or a part of it."""
 
-    architecture: str
-    """a causal language model type of transformers, such as gpt_neox or llama"""
+    architecture: str | None = None
+    """a causal language model type of transformers, such as gpt_neox or llama: random weights"""
     config: dict[str, Any] = Field(default_factory=dict)
-    """fields of that architecture's transformers configuration"""
+    """with `architecture`, fields of that architecture's transformers configuration"""
+    path: str | None = None
+    """a stored model: a Hugging Face folder of safetensors or a .gguf file, local or s3://"""
+    inherit_layers: Count | None = None
+    """with `path`, how many of its first blocks are taken, with the embeddings, the final norm and
+    the head (Inheritune, arXiv 2404.08634); default all"""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ModelSpec:
+        if (self.architecture is None) == (self.path is None):
+            both = "neither" if self.path is None else "both"
+            raise ValueError(
+                f"architecture and path: {both} given; give one, an architecture for random "
+                "weights or the path of a stored model"
+            )
+        if self.path is not None and self.config:
+            raise ValueError(
+                "config goes with architecture, and a stored model brings its own; remove config"
+            )
+        if self.path is None and self.inherit_layers is not None:
+            raise ValueError(
+                "inherit_layers needs a reference model; give its path instead of an architecture"
+            )
+        return self
 
 
 class SpikesSpec(Section):

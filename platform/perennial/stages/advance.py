@@ -153,7 +153,7 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
     )
     work.narrator.say(f"ingesting {name}")
     if work.spec.tokenizer.path is not None:
-        corpora.import_tokenizer(work.store, Path(work.spec.tokenizer.path))
+        corpora.import_tokenizer(work.store, work.spec.tokenizer.path)
     elif work.spec.tokenizer.vocabulary is not None:
         vocabulary = work.spec.tokenizer.vocabulary
         corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings)
@@ -182,6 +182,8 @@ def _start(work: Workspace, name: str, reschedule: bool) -> None:
 
 def _train(work: Workspace, name: str) -> None:
     stage = work.state.stage_of(name)
+    if stage.start is None:
+        work.import_model()
     work.use_ray()
     checkpoint = train(work, stage_job(work.spec, work.state, stage, work.manifests()))
     work.record(Trained(at=now(), corpus=name, checkpoint=checkpoint, step=stage.last_step))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import corpora, tracking
@@ -53,13 +52,6 @@ class Workspace:
         """Everything that can be wrong before compute starts; InputError, and nothing written."""
         self.store.check()
         check_fits(self.spec.training, os.cpu_count() or 1)
-        if self.spec.tokenizer.path and not Path(self.spec.tokenizer.path).exists():
-            raise InputError(
-                self.where,
-                "tokenizer.path",
-                f"{self.spec.tokenizer.path} does not exist",
-                "give a tokenizer.json or a folder that holds one",
-            )
         self._check_pinned(self.ledger.read())
         _ = self.tracking_uri
         for task in self.spec.evaluation.tasks:
@@ -81,10 +73,44 @@ class Workspace:
                 )
 
     def _check_model(self) -> None:
-        from perennial.training.model import model_config
+        """The tokenizer that the file names, and whether the model fits it and the sequences."""
+        from perennial.training.initial import has_model
+        from perennial.training.model import check_vocabulary, model_config
 
-        vocabulary = self.spec.tokenizer.vocabulary or 300
-        model_config(self.spec.model, vocabulary, 0, self.spec.corpora.sequence_length)
+        spec = self.spec
+        path = spec.tokenizer.path
+        if spec.model.path is not None and has_model(self.store):
+            return  # imported, when all this was checked
+        named = None if path is None else corpora.read_tokenizer(path)
+        vocabulary = named.vocabulary if named else spec.tokenizer.vocabulary or 0
+        config = model_config(spec.model, vocabulary, 0, spec.corpora.sequence_length)
+        model = spec.model.path
+        if model is not None and path not in (model, f"{model.rstrip('/')}/tokenizer.json"):
+            check_vocabulary(config, model, vocabulary)
+
+    def import_model(self) -> None:
+        """Copy the stored model that the run starts from into the store, where it starts from one.
+
+        Raises InputError when it does not fit the run.
+        """
+        from perennial.training.initial import import_model
+
+        if self.spec.model.path is None:
+            return
+        tokenizer = corpora.load_tokenizer(self.store)
+        imported = import_model(
+            self.store,
+            self.spec.model,
+            tokenizer.vocabulary,
+            tokenizer.end_of_document,
+            self.spec.corpora.sequence_length,
+        )
+        layers = imported.inherit_layers
+        self.narrator.say(
+            f"the trunk starts from {imported.path}"
+            + (f", its first {layers} layers" if layers else "")
+            + f": {imported.parameters:,} parameters"
+        )
 
     @cached_property
     def tracking_uri(self) -> str:
@@ -143,4 +169,6 @@ def _lookup(document: dict[str, Any], field: str) -> Any:
     value: Any = document
     for key in field.split("."):
         value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, dict):  # a field that an older version did not know says nothing
+        return {key: each for key, each in value.items() if each is not None}
     return value

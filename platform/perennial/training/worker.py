@@ -21,9 +21,10 @@ from perennial.store import Store, open_store
 from perennial.training import checkpoint
 from perennial.training.engine import build_engine, gather_weights, set_eta
 from perennial.training.exchange import Exchange
+from perennial.training.initial import initial_model
 from perennial.training.job import Job
 from perennial.training.meter import Meter
-from perennial.training.model import model_config, random_model, stored_model
+from perennial.training.model import stored_model
 from perennial.training.news import News
 from perennial.training.optimizer_state import load_optimizer, save_optimizer
 from perennial.training.spikes import SpikeWatch
@@ -133,10 +134,7 @@ class _Worker:
         job = self._job
         source = job.start if resumed is None else checkpoint.folder_of(job.folder, resumed)
         if source is None:
-            config = model_config(
-                job.model, job.vocabulary, job.end_of_document, job.sequence_length
-            )
-            return self._engine_around(random_model(config, job.seed))
+            return self._engine_around(initial_model(self._store, job))
         manifest = checkpoint.read_manifest(self._store, source)
         with_moments = resumed is not None or job.optimizer == "keep"
         names = [n for n in manifest.files if with_moments or not n.startswith("optimizer-")]

@@ -1,0 +1,89 @@
+"""Inheritune's initialisation: the first blocks of a reference model (arXiv 2404.08634, section 2).
+
+As the paper says it, the token embeddings, the first n blocks, the final norm and the head are the
+reference's; the paper's released code leaves the embeddings and the norm random.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any
+
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The configuration with the first `layers` blocks, lists that have an entry a block included.
+
+    Raises InputError for more layers than there are.
+    """
+    depth = config.num_hidden_layers
+    if layers > depth:
+        raise InputError(
+            "run file",
+            "model.inherit_layers",
+            f"{layers} layers, but the reference model has {depth}",
+            f"use at most {depth}",
+        )
+    fields = copy.deepcopy(config.to_dict())
+    for name, value in fields.items():
+        if isinstance(value, list) and len(value) == depth and "layer" in name:
+            fields[name] = value[:layers]
+    depth_field = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    try:
+        return type(config).from_dict(fields | {depth_field: layers})
+    except (TypeError, ValueError) as wrong:
+        raise _refused(config, str(wrong)) from None
+
+
+def inherit(reference: Any, layers: int) -> Any:
+    """A model of the reference's first `layers` blocks, with all of its other weights.
+
+    The output of its block k is the reference's output of block k. Raises InputError for a model
+    whose blocks are not one list.
+    """
+    from transformers import AutoModelForCausalLM
+
+    depth = reference.config.num_hidden_layers
+    heir = AutoModelForCausalLM.from_config(
+        shortened(reference.config, layers), dtype=reference.dtype
+    )
+    dropped = re.compile(rf"{re.escape(_blocks(reference, depth))}\.(\d+)\.")
+    weights = {
+        name: tensor
+        for name, tensor in reference.state_dict().items()
+        if not (block := dropped.match(name)) or int(block[1]) < layers
+    }
+    try:
+        heir.load_state_dict(weights, strict=True)
+    except RuntimeError as wrong:
+        raise _refused(reference.config, " ".join(str(wrong).split())[:200]) from None
+    heir.generation_config = reference.generation_config
+    return heir
+
+
+def _blocks(model: Any, depth: int) -> str:
+    """Name of the list of blocks."""
+    from torch.nn import ModuleList
+
+    lists: list[str] = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, ModuleList) and len(module) == depth
+    ]
+    if not lists:
+        raise _refused(model.config, f"no list of {depth} blocks")
+    return min(lists, key=lambda name: name.count("."))  # not the experts inside a block
+
+
+def _refused(config: PretrainedConfig, problem: str) -> InputError:
+    return InputError(
+        "run file",
+        "model.inherit_layers",
+        f"a {config.model_type} model cannot be cut to its first blocks ({problem})",
+        "leave inherit_layers out to start from the whole model",
+    )
