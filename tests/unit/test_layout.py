@@ -23,6 +23,7 @@ FLOORS = {
     "tracking": 2,
     "training": 3,
     "evaluation": 3,
+    "sources": 3,
     "stages": 4,
     "tuning": 4,
     "cli": 5,
@@ -36,6 +37,8 @@ ROOMS = {
     "mlflow": {"tracking"},
     "lm_eval": {"evaluation"},
     "s3fs": {"store"},
+    "requests": {"sources"},
+    "cronsim": {"spec"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

@@ -73,6 +73,7 @@ def _options(
 
 from perennial.cli import (  # noqa: E402 - the verbs register themselves with `app`
     evaluate,
+    ingest,
     land,
     release,
     run,
@@ -82,4 +83,4 @@ from perennial.cli import (  # noqa: E402 - the verbs register themselves with `
     verify,
 )
 
-__all__ = ["app", "evaluate", "land", "release", "run", "status", "tune", "ui", "verify"]
+__all__ = ["app", "evaluate", "ingest", "land", "release", "run", "status", "tune", "ui", "verify"]

@@ -15,11 +15,13 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.sources import SourceStatus
     from perennial.stages.machine import RunState
     from perennial.training.job import Job
     from perennial.training.trainer import Progress
 
 PLAIN_LINE_SECONDS = 5.0
+_LANDED_SHOWN = 3
 
 log = Console(stderr=True, highlight=False)
 out = Console(highlight=False, soft_wrap=True)
@@ -165,6 +167,32 @@ def print_corpora(state: RunState) -> None:
             corpus.reason,
         )
     out.print(table)
+
+
+def print_sources(sources: Sequence[SourceStatus]) -> None:
+    """How every source stands; nothing for a run without one."""
+    if not sources:
+        return
+    table = Table(title="sources", title_justify="left")
+    for column in ("source", "next due (UTC)", "last pull", "waiting", "landed", "what is wrong"):
+        table.add_column(column)
+    for source in sources:
+        table.add_row(
+            source.name,
+            _moment(source.next_due),
+            _moment(source.pulled_at),
+            f"{source.waiting_bytes:,} bytes" if source.waiting_bytes else "-",
+            ", ".join(source.landed[-_LANDED_SHOWN:]) or "-",
+            source.error,
+        )
+    out.print(table)
+    for source in sources:
+        if source.watermark:
+            out.print(f"watermark {source.name}: {source.watermark}", markup=False)
+
+
+def _moment(text: str) -> str:
+    return text[:16].replace("T", " ") or "-"
 
 
 def print_scores(release: str, scores: Sequence[dict[str, Any]]) -> None:

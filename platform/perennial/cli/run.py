@@ -60,19 +60,23 @@ def watch(
         float, typer.Option("--interval", min=0.1, help="Seconds between two looks")
     ] = 60.0,
 ) -> None:
-    """Poll the inbox: each corpus that lands becomes the next stage."""
+    """Pull the sources that are due and poll the inbox: each corpus that lands becomes a stage."""
     from perennial.stages.advance import advance, check_inbox, todo
+    from perennial.stages.sourcing import Puller, open_sources, pull_due, utc_now
 
     with workspace(run_file, overrides) as work:
         if dry_run:
             check_inbox(work)
             show_plan(work.spec, todo(work))
             return
+        if not once:
+            Puller(work, interval).start()
         while not once:
             _look(work, str(run_file), reschedule, as_json)
             log.print(f"watching {work.inbox.url}, next look in {interval:g} s")
             time.sleep(interval)
             work.ledger.read()
+        pull_due(work, open_sources(work), utc_now())
         check_inbox(work)
         _tell(work, str(run_file), advance(work, reschedule=reschedule), as_json)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from perennial.cli.app import AsJson, Overrides, RunFile, verb
@@ -12,6 +13,7 @@ from perennial.cli.console import (
     print_json,
     print_matrix,
     print_scores,
+    print_sources,
     print_tokens,
 )
 from perennial.cli.opening import read_run
@@ -26,6 +28,7 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
     from perennial.cli.console import Screen
     from perennial.stages import outcome
     from perennial.stages.advance import todo
+    from perennial.stages.sourcing import open_sources, utc_now
     from perennial.stages.workspace import Workspace
 
     work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
@@ -34,6 +37,7 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
     length = work.spec.corpora.sequence_length
     told = outcome.matrix(state)
     where = outcome.position(work)
+    sources = [source.status(utc_now()) for source in open_sources(work)]
     if as_json:
         print_json(
             {
@@ -43,10 +47,12 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
                 "matrix": told.to_dict(),
                 "tokens": outcome.tokens_by_source(state, length),
                 "releases": [release.folder for release in state.releases],
+                "sources": [asdict(source) for source in sources],
                 "next": next_steps,
             }
         )
         return
+    print_sources(sources)
     print_corpora(state)
     if told.stages:
         print_matrix(told)

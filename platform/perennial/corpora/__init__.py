@@ -6,14 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perennial.corpora.landing import Landed, check_files, inspect, land, landed
+    from perennial.corpora.landing import (
+        Landed,
+        StoredFile,
+        check_files,
+        inspect,
+        land,
+        land_stored,
+        landed,
+    )
     from perennial.corpora.manifest import (
         CorpusManifest,
         IngestSettings,
         fit_warning,
         read_manifest,
     )
-    from perennial.corpora.names import check_name
+    from perennial.corpora.names import check_name, file_format
     from perennial.corpora.pipeline import check_same_run, ingest
     from perennial.corpora.tokenizer import (
         RunTokenizer,
@@ -28,14 +36,17 @@ __all__ = [
     "IngestSettings",
     "Landed",
     "RunTokenizer",
+    "StoredFile",
     "check_files",
     "check_name",
     "check_same_run",
+    "file_format",
     "fit_warning",
     "import_tokenizer",
     "ingest",
     "inspect",
     "land",
+    "land_stored",
     "landed",
     "load_tokenizer",
     "read_manifest",
@@ -48,14 +59,17 @@ _HOMES = {
     "IngestSettings": "manifest",
     "Landed": "landing",
     "RunTokenizer": "tokenizer",
+    "StoredFile": "landing",
     "check_files": "landing",
     "check_name": "names",
     "check_same_run": "pipeline",
+    "file_format": "names",
     "fit_warning": "manifest",
     "import_tokenizer": "tokenizer",
     "ingest": "pipeline",
     "inspect": "landing",
     "land": "landing",
+    "land_stored": "landing",
     "landed": "landing",
     "load_tokenizer": "tokenizer",
     "read_manifest": "manifest",

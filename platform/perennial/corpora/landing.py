@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -33,6 +34,16 @@ class LandedFile:
 
 
 @dataclass(frozen=True)
+class StoredFile:
+    """A file that waits in another store: its key there, and its name in the corpus."""
+
+    key: str
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Landed:
     """A corpus whose marker exists."""
 
@@ -53,17 +64,40 @@ def land(inbox: Store, name: str, files: Sequence[Path]) -> list[str]:
     before anything is written, for a bad name, no file, a missing file, an unknown suffix, two
     files of one name, or a complete corpus of that name with other content.
     """
-    check_name(name)
     check_files(files)
-    described = _describe(files)
+    by_name = {path.name: path for path in files}
+    return _land(inbox, name, _describe(files), lambda file, key: inbox.upload(by_name[file], key))
+
+
+def land_stored(inbox: Store, name: str, files: Sequence[StoredFile], source: Store) -> list[str]:
+    """`land` for files that lie in a store already: they are copied."""
+    by_name = {file.name: file for file in files}
+
+    def copy(file: str, key: str) -> None:
+        with source.open(by_name[file].key) as stream, inbox.open(key, "wb") as sink:
+            shutil.copyfileobj(stream, sink, 1 << 20)
+
+    described = [
+        {"name": file.name, "bytes": file.size_bytes, "sha256": file.sha256}
+        for file in sorted(files, key=lambda file: file.name)
+    ]
+    return _land(inbox, name, described, copy)
+
+
+def _land(
+    inbox: Store,
+    name: str,
+    described: Sequence[dict[str, Any]],
+    put: Callable[[str, str], None],
+) -> list[str]:
+    check_name(name)
     marker = _canonical({"files": described})
     keys = [f"{name}/{entry['name']}" for entry in described]
     if inbox.exists(f"{name}/{MARKER}"):
         _check_same(inbox, name, marker)
         return keys
-    by_name = {path.name: path for path in files}
     for key, entry in zip(keys, described, strict=True):
-        inbox.upload(by_name[str(entry["name"])], key)
+        put(str(entry["name"]), key)
     # Leftovers of a landing that was killed and then repeated with fewer files.
     for info in inbox.list(f"{name}/"):
         if info.key not in (*keys, f"{name}/{MARKER}"):

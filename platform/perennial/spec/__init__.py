@@ -2,6 +2,17 @@
 
 from perennial.spec.amounts import AmountValue, parse_amount
 from perennial.spec.load import load, load_run, parse
-from perennial.spec.run import RunSpec, Section
+from perennial.spec.run import RunSpec
+from perennial.spec.section import Section
+from perennial.spec.sources import SourceSpec
 
-__all__ = ["AmountValue", "RunSpec", "Section", "load", "load_run", "parse", "parse_amount"]
+__all__ = [
+    "AmountValue",
+    "RunSpec",
+    "Section",
+    "SourceSpec",
+    "load",
+    "load_run",
+    "parse",
+    "parse_amount",
+]

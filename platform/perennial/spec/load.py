@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from perennial.errors import InputError
-from perennial.spec.run import RunSpec, Section
+from perennial.spec.run import RunSpec
+from perennial.spec.section import Section
 
 S = TypeVar("S", bound=Section)
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from perennial.spec.amounts import Amount, AmountValue, parse_amount
+from perennial.spec.section import Section
+from perennial.spec.sources import SourceName, SourceSpec
 
 
 def _amount(text: str) -> AmountValue:
     return parse_amount(text)
-
-
-class Section(BaseModel):
-    """Unknown keys are errors; a section never changes after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -300,6 +296,9 @@ class RunSpec(Section):
     """where producers put corpora: a local path or s3://bucket/prefix; default <store>/inbox"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """seed of the weights, the shuffle and the held-out split"""
+    sources: dict[SourceName, SourceSpec] = Field(default_factory=dict)
+    """where new data is pulled from, by name: lower-case letters, digits, dash, underscore; at most
+    40"""
     corpora: CorporaSpec = Field(default_factory=CorporaSpec)
     tokenizer: TokenizerSpec
     model: ModelSpec

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from perennial.spec.amounts import Amount
-from perennial.spec.run import Count, Rate, Section, Share
+from perennial.spec.run import Count, Rate, Share
+from perennial.spec.section import Section
 
 
 class TuningSpec(Section):

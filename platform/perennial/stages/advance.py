@@ -57,6 +57,12 @@ def ingest_landed(work: Workspace) -> None:
         _prepare(work, step)
 
 
+def unfinished(work: Workspace) -> str | None:
+    """The corpus whose stage was begun and is not finished."""
+    step = next_instruction(work.state, _inbox(work))
+    return step.corpus if step is not None and step.verb in ("train", "evaluate") else None
+
+
 def todo(work: Workspace) -> list[str]:
     """What `advance` would do first, and what waits behind it; writes nothing."""
     names = _inbox(work)

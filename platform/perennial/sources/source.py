@@ -1,0 +1,236 @@
+"""One source: look whether it is due, pull what is new, land what is enough. Safe to kill."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from perennial.corpora import StoredFile, land_stored
+from perennial.errors import InputError
+from perennial.sources import command, prefix
+from perennial.sources import index as web_index
+from perennial.sources.events import (
+    Chosen,
+    Event,
+    Failed,
+    Landed,
+    Pulled,
+    PulledFile,
+    decode,
+    encode,
+)
+from perennial.sources.fetching import FetchedFile, Pull, plain_name
+from perennial.sources.state import SourceState, corpus_name, enough, next_due
+from perennial.spec import SourceSpec
+from perennial.store import Store
+from perennial.store.log import Log
+from perennial.tracking.redaction import hide_secrets
+
+Say = Callable[[str], None]
+_REASON_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """A source as a person asks for it; times are ISO 8601, "" where there is none."""
+
+    name: str
+    next_due: str
+    pulled_at: str
+    watermark: str
+    waiting_bytes: int
+    landed: tuple[str, ...]
+    error: str
+
+
+class Source:
+    """A source with its log at `sources/<name>/log/` and what it pulled at `.../pulled/`.
+
+    least_bytes: what no stage can be made of less than; it waits for more.
+    """
+
+    def __init__(
+        self, name: str, spec: SourceSpec, store: Store, inbox: Store, least_bytes: int
+    ) -> None:
+        self.name = name
+        self.state = SourceState()
+        self._spec = spec
+        self._store = store.sub(f"sources/{name}")
+        self._inbox = inbox
+        self._least_bytes = least_bytes
+        self._log = Log(self._store, "log")
+        self._events = 0
+
+    def read(self) -> SourceState:
+        """Fold in what was written since the last read."""
+        for _, data in self._log.tail(self._events):
+            self._fold(decode(data))
+        return self.state
+
+    def status(self, now: datetime) -> SourceStatus:
+        """How the source stands; reads only."""
+        state = self.read()
+        return SourceStatus(
+            self.name,
+            next_due(self._spec, state, now).isoformat(),
+            state.pulled_at.isoformat() if state.pulled_at else "",
+            state.watermark,
+            state.waiting_bytes,
+            tuple(state.landed),
+            state.error,
+        )
+
+    def look(self, now: datetime, say: Say) -> list[str]:
+        """Do what is due: finish a landing that was killed, pull, land; the corpora that landed.
+
+        A failure is said, kept in the log, and tried again later: it is never raised.
+        """
+        landed: list[str] = []
+        try:
+            if self.read().failed_at is None or self._due(now):
+                landed += self._land(now, say)
+                if self._due(now):
+                    self._pull(now, say)
+                landed += self._land(now, say)
+        except Exception as error:  # whatever it is, training goes on
+            self._fail(error, now, say)
+        return landed
+
+    def _due(self, now: datetime) -> bool:
+        return now >= next_due(self._spec, self.state, now)
+
+    def _fail(self, error: Exception, now: datetime, say: Say) -> None:
+        text = " ".join(str(error).split()) or type(error).__name__
+        reason = hide_secrets(text)[:_REASON_CHARACTERS]
+        try:
+            self._append(Failed(at=now, reason=reason), lambda: True)
+        except OSError:
+            say(f"source {self.name} failed ({reason}), and its log cannot be written")
+            return
+        again = next_due(self._spec, self.state, now)
+        say(f"source {self.name} failed ({reason}); again at {again:%Y-%m-%d %H:%M:%S} UTC")
+
+    def _pull(self, now: datetime, say: Say) -> None:
+        before = self.state.pulls
+        self._sweep()
+        folder = f"pulled/{before:06d}-{uuid.uuid4().hex[:8]}"
+        try:
+            pulled = self._copy(now, before, folder)
+        except Exception:
+            self._store.remove(folder)
+            raise
+        if not self._append(pulled, lambda: self.state.pulls == before):
+            self._store.remove(folder)  # another process pulled the same
+        elif pulled.files or pulled.passed_over:
+            size = sum(file.size_bytes for file in pulled.files)
+            over = f", passed over {pulled.passed_over}" if pulled.passed_over else ""
+            say(f"source {self.name}: pulled {len(pulled.files)} files, {size:,} bytes{over}")
+
+    def _copy(self, now: datetime, number: int, folder: str) -> Pulled:
+        """Copy everything that is new into `folder` of the store."""
+        with tempfile.TemporaryDirectory(prefix="perennial-pull-") as scratch:
+            pull = Pull(self._spec.match, self.state.seen, Path(scratch), self.state.watermark)
+            files = tuple(
+                self._keep(folder, plain_name(number, index, fetched.name), fetched)
+                for index, fetched in enumerate(self._fetch(pull))
+            )
+        return Pulled(
+            at=now,
+            folder=folder,
+            files=files,
+            watermark=pull.watermark,
+            passed_over=pull.passed_over,
+        )
+
+    def _fetch(self, pull: Pull) -> Iterator[FetchedFile]:
+        spec = self._spec
+        if spec.prefix is not None:
+            return prefix.fetch(spec.prefix, pull)
+        if spec.index is not None:
+            return web_index.fetch(spec.index, pull)
+        return command.fetch(spec.command or (), spec.timeout.total_seconds(), pull)
+
+    def _keep(self, folder: str, name: str, fetched: FetchedFile) -> PulledFile:
+        with fetched.local.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        size = fetched.local.stat().st_size
+        self._store.upload(fetched.local, f"{folder}/{name}")
+        fetched.local.unlink()
+        return PulledFile(
+            name=name,
+            origin=fetched.origin,
+            version=fetched.version,
+            size_bytes=size,
+            sha256=sha256,
+        )
+
+    def _land(self, now: datetime, say: Say) -> list[str]:
+        """Land what is chosen already, or what is enough by now."""
+        if self.state.chosen is None:
+            if not enough(self._spec, self.state, now, self._least_bytes):
+                return []
+            self._choose(now)
+        landed = []
+        while (chosen := self.state.chosen) is not None:
+            pulls = list(self.state.landing)
+            try:
+                land_stored(self._inbox, chosen.corpus, _files(pulls), self._store)
+            except InputError:
+                self._choose(now, instead_of=chosen)  # somebody landed another corpus of that name
+                continue
+            except FileNotFoundError:
+                if self.read().chosen == chosen:
+                    raise
+                continue  # another process has landed it and removed its own copy
+            if self._append(
+                Landed(at=now, corpus=chosen.corpus), lambda: self.state.chosen == chosen
+            ):
+                landed.append(chosen.corpus)
+                say(f"source {self.name}: landed {chosen.corpus}, {len(_files(pulls))} files")
+            for pull in pulls:
+                self._store.remove(pull.folder)
+        return landed
+
+    def _choose(self, now: datetime, instead_of: Chosen | None = None) -> None:
+        """Decide, before a byte is copied, what the next corpus is called and made of."""
+        taken = {info.key.partition("/")[0] for info in self._inbox.list("")}
+        name = corpus_name(self.name, now, taken | set(self.state.names))
+        pulls = self.state.pulls
+        self._append(
+            Chosen(at=now, corpus=name, pulls=pulls),
+            lambda: self.state.chosen == instead_of and self.state.pulls == pulls,
+        )
+
+    def _sweep(self) -> None:
+        """Remove what pulls that never ended, and landings that did, left behind."""
+        kept = {pull.folder for pull in (*self.state.waiting, *self.state.landing)}
+        for folder in {"/".join(info.key.split("/")[:2]) for info in self._store.list("pulled")}:
+            number = int(folder.removeprefix("pulled/")[:6])
+            if folder not in kept and number < self.state.pulls:
+                self._store.remove(folder)
+
+    def _append(self, event: Event, still: Callable[[], bool]) -> bool:
+        """Write the event, while `still` holds after everything that others wrote."""
+        while still():
+            if self._log.append(self._events, encode(event)):
+                self._fold(event)
+                return True
+            self.read()
+        return False
+
+    def _fold(self, event: Event) -> None:
+        self.state.apply(event)
+        self._events += 1
+
+
+def _files(pulls: list[Pulled]) -> list[StoredFile]:
+    return [
+        StoredFile(f"{pull.folder}/{file.name}", file.name, file.size_bytes, file.sha256)
+        for pull in pulls
+        for file in pull.files
+    ]

@@ -1,0 +1,99 @@
+"""What a source's log folds to, and what follows from it: is it due, is it enough. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+from perennial.sources.events import Chosen, Event, Failed, Landed, Pulled
+from perennial.spec.sources import SourceSpec
+
+_FIRST_RETRY = timedelta(minutes=1)
+_LAST_RETRY = timedelta(hours=1)
+
+
+@dataclass
+class SourceState:
+    """One source, as its log tells it."""
+
+    pulls: int = 0
+    pulled_at: datetime | None = None
+    watermark: str = ""
+    #: version of every file that was pulled, by origin
+    seen: dict[str, str] = field(default_factory=dict)
+    #: pulls with files that no corpus was chosen for, oldest first
+    waiting: list[Pulled] = field(default_factory=list)
+    #: the corpus that is being landed, and its pulls
+    chosen: Chosen | None = None
+    landing: list[Pulled] = field(default_factory=list)
+    #: names of all corpora that were ever chosen, and those that landed
+    names: list[str] = field(default_factory=list)
+    landed: list[str] = field(default_factory=list)
+    #: failures since the last success
+    failures: int = 0
+    failed_at: datetime | None = None
+    error: str = ""
+
+    def apply(self, event: Event) -> None:
+        """Fold one event in."""
+        match event:
+            case Failed():
+                self.failures += 1
+                self.failed_at, self.error = event.at, event.reason
+                return
+            case Pulled():
+                self.pulls += 1
+                self.pulled_at, self.watermark = event.at, event.watermark
+                self.seen |= {file.origin: file.version for file in event.files}
+                self.waiting += [event] if event.files else []
+            case Chosen():
+                # A second choice for the same pulls: the first name was taken by somebody else.
+                self.landing, self.waiting = [*self.landing, *self.waiting], []
+                self.chosen = event
+                self.names.append(event.corpus)
+            case Landed():
+                self.chosen, self.landing = None, []
+                self.landed.append(event.corpus)
+        self.failures, self.failed_at, self.error = 0, None, ""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of what was pulled and is no corpus yet."""
+        return sum(file.size_bytes for pull in self.waiting for file in pull.files)
+
+
+def next_due(spec: SourceSpec, state: SourceState, now: datetime) -> datetime:
+    """When the source is pulled next; a moment that is not after `now` means at once.
+
+    A moment that was missed counts once, however many were. After a failure the wait doubles from
+    a minute to an hour, and is never longer than until the next moment of the schedule.
+    """
+    if state.failed_at is not None:
+        wait = min(_FIRST_RETRY * (1 << min(state.failures - 1, 10)), _LAST_RETRY)
+        return min(state.failed_at + wait, spec.schedule.following(state.failed_at))
+    return (
+        spec.schedule.slot(now)
+        if state.pulled_at is None
+        else spec.schedule.following(state.pulled_at)
+    )
+
+
+def enough(spec: SourceSpec, state: SourceState, now: datetime, least_bytes: int) -> bool:
+    """Whether what waits is to land now: it has reached the minimum, or its oldest is too old.
+
+    least_bytes: what no stage can be made of less than.
+    """
+    if not state.waiting or state.waiting_bytes < least_bytes:
+        return False
+    if state.waiting_bytes >= spec.minimum:
+        return True
+    return spec.max_age is not None and now - state.waiting[0].at >= spec.max_age
+
+
+def corpus_name(source: str, now: datetime, taken: Set[str]) -> str:
+    """`<source>-<date>`, and `.2`, `.3`, ... for further corpora of that date."""
+    base = f"{source}-{now.astimezone(UTC):%Y-%m-%d}"
+    names = (base if number == 1 else f"{base}.{number}" for number in count(1))
+    return next(name for name in names if name not in taken)
