@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from xml.etree import ElementTree
 
 import pytest
 from matplotlib.image import imread
@@ -13,12 +14,14 @@ from perennial.evaluation.pictures import (
     RatePoint,
     StageTokens,
     Trial,
+    learned_and_forgotten,
     learning_rate,
     loss_heat_map,
     loss_lines,
     pareto,
     tokens_by_source,
 )
+from perennial.evaluation.style import Picture
 
 
 def _loss(corpus: str, nats: float, stderr: float | None = 0.02) -> HeldoutLoss:
@@ -51,11 +54,13 @@ BRANCH = {"v1": [(40 + i, 5e-3 * 0.5**i) for i in range(6)]}
 TOKENS = [StageTokens("00-english", 9000, {}), StageTokens("01-french", 3000, {"english": 1000})]
 TRIALS = [Trial("a", 3.0, 0.5), Trial("b", 3.2, 0.1), Trial("c", 3.3, 0.4)]
 
-PICTURES: dict[str, Callable[[], bytes]] = {
+PICTURES: dict[str, Callable[[], Picture]] = {
     "heat map": lambda: loss_heat_map(MATRIX),
     "heat map of many": lambda: loss_heat_map(MANY),
-    "lines": lambda: loss_lines(MATRIX),
-    "lines of many": lambda: loss_lines(MANY),
+    "lines": lambda: loss_lines(MATRIX, TOKENS),
+    "lines of many": lambda: loss_lines(MANY, [StageTokens(s, 900, {}) for s, _ in MANY.stages]),
+    "transfer": lambda: learned_and_forgotten(MATRIX),
+    "transfer of many": lambda: learned_and_forgotten(LossMatrix(MANY.stages[:5])),
     "learning rate": lambda: learning_rate(TRUNK, BRANCH),
     "learning rate without release": lambda: learning_rate(TRUNK),
     "tokens": lambda: tokens_by_source(TOKENS),
@@ -66,17 +71,30 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_is_a_png_900_pixels_wide_and_the_same_every_time(name: str) -> None:
-    png = PICTURES[name]()
+    png = PICTURES[name]().png()
     pixels = imread(io.BytesIO(png))
     height, width = pixels.shape[:2]
     assert width == 900
-    assert 300 <= height <= 900
+    assert 300 <= height <= 1000
     assert pixels[..., :3].std() > 0.01
-    assert PICTURES[name]() == png
+    assert PICTURES[name]().png() == png
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_has_four_looks_for_a_page(name: str) -> None:
+    picture = PICTURES[name]()
+    looks = [
+        picture.svg(dark=dark, narrow=narrow) for dark in (False, True) for narrow in (False, True)
+    ]
+    assert len(set(looks)) == 4
+    assert picture.svg() == looks[0]
+    for svg in looks:
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
 
 
 def test_pictures_show_what_they_are_given() -> None:
-    assert loss_heat_map(MATRIX) != loss_heat_map(LossMatrix(MATRIX.stages))
-    assert learning_rate(TRUNK, BRANCH) != learning_rate(TRUNK)
-    assert tokens_by_source(TOKENS) != tokens_by_source(TOKENS[:1] * 2)
-    assert pareto(TRIALS) != pareto([*TRIALS[:2], Trial("c", 2.9, 0.05)])
+    assert loss_heat_map(MATRIX).png() != loss_heat_map(LossMatrix(MATRIX.stages)).png()
+    assert learning_rate(TRUNK, BRANCH).png() != learning_rate(TRUNK).png()
+    assert tokens_by_source(TOKENS).png() != tokens_by_source(TOKENS[:1] * 2).png()
+    better = [*TRIALS[:2], Trial("c", 2.9, 0.05)]
+    assert pareto(TRIALS).png() != pareto(better).png()

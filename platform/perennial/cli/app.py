@@ -76,6 +76,7 @@ from perennial.cli import (  # noqa: E402 - the verbs register themselves with `
     ingest,
     land,
     release,
+    report,
     run,
     status,
     tune,
@@ -83,4 +84,16 @@ from perennial.cli import (  # noqa: E402 - the verbs register themselves with `
     verify,
 )
 
-__all__ = ["app", "evaluate", "ingest", "land", "release", "run", "status", "tune", "ui", "verify"]
+__all__ = [
+    "app",
+    "evaluate",
+    "ingest",
+    "land",
+    "release",
+    "report",
+    "run",
+    "status",
+    "tune",
+    "ui",
+    "verify",
+]

@@ -70,7 +70,7 @@ def _track(work: Workspace, name: str, points: Sequence[Point]) -> None:
         Trial(f"eta {p.eta:g}, replay {p.replay:.0%}", p.adaptation, p.forgetting) for p in points
     ]
     parent = work.tracker.child(f"tune-{name}")
-    parent.artifact(pareto(trials), "pareto.png")
+    parent.artifact(pareto(trials).png(), "pareto.png")
     parent.finish()
     for point in points:
         run = work.tracker.child(point.name, params={"eta": point.eta, "replay": point.replay})

@@ -1,47 +1,40 @@
-"""Pictures of a run as PNG bytes, about 900 pixels wide; the same input gives the same bytes.
-
-Colours are Okabe and Ito's, which people with any colour vision tell apart; what a colour says, a
-marker, a hatch or a label says too.
-"""
+"""Pictures of a run: losses, learning rate, tokens, what was learned and what was forgotten."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import wraps
-from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from perennial.evaluation.loss import HeldoutLoss
+from perennial.evaluation.style import (
+    COLOURS,
+    MARKERS,
+    accent,
+    axes_of,
+    colour,
+    grey,
+    legend_below,
+    narrow,
+    paper,
+    picture,
+)
 from perennial.evaluation.transfer import LossMatrix, corpus_of, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A8A00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one fewer than colours, so that pairs repeat late
-PHASES = {"warmup": "#FBE3D6", "cooldown": "#FFF4CC", "constant": "#E4F1F8", "anneal": "#E9E9E9"}
-GREY = "#595959"
+PHASES = {"warmup": "#D55E00", "cooldown": "#E69F00", "constant": "#56B4E9", "anneal": "#7F7F7F"}
+PHASE_ALPHA = 0.18
 MANY = 5
-RELEASE: dict[str, Any] = {
-    "color": "#B34700",
-    "linewidth": 2,
-    "linestyle": "--",
-    "marker": "*",
-    "markersize": 12,
-}
-WIDTH_INCHES, DPI = 7.5, 120
-
-P = ParamSpec("P")
 
 
 class RatePoint(NamedTuple):
@@ -60,6 +53,11 @@ class StageTokens(NamedTuple):
     new: int
     replayed: Mapping[str, int]
 
+    @property
+    def total(self) -> int:
+        """All tokens of the stage."""
+        return self.new + sum(self.replayed.values())
+
 
 class Trial(NamedTuple):
     """A point in the plane of what was learned and what was lost, in nats per token."""
@@ -69,86 +67,43 @@ class Trial(NamedTuple):
     forgetting: float
 
 
-def _picture(draw: Callable[P, Figure]) -> Callable[P, bytes]:
-    """Give a drawing function the project's style and make it return PNG bytes."""
-
-    @wraps(draw)
-    def render(*args: P.args, **kwargs: P.kwargs) -> bytes:
-        with _style():
-            figure = draw(*args, **kwargs)
-            out = io.BytesIO()
-            figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
-        return out.getvalue()
-
-    return render
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "font.size": 10,
-                "axes.titlesize": 12,
-                "axes.titleweight": "bold",
-                "axes.titlelocation": "left",
-                "axes.titlepad": 12,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.edgecolor": GREY,
-                "axes.grid": True,
-                "axes.axisbelow": True,
-                "grid.color": "#E3E3E3",
-                "legend.frameon": False,
-                "figure.constrained_layout.use": True,
-            }
-        )
-        yield
-
-
-def _axes(height_inches: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH_INCHES, height_inches))
-    return figure, figure.add_subplot()
-
-
-def _colour(i: int) -> str:
-    return COLOURS[i % len(COLOURS)]
-
-
-@_picture
+@picture
 def loss_heat_map(matrix: LossMatrix) -> Figure:
     """Held-out loss of every stage and release on every corpus, with the standard error."""
     rows = [*matrix.stages, *((f"release {name}", losses) for name, losses in matrix.releases)]
     corpora = matrix.corpora
-    figure, axes = _axes(1.6 + 0.55 * max(len(rows), 2))
+    figure, axes = axes_of(1.9 + 0.55 * max(len(rows), 2))
     values = [
         [losses[c].nats_per_token if c in losses else float("nan") for c in corpora]
         for _, losses in rows
     ]
-    colours = matplotlib.colormaps["cividis_r"].with_extremes(bad="white")
+    colours = matplotlib.colormaps["cividis_r"].with_extremes(bad=paper())
     measured = [loss.nats_per_token for _, losses in rows for loss in losses.values()]
     norm = Normalize(min(measured), max(measured))
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto")
     axes.grid(False)
     _name_places(axes, corpora)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [_broken(name) for name, _ in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for y, (name, losses) in enumerate(rows):
         for x, corpus in enumerate(corpora):
             own = y < len(matrix.stages) and corpus_of(name) == corpus
-            text, ink = "not measured", GREY
+            text, ink = "not measured", grey()
             if corpus in losses:
                 text = _value(losses[corpus], with_error=len(corpora) <= MANY)
                 ink = _ink(colours(norm(losses[corpus].nats_per_token)))
             weight = "bold" if own else "normal"
-            axes.text(x, y, text, ha="center", va="center", color=ink, fontweight=weight)
+            size = 8 if narrow() else 10
+            axes.text(
+                x, y, text, ha="center", va="center", color=ink, fontweight=weight, fontsize=size
+            )
     if matrix.releases:
-        axes.axhline(len(matrix.stages) - 0.5, color="white", linewidth=4)
+        axes.axhline(len(matrix.stages) - 0.5, color=paper(), linewidth=4)
     axes.set_title("Held-out loss after each stage (lower is better)")
     axes.set_xlabel("held-out corpus (bold: the stage's own)")
-    figure.colorbar(image, label="nats per token", pad=0.02)
+    if not narrow():
+        figure.colorbar(image, label="nats per token", pad=0.02)
     return figure
 
 
@@ -156,13 +111,22 @@ def _value(loss: HeldoutLoss, with_error: bool) -> str:
     error = loss.stderr_nats_per_token
     if not with_error or error is None:
         return f"{loss.nats_per_token:.3f}"
-    return f"{loss.nats_per_token:.3f} ± {error:.3f}"
+    between = "\n± " if narrow() else " ± "
+    return f"{loss.nats_per_token:.3f}{between}{error:.3f}"
+
+
+def _broken(name: str) -> str:
+    """A long name on two lines where there is little room."""
+    if not narrow() or len(name) < 16:
+        return name
+    middle = name.find("-", len(name) // 2) + 1 or len(name) // 2
+    return f"{name[:middle]}\n{name[middle:]}"
 
 
 def _name_places(axes: Axes, names: Sequence[str]) -> None:
     """Name the places on the horizontal axis, aslant when there are many."""
     axes.set_xticks(range(len(names)), names)
-    if len(names) > MANY:
+    if len(names) > (3 if narrow() else MANY):
         axes.tick_params(axis="x", labelrotation=35)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
@@ -174,35 +138,44 @@ def _ink(background: tuple[float, float, float, float]) -> str:
     return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"
 
 
-@_picture
-def loss_lines(matrix: LossMatrix) -> Figure:
-    """Held-out loss on each corpus from stage to stage, with two standard errors."""
-    figure, axes = _axes(4.2)
+@picture
+def loss_lines(matrix: LossMatrix, stages: Sequence[StageTokens]) -> Figure:
+    """Held-out loss on each corpus over the trunk's tokens, with two standard errors.
+
+    stages: tokens of the matrix's stages, in order.
+    """
+    figure, axes = axes_of(4.4)
+    ends = list(accumulate(stage.total for stage in stages))
     for i, corpus in enumerate(matrix.corpora):
-        measured = [(x, row[corpus]) for x, (_, row) in enumerate(matrix.stages) if corpus in row]
+        measured = [
+            (x, row[corpus])
+            for x, (_, row) in zip(ends, matrix.stages, strict=True)
+            if corpus in row
+        ]
         if not measured:
             continue
         axes.errorbar(
             [x for x, _ in measured],
             [loss.nats_per_token for _, loss in measured],
             yerr=[2 * (loss.stderr_nats_per_token or 0.0) for _, loss in measured],
-            color=_colour(i),
+            color=colour(i),
             marker=MARKERS[i % len(MARKERS)],
             markersize=7,
             capsize=3,
             linewidth=2,
             label=corpus,
         )
-    _name_places(axes, [name for name, _ in matrix.stages])
-    axes.set_xlim(-0.25, len(matrix.stages) - 0.75)
-    axes.set_xlabel("after stage")
+    axes.set_xlim(0, ends[-1] * 1.04)
+    _name_spans(axes, [s.stage for s in stages], [0, *ends[:-1]], ends[-1])
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("tokens that the trunk was trained on")
     axes.set_ylabel("held-out nats per token")
-    axes.set_title("Held-out loss from stage to stage")
-    axes.legend(title="corpus", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_title("Held-out loss over the whole run")
+    legend_below(axes, 5)
     return figure
 
 
-@_picture
+@picture
 def learning_rate(
     trunk: Sequence[RatePoint], releases: Mapping[str, Sequence[tuple[int, float]]] | None = None
 ) -> Figure:
@@ -211,58 +184,74 @@ def learning_rate(
     trunk: its steps in order; they may be thinned out. releases: (step, eta) of each branch, by
     name, in the trunk's numbering.
     """
-    figure, axes = _axes(4.0)
+    figure, axes = axes_of(4.2)
     branches = releases or {}
     last = max([trunk[-1].step, *(branch[-1][0] for branch in branches.values())])
     handles: list[Artist] = [
-        Patch(color=PHASES[phase], label=phase) for phase in _shade(axes, trunk)
+        Patch(facecolor=PHASES[phase], alpha=2 * PHASE_ALPHA, label=phase)
+        for phase in _shade(axes, trunk)
     ]
     axes.plot([p.step for p in trunk], [p.eta for p in trunk], color=COLOURS[0], linewidth=2)
-    _name_stages(axes, trunk, last - trunk[0].step)
+    axes.set_ylim(0, None)
+    axes.set_xlim(trunk[0].step, last + 0.03 * (last - trunk[0].step) if branches else last)
+    starts = [(stage, next(points).step) for stage, points in groupby(trunk, lambda p: p.stage)]
+    _name_spans(axes, [name for name, _ in starts], [step for _, step in starts], trunk[-1].step)
     for name, branch in branches.items():
         _draw_branch(axes, name, branch)
     if branches:
-        handles.append(Line2D([], [], **RELEASE, label="anneal to a release"))
-    axes.set_xlim(trunk[0].step, last + 0.13 * (last - trunk[0].step) if branches else last)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles.append(Line2D([], [], **_release_line(), label="anneal to a release"))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda eta, _: f"{eta:g}"))
     axes.set_xlabel("optimizer step of the trunk")
     axes.set_ylabel("learning rate")
     axes.set_title("Learning rate over the whole run")
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=5)
+    legend_below(axes, 5, handles=handles)
     return figure
 
 
-def _name_stages(axes: Axes, trunk: Sequence[RatePoint], span: int) -> None:
+def _name_spans(axes: Axes, names: Sequence[str], starts: Sequence[float], end: float) -> None:
     """Mark where stages join, with their names along the top, upright where they are crowded."""
-    top = max(p.eta for p in trunk)
-    starts = [(stage, next(points).step) for stage, points in groupby(trunk, lambda p: p.stage)]
-    ends = [step for _, step in starts[1:]] + [trunk[-1].step]
+    ends = [*starts[1:], end]
+    letter = (0.027 if narrow() else 0.015) * (end - starts[0])
     crowded = any(
-        end - start < 0.015 * len(stage) * span
-        for (stage, start), end in zip(starts, ends, strict=True)
+        stop - start < letter * len(name)
+        for name, start, stop in zip(names, starts, ends, strict=True)
     )
-    axes.set_ylim(0, top * (1.6 if crowded else 1.22))
-    for stage, start in starts:
-        if start != trunk[0].step:
-            axes.axvline(start, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, bottom + (top - bottom) * (1.5 if crowded else 1.15))
+    for name, start in zip(names, starts, strict=True):
+        if start != starts[0]:
+            axes.axvline(start, color=grey(), linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
-            stage,
-            (start, axes.get_ylim()[1] * 0.98),
-            (4, 0),
+            name,
+            (start, axes.get_ylim()[1]),
+            (4, -4),
             textcoords="offset points",
             va="top",
             rotation=90 if crowded else 0,
         )
 
 
+def _release_line() -> dict[str, Any]:
+    look = {"linewidth": 2, "linestyle": "--", "marker": "*", "markersize": 12}
+    return {"color": accent(), **look}
+
+
 def _draw_branch(axes: Axes, name: str, branch: Sequence[tuple[int, float]]) -> None:
     steps, etas = zip(*branch, strict=True)
-    axes.plot(steps, etas, **(RELEASE | {"marker": ""}))
-    axes.plot(steps[-1], etas[-1], **RELEASE, clip_on=False)
-    quarter = len(branch) // 4
-    place = (steps[quarter], etas[quarter])
-    axes.annotate(name, place, (7, 4), textcoords="offset points", color=RELEASE["color"])
+    axes.plot(steps, etas, **(_release_line() | {"marker": ""}))
+    axes.plot(steps[-1], etas[-1], **_release_line(), clip_on=False)
+    place = (steps[-1], etas[-1])
+    axes.annotate(
+        name,
+        place,
+        (-10, 0),
+        textcoords="offset points",
+        color=accent(),
+        ha="right",
+        va="center",
+        fontsize=8 if narrow() else 10,
+    )
 
 
 def _shade(axes: Axes, trunk: Sequence[RatePoint]) -> list[str]:
@@ -270,51 +259,116 @@ def _shade(axes: Axes, trunk: Sequence[RatePoint]) -> list[str]:
     spans = [list(points) for _, points in groupby(trunk, key=lambda p: p.phase)]
     starts = [span[0].step for span in spans] + [trunk[-1].step]
     for span, start, stop in zip(spans, starts, starts[1:], strict=False):
-        axes.axvspan(start, stop, color=PHASES.get(span[0].phase, "white"), linewidth=0)
+        tint = PHASES.get(span[0].phase, paper())
+        axes.axvspan(start, stop, color=tint, alpha=PHASE_ALPHA, linewidth=0)
     return list(dict.fromkeys(span[0].phase for span in spans))
 
 
-@_picture
+@picture
 def tokens_by_source(stages: Sequence[StageTokens]) -> Figure:
     """Tokens of each stage: new ones plain, replayed ones hatched, coloured by corpus."""
-    figure, axes = _axes(1.9 + 0.55 * len(stages))
+    figure, axes = axes_of(2.1 + 0.5 * len(stages))
     own = [corpus_of(stage.stage) for stage in stages]
     corpora = list(dict.fromkeys([*own, *(c for stage in stages for c in stage.replayed)]))
     for y, stage in enumerate(stages):
         parts = [(own[y], stage.new, ""), *((c, n, "///") for c, n in stage.replayed.items())]
         left = 0
         for corpus, tokens, hatch in parts:
-            colour = _colour(corpora.index(corpus))
-            axes.barh(
-                y, tokens, left=left, height=0.62, color=colour, hatch=hatch, edgecolor="white"
-            )
+            tint = colour(corpora.index(corpus))
+            axes.barh(y, tokens, left=left, height=0.62, color=tint, hatch=hatch, edgecolor=paper())
             left += tokens
         share = sum(stage.replayed.values()) / left if left else 0.0
         note = f"{share:.0%} replayed" if stage.replayed else "all new"
-        axes.annotate(note, (left, y), (6, 0), textcoords="offset points", va="center", color=GREY)
-    axes.set_yticks(range(len(stages)), [stage.stage for stage in stages])
+        axes.annotate(note, (left, y), (6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(stages)), [_broken(stage.stage) for stage in stages])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
-    axes.margins(x=0.16)
+    axes.margins(x=0.32 if narrow() else 0.16)
     axes.set_xlim(0, None)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("tokens")
     axes.set_title("Tokens by source")
-    handles = [Patch(facecolor=_colour(i), label=corpus) for i, corpus in enumerate(corpora)]
+    handles = [Patch(facecolor=colour(i), label=corpus) for i, corpus in enumerate(corpora)]
     if any(stage.replayed for stage in stages):
-        handles.append(Patch(facecolor="#BBBBBB", edgecolor="white", hatch="///", label="replayed"))
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        handles.append(Patch(facecolor="#999999", edgecolor=paper(), hatch="///", label="replayed"))
+    legend_below(axes, 5, handles=handles)
     return figure
 
 
-@_picture
+@picture
+def learned_and_forgotten(matrix: LossMatrix) -> Figure:
+    """What each stage after the first changed: its own corpus, and every corpus before it.
+
+    Bars to the left are loss that fell, to the right loss that rose; forgetting has two standard
+    errors, over documents paired with themselves. Expects at least two stages.
+    """
+    bars = [bar for i in range(1, len(matrix.stages)) for bar in _changes(matrix, i)]
+    figure, axes = axes_of(2.2 + 0.34 * len(bars))
+    for y, (_, change, error, own) in enumerate(bars):
+        axes.barh(
+            y,
+            change,
+            height=0.66,
+            color=COLOURS[0] if own else COLOURS[1],
+            hatch="" if own else "...",
+            edgecolor=paper(),
+            xerr=None if error is None else 2 * error,
+            ecolor=grey(),
+            capsize=3,
+        )
+        side = 1 if change >= 0 else -1
+        offset = (side * 14, 0)
+        axes.annotate(
+            f"{change:+.3f}",
+            (change, y),
+            offset,
+            textcoords="offset points",
+            va="center",
+            ha="left" if change >= 0 else "right",
+            fontsize=9,
+        )
+    axes.axvline(0, color=grey(), linewidth=1)
+    axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.margins(x=0.4 if narrow() else 0.2)
+    axes.set_xlabel("change of held-out loss, nats per token")
+    axes.set_title("What each stage learned and forgot")
+    handles = [
+        Patch(facecolor=COLOURS[0], label="own corpus, against the stage before"),
+        Patch(
+            facecolor=COLOURS[1],
+            hatch="...",
+            edgecolor=paper(),
+            label="earlier corpus, against its own stage",
+        ),
+    ]
+    legend_below(axes, 1 if narrow() else 2, handles=handles)
+    return figure
+
+
+def _changes(matrix: LossMatrix, stage: int) -> list[tuple[str, float, float | None, bool]]:
+    """Label, change, standard error and whether it is the stage's own corpus."""
+    name, own = matrix.stages[stage][0], matrix.trained(stage)[-1]
+    before, after = matrix.nats(stage - 1, own), matrix.adaptation(stage)
+    bars: list[tuple[str, float, float | None, bool]] = []
+    if before is not None and after is not None:
+        bars.append((f"{name}: {own}", after - before, None, True))
+    errors = matrix.forgetting_stderr(stage)
+    for corpus, nats in matrix.forgetting(stage).items():
+        if nats is not None:
+            bars.append((corpus, nats, errors[corpus], False))
+    return bars
+
+
+@picture
 def pareto(trials: Sequence[Trial]) -> Figure:
     """Trials by adaptation and forgetting, less of both being better, with their front marked."""
-    figure, axes = _axes(4.4)
+    figure, axes = axes_of(4.6)
     points = [(t.adaptation, t.forgetting) for t in trials]
     front = pareto_front(points)
     rest = [i for i in range(len(trials)) if i not in front]
-    beaten: dict[str, Any] = {"marker": "s", "color": "#B34700", "markerfacecolor": "white"}
+    beaten: dict[str, Any] = {"marker": "s", "color": accent(), "markerfacecolor": paper()}
     for chosen, label, style in (
         (front, "on the front", {"marker": "o", "color": COLOURS[0], "linestyle": "--"}),
         (rest, "beaten by another", {**beaten, "linestyle": ""}),
@@ -337,5 +391,5 @@ def pareto(trials: Sequence[Trial]) -> Figure:
     axes.set_xlabel("loss on the new corpus (nats per token): adaptation")
     axes.set_ylabel("forgetting of earlier corpora\n(nats per token)")
     axes.set_title("What was learned against what was lost: down and left is better")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+    legend_below(axes, 2)
     return figure

@@ -17,6 +17,7 @@ from perennial.training.checkpoint import latest_step
 
 if TYPE_CHECKING:
     from perennial.evaluation.pictures import RatePoint, StageTokens
+    from perennial.evaluation.style import Picture
     from perennial.spec import RunSpec
 
 _CURVE_POINTS = 600
@@ -76,13 +77,27 @@ def rate_points(stages: Sequence[Stage]) -> list[RatePoint]:
     return points
 
 
-def pictures(state: RunState, sequence_length: int) -> dict[str, bytes]:
-    """PNG pictures of the run by file name; none before the first stage was evaluated."""
+def pictures(state: RunState, sequence_length: int) -> dict[str, Picture]:
+    """Pictures of the run by name; none before the first stage was evaluated."""
     from perennial.evaluation import pictures as draw
 
     told = matrix(state)
     if not any(losses for _, losses in told.stages):
         return {}
+    sources = stage_tokens(state, sequence_length)
+    found = {
+        "matrix": draw.loss_heat_map(told),
+        "losses": draw.loss_lines(told, sources[: len(told.stages)]),
+        "learning-rate": draw.learning_rate(rate_points(state.stages), _branches(state)),
+        "tokens": draw.tokens_by_source(sources),
+    }
+    if len(told.stages) > 1:
+        found["transfer"] = draw.learned_and_forgotten(told)
+    return found
+
+
+def _branches(state: RunState) -> dict[str, list[tuple[int, float]]]:
+    """(step, eta) of every annealed release, by name."""
     branches = {}
     for release in state.releases:
         if release.steps:
@@ -90,29 +105,25 @@ def pictures(state: RunState, sequence_length: int) -> dict[str, bytes]:
             first = release.schedule["start_step"]
             steps = range(first, first + release.steps)
             branches[release.name] = [(step, anneal.eta(step)) for step in steps]
-    sources = [
-        _stage_tokens(name, tokens)
-        for name, tokens in tokens_by_source(state, sequence_length).items()
-    ]
-    return {
-        "matrix.png": draw.loss_heat_map(told),
-        "losses.png": draw.loss_lines(told),
-        "learning-rate.png": draw.learning_rate(rate_points(state.stages), branches),
-        "tokens.png": draw.tokens_by_source(sources),
-    }
+    return branches
 
 
-def _stage_tokens(name: str, tokens: dict[str, Any]) -> StageTokens:
+def stage_tokens(state: RunState, sequence_length: int) -> list[StageTokens]:
+    """Tokens by source of every stage."""
     from perennial.evaluation.pictures import StageTokens
 
-    return StageTokens(name, tokens["new"], tokens["replayed"])
+    return [
+        StageTokens(name, tokens["new"], tokens["replayed"])
+        for name, tokens in tokens_by_source(state, sequence_length).items()
+    ]
 
 
 def track(work: Workspace) -> None:
     """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
     told = matrix(work.state)
     length = work.spec.corpora.sequence_length
-    files = pictures(work.state, length) | {
+    drawn = pictures(work.state, length)
+    files = {f"{name}.png": picture.png() for name, picture in drawn.items()} | {
         "matrix.json": json.dumps(told.to_dict(), indent=1).encode(),
         "matrix.csv": told.to_csv().encode(),
         "tokens.json": json.dumps(tokens_by_source(work.state, length), indent=1).encode(),

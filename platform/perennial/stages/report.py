@@ -1,0 +1,203 @@
+"""The report of a run: what the ledger says, put on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import perennial
+from perennial.evaluation.page import Page, Quote, Section, Table, render
+from perennial.stages import outcome
+
+if TYPE_CHECKING:
+    from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.evaluation.style import Picture
+    from perennial.spec import RunSpec
+    from perennial.stages.machine import RunState
+    from perennial.stages.workspace import Workspace
+
+KEY = "report/report.html"
+
+
+def report(work: Workspace, at: str) -> str:
+    """Write the page to the store and to MLflow; its HTML.
+
+    at: the time that the page says it was made.
+    """
+    html = render(page(work.spec, work.state, at))
+    work.store.write(KEY, html.encode())
+    work.tracker.parent_run().artifact(html.encode(), "report.html")
+    return html
+
+
+def page(spec: RunSpec, state: RunState, at: str) -> Page:
+    """What the page says; pure."""
+    told = outcome.matrix(state)
+    drawn = outcome.pictures(state, spec.corpora.sequence_length)
+    return Page(
+        title=f"{spec.name}: what was gained, what was lost",
+        subtitle=f"As the ledger of {spec.store} stood at {at}. Perennial {perennial.__version__}.",
+        facts=dict(_facts(spec, state, told)),
+        sections=tuple(_sections(spec, state, told, drawn)),
+        quotes=tuple(
+            Quote(f"{release.name}, in the manner of {s['corpus']}", s["prompt"], s["text"])
+            for release in state.releases
+            for s in release.samples
+        ),
+    )
+
+
+def _facts(spec: RunSpec, state: RunState, told: LossMatrix) -> Iterator[tuple[str, str]]:
+    yield "corpora", str(len(state.corpora))
+    if not state.stages:
+        return
+    trained = [stage for stage in state.stages if stage.name in state.ends]
+    steps = trained[-1].last_step if trained else 0
+    yield "trunk stands at", f"{state.stages[-1].name}, step {steps:,}"
+    yield "tokens trained", f"{steps * spec.tokens_per_step:,}"
+    yield "releases", str(len(state.releases))
+    if told.stages:
+        last = len(told.stages) - 1
+        yield "average loss", _number(told.average_loss(last))
+        yield "average forgetting", _number(told.average_forgetting(last), signed=True)
+
+
+def _sections(
+    spec: RunSpec, state: RunState, told: LossMatrix, drawn: dict[str, Picture]
+) -> Iterator[Section]:
+    yield Section("Lineage", _LEADS["lineage"], tables=_lineage(spec, state))
+    if not drawn:
+        return
+    yield _pictured("Learning rate", "learning-rate", drawn)
+    yield _pictured("Losses", "losses", drawn)
+    yield _pictured("Every stage on every corpus", "matrix", drawn, [_bits(told), *_domains(told)])
+    if "transfer" in drawn:
+        yield _pictured("Learned and forgotten", "transfer", drawn, [_transfer(told)])
+    yield _pictured("Tokens by source", "tokens", drawn)
+    if state.scores:
+        yield Section("Tasks", _LEADS["tasks"], tables=[_scores(state)])
+
+
+_LEADS = {
+    "lineage": "One corpus, one stage, in the order of the trunk. A release is a branch; the trunk "
+    "itself never decays.",
+    "learning-rate": "Warmup and cooldown happen once; the dashed lines leave the trunk at a "
+    "release.",
+    "losses": "Held-out loss at the end of every stage, lower is better, with two standard errors "
+    "over documents.",
+    "matrix": "A row is a model, a column is held-out text that it never saw. Read down a column "
+    "to see a corpus being learned, then kept or forgotten. Stages are the trunk, not annealed; a "
+    "release is annealed.",
+    "transfer": "Left is loss that fell, right is loss that rose. Forgetting is the loss on an "
+    "earlier corpus now minus its loss right after its own stage, on the same documents.",
+    "tokens": "What each stage trained on: the hatched part is replay of earlier corpora, which "
+    "displaces new tokens and adds none.",
+    "tasks": "lm-eval on releases. A task that could not be run has its reason in place of a "
+    "score.",
+}
+
+
+def _pictured(
+    title: str, name: str, drawn: dict[str, Picture], tables: Sequence[Table] = ()
+) -> Section:
+    return Section(title, _LEADS[name], drawn[name], f"Picture: {_LEADS[name]}", tables)
+
+
+def _lineage(spec: RunSpec, state: RunState) -> list[Table]:
+    length = spec.tokens_per_step
+    stages = [
+        (
+            stage.name,
+            f"{stage.first_step:,} to {stage.last_step:,}",
+            f"{stage.mix.steps * length:,}",
+            state.corpora[stage.corpus].state,
+            stage.start or "random weights",
+        )
+        for stage in state.stages
+    ]
+    releases = [(r.name, r.source, f"{r.steps:,}", r.folder) for r in state.releases]
+    waiting = [
+        (corpus.name, corpus.state, corpus.reason)
+        for corpus in state.corpora.values()
+        if "started" not in corpus.story
+    ]
+    columns = ("stage", "steps", "tokens", "state", "starts from")
+    tables = [Table(columns, stages, frozenset({"steps", "tokens"}))] if stages else []
+    if releases:
+        named = ("release", "branches off", "anneal steps", "folder")
+        tables.append(Table(named, releases, frozenset({"anneal steps"})))
+    if waiting:
+        tables.append(Table(("corpus without a stage", "state", "reason"), waiting))
+    return tables
+
+
+def _bits(told: LossMatrix) -> Table:
+    """Bits per byte, which compare across tokenizers."""
+    rows = [*told.stages, *((f"release {name}", losses) for name, losses in told.releases)]
+    cells = [
+        (name, *(_number(losses[c].bits_per_byte) if c in losses else "-" for c in told.corpora))
+        for name, losses in rows
+    ]
+    return Table(("bits per byte after", *told.corpora), cells, frozenset(told.corpora))
+
+
+def _domains(told: LossMatrix) -> list[Table]:
+    """The last row of the matrix by domain, where documents name one."""
+    name, losses = (*told.stages, *told.releases)[-1]
+    rows = [row for corpus, loss in losses.items() for row in _domain_rows(corpus, loss)]
+    columns = (f"domain, {name}", "corpus", "nats per token", "standard error", "documents")
+    return [Table(columns, rows, frozenset(columns[2:]))] if rows else []
+
+
+def _domain_rows(corpus: str, loss: HeldoutLoss) -> list[Sequence[str]]:
+    if not loss.domains:
+        return []
+    rows = [
+        (
+            domain,
+            corpus,
+            _number(part.nats_per_token),
+            _number(part.stderr_nats_per_token),
+            f"{part.documents:,}",
+        )
+        for domain, part in loss.domains.items()
+    ]
+    mean = ("mean of domains", corpus, _number(loss.macro_nats_per_token), "-", "")
+    return [*rows, mean]
+
+
+def _transfer(told: LossMatrix) -> Table:
+    rows = []
+    for i, (name, _) in enumerate(told.stages):
+        errors = told.forgetting_stderr(i)
+        lost = ", ".join(
+            f"{corpus} {_number(nats, signed=True)}{_error(errors[corpus])}"
+            for corpus, nats in told.forgetting(i).items()
+        )
+        mean = _number(told.average_forgetting(i), signed=True)
+        rows.append((name, _number(told.adaptation(i)), lost or "-", mean))
+    columns = ("stage", "adaptation", "forgetting by corpus", "average forgetting")
+    return Table(columns, rows, frozenset({"adaptation", "average forgetting"}))
+
+
+def _scores(state: RunState) -> Table:
+    columns = ("release", "task", "metric", "score", "standard error", "items")
+    rows = [_score(release, score) for release, scores in state.scores.items() for score in scores]
+    return Table(columns, rows, frozenset({"score", "standard error", "items"}))
+
+
+def _score(release: str, score: dict[str, Any]) -> Sequence[str]:
+    if "reason" in score:
+        return (release, score["task"], f"not run: {score['reason']}", "", "", "")
+    value, error = _number(score["value"]), _number(score["stderr"])
+    return (release, score["task"], score["metric"], value, error, f"{score['samples']:,}")
+
+
+def _number(value: float | None, signed: bool = False) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.3f}"

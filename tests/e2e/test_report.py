@@ -1,0 +1,74 @@
+"""`perennial report` on a real run, looked at in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from tests.command import perennial, perennial_json
+from tests.lineage import Lineage
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def page(lineage: Lineage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("report") / "report.html"
+    told = perennial_json("report", lineage.run_file, "--output", str(target))
+    assert told["page"] == str(target)
+    assert lineage.store.read("report/report.html") == target.read_bytes()
+    return target
+
+
+def test_the_page_tells_the_run(lineage: Lineage, page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    matrix = lineage.evaluation["matrix"]
+    for stage in matrix["stages"]:
+        assert stage["stage"] in html
+        assert f"{stage['adaptation']:.3f}" in html
+        for loss in stage["losses"].values():
+            assert f"{loss['bits_per_byte']:.3f}" in html
+    for corpus, stderr in matrix["stages"][-1]["forgetting_stderr"].items():
+        assert stderr is not None, "forgetting has a paired standard error"
+        forgotten = matrix["stages"][-1]["forgetting"][corpus]
+        assert f"{corpus} {forgotten:+.3f} ± {stderr:.3f}" in html
+    for heading in ("Lineage", "Learning rate", "Learned and forgotten", "Tasks", "Samples"):
+        assert f">{heading}</h2>" in html
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize(("width", "dark"), [(1000, False), (420, True)])
+def test_a_browser_draws_it(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    shot = tmp_path / "page.png"
+    subprocess.run(
+        [
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},4000",
+            *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+            f"--screenshot={shot}",
+            page.as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    pixels = imread(shot)[..., :3]
+    corner = pixels[2, 2].mean()
+    assert corner < 0.2 if dark else corner > 0.9, "the paper has the asked-for colour"
+    # Okabe and Ito's blue fills the curves and bars: the pictures were drawn.
+    blue = abs(pixels - [0x00 / 255, 0x72 / 255, 0xB2 / 255]).max(axis=2) < 0.05
+    assert blue.sum() > 500
+
+
+def test_nothing_landed_is_nothing_to_report(tmp_path: Path) -> None:
+    run_file = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
+    told = perennial("report", run_file, f"store={tmp_path / 'store'}", code=2)
+    assert "nothing has landed" in told
