@@ -52,11 +52,15 @@ class Workspace:
         """Everything that can be wrong before compute starts; InputError, and nothing written."""
         self.store.check()
         check_fits(self.spec.training, os.cpu_count() or 1)
-        self._check_pinned(self.ledger.read())
         _ = self.tracking_uri
+        self.check_run()
+        self.check_model()
+
+    def check_run(self) -> None:
+        """What can be wrong whatever machine the run is for; reads the ledger, writes nothing."""
+        self._check_pinned(self.ledger.read())
         for task in self.spec.evaluation.tasks:
             read_task(task)
-        self._check_model()
 
     def _check_pinned(self, state: RunState) -> None:
         if state.spec is None:
@@ -72,7 +76,7 @@ class Workspace:
                     "restore it, or give this run a store of its own",
                 )
 
-    def _check_model(self) -> None:
+    def check_model(self) -> None:
         """The tokenizer that the file names, and whether the model fits it and the sequences."""
         from perennial.training.initial import has_model
         from perennial.training.model import check_vocabulary, model_config

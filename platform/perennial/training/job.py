@@ -68,10 +68,7 @@ class Job:
     def checkpoint_steps(self) -> set[int]:
         """Trunk steps at which a checkpoint is due: at the interval, at phase ends, at the end."""
         every = max(1, self.training.checkpoint_every.steps(0, self.tokens_per_step))
-        inside = range(self.first_step + 1, self.last_step)
-        due = {step for step in inside if (step - self.first_step) % every == 0}
-        due |= {step for step in inside if self.phase(step) != self.phase(step - 1)}
-        return due | {self.last_step}
+        return checkpoint_steps(self.schedule, self.first_step, self.last_step, every)
 
     def tokens_at(self, step: int) -> dict[str, int]:
         """Tokens seen of each corpus when the trunk (or branch) stands at trunk step `step`."""
@@ -106,6 +103,13 @@ class Job:
                 "training": TrainingSpec.model_validate(data["training"]),
             }
         )
+
+
+def checkpoint_steps(schedule: Schedule, first_step: int, last_step: int, every: int) -> set[int]:
+    """Trunk steps at which a checkpoint is due: every `every` steps, at phase ends, at the end."""
+    ends = {end + 1 for end in schedule.phase_ends().values()}
+    due = {*range(first_step + every, last_step, every), *ends}
+    return {step for step in due if first_step < step < last_step} | {last_step}
 
 
 def _layout(data: dict[str, Any]) -> CorpusLayout:

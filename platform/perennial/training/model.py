@@ -21,8 +21,8 @@ def model_config(
 ) -> PretrainedConfig:
     """The transformers configuration of the model that stage 0 starts from; no weights are read.
 
-    vocabulary: ids of the run's tokenizer. A random model has as many rows; a stored one may have
-        more, because models are padded, and never fewer.
+    vocabulary: ids of the run's tokenizer. A random model has as many rows, or as many as `spec`
+        pads them to with `vocab_size`; a stored one may have more, and never fewer.
     Raises InputError for an unknown architecture or field, a stored model that is not there or
     does not fit the run, before any compute.
     """
@@ -143,6 +143,14 @@ def _new_config(
                 f"{config_class.__name__} has no such field",
                 "see that class's documentation in transformers",
             )
+    padded = spec.config.get("vocab_size", vocabulary)
+    if not isinstance(padded, int) or padded < vocabulary:
+        raise InputError(
+            "run file",
+            "model.config.vocab_size",
+            f"{padded!r} is not a number of at least the tokenizer's {vocabulary} entries",
+            f"give {vocabulary} or more, or leave it out",
+        )
     settings: dict[str, Any] = {
         "max_position_embeddings": sequence_length,
         "bos_token_id": end_of_document,
@@ -150,7 +158,7 @@ def _new_config(
         "use_cache": False,
     }
     try:
-        return config_class(**settings | spec.config | {"vocab_size": vocabulary})
+        return config_class(**settings | spec.config | {"vocab_size": padded})
     except (TypeError, ValueError) as wrong:
         raise InputError(
             "run file", "model.config", _first_line(wrong), "correct the field"

@@ -1,0 +1,238 @@
+"""`perennial plan`: what a run will do and cost, before any compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from perennial.cli.app import AsJson, Overrides, RunFile, verb
+from perennial.cli.console import out, print_json
+from perennial.cli.opening import read_run
+
+if TYPE_CHECKING:
+    from perennial.schedules import Anneal
+    from perennial.stages.machine import RunState
+    from perennial.stages.planning import Plan, StagePlan
+
+_WIDTH = 72
+_HEIGHT = 6
+"""Characters of the learning rate's curve in a terminal."""
+
+
+@verb
+def plan(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    mfu: Annotated[
+        float, typer.Option("--mfu", min=0.01, max=1.0, help="Share of the peak that is reached")
+    ] = 0.4,
+    peak_tflops: Annotated[
+        float, typer.Option("--peak-tflops", min=0.1, help="Peak TFLOP/s of one GPU")
+    ] = 312.0,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option("--gpu-memory", min=0.1, help="GiB of one GPU; refuse what cannot fit"),
+    ] = None,
+    reschedule: Annotated[
+        bool, typer.Option("--reschedule", help="Plan with another schedule than the trunk's")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw the learning rate into this PNG file")
+    ] = None,
+) -> None:
+    """Steps, tokens by source, rates, memory, time: all that is known before compute. Reads only.
+
+    MFU and peak tell the time on GPUs until the run has measured its own speed (312 TFLOP/s: A100).
+    """
+    from perennial.cli.console import Screen
+    from perennial.stages.planning import Hardware, plan_run
+    from perennial.stages.workspace import Workspace
+
+    work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
+    memory = None if gpu_memory is None else int(gpu_memory * 2**30)
+    told, state, release = plan_run(work, Hardware(peak_tflops * 1e12, mfu, memory), reschedule)
+    if picture is not None:
+        _draw(picture, state, release)
+    if as_json:
+        print_json(told.to_dict())
+        return
+    _print_model(told)
+    _print_stages(told)
+    if state.stages:
+        _print_rates(told, state, release)
+    _print_memory(told)
+    _print_end(told, str(run_file))
+
+
+def _print_model(told: Plan) -> None:
+    size = told.model
+    out.print(
+        f"model       {size.parameters:,} parameters, "
+        f"{size.without_embeddings:,} without embeddings"
+    )
+    out.print(
+        f"            {size.layers} layers of {size.hidden:,}, vocabulary {size.vocabulary:,}; "
+        f"{told.flops_per_token:.4g} FLOPs a token"
+    )
+
+
+def _print_stages(told: Plan) -> None:
+    table = Table(title="stages to come", title_justify="left")
+    for column in ("stage", "size", "steps", "tokens", "time", "GPU-hours"):
+        table.add_column(column, justify="left" if column in ("stage", "size") else "right")
+    for stage in told.stages:
+        left = "" if stage.steps_left == stage.steps else f", {stage.steps_left:,} left"
+        table.add_row(
+            stage.stage,
+            stage.basis,
+            f"{stage.steps:,}{left}",
+            f"{stage.tokens:,}",
+            "unknown" if stage.seconds is None else _duration(stage.seconds),
+            "-" if stage.gpu_hours is None else f"{stage.gpu_hours:,.1f}",
+        )
+    out.print(table)
+    if any(len(stage.sources) > 1 for stage in told.stages):
+        _print_sources(told.stages)
+    for name in told.unknown:
+        out.print(f"unknown     {name}: its size is known once it is ingested, or by a budget")
+
+
+def _print_sources(stages: Sequence[StagePlan]) -> None:
+    table = Table(title="tokens by source", title_justify="left")
+    for column in ("stage", "source", "tokens", "epochs", "epochs so far"):
+        table.add_column(column, justify="left" if column in ("stage", "source") else "right")
+    for stage in stages:
+        name = stage.stage
+        for source in stage.sources:
+            replayed = source.corpus != stage.corpus
+            table.add_row(
+                name,
+                f"{source.corpus} (replayed)" if replayed else source.corpus,
+                f"{source.tokens:,}",
+                f"{source.epochs:.4f}",
+                f"{source.epochs_so_far:.4f}",
+            )
+            name = ""
+    out.print(table)
+    for stage in stages:
+        if stage.displaced_tokens:
+            out.print(
+                f"{stage.stage}: replay takes the place of {stage.displaced_tokens:,} tokens "
+                f"of {stage.corpus}"
+            )
+
+
+def _print_rates(told: Plan, state: RunState, release: Anneal | None) -> None:
+    from perennial.stages.outcome import rate_points
+
+    table = Table(title="learning rate", title_justify="left")
+    for column in ("stage", "phase", "steps", "from", "to"):
+        table.add_column(column, justify="left" if column in ("stage", "phase") else "right")
+    for phase in told.phases:
+        steps = f"{phase.first_step:,} - {phase.last_step:,}"
+        table.add_row(
+            phase.stage, phase.phase, steps, f"{phase.eta_first:.3e}", f"{phase.eta_last:.3e}"
+        )
+    if release is not None:
+        last = release.start_step + release.steps - 1
+        table.add_row(
+            "release",
+            "anneal",
+            f"{release.start_step:,} - {last:,}",
+            f"{release.eta_start:.3e}",
+            f"{release.eta_min:.3e}",
+            style="green",
+        )
+    out.print(table)
+    last_step = state.stages[-1].last_step
+    tops = [0.0] * _WIDTH
+    for point in rate_points(state.stages):
+        place = point.step * _WIDTH // last_step
+        tops[place] = max(tops[place], point.eta)
+    for line in curve(tops, _HEIGHT):
+        out.print(f"  {line}")
+    out.print(f"  step 0{f'{last_step:,}':>{_WIDTH - 6}}")
+
+
+def curve(values: Sequence[float], height: int) -> list[str]:
+    """The values as columns of block characters, the highest one `height` lines high."""
+    top = max(values) or 1.0
+    eighths = [round(value / top * height * 8) for value in values]
+    return [
+        "".join(" ▁▂▃▄▅▆▇█"[max(0, min(8, count - 8 * line))] for count in eighths).rstrip()
+        for line in reversed(range(height))
+    ]
+
+
+def _print_memory(told: Plan) -> None:
+    table = Table(title=f"memory of one of {told.workers} workers, GiB", title_justify="left")
+    for column in ("ZeRO stage", "weights", "gradients", "optimizer", "activations", "in all"):
+        table.add_column(column, justify="left" if column == "ZeRO stage" else "right")
+    for stage, memory in told.memory.items():
+        parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations)
+        table.add_row(
+            f"{stage} (this run)" if stage == told.zero_stage else str(stage),
+            *(f"{part / 2**30:.2f}" for part in (*parts, memory.total)),
+            style="bold" if stage == told.zero_stage else "",
+        )
+    out.print(table)
+
+
+def _print_end(told: Plan, run_file: str) -> None:
+    speed = told.speed
+    out.print(
+        "speed       unknown: no checkpoint of this run tells it, and there are no GPUs to state"
+        if speed is None
+        else f"speed       {speed.tokens_per_second:,.0f} tokens/s ({speed.source})"
+    )
+    count = sum(stage.checkpoints for stage in told.stages)
+    out.print(
+        f"checkpoint  {told.checkpoint_bytes:,} bytes; {count:,} of them are "
+        f"{_bytes(count * told.checkpoint_bytes)}"
+    )
+    totals = told.to_dict()["totals"]
+    hours = "" if totals["gpu_hours"] is None else f", {totals['gpu_hours']:,.1f} GPU-hours"
+    time = "" if totals["seconds"] is None else f", {_duration(totals['seconds'])}"
+    out.print(f"to do       {totals['steps']:,} steps, {totals['tokens']:,} tokens{time}{hours}")
+    for note in told.notes:
+        out.print(f"note        {note}")
+    out.print(f"next        perennial run {run_file}")
+
+
+def _draw(path: Path, state: RunState, release: Anneal | None) -> None:
+    from perennial.errors import InputError
+    from perennial.evaluation.pictures import learning_rate
+    from perennial.stages.outcome import rate_points
+
+    if not state.stages:
+        raise InputError(str(path), "", "there is no stage to draw", "land or name a corpus")
+    branch = {}
+    if release is not None:
+        stride = max(1, release.steps // 200)
+        last = release.start_step + release.steps - 1
+        steps = [*range(release.start_step, last, stride), last]
+        branch = {"release": [(step, release.eta(step)) for step in steps]}
+    path.write_bytes(learning_rate(rate_points(state.stages), branch))
+
+
+def _bytes(count: int) -> str:
+    unit, scale = next(
+        ((unit, scale) for unit, scale in (("TB", 1e12), ("GB", 1e9)) if count >= scale),
+        ("MB", 1e6),
+    )
+    return f"{count / scale:,.2f} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.1f} min"
+    if seconds < 2 * 86400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:,.1f} days"
