@@ -124,6 +124,7 @@ def stored_model(folder: Path, gguf: str | None = None, dtype: Any = None) -> An
 def _new_config(
     spec: ModelSpec, vocabulary: int, end_of_document: int, sequence_length: int
 ) -> PretrainedConfig:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     if spec.architecture not in _causal_types():
@@ -159,7 +160,7 @@ def _new_config(
     }
     try:
         return config_class(**settings | spec.config | {"vocab_size": padded})
-    except (TypeError, ValueError) as wrong:
+    except (TypeError, ValueError, StrictDataclassError) as wrong:
         raise InputError(
             "run file", "model.config", _first_line(wrong), "correct the field"
         ) from None

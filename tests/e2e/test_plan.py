@@ -1,0 +1,154 @@
+"""`perennial plan`: what is known before compute, and what is refused; it reads only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from perennial.cli.app import app
+from perennial.cli.plan import curve
+from perennial.stages.ledger import Ledger
+from tests.command import SOURCE, perennial_json
+from tests.lineage import STEPS, Lineage
+from tests.tiny import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+
+
+def _plan(*words: object) -> Any:
+    done = CliRunner().invoke(app, ["plan", *(str(word) for word in words), "--json"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return json.loads(done.stdout)
+
+
+def _refused(*words: object) -> str:
+    done = CliRunner().invoke(app, ["plan", *(str(word) for word in words)])
+    assert done.exit_code == 2, (done.exit_code, done.output, done.exception)
+    assert "Traceback" not in done.output
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "gpu_hours"),
+    [("paper-405m", 405_334_016, 3_633), ("paper-10b", 9_642_249_216, 80_640)],
+)
+def test_the_papers_recipes_are_planned_to_the_step_and_the_token(
+    tmp_path: Path, recipe: str, parameters: int, gpu_hours: int
+) -> None:
+    told = _plan(PIPELINES / f"{recipe}.yaml", f"store={tmp_path / 'store'}")
+    assert told["model"]["parameters"] == parameters
+    first, second = told["stages"]
+    assert (first["steps"], first["tokens"]) == (132_366, 299_278_467_072)
+    new, replayed = second["sources"]
+    assert (new["corpus"], replayed["corpus"]) == ("slimpajama", "pile")
+    assert second["displaced_tokens"] == replayed["tokens"]
+    assert replayed["tokens"] == round(0.05 * 132_366 * 1104) * 2048
+    assert new["tokens"] + replayed["tokens"] == second["tokens"]
+    # tokens x FLOPs a token / (40% of 312 TFLOP/s), in hours
+    flops = told["totals"]["tokens"] * told["flops_per_token"]
+    assert told["totals"]["gpu_hours"] == pytest.approx(flops / (0.4 * 312e12) / 3600)
+    assert round(told["totals"]["gpu_hours"]) == gpu_hours
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_rates_are_told_by_phase_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "rate.png"
+    told = _plan(PIPELINES / "paper-405m-infinite.yaml", "--picture", picture)
+    rows = [(p["phase"], p["first_step"], p["last_step"], p["eta_last"]) for p in told["phases"]]
+    assert rows == [
+        ("warmup", 0, 442, 3e-4),
+        ("cooldown", 443, 26_979, 1.65e-4),
+        ("constant", 26_980, 44_228, 1.65e-4),
+        ("constant", 44_229, 88_457, 1.65e-4),
+        ("constant", 88_458, 132_686, 1.65e-4),
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_before_anything_landed_a_plan_is_for_the_corpora_that_the_file_names(
+    tmp_path: Path,
+) -> None:
+    document = tiny_run(tmp_path) | {
+        "stages": {"budget": "100%", "corpora": {"code": {"budget": "12 steps"}, "help": {}}}
+    }
+    told = _plan(write_run(tmp_path, document))
+    assert [(s["corpus"], s["basis"], s["steps"]) for s in told["stages"]] == [
+        ("code", "planned", 12)
+    ]
+    assert told["unknown"] == ["help"]
+    assert told["speed"] is None
+    assert told["stages"][0]["seconds"] is None
+
+
+def test_it_needs_neither_ray_nor_deepspeed(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, tiny_run(tmp_path))
+    code = (
+        "import sys\n"
+        "from perennial.cli.app import app\n"
+        f"app(['plan', {str(run_file)!r}], standalone_mode=False)\n"
+        "loaded = {'ray', 'deepspeed', 'mlflow', 'lm_eval'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(SOURCE), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "to do       0 steps" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["stages.budget=10 tokens"], "less than one step"),
+        (["schedule.warmup=9 steps"], "do not fit into a first stage of 12 steps"),
+        (["replay={weighting: fixed, weights: {hlep: 1}}"], "replay.weights.hlep: no corpus"),
+        (["training.global_batch=9"], "use a multiple of 8"),
+        (["model.config.hidden_size=33"], "model.config"),
+        (["model.config.vocab_size=200"], "vocab_size: 200 is not a number of at least"),
+        (["tokenizer={path: /no/such/tokenizer.json}"], "tokenizer.path: "),
+        (["training.micro_batch=4", "--gpu-memory", "0.1"], None),
+        (["model.config.hidden_size=8192", "--gpu-memory", "1"], "a GPU would need"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_compute(
+    tmp_path: Path, words: list[str], told: str | None
+) -> None:
+    run_file = write_run(tmp_path, tiny_run(tmp_path))
+    text = write_texts(tmp_path)["help"]
+    assert CliRunner().invoke(app, ["land", str(run_file), "help", str(text)]).exit_code == 0
+    if told is None:
+        assert _plan(run_file, *words)["stages"]
+    else:
+        assert told in _refused(run_file, *words)
+
+
+def test_after_a_run_the_speed_is_measured_and_a_checkpoint_is_what_it_was_planned_to_be(
+    lineage: Lineage,
+) -> None:
+    run_file = lineage.run_file
+    told = perennial_json("plan", run_file, "stages.corpora={more: {budget: 20 steps}}")
+    assert [(s["stage"], s["first_step"], s["steps"]) for s in told["stages"]] == [
+        ("02-more", 2 * STEPS, 20)
+    ]
+    assert told["speed"]["source"].startswith("measured over ")
+    tokens = 20 * 8 * SEQUENCE_LENGTH
+    assert told["totals"]["seconds"] == pytest.approx(tokens / told["speed"]["tokens_per_second"])
+    state = Ledger(lineage.store).read()
+    stored = lineage.store.list(state.ends["01-code"])
+    tensors = sum(f.size_bytes for f in stored if f.key.endswith(".safetensors"))
+    assert tensors == pytest.approx(told["checkpoint_bytes"], rel=0.1)  # headers are 10% of it
+
+
+def test_the_curve_is_as_high_as_its_highest_value() -> None:
+    assert curve([0.0, 1.0, 2.0], 2) == ["  █", " ██"]
+    assert curve([0.0, 0.0], 1) == [""]
