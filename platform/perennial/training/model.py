@@ -161,9 +161,9 @@ def _new_config(
     try:
         return config_class(**settings | spec.config | {"vocab_size": padded})
     except (TypeError, ValueError, StrictDataclassError) as wrong:
-        raise InputError(
-            "run file", "model.config", _first_line(wrong), "correct the field"
-        ) from None
+        # The last line: those before it name transformers' own validators.
+        told = str(wrong).strip().splitlines()[-1].strip()
+        raise InputError("run file", "model.config", told, "correct the field") from None
 
 
 def _causal_types() -> set[str]:
