@@ -81,17 +81,16 @@ def _write(folder: Path, sequence: int, peers: str | None, server: Any) -> str:
 
     store = open_store(f"s3://{server.new_bucket()}/bench" if server else str(folder))
     tokens = np.random.default_rng(0).integers(0, 50_000, SHARD_TOKENS, dtype="<u2")
-    rows, file = tokens.reshape(-1, sequence), RowFile(sequence, 2)
-    for first in range(0, len(rows), rows_per_group(sequence, 2)):
-        file.write(rows[first : first + rows_per_group(sequence, 2)])
-    data = file.close().to_pybytes()
+    rows = tokens.reshape(-1, sequence)
     keys = [f"shard-{number:05d}.parquet" for number in range(SHARDS)]
-    store.write(keys[0], data)
-    for key in keys[1:]:
-        if server:
-            store.write(key, data)
-        else:
-            os.link(folder / keys[0], folder / key)
+    for key in keys if server else keys[:1]:
+        with store.open(key, "wb") as stream:
+            file = RowFile(stream, sequence, 2)
+            for first in range(0, len(rows), rows_per_group(sequence, 2)):
+                file.write(rows[first : first + rows_per_group(sequence, 2)])
+            file.close()
+    for key in [] if server else keys[1:]:
+        os.link(folder / keys[0], folder / key)
     layout = {"keys": keys, "shard_rows": [len(rows)] * SHARDS}
     store.write("layout.json", json.dumps(layout).encode())
     if not server:

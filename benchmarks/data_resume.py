@@ -84,12 +84,13 @@ def _peers(python: str, folder: Path, rounds: int) -> dict[tuple[str, int], list
 def _write(folder: Path) -> None:
     from perennial.corpora.packing import RowFile, rows_per_group
 
-    file, group = RowFile(SEQUENCE, 2), rows_per_group(SEQUENCE, 2)
-    for first in range(0, SHARD_ROWS, group):
-        numbers = np.arange(first, min(first + group, SHARD_ROWS)) % 50_000
-        file.write(np.repeat(numbers[:, None], SEQUENCE, axis=1).astype("<u2"))
-    only = folder / "shard.parquet"
-    only.write_bytes(file.close().to_pybytes())
+    group, only = rows_per_group(SEQUENCE, 2), folder / "shard.parquet"
+    with only.open("wb") as stream:
+        file = RowFile(stream, SEQUENCE, 2)
+        for first in range(0, SHARD_ROWS, group):
+            numbers = np.arange(first, min(first + group, SHARD_ROWS)) % 50_000
+            file.write(np.repeat(numbers[:, None], SEQUENCE, axis=1).astype("<u2"))
+        file.close()
     for step in STEPS:
         # A step near a shard's end reads on in the next ones.
         for shard in range(step * BATCH // SHARD_ROWS, step * BATCH // SHARD_ROWS + 40):

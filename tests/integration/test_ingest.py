@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,15 +21,26 @@ import pytest
 from perennial.corpora import (
     CorpusManifest,
     IngestSettings,
+    Landed,
     fit_warning,
     ingest,
+    inspect,
     land,
+
     load_tokenizer,
     read_manifest,
     train_tokenizer,
 )
+from perennial.corpora import pipeline
 from perennial.corpora.manifest import StoredFile, total
 from perennial.errors import InputError
+from perennial.stages.accounts import check_contents
+from perennial.stages.inspection import (
+    QuarantineContents,
+    read_file,
+    read_holdout,
+    read_quarantine,
+)
 from perennial.store import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -276,6 +288,50 @@ def quarantined(store: Store, manifest: CorpusManifest) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def accounts_hold(store: Store, manifest: CorpusManifest) -> None:
+    """`perennial verify` finds no fault, and finds one when a record's reason is another."""
+    folder = store.sub(f"corpora/{manifest.name}")
+    readers = {f.file: read_holdout for f in manifest.holdout}
+    named = readers | {f.file: read_quarantine for f in manifest.quarantine}
+    contents = [read_file(folder, key, reader).contents for key, reader in named.items()]
+    found = [each for each in contents if each is not None]
+    assert len(found) == len(named)
+    assert check_contents("manifest.json", manifest, found) == []
+    for reason in manifest.counts.removed:
+        swapped = [
+            QuarantineContents(each.reasons - Counter([reason]) + Counter(["another"]))
+            if isinstance(each, QuarantineContents) and each.reasons[reason]
+            else each
+            for each in found
+        ]
+        (finding,) = check_contents("manifest.json", manifest, swapped)
+        assert f"records of {reason}" in str(finding)
+
+
+def test_I5_a_file_that_vanished_or_changed_since_it_was_listed_is_quarantined(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = local(tmp_path, "store")
+    for name in ("gone.jsonl", "other.jsonl"):
+        jsonl(tmp_path / name, ["some text"])
+    inbox = prepared(store, [*files, tmp_path / "gone.jsonl", tmp_path / "other.jsonl"])
+
+    def listed(inbox: Store, name: str) -> Landed:
+        found = inspect(inbox, name)
+        inbox.remove("en/gone.jsonl")
+        inbox.write("en/other.jsonl", b'{"text": "more text"}\n')
+        return found
+
+    monkeypatch.setattr(pipeline, "inspect", listed)
+    manifest = ingest(store, inbox, "en", SETTINGS)
+    counts = manifest.counts.check()
+    records = {(r["file"], r["reason"], r["offset"]) for r in quarantined(store, manifest)}
+    assert records == {("gone.jsonl", "vanished", 0), ("other.jsonl", "changed", 0)}
+    assert counts.quarantined == {"changed": 1, "vanished": 1}
+    assert counts.trained_documents + counts.held_out_documents >= len(TEXTS)
+    accounts_hold(store, manifest)
+
+
 def test_I5_broken_input_is_quarantined_by_reason_and_the_rest_is_ingested(
     tmp_path: Path, files: list[Path]
 ) -> None:
@@ -294,6 +350,7 @@ def test_I5_broken_input_is_quarantined_by_reason_and_the_rest_is_ingested(
         assert offset in (-1, records[name]["offset"])
     assert sum(counts.quarantined.values()) == len(expected)
     assert sum(file.records for file in manifest.quarantine) == len(expected)
+    accounts_hold(store, manifest)
     assert counts.trained_documents + counts.held_out_documents > len(TEXTS)
 
 
@@ -342,6 +399,7 @@ def test_exact_duplicates_are_counted_and_dropped_by_option(tmp_path: Path) -> N
         manifest = ingest(store, prepared(store, [file], settings), "en", settings)
         found[duplicates] = manifest.counts.check()
         records = quarantined(store, manifest)
+        accounts_hold(store, manifest)
         assert len(records) == found[duplicates].duplicate_documents
     assert (found["keep"].repeats, found["keep"].duplicate_documents) == (200, 0)
     assert (found["drop"].repeats, found["drop"].duplicate_documents) == (200, 200)
@@ -406,6 +464,7 @@ def test_I5_near_duplicates_of_held_out_documents_are_not_trained(tmp_path: Path
     assert {record["reason"] for record in records} == {"near-duplicate-of-held-out"}
     assert all(re.fullmatch(r"[01]\.\d\d like near.jsonl at \d+", r["detail"]) for r in records)
     assert counts.near_duplicate_documents == len(records) == len(set(removed))
+    accounts_hold(store, manifest)
     assert set(removed) <= alike - set(held)
     assert len(removed) >= 0.99 * len(alike - set(held)) > 100
 
@@ -474,6 +533,7 @@ def test_I5_documents_with_a_piece_of_an_evaluation_text_are_not_trained(tmp_pat
     records = quarantined(store, manifest)
     assert counts.contaminated_documents == len(records) == 2
     assert {record["reason"] for record in records} == {"contaminated"}
+    accounts_hold(store, manifest)
     runs = {record["detail"].split("'")[1] for record in records}
     named = " ".join(re.findall(r"\w+", items[0].casefold()))
     assert all(len(run.split()) == 13 for run in runs)

@@ -80,4 +80,8 @@ def test_the_heap_of_an_ingest_is_bounded_whatever_the_size_of_the_corpus(tmp_pa
     rows = [sum(shard.row_groups) for shard in manifest.shards]
     assert max(rows) < 1.2 * min(rows)
     assert watch.largest
+    heaps = ", ".join(f"{heap >> 20} MiB" for heap in sorted(watch.largest.values()))
+    print(
+        f"\n{SIZE_BYTES:,} bytes, {manifest.counts.documents:,} documents; largest heaps: {heaps}"
+    )
     assert max(watch.largest.values()) < HEAP_BYTES, watch.largest

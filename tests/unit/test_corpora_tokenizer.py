@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import pytest
+import tiktoken
+from hypothesis import given
+from hypothesis import strategies as st
 
 from perennial.corpora import (
     IngestSettings,
     RunTokenizer,
+    engines,
     import_tokenizer,
     land,
     load_tokenizer,
     train_tokenizer,
 )
-from perennial.corpora.engines import TiktokenEncoder, TokenizersEncoder, choose_engine
+from perennial.corpora.engines import (
+    TiktokenEncoder,
+    TokenizersEncoder,
+    choose_engine,
+    grouped,
+)
 from perennial.errors import InputError
 from perennial.store import Store, open_store
 
@@ -80,6 +90,24 @@ def test_a_spelled_out_special_token_stays_text(trained: RunTokenizer, engine: A
     assert trained.build().decode(ids.tolist()) == LITERAL
 
 
+spellings = st.sampled_from([*"<|endoftext|>", "<|end", "<|endoftext|>", "\x00\x01", "a ", "é", "\n"])
+
+
+@given(parts=st.lists(st.lists(spellings).map("".join), max_size=4))
+def test_special_tokens_spelled_in_texts_stay_text_in_every_engine(
+    trained: RunTokenizer, parts: list[str]
+) -> None:
+    texts = [part for part in parts if part]
+    found = [
+        engine(trained).encode_documents([text.encode() for text in texts])
+        for engine in (TiktokenEncoder, TokenizersEncoder)
+    ]
+    np.testing.assert_array_equal(*found)
+    assert np.count_nonzero(found[0] == trained.end_of_document) == len(texts)
+    decoded = trained.build().decode(found[0].tolist(), skip_special_tokens=True)
+    assert decoded == "".join(texts)
+
+
 @pytest.mark.parametrize("space", [" ", "\n", "\t", "\r\n", " \n", "\u2003", "\v"])
 def test_long_runs_of_white_space_are_encoded(trained: RunTokenizer, space: str) -> None:
     text = "a" + space * 200_000 + "b"
@@ -127,6 +155,44 @@ def test_a_split_by_regular_expression_uses_tiktoken_too(trained: RunTokenizer) 
     sequence = [{**split, "invert": False}, {**bytes_, "trim_offsets": True}]
     changed = altered(trained, pre_tokenizer={"type": "Sequence", "pretokenizers": sequence})
     assert choose_engine(changed, TEXTS) == "tiktoken"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (r"'s| ?\p{L}+|\s+(?!\S)|\s", r"(?:'s| ?\p{L}+)|\s+(?!\S)|(?:\s)"),
+        (r"(?i:'s|'t)|[^|(\]]?\p{L}|a++|b", r"(?:(?i:'s|'t)|[^|(\]]?\p{L})|a++|(?:b)"),
+        (r"[]|[]+|\||(?:a|(b|c))", r"(?:[]|[]+|\||(?:a|(b|c)))"),
+        (r"a|(?<=b)c|\p{L}+|\p{N}{1,3}+|d", r"(?:a)|(?<=b)c|(?:\p{L}+)|\p{N}{1,3}+|(?:d)"),
+        (r"(?i)a|b", r"(?i)a|b"),
+        (r"[a[b|c]]|d", r"[a[b|c]]|d"),
+        (r"a)|(b", r"a)|(b"),
+    ],
+)
+def test_plain_alternatives_of_a_split_are_grouped(pattern: str, expected: str) -> None:
+    assert grouped(pattern) == expected
+
+
+SPLITS = [
+    engines._GPT2_SPLIT,
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+]
+
+
+@pytest.mark.parametrize("pattern", SPLITS)
+@given(text=st.text(alphabet="aB1'sé日 \t\r\n.\u2003\U0001f389") | st.text())
+def test_a_grouped_split_cuts_like_the_one_that_it_was_made_of(pattern: str, text: str) -> None:
+    # Ranks of bytes and of every pair of them, so that each piece's borders show in the ids.
+    ids = [splitter(each).encode_ordinary(text) for each in (pattern, grouped(pattern))]
+    assert ids[0] == ids[1]
+
+
+@cache
+def splitter(pattern: str) -> tiktoken.Encoding:
+    ranks = {bytes([b]): b for b in range(256)}
+    ranks |= {bytes([a, b]): 256 + 256 * a + b for a in range(256) for b in range(256)}
+    return tiktoken.Encoding("t", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
 
 def test_truncation_and_padding_of_an_imported_tokenizer_are_off(trained: RunTokenizer) -> None:

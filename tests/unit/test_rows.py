@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,15 @@ def write_corpus(store: Store, name: str, first: int = 0) -> CorpusLayout:
     """A corpus whose row n holds `row(first + n)`, written as an ingest writes it."""
     keys = []
     for shard, groups in enumerate(GROUPS):
-        file = RowFile(LENGTH, 2)
-        for rows in groups:
-            file.write(np.array([row(first + i) for i in range(rows)], dtype="<u2"))
-            first += rows
         keys.append(f"corpora/{name}/shard-{shard:05d}.parquet")
-        store.write(keys[-1], file.close().to_pybytes())
+        with store.open(keys[-1], "wb") as stream:
+            file = RowFile(stream, LENGTH, 2)
+            for rows in groups:
+                file.write(np.array([row(first + i) for i in range(rows)], dtype="<u2"))
+                first += rows
+            size, digest = file.close()
+        data = store.read(keys[-1])
+        assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
     return CorpusLayout(tuple(keys), tuple(sum(groups) for groups in GROUPS))
 
 
@@ -122,6 +126,19 @@ def test_a_shard_that_is_not_the_manifests_is_refused(local: Store) -> None:
         RowReader(local, {"a": more}, ROW_BYTES).read([("a", numbers(3))])
     with pytest.raises(ValueError, match="holds 0 rows of 32 bytes, its manifest says 13"):
         RowReader(local, {"a": layout}, 2 * ROW_BYTES).read([("a", numbers(3))])
+
+
+def test_rows_of_a_few_bytes_have_addresses_too(local: Store) -> None:
+    rows = np.arange(60_000, dtype="<u2").reshape(-1, 1)
+    with local.open("shard.parquet", "wb") as stream:
+        file = RowFile(stream, 1, 2)
+        file.write(rows)
+        file.close()
+    (group,) = (pq.read_metadata(f"{local.url}/shard.parquet").row_group(i) for i in range(1))
+    assert group.column(0).total_compressed_size < rows.nbytes + 32  # the header of one page
+    reader = RowReader(local, {"a": CorpusLayout(("shard.parquet",), (60_000,))}, 2)
+    wanted = [0, 19_999, 20_000, 59_999]
+    assert reader.read([("a", numbers(*wanted))]).view("<u2").ravel().tolist() == wanted
 
 
 def test_a_missing_shard_raises(store: Store) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from perennial.corpora.documents import DUPLICATE, Documents
+from perennial.corpora.documents import Documents
 from perennial.corpora.manifest import Counts, DigestFile, InputFile
 from perennial.corpora.pieces import (
     Layout,
@@ -24,8 +24,9 @@ from perennial.corpora.pieces import (
     holdout_bound,
     order_keys,
 )
+from perennial.corpora.records import DUPLICATE
 from perennial.corpora.scatter import grouped, run_key
-from perennial.corpora.staging import ENTRY, pack_sections, read_section
+from perennial.corpora.staging import ENTRY, SectionFile, open_staged, read_section
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -118,8 +119,8 @@ def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
     drop = (repeat | (earlier >= 0)) & (job.settings.duplicates == "drop")
     if drop.any():
         rows = np.flatnonzero(drop)
-        listed = _drops(job, entries[rows], entries[first[rows]], earlier[rows])
-        job.staging.write(drops_key(part), listed)
+        with job.staging.open(drops_key(part), "wb") as stream:
+            _write_drops(stream, job, entries[rows], entries[first[rows]], earlier[rows])
     names = [each.name for each in job.earlier]
     numbers, found = np.unique(earlier[earlier >= 0], return_counts=True)
     return CompareResult(
@@ -142,7 +143,7 @@ def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
 
 def _entries(job: CompareJob, part: int) -> npt.NDArray[Any]:
     """The documents of the part, of all runs."""
-    filesystem, base = job.staging.arrow()
+    filesystem, base = open_staged(job.staging)
     sections = [
         read_section(filesystem, f"{base}/{run_key(piece, run)}", job.layout.parts + part)
         for piece, runs in enumerate(job.runs)
@@ -179,13 +180,14 @@ def _known(
     return known
 
 
-def _drops(
+def _write_drops(
+    stream: BinaryIO,
     job: CompareJob,
     entries: npt.NDArray[Any],
     first: npt.NDArray[Any],
     earlier: npt.NDArray[np.int32],
-) -> bytes:
-    """The list of documents to drop: a section for each part of documents."""
+) -> None:
+    """Writes the list of documents to drop: a section for each part of documents."""
     salts = file_salts([file.name for file in job.inputs], job.settings.seed)
     orders = order_keys(salts[entries["file"]], entries["offset"])
     parts = destinations(orders, job.layout.shards)
@@ -195,7 +197,10 @@ def _drops(
     for name in ("file", "offset"):
         drops[name], drops[f"first_{name}"] = entries[name], first[name]
     drops["earlier"] = earlier
-    return pack_sections([drops[rows].tobytes() for rows in grouped(parts, job.layout.parts)])
+    file = SectionFile(stream, job.layout.parts)
+    for rows in grouped(parts, job.layout.parts):
+        file.add(drops[rows].tobytes())
+    file.close()
 
 
 def without_dropped(
@@ -210,7 +215,7 @@ def without_dropped(
 
     `names` are the earlier corpora's.
     """
-    filesystem, base = staging.arrow()
+    filesystem, base = open_staged(staging)
     details: dict[int, str] = {}
     for key in map(drops_key, lists):
         for part in parts:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from perennial.corpora.records import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
 from perennial.corpora.staging import SCHEMA
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from perennial.corpora.manifest import InputFile
 
-DUPLICATE = "duplicate"
-NEAR_DUPLICATE = "near-duplicate-of-held-out"
-CONTAMINATED = "contaminated"
 _BATCH_BYTES = 1 << 19
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +14,6 @@ import numpy as np
 from perennial.corpora.contamination import load_contamination
 from perennial.corpora.digests import without_dropped
 from perennial.corpora.documents import (
-    CONTAMINATED,
-    NEAR_DUPLICATE,
     Documents,
     Removed,
     gathered,
@@ -33,8 +33,9 @@ from perennial.corpora.manifest import (
 from perennial.corpora.neighbours import Neighbours, Screen, write_index
 from perennial.corpora.packing import Packer, RowFile, holdout_bytes, rows_per_group
 from perennial.corpora.pieces import Layout, holdout_bound
+from perennial.corpora.records import CONTAMINATED, NEAR_DUPLICATE
 from perennial.corpora.scatter import run_key
-from perennial.corpora.staging import read_documents, read_section
+from perennial.corpora.staging import open_staged, read_documents, read_section
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -166,7 +167,7 @@ def _written_holdout(
 
 def _documents(job: GatherJob, sections: list[int]) -> Documents:
     """The documents of sections of all runs, without the equal ones that are to be dropped."""
-    filesystem, base = job.staging.arrow()
+    filesystem, base = open_staged(job.staging)
     found = (
         read_section(filesystem, f"{base}/{run_key(piece, run)}", section)
         for piece, runs in enumerate(job.runs)
@@ -178,32 +179,37 @@ def _documents(job: GatherJob, sections: list[int]) -> Documents:
 
 
 def _write_rows(job: GatherJob, key: str, documents: Documents) -> tuple[Shard | None, Counts]:
+    sums: dict[str, Any] = defaultdict(int)
+    groups = _row_groups(job, documents, sums)
+    first = next(groups, None)
+    if first is None:
+        return None, Counts(**sums)
+    with job.target.open(key, "wb") as stream:
+        file = RowFile(stream, first.shape[1], first.itemsize)
+        for group in chain([first], groups):
+            file.write(group)
+        size, digest = file.close()
+    shard = Shard(file=key, size_bytes=size, sha256=digest, row_groups=tuple(file.row_groups))
+    return shard, Counts(**sums)
+
+
+def _row_groups(
+    job: GatherJob, documents: Documents, sums: dict[str, Any]
+) -> Iterator[npt.NDArray[Any]]:
+    """Groups of rows `(rows, sequence)`, each valid until the next; `sums` are fields of Counts."""
     length, dtype = job.settings.sequence_length, stored_type(job.tokenizer)
     packer = Packer(length, rows_per_group(length, dtype.itemsize), dtype)
-    file = RowFile(length, dtype.itemsize)
-    tokens = trained = text_bytes = 0
     for batch, ids in _encoded(job, documents):
-        trained, text_bytes = trained + len(batch), text_bytes + int(batch.sizes.sum())
-        tokens += len(ids)
-        for group in packer.add(ids):
-            file.write(group)
+        sums["documents"] += len(batch)
+        sums["trained_bytes"] += int(batch.sizes.sum())
+        sums["tokens"] += len(ids)
+        yield from packer.add(ids)
     rest, remainder = packer.finish()
+    sums["trained_documents"] = sums["documents"]
+    sums["row_tokens"] = sums["tokens"] - remainder
+    sums["remainder_tokens"] = remainder
     if len(rest):
-        file.write(rest)
-    counts = Counts(
-        documents=trained,
-        trained_documents=trained,
-        tokens=tokens,
-        row_tokens=tokens - remainder,
-        remainder_tokens=remainder,
-        trained_bytes=text_bytes,
-    )
-    data = file.close()
-    if not file.row_groups:
-        return None, counts
-    size, digest = _put(job.target, key, data)
-    groups = tuple(file.row_groups)
-    return Shard(file=key, size_bytes=size, sha256=digest, row_groups=groups), counts
+        yield rest
 
 
 def _encoded(job: GatherJob, documents: Documents) -> Iterator[tuple[Documents, npt.NDArray[Any]]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from perennial.corpora.records import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class IngestSettings(_Frozen):
     """share of documents, or of stored bytes that could not be read, above which the corpus is
     refused as a whole"""
     shard_tokens: Annotated[int, Field(ge=1)] = 32 << 20
-    """tokens of a shard, roughly: a gather task holds one shard's text in memory"""
+    """tokens of a shard, roughly: a gather task holds one shard's text in memory, or maps it where the store is a
+    local folder"""
     piece_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     """stored bytes of one scatter task, and the text that it holds in memory; it has no influence
     on the result"""
@@ -139,6 +141,16 @@ class Counts(_Frozen):
     """UTF-8 bytes of the trained documents' texts"""
     held_out_bytes: int = 0
 
+    @property
+    def removed(self) -> dict[str, int]:
+        """Records of what is neither trained nor held out, by reason."""
+        dropped = {
+            DUPLICATE: self.duplicate_documents,
+            NEAR_DUPLICATE: self.near_duplicate_documents,
+            CONTAMINATED: self.contaminated_documents,
+        }
+        return {reason: count for reason, count in dropped.items() if count} | self.quarantined
+
     def plus(self, other: Counts) -> Counts:
         """Both counts together."""
         mine, theirs = self.model_dump(), other.model_dump()
@@ -146,14 +158,8 @@ class Counts(_Frozen):
 
     def check(self) -> Self:
         """Itself, when every document and token is accounted for (I5); ValueError otherwise."""
-        documents = (
-            self.trained_documents
-            + self.held_out_documents
-            + self.duplicate_documents
-            + self.near_duplicate_documents
-            + self.contaminated_documents
-            + sum(self.quarantined.values())
-        )
+        kept = self.trained_documents + self.held_out_documents
+        documents = kept + sum(self.removed.values())
         tokens = self.row_tokens + self.held_out_tokens + self.remainder_tokens
         if documents != self.documents or tokens != self.tokens:
             raise ValueError(

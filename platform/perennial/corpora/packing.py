@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+import io
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -53,13 +55,16 @@ def rows_per_group(sequence_length: int, token_bytes: int) -> int:
 
 
 class RowFile:
-    """A shard under way, in memory: one column `tokens` of fixed-size binary, uncompressed."""
+    """A shard under way: one column `tokens` of fixed-size binary, uncompressed.
 
-    def __init__(self, sequence_length: int, token_bytes: int) -> None:
+    It is hashed on its way to the stream, so that the whole of it is never in memory.
+    """
+
+    def __init__(self, stream: BinaryIO, sequence_length: int, token_bytes: int) -> None:
         self._type = pa.binary(sequence_length * token_bytes)
         schema = pa.schema([pa.field("tokens", self._type, nullable=False)])
-        self._sink = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(self._sink, schema, **_PLAIN)
+        self._sink = _Hashed(stream)
+        self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **_PLAIN)
         self.row_groups: list[int] = []
 
     def write(self, rows: npt.NDArray[Any]) -> None:
@@ -71,10 +76,27 @@ class RowFile:
         self._writer.write_table(table, row_group_size=len(rows))
         self.row_groups.append(len(rows))
 
-    def close(self) -> pa.Buffer:
-        """The file's bytes."""
+    def close(self) -> tuple[int, str]:
+        """Writes the file's end, but does not close the stream; its bytes and their sha256."""
         self._writer.close()
-        return self._sink.getvalue()
+        return self._sink.size_bytes, self._sink.sha256.hexdigest()
+
+
+class _Hashed(io.RawIOBase):
+    """Passes on what is written, and knows how much it was and its sha256."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.size_bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self.size_bytes += len(data)
+        return self._stream.write(data)
 
 
 HOLDOUT_SCHEMA = pa.schema(
@@ -101,6 +123,7 @@ _PLAIN: dict[str, Any] = {
     "use_dictionary": False,
     "write_statistics": False,
     "store_schema": False,
-    # One page for each row group, so that a reader copies nothing together.
+    # One page for each row group, so that a reader copies nothing together: a row has 2 bytes.
     "data_page_size": GROUP_BYTES,
+    "max_rows_per_page": GROUP_BYTES,
 }

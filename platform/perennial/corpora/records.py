@@ -21,6 +21,12 @@ VANISHED = "vanished"
 CHANGED = "changed"
 """the file is another one since the corpus was listed"""
 
+DUPLICATE = "duplicate"
+"""an equal document is there already"""
+NEAR_DUPLICATE = "near-duplicate-of-held-out"
+CONTAMINATED = "contaminated"
+"""it holds a piece of an evaluation text"""
+
 HARMLESS = frozenset({EMPTY_TEXT, EMPTY_FILE})
 """nothing was lost, so these do not count towards `max_bad_share`"""
 

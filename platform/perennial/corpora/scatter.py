@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -25,11 +25,10 @@ from perennial.corpora.pieces import (
 )
 from perennial.corpora.records import HARMLESS, Record
 from perennial.corpora.spans import InputMoved, read_span
-from perennial.corpora.staging import digests_section, documents_section, pack_sections
+from perennial.corpora.staging import SectionFile, digests_section
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import pyarrow as pa
 
     from perennial.store import Store
 
@@ -105,7 +104,8 @@ def _attempt(job: ScatterJob, index: int, piece: Piece, moved: dict[int, str]) -
 
     def flush() -> None:
         nonlocal runs, pending
-        job.staging.write(run_key(index, runs), pending.packed(job, salts))
+        with job.staging.open(run_key(index, runs), "wb") as stream:
+            pending.write(job, salts, stream)
         runs, pending = runs + 1, _Pending()
 
     for file, record in _records(job, piece, moved):
@@ -156,8 +156,11 @@ class _Pending:
         self._digests.append(text_digest(record.text))
         self._domains.append(record.domain)
 
-    def packed(self, job: ScatterJob, salts: npt.NDArray[np.uint64]) -> bytes:
-        """The run file: a section for each part of documents, then one for each of digests."""
+    def write(self, job: ScatterJob, salts: npt.NDArray[np.uint64], stream: BinaryIO) -> None:
+        """Writes the run file: a section for each part of documents, then one for each of digests.
+
+        In each the documents are in the order in which they were added.
+        """
         layout, settings = job.layout, job.settings
         # On this machine compressing costs more than the bytes do; on the network it is the other
         # way about.
@@ -178,15 +181,17 @@ class _Pending:
             "digest": digests[:, 0],
         }
         strings = self._strings(settings)
-        sections: list[bytes | pa.Buffer] = []
+        file = SectionFile(stream, layout.parts + layout.digest_parts)
         for rows in grouped(parts, layout.parts):
             chosen: dict[str, Any] = {name: values[rows] for name, values in columns.items()}
             listed = rows.tolist()
             for name, column in strings.items():
                 chosen[name] = column and [column[row] for row in listed]
             texts = [self.texts[row] for row in listed]
-            sections.append(documents_section(chosen, texts, compression))
-        return pack_sections([*sections, *_digests(layout, digests, files, offsets, good)])
+            file.add_documents(chosen, texts, compression)
+        for section in _digests(layout, digests, files, offsets, good):
+            file.add(section)
+        file.close()
 
     def _strings(self, settings: IngestSettings) -> dict[str, list[Any] | None]:
         """The columns of strings; None for one that is empty."""

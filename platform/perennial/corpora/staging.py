@@ -7,15 +7,18 @@ IPC streams, others are arrays of fixed-size entries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from pyarrow.fs import FileSystem, LocalFileSystem
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from pyarrow.fs import FileSystem
+
+    from perennial.store import Store
 
 SCHEMA = pa.schema(
     [
@@ -34,12 +37,47 @@ SCHEMA = pa.schema(
 ENTRY = np.dtype([("digest", "<u8"), ("rest", "<u8"), ("file", "<i4"), ("offset", "<i8")])
 """a document in a section of digests"""
 
+_BATCH_BYTES = 1 << 20
 
-def pack_sections(sections: Sequence[Any]) -> bytes:
-    """The bytes of a file with these sections (bytes or buffers)."""
-    sizes = [8 * (len(sections) + 1), *map(len, sections)]
-    index = np.cumsum(sizes, dtype="<i8").tobytes()
-    return b"".join([index, *sections])
+
+class SectionFile:
+    """A file of sections under way; `close` ends it, and leaves its stream open."""
+
+    def __init__(self, stream: BinaryIO, sections: int) -> None:
+        self._stream = stream
+        self._ends = [8 * (sections + 1)]
+        self._sections = sections
+        stream.write(bytes(self._ends[0]))
+
+    def add(self, data: bytes) -> None:
+        """Appends a section."""
+        self._stream.write(data)
+        self._ends.append(self._stream.tell())
+
+    def add_documents(
+        self, columns: dict[str, Any], texts: Sequence[bytes], compression: str | None
+    ) -> None:
+        """Appends the section of these documents: SCHEMA's columns but the text, as arrays."""
+        if texts:
+            options = pa.ipc.IpcWriteOptions(compression=compression)
+            sink = pa.PythonFile(self._stream, mode="w")
+            with pa.ipc.new_stream(sink, SCHEMA, options=options) as writer:
+                for batch in _batches(columns, texts):
+                    writer.write_batch(batch)
+        self._ends.append(self._stream.tell())
+
+    def close(self) -> None:
+        """Writes the index."""
+        if len(self._ends) != self._sections + 1:
+            raise ValueError(f"{len(self._ends) - 1} of {self._sections} sections were written")
+        self._stream.seek(0)
+        self._stream.write(np.array(self._ends, dtype="<i8").tobytes())
+
+
+def open_staged(staging: Store) -> tuple[FileSystem, str]:
+    """The file system and base path of staged files; those of a local folder are mapped."""
+    filesystem, base = staging.arrow()
+    return LocalFileSystem(use_mmap=True) if staging.is_local else filesystem, base
 
 
 def read_section(filesystem: FileSystem, path: str, section: int) -> pa.Buffer | None:
@@ -52,25 +90,21 @@ def read_section(filesystem: FileSystem, path: str, section: int) -> pa.Buffer |
         return source.read_buffer(end - start)
 
 
-def documents_section(
-    columns: dict[str, Any], texts: Sequence[bytes], compression: str | None
-) -> bytes | pa.Buffer:
-    """The section of these documents: SCHEMA's columns but the text, as arrays or lists."""
-    if not texts:
-        return b""
+def _batches(columns: dict[str, Any], texts: Sequence[bytes]) -> Iterator[pa.RecordBatch]:
+    """The documents, some at a time: what a small piece of memory holds costs least to write."""
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))]
-    text = pa.Array.from_buffers(pa.large_binary(), len(texts), buffers)
-    arrays = [
-        text if field.name == "text" else _column(columns[field.name], field, len(texts))
-        for field in SCHEMA
-    ]
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=compression)
-    with pa.ipc.new_stream(sink, SCHEMA, options=options) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
-    return sink.getvalue()
+    ends = np.cumsum(sizes)
+    cuts = [0, *(np.flatnonzero(np.diff(ends // _BATCH_BYTES)) + 1).tolist(), len(texts)]
+    for start, stop in pairwise(cuts):
+        offsets = np.concatenate([[0], np.cumsum(sizes[start:stop])])
+        data = b"".join(texts[start:stop])
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+        text = pa.Array.from_buffers(pa.large_binary(), stop - start, buffers)
+        arrays = [
+            text if field.name == "text" else _column(columns[field.name], field, start, stop)
+            for field in SCHEMA
+        ]
+        yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
 def read_documents(section: pa.Buffer) -> list[pa.RecordBatch]:
@@ -88,5 +122,7 @@ def digests_section(
     return entries.tobytes()
 
 
-def _column(values: Any, field: pa.Field, length: int) -> pa.Array:
-    return pa.nulls(length, field.type) if values is None else pa.array(values, type=field.type)
+def _column(values: Any, field: pa.Field, start: int, stop: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(stop - start, field.type)
+    return pa.array(values[start:stop], type=field.type)

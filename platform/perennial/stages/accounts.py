@@ -107,6 +107,6 @@ def check_contents(key: str, manifest: CorpusManifest, found: Sequence[Contents]
         "held-out bytes": (sum(each.text_bytes for each in held), counts.held_out_bytes),
         "quarantine records": (reasons.total(), neither),
     }
-    for reason, count in counts.quarantined.items():
+    for reason, count in counts.removed.items():
         pairs[f"records of {reason}"] = (reasons[reason], count)
     return list(unequal(key, pairs, "the files hold", "the counts say"))
