@@ -26,12 +26,11 @@ from perennial.corpora import (
     ingest,
     inspect,
     land,
-
     load_tokenizer,
+    pipeline,
     read_manifest,
     train_tokenizer,
 )
-from perennial.corpora import pipeline
 from perennial.corpora.manifest import StoredFile, total
 from perennial.errors import InputError
 from perennial.stages.accounts import check_contents

@@ -52,8 +52,8 @@ class IngestSettings(_Frozen):
     """share of documents, or of stored bytes that could not be read, above which the corpus is
     refused as a whole"""
     shard_tokens: Annotated[int, Field(ge=1)] = 32 << 20
-    """tokens of a shard, roughly: a gather task holds one shard's text in memory, or maps it where the store is a
-    local folder"""
+    """tokens of a shard, roughly: a gather task holds one shard's text in memory, or maps it where
+    the store is a local folder"""
     piece_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     """stored bytes of one scatter task, and the text that it holds in memory; it has no influence
     on the result"""
