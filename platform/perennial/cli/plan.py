@@ -217,7 +217,7 @@ def _draw(path: Path, state: RunState, release: Anneal | None) -> None:
         last = release.start_step + release.steps - 1
         steps = [*range(release.start_step, last, stride), last]
         branch = {"release": [(step, release.eta(step)) for step in steps]}
-    path.write_bytes(learning_rate(rate_points(state.stages), branch))
+    path.write_bytes(learning_rate(rate_points(state.stages), branch).png())
 
 
 def _bytes(count: int) -> str:
