@@ -444,5 +444,5 @@ def test_the_run_file_is_valid_and_fits_the_cluster(objects: list[Doc]) -> None:
     assert run.store.startswith("s3://")
     (group,) = find(objects, "RayCluster")["spec"]["workerGroupSpecs"]
     cpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
-    wanted = run.training.workers * run.training.cpus_per_worker
+    wanted = run.training.workers.max * run.training.cpus_per_worker
     assert wanted < cpus * group["maxReplicas"], "nothing is left for Ray Data's readers"

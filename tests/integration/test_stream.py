@@ -15,6 +15,7 @@ import pytest
 from perennial.corpora import IngestSettings, ingest, land, read_manifest, train_tokenizer
 from perennial.mixture import ReplayRule, Source, StageMix, stage_mix
 from perennial.mixture import stream as stream_room
+from perennial.mixture.batches import rank_rows
 from perennial.mixture.rows import CorpusLayout
 from perennial.mixture.stream import rank_dataset, step_batches
 from perennial.stages.jobs import layout
@@ -114,14 +115,16 @@ def global_batches(
         tables = dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch
         )
-        ranks.append(step_batches(tables, mix.global_batch // workers, first_step, UINT16))
+        mine = rank_rows(mix.global_batch, rank, workers)
+        ranks.append(step_batches(tables, mine.stop - mine.start, first_step, UINT16))
+    even = {mix.global_batch // workers, -(-mix.global_batch // workers)}
     for parts in zip(*ranks, strict=True):
         (step,) = {step for step, _ in parts}
-        assert {len(tokens) for _, tokens in parts} == {mix.global_batch // workers}
+        assert {len(tokens) for _, tokens in parts} == even
         yield step, np.concatenate([tokens for _, tokens in parts])
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("first_step", [0, 11, STEPS - 1])
 @pytest.mark.parametrize(("prefetch", "steps_per_block"), [(0, 1), (1, 4), (3, 1000)])
 def test_I3_every_step_is_the_plans_for_any_workers_restart_and_prefetch(
@@ -135,7 +138,7 @@ def test_I3_every_step_is_the_plans_for_any_workers_restart_and_prefetch(
     prefetch: int,
     steps_per_block: int,
 ) -> None:
-    rank_step_bytes = BATCH // workers * ROW_BYTES
+    rank_step_bytes = -(-BATCH // workers) * ROW_BYTES
     monkeypatch.setattr(stream_room, "BLOCK_BYTES", steps_per_block * rank_step_bytes)
     streamed = global_batches(tokenised, layouts, mix, workers, first_step, prefetch)
     expected = first_step
@@ -155,7 +158,7 @@ def test_I2_I8_a_run_that_is_killed_and_resized_sees_every_step_once(
 ) -> None:
     monkeypatch.setattr(stream_room, "BLOCK_BYTES", 4 * BATCH * ROW_BYTES)
     step = 0
-    for workers, until in [(2, 3), (4, 17), (1, 18), (2, STEPS)]:
+    for workers, until in [(2, 3), (5, 17), (1, 18), (2, STEPS)]:
         for found, tokens in global_batches(store, layouts, mix, workers, step):
             assert found == step
             assert np.array_equal(tokens, batches[step])
@@ -192,8 +195,8 @@ def test_a_missing_shard_stops_the_stream(
 def test_workers_that_cannot_share_a_batch_are_refused(
     tokenised: Store, layouts: dict[str, CorpusLayout], mix: StageMix
 ) -> None:
-    with pytest.raises(ValueError, match="3 workers cannot share batches of 8"):
-        next(global_batches(tokenised, layouts, mix, 3, 0))
+    with pytest.raises(ValueError, match="9 workers cannot share batches of 8"):
+        next(global_batches(tokenised, layouts, mix, 9, 0))
 
 
 def table(*steps: int) -> pa.Table:

@@ -66,6 +66,14 @@ def test_the_resolved_spec_loads_to_itself(tmp_path: Path) -> None:
     assert again == spec
 
 
+def test_workers_are_a_number_or_a_range(tmp_path: Path) -> None:
+    path = _write(tmp_path, tiny_run(tmp_path))
+    fixed = load_run(path, ["training.workers=3"]).training.workers
+    assert (fixed.min, fixed.max, fixed.elastic, str(fixed)) == (3, 3, False, "3")
+    elastic = load_run(path, ["training.workers={min: 1, max: 3}"]).training.workers
+    assert (elastic.min, elastic.max, elastic.elastic, str(elastic)) == (1, 3, True, "1 to 3")
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -83,7 +91,13 @@ def test_the_resolved_spec_loads_to_itself(tmp_path: Path) -> None:
         ({"schedule": {"eta_max": 1e-5}}, "eta_min <= eta_const <= eta_max"),
         ({"schedule": {"warmup": "50%"}}, "overlap"),
         ({"schedule": {"warmup": "50"}}, "schedule.warmup: '50' is not an amount"),
-        ({"training": {"global_batch": 10}}, "use a multiple of 8"),
+        ({"training": {"global_batch": 1}}, "use a global_batch of at least 2, or fewer workers"),
+        ({"training": {"workers": 0}}, "training.workers: 0 is refused"),
+        ({"training": {"workers": True}}, "training.workers: True is refused"),
+        ({"training": {"workers": {"min": 1}}}, "training.workers.max: is missing"),
+        ({"training": {"workers": {"min": 0, "max": 2}}}, "training.workers.min: 0 is refused"),
+        ({"training": {"workers": {"min": 3, "max": 2}}}, "min 3 is above max 2; use min <= max"),
+        ({"training": {"workers": {"min": 1, "max": 9}}}, "leaves some of 9 workers without one"),
         ({"training": {"workers": "two"}}, "training.workers: 'two' is refused"),
         ({"training": {"zero_stage": 7}}, "training.zero_stage: 7 is refused"),
         ({"tokenizer": {"path": "x"}}, "exactly one of vocabulary and path"),

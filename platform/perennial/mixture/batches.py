@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.int64]
 
 
+def rank_rows(global_batch: int, rank: int, world_size: int) -> slice:
+    """The part of every global batch that one rank trains; parts differ by one sequence at most."""
+    return slice(rank * global_batch // world_size, (rank + 1) * global_batch // world_size)
+
+
 class Batches:
     """Deals the batches of a stage from any step on; a block costs what its sequences cost."""
 

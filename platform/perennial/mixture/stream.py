@@ -18,7 +18,7 @@ import ray.data
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from perennial.mixture.batches import Batches
+from perennial.mixture.batches import Batches, rank_rows
 from perennial.mixture.plan import StageMix
 from perennial.mixture.rows import CorpusLayout, RowReader
 
@@ -47,10 +47,9 @@ def rank_dataset(
     """The sequences of one rank from `first_step` (of the stage) to the stage's end.
 
     Rows are `step` (int64) and `tokens` (fixed-size binary of `row_bytes`), in training order; a
-    step has `global_batch / world_size` rows of every rank. Raises ValueError when that is not
-    a whole number.
+    step has the rows `rank_rows` of every rank. Raises ValueError when a rank would have none.
     """
-    if mix.global_batch % world_size:
+    if mix.global_batch < world_size:
         raise ValueError(f"{world_size} workers cannot share batches of {mix.global_batch}")
     blocks = _RankBlocks(store, layouts, mix, row_bytes, rank, world_size, first_step)
     dataset = ray.data.read_datasource(
@@ -142,8 +141,8 @@ class _RankBlocks:
         self._layouts = {source.corpus: layouts[source.corpus] for source in mix.sources}
         self._mix = mix
         self._row_bytes = row_bytes
-        share = mix.global_batch // world_size
-        self._mine = slice(rank * share, (rank + 1) * share)
+        self._mine = rank_rows(mix.global_batch, rank, world_size)
+        share = self._mine.stop - self._mine.start
         self._steps_per_block = min(max(1, BLOCK_BYTES // (share * row_bytes)), _MOST_STEPS)
         self._first_step = first_step
 

@@ -106,11 +106,47 @@ class SpikesSpec(Section):
     """steps that a loss is compared with, at least 4"""
 
 
+class WorkersSpec(Section):
+    """How many workers train: a fixed number, or as many as there are nodes for."""
+
+    min: Count
+    """the fewest workers that training goes on with, at least 1"""
+    max: Count
+    """the most workers that training makes use of, at least `min`"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, dict | WorkersSpec):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return {"min": value, "max": value}
+        raise ValueError(
+            f"{value!r} is refused (not a whole number of at least 1); "
+            "give a number of workers, or {min: 1, max: 4}"
+        )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkersSpec:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}; use min <= max")
+        return self
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number may change while a stage trains."""
+        return self.min < self.max
+
+    def __str__(self) -> str:
+        return f"{self.min} to {self.max}" if self.elastic else str(self.max)
+
+
 class TrainingSpec(Section):
     """The engine. Defaults are the paper's (arXiv 2403.08763, section 5 and appendix)."""
 
-    workers: Count = 1
-    """number of Ray Train workers, at least 1"""
+    workers: WorkersSpec = Field(default_factory=lambda: WorkersSpec(min=1, max=1))
+    """Ray Train workers: a number of at least 1, or {min: 1, max: 4} to use as many as the cluster
+    has room for at any time"""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that one worker reserves; leave some of the machine to Ray Data's readers"""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
@@ -118,7 +154,7 @@ class TrainingSpec(Section):
     global_batch: Count
     """sequences in one optimizer step, constant for any number of workers"""
     micro_batch: Count
-    """sequences that one worker takes in one forward pass"""
+    """sequences that one worker takes in one forward pass, at most"""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """what DeepSpeed's ZeRO divides among the workers: 0 nothing, 1 the optimizer's state, 2 also
     the gradients, 3 also the weights"""
@@ -143,13 +179,12 @@ class TrainingSpec(Section):
     """how often a failed worker group is started again before the stage gives up"""
 
     @model_validator(mode="after")
-    def _divisible(self) -> TrainingSpec:
-        group = self.workers * self.micro_batch
-        if self.global_batch % group:
+    def _enough_for_all(self) -> TrainingSpec:
+        if self.global_batch < self.workers.max:
             raise ValueError(
-                f"global_batch of {self.global_batch} sequences cannot be divided among "
-                f"{self.workers} workers x micro_batch {self.micro_batch}; "
-                f"use a multiple of {group}"
+                f"global_batch of {self.global_batch} sequences leaves some of "
+                f"{self.workers.max} workers without one; "
+                f"use a global_batch of at least {self.workers.max}, or fewer workers"
             )
         if self.checkpoint_every.unit == "percent":
             raise ValueError("checkpoint_every is a number of steps or tokens, not a percentage")

@@ -38,12 +38,13 @@ def check_fits(training: TrainingSpec, cpus: int) -> None:
     """Refuse workers that this machine cannot hold, unless a cluster was named."""
     if "RAY_ADDRESS" in os.environ:
         return
-    needed = training.workers * (training.cpus_per_worker + _READER_SHARE)
+    workers = training.workers.min
+    needed = workers * (training.cpus_per_worker + _READER_SHARE)
     if needed > cpus + 1e-9:
         raise InputError(
             "run file",
             "training.workers",
-            f"{training.workers} workers of {training.cpus_per_worker:g} CPUs and their readers "
+            f"{workers} workers of {training.cpus_per_worker:g} CPUs and their readers "
             f"({_READER_SHARE:g} each) need {needed:g} CPUs, this machine has {cpus}",
             "lower training.workers or training.cpus_per_worker, or set RAY_ADDRESS",
         )

@@ -132,7 +132,7 @@ def plan_run(
     size, notes = _model_size(work)
     memory = {
         stage: footprint.memory(
-            size, spec.training, spec.corpora.sequence_length, stage, spec.training.workers
+            size, spec.training, spec.corpora.sequence_length, stage, spec.training.workers.min
         )
         for stage in footprint.ZERO_STAGES
     }
@@ -141,7 +141,7 @@ def plan_run(
     plan = Plan(
         model=size,
         flops_per_token=footprint.flops_per_token(size, spec.corpora.sequence_length),
-        workers=spec.training.workers,
+        workers=spec.training.workers.min,
         zero_stage=spec.training.zero_stage,
         memory=memory,
         checkpoint_bytes=footprint.checkpoint_bytes(size, spec.training.precision),
@@ -191,7 +191,7 @@ def _stage_plan(
     seen = seen_sequences(state.history[: state.stages.index(stage) + 1])
     tokens_left = left * spec.tokens_per_step
     seconds = tokens_left / speed.tokens_per_second if speed else None
-    gpus = spec.training.workers * spec.training.gpus_per_worker
+    gpus = spec.training.workers.max * spec.training.gpus_per_worker
     return StagePlan(
         stage=stage.name,
         corpus=stage.corpus,
@@ -302,7 +302,7 @@ def _recent_rows(work: Workspace, stage: Stage) -> list[dict[str, Any]]:
 
 def _stated(spec: RunSpec, size: ModelSize, hardware: Hardware) -> Speed | None:
     """The speed at the stated utilisation; None on CPUs, where nothing was stated."""
-    gpus = spec.training.workers * spec.training.gpus_per_worker
+    gpus = spec.training.workers.max * spec.training.gpus_per_worker
     if not gpus:
         return None
     flops = footprint.flops_per_token(size, spec.corpora.sequence_length)

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.ops import __compatible_ops__
 
+from perennial.training.share import micro_batches_per_rank
+
 if TYPE_CHECKING:
     from perennial.spec.run import TrainingSpec
 
@@ -18,7 +20,8 @@ def build_engine(
 ) -> Any:
     """A DeepSpeed engine around the model, with torch's AdamW and a constant global batch.
 
-    Gradient accumulation takes up what `world_size` workers of `micro_batch` sequences leave.
+    Gradient accumulation takes up what `world_size` workers of `micro_batch` sequences leave; see
+    `share` for the losses' weights.
     """
     # A shared-memory all-reduce that would be compiled on first use; gloo serves without it.
     __compatible_ops__["deepspeed_shm_comm"] = False
@@ -26,10 +29,12 @@ def build_engine(
     optimizer = torch.optim.AdamW(
         _decay_groups(model, spec.weight_decay), lr=0.0, betas=spec.betas, eps=spec.epsilon
     )
+    accumulation = micro_batches_per_rank(global_batch, spec.micro_batch, world_size)
     settings = {
-        "train_batch_size": global_batch,
+        # DeepSpeed wants this product; with parts of unlike sizes it is more than `global_batch`.
+        "train_batch_size": spec.micro_batch * accumulation * world_size,
         "train_micro_batch_size_per_gpu": spec.micro_batch,
-        "gradient_accumulation_steps": global_batch // (world_size * spec.micro_batch),
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": spec.gradient_clip,
         "zero_optimization": {"stage": spec.zero_stage},
         "zero_allow_untested_optimizer": True,

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 import perennial
+from perennial.mixture.batches import rank_rows
 from perennial.mixture.stream import rank_dataset, step_batches
 from perennial.schedules import to_dict
 from perennial.store import Store, open_store
@@ -27,6 +28,7 @@ from perennial.training.meter import Meter
 from perennial.training.model import stored_model
 from perennial.training.news import News
 from perennial.training.optimizer_state import load_optimizer, save_optimizer
+from perennial.training.share import micro_batches
 from perennial.training.spikes import SpikeWatch
 from perennial.training.traffic import meter_collectives
 from perennial.training.trouble import Spike, advice
@@ -53,6 +55,9 @@ class _Worker:
         self._tap = tap
         self._rank = dist.get_rank()
         self._world = dist.get_world_size()
+        self._parts = micro_batches(
+            job.mix.global_batch, job.training.micro_batch, self._rank, self._world
+        )
         self._news = News(tap, self._rank)
         self._meter = Meter()
         self._row: dict[str, Any] = {}
@@ -127,7 +132,8 @@ class _Worker:
             first_step=mix_step,
         )
         tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-        return step_batches(tables, job.mix.global_batch // self._world, mix_step, dtype)
+        mine = rank_rows(job.mix.global_batch, self._rank, self._world)
+        return step_batches(tables, mine.stop - mine.start, mix_step, dtype)
 
     def _build(self, resumed: int | None) -> Any:
         """The engine at the chosen step: the job's own checkpoint, its start's, or new weights."""
@@ -152,17 +158,16 @@ class _Worker:
     def _step(self, step: int, tokens: np.ndarray) -> None:
         """One optimizer step on this rank's sequences `(sequences, sequence_length)`."""
         job, engine, meter = self._job, self._engine, self._meter
-        micro = job.training.micro_batch
         set_eta(engine, job.eta(step))
         total = torch.zeros((), device=engine.device)
-        for first in range(0, len(tokens), micro):
+        for part in self._parts:
             meter.to("forward")
-            ids = torch.from_numpy(tokens[first : first + micro]).to(engine.device)
+            ids = torch.from_numpy(tokens[part.rows]).to(engine.device)
             loss = engine(input_ids=ids, labels=ids).loss
             meter.to("backward")
-            engine.backward(loss)
-            total += loss.detach().float() * (len(ids) / job.mix.global_batch)
-            if first + micro >= len(tokens):
+            engine.backward(loss * part.weight)
+            total += loss.detach().float() * (part.sequences / job.mix.global_batch)
+            if part is self._parts[-1]:
                 self._settle()  # before this step's gradients become weights
             meter.to("optimizer")
             engine.step()
