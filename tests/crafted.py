@@ -13,20 +13,22 @@ from perennial.schedules import to_dict
 from perennial.spec import RunSpec
 from perennial.stages.events import (
     Evaluated,
+    Evaluating,
+    Ingesting,
     Landed,
     Opened,
+    Passed,
     Ready,
     Released,
     TookOver,
     Trained,
 )
-from perennial.stages.jobs import decide_stage, release_job, stage_job
+from perennial.stages.jobs import decide_release, decide_stage, release_job, stage_job
 from perennial.stages.ledger import Ledger, now
 from perennial.store import Store, open_store
 from perennial.training import checkpoint
 from perennial.training.export import export
 from perennial.training.job import Job
-from perennial.training.rates import release_anneal
 from tests.tiny import tiny_run, write_texts
 
 WORLD = 2
@@ -49,7 +51,9 @@ def craft_run(folder: Path) -> Store:
         job = stage_job(spec, ledger.state, ledger.state.stage_of(name), manifests)
         end = save_checkpoints(store, job, folder)
         ledger.append(Trained(at=now(), corpus=name, checkpoint=end, step=job.last_step))
+        ledger.append(Evaluating(at=now(), corpus=name))
         ledger.append(Evaluated(at=now(), corpus=name, losses={}))
+        ledger.append(Passed(at=now(), corpus=name, verdicts=[]))
     _release(spec, store, ledger, manifests, folder)
     return store
 
@@ -69,6 +73,7 @@ def _ingest(
     assert spec.tokenizer.vocabulary is not None
     corpora.train_tokenizer(store, inbox, name, spec.tokenizer.vocabulary, settings)
     ledger.append(Landed(at=now(), corpus=name, size_bytes=file.stat().st_size))
+    ledger.append(Ingesting(at=now(), corpus=name))
     earlier = [stage.corpus for stage in ledger.state.stages]
     manifest = corpora.ingest(store, inbox, name, settings, earlier=earlier)
     ledger.append(
@@ -133,13 +138,10 @@ def _release(
     scratch: Path,
 ) -> None:
     stage = ledger.state.stages[-1]
-    job = stage_job(spec, ledger.state, stage, manifests)
-    anneal = release_anneal(
-        spec.release, spec.schedule.eta_min, job.schedule, stage.last_step, spec.tokens_per_step
-    )
-    assert anneal is not None
-    name = f"{stage.name}-{stage.last_step}-anneal{anneal.steps}"
-    branch = release_job(spec, ledger.state, name, anneal, manifests, "")
+    decided = decide_release(spec, ledger.state, stage, stage.last_step, None, now())
+    ledger.append(decided)
+    branch = release_job(spec, ledger.state, decided, manifests, "")
+    name = decided.name
     end = save_checkpoints(store, branch, scratch)
     tokenizer = corpora.load_tokenizer(store)
     text = tokenizer.manifest.end_of_document_text
@@ -150,8 +152,8 @@ def _release(
             name=name,
             source=ledger.state.ends[stage.name],
             folder=f"releases/{name}",
-            steps=anneal.steps,
-            schedule=to_dict(anneal),
+            steps=branch.mix.steps,
+            schedule=to_dict(branch.schedule),
             losses={},
             samples=[],
         )

@@ -21,7 +21,7 @@ def test_each_corpus_that_landed_became_one_stage(lineage: Lineage) -> None:
     state = Ledger(lineage.store).read()
     state.validate()
     assert [stage.name for stage in state.stages] == ["00-help", "01-code"]
-    assert [corpus.state for corpus in state.corpora.values()] == ["evaluated", "evaluated"]
+    assert [corpus.state for corpus in state.corpora.values()] == ["passed", "passed"]
     assert lineage.first_run["trained"] == 1
 
 
@@ -123,7 +123,7 @@ def test_running_again_does_nothing(lineage: Lineage) -> None:
 
 def test_status_tells_the_whole_story(lineage: Lineage) -> None:
     told = perennial_json("status", lineage.run_file)
-    assert told["corpora"] == {"help": "evaluated", "code": "evaluated"}
+    assert told["corpora"] == {"help": "passed", "code": "released"}
     assert told["trunk"] == {"stage": "01-code", "step": 2 * STEPS, "phase": "constant"}
     assert told["tokens"]["01-code"]["replayed"] == {"help": 2 * STEPS * SEQUENCE_LENGTH}
     assert told["next"] == []

@@ -195,7 +195,7 @@ FAULTS = {
         "not the tokenizer",
     ),
     "a repeated stage": Fault(
-        repeat_stage, ("ledger/0000000000",), "help is evaluated and cannot be 'started'"
+        repeat_stage, ("ledger/0000000000",), "help is passed and cannot be 'started'"
     ),
     "a stage that nobody started": Fault(
         lambda s: copy(s, STAGES[0], "checkpoints/02-help"),
@@ -204,12 +204,12 @@ FAULTS = {
     ),
     "a replay from another place": Fault(
         lambda s: edit_mix(s, shift_replay),
-        ("ledger/", "branches/"),
+        ("ledger/", "ledger/"),
         "01-code takes .* of help from 1 of 96 .*; its history gives .* of help from 0 of 96",
     ),
     "a share that the stage does not replay": Fault(
         lambda s: edit_mix(s, lambda mix: mix["replay"].update(share=0.5)),
-        ("ledger/", "branches/"),
+        ("ledger/", "ledger/"),
         r"24 sequences of help .*share 0.5\); its history gives .* 48 sequences of help",
     ),
     "a mix that the stage did not train": Fault(

@@ -32,6 +32,7 @@ def _spec(**changes: Any) -> RunSpec:
 
 def _ready(state: RunState, name: str, rows: int) -> None:
     state.apply(events.Landed(at=AT, corpus=name, size_bytes=rows * 500))
+    state.apply(events.Ingesting(at=AT, corpus=name))
     ready = events.Ready(at=AT, corpus=name, sequences=rows, tokens=rows * 128, digest="d")
     state.apply(ready)
 
@@ -41,7 +42,9 @@ def _train(spec: RunSpec, state: RunState, corpus: str) -> None:
     stage = state.stages[-1]
     end = f"{stage.folder}/{stage.last_step:08d}"
     state.apply(events.Trained(at=AT, corpus=corpus, checkpoint=end, step=stage.last_step))
+    state.apply(events.Evaluating(at=AT, corpus=corpus))
     state.apply(events.Evaluated(at=AT, corpus=corpus, losses={}))
+    state.apply(events.Passed(at=AT, corpus=corpus, verdicts=[]))
 
 
 def _train_all(spec: RunSpec, state: RunState, count: int) -> None:

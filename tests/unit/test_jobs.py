@@ -30,6 +30,7 @@ def _state(*corpora: str, rows: int = 800) -> RunState:
     state = RunState()
     for name in corpora:
         state.apply(events.Landed(at=AT, corpus=name, size_bytes=1))
+        state.apply(events.Ingesting(at=AT, corpus=name))
         ready = events.Ready(at=AT, corpus=name, sequences=rows, tokens=rows * 128, digest="d")
         state.apply(ready)
     return state
@@ -40,7 +41,9 @@ def _train(spec: RunSpec, state: RunState, corpus: str) -> events.Started:
     state.apply(started)
     step = state.stages[-1].last_step
     state.apply(events.Trained(at=AT, corpus=corpus, checkpoint=f"end/{corpus}", step=step))
+    state.apply(events.Evaluating(at=AT, corpus=corpus))
     state.apply(events.Evaluated(at=AT, corpus=corpus, losses={}))
+    state.apply(events.Passed(at=AT, corpus=corpus, verdicts=[]))
     return started
 
 

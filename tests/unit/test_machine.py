@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 from typing import get_args
 
 import pytest
 
-from perennial.mixture import ReplayRule, stage_mix
-from perennial.schedules import ConstantSchedule, to_dict
 from perennial.stages import events
-from perennial.stages.machine import (
-    TRANSITIONS,
-    CorpusState,
-    Instruction,
-    InvalidTransition,
-    RunState,
-    next_instruction,
-)
+from perennial.stages.instructions import Instruction, Order, Outside, next_instruction
+from perennial.stages.machine import CorpusState, InvalidTransition, RunState
+from perennial.stages.transitions import TRANSITIONS
+from tests.walks import AT, WALK, event_of, released, releasing, started, walk
 
-AT = "2026-01-01T00:00:00+00:00"
+DOES = {
+    "record-landing": ["landed"],
+    "ingest": ["ingesting", "ready"],
+    "start": ["started"],
+    "train": ["trained"],
+    "evaluate": ["evaluating", "evaluated"],
+    "judge": ["passed"],
+}
 
 
 @pytest.fixture
@@ -30,119 +32,175 @@ def state() -> Iterator[RunState]:
     run.validate()
 
 
-def landed(corpus: str) -> events.Landed:
-    return events.Landed(at=AT, corpus=corpus, size_bytes=100)
+def _next(state: RunState, *inbox: str, order: Order | None = None) -> Instruction | None:
+    return next_instruction(state, Outside(inbox), order)
 
 
-def ready(corpus: str) -> events.Ready:
-    return events.Ready(at=AT, corpus=corpus, sequences=80, tokens=2560, digest="d")
-
-
-def started(state: RunState, corpus: str) -> events.Started:
-    mix = stage_mix(state.history, corpus, 80, 10, 8, ReplayRule(0.25))
-    stages = state.stages
-    return events.Started(
-        at=AT,
-        corpus=corpus,
-        stage=f"{len(stages):02d}-{corpus}",
-        first_step=stages[-1].last_step if stages else 0,
-        start=state.ends.get(stages[-1].name) if stages else None,
-        mix=mix.to_dict(),
-        schedule=to_dict(ConstantSchedule(1e-3)),
-        tracking_run="r",
-    )
-
-
-def trained(corpus: str) -> events.Trained:
-    return events.Trained(at=AT, corpus=corpus, checkpoint=f"c/{corpus}", step=10)
-
-
-def evaluated(corpus: str) -> events.Evaluated:
-    return events.Evaluated(at=AT, corpus=corpus, losses={corpus: {"nats_per_token": 1.0}})
-
-
-def refused(corpus: str) -> events.Refused:
-    return events.Refused(at=AT, corpus=corpus, reason="too small")
-
-
-def train_whole(state: RunState, corpus: str) -> None:
-    state.apply(landed(corpus))
-    state.apply(ready(corpus))
-    state.apply(started(state, corpus))
-    state.apply(trained(corpus))
-    state.apply(evaluated(corpus))
-
-
-def test_a_corpus_is_led_from_landing_to_evaluation(state: RunState) -> None:
-    inbox = ["a"]
+def test_a_corpus_is_led_from_landing_through_its_gates(state: RunState) -> None:
     seen = []
-    makers: dict[str, Callable[[], events.CorpusEvent]] = {
-        "record-landing": lambda: landed("a"),
-        "ingest": lambda: ready("a"),
-        "start": lambda: started(state, "a"),
-        "train": lambda: trained("a"),
-        "evaluate": lambda: evaluated("a"),
-    }
-    while (instruction := next_instruction(state, inbox)) is not None:
+    while (instruction := _next(state, "a")) is not None:
         seen.append(instruction.verb)
-        state.apply(makers[instruction.verb]())
-    assert seen == ["record-landing", "ingest", "start", "train", "evaluate"]
-    assert state.corpora["a"].story == ["landed", "ready", "started", "trained", "evaluated"]
+        walk(state, "a", *DOES[instruction.verb])
+    assert seen == ["record-landing", "ingest", "start", "train", "evaluate", "judge"]
+    assert state.corpora["a"].story == WALK
 
 
 def test_stages_follow_in_the_order_of_landing(state: RunState) -> None:
-    train_whole(state, "z")
-    state.apply(landed("m"))
-    state.apply(landed("a"))
-    state.apply(ready("m"))
-    assert next_instruction(state, ["z", "m", "a"]) == Instruction("start", "m")
+    walk(state, "z")
+    walk(state, "m", "landed")
+    walk(state, "a", "landed")
+    walk(state, "m", "ingesting", "ready")
+    assert _next(state, "z", "m", "a") == Instruction("start", "m")
+
+
+def test_a_priority_goes_before_the_order_of_landing(state: RunState) -> None:
+    for name in ("a", "b", "c"):
+        walk(state, name, "landed")
+    order = Order(priority={"c": 2, "b": 1})
+    assert _next(state, order=order) == Instruction("ingest", "c")
+
+
+def test_a_named_order_waits_for_the_corpus_that_has_not_landed(state: RunState) -> None:
+    order = Order(first=["x", "y"])
+    walk(state, "y", "landed")
+    walk(state, "other", "landed")
+    assert _next(state, order=order) is None
+    walk(state, "x", "landed")
+    assert _next(state, order=order) == Instruction("ingest", "x")
+    walk(state, "x", "refused")
+    assert _next(state, order=order) == Instruction("ingest", "y")
+    walk(state, "y", "held")
+    assert _next(state, order=order) == Instruction("ingest", "other")
 
 
 def test_what_was_begun_is_finished_before_anything_new(state: RunState) -> None:
-    state.apply(landed("a"))
-    state.apply(ready("a"))
-    state.apply(started(state, "a"))
-    assert next_instruction(state, ["a", "b"]) == Instruction("train", "a")
-    state.apply(trained("a"))
-    assert next_instruction(state, ["a", "b"]) == Instruction("evaluate", "a")
-    state.apply(evaluated("a"))
-    assert next_instruction(state, ["a", "b"]) == Instruction("record-landing", "b")
+    walk(state, "a", "landed", "ingesting", "ready", "started")
+    assert _next(state, "a", "b") == Instruction("train", "a")
+    walk(state, "a", "trained")
+    assert _next(state, "a", "b") == Instruction("evaluate", "a")
+    walk(state, "a", "evaluating", "evaluated")
+    assert _next(state, "a", "b") == Instruction("judge", "a")
+    walk(state, "a", "passed")
+    assert _next(state, "a", "b") == Instruction("record-landing", "b")
 
 
-def test_a_refused_corpus_stands_in_nobodys_way(state: RunState) -> None:
-    state.apply(landed("bad"))
-    state.apply(landed("good"))
-    state.apply(refused("bad"))
-    assert next_instruction(state, ["bad", "good"]) == Instruction("ingest", "good")
-    assert state.corpora["bad"].reason == "too small"
+def test_a_release_that_is_due_goes_before_the_next_stage(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b", "landed")
+    outside = Outside(["a", "b"], due=["00-a-10"])
+    assert next_instruction(state, outside) == Instruction("release", "00-a-10")
+
+
+@pytest.mark.parametrize("aside", ["refused", "held"])
+def test_a_corpus_that_is_set_aside_stands_in_nobodys_way(state: RunState, aside: str) -> None:
+    walk(state, "bad", "landed")
+    walk(state, "good", "landed")
+    walk(state, "bad", aside)
+    assert _next(state, "bad", "good") == Instruction("ingest", "good")
+    walk(state, "bad", "retried")
+    assert _next(state, "bad", "good") == Instruction("ingest", "bad")
+
+
+def test_a_failed_ingest_waits_for_its_time_while_others_go_on(state: RunState) -> None:
+    walk(state, "a", "landed", "ingesting")
+    walk(state, "b", "landed")
+    later = "2026-01-01T00:01:00+00:00"
+    state.apply(event_of("failed", state, "a", later))
+    assert next_instruction(state, Outside(now=AT)) == Instruction("ingest", "b")
+    walk(state, "b", "refused")
+    assert next_instruction(state, Outside(now=AT)) == Instruction("wait", "a", later)
+    assert next_instruction(state, Outside(now=later)) == Instruction("retry", "a")
+    state.apply(events.Retried(at=AT, corpus="a", by_person=False))
+    assert next_instruction(state, Outside(now=later)) == Instruction("ingest", "a")
+    state.apply(event_of("failed", state, "a"))
+    assert (state.corpora["a"].attempt, next_instruction(state, Outside())) == (2, None)
+    walk(state, "a", "retried")
+    assert state.corpora["a"].attempt == 0
+
+
+def test_a_failed_stage_stops_the_line_and_goes_on_where_it_was(state: RunState) -> None:
+    walk(state, "a", "landed", "ingesting", "ready", "started", "failed")
+    walk(state, "b", "landed")
+    assert _next(state, "a", "b", "c") == Instruction("record-landing", "c")
+    assert _next(state, "a", "b") == Instruction("wait", "a")
+    walk(state, "a", "retried")
+    assert _next(state, "a", "b") == Instruction("train", "a")
+    assert state.corpora["a"].story.count("started") == 1
+
+
+def test_a_gate_stops_the_line_until_a_person_decides(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b", *WALK[:-1], "gated")
+    walk(state, "c", "landed")
+    assert _next(state, "a", "b", "c") == Instruction("wait", "b")
+    assert _next(state, "a", "b", "c", "d") == Instruction("record-landing", "d")
+
+
+def test_an_accepted_stage_is_what_the_next_one_starts_from(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b", *WALK[:-1], "gated", "accepted")
+    walk(state, "c", "landed", "ingesting", "ready", "started")
+    assert [stage.name for stage in state.stages] == ["00-a", "01-b", "02-c"]
+    assert state.stages[2].start == "c/b"
+    assert state.accepted == {"01-b": "good enough"}
+
+
+def test_a_refused_stage_leaves_the_trunk_and_the_next_starts_from_before(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b", *WALK[:-1], "gated", "refused")
+    walk(state, "c", "landed", "ingesting", "ready", "started")
+    assert [stage.name for stage in state.stages] == ["00-a", "02-c"]
+    assert (state.stages[1].start, state.stages[1].first_step) == ("c/a", 10)
+    assert {source.corpus for source in state.stages[1].mix.sources} == {"a", "c"}
+    assert [stage.name for stage in state.abandoned] == ["01-b"]
+    assert state.ends["01-b"] == "c/b"  # everything is kept
+
+
+def test_a_retried_stage_is_trained_anew_with_the_share_that_a_person_gave(
+    state: RunState,
+) -> None:
+    walk(state, "a")
+    walk(state, "b", *WALK[:-1], "gated")
+    state.apply(events.Retried(at=AT, corpus="b", replay=0.5))
+    assert _next(state, "a", "b") == Instruction("start", "b")
+    assert state.corpora["b"].replay == 0.5
+    walk(state, "b", *WALK[3:])
+    assert [stage.name for stage in state.stages] == ["00-a", "02-b"]
+
+
+def test_a_retired_corpus_leaves_replay_and_stays_in_the_lineage(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b")
+    walk(state, "a", "retired")
+    walk(state, "c", "landed", "ingesting", "ready", "started")
+    assert {source.corpus for source in state.stages[2].mix.sources} == {"b", "c"}
+    assert [stage.name for stage in state.stages] == ["00-a", "01-b", "02-c"]
 
 
 def test_i4_a_corpus_that_is_signalled_again_gives_no_second_stage(state: RunState) -> None:
-    train_whole(state, "a")
-    assert next_instruction(state, ["a", "a"]) is None
+    walk(state, "a")
+    assert _next(state, "a", "a") is None
     with pytest.raises(InvalidTransition):
-        state.apply(landed("a"))
+        walk(state, "a", "landed")
     assert len(state.stages) == 1
 
 
 WALKS: dict[CorpusState, list[str]] = {
     "unknown": [],
-    "landed": ["landed"],
-    "ready": ["landed", "ready"],
+    **{
+        here: WALK[: n + 1]
+        for n, here in enumerate(
+            get_args(CorpusState)[1:8]  # landed .. evaluated
+        )
+    },
+    "gated": [*WALK[:-1], "gated"],
+    "passed": WALK,
+    "held": ["landed", "held"],
+    "failed": [*WALK[:4], "failed"],
     "refused": ["landed", "refused"],
-    "training": ["landed", "ready", "started"],
-    "trained": ["landed", "ready", "started", "trained"],
-    "evaluated": ["landed", "ready", "started", "trained", "evaluated"],
+    "retired": [*WALK, "retired"],
 }
-KINDS = ["landed", "ready", "refused", "started", "trained", "evaluated"]
-
-
-def event_of(kind: str, state: RunState) -> events.CorpusEvent:
-    """An event of that kind for corpus x, whether it can happen or not."""
-    if kind == "started":
-        return started(state, "x")
-    made: list[events.CorpusEvent] = [landed("x"), ready("x"), refused("x"), trained("x")]
-    return next((event for event in made if event.kind == kind), evaluated("x"))
+KINDS = sorted({kind for _, kind in TRANSITIONS})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,17 +208,28 @@ def event_of(kind: str, state: RunState) -> events.CorpusEvent:
 def test_only_the_table_moves_a_corpus(here: CorpusState, kind: str) -> None:
     """Any (state, event) pair that the table lacks raises with the corpus's history."""
     state = RunState()
-    train_whole(state, "first")
+    walk(state, "first")
     for walked in WALKS[here]:
-        state.apply(event_of(walked, state))
+        walk(state, "x", walked)
+    if "x" in state.corpora:
+        assert state.corpora["x"].state == here
+    state.validate()
     if (here, kind) in TRANSITIONS:
-        state.apply(event_of(kind, state))
-        assert state.corpora["x"].state == TRANSITIONS[here, kind]
+        target = TRANSITIONS[here, kind]
+        back = state.corpora["x"].back if here != "unknown" else "unknown"
+        walk(state, "x", kind)
+        assert state.corpora["x"].state == (back if target == "back" else target)
         state.validate()
         return
+    before = _told(state)
     with pytest.raises(InvalidTransition) as caught:
-        state.apply(event_of(kind, state))
+        walk(state, "x", kind)
     assert " -> ".join(WALKS[here] or ["nothing yet"]) in str(caught.value)
+    assert _told(state) == before
+
+
+def _told(state: RunState) -> str:
+    return repr(state)
 
 
 def test_a_controller_takes_over_with_the_next_epoch_only(state: RunState) -> None:
@@ -168,7 +237,7 @@ def test_a_controller_takes_over_with_the_next_epoch_only(state: RunState) -> No
     with pytest.raises(InvalidTransition):
         state.apply(events.TookOver(at=AT, epoch=3, controller="b"))
     state.apply(events.TookOver(at=AT, epoch=2, controller="b"))
-    assert state.epoch == 2
+    assert (state.epoch, state.controller) == (2, "b")
 
 
 def test_a_run_is_opened_once(state: RunState) -> None:
@@ -177,37 +246,60 @@ def test_a_run_is_opened_once(state: RunState) -> None:
         state.apply(events.Opened(at=AT, spec={"name": "y"}))
 
 
+def test_a_release_is_claimed_anew_by_whoever_goes_on_and_made_once(state: RunState) -> None:
+    walk(state, "a")
+    state.apply(releasing(state, "r"))
+    with pytest.raises(InvalidTransition, match="claim 1"):
+        state.apply(releasing(RunState(stages=state.stages, ends=state.ends), "r"))
+    state.apply(releasing(state, "r"))
+    assert (state.releasing["r"].claim, state.release_state("r")) == (2, "releasing")
+    state.apply(released("r"))
+    assert state.release_state("r") == "released"
+    for again in (released("r"), releasing(state, "r")):
+        with pytest.raises(InvalidTransition):
+            state.apply(again)
+
+
 def test_cells_measured_later_join_the_stages_losses(state: RunState) -> None:
-    train_whole(state, "a")
+    walk(state, "a")
     cell = {"b": {"nats_per_token": 2.0}}
     state.apply(events.Measured(at=AT, stage="00-a", losses=cell))
     assert set(state.losses["00-a"]) == {"a", "b"}
+    with pytest.raises(InvalidTransition):
+        state.apply(events.Measured(at=AT, stage="01-b", losses=cell))
 
 
-def test_validate_finds_a_trunk_with_a_gap(state: RunState) -> None:
-    train_whole(state, "a")
+def test_validate_finds_a_trunk_with_a_gap() -> None:
     broken = RunState()
-    train_whole(broken, "a")
-    broken.apply(landed("b"))
-    broken.apply(ready("b"))
+    walk(broken, "a")
+    walk(broken, "b", "landed", "ingesting", "ready")
     broken.apply(started(broken, "b").model_copy(update={"first_step": 99}))
     with pytest.raises(AssertionError, match="begins where the trunk stands"):
         broken.validate()
 
 
-def test_every_event_survives_the_ledger(state: RunState) -> None:
-    train_whole(state, "a")
+def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) -> None:
+    walk(state, "a")
     told: list[events.Event] = [
-        landed("a"),
-        ready("a"),
-        refused("a"),
-        started(state, "a"),
-        trained("a"),
-        evaluated("a"),
+        *(event_of(kind, state, "a") for kind in KINDS),
         events.Opened(at=AT, spec={}),
         events.TookOver(at=AT, epoch=1, controller="c"),
         events.Measured(at=AT, stage="00-a", losses={}),
         events.Scored(at=AT, release="r", tasks=["t"], scores=[]),
+        releasing(state, "r"),
+        released("r"),
     ]
+    assert {event.kind for event in told} == {
+        each.model_fields["kind"].default for each in get_args(events.Event)
+    }
     for event in told:
-        assert events.decode(events.encode(event)) == event
+        data = events.encode(event)
+        assert json.loads(data)["schema"] == events.SCHEMA
+        assert events.decode(data) == event
+
+
+def test_an_event_of_a_newer_schema_is_told_apart_from_a_broken_one() -> None:
+    with pytest.raises(events.NewerSchema, match="its schema is 2, this version knows 1"):
+        events.decode(b'{"schema": 2, "kind": "from-the-future"}')
+    before_schemas = b'{"kind": "took-over", "at": "", "epoch": 1, "controller": "c"}'
+    assert isinstance(events.decode(before_schemas), events.TookOver)

@@ -50,7 +50,7 @@ def verb(function: Callable[P, None]) -> Callable[P, None]:
             _fail("stopped; the same command goes on from the last checkpoint", 1)
         except Exception as failed:
             # Known ends have a sentence of their own; anything else is a bug and shows its trace.
-            if type(failed).__name__ not in ("TrainingFailed", "Superseded"):
+            if type(failed).__name__ not in ("TrainingFailed", "TrainingStopped", "Superseded"):
                 raise
             _fail(str(failed), 1)
 
@@ -72,6 +72,7 @@ def _options(
 
 
 from perennial.cli import (  # noqa: E402 - the verbs register themselves with `app`
+    decide,
     evaluate,
     ingest,
     land,
@@ -87,6 +88,7 @@ from perennial.cli import (  # noqa: E402 - the verbs register themselves with `
 
 __all__ = [
     "app",
+    "decide",
     "evaluate",
     "ingest",
     "land",

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from perennial.evaluation import HeldoutLoss, LossMatrix
@@ -140,6 +141,31 @@ def _cell(loss: HeldoutLoss | None) -> str:
     return f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.2f})"
 
 
+def print_gate(gated: dict[str, Any] | None, choices: Sequence[tuple[str, str]]) -> None:
+    """The numbers of a stage that a gate stopped, and what a person can do."""
+    if gated is None:
+        return
+    table = Table(title=f"{gated['stage']} is stopped by its gates", title_justify="left")
+    for column in ("gate", "of", "measured", "standard error", "bound", ""):
+        numeric = column in ("measured", "standard error", "bound")
+        table.add_column(column, justify="right" if numeric else "left")
+    for verdict in gated["verdicts"]:
+        error = verdict["stderr"]
+        table.add_row(
+            verdict["gate"],
+            verdict["subject"],
+            "-" if verdict["value"] is None else f"{verdict['value']:.3f}",
+            "-" if error is None else f"{error:.3f}",
+            f"{verdict['bound']:.3f}",
+            "holds" if verdict["holds"] else f"broken {verdict['reason']}".strip(),
+        )
+    out.print(table)
+    out.print("nothing is lost, and nothing goes on until a person decides:")
+    for command, effect in choices:
+        out.print(f"next      {command}", markup=False)
+        out.print(f"          {effect}", markup=False)
+
+
 def print_tokens(told: dict[str, dict[str, Any]]) -> None:
     """Tokens by source of every stage."""
     table = Table(title="tokens by source", title_justify="left")
@@ -152,19 +178,19 @@ def print_tokens(told: dict[str, dict[str, Any]]) -> None:
     out.print(table)
 
 
-def print_corpora(state: RunState) -> None:
-    """What became of every corpus."""
+def print_corpora(state: RunState, told: dict[str, str]) -> None:
+    """What became of every corpus; `told` says it in words."""
     table = Table(title="corpora", title_justify="left")
     for column in ("corpus", "state", "sequences", "tokens", "why"):
         numeric = column in ("sequences", "tokens")
         table.add_column(column, justify="right" if numeric else "left")
-    for corpus in state.corpora.values():
+    for name, corpus in state.corpora.items():
         table.add_row(
-            corpus.name,
-            corpus.state,
+            Text(name),
+            Text(told[name]),
             f"{corpus.sequences:,}",
             f"{corpus.tokens:,}",
-            corpus.reason,
+            Text(corpus.reason),
         )
     out.print(table)
 

@@ -26,7 +26,7 @@ def land(
     """Upload files to the inbox as corpus NAME, marker last. Safe to repeat."""
     from perennial import corpora
     from perennial.cli.console import Screen
-    from perennial.stages.advance import check_size
+    from perennial.stages.ingestion import check_size
     from perennial.stages.workspace import Workspace
 
     overrides = [word for word in files if "=" in word and not Path(word).exists()]

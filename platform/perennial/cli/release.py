@@ -17,20 +17,28 @@ def release(
     overrides: Overrides = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STAGE@STEP",
+            help="The trunk's checkpoint; default the end of the last stage that passed",
+        ),
+    ] = None,
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Length of the anneal, such as '4M tokens'")
     ] = None,
 ) -> None:
-    """Anneal a branch off the end of the trunk and export it as a Hugging Face folder."""
+    """Anneal a branch off the trunk and export it as a Hugging Face folder."""
     from perennial.stages import outcome
     from perennial.stages.release import plan_release
     from perennial.stages.release import release as make
 
     with workspace(run_file, overrides) as work:
         if dry_run:
-            show_plan(work.spec, [plan_release(work, tokens)])
+            show_plan(work.spec, [plan_release(work, origin, tokens)])
             return
-        made = make(work, tokens)
+        made = make(work, origin, tokens)
         if as_json:
             print_json(made.model_dump(mode="json"))
             return

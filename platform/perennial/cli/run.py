@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perennial.cli.app import AsJson, DryRun, Overrides, RunFile, verb
-from perennial.cli.console import log, out, print_json, print_matrix, print_tokens
+from perennial.cli.console import (
+    log,
+    out,
+    print_gate,
+    print_json,
+    print_matrix,
+    print_tokens,
+)
 from perennial.cli.opening import show_plan, workspace
 
 if TYPE_CHECKING:
@@ -38,12 +44,21 @@ def run(
             show_plan(work.spec, todo(work))
             return
         trained = advance(work, reschedule=reschedule)
-        if not work.state.corpora:
+        state = work.state
+        if not state.corpora:
             raise InputError(
                 work.inbox.url,
                 "",
                 "no complete corpus has landed",
                 f"land one: `perennial land {run_file} NAME FILES...`",
+            )
+        if all(corpus.state == "refused" for corpus in state.corpora.values()):
+            last = list(state.corpora.values())[-1]
+            raise InputError(
+                f"{work.inbox.url}/{last.name}",
+                "",
+                f"every corpus was refused, this one because: {last.reason}",
+                f"land another, or `perennial retry {run_file} {last.name}` when that is mended",
             )
         _tell(work, str(run_file), trained, as_json)
 
@@ -59,59 +74,91 @@ def watch(
     interval: Annotated[
         float, typer.Option("--interval", min=0.1, help="Seconds between two looks")
     ] = 60.0,
+    webhook: Annotated[
+        int | None,
+        typer.Option(
+            "--webhook",
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Look at once whenever an S3 event is posted to this port",
+        ),
+    ] = None,
 ) -> None:
     """Pull the sources that are due and poll the inbox: each corpus that lands becomes a stage."""
     from perennial.stages.advance import advance, check_inbox, todo
     from perennial.stages.sourcing import Puller, open_sources, pull_due, utc_now
+    from perennial.stages.wakeup import Wakeup
 
     with workspace(run_file, overrides) as work:
-        if dry_run:
+        if dry_run or once:
             check_inbox(work)
+        if dry_run:
             show_plan(work.spec, todo(work))
             return
-        if not once:
-            Puller(work, interval).start()
-        while not once:
-            _look(work, str(run_file), reschedule, as_json)
-            log.print(f"watching {work.inbox.url}, next look in {interval:g} s")
-            time.sleep(interval)
-            work.ledger.read()
-        pull_due(work, open_sources(work), utc_now())
-        check_inbox(work)
-        _tell(work, str(run_file), advance(work, reschedule=reschedule), as_json)
+        if once:
+            pull_due(work, open_sources(work), utc_now())
+            _tell(work, str(run_file), advance(work, reschedule=reschedule), as_json)
+            return
+        Puller(work, interval).start()
+        with Wakeup(webhook, work.narrator.say) as wakeup:
+            while True:
+                _look(work, str(run_file), reschedule, as_json)
+                log.print(f"watching {work.inbox.url}, next look in {interval:g} s")
+                wakeup.wait(interval)
 
 
 def _look(work: Workspace, run_file: str, reschedule: bool, as_json: bool) -> None:
     """One look of a watch without end: what one corpus has wrong must not end it."""
     from perennial.errors import InputError
     from perennial.stages.advance import advance, check_inbox
+    from perennial.stages.workspace import Superseded
 
     try:
         check_inbox(work)
-        trained = advance(work, reschedule=reschedule)
+        trained = advance(work, reschedule=reschedule, wait=False)
+    except Superseded:
+        raise
     except InputError as wrong:
         log.print(f"perennial: {wrong}", soft_wrap=True)
         return
+    except Exception as failure:
+        # It is written down, and the corpus waits for a person; the others go on.
+        log.print(f"perennial: {failure}", soft_wrap=True, markup=False)
+        return
     if trained:
-        _tell(work, run_file, trained, as_json)
+        _tell(work, run_file, trained, as_json, end=False)
 
 
-def _tell(work: Workspace, run_file: str, trained: int, as_json: bool) -> None:
+def _tell(work: Workspace, run_file: str, trained: int, as_json: bool, *, end: bool = True) -> None:
+    """What was done, and what a person can do; a gated stage ends the command with code 1."""
     from perennial.stages import outcome
+    from perennial.stages.decisions import choices
 
     length = work.spec.corpora.sequence_length
     told = outcome.matrix(work.state)
+    gated = choices(work.state, run_file)
     if as_json:
         sources = outcome.tokens_by_source(work.state, length)
-        print_json({"trained": trained, "matrix": told.to_dict(), "tokens": sources})
-        return
-    if not trained:
-        out.print("nothing to do: every corpus that landed is trained")
-    if told.stages:
-        print_matrix(told)
-        print_tokens(outcome.tokens_by_source(work.state, length))
-    out.print(f"store     {work.store.url}")
-    out.print(f"pictures  {work.store.url}/report/")
+        document = {"trained": trained, "matrix": told.to_dict(), "tokens": sources}
+        print_json(document | {"gated": outcome.gated(work.state)})
+    else:
+        if not trained and not gated:
+            out.print("nothing to do: every corpus that landed is trained")
+        if told.stages:
+            print_matrix(told)
+            print_tokens(outcome.tokens_by_source(work.state, length))
+        out.print(f"store     {work.store.url}")
+        out.print(f"pictures  {work.store.url}/report/")
+        if gated:
+            print_gate(outcome.gated(work.state), gated)
+        else:
+            _next(run_file)
+    if gated and end:
+        raise typer.Exit(1)
+
+
+def _next(run_file: str) -> None:
     out.print(f"next      perennial land {run_file} NAME FILES...   another corpus")
     out.print(f"          perennial release {run_file}               anneal and export the trunk")
     out.print(f"          perennial ui {run_file}                    curves in MLflow")

@@ -10,6 +10,7 @@ from perennial.cli.app import AsJson, Overrides, RunFile, verb
 from perennial.cli.console import (
     out,
     print_corpora,
+    print_gate,
     print_json,
     print_matrix,
     print_scores,
@@ -38,11 +39,15 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
     told = outcome.matrix(state)
     where = outcome.position(work)
     sources = [source.status(utc_now()) for source in open_sources(work)]
+    states = outcome.told_states(work)
     if as_json:
         print_json(
             {
                 "store": work.store.url,
-                "corpora": {name: corpus.state for name, corpus in state.corpora.items()},
+                "corpora": states,
+                "reasons": {n: c.reason for n, c in state.corpora.items() if c.reason},
+                "controller": {"epoch": state.epoch, "name": state.controller},
+                "gated": outcome.gated(state),
                 "trunk": where,
                 "matrix": told.to_dict(),
                 "tokens": outcome.tokens_by_source(state, length),
@@ -53,7 +58,7 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
         )
         return
     print_sources(sources)
-    print_corpora(state)
+    print_corpora(state, states)
     if told.stages:
         print_matrix(told)
         print_tokens(outcome.tokens_by_source(state, length))
@@ -65,6 +70,9 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
 def _print_places(
     work: Workspace, run_file: str, where: dict[str, Any] | None, next_steps: Sequence[str]
 ) -> None:
+    from perennial.stages import outcome
+    from perennial.stages.decisions import choices
+
     if where is not None:
         out.print(f"trunk     {where['stage']}, step {where['step']:,}, {where['phase']} phase")
     for release in work.state.releases:
@@ -76,6 +84,8 @@ def _print_places(
     out.print(f"curves    perennial ui {run_file}")
     for step in next_steps:
         out.print(f"next      {step}: perennial run {run_file}")
-    if not next_steps:
+    gated = choices(work.state, run_file)
+    print_gate(outcome.gated(work.state), gated)
+    if not next_steps and not gated:
         out.print(f"next      land another corpus: perennial land {run_file} NAME FILES...")
         out.print("          or search what its stage should use: perennial tune TUNING_FILE")

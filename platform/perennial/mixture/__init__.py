@@ -1,6 +1,13 @@
 """Which sequences are trained at which step, and the stream that delivers them."""
 
-from perennial.mixture.plan import Source, StageMix, branch_mix, seen_sequences, stage_mix
+from perennial.mixture.plan import (
+    Source,
+    StageMix,
+    branch_mix,
+    cut,
+    seen_sequences,
+    stage_mix,
+)
 from perennial.mixture.replay import ReplayRule
 
-__all__ = ["ReplayRule", "Source", "StageMix", "branch_mix", "seen_sequences", "stage_mix"]
+__all__ = ["ReplayRule", "Source", "StageMix", "branch_mix", "cut", "seen_sequences", "stage_mix"]

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -85,13 +85,15 @@ class StageMix:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; the few integers that are a stage's whole data state."""
-        return asdict(self) | {"sources": [asdict(source) for source in self.sources]}
+        replay = asdict(self.replay) | {"retired": list(self.replay.retired)}
+        sources = [asdict(source) for source in self.sources]
+        return asdict(self) | {"sources": sources, "replay": replay}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StageMix:
         """The inverse of `to_dict`."""
         sources = tuple(Source(**source) for source in data["sources"])
-        replay = ReplayRule(**data["replay"])
+        replay = ReplayRule.from_dict(data["replay"])
         return cls(**data | {"sources": sources, "replay": replay})
 
 
@@ -114,7 +116,7 @@ def stage_mix(
     sequences instead, and the mix says how many.
     """
     budget = steps * global_batch
-    earlier = _earlier(history)
+    earlier = {n: known for n, known in _earlier(history).items() if n not in replay.retired}
     wanted = round(replay.share * budget) if earlier else 0
     counts = split_replay(replay, wanted, earlier)
     replayed = sum(counts.values())
@@ -126,17 +128,33 @@ def stage_mix(
     return StageMix(corpus, steps, global_batch, tuple(sources), replay, wanted - replayed)
 
 
-def branch_mix(history: Sequence[StageMix], steps: int) -> StageMix:
-    """A branch off the end of the trunk: the last stage's shares go on from where it stopped."""
+def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str] = ()) -> StageMix:
+    """A branch off the end of the trunk: the last stage's shares go on from where it stopped.
+
+    retired: corpora that the branch leaves out; the others take their part.
+    """
     last = history[-1]
     budget = steps * last.global_batch
-    counts = apportion(budget, {s.corpus: s.sequences for s in last.sources})
+    taken = {s.corpus: s.sequences for s in last.sources if s.corpus not in retired}
+    counts = apportion(budget, taken)
     sources = tuple(
         Source(s.corpus, counts[s.corpus], s.start + s.sequences, s.extent)
         for s in last.sources
-        if counts[s.corpus]
+        if counts.get(s.corpus)
     )
-    return StageMix(last.corpus, steps, last.global_batch, sources, last.replay)
+    rule = replace(last.replay, retired=tuple(retired))
+    return StageMix(last.corpus, steps, last.global_batch, sources, rule)
+
+
+def cut(mix: StageMix, steps: int) -> StageMix:
+    """What a stage has trained in its first `steps` steps (1 .. its last), as a mix of its own."""
+    if steps == mix.steps:
+        return mix
+    sources = tuple(
+        replace(source, sequences=taken)
+        for source, taken in zip(mix.sources, mix.taken(steps), strict=True)
+    )
+    return replace(mix, steps=steps, sources=sources)
 
 
 def seen_sequences(history: Sequence[StageMix]) -> dict[str, int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 Weighting = Literal["seen", "uniform", "recent", "fixed"]
 
@@ -23,12 +23,19 @@ class ReplayRule:
         corpus without one is not replayed.
     weights: by corpus, at least 0, for `fixed` alone; corpora to come may be named.
     max_epochs: how often any sequence may be replayed over the trunk's life; None is no limit.
+    retired: corpora that are not replayed any more, whatever the weighting.
     """
 
     share: float = 0.0
     weighting: Weighting = "seen"
     weights: Mapping[str, float] = field(default_factory=dict)
     max_epochs: int | None = None
+    retired: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ReplayRule:
+        """The inverse of `dataclasses.asdict`, from JSON."""
+        return cls(**{**data, "retired": tuple(data.get("retired", ()))})
 
 
 @dataclass(frozen=True)

@@ -280,15 +280,24 @@ class StageOverride(Section):
     """tokens of this stage, new and replayed together, such as `400k tokens` or `100%`"""
     replay: Share | None = None
     """this stage's replay share, from 0 to 1"""
+    priority: int = 0
+    """of corpora that landed, the one with the highest number is the next stage"""
 
 
 class StagesSpec(Section):
-    """How much each stage trains."""
+    """How much each stage trains, in which order, and how often it is tried."""
 
     budget: Amount = Field(default_factory=lambda: _amount("100%"))
     """tokens of a stage, new and replayed together; 100% is the corpus's own training tokens"""
     corpora: dict[str, StageOverride] = Field(default_factory=dict)
     """overrides by corpus name"""
+    order: Literal["landing"] | tuple[str, ...] = "landing"
+    """landing (by priority, then in the order of landing), or names of corpora: these come first,
+    in this order, and each waits for the one before it"""
+    attempts: Count = 3
+    """how often ingesting, training or evaluating a corpus is tried before it waits for `retry`"""
+    retry_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """pause before the second try; it doubles with each further one"""
 
 
 class ReleaseSpec(Section):
@@ -309,6 +318,31 @@ class EvaluationSpec(Section):
     """held-out documents a corpus that are scored at most"""
     tasks: tuple[str, ...] = ()
     """lm-eval tasks by name, or folders that hold a task's YAML"""
+
+
+class TaskGate(Section):
+    """What a task's score must reach."""
+
+    min: Annotated[float, Field(allow_inf_nan=False)]
+    """lowest score that passes"""
+    metric: str | None = None
+    """the metric by its lm-eval name, such as `acc`; default the task's first"""
+
+
+class GatesSpec(Section):
+    """Bounds that a stage must keep, or the line stops until a person decides."""
+
+    max_forgetting: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """nats per token that the held-out loss on any earlier corpus may be above what it was after
+    that corpus's own stage"""
+    max_adaptation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """highest held-out loss on the stage's own corpus after it, in nats per token"""
+    min_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """nats per token by which the stage must lower the held-out loss on its own corpus"""
+    tasks: dict[str, TaskGate] = Field(default_factory=dict)
+    """lm-eval tasks (by name, or folders that hold a task's YAML) that the stage's end must pass"""
+    standard_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """a bound is broken only by more than so many standard errors of what was measured"""
 
 
 class TrackingSpec(Section):
@@ -343,6 +377,7 @@ class RunSpec(Section):
     stages: StagesSpec = Field(default_factory=StagesSpec)
     release: ReleaseSpec = Field(default_factory=ReleaseSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    gates: GatesSpec = Field(default_factory=GatesSpec)
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
 
     @property

@@ -2,64 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import perennial
-from perennial.mixture import seen_sequences
+from perennial.mixture import StageMix, cut, seen_sequences
+from perennial.stages.events import Releasing
 from perennial.stages.machine import RunState, Stage
 
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
-    from perennial.schedules import Anneal
     from perennial.spec import RunSpec
 
 
 def model_card(
     spec: RunSpec,
     state: RunState,
-    name: str,
-    stage: Stage,
-    anneal: Anneal | None,
+    release: Releasing,
     manifests: Mapping[str, CorpusManifest],
 ) -> str:
     """Markdown for the release's README.md."""
+    stage = state.stage(release.stage)
+    trained = [*state.stages[: stage.after], stage]
+    mixes = [*state.history_of(stage), cut(stage.mix, release.step - stage.first_step)]
     length = spec.corpora.sequence_length
-    seen = seen_sequences(state.history)
-    rows = [
-        f"| {s.name} | {s.corpus} | {manifests[s.corpus].digest[:16]} | {s.first_step:,} | "
-        f"{s.mix.steps:,} | {seen[s.corpus] * length:,} |"
-        for s in state.stages
-    ]
-    branch = (
-        f"annealed for {anneal.steps} steps from {anneal.eta_start:g} to {anneal.eta_min:g} "
-        f"({anneal.shape}) off the trunk's step {stage.last_step}"
-        if anneal
-        else f"the trunk's step {stage.last_step}, whose own schedule had decayed"
-    )
+    seen = seen_sequences(mixes)
     return "\n".join(
         [
             "---",
             "library_name: transformers",
             "pipeline_tag: text-generation",
             "---",
-            f"# {spec.name}: {name}",
+            f"# {spec.name}: {release.name}",
             "",
-            f"A release of the lineage `{spec.name}`: {branch}. The trunk itself never decays; "
-            "it goes on from its constant-phase checkpoint when the next corpus lands.",
+            f"A release of the lineage `{spec.name}`: {_branch(release)}. The trunk itself never "
+            "decays; it goes on from its constant-phase checkpoint when the next corpus lands.",
             "",
-            "| stage | corpus | corpus digest | first step | steps | tokens seen, with replay |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *rows,
+            "## Lineage",
+            "| stage | first step | steps | tokens by source |",
+            "| --- | --- | --- | --- |",
+            *(_stage_row(s, mix, length) for s, mix in zip(trained, mixes, strict=True)),
+            "",
+            "| corpus | tokens seen, with replay | digest | |",
+            "| --- | --- | --- | --- |",
+            *(_corpus_row(state, manifests[name], n * length) for name, n in seen.items()),
             "",
             f"- Sequence length {length}, global batch {spec.training.global_batch} sequences.",
             f"- Trunk schedule: {_fields(stage.schedule)}.",
-            f"- Parent checkpoint: `{state.ends[stage.name]}`.",
-            f"- Tokenizer fingerprint: `{manifests[stage.corpus].tokenizer[:16]}`.",
+            *([f"- Anneal: {_fields(release.schedule)}."] if release.schedule else []),
+            f"- Parents: {', '.join(f'`{parent}`' for parent in _parents(trained, release))}.",
+            f"- Tokenizer fingerprint: `{manifests[stage.corpus].tokenizer}`.",
             f"- Made by perennial {perennial.__version__}.",
             "",
         ]
     )
+
+
+def _branch(release: Releasing) -> str:
+    if release.schedule is None:
+        return f"the trunk's step {release.step}, whose own schedule had decayed"
+    anneal = release.schedule
+    return (
+        f"annealed for {anneal['steps']} steps from {anneal['eta_start']:g} to "
+        f"{anneal['eta_min']:g} ({anneal['shape']}) off the trunk's step {release.step}"
+    )
+
+
+def _stage_row(stage: Stage, mix: StageMix, length: int) -> str:
+    sources = ", ".join(f"{s.corpus} {s.sequences * length:,}" for s in mix.sources)
+    return f"| {stage.name} | {stage.first_step:,} | {mix.steps:,} | {sources} |"
+
+
+def _corpus_row(state: RunState, manifest: CorpusManifest, tokens: int) -> str:
+    retired = "retired: not replayed any more" if manifest.name in state.retired else ""
+    return f"| {manifest.name} | {tokens:,} | `{manifest.digest}` | {retired} |"
+
+
+def _parents(trained: Sequence[Stage], release: Releasing) -> list[str]:
+    """The checkpoints that lead here, the nearest first."""
+    return [release.source, *(s.start for s in reversed(trained) if s.start is not None)]
 
 
 def _fields(schedule: Mapping[str, object]) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+SCHEMA = 1
+"""Version of the ledger's format; an event without one is of version 1."""
 
 
 class _Record(BaseModel):
@@ -37,6 +41,13 @@ class Landed(_Record):
     size_bytes: int
 
 
+class Ingesting(_Record):
+    """Tokenising the corpus began."""
+
+    kind: Literal["ingesting"] = "ingesting"
+    corpus: str
+
+
 class Ready(_Record):
     """The corpus is tokenised: `sequences` to train on, its manifest's digest."""
 
@@ -48,11 +59,54 @@ class Ready(_Record):
 
 
 class Refused(_Record):
-    """The corpus cannot become a stage."""
+    """The corpus is no stage, or its stage, stopped by a gate, is no longer of the trunk."""
 
     kind: Literal["refused"] = "refused"
     corpus: str
     reason: str
+
+
+class Held(_Record):
+    """A person wants the corpus to wait."""
+
+    kind: Literal["held"] = "held"
+    corpus: str
+    reason: str = ""
+
+
+class Retried(_Record):
+    """Go on with a corpus that was held, failed or refused, or train its stage anew.
+
+    by_person: a person's retry counts attempts from the start; the controller's own does not.
+    replay: the share of replay of its next stage, in place of the run file's.
+    """
+
+    kind: Literal["retried"] = "retried"
+    corpus: str
+    by_person: bool = True
+    replay: float | None = None
+
+
+class Retired(_Record):
+    """The trained corpus leaves the replay of later stages; it stays in the lineage."""
+
+    kind: Literal["retired"] = "retired"
+    corpus: str
+    reason: str = ""
+
+
+class Failed(_Record):
+    """What was done with the corpus failed for the `attempt`-th time.
+
+    next_try: UTC time from which on it is tried again; None when it waits for a person.
+    """
+
+    kind: Literal["failed"] = "failed"
+    corpus: str
+    attempt: int
+    attempts: int
+    reason: str
+    next_try: str | None
 
 
 class Started(_Record):
@@ -77,12 +131,70 @@ class Trained(_Record):
     step: int
 
 
+class Evaluating(_Record):
+    """Measuring the stage's end began."""
+
+    kind: Literal["evaluating"] = "evaluating"
+    corpus: str
+
+
 class Evaluated(_Record):
-    """Held-out losses after the stage, by corpus."""
+    """Held-out losses after the stage, by corpus, and scores of the tasks that gates ask for."""
 
     kind: Literal["evaluated"] = "evaluated"
     corpus: str
     losses: dict[str, dict[str, Any]]
+    scores: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Passed(_Record):
+    """The stage kept within the gates' bounds; the next one starts from its end."""
+
+    kind: Literal["passed"] = "passed"
+    corpus: str
+    verdicts: list[dict[str, Any]]
+
+
+class Gated(_Record):
+    """The stage broke a gate's bound: the line stops until a person decides."""
+
+    kind: Literal["gated"] = "gated"
+    corpus: str
+    verdicts: list[dict[str, Any]]
+
+
+class Accepted(_Record):
+    """A person takes a stage over that a gate stopped."""
+
+    kind: Literal["accepted"] = "accepted"
+    corpus: str
+    reason: str
+
+
+class Measured(_Record):
+    """Held-out losses of a stage's end on corpora that came later."""
+
+    kind: Literal["measured"] = "measured"
+    stage: str
+    losses: dict[str, dict[str, Any]]
+
+
+class Releasing(_Record):
+    """A release is decided, or goes on under a new claim: the latest one alone may commit.
+
+    stage, step: the trunk's checkpoint that it branches from.
+    mix, schedule: of its anneal; None when the trunk had decayed there already.
+    claim: 1, 2, ...: how often somebody began with it.
+    """
+
+    kind: Literal["releasing"] = "releasing"
+    name: str
+    stage: str
+    step: int
+    source: str
+    mix: dict[str, Any] | None
+    schedule: dict[str, Any] | None
+    claim: int
 
 
 class Released(_Record):
@@ -98,14 +210,6 @@ class Released(_Record):
     samples: list[dict[str, Any]]
 
 
-class Measured(_Record):
-    """Held-out losses of a stage's end on corpora that came later."""
-
-    kind: Literal["measured"] = "measured"
-    stage: str
-    losses: dict[str, dict[str, Any]]
-
-
 class Scored(_Record):
     """A release's lm-eval scores, or why a task was not run."""
 
@@ -115,17 +219,48 @@ class Scored(_Record):
     scores: list[dict[str, Any]]
 
 
-CorpusEvent = Landed | Ready | Refused | Started | Trained | Evaluated
-Event = Opened | TookOver | CorpusEvent | Measured | Released | Scored
+CorpusEvent = (
+    Landed
+    | Ingesting
+    | Ready
+    | Refused
+    | Held
+    | Retried
+    | Retired
+    | Failed
+    | Started
+    | Trained
+    | Evaluating
+    | Evaluated
+    | Passed
+    | Gated
+    | Accepted
+)
+ReleaseEvent = Releasing | Released
+Event = Opened | TookOver | CorpusEvent | Measured | ReleaseEvent | Scored
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
+class NewerSchema(ValueError):
+    """The ledger was written by a newer version of perennial."""
+
+
 def decode(data: bytes) -> Event:
-    """The event in one ledger object."""
-    return _EVENT.validate_json(data)
+    """The event in one ledger object.
+
+    Raises NewerSchema for a format that this version does not know, ValueError for anything else
+    that is no event.
+    """
+    told = json.loads(data)
+    if not isinstance(told, dict):
+        raise ValueError("it is no JSON object")
+    schema = told.pop("schema", 1)
+    if schema != SCHEMA:
+        raise NewerSchema(f"its schema is {schema!r}, this version knows {SCHEMA}")
+    return _EVENT.validate_python(told)
 
 
 def encode(event: Event) -> bytes:
     """The ledger object of one event."""
-    return event.model_dump_json(indent=1).encode()
+    return json.dumps({"schema": SCHEMA} | event.model_dump(mode="json"), indent=1).encode()

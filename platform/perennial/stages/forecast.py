@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from perennial.errors import InputError
-from perennial.stages.events import Evaluated, Landed, Ready, Trained
-from perennial.stages.jobs import decide_stage
-from perennial.stages.machine import RunState, Stage, next_instruction
+from perennial.stages.events import (
+    Evaluated,
+    Evaluating,
+    Ingesting,
+    Landed,
+    Passed,
+    Ready,
+    Retried,
+    Trained,
+)
+from perennial.stages.instructions import Outside, next_instruction
+from perennial.stages.jobs import decide_stage, order_of
+from perennial.stages.machine import RunState, Stage, names_in
 from perennial.training.checkpoint import folder_of
 
 if TYPE_CHECKING:
@@ -53,7 +63,7 @@ def expected_corpora(
 ) -> tuple[Expected, ...]:
     """The corpora to come: those of the inbox in the order of landing (their stored bytes), then
     those that `stages.corpora` names, in the file's order."""
-    waiting = {c.name: c.size_bytes for c in state.corpora.values() if c.state == "landed"}
+    waiting = {c.name: c.size_bytes for c in state.corpora.values() if not c.sequences}
     waiting |= {name: size for name, size in inbox.items() if name not in state.corpora}
     planned = [n for n in spec.stages.corpora if n not in waiting and n not in state.corpora]
     per_byte = _sequences_per_byte(state)
@@ -77,8 +87,9 @@ def look_ahead(
     sizes = {each.name: each for each in expected}
     _check_weights(spec, {*state.corpora, *sizes})
     stages: list[tuple[Stage, Basis]] = []
-    while (step := next_instruction(state, list(sizes))) is not None:
-        name = step.corpus
+    outside, order = Outside(list(sizes)), order_of(spec)
+    while (step := next_instruction(state, outside, order)) is not None:
+        name = step.subject
         match step.verb:
             case "record-landing":
                 state.apply(Landed(at="", corpus=name, size_bytes=0))
@@ -87,6 +98,8 @@ def look_ahead(
                 if rows is None:
                     break
                 tokens = rows * spec.corpora.sequence_length
+                if state.corpora[name].state == "landed":
+                    state.apply(Ingesting(at="", corpus=name))
                 state.apply(Ready(at="", corpus=name, sequences=rows, tokens=tokens, digest=""))
             case "start":
                 state.apply(decide_stage(spec, state, name, "", "", reschedule))
@@ -96,8 +109,16 @@ def look_ahead(
                 end = folder_of(stage.folder, stage.last_step)
                 state.apply(Trained(at="", corpus=name, checkpoint=end, step=stage.last_step))
             case "evaluate":
+                if state.corpora[name].state == "trained":
+                    state.apply(Evaluating(at="", corpus=name))
                 state.apply(Evaluated(at="", corpus=name, losses={}))
-    left = tuple(c.name for c in state.corpora.values() if c.state in ("landed", "ready"))
+            case "judge":
+                state.apply(Passed(at="", corpus=name, verdicts=[]))
+            case "retry":
+                state.apply(Retried(at="", corpus=name, by_person=False))
+            case _:
+                break
+    left = tuple(names_in(state.corpora.values(), "landed", "ingesting", "ready"))
     return Ahead(tuple(stages), left, state)
 
 

@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perennial.errors import InputError
-from perennial.mixture import ReplayRule, StageMix, branch_mix, seen_sequences, stage_mix
+from perennial.mixture import ReplayRule, StageMix, branch_mix, cut, seen_sequences, stage_mix
 from perennial.mixture.rows import CorpusLayout
-from perennial.schedules import Anneal, Schedule, differences, from_dict, to_dict
-from perennial.stages.events import Started
+from perennial.schedules import Schedule, differences, from_dict, to_dict
+from perennial.stages.events import Releasing, Started
+from perennial.stages.instructions import Order
 from perennial.stages.machine import RunState, Stage
+from perennial.training.checkpoint import folder_of
+from perennial.training.fence import Fence
 from perennial.training.job import Job
-from perennial.training.rates import stage_schedule
+from perennial.training.rates import release_anneal, stage_schedule
 
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
@@ -34,12 +37,13 @@ def decide_stage(
     rows = state.corpora[corpus].sequences
     steps = stage_steps(spec, corpus, rows)
     first_step = state.stages[-1].last_step if state.stages else 0
-    rule = replay_rule(spec, spec.replay_share(corpus))
+    asked = state.corpora[corpus].replay
+    rule = replay_rule(spec, state, spec.replay_share(corpus) if asked is None else asked)
     mix = stage_mix(state.history, corpus, rows, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
         corpus=corpus,
-        stage=f"{len(state.stages):02d}-{corpus}",
+        stage=f"{len(state.started_stages):02d}-{corpus}",
         first_step=first_step,
         start=state.ends[state.stages[-1].name] if state.stages else None,
         mix=mix.to_dict(),
@@ -48,10 +52,16 @@ def decide_stage(
     )
 
 
-def replay_rule(spec: RunSpec, share: float) -> ReplayRule:
-    """The run's rule of replay with that share."""
+def order_of(spec: RunSpec) -> Order:
+    """In which order the run file wants its corpora."""
+    named = () if spec.stages.order == "landing" else spec.stages.order
+    return Order(named, {name: each.priority for name, each in spec.stages.corpora.items()})
+
+
+def replay_rule(spec: RunSpec, state: RunState, share: float) -> ReplayRule:
+    """The run's rule of replay with that share, as of now: without the corpora that retired."""
     replay = spec.replay
-    return ReplayRule(share, replay.weighting, replay.weights, replay.max_epochs)
+    return ReplayRule(share, replay.weighting, replay.weights, replay.max_epochs, state.retired)
 
 
 def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
@@ -109,10 +119,14 @@ def _schedule(
 
 
 def stage_job(
-    spec: RunSpec, state: RunState, stage: Stage, manifests: Mapping[str, CorpusManifest]
+    spec: RunSpec,
+    state: RunState,
+    stage: Stage,
+    manifests: Mapping[str, CorpusManifest],
+    fence: Fence | None = None,
 ) -> Job:
-    """The training job of a started stage; the same however often it is built."""
-    earlier = state.history[: state.stages.index(stage)]
+    """The training job of a started stage; the same however often it is built, but for `fence`."""
+    earlier = state.history_of(stage)
     job = _job(
         spec,
         manifests,
@@ -124,29 +138,59 @@ def stage_job(
         first_step=stage.first_step,
         start=stage.start,
     )
-    return replace(job, tracking_run=stage.tracking_run)
+    return replace(job, tracking_run=stage.tracking_run, fence=fence)
+
+
+def decide_release(
+    spec: RunSpec, state: RunState, stage: Stage, step: int, anneal: AmountValue | None, at: str
+) -> Releasing:
+    """A release off the trunk's checkpoint at a step of a stage (invariant I7).
+
+    anneal: its length in place of the run file's; a percentage is of the trunk's steps so far.
+    Raises InputError for an anneal of fewer than two steps.
+    """
+    settings = (
+        spec.release if anneal is None else spec.release.model_copy(update={"anneal": anneal})
+    )
+    eta = release_anneal(
+        settings, spec.schedule.eta_min, from_dict(stage.schedule), step, spec.tokens_per_step
+    )
+    trained = [*state.history_of(stage), cut(stage.mix, step - stage.first_step)]
+    mix = None if eta is None else branch_mix(trained, eta.steps, state.retired)
+    return Releasing(
+        at=at,
+        name=f"{stage.name}-{step}" + (f"-anneal{eta.steps}" if eta else ""),
+        stage=stage.name,
+        step=step,
+        source=folder_of(stage.folder, step),
+        mix=None if mix is None else mix.to_dict(),
+        schedule=None if eta is None else to_dict(eta),
+        claim=1,
+    )
 
 
 def release_job(
     spec: RunSpec,
     state: RunState,
-    name: str,
-    anneal: Anneal,
+    decided: Releasing,
     manifests: Mapping[str, CorpusManifest],
     tracking_run: str,
+    fence: Fence | None = None,
 ) -> Job:
-    """The job that anneals a branch off the end of the trunk (invariant I7)."""
+    """The job that anneals a decided release; the trunk is left as it is (invariant I7)."""
+    assert decided.mix is not None and decided.schedule is not None
+    stage = state.stage(decided.stage)
     job = branch_job(
         spec,
-        state.history,
+        [*state.history_of(stage), cut(stage.mix, decided.step - stage.first_step)],
         manifests,
-        name=name,
-        mix=branch_mix(state.history, anneal.steps),
-        schedule=anneal,
-        first_step=anneal.start_step,
-        start=state.ends[state.stages[-1].name],
+        name=decided.name,
+        mix=StageMix.from_dict(decided.mix),
+        schedule=from_dict(decided.schedule),
+        first_step=decided.step,
+        start=decided.source,
     )
-    return replace(job, optimizer="keep", tracking_run=tracking_run)
+    return replace(job, optimizer="keep", tracking_run=tracking_run, fence=fence)
 
 
 def branch_job(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from perennial.errors import InputError
-from perennial.stages.events import Event, decode, encode
+from perennial.stages import snapshots
+from perennial.stages.events import Event, NewerSchema, decode, encode
 from perennial.stages.machine import RunState
-from perennial.store import Store
+from perennial.store import Log, Store
 
-_FOLDER = "ledger"
+FOLDER = "ledger"
 
 
 class LostRace(Exception):
-    """Another controller wrote this place in the ledger first."""
+    """Somebody else wrote this place in the ledger first."""
 
 
 def now() -> str:
@@ -23,32 +24,43 @@ def now() -> str:
 
 
 class Ledger:
-    """A run's events in the store, and the state that they fold to."""
+    """A run's events in the store, and the state that they fold to.
 
-    def __init__(self, store: Store) -> None:
+    next: number of the event that would be appended next.
+    say: hears of snapshots that are ignored.
+    """
+
+    def __init__(self, store: Store, say: Callable[[str], None] = lambda _: None) -> None:
         self._store = store
-        self.events: list[Event] = []
+        self._log = Log(store, FOLDER)
+        self._say = say
+        self.next = 0
         self.state = RunState()
 
     def read(self) -> RunState:
-        """Fold in every event that was written since the last read."""
-        written = {entry.key for entry in self._store.list(_FOLDER)}
-        while (key := _key(len(self.events))) in written:
-            event = self._event(key)
-            self.state.apply(event)
-            self.events.append(event)
+        """Fold in every event that was written since the last read: a request each, and one."""
+        if not self.next:
+            snapshot = snapshots.newest(self._store, self._log, self._say)
+            if snapshot is not None:
+                self.next, self.state = snapshot.events, snapshot.state
+        for number, data in self._log.tail(self.next):
+            self.state.apply(self._event(number, data))
+            self.next = number + 1
         return self.state
 
-    def _event(self, key: str) -> Event:
+    def _event(self, number: int, data: bytes) -> Event:
         try:
-            return decode(self._store.read(key))
+            return decode(data)
         except ValueError as wrong:
             first = str(wrong).splitlines()[-2].strip() if "\n" in str(wrong) else str(wrong)
+            remedy = "restore it, or use the version of perennial that wrote it"
+            if isinstance(wrong, NewerSchema):
+                remedy = "use the version of perennial that wrote it, or a later one"
             raise InputError(
-                f"{self._store.url}/{key}",
+                f"{self._store.url}/{self._log.key(number)}",
                 "",
                 f"is not an event that this version knows ({first})",
-                "restore it, or use the version of perennial that wrote it",
+                remedy,
             ) from None
 
     def append(self, event: Event) -> None:
@@ -57,13 +69,11 @@ class Ledger:
         Raises InvalidTransition when it cannot follow, LostRace when somebody else wrote this
         place first; either way nothing was written.
         """
-        after = copy.deepcopy(self.state)
-        after.apply(event)
-        if not self._store.create(_key(len(self.events)), encode(event)):
-            raise LostRace(_key(len(self.events)))
-        self.state = after
-        self.events.append(event)
-
-
-def _key(sequence: int) -> str:
-    return f"{_FOLDER}/{sequence:012d}.json"
+        self.state.check(event)
+        data = encode(event)
+        if not self._log.append(self.next, data):
+            raise LostRace(self._log.key(self.next))
+        self.state.apply(event)
+        self.next += 1
+        if snapshots.due(self.next):
+            snapshots.write(self._store, self.state, self.next, data)

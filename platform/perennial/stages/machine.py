@@ -1,50 +1,50 @@
-"""The pure controller: a fold over the ledger, and what to do next.
+"""The pure controller's memory: a fold over the ledger. No I/O, no clock.
 
-Events in, instructions out; no I/O, no clock. Every corpus walks one transition table; an event
-that the table does not know for the corpus's state raises with the corpus's history.
+Every corpus and every release walks one transition table (`transitions`); what to do next follows
+from the state that is folded here (`instructions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from perennial.mixture import StageMix
 from perennial.stages.events import (
+    Accepted,
     CorpusEvent,
     Evaluated,
     Event,
+    Failed,
+    Gated,
     Landed,
     Measured,
     Opened,
+    Passed,
     Ready,
+    Refused,
     Released,
+    Releasing,
+    Retried,
     Scored,
     Started,
     TookOver,
     Trained,
 )
+from perennial.stages.transitions import (
+    ON_THE_TRUNK,
+    RELEASE_TRANSITIONS,
+    TRANSITIONS,
+    CorpusState,
+    InvalidTransition,
+    ReleaseState,
+)
 
-CorpusState = Literal["unknown", "landed", "ready", "refused", "training", "trained", "evaluated"]
+__all__ = ["Corpus", "CorpusState", "InvalidTransition", "RunState", "Stage"]
 
-TRANSITIONS: dict[tuple[CorpusState, str], CorpusState] = {
-    ("unknown", "landed"): "landed",
-    ("landed", "ready"): "ready",
-    ("landed", "refused"): "refused",
-    ("ready", "refused"): "refused",
-    ("ready", "started"): "training",
-    ("training", "trained"): "trained",
-    ("trained", "evaluated"): "evaluated",
-}
-
-
-class InvalidTransition(Exception):
-    """An event that cannot happen to a corpus in its state; carries the corpus's history."""
-
-    def __init__(self, corpus: str, state: str, event: str, story: Sequence[str]) -> None:
-        told = " -> ".join(story) or "nothing yet"
-        super().__init__(f"{corpus} is {state} and cannot be {event!r}; its history: {told}")
+_ASIDE = ("held", "failed", "refused")
+"""States from which `retried` leads back."""
 
 
 @dataclass
@@ -59,11 +59,27 @@ class Corpus:
     sequences: int = 0
     tokens: int = 0
     reason: str = ""
+    #: where `retried` leads to
+    back: CorpusState = "unknown"
+    #: failures in a row of what is being done with it, of so many that are allowed
+    attempt: int = 0
+    attempts: int = 0
+    next_try: str | None = None
+    #: replay share that a person gave its next stage
+    replay: float | None = None
+
+    @property
+    def stands_at(self) -> CorpusState:
+        """Its state, or the one in which it failed."""
+        return self.back if self.state == "failed" else self.state
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the trunk, decided by its `Started` event."""
+    """One stage, decided by its `Started` event.
+
+    after: number of the trunk's stages that came before it.
+    """
 
     name: str
     corpus: str
@@ -72,6 +88,7 @@ class Stage:
     mix: StageMix
     schedule: dict[str, Any]
     tracking_run: str
+    after: int
 
     @property
     def last_step(self) -> int:
@@ -90,31 +107,43 @@ class RunState:
 
     spec: dict[str, Any] | None = None
     epoch: int = 0
+    controller: str = ""
     #: corpora by name, in the order in which they landed
     corpora: dict[str, Corpus] = field(default_factory=dict)
     #: stages in the order of the trunk
     stages: list[Stage] = field(default_factory=list)
+    #: stages that were started and are no longer of the trunk, in the order of leaving it
+    abandoned: list[Stage] = field(default_factory=list)
     #: checkpoint at the end of each trained stage, by stage name
     ends: dict[str, str] = field(default_factory=dict)
     #: held-out losses after each evaluated stage, by stage name and corpus
     losses: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    #: scores that the gates asked for, and their verdicts, by stage name
+    stage_scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    verdicts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    #: why a person accepted a stage in spite of its verdicts, by stage name
+    accepted: dict[str, str] = field(default_factory=dict)
+    #: releases that were begun and are not there yet, by name
+    releasing: dict[str, Releasing] = field(default_factory=dict)
     releases: list[Released] = field(default_factory=list)
+    #: how each release was decided, by name
+    branches: dict[str, Releasing] = field(default_factory=dict)
     #: lm-eval scores by release, and the tasks of the run file that gave them
     scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     tasks: dict[str, list[str]] = field(default_factory=dict)
 
     def apply(self, event: Event) -> None:
-        """Fold one event in. Raises InvalidTransition when it cannot follow."""
+        """Fold one event in. Raises InvalidTransition, changing nothing, when it cannot follow."""
+        self.check(event)
         match event:
             case Opened():
-                if self.spec is not None:
-                    raise InvalidTransition("the run", "open", "opened", ["opened"])
                 self.spec = event.spec
             case TookOver():
-                if event.epoch != self.epoch + 1:
-                    raise InvalidTransition("the run", f"at epoch {self.epoch}", event.kind, [])
-                self.epoch = event.epoch
+                self.epoch, self.controller = event.epoch, event.controller
+            case Releasing():
+                self.releasing[event.name] = self.branches[event.name] = event
             case Released():
+                del self.releasing[event.name]
                 self.releases.append(event)
             case Measured():
                 self.losses[event.stage] = event.losses | self.losses[event.stage]
@@ -124,93 +153,167 @@ class RunState:
             case _:
                 self._apply_to_corpus(event)
 
-    def _apply_to_corpus(self, event: CorpusEvent) -> None:
+    def check(self, event: Event) -> None:
+        """Raise InvalidTransition when the event cannot follow; changes nothing."""
+        match event:
+            case Opened():
+                if self.spec is not None:
+                    raise InvalidTransition("the run", "open", "opened", ["opened"])
+            case TookOver():
+                if event.epoch != self.epoch + 1:
+                    raise InvalidTransition("the run", f"at epoch {self.epoch}", event.kind, [])
+            case Releasing() | Released():
+                self._check_release(event)
+            case Measured():
+                if event.stage not in self.losses:
+                    raise InvalidTransition(event.stage, "not evaluated", event.kind, [])
+            case Scored():
+                if event.release not in self.branches or event.release in self.releasing:
+                    raise InvalidTransition(event.release, "not released", event.kind, [])
+            case _:
+                self._check_corpus(event)
+
+    def _check_release(self, event: Releasing | Released) -> None:
+        state, last = self.release_state(event.name), self.releasing.get(event.name)
+        story = [f"{last.kind} (claim {last.claim})"] if last else []
+        if (state, event.kind) not in RELEASE_TRANSITIONS:
+            raise InvalidTransition(event.name, state, event.kind, story)
+        if isinstance(event, Releasing) and event.claim != (last.claim if last else 0) + 1:
+            raise InvalidTransition(event.name, state, f"claim {event.claim}", story)
+
+    def _check_corpus(self, event: CorpusEvent) -> None:
         corpus = self.corpora.get(event.corpus) or Corpus(event.corpus)
-        target = TRANSITIONS.get((corpus.state, event.kind))
-        if target is None:
-            raise InvalidTransition(corpus.name, corpus.state, event.kind, corpus.story)
-        corpus.state = target
+        wrong = InvalidTransition(corpus.name, corpus.state, event.kind, corpus.story)
+        if (corpus.state, event.kind) not in TRANSITIONS:
+            raise wrong
+        if isinstance(event, Started):
+            StageMix.from_dict(event.mix)  # a ValueError now, not in the middle of the fold
+        elif isinstance(event, Failed) and event.attempt != corpus.attempt + 1:
+            raise wrong
+
+    def _apply_to_corpus(self, event: CorpusEvent) -> None:
+        corpus = self.corpora.setdefault(event.corpus, Corpus(event.corpus))
+        before = corpus.stands_at
+        target = TRANSITIONS[corpus.state, event.kind]
+        if isinstance(event, Refused | Retried) and before in ON_THE_TRUNK and target != "back":
+            self.abandoned.append(self.stages.pop())
+        if target in _ASIDE and corpus.state not in _ASIDE:
+            corpus.back = corpus.state
+        if target == "refused":
+            corpus.back = "ready" if corpus.sequences else "landed"
+        corpus.state = corpus.back if target == "back" else target
         corpus.story.append(event.kind)
-        self.corpora[corpus.name] = corpus
+        self._note(corpus, event)
+
+    def _note(self, corpus: Corpus, event: CorpusEvent) -> None:
+        """Keep what the event says besides that it happened."""
+        if isinstance(event, Failed):
+            corpus.attempt, corpus.attempts = event.attempt, event.attempts
+            corpus.next_try = event.next_try
+        elif not isinstance(event, Retried) or event.by_person:
+            corpus.attempt, corpus.next_try = 0, None
+        corpus.reason = getattr(event, "reason", "")
         match event:
             case Landed():
                 corpus.size_bytes = event.size_bytes
             case Ready():
                 corpus.sequences, corpus.tokens = event.sequences, event.tokens
+            case Retried():
+                corpus.replay = event.replay if event.by_person else corpus.replay
             case Started():
                 self._start(event)
             case Trained():
-                self.ends[self.stage_of(event.corpus).name] = event.checkpoint
+                self.ends[self.stages[-1].name] = event.checkpoint
             case Evaluated():
-                self.losses[self.stage_of(event.corpus).name] = event.losses
-            case _:
-                corpus.reason = event.reason
+                self.losses[self.stages[-1].name] = event.losses
+                self.stage_scores[self.stages[-1].name] = event.scores
+            case Passed() | Gated():
+                self.verdicts[self.stages[-1].name] = event.verdicts
+            case Accepted():
+                self.accepted[self.stages[-1].name] = event.reason
 
     def _start(self, event: Started) -> None:
-        mix = StageMix.from_dict(event.mix)
         self.stages.append(
             Stage(
                 event.stage,
                 event.corpus,
                 event.first_step,
                 event.start,
-                mix,
+                StageMix.from_dict(event.mix),
                 event.schedule,
                 event.tracking_run,
+                len(self.stages),
             )
         )
 
     def stage_of(self, corpus: str) -> Stage:
-        """The stage of a corpus that was started."""
-        return next(stage for stage in self.stages if stage.corpus == corpus)
+        """The stage of a corpus on the trunk."""
+        return next(stage for stage in reversed(self.stages) if stage.corpus == corpus)
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name, abandoned or not."""
+        return next(stage for stage in self.started_stages if stage.name == name)
+
+    def release_state(self, name: str) -> ReleaseState:
+        """Where a release stands."""
+        if name in self.releasing:
+            return "releasing"
+        return "released" if name in self.branches else "unknown"
 
     @property
     def history(self) -> list[StageMix]:
         """The mixes of all stages, in the order of the trunk."""
         return [stage.mix for stage in self.stages]
 
+    @property
+    def retired(self) -> tuple[str, ...]:
+        """Corpora that later stages do not replay."""
+        return tuple(name for name, c in self.corpora.items() if c.state == "retired")
+
+    @property
+    def started_stages(self) -> list[Stage]:
+        """Every stage that was ever started, the abandoned ones last."""
+        return [*self.stages, *self.abandoned]
+
+    def history_of(self, stage: Stage) -> list[StageMix]:
+        """The mixes of the trunk before a stage, abandoned or not."""
+        return [each.mix for each in self.stages[: stage.after]]
+
     def validate(self) -> None:
         """Check what must hold after any sequence of events; AssertionError names what does not."""
-        trained = [name for name, c in self.corpora.items() if "started" in c.story]
-        assert sorted(trained) == sorted(s.corpus for s in self.stages), "one corpus, one stage"
-        running = [c.name for c in self.corpora.values() if c.state in ("training", "trained")]
+        on_trunk = [n for n, c in self.corpora.items() if c.stands_at in ON_THE_TRUNK]
+        assert sorted(on_trunk) == sorted(s.corpus for s in self.stages), "one corpus, one stage"
+        running = [n for n in on_trunk if self.corpora[n].state not in ("passed", "retired")]
         assert len(running) <= 1, f"one stage at a time, not {running}"
+        assert not running or running == [self.stages[-1].corpus], "the last stage is at work"
+        self._validate_trunk()
+        for corpus in self.corpora.values():
+            assert corpus.state in get_args(CorpusState)
+            assert corpus.state not in _ASIDE or corpus.back != "unknown", "there is a way back"
+            assert not corpus.attempt or corpus.attempts, "attempts are of so many"
+        names = [stage.name for stage in self.started_stages]
+        assert len(set(names)) == len(names), "no two stages have one name"
+        released = {release.name for release in self.releases}
+        assert len(released) == len(self.releases), "a release is made once"
+        assert released.isdisjoint(self.releasing), "a release is there or on its way"
+        assert self.branches.keys() == released | self.releasing.keys(), "each was decided"
+
+    def _validate_trunk(self) -> None:
         step = 0
         for index, stage in enumerate(self.stages):
             assert stage.first_step == step, f"{stage.name} begins where the trunk stands"
-            assert stage.name.startswith(f"{index:02d}-"), f"{stage.name} is stage {index}"
+            assert stage.after == index, f"{stage.name} is the trunk's stage {index}"
             before = self.ends.get(self.stages[index - 1].name) if index else None
             assert stage.start == before, f"{stage.name} starts from the trunk's end"
+            done = self.corpora[stage.corpus].stands_at
+            assert (stage.name in self.ends) == (done != "training"), "an end is a trained stage's"
             step = stage.last_step
-        for corpus in self.corpora.values():
-            assert corpus.state in get_args(CorpusState)
+        for stage in self.abandoned:
+            assert stage.after <= len(self.stages), f"{stage.name} left a trunk that is there"
+        numbers = sorted(int(stage.name.partition("-")[0]) for stage in self.started_stages)
+        assert numbers == list(range(len(numbers))), "stages are numbered as they were started"
 
 
-@dataclass(frozen=True)
-class Instruction:
-    """What the shell must do next, and to which corpus."""
-
-    verb: Literal["record-landing", "ingest", "start", "train", "evaluate"]
-    corpus: str
-
-
-def next_instruction(state: RunState, inbox: Sequence[str]) -> Instruction | None:
-    """The one right thing to do, or None when the run has caught up.
-
-    inbox: names of the complete corpora in the inbox, in the order in which they landed.
-    What was begun is finished first; then stages follow in the order of landing.
-    """
-    in_state = {corpus.state: corpus.name for corpus in reversed(state.corpora.values())}
-    if "training" in in_state:
-        return Instruction("train", in_state["training"])
-    if "trained" in in_state:
-        return Instruction("evaluate", in_state["trained"])
-    for name in inbox:
-        if name not in state.corpora:
-            return Instruction("record-landing", name)
-    for corpus in state.corpora.values():
-        if corpus.state == "landed":
-            return Instruction("ingest", corpus.name)
-        if corpus.state == "ready":
-            return Instruction("start", corpus.name)
-    return None
+def names_in(corpora: Iterable[Corpus], *states: CorpusState) -> list[str]:
+    """Names of the corpora in one of these states, in the order of landing."""
+    return [corpus.name for corpus in corpora if corpus.state in states]

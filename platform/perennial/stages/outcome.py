@@ -29,7 +29,7 @@ def matrix(state: RunState) -> LossMatrix:
     stages = tuple(
         (stage.name, _losses(state.losses.get(stage.name, {})))
         for stage in state.stages
-        if stage.name in state.ends
+        if stage.name in state.losses
     )
     return LossMatrix(stages, tuple((r.name, _losses(r.losses)) for r in state.releases))
 
@@ -60,6 +60,15 @@ def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[st
         counts = {s.corpus: s.sequences * sequence_length for s in stage.mix.sources}
         told[stage.name] = {"new": counts.pop(stage.corpus), "replayed": counts}
     return told
+
+
+def gated(state: RunState) -> dict[str, Any] | None:
+    """The stage that a gate stopped and its verdicts, or None."""
+    stopped = [c.name for c in state.corpora.values() if c.state == "gated"]
+    if not stopped:
+        return None
+    stage = state.stage_of(stopped[0])
+    return {"stage": stage.name, "corpus": stage.corpus, "verdicts": state.verdicts[stage.name]}
 
 
 def rate_points(stages: Sequence[Stage]) -> list[RatePoint]:
@@ -151,6 +160,35 @@ def position(work: Workspace) -> dict[str, Any] | None:
         return {"stage": stage.name, "step": stage.first_step, "phase": "starting"}
     phase = from_dict(stage.schedule).phase(step - 1)
     return {"stage": stage.name, "step": step, "phase": phase}
+
+
+def told_states(work: Workspace) -> dict[str, str]:
+    """What a person reads of each corpus: its state, and how far it is."""
+    state, told = work.state, {}
+    for name, corpus in state.corpora.items():
+        match corpus.state:
+            case "training":
+                where = position(work) or {}
+                told[name] = f"training ({where['phase']}, step {where['step']:,})"
+            case "failed":
+                when = corpus.next_try or "waits for `retry`"
+                told[name] = f"failed (attempt {corpus.attempt} of {corpus.attempts}, next {when})"
+            case "passed" | "retired":
+                told[name] = _released(state, name) or corpus.state
+            case other:
+                told[name] = other
+    return told
+
+
+def _released(state: RunState, corpus: str) -> str:
+    """`releasing` or `released` when the end of a corpus's stage is."""
+    stage = state.stage_of(corpus)
+    if state.corpora[corpus].state == "retired":
+        return ""
+    mine = [b.name for b in state.branches.values() if b.source == state.ends[stage.name]]
+    if not mine:
+        return ""
+    return "releasing" if any(name in state.releasing for name in mine) else "released"
 
 
 def heldout_metrics(losses: dict[str, dict[str, Any]]) -> dict[str, float]:

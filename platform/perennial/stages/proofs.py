@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from perennial.mixture import StageMix, branch_mix, seen_sequences, stage_mix
+from perennial.mixture import StageMix, branch_mix, cut, seen_sequences, stage_mix
 from perennial.schedules import from_dict
-from perennial.stages.events import Event, Released, Trained, decode
+from perennial.stages.events import Event, Releasing, Started, Trained, decode
 from perennial.stages.findings import Finding, unequal
 from perennial.stages.inspection import MetricsContents
-from perennial.stages.machine import InvalidTransition, RunState, Stage
+from perennial.stages.machine import InvalidTransition, RunState
 from perennial.training.checkpoint import MANIFEST, CheckpointManifest, folder_of
 
 
@@ -26,11 +26,15 @@ class Story:
     state: RunState = field(default_factory=RunState)
     findings: list[Finding] = field(default_factory=list)
 
-    def key(self, kind: str, corpus: str) -> str:
-        """The ledger object of a corpus's event."""
-        wanted = (kind, corpus)
-        found = ((e.kind, getattr(e, "corpus", "")) == wanted for e in self.events)
-        return ledger_key(next(number for number, is_it in enumerate(found) if is_it))
+    def key(self, kind: str, **named: str) -> str:
+        """The ledger object of the first event of a kind with these fields."""
+        return ledger_key(
+            next(
+                number
+                for number, event in enumerate(self.events)
+                if event.kind == kind and event.model_dump(include=set(named)) == named
+            )
+        )
 
 
 def ledger_key(number: int) -> str:
@@ -73,15 +77,14 @@ def fold(ledger: Mapping[str, bytes]) -> Story:
 
 def check_stages(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
     """I2, I4: each stage trains its own corpus once, and replays what its history gives."""
-    history = story.state.history
-    for index, stage in enumerate(story.state.stages):
-        key = story.key("started", stage.corpus)
+    for stage in story.state.started_stages:
+        key = story.key("started", stage=stage.name)
         if stage.mix.corpus != stage.corpus:
             yield Finding(key, f"its mix trains {stage.mix.corpus}", f"it trains {stage.corpus}")
         elif stage.corpus in rows:
             mix = stage.mix
             right = stage_mix(
-                history[:index],
+                story.state.history_of(stage),
                 stage.corpus,
                 rows[stage.corpus],
                 mix.steps,
@@ -94,13 +97,19 @@ def check_stages(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
                     f"{stage.name} takes {_shown(stage.mix)}",
                     f"its history gives {_shown(right)}",
                 )
-    for event in story.events:
-        if isinstance(event, Trained):
-            stage = story.state.stage_of(event.corpus)
-            right_end = (folder_of(stage.folder, stage.last_step), stage.last_step)
-            if (event.checkpoint, event.step) != right_end:
+    yield from _check_ends(story)
+
+
+def _check_ends(story: Story) -> Iterator[Finding]:
+    """Each stage ends at the checkpoint of its last step."""
+    for number, event in enumerate(story.events):
+        if isinstance(event, Started):
+            stage = story.state.stage(event.stage)
+        elif isinstance(event, Trained):
+            right = (folder_of(stage.folder, stage.last_step), stage.last_step)
+            if (event.checkpoint, event.step) != right:
                 yield Finding(
-                    story.key("trained", event.corpus),
+                    ledger_key(number),
                     f"{stage.name} ends at {event.checkpoint}, step {event.step}",
                     f"its last step is {stage.last_step}",
                 )
@@ -136,41 +145,59 @@ class Line:
 
 
 def lines_of(state: RunState, sequence_length: int) -> dict[str, Line]:
-    """The trunk's stages and the releases' anneals, by folder."""
+    """The stages, abandoned ones too, and the releases' anneals, by folder."""
     lines = {}
-    for index, stage in enumerate(state.stages):
-        before = seen_sequences(state.history[:index])
+    for stage in state.started_stages:
         lines[stage.folder] = Line(
             stage.name,
             stage.folder,
             stage.first_step,
             stage.mix,
             stage.schedule,
-            before,
+            seen_sequences(state.history_of(stage)),
             sequence_length,
         )
-    for release in state.releases:
-        source = released_stage(state, release)
-        if source is not None and release.steps:
-            history = state.history[: state.stages.index(source) + 1]
-            folder = f"branches/{release.name}"
+    for branch in state.branches.values():
+        if branch.mix is not None and branch.schedule is not None:
+            folder = f"branches/{branch.name}"
             lines[folder] = Line(
-                release.name,
+                branch.name,
                 folder,
-                source.last_step,
-                branch_mix(history, release.steps),
-                release.schedule,
-                seen_sequences(history),
+                branch.step,
+                StageMix.from_dict(branch.mix),
+                branch.schedule,
+                seen_sequences(_trained_before(state, branch)),
                 sequence_length,
             )
     return lines
 
 
-def released_stage(state: RunState, release: Released) -> Stage | None:
-    """The stage off whose end a release branched, or None when the trunk has no such end."""
-    ends = {checkpoint: name for name, checkpoint in state.ends.items()}
-    name = ends.get(release.source)
-    return next((stage for stage in state.stages if stage.name == name), None)
+def check_branches(story: Story) -> Iterator[Finding]:
+    """I7: each release branches off a step of a stage, and goes on with what was trained there."""
+    for branch in story.state.branches.values():
+        stage = story.state.stage(branch.stage)
+        key = story.key("releasing", name=branch.name)
+        if not stage.first_step < branch.step <= stage.last_step:
+            yield Finding(
+                key,
+                f"it branches off step {branch.step}",
+                f"{stage.name} has steps {stage.first_step + 1} to {stage.last_step}",
+            )
+        elif branch.mix is not None:
+            mix = StageMix.from_dict(branch.mix)
+            history = _trained_before(story.state, branch)
+            right = branch_mix(history, mix.steps, mix.replay.retired)
+            if mix != right:
+                yield Finding(
+                    key,
+                    f"{branch.name} takes {_shown(mix)}",
+                    f"its history gives {_shown(right)}",
+                )
+
+
+def _trained_before(state: RunState, branch: Releasing) -> list[StageMix]:
+    stage = state.stage(branch.stage)
+    return [*state.history_of(stage), cut(stage.mix, branch.step - stage.first_step)]
 
 
 def check_checkpoint(key: str, manifest: CheckpointManifest, line: Line) -> Iterator[Finding]:

@@ -1,55 +1,81 @@
-"""Annealing a branch off the end of the trunk, exporting it, and measuring it (invariant I7)."""
+"""Annealing a branch off the trunk, exporting it, and measuring it (invariant I7)."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from perennial.errors import InputError
 from perennial.evaluation import Questions, examine
-from perennial.schedules import from_dict, to_dict
 from perennial.spec import parse_amount
 from perennial.stages import outcome
 from perennial.stages.card import model_card
-from perennial.stages.events import Measured, Released, Scored
-from perennial.stages.jobs import release_job
-from perennial.stages.ledger import now
+from perennial.stages.events import Measured, Released, Releasing, Scored
+from perennial.stages.ingestion import usable
+from perennial.stages.jobs import decide_release, release_job
+from perennial.stages.ledger import LostRace, now
 from perennial.stages.machine import Stage
 from perennial.stages.training import train
-from perennial.stages.workspace import Workspace
-from perennial.training.rates import release_anneal
-
-if TYPE_CHECKING:
-    from perennial.schedules import Anneal
+from perennial.stages.workspace import Superseded, Workspace
+from perennial.training.checkpoint import committed_steps
+from perennial.training.fence import Fence
 
 _PROMPTS_PER_CORPUS = 2
 
 
-def release(work: Workspace, tokens: str | None = None) -> Released:
-    """Anneal and export the end of the trunk, once; the release that is there already otherwise.
+def release(work: Workspace, origin: str | None = None, tokens: str | None = None) -> Released:
+    """Anneal and export a checkpoint of the trunk, once; what is there already otherwise.
 
+    The trunk goes on meanwhile: whichever controller is in charge stays so.
+    origin: `STAGE@STEP`, or `STAGE` for its end; None is the end of the last stage that passed.
     tokens: length of the anneal, such as `4M tokens`, in place of the run file's.
-    Raises InputError when no stage was trained, or the last one is not finished.
+    Raises InputError when there is no such checkpoint, or a gate stopped its stage.
     """
-    stage, anneal = _plan(work, tokens)
-    name = _name(stage, anneal)
-    for done in work.state.releases:
-        if done.name == name:
-            work.narrator.say(f"release {name} is there already")
-            return done
-    work.take_over()
-    source = work.state.ends[stage.name]
-    checkpoint = source if anneal is None else _anneal(work, name, anneal)
-    folder = f"releases/{name}"
-    _export(work, name, stage, anneal, checkpoint, folder)
-    return _examine(work, name, stage, anneal, folder)
+    decided = _decide(work, origin, tokens)
+    done = _done(work, decided.name)
+    if done is not None:
+        work.narrator.say(f"release {decided.name} is there already")
+        return done
+    return carry_out(work, decided)
 
 
-def plan_release(work: Workspace, tokens: str | None) -> str:
+def plan_release(work: Workspace, origin: str | None, tokens: str | None) -> str:
     """What `release` would do; writes nothing."""
-    stage, anneal = _plan(work, tokens)
-    how = f"anneal {anneal.steps} steps and " if anneal else ""
-    return f"{how}export {_name(stage, anneal)} from {work.state.ends[stage.name]}"
+    decided = _decide(work, origin, tokens)
+    how = f"anneal {_steps(decided)} steps and " if decided.mix else ""
+    return f"{how}export {decided.name} from {decided.source}"
+
+
+def carry_out(work: Workspace, decided: Releasing) -> Released:
+    """Make a release that is decided, from wherever it was left.
+
+    Raises Superseded when another process begins with the same release meanwhile.
+    """
+    claimed = _claim(work, decided)
+    checkpoint = claimed.source if claimed.mix is None else _anneal(work, claimed)
+    folder = f"releases/{claimed.name}"
+    _export(work, claimed, checkpoint, folder)
+    return _examine(work, claimed, folder)
+
+
+def _done(work: Workspace, name: str) -> Released | None:
+    return next((done for done in work.state.releases if done.name == name), None)
+
+
+def _steps(decided: Releasing) -> int:
+    return int(decided.mix["steps"]) if decided.mix else 0
+
+
+def _claim(work: Workspace, decided: Releasing) -> Releasing:
+    """Begin with a release; one that was begun already goes on as it was decided then."""
+    while True:
+        begun = work.ledger.read().releasing.get(decided.name)
+        claim = {"claim": begun.claim + 1 if begun else 1, "at": now()}
+        claimed = (begun or decided).model_copy(update=claim)
+        try:
+            work.ledger.append(claimed)
+            return claimed
+        except LostRace:
+            continue
 
 
 def evaluate(work: Workspace) -> None:
@@ -62,7 +88,6 @@ def evaluate(work: Workspace) -> None:
     tasks = tuple(t for t in work.spec.evaluation.tasks if t not in scored)
     if not tasks:
         return
-    work.take_over()
     work.use_ray()
     work.narrator.say(f"scoring release {latest.name} on {', '.join(tasks)}")
     questions = Questions(
@@ -74,7 +99,7 @@ def evaluate(work: Workspace) -> None:
     )
     answers = examine(work.store, latest.folder, questions)
     found = [asdict(score) for score in answers.tasks]
-    work.record(Scored(at=now(), release=latest.name, tasks=list(tasks), scores=found))
+    work.amend(Scored(at=now(), release=latest.name, tasks=list(tasks), scores=found))
     run = work.tracker.child(f"release-{latest.name}")
     for score in found:
         if "value" in score:
@@ -86,81 +111,90 @@ def evaluate(work: Workspace) -> None:
 
 
 def _fill(work: Workspace) -> None:
-    ready = [corpus.name for corpus in work.state.corpora.values() if "ready" in corpus.story]
+    ready = usable(work.state)
     for stage in work.state.stages:
         measured = work.state.losses.get(stage.name, {})
         missing = [name for name in ready if name not in measured]
         if stage.name in work.state.losses and missing:
-            work.take_over()
             work.narrator.say(f"measuring {stage.name} on {', '.join(missing)}")
             losses = outcome.measure(work, work.state.ends[stage.name], missing)
-            work.record(Measured(at=now(), stage=stage.name, losses=losses))
+            work.amend(Measured(at=now(), stage=stage.name, losses=losses))
             outcome.track(work)
 
 
-def _plan(work: Workspace, tokens: str | None) -> tuple[Stage, Anneal | None]:
-    """The stage whose end is released, and the anneal off it."""
-    state = work.state
-    if not state.stages or state.stages[-1].name not in state.ends:
-        raise InputError(
-            work.where, "", "the trunk has no finished stage to release", "use `perennial run`"
-        )
-    stage = state.stages[-1]
-    settings = work.spec.release
+def _decide(work: Workspace, origin: str | None, tokens: str | None) -> Releasing:
+    stage, step = _origin(work, origin)
+    anneal = None
     if tokens is not None:
         try:
-            settings = settings.model_copy(update={"anneal": parse_amount(tokens)})
+            anneal = parse_amount(tokens)
         except ValueError as wrong:
             raise InputError("command line", "--tokens", str(wrong), "give `4M tokens`") from None
-    anneal = release_anneal(
-        settings,
-        work.spec.schedule.eta_min,
-        from_dict(stage.schedule),
-        stage.last_step,
-        work.spec.tokens_per_step,
-    )
-    return stage, anneal
+    return decide_release(work.spec, work.state, stage, step, anneal, now())
 
 
-def _name(stage: Stage, anneal: Anneal | None) -> str:
-    steps = f"-anneal{anneal.steps}" if anneal else ""
-    return f"{stage.name}-{stage.last_step}{steps}"
+def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
+    """The stage and the step of a checkpoint that may be released."""
+    state = work.state
+    passed = [s for s in state.stages if state.corpora[s.corpus].state in ("passed", "retired")]
+    if origin is None:
+        if not passed:
+            raise InputError(
+                work.where, "", "the trunk has no finished stage to release", "use `perennial run`"
+            )
+        return passed[-1], passed[-1].last_step
+    name, at, step = origin.partition("@")
+    stage = next((each for each in state.stages if each.name == name), None)
+    if stage is None:
+        names = ", ".join(each.name for each in state.stages) or "none yet"
+        raise InputError(
+            "command line", "--from", f"the trunk has no stage {name!r}", f"its stages: {names}"
+        )
+    if state.corpora[stage.corpus].state == "gated":
+        raise InputError(
+            "command line",
+            "--from",
+            f"a gate stopped {name}",
+            f"take it over with `perennial accept {work.where} {stage.corpus}`, or release an "
+            "earlier stage",
+        )
+    steps = committed_steps(work.store, stage.folder)
+    wanted = step if at else str(stage.last_step)
+    if wanted not in map(str, steps):
+        there = ", ".join(f"{name}@{each}" for each in steps) or "none yet"
+        raise InputError(
+            "command line", "--from", f"there is no checkpoint {name}@{wanted}", f"give {there}"
+        )
+    return stage, int(wanted)
 
 
-def _anneal(work: Workspace, name: str, anneal: Anneal) -> str:
+def _anneal(work: Workspace, claimed: Releasing) -> str:
     work.use_ray()
-    run = work.tracker.child(f"release-{name}")
+    run = work.tracker.child(f"release-{claimed.name}")
     run_id = run.wait_id(timeout_seconds=30) or ""
-    job = release_job(work.spec, work.state, name, anneal, work.manifests(), run_id)
+    fence = Fence(work.ledger.next, claimed.kind, claimed.name)
+    job = release_job(work.spec, work.state, claimed, work.manifests(), run_id, fence)
     return train(work, job)
 
 
-def _export(
-    work: Workspace,
-    name: str,
-    stage: Stage,
-    anneal: Anneal | None,
-    checkpoint: str,
-    folder: str,
-) -> None:
+def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -> None:
     from perennial.corpora import load_tokenizer
     from perennial.training.export import export
 
     if work.store.exists(f"{folder}/manifest.json"):
         return
-    work.narrator.say(f"exporting release {name}")
-    card = model_card(work.spec, work.state, name, stage, anneal, work.manifests())
+    work.narrator.say(f"exporting release {claimed.name}")
+    card = model_card(work.spec, work.state, claimed, work.manifests())
     tokenizer = load_tokenizer(work.store)
     end = tokenizer.manifest.end_of_document_text
     export(work.store, checkpoint, folder, tokenizer.json, end, card)
 
 
-def _examine(
-    work: Workspace, name: str, stage: Stage, anneal: Anneal | None, folder: str
-) -> Released:
+def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
     work.use_ray()
-    work.narrator.say(f"measuring and sampling release {name}")
-    trained = [s.corpus for s in work.state.stages]
+    work.narrator.say(f"measuring and sampling release {claimed.name}")
+    stage = work.state.stage(claimed.stage)
+    trained = [s.corpus for s in work.state.stages[: stage.after + 1]]
     questions = Questions(
         corpora=tuple(trained),
         sequence_length=work.spec.corpora.sequence_length,
@@ -173,30 +207,41 @@ def _examine(
     answers = examine(work.store, folder, questions)
     released = Released(
         at=now(),
-        name=name,
-        source=work.state.ends[stage.name],
+        name=claimed.name,
+        source=claimed.source,
         folder=folder,
-        steps=anneal.steps if anneal else 0,
-        schedule=to_dict(anneal) if anneal else stage.schedule,
+        steps=_steps(claimed),
+        schedule=claimed.schedule or stage.schedule,
         losses={corpus: asdict(loss) for corpus, loss in answers.losses.items()},
         samples=[asdict(sample) for sample in answers.samples],
     )
-    work.record(released)
+    _record(work, claimed, released)
     outcome.track(work)
-    _track(work, stage, released)
+    _track(work, claimed, released)
     return released
 
 
-def _track(work: Workspace, stage: Stage, released: Released) -> None:
+def _record(work: Workspace, claimed: Releasing, released: Released) -> None:
+    while True:
+        if work.ledger.read().releasing.get(claimed.name) != claimed:
+            raise Superseded(f"another process began with release {claimed.name}; this one stops")
+        try:
+            work.ledger.append(released)
+            return
+        except LostRace:
+            continue
+
+
+def _track(work: Workspace, claimed: Releasing, released: Released) -> None:
     run = work.tracker.child(f"release-{released.name}")
-    run.log(stage.last_step + released.steps, outcome.heldout_metrics(released.losses))
+    run.log(claimed.step + released.steps, outcome.heldout_metrics(released.losses))
     run.artifact(_samples(released), "samples.txt")
     run.register(
         work.spec.name,
         released.name,
         f"{work.store.url}/{released.folder}",
-        aliases=[f"stage-{stage.name}"],
-        tags={"perennial.stage": stage.name, "perennial.step": stage.last_step},
+        aliases=[f"stage-{claimed.stage}"],
+        tags={"perennial.stage": claimed.stage, "perennial.step": claimed.step},
     )
     run.finish()
 

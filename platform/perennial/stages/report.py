@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import perennial
 from perennial.evaluation.page import Page, Quote, Section, Table, render
 from perennial.stages import outcome
+from perennial.stages.transitions import ON_THE_TRUNK
 
 if TYPE_CHECKING:
     from perennial.evaluation import HeldoutLoss, LossMatrix
@@ -119,7 +120,7 @@ def _lineage(spec: RunSpec, state: RunState) -> list[Table]:
     waiting = [
         (corpus.name, corpus.state, corpus.reason)
         for corpus in state.corpora.values()
-        if "started" not in corpus.story
+        if corpus.stands_at not in ON_THE_TRUNK
     ]
     columns = ("stage", "steps", "tokens", "state", "starts from")
     tables = [Table(columns, stages, frozenset({"steps", "tokens"}))] if stages else []

@@ -19,7 +19,7 @@ def open_sources(work: Workspace) -> list[Source]:
         return []
     from perennial.sources import Source
 
-    # Plain text gives at most a token a byte, compressed text about 16: see `advance.check_size`.
+    # Plain text gives at most a token a byte, compressed text about 16: see `ingestion.check_size`.
     least_bytes = max(1, work.spec.tokens_per_step // 16)
     return [
         Source(name, spec, work.store, work.inbox, least_bytes)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from perennial.stages.workspace import Workspace
+from perennial.stages.workspace import Superseded, Workspace
 from perennial.training.meter import shares
 
 if TYPE_CHECKING:
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 
 def train(work: Workspace, job: Job) -> str:
-    """Train a job to its end; the key of its last checkpoint."""
-    from perennial.training.trainer import run_job
+    """Train a job to its end; the key of its last checkpoint.
+
+    Raises Superseded when somebody else took the job over meanwhile.
+    """
+    from perennial.training.trainer import TrainingFailed, run_job
 
     run = work.tracker.child(job.name, run_id=job.tracking_run)
 
@@ -29,7 +32,12 @@ def train(work: Workspace, job: Job) -> str:
             run.log_rows(metrics(job, progress.rows, int(time.time() * 1000)))
 
     work.narrator.begin(job)
-    checkpoint = run_job(job, on_progress)
+    try:
+        checkpoint = run_job(job, on_progress)
+    except TrainingFailed:
+        if job.may_commit(work.store):
+            raise
+        raise Superseded(f"another process took {job.name} over; this one stops") from None
     work.narrator.end(job)
     return checkpoint
 

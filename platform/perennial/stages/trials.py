@@ -9,8 +9,9 @@ from perennial.errors import InputError
 from perennial.mixture import stage_mix
 from perennial.schedules import ConstantSchedule
 from perennial.stages.advance import ingest_landed
+from perennial.stages.ingestion import usable
 from perennial.stages.jobs import branch_job, replay_rule
-from perennial.stages.machine import RunState, Stage
+from perennial.stages.machine import Stage
 from perennial.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def plan_search(work: Workspace, where: str, spec: TuningSpec) -> Search:
             history,
             manifests,
             name=f"tune-{spec.name}-eta{eta:g}-replay{share:g}",
-            mix=stage_mix(history, corpus, rows, steps, batch, replay_rule(work.spec, share)),
+            mix=stage_mix(
+                history, corpus, rows, steps, batch, replay_rule(work.spec, work.state, share)
+            ),
             schedule=ConstantSchedule(eta),
             first_step=stage.last_step,
             start=work.state.ends[stage.name],
@@ -94,7 +97,7 @@ def _stage(work: Workspace, where: str, spec: TuningSpec) -> Stage:
 def _corpus(work: Workspace, where: str, spec: TuningSpec, stage: Stage) -> str:
     ingest_landed(work)
     trained = {s.corpus for s in work.state.stages[: work.state.stages.index(stage) + 1]}
-    ready = [name for name in _ready(work.state) if name not in trained]
+    ready = [name for name in usable(work.state) if name not in trained]
     if spec.corpus is None and ready:
         return ready[0]
     if spec.corpus in ready:
@@ -106,7 +109,3 @@ def _corpus(work: Workspace, where: str, spec: TuningSpec, stage: Stage) -> str:
         f"{spec.corpus or 'no corpus'} is there that {stage.name} has not trained",
         "land one with `perennial land`" + (f", or give {', '.join(ready)}" if ready else ""),
     )
-
-
-def _ready(state: RunState) -> list[str]:
-    return [name for name, corpus in state.corpora.items() if "ready" in corpus.story]

@@ -7,7 +7,6 @@ a manifest names is streamed once: its digest, and what it holds.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +18,8 @@ from perennial.errors import InputError
 from perennial.stages import accounts, inspection, proofs
 from perennial.stages.events import Ready
 from perennial.stages.findings import Finding, unequal
+from perennial.stages.ledger import FOLDER
+from perennial.store import Log
 from perennial.training.checkpoint import MANIFEST, CheckpointManifest, FileEntry
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ Progress = Callable[[str, int, int], None]
 
 _FILES_AT_ONCE = 4
 _FOLDERS = ("corpora", "checkpoints", "branches", "releases")
-_EVENT = re.compile(r"ledger/\d{12}\.json")
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,19 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     """
     # Listed before the ledger is read: what a run at work adds in between, the ledger explains.
     committed = _committed(store)
-    story = proofs.fold(_ledger(store))
+    log = Log(store, FOLDER)
+    story = proofs.fold(log.entries())
     if not story.events and not story.findings:
         raise InputError("store", store.url, "there is no run in it", "use `perennial run`")
     done = Verification(story, list(story.findings))
     tasks = list(_corpora(store, done, committed))
     done.findings += proofs.check_stages(story, {n: m.rows for n, m in done.manifests.items()})
+    done.findings += proofs.check_branches(story)
     tasks += _checkpoints(store, done, committed)
     tasks += _releases(store, done, committed)
     found = _read_all(store, done, tasks, progress or (lambda _key, _bytes, _all: None))
     done.findings += _check_found(done, found)
     return done
-
-
-def _ledger(store: Store) -> dict[str, bytes]:
-    return {
-        info.key: store.read(info.key)
-        for info in store.list("ledger")
-        if _EVENT.fullmatch(info.key)
-    }
 
 
 def _committed(store: Store) -> set[str]:
@@ -111,7 +105,7 @@ def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[
             continue
         done.manifests[name] = manifest
         if name in ready:
-            event = done.story.key("ready", name)
+            event = done.story.key("ready", corpus=name)
             done.findings += accounts.check_ready(ready[name], event, manifest)
         if done.story.state.spec and tokenizer:
             done.findings += accounts.check_manifest(
@@ -162,7 +156,7 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
         if line is not None:
             done.findings += proofs.check_checkpoint(key, manifest, line)
         elif key.startswith("checkpoints/") and not done.story.findings:
-            started = ", ".join(stage.name for stage in done.story.state.stages) or "none"
+            started = ", ".join(s.name for s in done.story.state.started_stages) or "none"
             done.findings.append(
                 Finding(key, "belongs to no stage of the ledger", f"its stages are {started}")
             )

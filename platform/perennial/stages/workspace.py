@@ -14,9 +14,10 @@ from perennial.spec import RunSpec
 from perennial.stages.cluster import check_fits, use_ray
 from perennial.stages.events import Event, Opened, TookOver
 from perennial.stages.ledger import Ledger, LostRace, now
-from perennial.stages.machine import RunState
+from perennial.stages.machine import InvalidTransition, RunState
 from perennial.stages.narrator import Narrator
 from perennial.store import Store, open_store
+from perennial.training.fence import Fence
 
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
@@ -30,6 +31,10 @@ class Superseded(Exception):
     """Another controller took charge of the run; this one stops and changes nothing more."""
 
 
+class Overtaken(Exception):
+    """What was decided does not fit what somebody else wrote meanwhile: decide again."""
+
+
 class Workspace:
     """A checked run file with its store; reading costs nothing, `take_over` before writing."""
 
@@ -39,7 +44,7 @@ class Workspace:
         self.store: Store = open_store(spec.store)
         self.spec = spec.model_copy(update={"store": self.store.url})
         self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
-        self.ledger = Ledger(self.store)
+        self.ledger = Ledger(self.store, narrator.say)
         self._epoch = 0
         self._tracker: Tracker | None = None
 
@@ -126,24 +131,67 @@ class Workspace:
         """Become the controller in charge; any other one stops at its next write."""
         if self._epoch:
             return
-        self.ledger.read()
-        if self.state.spec is None:
-            self.ledger.append(Opened(at=now(), spec=self.spec.model_dump(mode="json")))
         who = f"{socket.gethostname()}:{os.getpid()}"
-        self.ledger.append(TookOver(at=now(), epoch=self.state.epoch + 1, controller=who))
-        self._epoch = self.state.epoch
+        while True:
+            self.ledger.read()
+            try:
+                if self.state.spec is None:
+                    self.ledger.append(Opened(at=now(), spec=self.spec.model_dump(mode="json")))
+                self.ledger.append(TookOver(at=now(), epoch=self.state.epoch + 1, controller=who))
+            except LostRace:
+                continue
+            self._epoch = self.state.epoch
+            return
+
+    def refresh(self) -> RunState:
+        """Read what others wrote. Raises Superseded when another controller took charge."""
+        state = self.ledger.read()
+        if self._epoch and state.epoch != self._epoch:
+            raise Superseded("another controller took charge of this run; this one stops")
+        return state
+
+    def fence(self) -> Fence:
+        """Lets the workers of a job commit for as long as no other controller takes charge."""
+        return Fence(self.ledger.next, TookOver.model_fields["kind"].default)
 
     def record(self, event: Event) -> None:
-        """Write what happened. Raises Superseded when another controller took charge."""
+        """Write what happened.
+
+        Raises Superseded when another controller took charge, Overtaken when a person's decision
+        came first and the event does not follow it.
+        """
+        while True:
+            try:
+                self.ledger.append(event)
+                return
+            except LostRace:
+                self.refresh()
+            except InvalidTransition as impossible:
+                raise Overtaken(str(impossible)) from None
+
+    def decide(self, event: Event) -> None:
+        """Write a decision that rests on the whole state.
+
+        Raises Superseded as `record` does, Overtaken when anything else was written first.
+        """
         try:
             self.ledger.append(event)
-        except LostRace:
+        except LostRace as lost:
+            self.refresh()
+            raise Overtaken(f"{lost} was written meanwhile") from None
+
+    def amend(self, event: Event) -> None:
+        """Write what a person decided or measured, whichever controller is in charge.
+
+        Raises InvalidTransition when it cannot follow.
+        """
+        while True:
             self.ledger.read()
-            if self.state.epoch != self._epoch:
-                raise Superseded(
-                    "another controller took charge of this run; this one stops"
-                ) from None
-            raise
+            try:
+                self.ledger.append(event)
+                return
+            except LostRace:
+                continue
 
     def use_ray(self) -> None:
         """Have a Ray cluster."""
@@ -165,7 +213,7 @@ class Workspace:
 
     def manifests(self) -> dict[str, CorpusManifest]:
         """Manifests of the corpora that were ingested."""
-        ingested = [c.name for c in self.state.corpora.values() if "ready" in c.story]
+        ingested = [c.name for c in self.state.corpora.values() if c.sequences]
         return {name: corpora.read_manifest(self.store, name) for name in ingested}
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from perennial.errors import InputError
 from perennial.store.keys import valid_key
 from perennial.store.local import LocalStore
+from perennial.store.log import Log
 from perennial.store.root import ObjectInfo, Store
 from perennial.store.s3 import S3Store
 
-__all__ = ["ObjectInfo", "Store", "open_store"]
+__all__ = ["Log", "ObjectInfo", "Store", "open_store"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 

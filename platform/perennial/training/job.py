@@ -9,6 +9,8 @@ from perennial.mixture import StageMix
 from perennial.mixture.rows import CorpusLayout
 from perennial.schedules import Phase, Schedule, from_dict, to_dict
 from perennial.spec.run import ModelSpec, TrainingSpec
+from perennial.store import Store
+from perennial.training.fence import Fence
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Job:
     schedule: the learning rate by trunk step; an anneal on a branch.
     tokens_seen: tokens that the trunk has seen of each corpus before `first_step`.
     dtype: numpy name of a token id in the shards.
+    fence: until when the job may commit checkpoints; None is for ever.
     """
 
     store_url: str
@@ -46,6 +49,7 @@ class Job:
     optimizer: Literal["reset", "keep"] = "reset"
     tokens_seen: dict[str, int] = field(default_factory=dict)
     tracking_run: str = ""
+    fence: Fence | None = None
 
     @property
     def last_step(self) -> int:
@@ -64,6 +68,10 @@ class Job:
     def phase(self, step: int) -> Phase:
         """Phase of the optimizer step that leaves trunk step `step`."""
         return self.schedule.phase(step)
+
+    def may_commit(self, store: Store) -> bool:
+        """Whether nobody else took the job over: ask before a checkpoint is written."""
+        return self.fence is None or self.fence.stands(store)
 
     def checkpoint_steps(self) -> set[int]:
         """Trunk steps at which a checkpoint is due: at the interval, at phase ends, at the end."""
@@ -88,6 +96,7 @@ class Job:
             "schedule": to_dict(self.schedule),
             "model": self.model.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json"),
+            "fence": None if self.fence is None else asdict(self.fence),
         }
 
     @classmethod
@@ -101,6 +110,7 @@ class Job:
                 "schedule": from_dict(data["schedule"]),
                 "model": ModelSpec.model_validate(data["model"]),
                 "training": TrainingSpec.model_validate(data["training"]),
+                "fence": None if data["fence"] is None else Fence(**data["fence"]),
             }
         )
 

@@ -22,6 +22,10 @@ class TrainingFailed(Exception):
     """The worker group gave up; the trunk stands at its last committed checkpoint."""
 
 
+class TrainingStopped(TrainingFailed):
+    """A loss stopped the job; another try would only meet the same batch again."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """News from the worker group since the last look.
@@ -67,8 +71,8 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     """Train the job to its end; the key of its last checkpoint. Safe to call again after a kill.
 
     Ray must be initialised. `on_progress` is called from another thread, a few times a second.
-    Raises TrainingFailed when more than `training.max_failures` worker groups died, or when a
-    loss stopped the job (`training.spikes`).
+    Raises TrainingFailed when more than `training.max_failures` worker groups died, and
+    TrainingStopped when a loss stopped the job (`training.spikes`).
     """
     # Outside any placement group: inside a trial's, which is all but empty, it would never start.
     anywhere = PlacementGroupSchedulingStrategy(placement_group=None)
@@ -94,7 +98,7 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
         watcher.join()
         ray.kill(tap)
     if stopped:
-        raise TrainingFailed(f"{job.name}: {stopped[-1]}")
+        raise TrainingStopped(f"{job.name}: {stopped[-1]}")
     if checkpoint.latest_step(open_store(job.store_url), job.folder) != job.last_step:
         raise TrainingFailed(f"{job.name}: the workers ended before step {job.last_step}")
     return checkpoint.folder_of(job.folder, job.last_step)

@@ -75,6 +75,8 @@ class _Worker:
                 ray.get(self._tap.stopped.remote(text))
 
     def _run(self) -> None:
+        if not self._may_go_on():
+            return
         resumed, losses, self._spikes = self._choose_start()
         self._watch = SpikeWatch(self._job.training.spikes, losses)
         first_step = self._job.first_step if resumed is None else resumed
@@ -95,6 +97,8 @@ class _Worker:
             self._step(self._job.first_step + step, tokens)
             done = self._job.first_step + step + 1
             if done in due:
+                if not self._may_go_on():
+                    return
                 self._settle()
                 self._meter.to("checkpoint")
                 self._save(done)
@@ -102,6 +106,14 @@ class _Worker:
                 return
             self._meter.to("data")
             step, tokens = next(batches)
+
+    def _may_go_on(self) -> bool:
+        """Whether nobody took the job over, asked once: rank 0 asks, the others are told."""
+        told: list[bool] = [True]
+        if self._rank == 0:
+            told[0] = self._job.may_commit(self._store)
+        dist.broadcast_object_list(told, src=0)
+        return told[0]
 
     def _choose_start(self) -> tuple[int | None, list[float], int]:
         """The step to resume from, the losses before it and how many of them were spikes.
@@ -247,5 +259,7 @@ class _Worker:
             tracking_run=job.tracking_run,
             files={name: entry for part in files for name, entry in part.items()},
         )
+        if not job.may_commit(self._store):
+            return  # whoever took the job over writes this checkpoint
         checkpoint.commit(self._store, key, manifest)
         self._tap.saved.remote(key)

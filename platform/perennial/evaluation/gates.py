@@ -1,0 +1,134 @@
+"""Whether a stage kept within its bounds: numbers in, verdicts out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perennial.evaluation.loss import HeldoutLoss
+    from perennial.evaluation.transfer import LossMatrix
+    from perennial.spec.run import GatesSpec, TaskGate
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One bound of one gate.
+
+    gate: `max_forgetting`, `max_adaptation`, `min_gain` or `tasks`, as in the run file.
+    subject: the corpus or the task.
+    value: what was measured, None when it could not be; then `reason` says why.
+    stderr: its standard error, None where it is unknown.
+    """
+
+    gate: str
+    subject: str
+    value: float | None
+    stderr: float | None
+    bound: float
+    holds: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the gates judge: the last stage of a matrix.
+
+    before: the loss on the stage's own corpus at the checkpoint that it started from; None for the
+        trunk's first stage.
+    scores: of the stage's end on tasks, as lm-eval tells them, each with the name of its `gate`.
+    """
+
+    matrix: LossMatrix
+    before: HeldoutLoss | None = None
+    scores: Sequence[Mapping[str, Any]] = ()
+
+
+def judge(bounds: GatesSpec, measured: Measured) -> list[Verdict]:
+    """A verdict for every bound. What could not be measured does not hold."""
+    stage = len(measured.matrix.stages) - 1
+    return [
+        *_forgetting(bounds, measured.matrix, stage),
+        *_own_corpus(bounds, measured, stage),
+        *chain.from_iterable(
+            _task(bounds, name, gate, measured.scores) for name, gate in bounds.tasks.items()
+        ),
+    ]
+
+
+def _forgetting(bounds: GatesSpec, matrix: LossMatrix, stage: int) -> Iterator[Verdict]:
+    if bounds.max_forgetting is None:
+        return
+    errors = matrix.forgetting_stderr(stage)
+    for corpus, nats in matrix.forgetting(stage).items():
+        yield _below(
+            "max_forgetting",
+            corpus,
+            nats,
+            errors[corpus],
+            bounds.max_forgetting,
+            bounds.standard_errors,
+        )
+
+
+def _own_corpus(bounds: GatesSpec, measured: Measured, stage: int) -> Iterator[Verdict]:
+    corpus = measured.matrix.trained(stage)[-1]
+    after = measured.matrix.stages[stage][1].get(corpus)
+    nats = None if after is None else after.nats_per_token
+    error = None if after is None else after.stderr_nats_per_token
+    slack = bounds.standard_errors
+    if bounds.max_adaptation is not None:
+        yield _below("max_adaptation", corpus, nats, error, bounds.max_adaptation, slack)
+    if bounds.min_gain is not None and stage:
+        before = measured.before
+        gain = None if nats is None or before is None else before.nats_per_token - nats
+        yield _above("min_gain", corpus, gain, error, bounds.min_gain, slack)
+
+
+def _task(
+    bounds: GatesSpec, name: str, gate: TaskGate, scores: Sequence[Mapping[str, Any]]
+) -> Iterator[Verdict]:
+    """A verdict for each task that a folder holds, on the gate's metric or the task's first."""
+    mine = [score for score in scores if score["gate"] == name]
+    chosen: dict[str, Mapping[str, Any]] = {}
+    for score in mine:
+        if "reason" in score:
+            yield Verdict("tasks", score["task"], None, None, gate.min, False, score["reason"])
+        elif gate.metric in (None, score["metric"]):
+            chosen.setdefault(score["task"], score)
+    for task, score in chosen.items():
+        slack = bounds.standard_errors
+        yield _above("tasks", task, score["value"], score["stderr"], gate.min, slack)
+    if not chosen and not any("reason" in score for score in mine):
+        reason = f"it gave no {gate.metric}" if mine else "it was not run"
+        yield Verdict("tasks", name, None, None, gate.min, False, reason)
+
+
+def _below(
+    gate: str,
+    subject: str,
+    value: float | None,
+    stderr: float | None,
+    bound: float,
+    standard_errors: float,
+) -> Verdict:
+    if value is None:
+        return Verdict(gate, subject, None, None, bound, False, "it was not measured")
+    holds = value - standard_errors * (stderr or 0.0) <= bound
+    return Verdict(gate, subject, value, stderr, bound, holds)
+
+
+def _above(
+    gate: str,
+    subject: str,
+    value: float | None,
+    stderr: float | None,
+    bound: float,
+    standard_errors: float,
+) -> Verdict:
+    if value is None:
+        return Verdict(gate, subject, None, None, bound, False, "it was not measured")
+    holds = value + standard_errors * (stderr or 0.0) >= bound
+    return Verdict(gate, subject, value, stderr, bound, holds)

@@ -1,0 +1,72 @@
+"""What ends the pause of a watch early: a hint that something landed. The inbox stays the truth."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+
+_LONGEST_BODY_BYTES = 1 << 20
+
+
+class Wakeup:
+    """Waits for a time, or shorter when an S3 event is posted to `port`.
+
+    Nothing of a request is believed, not even read into anything: it says when to look, and what
+    is there then is found by looking.
+    """
+
+    def __init__(self, port: int | None, say: Callable[[str], None]) -> None:
+        self._woken = threading.Event()
+        self._server: ThreadingHTTPServer | None = None
+        if port is not None:
+            self._server = ThreadingHTTPServer(("", port), _handler(self._woken))
+            self._server.daemon_threads = True
+            say(f"S3 events may be posted to port {self._server.server_port}")
+
+    @property
+    def port(self) -> int | None:
+        """The port that is listened on."""
+        return None if self._server is None else self._server.server_port
+
+    def __enter__(self) -> Wakeup:
+        if self._server is not None:
+            threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep; True when a hint ended it."""
+        hinted = self._woken.wait(seconds)
+        self._woken.clear()
+        return hinted
+
+
+def _handler(woken: threading.Event) -> type[BaseHTTPRequestHandler]:
+    class Hint(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_POST(self) -> None:
+            length = self.headers.get("Content-Length", "0")
+            if not length.isdecimal() or int(length) > _LONGEST_BODY_BYTES:
+                self.send_error(413)
+                return
+            self.rfile.read(int(length))
+            woken.set()
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing: a scan of the port is no news."""
+
+    return Hint

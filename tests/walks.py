@@ -1,0 +1,98 @@
+"""Events of a run that nobody trains: for the controller's pure core."""
+
+from __future__ import annotations
+
+from perennial.mixture import ReplayRule, stage_mix
+from perennial.schedules import ConstantSchedule, to_dict
+from perennial.stages import events
+from perennial.stages.machine import RunState
+
+AT = "2026-01-01T00:00:00+00:00"
+ROWS, STEPS, BATCH = 80, 10, 8
+
+
+def event_of(
+    kind: str, state: RunState, corpus: str, next_try: str | None = None
+) -> events.CorpusEvent:
+    """An event of that kind for a corpus, whether it can happen or not."""
+    known = state.corpora.get(corpus)
+    attempt = known.attempt + 1 if known else 1
+    made: list[events.CorpusEvent] = [
+        events.Landed(at=AT, corpus=corpus, size_bytes=100),
+        events.Ingesting(at=AT, corpus=corpus),
+        events.Ready(at=AT, corpus=corpus, sequences=ROWS, tokens=ROWS * 32, digest="d"),
+        events.Refused(at=AT, corpus=corpus, reason="too small"),
+        events.Held(at=AT, corpus=corpus, reason="later"),
+        events.Retried(at=AT, corpus=corpus),
+        events.Retired(at=AT, corpus=corpus),
+        events.Failed(
+            at=AT, corpus=corpus, attempt=attempt, attempts=3, reason="it broke", next_try=next_try
+        ),
+        started(state, corpus),
+        events.Trained(at=AT, corpus=corpus, checkpoint=f"c/{corpus}", step=STEPS),
+        events.Evaluating(at=AT, corpus=corpus),
+        events.Evaluated(at=AT, corpus=corpus, losses={corpus: {"nats_per_token": 1.0}}),
+        events.Passed(at=AT, corpus=corpus, verdicts=[]),
+        events.Gated(at=AT, corpus=corpus, verdicts=[{"gate": "max_forgetting"}]),
+        events.Accepted(at=AT, corpus=corpus, reason="good enough"),
+    ]
+    return next(event for event in made if event.kind == kind)
+
+
+def started(state: RunState, corpus: str) -> events.Started:
+    """The stage of a corpus, next on the trunk."""
+    stages = state.stages
+    rule = ReplayRule(0.25, retired=state.retired)
+    mix = stage_mix(state.history, corpus, ROWS, STEPS, BATCH, rule)
+    return events.Started(
+        at=AT,
+        corpus=corpus,
+        stage=f"{len(state.started_stages):02d}-{corpus}",
+        first_step=stages[-1].last_step if stages else 0,
+        start=state.ends.get(stages[-1].name) if stages else None,
+        mix=mix.to_dict(),
+        schedule=to_dict(ConstantSchedule(1e-3)),
+        tracking_run="r",
+    )
+
+
+def releasing(state: RunState, name: str) -> events.Releasing:
+    """The end of the last stage as a release, begun once more."""
+    stage = state.stages[-1]
+    begun = state.releasing.get(name)
+    return events.Releasing(
+        at=AT,
+        name=name,
+        stage=stage.name,
+        step=stage.last_step,
+        source=state.ends[stage.name],
+        mix=None,
+        schedule=None,
+        claim=begun.claim + 1 if begun else 1,
+    )
+
+
+def released(name: str) -> events.Released:
+    """That release, made."""
+    return events.Released(
+        at=AT, name=name, source="c", folder="r", steps=0, schedule={}, losses={}, samples=[]
+    )
+
+
+WALK = [
+    "landed",
+    "ingesting",
+    "ready",
+    "started",
+    "trained",
+    "evaluating",
+    "evaluated",
+    "passed",
+]
+"""How a corpus without any trouble goes."""
+
+
+def walk(state: RunState, corpus: str, *kinds: str) -> None:
+    """Apply events of these kinds, one after the other; all of them by default."""
+    for kind in kinds or WALK:
+        state.apply(event_of(kind, state, corpus))
