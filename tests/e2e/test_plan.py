@@ -152,3 +152,19 @@ def test_after_a_run_the_speed_is_measured_and_a_checkpoint_is_what_it_was_plann
 def test_the_curve_is_as_high_as_its_highest_value() -> None:
     assert curve([0.0, 1.0, 2.0], 2) == ["  █", " ██"]
     assert curve([0.0, 0.0], 1) == [""]
+
+
+def test_a_fleet_is_simulated_with_costs_that_say_where_they_were_measured(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, tiny_run(tmp_path))
+    costs = tmp_path / "costs.yaml"
+    words = ["simulate", run_file, "--costs", costs, "--preemptions-per-hour", 2, "--seeds", 3]
+    missing = CliRunner().invoke(app, [str(word) for word in words])
+    assert (missing.exit_code, "there is no such file" in missing.stderr) == (2, True)
+    costs.write_text("{step_seconds: 0.5, checkpoint_seconds: 1, restart_seconds: 20, source: a}")
+    done = CliRunner().invoke(app, [*map(str, words), "--measured", "0.5", "--json"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    told = json.loads(done.stdout)
+    assert told["source"] == "a"
+    assert told["error"] == pytest.approx(told["goodput"]["mean"] - 0.5)
+    assert told["best"]["goodput"]["mean"] >= told["goodput"]["mean"]
+    assert told["best"]["workers"]["max"] == 2

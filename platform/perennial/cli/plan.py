@@ -96,8 +96,7 @@ def _print_stages(told: Plan) -> None:
             "-" if stage.gpu_hours is None else f"{stage.gpu_hours:,.1f}",
         )
     out.print(table)
-    if any(len(stage.sources) > 1 for stage in told.stages):
-        _print_sources(told.stages)
+    _print_sources(told.stages)
     for name in told.unknown:
         out.print(f"unknown     {name}: its size is known once it is ingested, or by a budget")
 

@@ -1,0 +1,228 @@
+"""Goodput of a run on machines that are taken away: a small discrete-event model. Pure, seeded.
+
+Every worker is preempted as a Poisson process and its machine comes back after a while. The group
+trains with `k` of its `most` workers at `k / most` of its speed (the global batch is constant, and
+communication is not modelled), from `fewest` on; each change of its size restarts it. A preemption
+whose notice is long enough for a checkpoint loses nothing; one without loses what was trained since
+the last. Work is told in seconds of training at full size.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Machines, one a worker.
+
+    preemptions_per_hour: of one machine. notice_seconds: from the warning to the end.
+    replacement_seconds: until another machine is there in its place.
+    """
+
+    preemptions_per_hour: float
+    notice_seconds: float
+    replacement_seconds: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured of the run. checkpoint_seconds: how long one checkpoint halts training;
+    restart_seconds: from the loss of a worker to the next step of the others."""
+
+    checkpoint_seconds: float
+    restart_seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One simulated run: shares of its wall clock. `goodput` is the work that was kept over the
+    work of a full group that nothing ever stops."""
+
+    goodput: float
+    preemptions: int
+    lost: float
+    restarting: float
+    waiting: float
+    checkpointing: float
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """Over the seeds: mean, standard deviation, and the mean share of each loss."""
+
+    mean: float
+    spread: float
+    preemptions: float
+    lost: float
+    restarting: float
+    waiting: float
+    checkpointing: float
+
+
+class _Run:
+    """One walk through time; `run` is called once."""
+
+    def __init__(self, fleet: Fleet, costs: Costs, workers: tuple[int, int], seed: int) -> None:
+        self._fleet, self._costs = fleet, costs
+        self._fewest, self._most = workers
+        self._random = random.Random(seed)
+        self._now = 0.0
+        self._live = self._most
+        self._returns: list[float] = []
+        self._preemptions = 0
+        self._kept = self._unsaved = 0.0
+        self._lost = self._restarting = self._waiting = self._saving = 0.0
+
+    def run(self, interval: float, horizon: float) -> Outcome:
+        while self._now < horizon:
+            if self._live < self._fewest:
+                began = self._now
+                self._change(self._next_change())
+                self._waiting += self._now - began
+            elif self._restart():
+                self._train(interval, horizon)
+        wall = self._now
+        return Outcome(
+            goodput=(self._kept + self._unsaved) / wall,
+            preemptions=self._preemptions,
+            lost=self._lost / wall,
+            restarting=self._restarting / wall,
+            waiting=self._waiting / wall,
+            checkpointing=self._saving / wall,
+        )
+
+    def _restart(self) -> bool:
+        """Start the group; False when the fleet changed meanwhile and it must start again."""
+        at, taken = self._next_change()
+        ready = self._now + self._costs.restart_seconds
+        began = self._now
+        if at < ready:
+            self._change((at, taken))
+        else:
+            self._now = ready
+        self._restarting += self._now - began
+        return at >= ready
+
+    def _train(self, interval: float, horizon: float) -> None:
+        """Train, saving every `interval` seconds of full-size work, until the fleet changes."""
+        speed = self._live / self._most
+        at, taken = self._next_change()
+        saved = not taken or self._fleet.notice_seconds >= self._costs.checkpoint_seconds
+        until = at - self._fleet.notice_seconds if taken and saved else at
+        end = max(min(until, horizon), self._now)
+        while self._now < end:
+            pause = (interval - self._unsaved) / speed
+            if self._now + pause >= end:
+                self._unsaved += (end - self._now) * speed
+                self._now = end
+            else:
+                self._now += pause
+                self._unsaved = interval
+                self._save()
+        if end == horizon:
+            return
+        if saved:  # a machine that comes back can always wait for a checkpoint
+            self._save()
+        else:
+            self._lost += self._unsaved / speed
+            self._unsaved = 0.0
+        self._change((max(at, self._now), taken))
+
+    def _save(self) -> None:
+        self._kept += self._unsaved
+        self._unsaved = 0.0
+        self._now += self._costs.checkpoint_seconds
+        self._saving += self._costs.checkpoint_seconds
+
+    def _next_change(self) -> tuple[float, bool]:
+        """When the fleet changes next, and whether by a preemption. Memoryless, so drawn anew."""
+        rate = self._live * self._fleet.preemptions_per_hour / 3600
+        taken = self._now + self._random.expovariate(rate) if rate else math.inf
+        back = self._returns[0] if self._returns else math.inf
+        return (taken, True) if taken < back else (max(back, self._now), False)
+
+    def _change(self, change: tuple[float, bool]) -> None:
+        self._now, taken = change
+        if taken:
+            self._preemptions += 1
+            self._live -= 1
+            heapq.heappush(self._returns, self._now + self._fleet.replacement_seconds)
+        else:
+            heapq.heappop(self._returns)
+            self._live += 1
+
+
+def simulate(
+    fleet: Fleet,
+    costs: Costs,
+    workers: tuple[int, int],
+    interval_seconds: float,
+    horizon_seconds: float,
+    seeds: Sequence[int],
+) -> Goodput:
+    """Goodput of `workers` (fewest, most) that save every `interval_seconds` of full-size work."""
+    runs = [
+        _Run(fleet, costs, workers, seed).run(interval_seconds, horizon_seconds) for seed in seeds
+    ]
+    return Goodput(
+        mean=statistics.fmean(run.goodput for run in runs),
+        spread=statistics.stdev([run.goodput for run in runs]) if len(runs) > 1 else 0.0,
+        preemptions=statistics.fmean(run.preemptions for run in runs),
+        lost=statistics.fmean(run.lost for run in runs),
+        restarting=statistics.fmean(run.restarting for run in runs),
+        waiting=statistics.fmean(run.waiting for run in runs),
+        checkpointing=statistics.fmean(run.checkpointing for run in runs),
+    )
+
+
+@dataclass(frozen=True)
+class Search:
+    """Goodput by interval (seconds of full-size work) and by the fewest workers, and the best."""
+
+    by_interval: dict[float, Goodput]
+    by_fewest: dict[int, Goodput]
+    best_interval: float
+    best_fewest: int
+
+
+def search(
+    fleet: Fleet,
+    costs: Costs,
+    most: int,
+    step_seconds: float,
+    horizon_seconds: float,
+    seeds: Sequence[int],
+) -> Search:
+    """The interval (whole steps, around Young's) and the smallest group that give most goodput.
+
+    All candidates see the same seeds. The interval is searched at the best smallest group of
+    Young's interval.
+    """
+
+    def tried(fewest: int, interval: float) -> Goodput:
+        return simulate(fleet, costs, (fewest, most), interval, horizon_seconds, seeds)
+
+    centre = min(young_interval(fleet, costs, most), horizon_seconds)
+    steps = {max(1, round(centre * 2 ** (k / 2) / step_seconds)) for k in range(-6, 7)}
+    candidates = sorted({max(1, round(most * share / 8)) for share in range(1, 9)})
+    middle = max(1, round(centre / step_seconds)) * step_seconds
+    by_fewest = {fewest: tried(fewest, middle) for fewest in candidates}
+    best_fewest = max(by_fewest, key=lambda fewest: by_fewest[fewest].mean)
+    by_interval = {
+        count * step_seconds: tried(best_fewest, count * step_seconds) for count in sorted(steps)
+    }
+    best = max(by_interval, key=lambda interval: by_interval[interval].mean)
+    return Search(by_interval, by_fewest, best, best_fewest)
+
+
+def young_interval(fleet: Fleet, costs: Costs, workers: int) -> float:
+    """Young's first-order best interval, sqrt(2 x checkpoint x time between failures), in seconds
+    (Communications of the ACM 17(9), 1974); infinite where nothing fails."""
+    rate = workers * fleet.preemptions_per_hour / 3600
+    return math.sqrt(2 * costs.checkpoint_seconds / rate) if rate else math.inf
