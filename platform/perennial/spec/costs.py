@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perennial.spec.run import Section
+from perennial.spec.section import Section
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
