@@ -112,7 +112,7 @@ def test_it_needs_neither_ray_nor_deepspeed(tmp_path: Path) -> None:
         (["stages.budget=10 tokens"], "less than one step"),
         (["schedule.warmup=9 steps"], "do not fit into a first stage of 12 steps"),
         (["replay={weighting: fixed, weights: {hlep: 1}}"], "replay.weights.hlep: no corpus"),
-        (["training.global_batch=9"], "use a multiple of 8"),
+        (["training.global_batch=1"], "use a global_batch of at least 2"),
         (["model.config.hidden_size=33"], "model.config"),
         (["model.config.vocab_size=200"], "vocab_size: 200 is not a number of at least"),
         (["tokenizer={path: /no/such/tokenizer.json}"], "tokenizer.path: "),

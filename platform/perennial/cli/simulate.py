@@ -51,7 +51,7 @@ def simulate(
     known = load(costs, CostsSpec)
     fleet = simulation.Fleet(preemptions, notice, replacement)
     cost = simulation.Costs(known.checkpoint_seconds, known.restart_seconds)
-    workers = (spec.training.workers, spec.training.workers)
+    workers = (spec.training.workers.min, spec.training.workers.max)
     every = max(1, spec.training.checkpoint_every.steps(0, spec.tokens_per_step))
     horizon, draws = hours * 3600, range(seeds)
     now = simulation.simulate(fleet, cost, workers, every * known.step_seconds, horizon, draws)
