@@ -35,7 +35,7 @@ check: $(VENV)/installed-test  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-services:  ## a real S3 server for the tests, where Debian's packages can be had; moto otherwise
+test-services:  ## real S3, PostgreSQL and a browser for the tests, where Debian's packages can be had
 	@sh tests/install_services.sh
 
 $(VENV)/installed: pyproject.toml

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ("tests.s3server", "tests.raylocal", "tests.lineage")
+pytest_plugins = ("tests.s3server", "tests.raylocal", "tests.lineage", "tests.postgres")

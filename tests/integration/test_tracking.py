@@ -9,76 +9,29 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perennial.store import open_store
-from perennial.tracking import Tracker, default_uri, open_tracker, ui_command
+from perennial.tracking import Tracker, default_uri, open_tracker
+from tests.mlflowserver import PATIENCE_SECONDS, MlflowServer, until
 
 EXPERIMENT = "perennial"
-PATIENCE_SECONDS = 90.0
 Rows = list[tuple[int, int, dict[str, float]]]
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for the condition, and fail when it does not come true."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.02)
 
 
 def rows_of(steps: range, start_ms: int = 1_700_000_000_000) -> Rows:
     return [(step, start_ms + step, {"train/loss": 1.0 / (step + 1)}) for step in steps]
 
 
-class MlflowServer:
-    """A `perennial ui` process over an SQLite file, that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.database = f"sqlite:///{folder}/mlflow.db"
-        self._log = folder / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def up(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def start(self) -> None:
-        command = ui_command(self.database, port=self.port)
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True
-            )
-        until(self.up, f"the server answers; see {self._log}")
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the server and all its processes."""
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self.signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    folder = tmp_path_factory.mktemp("server")
+    server = MlflowServer(folder, f"sqlite:///{folder}/mlflow.db")
     server.start()
     yield server
     server.kill()
@@ -241,6 +194,31 @@ def test_rows_given_again_after_a_restart_arrive_once_and_in_order(sqlite: str) 
 
     assert history(sqlite, stage.id) == expected(range(20))
     assert history(sqlite, stage.id, "heldout/french") == [(9, 4.0)]
+
+
+def test_values_are_drawn_over_steps_and_over_tokens_through_a_restart(sqlite: str) -> None:
+    first = open_tracker(sqlite, EXPERIMENT, "tokens")
+    first.child("00-english").log_rows(rows_of(range(12)), tokens_per_step=4096)
+    deliver(first)
+    second = open_tracker(sqlite, EXPERIMENT, "tokens")
+    stage = second.child("00-english")
+    stage.log_rows(rows_of(range(8, 20)), tokens_per_step=4096)
+    deliver(second)
+    assert history(sqlite, stage.id) == expected(range(20))
+    by_tokens = history(sqlite, stage.id, "by_tokens/train/loss")
+    assert by_tokens == [(4096 * step, value) for step, value in expected(range(20))]
+
+
+def test_a_tag_tells_the_latest(sqlite: str) -> None:
+    tracker = open_tracker(sqlite, EXPERIMENT, "tags")
+    for state in ("ingesting", "training 00-english"):
+        tracker.parent_run().tag("perennial.state", state)
+    deliver(tracker)
+    again = open_tracker(sqlite, EXPERIMENT, "tags")
+    again.parent_run().tag("perennial.state", "waiting")
+    deliver(again)
+    run = client(sqlite).get_run(tracker.lineage_run_id)
+    assert run.data.tags["perennial.state"] == "waiting"
 
 
 def test_the_id_can_be_waited_for_and_is_none_before(sqlite: str) -> None:

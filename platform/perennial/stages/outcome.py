@@ -144,10 +144,11 @@ def track(work: Workspace) -> None:
         run.artifact(data, name)
     for index, (_, losses) in enumerate(told.stages):
         step = work.state.stages[index].last_step
-        run.log(step, {f"heldout/{c}": loss.nats_per_token for c, loss in losses.items()})
+        heldout = {f"heldout/{c}": loss.nats_per_token for c, loss in losses.items()}
+        run.log(step, heldout, work.spec.tokens_per_step)
         forgetting = told.average_forgetting(index)
         if forgetting is not None:
-            run.log(step, {"forgetting/average": forgetting})
+            run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
 
 
 def position(work: Workspace) -> dict[str, Any] | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial.stages.workspace import Superseded, Workspace
+from perennial.training.checkpoint import MANIFEST
 from perennial.training.meter import shares
 
 if TYPE_CHECKING:
+    from perennial.store import Store
     from perennial.training.job import Job
     from perennial.training.trainer import Progress
 
@@ -29,8 +32,11 @@ def train(work: Workspace, job: Job) -> str:
             if "spike" in row:
                 work.narrator.say(f"{job.name}: step {row['step']}: {row['spike']}; ignored")
         if progress.rows:
-            run.log_rows(metrics(job, progress.rows, int(time.time() * 1000)))
+            at_ms = int(time.time() * 1000)
+            run.log_rows(metrics(job, progress.rows, at_ms), job.tokens_per_step)
 
+    # What an MLflow that was down, or a kill, kept from it; it leaves out what it has.
+    run.log_rows(stored_rows(work.store, job.folder, job.tokens_per_step), job.tokens_per_step)
     work.narrator.begin(job)
     try:
         checkpoint = run_job(job, on_progress)
@@ -43,6 +49,7 @@ def train(work: Workspace, job: Job) -> str:
 
 
 Points = tuple[int, int, dict[str, float]]
+_TOLD = ("loss", "eta", "gradient_norm", "tokens_per_second", "spikes")
 
 
 def metrics(job: Job, rows: Sequence[dict[str, Any]], at_ms: int) -> list[Points]:
@@ -51,19 +58,36 @@ def metrics(job: Job, rows: Sequence[dict[str, Any]], at_ms: int) -> list[Points
     The shares are over all the rows that arrived together: of single steps they would be most of
     what MLflow has to store.
     """
-    points = [(row["step"], at_ms, _of_step(job, row)) for row in rows]
+    points = [(row["step"], at_ms, of_step(row, job.tokens_per_step)) for row in rows]
     last, _, values = points[-1]
     parts = shares([row["seconds"] for row in rows])
     points[-1] = (last, at_ms, values | {f"time/{part}": share for part, share in parts.items()})
     return points
 
 
-def _of_step(job: Job, row: dict[str, Any]) -> dict[str, float]:
-    return {
-        "train/loss": row["loss"],
-        "train/eta": row["eta"],
-        "train/gradient_norm": row["gradient_norm"],
-        "train/tokens_per_second": row["tokens_per_second"],
-        "train/tokens_seen": row["step"] * job.tokens_per_step,
-        **({"train/spikes": row["spikes"]} if "spikes" in row else {}),
-    }
+def of_step(row: dict[str, Any], tokens_per_step: int) -> dict[str, float]:
+    """MLflow's metrics of one finished step."""
+    told = {f"train/{name}": row[name] for name in _TOLD if name in row}
+    return told | {"train/tokens_seen": row["step"] * tokens_per_step}
+
+
+def stored_rows(store: Store, folder: str, tokens_per_step: int) -> Iterator[Points]:
+    """The finished steps that the committed checkpoints below `folder` tell, in order.
+
+    A checkpoint holds the steps since the one before it. Their times follow from its own and
+    their speeds.
+    """
+    objects = {info.key: info for info in store.list(folder)}
+    for key, info in objects.items():
+        place, _, name = key.rpartition("/")
+        if name != "metrics.jsonl" or f"{place}/{MANIFEST}" not in objects:
+            continue
+        rows = [json.loads(line) for line in store.read(key).splitlines()]
+        at_ms = info.modified.timestamp() * 1000 - sum(map(_milliseconds, rows))
+        for row in rows:
+            at_ms += _milliseconds(row)
+            yield row["step"], int(at_ms), of_step(row, tokens_per_step)
+
+
+def _milliseconds(row: dict[str, Any]) -> float:
+    return 1000.0 * float(row["batch_tokens"]) / max(float(row["tokens_per_second"]), 1e-9)

@@ -127,6 +127,11 @@ class Workspace:
         named = self.spec.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         return named or tracking.default_uri(self.store)
 
+    @property
+    def shown_tracking_uri(self) -> str:
+        """The same without a password."""
+        return tracking.hide_secrets(self.tracking_uri)
+
     def take_over(self) -> None:
         """Become the controller in charge; any other one stops at its next write."""
         if self._epoch:

@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from perennial.tracking.outbox import Artifact, End, Other, Pending, Point, Registration
+from perennial.tracking.outbox import Artifact, End, Other, Pending, Point, Registration, Tag
 from perennial.tracking.redaction import hide_in_file
 from perennial.tracking.registry import register
 
@@ -59,7 +59,7 @@ class MlflowRuns:
         self._client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 
     def put(self, run_id: str, item: Other) -> None:
-        """Write a file, in place of an older one of its name, a registration or the run's end."""
+        """Write a file or tag, in place of an older one of its name, a registration or the end."""
         match item:
             case Artifact(name=name, data=data):
                 path = PurePosixPath(name)
@@ -68,6 +68,8 @@ class MlflowRuns:
                     local.write_bytes(hide_in_file(data))
                     folder = str(path.parent) if path.parent.name else None
                     self._client.log_artifact(run_id, str(local), folder)
+            case Tag(name=name, text=text):
+                self._client.set_tag(run_id, name, text)
             case Registration():
                 register(self._client, run_id, item)
             case End(status=status, timestamp_ms=timestamp_ms):

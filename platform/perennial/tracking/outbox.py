@@ -41,6 +41,13 @@ class End(NamedTuple):
     timestamp_ms: int
 
 
+class Tag(NamedTuple):
+    """One fact about a run; it replaces an older one of its name."""
+
+    name: str
+    text: str
+
+
 class Registration(NamedTuple):
     """A release in the model registry; `aliases` move to it from any other release.
 
@@ -54,7 +61,7 @@ class Registration(NamedTuple):
     tags: tuple[tuple[str, str], ...]
 
 
-Other = Artifact | Registration | End
+Other = Artifact | Tag | Registration | End
 Item = Point | Other
 
 
@@ -74,6 +81,8 @@ class Lost:
                 self.points, self.steps = self.points + 1, (min(first, step), max(last, step))
             case Artifact(name=name):
                 self.others.append(f"artifact {name}")
+            case Tag(name=name):
+                self.others.append(f"tag {name}")
             case Registration(release=release):
                 self.others.append(f"the registration of {release}")
             case End(status=status):
@@ -98,6 +107,7 @@ class Pending:
     attached: bool = False
     points: deque[Point] = field(default_factory=deque)
     artifacts: deque[Artifact] = field(default_factory=deque)
+    updates: dict[str, Tag] = field(default_factory=dict)
     registrations: deque[Registration] = field(default_factory=deque)
     end: End | None = None
     steps: dict[str, int] = field(default_factory=dict)
@@ -111,7 +121,8 @@ class Pending:
     @property
     def others(self) -> list[Other]:
         """What is left that is no value."""
-        return [*self.artifacts, *self.registrations, *((self.end,) if self.end else ())]
+        end = (self.end,) if self.end else ()
+        return [*self.artifacts, *self.updates.values(), *self.registrations, *end]
 
     def missing(self) -> str:
         """What MLflow does not have, in words; "" when it has everything."""
@@ -164,6 +175,9 @@ class Outbox:
                     ):
                         run.artifacts.append(item)
                         self._notify_urgent()
+                    case Tag():
+                        run.updates[item.name] = item
+                        self._notify_urgent()
                     case Registration():
                         run.registrations.append(item)
                         self._notify_urgent()
@@ -180,7 +194,7 @@ class Outbox:
             return list(islice(run.points, BATCH_POINTS))
 
     def others(self, run: Pending) -> list[Other]:
-        """The run's files, registrations and end; they stay until they are `done`."""
+        """The run's files, tags, registrations and end; they stay until they are `done`."""
         with self._changed:
             return run.others
 
@@ -193,6 +207,8 @@ class Outbox:
                         run.points.popleft()
                     case Artifact():
                         run.artifacts.remove(item)
+                    case Tag() if run.updates.get(item.name) == item:
+                        del run.updates[item.name]
                     case Registration():
                         run.registrations.remove(item)
                     case End():

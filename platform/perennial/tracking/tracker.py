@@ -20,6 +20,7 @@ from perennial.tracking.outbox import (
     Point,
     Registration,
     Status,
+    Tag,
 )
 from perennial.tracking.places import artifact_root
 from perennial.tracking.redaction import hide_secrets, hide_values
@@ -27,6 +28,7 @@ from perennial.tracking.redaction import hide_secrets, hide_values
 logger = logging.getLogger("perennial.tracking")
 
 LINEAGE_TAG = "perennial.lineage"
+BY_TOKENS = "by_tokens/"
 _NAME = re.compile(r"\w[\w.@+=-]{0,199}")
 _CHILD = re.compile(r"\w[\w.@+=/-]{0,199}")
 _NOT_IN_KEY = re.compile(r"[^\w./: -]")
@@ -57,22 +59,35 @@ class Run:
         """MLflow's run id, waiting for it at most so long; None when it did not come."""
         return self._outbox.wait_id(self._pending, timeout_seconds)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(
+        self, step: int, values: Mapping[str, float], tokens_per_step: int | None = None
+    ) -> None:
         """Log metrics of one step, now. See `log_rows`."""
-        self.log_rows([(step, _now_ms(), values)])
+        self.log_rows([(step, _now_ms(), values)], tokens_per_step)
 
-    def log_rows(self, rows: Iterable[tuple[int, int, Mapping[str, float]]]) -> None:
+    def log_rows(
+        self,
+        rows: Iterable[tuple[int, int, Mapping[str, float]]],
+        tokens_per_step: int | None = None,
+    ) -> None:
         """Log rows of (step, time in ms since 1970, values by metric name).
 
+        tokens_per_step: log each value a second time, as `by_tokens/<name>`, at the number of
+        tokens instead of the step: MLflow draws metrics over nothing but steps and time.
         Steps of a metric rise: a value at or below the last step that this run has of it, from
         this process or an earlier one, is there already and is left out. So rows may be given
         again after a restart.
         """
         self._put(
-            Point(_NOT_IN_KEY.sub("_", name), float(value), timestamp_ms, step)
-            for step, timestamp_ms, values in rows
+            Point(prefix + _NOT_IN_KEY.sub("_", name), float(value), timestamp_ms, step)
+            for row_step, timestamp_ms, values in rows
+            for prefix, step in _axes(row_step, tokens_per_step)
             for name, value in values.items()
         )
+
+    def tag(self, name: str, text: str) -> None:
+        """Show a fact about the run, in place of an older one of this name."""
+        self._put([Tag(name, hide_secrets(text))])
 
     def artifact(self, source: Path | bytes, name: str) -> None:
         """Log a small file (it is read at once) under `name`, which may have folders.
@@ -106,9 +121,9 @@ class Run:
         shown = tuple(hide_values(tags or {}).items())
         self._put([Registration(model, release, hide_secrets(location), named, shown)])
 
-    def finish(self, status: Status = "FINISHED") -> None:
-        """Log that the run ended now. Opening it again makes it running again."""
-        self._put([End(status, _now_ms())])
+    def finish(self, status: Status = "FINISHED", at_ms: int | None = None) -> None:
+        """Log that the run ended, now by default. Opening it again makes it running again."""
+        self._put([End(status, _now_ms() if at_ms is None else at_ms)])
 
     def _put(self, items: Iterable[Item]) -> None:
         self._outbox.put(self._pending, list(items))
@@ -203,6 +218,12 @@ def _check(pattern: re.Pattern[str], field: str, name: str) -> None:
             f"{name!r} cannot name a run",
             "use letters, digits and . @ + = - _, at most 200",
         )
+
+
+def _axes(step: int, tokens_per_step: int | None) -> list[tuple[str, int]]:
+    """Prefix of a metric's name and place on its axis: by steps, and by tokens where asked."""
+    by_tokens = [] if tokens_per_step is None else [(BY_TOKENS, step * tokens_per_step)]
+    return [("", step), *by_tokens]
 
 
 def _now_ms() -> int:

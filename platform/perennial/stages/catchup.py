@@ -1,0 +1,49 @@
+"""Bringing MLflow up to what the store knows: after an outage, or into an empty database.
+
+Every value is in the store before it is in MLflow. What MLflow has already is not written twice,
+so all of this may be repeated.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from perennial.stages import outcome
+from perennial.stages.events import Started
+from perennial.stages.ledger import now
+from perennial.stages.training import stored_rows
+
+if TYPE_CHECKING:
+    from perennial.stages.machine import Stage
+    from perennial.stages.workspace import Workspace
+
+
+def catch_up(work: Workspace) -> list[str]:
+    """Log every stage and the lineage's matrix again; the names of the stages."""
+    for stage in work.state.stages:
+        _stage(work, stage)
+    if work.state.losses:
+        outcome.track(work)
+    return [stage.name for stage in work.state.stages]
+
+
+def _stage(work: Workspace, stage: Stage) -> None:
+    started = Started(
+        at=now(),
+        corpus=stage.corpus,
+        stage=stage.name,
+        first_step=stage.first_step,
+        start=stage.start,
+        mix=stage.mix.to_dict(),
+        schedule=stage.schedule,
+        tracking_run=stage.tracking_run,
+    )
+    run = work.tracker.child(
+        stage.name, stage.tracking_run, params=outcome.parameters(work.spec, started)
+    )
+    tokens_per_step = work.spec.tokens_per_step
+    rows = list(stored_rows(work.store, stage.folder, tokens_per_step))
+    run.log_rows(rows, tokens_per_step)
+    if losses := work.state.losses.get(stage.name):
+        run.log(stage.last_step, outcome.heldout_metrics(losses), tokens_per_step)
+        run.finish(at_ms=rows[-1][1] if rows else None)
