@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
+from perennial.stages.ledger import Ledger
+from perennial.store import open_store
 from tests.tiny import tiny_run, write_run, write_texts
 
 
@@ -88,7 +91,7 @@ def test_files_that_cannot_become_a_corpus_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
-def test_an_empty_corpus_in_the_inbox_is_refused_before_anything_is_written(
+def test_an_empty_corpus_in_the_inbox_is_refused_with_its_reason_and_can_be_retried(
     tmp_path: Path,
 ) -> None:
     run_file = write_run(tmp_path, tiny_run(tmp_path))
@@ -96,9 +99,15 @@ def test_an_empty_corpus_in_the_inbox_is_refused_before_anything_is_written(
     folder.mkdir(parents=True)
     (folder / "part.jsonl").write_text("")
     (folder / "_SUCCESS").write_text("")
-    before = _files(tmp_path)
-    assert "every file is empty" in _refused("run", run_file)
-    assert _files(tmp_path) == before
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["run", str(run_file)])
+        assert done.exit_code == 2
+        assert "every corpus was refused, this one because" in done.stderr
+        assert "every file is empty" in done.stderr
+    state = Ledger(open_store(tmp_path / "store")).read()
+    assert state.corpora["empty"].story == ["landed", "refused"]
+    again = CliRunner().invoke(app, ["retry", str(run_file), "empty", "--json"])
+    assert json.loads(again.stdout)["state"] == "landed"
 
 
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
