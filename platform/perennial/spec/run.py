@@ -176,7 +176,8 @@ class TrainingSpec(Section):
     spikes: SpikesSpec = Field(default_factory=SpikesSpec)
     """what a leap of the loss does"""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """how often a failed worker group is started again before the stage gives up"""
+    """how many failures of the worker group in a row, without a new checkpoint between them, are
+    tried again before the stage gives up"""
 
     @model_validator(mode="after")
     def _enough_for_all(self) -> TrainingSpec:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.train import RunConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from perennial.store import open_store
 from perennial.training import checkpoint
+from perennial.training.elastic import ElasticTrainer
 from perennial.training.job import Job
 
 
@@ -71,12 +71,12 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     """Train the job to its end; the key of its last checkpoint. Safe to call again after a kill.
 
     Ray must be initialised. `on_progress` is called from another thread, a few times a second.
-    Raises TrainingFailed when more than `training.max_failures` worker groups died, and
-    TrainingStopped when a loss stopped the job (`training.spikes`).
+    Raises TrainingFailed when more than `training.max_failures` worker groups in a row died
+    without a new checkpoint, and TrainingStopped when a loss stopped the job (`training.spikes`).
     """
-    # Outside any placement group: inside a trial's, which is all but empty, it would never start.
-    anywhere = PlacementGroupSchedulingStrategy(placement_group=None)
-    tap = ray.remote(_Tap).options(num_cpus=0, scheduling_strategy=anywhere).remote()
+    # Beside the driver: another node may go at any time, and a trial's placement group is full.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    tap = ray.remote(_Tap).options(num_cpus=0, scheduling_strategy=here).remote()
     stop = threading.Event()
     stopped: list[str] = []
 
@@ -105,24 +105,12 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
 
 
 def _fit(job: Job, tap: Any) -> None:
-    spec = job.training
-    resources = {"CPU": spec.cpus_per_worker}
-    if spec.gpus_per_worker:
-        resources["GPU"] = spec.gpus_per_worker
     with tempfile.TemporaryDirectory(prefix="perennial-ray-") as scratch:
-        trainer = TorchTrainer(
+        trainer = ElasticTrainer(
+            job,
             _train,
             train_loop_config={"job": job.to_dict(), "tap": tap},
-            scaling_config=ScalingConfig(
-                num_workers=spec.workers,
-                use_gpu=spec.gpus_per_worker > 0,
-                resources_per_worker=resources,
-            ),
-            run_config=RunConfig(
-                name=job.name,
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=spec.max_failures),
-            ),
+            run_config=RunConfig(name=job.name, storage_path=scratch),
         )
         try:
             trainer.fit()
