@@ -45,7 +45,7 @@ def craft_run(folder: Path) -> Store:
     for name, file in write_texts(folder).items():
         with file.open("a") as sink:
             sink.write("not JSON\n{}\n")
-        manifests[name] = _ingest(spec, store, ledger, name, file)
+        manifests[name] = ingest_text(spec, store, ledger, name, file)
         started = decide_stage(spec, ledger.state, name, now(), "", reschedule=False)
         ledger.append(started)
         job = stage_job(spec, ledger.state, ledger.state.stage_of(name), manifests)
@@ -58,7 +58,7 @@ def craft_run(folder: Path) -> Store:
     return store
 
 
-def _ingest(
+def ingest_text(
     spec: RunSpec, store: Store, ledger: Ledger, name: str, file: Path
 ) -> corpora.CorpusManifest:
     inbox = store.sub("inbox")

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from perennial.spec.run import SpikesSpec
+from perennial.spec.spikes import SpikesSpec
 from perennial.training.spikes import SpikeWatch
 
 SPEC = SpikesSpec(threshold=8.0, window=50)

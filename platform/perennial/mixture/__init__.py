@@ -7,7 +7,17 @@ from perennial.mixture.plan import (
     cut,
     seen_sequences,
     stage_mix,
+    trained_sequences,
 )
 from perennial.mixture.replay import ReplayRule
 
-__all__ = ["ReplayRule", "Source", "StageMix", "branch_mix", "cut", "seen_sequences", "stage_mix"]
+__all__ = [
+    "ReplayRule",
+    "Source",
+    "StageMix",
+    "branch_mix",
+    "cut",
+    "seen_sequences",
+    "stage_mix",
+    "trained_sequences",
+]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -164,6 +164,16 @@ def seen_sequences(history: Sequence[StageMix]) -> dict[str, int]:
         for source in mix.sources:
             seen[source.corpus] = seen.get(source.corpus, 0) + source.sequences
     return seen
+
+
+def trained_sequences(mix: StageMix, steps: int, skipped: Iterable[int] = ()) -> dict[str, int]:
+    """Sequences of each corpus in the first `steps` batches, without those of skipped steps."""
+    trained = list(mix.taken(steps))
+    for step in skipped:
+        pair = zip(mix.taken(step), mix.taken(step + 1), strict=True)
+        for index, (before, after) in enumerate(pair):
+            trained[index] -= after - before
+    return {s.corpus: count for s, count in zip(mix.sources, trained, strict=True)}
 
 
 def _earlier(history: Sequence[StageMix]) -> dict[str, Earlier]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from perennial.spec.amounts import Amount, AmountValue, parse_amount
 from perennial.spec.section import Section
 from perennial.spec.sources import SourceName, SourceSpec
+from perennial.spec.spikes import SpikesSpec
 
 
 def _amount(text: str) -> AmountValue:
@@ -91,19 +92,6 @@ class ModelSpec(Section):
                 "inherit_layers needs a reference model; give its path instead of an architecture"
             )
         return self
-
-
-class SpikesSpec(Section):
-    """What happens when a step's loss leaps."""
-
-    policy: Literal["stop", "ignore"] = "stop"
-    """stop (the trunk stays at its last checkpoint) or ignore (go on, and say it); a loss or a
-    gradient that is not finite always stops"""
-    threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
-    """deviations above the median of the steps before it from which on a loss is a spike, above 0;
-    a deviation is 1.4826 median absolute deviations, at least 1% of the median"""
-    window: Annotated[int, Field(ge=4)] = 100
-    """steps that a loss is compared with, at least 4"""
 
 
 class WorkersSpec(Section):

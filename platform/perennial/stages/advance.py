@@ -16,6 +16,7 @@ from perennial.stages.jobs import check_first_stage, decide_stage, order_of, sta
 from perennial.stages.ledger import now
 from perennial.stages.training import train
 from perennial.stages.workspace import Overtaken, Superseded, Workspace
+from perennial.training.skips import read_skips
 
 _LONGEST_REASON = 500
 
@@ -193,7 +194,16 @@ class _Controller:
         work.use_ray()
         job = stage_job(work.spec, work.state, stage, work.manifests(), work.fence())
         checkpoint = train(work, job)
-        work.record(Trained(at=now(), corpus=name, checkpoint=checkpoint, step=stage.last_step))
+        skipped = tuple(skip.step for skip in read_skips(work.store, stage.folder))
+        work.record(
+            Trained(
+                at=now(),
+                corpus=name,
+                checkpoint=checkpoint,
+                step=stage.last_step,
+                skipped=skipped,
+            )
+        )
         self.trained += 1
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import perennial
-from perennial.mixture import StageMix, cut, seen_sequences
+from perennial.mixture import StageMix, cut
 from perennial.stages.events import Releasing
 from perennial.stages.machine import RunState, Stage
 
@@ -26,7 +26,7 @@ def model_card(
     trained = [*state.stages[: stage.after], stage]
     mixes = [*state.history_of(stage), cut(stage.mix, release.step - stage.first_step)]
     length = spec.corpora.sequence_length
-    seen = seen_sequences(mixes)
+    seen = state.seen(stage, release.step)
     return "\n".join(
         [
             "---",

@@ -123,12 +123,16 @@ class Started(_Record):
 
 
 class Trained(_Record):
-    """The trunk has trained the corpus; `checkpoint` is the stage's end."""
+    """The trunk has trained the corpus; `checkpoint` is the stage's end.
+
+    skipped: trunk steps whose batch was left out, each the step that it would have led to.
+    """
 
     kind: Literal["trained"] = "trained"
     corpus: str
     checkpoint: str
     step: int
+    skipped: tuple[int, ...] = ()
 
 
 class Evaluating(_Record):

@@ -44,11 +44,13 @@ class QuarantineContents:
 class MetricsContents:
     """The training steps that a checkpoint's metrics tell: runs of consecutive ones, [first, last].
 
-    tokens: the sizes of their batches.
+    batch_tokens: the sizes of their batches, but for those that were left out.
+    skipped: the steps of those.
     """
 
     runs: tuple[tuple[int, int], ...]
     batch_tokens: frozenset[int]
+    skipped: tuple[int, ...] = ()
 
 
 Contents = ShardContents | HoldoutContents | QuarantineContents | MetricsContents
@@ -124,14 +126,18 @@ def read_metrics(stream: BinaryIO) -> MetricsContents:
     """The steps that a metrics file tells, in its order."""
     runs: list[tuple[int, int]] = []
     sizes: set[int] = set()
+    skipped: list[int] = []
     for row in _lines(stream):
         step = int(row["step"])
-        sizes.add(int(row["batch_tokens"]))
+        if tokens := int(row["batch_tokens"]):
+            sizes.add(tokens)
+        else:
+            skipped.append(step)
         if runs and step == runs[-1][1] + 1:
             runs[-1] = (runs[-1][0], step)
         else:
             runs.append((step, step))
-    return MetricsContents(tuple(runs), frozenset(sizes))
+    return MetricsContents(tuple(runs), frozenset(sizes), tuple(skipped))
 
 
 def _lines(stream: BinaryIO) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perennial.errors import InputError
-from perennial.mixture import ReplayRule, StageMix, branch_mix, cut, seen_sequences, stage_mix
+from perennial.mixture import ReplayRule, StageMix, branch_mix, cut, stage_mix
 from perennial.mixture.rows import CorpusLayout
 from perennial.schedules import Schedule, differences, from_dict, to_dict
 from perennial.stages.events import Releasing, Started
@@ -126,11 +126,10 @@ def stage_job(
     fence: Fence | None = None,
 ) -> Job:
     """The training job of a started stage; the same however often it is built, but for `fence`."""
-    earlier = state.history_of(stage)
     job = _job(
         spec,
         manifests,
-        earlier,
+        state.seen(stage, stage.first_step),
         name=stage.name,
         folder=stage.folder,
         mix=stage.mix,
@@ -182,7 +181,7 @@ def release_job(
     stage = state.stage(decided.stage)
     job = branch_job(
         spec,
-        [*state.history_of(stage), cut(stage.mix, decided.step - stage.first_step)],
+        state.seen(stage, decided.step),
         manifests,
         name=decided.name,
         mix=StageMix.from_dict(decided.mix),
@@ -195,7 +194,7 @@ def release_job(
 
 def branch_job(
     spec: RunSpec,
-    history: list[StageMix],
+    seen: Mapping[str, int],
     manifests: Mapping[str, CorpusManifest],
     *,
     name: str,
@@ -204,11 +203,14 @@ def branch_job(
     first_step: int,
     start: str,
 ) -> Job:
-    """A job that leaves the trunk at `first_step`, after `history`, and does not come back."""
+    """A job that leaves the trunk at `first_step` and does not come back.
+
+    seen: sequences that the trunk has trained of each corpus until there.
+    """
     return _job(
         spec,
         manifests,
-        history,
+        seen,
         name=name,
         folder=f"branches/{name}",
         mix=mix,
@@ -221,7 +223,7 @@ def branch_job(
 def _job(
     spec: RunSpec,
     manifests: Mapping[str, CorpusManifest],
-    history: list[StageMix],
+    seen: Mapping[str, int],
     *,
     name: str,
     folder: str,
@@ -248,7 +250,7 @@ def _job(
         end_of_document=own.end_of_document,
         dtype=f"<u{own.token_bytes}",
         seed=spec.seed,
-        tokens_seen={c: n * length for c, n in seen_sequences(history).items()},
+        tokens_seen={corpus: count * length for corpus, count in seen.items()},
     )
 
 

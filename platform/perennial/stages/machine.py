@@ -6,11 +6,12 @@ from the state that is folded here (`instructions`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from perennial.mixture import StageMix
+from perennial.mixture import StageMix, trained_sequences
 from perennial.stages.events import (
     Accepted,
     CorpusEvent,
@@ -116,6 +117,8 @@ class RunState:
     abandoned: list[Stage] = field(default_factory=list)
     #: checkpoint at the end of each trained stage, by stage name
     ends: dict[str, str] = field(default_factory=dict)
+    #: trunk steps whose batch a trained stage left out, by the stage's folder
+    skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: held-out losses after each evaluated stage, by stage name and corpus
     losses: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     #: scores that the gates asked for, and their verdicts, by stage name
@@ -224,6 +227,7 @@ class RunState:
                 self._start(event)
             case Trained():
                 self.ends[self.stages[-1].name] = event.checkpoint
+                self.skipped[self.stages[-1].folder] = event.skipped
             case Evaluated():
                 self.losses[self.stages[-1].name] = event.losses
                 self.stage_scores[self.stages[-1].name] = event.scores
@@ -278,6 +282,31 @@ class RunState:
     def history_of(self, stage: Stage) -> list[StageMix]:
         """The mixes of the trunk before a stage, abandoned or not."""
         return [each.mix for each in self.stages[: stage.after]]
+
+    def trained(
+        self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None = None
+    ) -> dict[str, int]:
+        """Sequences of each corpus that a stage has trained when the trunk stands at `step`.
+
+        skipped: the steps whose batch each folder leaves out; default what the ledger says.
+        """
+        told = (self.skipped if skipped is None else skipped).get(stage.folder, ())
+        past = [each - 1 - stage.first_step for each in told if each <= step]
+        return trained_sequences(stage.mix, step - stage.first_step, past)
+
+    def seen(
+        self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None = None
+    ) -> dict[str, int]:
+        """Sequences of each corpus that the trunk has trained when it stands at `step` of a stage.
+
+        skipped: as for `trained`.
+        """
+        seen: Counter[str] = Counter()
+        for each in self.stages[: stage.after]:
+            seen.update(self.trained(each, each.last_step, skipped))
+        if step > stage.first_step:
+            seen.update(self.trained(stage, step, skipped))
+        return dict(seen)
 
     def validate(self) -> None:
         """Check what must hold after any sequence of events; AssertionError names what does not."""

@@ -57,7 +57,8 @@ def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[st
     """By stage: `new` tokens, and `replayed` tokens by corpus."""
     told = {}
     for stage in state.stages:
-        counts = {s.corpus: s.sequences * sequence_length for s in stage.mix.sources}
+        trained = state.trained(stage, stage.last_step)
+        counts = {corpus: count * sequence_length for corpus, count in trained.items()}
         told[stage.name] = {"new": counts.pop(stage.corpus), "replayed": counts}
     return told
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from perennial.mixture import StageMix, branch_mix, cut, seen_sequences, stage_mix
+from perennial.mixture import StageMix, branch_mix, cut, stage_mix, trained_sequences
 from perennial.schedules import from_dict
 from perennial.stages.events import Event, Releasing, Started, Trained, decode
 from perennial.stages.findings import Finding, unequal
@@ -115,11 +115,21 @@ def _check_ends(story: Story) -> Iterator[Finding]:
                 )
 
 
+def check_skips(story: Story, skipped: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:
+    """I5: the ledger names every batch that a trained stage left out, and no other."""
+    for folder, told in story.state.skipped.items():
+        right = list(skipped.get(folder, ()))
+        yield from unequal(
+            folder, {"skipped steps": (list(told), right)}, "the ledger has", "it has"
+        )
+
+
 @dataclass(frozen=True)
 class Line:
     """What the checkpoints of one folder must agree with.
 
     seen: sequences of each corpus that were trained before `first_step`.
+    skipped: trunk steps whose batch the line's folder leaves out.
     """
 
     name: str
@@ -129,23 +139,32 @@ class Line:
     schedule: dict[str, Any]
     seen: dict[str, int]
     sequence_length: int
+    skipped: tuple[int, ...] = ()
 
     @property
     def last_step(self) -> int:
         """Trunk step at the end of the line."""
         return self.first_step + self.mix.steps
 
+    def skipped_until(self, step: int) -> tuple[int, ...]:
+        """What is left out until the line stands at trunk step `step`."""
+        return tuple(each for each in self.skipped if each <= step)
+
     def tokens_seen(self, step: int) -> dict[str, int]:
         """Tokens of each corpus when the line stands at trunk step `step`, from the plan."""
         seen = Counter(self.seen)
-        taken = self.mix.taken(step - self.first_step)
-        for source, sequences in zip(self.mix.sources, taken, strict=True):
-            seen[source.corpus] += sequences
+        past = [each - 1 - self.first_step for each in self.skipped_until(step)]
+        seen.update(trained_sequences(self.mix, step - self.first_step, past))
         return {corpus: count * self.sequence_length for corpus, count in seen.items()}
 
 
-def lines_of(state: RunState, sequence_length: int) -> dict[str, Line]:
-    """The stages, abandoned ones too, and the releases' anneals, by folder."""
+def lines_of(
+    state: RunState, sequence_length: int, skipped: Mapping[str, tuple[int, ...]]
+) -> dict[str, Line]:
+    """The stages, abandoned ones too, and the releases' anneals, by folder.
+
+    skipped: the steps whose batch each folder leaves out.
+    """
     lines = {}
     for stage in state.started_stages:
         lines[stage.folder] = Line(
@@ -154,8 +173,9 @@ def lines_of(state: RunState, sequence_length: int) -> dict[str, Line]:
             stage.first_step,
             stage.mix,
             stage.schedule,
-            seen_sequences(state.history_of(stage)),
+            state.seen(stage, stage.first_step, skipped),
             sequence_length,
+            skipped.get(stage.folder, ()),
         )
     for branch in state.branches.values():
         if branch.mix is not None and branch.schedule is not None:
@@ -166,8 +186,9 @@ def lines_of(state: RunState, sequence_length: int) -> dict[str, Line]:
                 branch.step,
                 StageMix.from_dict(branch.mix),
                 branch.schedule,
-                seen_sequences(_trained_before(state, branch)),
+                state.seen(state.stage(branch.stage), branch.step, skipped),
                 sequence_length,
+                skipped.get(folder, ()),
             )
     return lines
 
@@ -218,6 +239,7 @@ def check_checkpoint(key: str, manifest: CheckpointManifest, line: Line) -> Iter
         "schedule": (manifest.schedule, line.schedule),
         "phase": (manifest.phase, schedule.phase(step - 1)),
         "tokens_seen": (manifest.tokens_seen, line.tokens_seen(step)),
+        "skipped": (list(manifest.skipped), list(line.skipped_until(step))),
     }
     yield from unequal(where, pairs)
     # Another machine's cosine may differ in the last bit.
@@ -243,9 +265,11 @@ def check_metrics(
             key, f"it tells of steps {told}", f"each of {before + 1} to {manifest.step} once"
         )
     batch = line.mix.global_batch * line.sequence_length
-    if found.batch_tokens != {batch}:
+    if found.batch_tokens - {batch}:
         sizes = ", ".join(map(str, sorted(found.batch_tokens)))
         yield Finding(key, f"it tells of batches of {sizes} tokens", f"batches of {batch} tokens")
+    left_out = [step for step in line.skipped_until(manifest.step) if step > before]
+    yield from unequal(key, {"steps without their batch": (list(found.skipped), left_out)})
 
 
 def _shown(mix: StageMix) -> str:

@@ -31,6 +31,8 @@ def train(work: Workspace, job: Job) -> str:
         for row in progress.rows:
             if "spike" in row:
                 work.narrator.say(f"{job.name}: step {row['step']}: {row['spike']}; ignored")
+        for told in progress.skipped:
+            work.narrator.say(f"{job.name}: {told}")
         if progress.rows:
             at_ms = int(time.time() * 1000)
             run.log_rows(metrics(job, progress.rows, at_ms), job.tokens_per_step)
@@ -68,7 +70,8 @@ def metrics(job: Job, rows: Sequence[dict[str, Any]], at_ms: int) -> list[Points
 def of_step(row: dict[str, Any], tokens_per_step: int) -> dict[str, float]:
     """MLflow's metrics of one finished step."""
     told = {f"train/{name}": row[name] for name in _TOLD if name in row}
-    return told | {"train/tokens_seen": row["step"] * tokens_per_step}
+    seen = row.get("tokens_seen", row["step"] * tokens_per_step)
+    return told | {"train/tokens_seen": seen}
 
 
 def stored_rows(store: Store, folder: str, tokens_per_step: int) -> Iterator[Points]:
@@ -82,7 +85,8 @@ def stored_rows(store: Store, folder: str, tokens_per_step: int) -> Iterator[Poi
         place, _, name = key.rpartition("/")
         if name != "metrics.jsonl" or f"{place}/{MANIFEST}" not in objects:
             continue
-        rows = [json.loads(line) for line in store.read(key).splitlines()]
+        lines = [json.loads(line) for line in store.read(key).splitlines()]
+        rows = [row for row in lines if "loss" in row]  # and not a batch that was left out
         at_ms = info.modified.timestamp() * 1000 - sum(map(_milliseconds, rows))
         for row in rows:
             at_ms += _milliseconds(row)

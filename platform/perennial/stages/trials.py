@@ -53,11 +53,12 @@ def plan_search(work: Workspace, where: str, spec: TuningSpec) -> Search:
         )
     manifests = work.manifests()
     history = work.state.history[: work.state.stages.index(stage) + 1]
+    seen = work.state.seen(stage, stage.last_step)
     batch = work.spec.training.global_batch
     jobs = tuple(
         branch_job(
             work.spec,
-            history,
+            seen,
             manifests,
             name=f"tune-{spec.name}-eta{eta:g}-replay{share:g}",
             mix=stage_mix(

@@ -21,6 +21,7 @@ from perennial.stages.findings import Finding, unequal
 from perennial.stages.ledger import FOLDER
 from perennial.store import Log
 from perennial.training.checkpoint import MANIFEST, CheckpointManifest, FileEntry
+from perennial.training.skips import read_skips
 
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
@@ -51,6 +52,7 @@ class Verification:
     findings: list[Finding]
     manifests: dict[str, CorpusManifest] = field(default_factory=dict)
     checkpoints: dict[str, CheckpointManifest] = field(default_factory=dict)
+    skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     releases: int = 0
     files: int = 0
     read_bytes: int = 0
@@ -71,6 +73,8 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     tasks = list(_corpora(store, done, committed))
     done.findings += proofs.check_stages(story, {n: m.rows for n, m in done.manifests.items()})
     done.findings += proofs.check_branches(story)
+    _skips(store, done)
+    done.findings += proofs.check_skips(story, done.skipped)
     tasks += _checkpoints(store, done, committed)
     tasks += _releases(store, done, committed)
     found = _read_all(store, done, tasks, progress or (lambda _key, _bytes, _all: None))
@@ -140,6 +144,17 @@ def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:
         yield ReadTask(key, file.size_bytes, file.sha256, readers.get(type(file)))
 
 
+def _skips(store: Store, done: Verification) -> None:
+    """The batches that each stage and release leaves out."""
+    state = done.story.state
+    branches = [f"branches/{name}" for name in state.branches]
+    for folder in (*(stage.folder for stage in state.started_stages), *branches):
+        try:
+            done.skipped[folder] = tuple(skip.step for skip in read_skips(store, folder))
+        except ValueError as broken:
+            done.findings.append(_unreadable(folder, broken))
+
+
 def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
     """The files of every checkpoint that is committed, or that the ledger says is."""
     lines = _lines(done)
@@ -165,7 +180,9 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
 
 def _lines(done: Verification) -> dict[str, proofs.Line]:
     spec = done.story.state.spec
-    return proofs.lines_of(done.story.state, spec["corpora"]["sequence_length"]) if spec else {}
+    if spec is None:
+        return {}
+    return proofs.lines_of(done.story.state, spec["corpora"]["sequence_length"], done.skipped)
 
 
 def _files(folder: str, files: Mapping[str, FileEntry]) -> Iterator[ReadTask]:

@@ -7,7 +7,6 @@ A checkpoint is `config.json`, `model.safetensors`, one `optimizer-RR-of-WW.safe
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ class CheckpointManifest(BaseModel):
     mix: dict[str, Any]
     mix_step: int
     tokens_seen: dict[str, int]
+    skipped: tuple[int, ...] = ()
     optimizer_steps: int
     world_size: int
     code_version: str
@@ -67,17 +67,6 @@ def committed_steps(store: Store, folder: str) -> list[int]:
         for entry in store.list(folder)
         if entry.key.endswith(suffix)
     )
-
-
-def last_rows(store: Store, folder: str, count: int) -> list[dict[str, Any]]:
-    """The last `count` rows of the metrics of a folder's checkpoints, in order; fewer if few."""
-    rows: list[dict[str, Any]] = []
-    for step in reversed(committed_steps(store, folder)):
-        if len(rows) >= count:
-            break
-        data = store.read(f"{folder_of(folder, step)}/{METRICS}")
-        rows[:0] = [json.loads(line) for line in data.splitlines()]
-    return rows[-count:]
 
 
 def read_manifest(store: Store, checkpoint: str) -> CheckpointManifest:

@@ -55,6 +55,20 @@ def set_eta(engine: Any, eta: float) -> None:
         group["lr"] = eta
 
 
+def gradient_norm(engine: Any) -> torch.Tensor | None:
+    """The norm of the whole gradient, before clipping, where DeepSpeed keeps none; else None.
+
+    ZeRO 0 in fp32 is stepped by torch alone. Call it between backward and step; it is None inside
+    an accumulation, where no step is taken.
+    """
+    if not isinstance(engine.optimizer, torch.optim.Optimizer):
+        return None
+    if not engine.is_gradient_accumulation_boundary():
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
 def gather_weights(engine: Any) -> dict[str, torch.Tensor] | None:
     """The model's whole weights on the CPU, for rank 0; None for the others.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from perennial.mixture import StageMix
+from perennial.mixture import StageMix, trained_sequences
 from perennial.mixture.rows import CorpusLayout
 from perennial.schedules import Phase, Schedule, from_dict, to_dict
 from perennial.spec.run import ModelSpec, TrainingSpec
@@ -78,13 +79,16 @@ class Job:
         every = max(1, self.training.checkpoint_every.steps(0, self.tokens_per_step))
         return checkpoint_steps(self.schedule, self.first_step, self.last_step, every)
 
-    def tokens_at(self, step: int) -> dict[str, int]:
-        """Tokens seen of each corpus when the trunk (or branch) stands at trunk step `step`."""
+    def tokens_at(self, step: int, skipped: Sequence[int] = ()) -> dict[str, int]:
+        """Tokens seen of each corpus when the trunk (or branch) stands at trunk step `step`.
+
+        skipped: trunk steps whose batch (the one that would have led there) was not trained.
+        """
+        past = [each - 1 - self.first_step for each in skipped if each <= step]
+        taken = trained_sequences(self.mix, step - self.first_step, past)
         seen = dict(self.tokens_seen)
-        taken = self.mix.taken(step - self.first_step)
-        for source, sequences in zip(self.mix.sources, taken, strict=True):
-            tokens = sequences * self.sequence_length
-            seen[source.corpus] = seen.get(source.corpus, 0) + tokens
+        for corpus, sequences in taken.items():
+            seen[corpus] = seen.get(corpus, 0) + sequences * self.sequence_length
         return seen
 
     def to_dict(self) -> dict[str, Any]:

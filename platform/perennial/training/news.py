@@ -23,11 +23,15 @@ class News:
 
     def add(self, row: dict[str, Any]) -> None:
         """A step is finished."""
-        self._unsaved.append(row)
+        self.keep(row)
         if self._tap is not None:
             self._unsent.append(row)
             if time.monotonic() - self._sent_at > _FLUSH_SECONDS:
                 self.flush()
+
+    def keep(self, row: dict[str, Any]) -> None:
+        """Only the checkpoint is to tell of this step."""
+        self._unsaved.append(row)
 
     def flush(self) -> None:
         """Send what was not sent yet; nobody waits for its arrival."""

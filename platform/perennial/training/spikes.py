@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from perennial.spec.run import SpikesSpec
+    from perennial.spec.spikes import SpikesSpec
 
 _DEVIATION = 1.4826
 """A normal distribution's standard deviation is this many median absolute deviations."""

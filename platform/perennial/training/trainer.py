@@ -35,12 +35,14 @@ class Progress:
         batch_tokens, tokens_per_second, gradient_norm (before clipping), seconds (by part of the
         step, see `meter`), and spike (what was wrong) where the job ignores one.
     saved: keys of committed checkpoints.
+    skipped: what was wrong with each batch that is left out from now on, in words.
     stopped: why the workers ended before the last step, in words; empty when they did not.
     """
 
     started: list[tuple[int, int]]
     rows: list[dict[str, Any]]
     saved: list[str]
+    skipped: list[str]
     stopped: list[str]
 
 
@@ -48,7 +50,7 @@ class _Tap:
     """An actor that the workers tell their news, and the driver asks for it; nobody waits."""
 
     def __init__(self) -> None:
-        self._news = Progress([], [], [], [])
+        self._news = Progress([], [], [], [], [])
 
     def started(self, step: int, world_size: int) -> None:
         self._news.started.append((step, world_size))
@@ -59,11 +61,14 @@ class _Tap:
     def saved(self, key: str) -> None:
         self._news.saved.append(key)
 
+    def skipped(self, why: str) -> None:
+        self._news.skipped.append(why)
+
     def stopped(self, why: str) -> None:
         self._news.stopped.append(why)
 
     def drain(self) -> Progress:
-        news, self._news = self._news, Progress([], [], [], [])
+        news, self._news = self._news, Progress([], [], [], [], [])
         return news
 
 

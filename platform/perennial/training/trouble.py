@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from perennial.mixture.origins import origins
+from perennial.mixture.origins import Origin, origins
 from perennial.training.checkpoint import folder_of
+from perennial.training.skips import Skip
 from perennial.training.spikes import Problem
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ _MOST_PLACES = 12
 
 
 class Spike(Exception):
-    """The optimizer step that leaves trunk step `step` must not be kept; all ranks raise it."""
+    """The optimizer step that led to trunk step `step` must not be kept; all ranks raise it."""
 
     def __init__(self, step: int, problem: Problem) -> None:
         super().__init__(problem.text)
@@ -23,24 +24,39 @@ class Spike(Exception):
         self.problem = problem
 
 
-def described(job: Job, step: int, problem: Problem) -> str:
+def skip_of(job: Job, spike: Spike) -> Skip:
+    """The record that leaves the spike's batch out."""
+    found = tuple(origin.to_dict() for origin in _origins(job, spike))
+    return Skip(step=spike.step, reason=spike.problem.text, origins=found)
+
+
+def described(job: Job, spike: Spike) -> str:
     """Where it happened, what is wrong, and the rows that were in the batch."""
-    places = [str(origin) for origin in origins(job.mix, job.layouts, step - job.first_step)]
+    places = [str(origin) for origin in _origins(job, spike)]
     if len(places) > _MOST_PLACES:
         places[_MOST_PLACES:] = [f"{len(places) - _MOST_PLACES} places more"]
-    return f"step {step + 1} ({job.phase(step)}): {problem.text}; its batch was {', '.join(places)}"
+    return (
+        f"step {spike.step} ({job.phase(spike.step - 1)}): {spike.problem.text}; its batch was "
+        f"{', '.join(places)}"
+    )
 
 
 def advice(job: Job, spike: Spike, committed: int | None) -> str:
     """All of it for the person who must act; `committed` is the job's last checkpoint."""
     stands = job.start if committed is None else folder_of(job.folder, committed)
-    choices = "lower schedule.eta_max or training.gradient_clip"
+    spikes = job.training.spikes
+    if spikes.policy == "rollback-and-skip":
+        ways = [f"{spikes.max_skips} batches were left out already (training.spikes.max_skips)"]
+    else:
+        ways = ["set training.spikes.policy to rollback-and-skip to leave this batch out"]
+    ways.append("lower schedule.eta_max or training.gradient_clip")
     if spike.problem.finite:
-        choices += (
-            ", raise training.spikes.threshold if this loss is no fault, or set "
-            "training.spikes.policy to ignore"
-        )
+        ways.append("raise training.spikes.threshold, or ignore it, if this loss is no fault")
     return (
-        f"{described(job, spike.step, spike.problem)}. The trunk is unharmed at "
-        f"{stands or 'its random weights'}; {choices}, then run again"
+        f"{described(job, spike)}. The trunk is unharmed at {stands or 'its random weights'}. "
+        f"Look at these rows; {'; '.join(ways)}; then run again"
     )
+
+
+def _origins(job: Job, spike: Spike) -> list[Origin]:
+    return origins(job.mix, job.layouts, spike.step - 1 - job.first_step)

@@ -20,18 +20,20 @@ from perennial.mixture.stream import rank_dataset, step_batches
 from perennial.schedules import to_dict
 from perennial.store import Store, open_store
 from perennial.training import checkpoint
-from perennial.training.engine import build_engine, gather_weights, set_eta
+from perennial.training.engine import build_engine, gather_weights, gradient_norm, set_eta
 from perennial.training.exchange import Exchange
 from perennial.training.initial import initial_model
 from perennial.training.job import Job
+from perennial.training.memory import Memory, recall
 from perennial.training.meter import Meter
 from perennial.training.model import stored_model
 from perennial.training.news import News
 from perennial.training.optimizer_state import load_optimizer, save_optimizer
 from perennial.training.share import micro_batches
+from perennial.training.skips import record_skip
 from perennial.training.spikes import SpikeWatch
 from perennial.training.traffic import meter_collectives
-from perennial.training.trouble import Spike, advice
+from perennial.training.trouble import Spike, advice, described, skip_of
 
 
 def train(config: dict[str, Any]) -> None:
@@ -61,24 +63,23 @@ class _Worker:
         self._news = News(tap, self._rank)
         self._meter = Meter()
         self._row: dict[str, Any] = {}
+        self._seen_before = sum(job.tokens_seen.values())
 
     def run(self) -> None:
-        """Train to the end, or to a spike that the job's policy stops at."""
-        try:
-            self._run()
-        except Spike as spike:
-            # No exception: another worker group would only meet the same batch again.
-            if self._rank == 0:
-                text = advice(
-                    self._job, spike, checkpoint.latest_step(self._store, self._job.folder)
-                )
-                ray.get(self._tap.stopped.remote(text))
+        """Train to the end, however often a spike rolls the job back, or to one that stops it."""
+        while True:
+            try:
+                return self._run()
+            except Spike as spike:
+                trouble = spike
+            if not self._roll_back(trouble):
+                return None
 
     def _run(self) -> None:
         if not self._may_go_on():
             return
-        resumed, losses, self._spikes = self._choose_start()
-        self._watch = SpikeWatch(self._job.training.spikes, losses)
+        resumed = self._choose_start()
+        self._remember()
         first_step = self._job.first_step if resumed is None else resumed
         if first_step == self._job.last_step:
             return
@@ -94,8 +95,11 @@ class _Worker:
         self._meter.lap()
         due = self._job.checkpoint_steps()
         while True:
-            self._step(self._job.first_step + step, tokens)
             done = self._job.first_step + step + 1
+            if done in self._memory.skipped:
+                self._skip(done)
+            else:
+                self._step(done - 1, tokens)
             if done in due:
                 if not self._may_go_on():
                     return
@@ -115,21 +119,59 @@ class _Worker:
         dist.broadcast_object_list(told, src=0)
         return told[0]
 
-    def _choose_start(self) -> tuple[int | None, list[float], int]:
-        """The step to resume from, the losses before it and how many of them were spikes.
-
-        Chosen once: rank 0 asks the store, the others are told.
-        """
-        chosen: list[Any] = [None]
+    def _choose_start(self) -> int | None:
+        """The step to resume from, chosen once: rank 0 asks the store, the others are told."""
+        chosen: list[int | None] = [None]
         if self._rank == 0:
-            step = checkpoint.latest_step(self._store, self._job.folder)
-            window = self._job.training.spikes.window
-            rows = checkpoint.last_rows(self._store, self._job.folder, window)
-            spikes = [row.get("spikes", 0) for row in rows]
-            chosen[0] = (step, [row["loss"] for row in rows], max(spikes, default=0))
+            chosen[0] = checkpoint.latest_step(self._store, self._job.folder)
         dist.broadcast_object_list(chosen, src=0)
-        resume: tuple[int | None, list[float], int] = chosen[0]
-        return resume
+        return chosen[0]
+
+    def _remember(self) -> None:
+        """Know the job's past: rank 0 reads it, the others are told."""
+        spikes = self._job.training.spikes
+        told: list[Any] = [None]
+        if self._rank == 0:
+            told[0] = recall(self._store, self._job.folder, spikes.window)
+        dist.broadcast_object_list(told, src=0)
+        self._memory: Memory = told[0]
+        self._spikes = self._memory.spikes
+        self._watch = SpikeWatch(spikes, self._memory.losses)
+
+    def _roll_back(self, spike: Spike) -> bool:
+        """Leave the spike's batch out and be ready to start again; False when the job must stop."""
+        job = self._job
+        policy = job.training.spikes
+        again = (
+            policy.policy == "rollback-and-skip" and len(self._memory.skipped) < policy.max_skips
+        )
+        if self._rank == 0:
+            committed = checkpoint.latest_step(self._store, job.folder)
+            if again:
+                record_skip(self._store, job.folder, skip_of(job, spike))
+                stands = job.first_step if committed is None else committed
+                told = f"{described(job, spike)}; going on from step {stands} without this batch"
+                self._tap.skipped.remote(told)
+            else:
+                # No exception: another worker group would only meet the same batch again.
+                ray.get(self._tap.stopped.remote(advice(job, spike, committed)))
+        self._engine.destroy()
+        del self._engine
+        self._news.take()
+        dist.barrier()
+        return again
+
+    def _skip(self, done: int) -> None:
+        """Let the step that leads to `done` go by without training its batch."""
+        self._settle()
+        self._news.keep(
+            {
+                "step": done,
+                "eta": self._job.eta(done - 1),
+                "phase": self._job.phase(done - 1),
+                "batch_tokens": 0,
+            }
+        )
 
     def _batches(self, mix_step: int) -> Any:
         job = self._job
@@ -182,9 +224,10 @@ class _Worker:
             if part is self._parts[-1]:
                 self._settle()  # before this step's gradients become weights
             meter.to("optimizer")
+            norm = gradient_norm(engine)
             engine.step()
         meter.to("communication")
-        norm = engine.get_global_grad_norm()
+        norm = engine.get_global_grad_norm() if norm is None else norm
         self._exchange.send(total, norm / self._world)
         self._end_step(step)
 
@@ -192,6 +235,8 @@ class _Worker:
         """Note what is known of a step before its loss has come back from all ranks."""
         seconds = self._meter.lap()
         self._meter.to("other")
+        trained = step + 1 - self._job.first_step
+        trained -= sum(skipped <= step for skipped in self._memory.skipped)
         self._row = {
             "step": step + 1,
             "eta": self._job.eta(step),
@@ -199,6 +244,7 @@ class _Worker:
             "batch_tokens": self._job.tokens_per_step,
             "tokens_per_second": self._job.tokens_per_step / sum(seconds.values()),
             "seconds": seconds,
+            "tokens_seen": self._seen_before + trained * self._job.tokens_per_step,
         }
 
     def _settle(self) -> None:
@@ -211,8 +257,8 @@ class _Worker:
             problem = self._watch.judge(loss, norm)
             row = self._row | {"loss": loss, "gradient_norm": norm}
             if problem is not None:
-                if not problem.finite or self._job.training.spikes.policy == "stop":
-                    raise Spike(row["step"] - 1, problem)
+                if not problem.finite or self._job.training.spikes.policy != "ignore":
+                    raise Spike(row["step"], problem)
                 self._spikes += 1
                 row["spike"] = problem.text
             if self._spikes:
@@ -252,7 +298,8 @@ class _Worker:
             schedule=to_dict(job.schedule),
             mix=job.mix.to_dict(),
             mix_step=step - job.first_step,
-            tokens_seen=job.tokens_at(step),
+            tokens_seen=job.tokens_at(step, self._memory.skipped),
+            skipped=tuple(skipped for skipped in self._memory.skipped if skipped <= step),
             optimizer_steps=optimizer_steps,
             world_size=self._world,
             code_version=perennial.__version__,

@@ -1,0 +1,42 @@
+"""Batches that were left out: one object each in the job's folder, written before it is so.
+
+The plan stays what it is: the step of a skipped batch goes by without an optimizer step, so every
+later step has the batch and the learning rate that it would have had. Every worker group reads the
+objects when it starts, so a resumed job skips the same steps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from perennial.store import Store
+
+_PREFIX = "skipped-"
+
+
+class Skip(BaseModel):
+    """A batch that is not trained. `step` is the trunk step that it would have led to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    reason: str
+    origins: tuple[dict[str, Any], ...]
+
+
+def record_skip(store: Store, folder: str, skip: Skip) -> None:
+    """Leave the batch out from now on; the first record of a step stands."""
+    key = f"{folder}/{_PREFIX}{skip.step:08d}.json"
+    store.create(key, skip.model_dump_json(indent=1).encode())
+
+
+def read_skips(store: Store, folder: str) -> list[Skip]:
+    """What a job's folder leaves out, by step."""
+    return [
+        Skip.model_validate_json(store.read(info.key))
+        for info in store.list(folder)
+        if info.key.removeprefix(f"{folder}/").startswith(_PREFIX)
+    ]
