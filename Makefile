@@ -23,12 +23,15 @@ test: $(VENV)/installed-test test-services check  ## everything under 20 minutes
 test-long: $(VENV)/installed-test test-services  ## the proofs that take longer
 	$(BIN)/python -m pytest -m long
 
-bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane beside its peers, about 40 minutes
-	for name in ingest loader resume; do \
-		$(BIN)/python benchmarks/data_$$name.py --peers build/peers/bin/python \
-			| tee benchmarks/results/data_$$name.md || exit 1; \
-	done
-	$(BIN)/python benchmarks/data_planner.py | tee benchmarks/results/data_planner.md
+bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane beside its peers, about 35 minutes
+	set -e; run() { out=$$1; shift; echo "$$*"; \
+		$(BIN)/python benchmarks/"$$@" > build/$$out.md; mv build/$$out.md benchmarks/results/; }; \
+	run data_ingest data_ingest.py --peers build/peers/bin/python; \
+	run data_ingest_normalised data_ingest.py --peers build/peers/bin/python --normalised --megabytes 24; \
+	run data_loader data_loader.py --peers build/peers/bin/python; \
+	run data_loader_s3 data_loader.py --peers build/peers/bin/python --s3 --sequences 1024; \
+	run data_resume data_resume.py --peers build/peers/bin/python; \
+	run data_planner data_planner.py
 
 check: $(VENV)/installed-test  ## style and types
 	$(BIN)/ruff check .

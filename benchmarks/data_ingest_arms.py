@@ -39,8 +39,22 @@ Arm = tuple[Callable[[], int], Callable[[], None]]
 
 
 def tiktoken_arm(folder: Path) -> Arm:
-    """The bare engine: texts in memory, one call a document, ids as an array."""
-    encoding, texts = _tiktoken(folder), _texts(folder)
+    """The bare engine as tiktoken ships it: texts in memory, one call a document."""
+    import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    ranks = _tiktoken(folder)._mergeable_ranks
+    bare = tiktoken.Encoding("bare", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+    return _bare(bare, folder)
+
+
+def tiktoken_grouped_arm(folder: Path) -> Arm:
+    """The same engine with the form of the split that the ingest gives it."""
+    return _bare(_tiktoken(folder), folder)
+
+
+def _bare(encoding: Any, folder: Path) -> Arm:
+    texts = _texts(folder)
 
     def run() -> int:
         found = (
@@ -50,12 +64,6 @@ def tiktoken_arm(folder: Path) -> Arm:
         return sum(len(ids) for ids in found) + len(texts)
 
     return run, _nothing
-
-
-def tiktoken_list_arm(folder: Path) -> Arm:
-    """The bare engine as most people call it: ids as a list."""
-    encoding, texts = _tiktoken(folder), _texts(folder)
-    return lambda: sum(len(encoding.encode_ordinary(t)) for t in texts) + len(texts), _nothing
 
 
 def tokenizers_arm(folder: Path) -> Arm:
@@ -160,7 +168,7 @@ def datatrove_arm(folder: Path) -> Arm:
 
 ARMS: dict[str, Callable[[Path], Arm]] = {
     "tiktoken": tiktoken_arm,
-    "tiktoken-list": tiktoken_list_arm,
+    "tiktoken-grouped": tiktoken_grouped_arm,
     "tokenizers": tokenizers_arm,
     "perennial": perennial_arm,
     "perennial-plain": perennial_plain_arm,

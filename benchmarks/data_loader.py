@@ -5,8 +5,12 @@ CPU is that of its whole process tree (Ray's daemons and workers included), impo
 excluded. A pass is as many epochs as take `--seconds`. "First" is a process's first pass, worker
 start included; "second" is the steady state. Arms are interleaved over `--rounds`; medians.
 
-The limits are a bare pyarrow loop over the same shards and a numpy memmap of the same tokens. The
-peers live in an environment of their own:
+The limits are a bare pyarrow loop over the same shards and a numpy memmap of the same tokens. With
+`--s3` the shards and the peers' files are in the tests' S3 server; its CPU does not count. A peer
+keeps what it fetched in a local cache, which is empty at first, so that only its first epoch is
+from S3; this project and pyarrow keep nothing and read every epoch from S3.
+
+The peers live in an environment of their own:
 
     python -m venv PEERS
     PEERS/bin/pip install torch==2.13.0 numpy psutil lightning-utilities boto3 Brotli \\
@@ -46,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", help="python of the peers' environment; none are run without")
     parser.add_argument("--sequences", type=int, nargs="+", default=[256, 1024, 2048])
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--s3", action="store_true", help="the tests' S3 server instead of a folder"
@@ -54,12 +58,9 @@ def main() -> None:
     asked = parser.parse_args()
     results: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
-        if asked.s3:
-            arms = ["pyarrow", "perennial"]
-            server = _s3_server(Path(scratch))
-        else:
-            arms = [*LIMITS, "perennial", *(PEERS if asked.peers else ())]
-            server = None
+        server = _s3_server(Path(scratch)) if asked.s3 else None
+        limits = LIMITS[1:] if asked.s3 else LIMITS  # nobody maps an object of S3
+        arms = [*limits, "perennial", *(PEERS if asked.peers else ())]
         try:
             for sequence in asked.sequences:
                 data = _write(Path(scratch, str(sequence)), sequence, asked.peers, server)
@@ -79,6 +80,7 @@ def _write(folder: Path, sequence: int, peers: str | None, server: Any) -> str:
     from perennial.corpora.packing import RowFile, rows_per_group
     from perennial.store import open_store
 
+    folder.mkdir()
     store = open_store(f"s3://{server.new_bucket()}/bench" if server else str(folder))
     tokens = np.random.default_rng(0).integers(0, 50_000, SHARD_TOKENS, dtype="<u2")
     rows = tokens.reshape(-1, sequence)
@@ -93,11 +95,13 @@ def _write(folder: Path, sequence: int, peers: str | None, server: Any) -> str:
         os.link(folder / keys[0], folder / key)
     layout = {"keys": keys, "shard_rows": [len(rows)] * SHARDS}
     store.write("layout.json", json.dumps(layout).encode())
-    if not server:
-        tokens[: SHARD_TOKENS // 2].tofile(folder / "tokens.bin")
-    if peers and not server:
+    tokens[: SHARD_TOKENS // 2].tofile(folder / "tokens.bin")
+    if peers:
         for writer in ("write-mds", "write-litdata"):
             _arm(peers, writer, sequence, str(folder), 0)
+    if server:
+        for file in (f for part in ("mds", "litdata") for f in (folder / part).rglob("*.*")):
+            store.upload(file, str(file.relative_to(folder)))
     return store.url
 
 
@@ -125,7 +129,8 @@ def _s3_server(scratch: Path) -> Any:
     folder = scratch / "s3"
     folder.mkdir()
     server = CephServer(folder) if _has_ceph() else MotoServer(folder)
-    os.environ.update(server.environment())
+    # The last one is mosaicml's own name for the first.
+    os.environ.update(server.environment(), S3_ENDPOINT_URL=server.endpoint)
     return server
 
 

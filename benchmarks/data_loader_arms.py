@@ -7,8 +7,11 @@ and psutil.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import shutil
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -128,8 +131,9 @@ def mosaicml(workers: int) -> Any:
     def open_arm(data: str, sequence: int) -> Any:
         streaming = import_mosaicml()
         batch = BATCH_TOKENS // sequence
+        remote, local = _place(f"{data}/mds")
         dataset = streaming.StreamingDataset(
-            local=str(Path(data, "mds")), batch_size=batch, shuffle=False
+            remote=remote, local=local, batch_size=batch, shuffle=False
         )
         loader = torch.utils.data.DataLoader(
             dataset,
@@ -147,9 +151,15 @@ def mosaicml(workers: int) -> Any:
 def litdata(workers: int) -> Any:
     def open_arm(data: str, sequence: int) -> Any:
         from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
+        from litdata.streaming import downloader
 
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"  # as the tests' server is
+        remote, local = _place(f"{data}/litdata")
         dataset = StreamingDataset(
-            str(Path(data, "litdata")), item_loader=TokensLoader(block_size=sequence), shuffle=False
+            remote or local,
+            cache_dir=local if remote else None,
+            item_loader=TokensLoader(block_size=sequence),
+            shuffle=False,
         )
         loader = StreamingDataLoader(
             dataset, batch_size=BATCH_TOKENS // sequence, num_workers=workers
@@ -162,6 +172,15 @@ def litdata(workers: int) -> Any:
         return batches
 
     return open_arm
+
+
+def _place(data: str) -> tuple[str | None, str]:
+    """A peer's remote and local folder: an S3 url and an empty cache, or none and the folder."""
+    if not data.startswith("s3://"):
+        return None, data
+    cache = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    return data, cache
 
 
 def import_mosaicml() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -113,6 +114,16 @@ def test_a_cut_off_compressed_file_keeps_what_came_before(tmp_path: Path, compre
     assert 10_000 < len(before) < 50_000
     assert {record.reason for record in before} == {""}
     assert before[-1].offset < last.offset
+    if compression == "gz":
+        readable = zlib.decompressobj(31).decompress(whole[: len(whole) // 2])
+        assert len(readable) - last.offset < 1 << 14
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_stored_bytes_that_were_not_read_for_damage_are_lost(tmp_path: Path, name: str) -> None:
+    (record,) = read(tmp_path, name, b"not compressed" * 100_000)
+    assert record.reason == "truncated"
+    assert record.lost_bytes > 1_200_000
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])

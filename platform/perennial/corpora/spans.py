@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from perennial.store import Store
 
 _BUFFER_BYTES = 1 << 20
+_DAMAGE_BYTES = 1 << 14
+"""What decompresses at once: where the stream breaks off, up to so much readable text is lost."""
 
 
 class InputMoved(Exception):
@@ -44,8 +46,9 @@ class _Stream(io.RawIOBase):
     from the storage, and must not be taken for bad input.
     """
 
-    def __init__(self, source: BinaryIO) -> None:
+    def __init__(self, source: BinaryIO, at_once: int = _BUFFER_BYTES) -> None:
         self._source = source
+        self._at_once = at_once
         self.failure: Exception | None = None
         self.position = 0
 
@@ -63,7 +66,7 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._source.read(len(buffer))
+            data = self._source.read(min(len(buffer), self._at_once))
         except Exception as error:
             self.failure = error
             raise
@@ -138,14 +141,14 @@ def _compressed(
         import pyarrow as pa
 
         opened = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
-    text = _Stream(cast(BinaryIO, opened))
+    text = _Stream(cast(BinaryIO, opened), _DAMAGE_BYTES)
     try:
         yield from _text(io.BufferedReader(text, _BUFFER_BYTES), kind, 0, None, settings)
         if text.position == 0:
             yield Record(0, reason=EMPTY_FILE, detail="nothing was compressed")
     except (EOFError, OSError, zlib.error) as error:
         # `position` is where the text ends; the line that it breaks off in is part of the loss.
-        lost = max(0, file.size_bytes - raw.position)
+        lost = max(0, file.size_bytes - stream.tell())
         yield Record(text.position, reason=TRUNCATED, detail=str(error)[:200], lost_bytes=lost)
 
 
