@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from perennial.spec.amounts import Amount, AmountValue, parse_amount
+from perennial.spec.passthrough import check_passthrough
 from perennial.spec.section import Section
 from perennial.spec.sources import SourceName, SourceSpec
 from perennial.spec.spikes import SpikesSpec
@@ -146,8 +147,31 @@ class TrainingSpec(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """what DeepSpeed's ZeRO divides among the workers: 0 nothing, 1 the optimizer's state, 2 also
     the gradients, 3 also the weights"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """number format of the forward and backward pass: fp32 or bf16"""
+    cpu_offload: Literal["none", "optimizer", "weights"] = "none"
+    """what waits in the CPU's memory instead of the GPU's: none, optimizer (its state and the fp32
+    weights, from zero_stage 1 on) or weights (those too, with zero_stage 3)"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """number format of the forward and backward pass: fp32, bf16 or fp16 (on GPUs; with a dynamic
+    loss scale)"""
+    attention: (
+        Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
+    ) = None
+    """implementation of attention in transformers: sdpa (torch's own), eager, flash_attention_2 or
+    flash_attention_3 (on GPUs where the package flash-attn is installed) or flex_attention; default
+    sdpa, or eager for an architecture without it"""
+    mask: Literal["causal", "document"] = "causal"
+    """what a token attends to: causal (all before it in its sequence) or document (what is before
+    it in its own document)"""
+    loss: Literal["full", "chunked"] = "full"
+    """full (all logits at once) or chunked (torch's linear_cross_entropy: the logits of a part of
+    the tokens at a time, which saves memory where the vocabulary is large)"""
+    activation_checkpointing: bool = False
+    """whether the backward pass computes each block's activations again, to save memory"""
+    compile: bool = False
+    """whether the model is compiled by torch.compile"""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """further fields of DeepSpeed's configuration, passed on as they are; what this section names
+    may not be in it"""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.95,
@@ -166,6 +190,27 @@ class TrainingSpec(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """how many failures of the worker group in a row, without a new checkpoint between them, are
     tried again before the stage gives up"""
+
+    @model_validator(mode="after")
+    def _engine_agrees(self) -> TrainingSpec:
+        check_passthrough(self.deepspeed, self.zero_stage)
+        if self.cpu_offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("cpu_offload optimizer needs ZeRO; set zero_stage to 1, 2 or 3")
+        if self.cpu_offload == "weights" and self.zero_stage != 3:
+            raise ValueError(
+                f"cpu_offload weights with zero_stage {self.zero_stage} has nothing to move; "
+                "set zero_stage to 3"
+            )
+        if self.attention is not None and self.attention.startswith("flash"):
+            if self.gpus_per_worker == 0:
+                raise ValueError(f"attention {self.attention} needs GPUs; set gpus_per_worker")
+            if self.precision == "fp32":
+                raise ValueError(
+                    f"attention {self.attention} does not compute in fp32; set precision to bf16"
+                )
+        if self.precision == "fp16" and self.gpus_per_worker == 0:
+            raise ValueError("precision fp16 needs GPUs; set gpus_per_worker, or use bf16")
+        return self
 
     @model_validator(mode="after")
     def _enough_for_all(self) -> TrainingSpec:

@@ -9,44 +9,57 @@ import torch
 import torch.distributed as dist
 from deepspeed.ops import __compatible_ops__
 
-from perennial.training.share import micro_batches_per_rank
+from perennial.training.features import document_positions, prepare
+from perennial.training.settings import deepspeed_settings
 
 if TYPE_CHECKING:
     from perennial.spec.run import TrainingSpec
 
 
 def build_engine(
-    model: torch.nn.Module, spec: TrainingSpec, global_batch: int, world_size: int
+    model: Any, spec: TrainingSpec, global_batch: int, world_size: int, end_of_document: int
 ) -> Any:
     """A DeepSpeed engine around the model, with torch's AdamW and a constant global batch.
 
-    Gradient accumulation takes up what `world_size` workers of `micro_batch` sequences leave; see
-    `share` for the losses' weights.
+    Raises RuntimeError when the architecture cannot do what the run file asks of it.
     """
     # A shared-memory all-reduce that would be compiled on first use; gloo serves without it.
     __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    prepare(model, spec, end_of_document)
     optimizer = torch.optim.AdamW(
-        _decay_groups(model, spec.weight_decay), lr=0.0, betas=spec.betas, eps=spec.epsilon
+        _decay_groups(model, spec.weight_decay),
+        lr=0.0,
+        betas=spec.betas,
+        eps=spec.epsilon,
+        fused=True if spec.cpu_offload != "none" else None,
     )
-    accumulation = micro_batches_per_rank(global_batch, spec.micro_batch, world_size)
-    settings = {
-        # DeepSpeed wants this product; with parts of unlike sizes it is more than `global_batch`.
-        "train_batch_size": spec.micro_batch * accumulation * world_size,
-        "train_micro_batch_size_per_gpu": spec.micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": spec.gradient_clip,
-        "zero_optimization": {"stage": spec.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": spec.precision == "bf16"},
-        "steps_per_print": 10**9,
-    }
+    settings = deepspeed_settings(spec, global_batch, world_size)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     # DeepSpeed 0.19.8 steps once on zero gradients where ZeRO 0 keeps fp32 copies, and would
     # correct the moments' bias for one step too many.
     if spec.zero_stage == 0:
         optimizer.state.clear()
+    if spec.zero_stage == 3 and spec.loss == "chunked":
+        # The loss reads the head's weights outside the head, so the whole model gathers them.
+        head = model.get_output_embeddings()
+        for parameter in head.parameters():
+            deepspeed.zero.register_external_parameter(model, parameter)
+    if spec.compile:
+        engine.compile()
     return engine
+
+
+def loss_of(engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document: int) -> Any:
+    """Mean nats per token of a micro-batch of ids `(micro_batch, sequence)`, to go backward from.
+
+    Every token after a sequence's first is predicted, the first of a next document too: the
+    number of tokens that a step averages over does not depend on what is in them.
+    """
+    inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
+    if spec.mask == "document":
+        inputs["position_ids"] = document_positions(ids, end_of_document)
+    return engine(**inputs).loss
 
 
 def set_eta(engine: Any, eta: float) -> None:
@@ -67,6 +80,12 @@ def gradient_norm(engine: Any) -> torch.Tensor | None:
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
+
+
+def overflowed(engine: Any) -> bool:
+    """Whether fp16 left out the step just taken: its scaled gradient was not finite, and the scale
+    is lowered for the next one."""
+    return bool(engine.fp16_enabled() and not engine.was_step_applied())
 
 
 def gather_weights(engine: Any) -> dict[str, torch.Tensor] | None:

@@ -114,8 +114,8 @@ def memory(
             sequence_length,
             training.micro_batch,
             each,
-            recomputed=False,
-            scores=False,
+            recomputed=training.activation_checkpointing,
+            scores=training.attention == "eager",
         ),
     )
 
@@ -145,13 +145,13 @@ def activation_bytes(
     return layers * bytes_per_number // 2 + 2 * 4 * tokens * size.vocabulary
 
 
-def checkpoint_bytes(size: ModelSize, precision: Literal["fp32", "bf16"]) -> int:
-    """Bytes of one checkpoint: weights as they are trained, two fp32 moments, and in bf16 the fp32
-    weights beside them."""
-    master = 4 if precision == "bf16" else 0
+def checkpoint_bytes(size: ModelSize, precision: Literal["fp32", "bf16", "fp16"]) -> int:
+    """Bytes of one checkpoint: weights as they are trained, two fp32 moments, and below fp32 the
+    fp32 weights beside them."""
+    master = 0 if precision == "fp32" else 4
     return size.parameters * (number_bytes(precision) + 8 + master)
 
 
-def number_bytes(precision: Literal["fp32", "bf16"]) -> int:
+def number_bytes(precision: Literal["fp32", "bf16", "fp16"]) -> int:
     """Bytes of one number of the forward pass."""
-    return 2 if precision == "bf16" else 4
+    return 4 if precision == "fp32" else 2

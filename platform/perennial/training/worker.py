@@ -20,7 +20,15 @@ from perennial.mixture.stream import rank_dataset, step_batches
 from perennial.schedules import to_dict
 from perennial.store import Store, open_store
 from perennial.training import checkpoint
-from perennial.training.engine import build_engine, gather_weights, gradient_norm, set_eta
+from perennial.training.batch import on_device, seed_dropout
+from perennial.training.engine import (
+    build_engine,
+    gather_weights,
+    gradient_norm,
+    loss_of,
+    overflowed,
+    set_eta,
+)
 from perennial.training.exchange import Exchange
 from perennial.training.initial import initial_model
 from perennial.training.job import Job
@@ -207,17 +215,22 @@ class _Worker:
         return engine
 
     def _engine_around(self, model: torch.nn.Module) -> Any:
-        return build_engine(model, self._job.training, self._job.mix.global_batch, self._world)
+        job = self._job
+        return build_engine(
+            model, job.training, job.mix.global_batch, self._world, job.end_of_document
+        )
 
     def _step(self, step: int, tokens: np.ndarray) -> None:
         """One optimizer step on this rank's sequences `(sequences, sequence_length)`."""
         job, engine, meter = self._job, self._engine, self._meter
         set_eta(engine, job.eta(step))
+        seed_dropout(job.seed, step, self._rank)
+        ahead = on_device((tokens[part.rows] for part in self._parts), engine.device)
         total = torch.zeros((), device=engine.device)
         for part in self._parts:
             meter.to("forward")
-            ids = torch.from_numpy(tokens[part.rows]).to(engine.device)
-            loss = engine(input_ids=ids, labels=ids).loss
+            ids = next(ahead)
+            loss = loss_of(engine, ids, job.training, job.end_of_document)
             meter.to("backward")
             engine.backward(loss * part.weight)
             total += loss.detach().float() * (part.sequences / job.mix.global_batch)
@@ -227,7 +240,8 @@ class _Worker:
             norm = gradient_norm(engine)
             engine.step()
         meter.to("communication")
-        norm = engine.get_global_grad_norm() if norm is None else norm
+        if norm is None:
+            norm = 0.0 if overflowed(engine) else engine.get_global_grad_norm()
         self._exchange.send(total, norm / self._world)
         self._end_step(step)
 
