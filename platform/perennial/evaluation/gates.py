@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perennial.evaluation.loss import HeldoutLoss
     from perennial.evaluation.transfer import LossMatrix
-    from perennial.spec.run import GatesSpec, TaskGate
+    from perennial.spec.gates import GatesSpec, TaskGate
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from perennial.spec.amounts import Amount, AmountValue, parse_amount
+from perennial.spec.gates import GatesSpec
 from perennial.spec.passthrough import check_passthrough
 from perennial.spec.section import Section
 from perennial.spec.sources import SourceName, SourceSpec
 from perennial.spec.spikes import SpikesSpec
+from perennial.spec.timetable import Schedule
 
 
 def _amount(text: str) -> AmountValue:
@@ -343,6 +345,29 @@ class ReleaseSpec(Section):
     """exponential (the paper's) or 1-sqrt"""
     sample_tokens: Annotated[int, Field(ge=0)] = 40
     """tokens of each sampled line; 0 samples nothing"""
+    policy: Literal["on-demand", "each-stage", "every", "schedule"] = "on-demand"
+    """on-demand (by `perennial release` alone), each-stage (the end of each stage that passed its
+    gates), every (see `every`) or schedule (see `schedule`); made between two stages"""
+    every: Amount | None = None
+    """with `policy: every`, the tokens or steps of the trunk between two releases, such as
+    `4M tokens`"""
+    schedule: Schedule | None = None
+    """with `policy: schedule`, when the end of the last stage is released, unless it was: a period
+    such as `7d`, or five cron fields such as `0 2 * * 1`; in UTC"""
+
+    @model_validator(mode="after")
+    def _policy_has_its_field(self) -> ReleaseSpec:
+        for name in ("every", "schedule"):
+            given = getattr(self, name) is not None
+            if given != (self.policy == name):
+                problem = "is not used with" if given else "is missing with"
+                raise ValueError(
+                    f"{name} {problem} policy {self.policy}; give both `policy: {name}` and "
+                    f"`{name}`, or neither"
+                )
+        if self.every is not None and self.every.unit == "percent":
+            raise ValueError("every is a number of steps or tokens, not a percentage")
+        return self
 
 
 class EvaluationSpec(Section):
@@ -352,31 +377,6 @@ class EvaluationSpec(Section):
     """held-out documents a corpus that are scored at most"""
     tasks: tuple[str, ...] = ()
     """lm-eval tasks by name, or folders that hold a task's YAML"""
-
-
-class TaskGate(Section):
-    """What a task's score must reach."""
-
-    min: Annotated[float, Field(allow_inf_nan=False)]
-    """lowest score that passes"""
-    metric: str | None = None
-    """the metric by its lm-eval name, such as `acc`; default the task's first"""
-
-
-class GatesSpec(Section):
-    """Bounds that a stage must keep, or the line stops until a person decides."""
-
-    max_forgetting: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """nats per token that the held-out loss on any earlier corpus may be above what it was after
-    that corpus's own stage"""
-    max_adaptation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """highest held-out loss on the stage's own corpus after it, in nats per token"""
-    min_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """nats per token by which the stage must lower the held-out loss on its own corpus"""
-    tasks: dict[str, TaskGate] = Field(default_factory=dict)
-    """lm-eval tasks (by name, or folders that hold a task's YAML) that the stage's end must pass"""
-    standard_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """a bound is broken only by more than so many standard errors of what was measured"""
 
 
 class TrackingSpec(Section):

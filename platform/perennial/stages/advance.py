@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from perennial import corpora
 from perennial.errors import InputError
-from perennial.stages import judging, outcome
-from perennial.stages.events import Failed, Landed, Retried, Trained
+from perennial.stages import judging, outcome, policy
+from perennial.stages.events import Failed, Landed, Releasing, Retried, Trained
 from perennial.stages.ingestion import ingest
 from perennial.stages.instructions import Instruction, Outside, next_instruction
 from perennial.stages.jobs import check_first_stage, decide_stage, order_of, stage_job
 from perennial.stages.ledger import now
+from perennial.stages.machine import Stage
+from perennial.stages.release import carry_out
 from perennial.stages.training import train
 from perennial.stages.workspace import Overtaken, Superseded, Workspace
+from perennial.training.checkpoint import committed_steps
 from perennial.training.skips import read_skips
 
 _LONGEST_REASON = 500
@@ -30,7 +33,7 @@ def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> 
     Raises what failed for the last time, when nothing else is left to do.
     """
     controller = _Controller(work, reschedule)
-    while (step := _next(work)) is not None:
+    while (step := controller.next()) is not None:
         if step.verb == "wait":
             if not (wait and step.until):
                 break
@@ -52,7 +55,7 @@ def ingest_landed(work: Workspace) -> None:
     Raises InputError while a stage is unfinished.
     """
     controller = _Controller(work, reschedule=False)
-    while (step := _next(work)) is not None:
+    while (step := controller.next()) is not None:
         if step.verb in ("train", "evaluate", "judge"):
             raise InputError(
                 work.where, "", f"the stage of {step.subject} is unfinished", "use `perennial run`"
@@ -73,7 +76,7 @@ def unfinished(work: Workspace) -> str | None:
 
 def todo(work: Workspace) -> list[str]:
     """What `advance` would do first, and what waits behind it; writes nothing."""
-    outside = _outside(work)
+    outside = _outside(work, [release.name for release in _due(work)])
     first = next_instruction(work.state, outside, order_of(work.spec))
     if first is None or (first.verb == "wait" and not first.until):
         return []
@@ -89,13 +92,17 @@ def check_inbox(work: Workspace) -> None:
         check_first_stage(work.spec, next(iter(work.state.corpora), names[0]))
 
 
-def _next(work: Workspace) -> Instruction | None:
-    work.refresh()
-    return next_instruction(work.state, _outside(work), order_of(work.spec))
+def _outside(work: Workspace, due: Sequence[str] = ()) -> Outside:
+    return Outside([landed.name for landed in corpora.landed(work.inbox)], now(), due)
 
 
-def _outside(work: Workspace) -> Outside:
-    return Outside([landed.name for landed in corpora.landed(work.inbox)], now())
+def _due(work: Workspace) -> list[Releasing]:
+    """The releases that the run file's policy wants now."""
+
+    def checkpoints(stage: Stage) -> list[int]:
+        return committed_steps(work.store, stage.folder)
+
+    return policy.due(work.spec, work.state, checkpoints, now())
 
 
 def _sleep_until(work: Workspace, step: Instruction) -> None:
@@ -118,8 +125,16 @@ class _Controller:
     def __init__(self, work: Workspace, reschedule: bool) -> None:
         self._work = work
         self._reschedule = reschedule
+        self._passed_over: set[str] = set()
         self.trained = 0
         self.gave_up: Exception | None = None
+
+    def next(self) -> Instruction | None:
+        """What is to be done now, from what everybody wrote until now."""
+        self._work.refresh()
+        due = [each.name for each in _due(self._work) if each.name not in self._passed_over]
+        outside = _outside(self._work, due)
+        return next_instruction(self._work.state, outside, order_of(self._work.spec))
 
     def do(self, step: Instruction) -> None:
         """Carry an instruction out and write down what came of it."""
@@ -136,6 +151,8 @@ class _Controller:
                 self._try(step.subject, lambda: judging.evaluate(self._work, step.subject))
             case "judge":
                 judging.judge(self._work, step.subject)
+            case "release":
+                self._release(step.subject)
             case "retry":
                 self._work.decide(Retried(at=now(), corpus=step.subject, by_person=False))
 
@@ -165,6 +182,19 @@ class _Controller:
             )
             if not more:
                 self.gave_up = failure
+
+    def _release(self, name: str) -> None:
+        """Make a release that is due; one that fails does not keep the trunk from going on."""
+        decided = next(each for each in _due(self._work) if each.name == name)
+        try:
+            carry_out(self._work, decided)
+        except Exception as failure:
+            self._work.refresh()
+            self._work.narrator.say(
+                f"release {name} failed ({_reason(failure)}); the trunk goes on"
+            )
+            self._passed_over.add(name)
+            self.gave_up = failure
 
     def _land(self, name: str) -> None:
         seen = {landed.name: landed for landed in corpora.landed(self._work.inbox)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Literal
 
 from perennial import corpora
@@ -33,8 +34,7 @@ def decide(
     """
     check(work, decision, name, replay)
     if name not in work.state.corpora:
-        size = corpora.inspect(work.inbox, name).total_bytes
-        work.amend(Landed(at=now(), corpus=name, size_bytes=size))
+        _record_landings(work, name)
     try:
         work.amend(_event(decision, name, reason or "a person decided so", replay))
     except InvalidTransition as impossible:
@@ -68,6 +68,17 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
             f"the stage of {name} is decided already",
             f"refuse {name} first, then retry it with another share",
         )
+
+
+def _record_landings(work: Workspace, name: str) -> None:
+    """Let the ledger know a corpus of the inbox, after those that landed before it."""
+    for landed in corpora.landed(work.inbox):
+        if landed.name not in work.ledger.read().corpora:
+            size = landed.total_bytes
+            with suppress(InvalidTransition):  # a controller saw it at this very moment
+                work.amend(Landed(at=now(), corpus=landed.name, size_bytes=size))
+        if landed.name == name:
+            return
 
 
 def choices(state: RunState, where: str) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     at: str
-    """UTC time of writing, ISO 8601; for people, never compared"""
+    """UTC time of writing, ISO 8601; for people, and for the timetable of releases"""
 
 
 class Opened(_Record):

@@ -1,0 +1,76 @@
+"""I4: kill -9 of the real controller after every ledger write, and the ledger ends the same."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from perennial.stages.ledger import Ledger
+from perennial.store import Store, open_store
+from tests.command import perennial, start
+from tests.tiny import tiny_run, write_run, write_texts
+
+pytestmark = pytest.mark.long
+
+
+def _prepared(folder: Path) -> Path:
+    document = tiny_run(folder)
+    document["training"] |= {"workers": 1, "micro_batch": 8}
+    document["release"] |= {"policy": "each-stage", "sample_tokens": 0}
+    run_file = write_run(folder, document)
+    perennial("land", run_file, "help", write_texts(folder)["help"])
+    return run_file
+
+
+def _events(store: Store) -> list[str]:
+    return [info.key for info in store.list("ledger") if info.key.count("/") == 1]
+
+
+def _kill_after(run_file: Path, store: Store, events: int) -> bool:
+    """Start the controller and kill it and all it started once so many events are there."""
+    process = start("run", run_file)
+    while len(_events(store)) < events:
+        if process.poll() is not None:
+            process.communicate()
+            return False
+        time.sleep(0.005)  # polling a condition: the next event
+    root = psutil.Process(process.pid)
+    for each in [root, *root.children(recursive=True)]:
+        each.kill()
+    process.communicate()
+    return True
+
+
+def _outcome(store: Store) -> tuple[object, ...]:
+    """What must not depend on kills: everything but times, controllers, claims and run ids."""
+    state = Ledger(store).read()
+    state.validate()
+    return (
+        {name: (c.state, c.story) for name, c in state.corpora.items()},
+        [(s.name, s.first_step, s.start, s.mix, s.schedule) for s in state.stages],
+        state.ends,
+        state.losses,
+        [(r.name, r.source, r.steps, r.losses) for r in state.releases],
+    )
+
+
+@pytest.mark.timeout(3600)
+def test_i4_killed_after_every_ledger_write_the_run_ends_in_the_same_state(
+    tmp_path: Path,
+) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    for folder in (undisturbed, disturbed):
+        folder.mkdir()
+    perennial("run", _prepared(undisturbed))
+    run_file, store = _prepared(disturbed), open_store(disturbed / "store")
+    kills = 0
+    # Each start writes its taking over; killed after the next event, it makes one step of way.
+    while _kill_after(run_file, store, len(_events(store)) + 2):
+        kills += 1
+    perennial("run", run_file)
+    assert _outcome(store) == _outcome(open_store(undisturbed / "store"))
+    assert kills >= len(Ledger(store).read().corpora["help"].story)
+    perennial("verify", run_file)
