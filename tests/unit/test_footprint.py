@@ -93,3 +93,14 @@ def test_a_checkpoint_holds_weights_and_moments_and_in_bf16_the_fp32_weights() -
     size = model_size(model_config(spec.model, 50277, 0, 2048))
     assert checkpoint_bytes(size, "fp32") == 12 * size.parameters
     assert checkpoint_bytes(size, "bf16") == 14 * size.parameters
+
+
+def test_what_waits_in_the_cpus_memory_or_is_never_written_is_not_counted() -> None:
+    spec = load_run(PIPELINES / "paper-405m.yaml")
+    size = model_size(model_config(spec.model, 50277, 0, 2048))
+    away = spec.training.model_copy(update={"cpu_offload": "weights", "loss": "chunked"})
+    told = memory(size, away, 2048, 3, 8)
+    assert (told.weights, told.optimizer) == (0, 0)
+    kept = memory(size, spec.training, 2048, 3, 8)
+    assert kept.activations - told.activations == 8 * 4 * 2048 * size.vocabulary
+    assert memory(size, away, 2048, 0, 8).optimizer == 12 * size.parameters

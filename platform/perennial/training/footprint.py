@@ -98,17 +98,21 @@ def memory(
     zero_stage: int,
     workers: int,
 ) -> Memory:
-    """Bytes in one of `workers` data-parallel workers under that ZeRO stage."""
+    """Bytes in one of `workers` data-parallel workers under that ZeRO stage.
+
+    What `cpu_offload` moves to the CPU's memory is not in it.
+    """
     each = number_bytes(training.precision)
 
     def share(bytes_per_parameter: int, from_stage: int) -> int:
         total = size.parameters * bytes_per_parameter
         return -(-total // workers) if zero_stage >= from_stage else total
 
+    away = training.cpu_offload
     return Memory(
-        weights=share(each, 3),
+        weights=0 if away == "weights" and zero_stage == 3 else share(each, 3),
         gradients=share(each, 2),
-        optimizer=share(_OPTIMIZER_BYTES, 1),
+        optimizer=0 if away != "none" and zero_stage else share(_OPTIMIZER_BYTES, 1),
         activations=activation_bytes(
             size,
             sequence_length,
@@ -116,6 +120,7 @@ def memory(
             each,
             recomputed=training.activation_checkpointing,
             scores=training.attention == "eager",
+            logits=training.loss == "full",
         ),
     )
 
@@ -128,11 +133,13 @@ def activation_bytes(
     *,
     recomputed: bool,
     scores: bool,
+    logits: bool = True,
 ) -> int:
     """Bytes of activations that one forward pass leaves to its backward pass.
 
     recomputed: activation checkpointing; each layer keeps its input, and one layer at a time the
     rest. scores: attention keeps its (sequence, sequence) scores, which fused kernels never write.
+    logits: the loss is not taken a part of the tokens at a time.
     A layer is s b h (34 + 5 a s / h) bytes in 16-bit numbers, 34 without the scores; the logits
     and their gradient are fp32.
     """
@@ -142,7 +149,8 @@ def activation_bytes(
         layer += 5 * size.heads * sequence_length * tokens
     inputs = 2 * tokens * size.hidden
     layers = size.layers * inputs + layer if recomputed else size.layers * layer
-    return layers * bytes_per_number // 2 + 2 * 4 * tokens * size.vocabulary
+    output = 2 * 4 * tokens * size.vocabulary if logits else 0
+    return layers * bytes_per_number // 2 + output
 
 
 def checkpoint_bytes(size: ModelSize, precision: Literal["fp32", "bf16", "fp16"]) -> int:
