@@ -227,6 +227,7 @@ class _Worker:
         seed_dropout(job.seed, step, self._rank)
         ahead = on_device((tokens[part.rows] for part in self._parts), engine.device)
         total = torch.zeros((), device=engine.device)
+        norm: Any = None
         for part in self._parts:
             meter.to("forward")
             ids = next(ahead)
