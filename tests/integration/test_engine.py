@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from perennial.spec.run import ModelSpec, TrainingSpec
+from perennial.spec.training import ModelSpec, TrainingSpec
 from tests.processes import run_on
 
 GLOBAL_BATCH = 4

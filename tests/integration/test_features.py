@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from perennial.spec.run import TrainingSpec
+from perennial.spec.training import TrainingSpec
 from perennial.training.batch import on_device, seed_dropout
 from perennial.training.features import document_positions, prepare
 

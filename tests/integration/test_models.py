@@ -11,7 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from perennial.errors import InputError
-from perennial.spec.run import ModelSpec
+from perennial.spec.training import ModelSpec
 from perennial.store import Store, open_store
 from perennial.training.inherit import inherit
 from perennial.training.initial import import_model, initial_model

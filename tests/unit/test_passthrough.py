@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from perennial.spec.run import TrainingSpec
+from perennial.spec.training import TrainingSpec
 from perennial.training.settings import deepspeed_settings
 
 

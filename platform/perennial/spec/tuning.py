@@ -7,8 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from perennial.spec.amounts import Amount
-from perennial.spec.run import Count, Rate, Share
-from perennial.spec.section import Section
+from perennial.spec.section import Count, Rate, Section, Share
 
 
 class TuningSpec(Section):

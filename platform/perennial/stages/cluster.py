@@ -6,7 +6,7 @@ import logging
 import os
 
 from perennial.errors import InputError
-from perennial.spec.run import TrainingSpec
+from perennial.spec.training import TrainingSpec
 
 _READER_SHARE = 0.1
 """CPUs that the reader of one worker needs beside it; see `perennial.mixture.stream`."""

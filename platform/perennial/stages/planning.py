@@ -12,7 +12,7 @@ from perennial import corpora
 from perennial.errors import InputError
 from perennial.mixture import seen_sequences
 from perennial.schedules import Anneal, Schedule, from_dict
-from perennial.spec.run import ModelSpec
+from perennial.spec.training import ModelSpec
 from perennial.stages.advance import check_inbox
 from perennial.stages.forecast import Basis, expected_corpora, look_ahead
 from perennial.stages.machine import RunState, Stage

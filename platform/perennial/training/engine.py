@@ -13,7 +13,7 @@ from perennial.training.features import document_positions, prepare
 from perennial.training.settings import deepspeed_settings
 
 if TYPE_CHECKING:
-    from perennial.spec.run import TrainingSpec
+    from perennial.spec.training import TrainingSpec
 
 
 def build_engine(

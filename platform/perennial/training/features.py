@@ -11,7 +11,7 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import linear_cross_entropy, pad
 
 if TYPE_CHECKING:
-    from perennial.spec.run import TrainingSpec
+    from perennial.spec.training import TrainingSpec
 
 _PROBE_TOKENS = 12
 

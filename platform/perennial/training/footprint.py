@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from perennial.spec.run import TrainingSpec
+    from perennial.spec.training import TrainingSpec
 
 ZERO_STAGES = (0, 1, 2, 3)
 _OPTIMIZER_BYTES = 12

@@ -24,7 +24,7 @@ from perennial.training.model import (
 from perennial.training.source import model_files
 
 if TYPE_CHECKING:
-    from perennial.spec.run import ModelSpec
+    from perennial.spec.training import ModelSpec
     from perennial.store import Store
     from perennial.training.job import Job
 

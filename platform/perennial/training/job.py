@@ -9,7 +9,7 @@ from typing import Any, Literal
 from perennial.mixture import StageMix, trained_sequences
 from perennial.mixture.rows import CorpusLayout
 from perennial.schedules import Phase, Schedule, from_dict, to_dict
-from perennial.spec.run import ModelSpec, TrainingSpec
+from perennial.spec.training import ModelSpec, TrainingSpec
 from perennial.store import Store
 from perennial.training.fence import Fence
 

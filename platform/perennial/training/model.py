@@ -13,7 +13,7 @@ from perennial.training.source import ModelFiles, model_files
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from perennial.spec.run import ModelSpec
+    from perennial.spec.training import ModelSpec
 
 
 def model_config(

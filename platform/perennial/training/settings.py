@@ -8,7 +8,7 @@ from perennial.spec.passthrough import merged
 from perennial.training.share import micro_batches_per_rank
 
 if TYPE_CHECKING:
-    from perennial.spec.run import TrainingSpec
+    from perennial.spec.training import TrainingSpec
 
 
 def deepspeed_settings(spec: TrainingSpec, global_batch: int, world_size: int) -> dict[str, Any]:
