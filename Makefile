@@ -27,7 +27,7 @@ bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane besi
 	set -e; run() { out=$$1; shift; echo "$$*"; \
 		$(BIN)/python benchmarks/"$$@" > build/$$out.md; mv build/$$out.md benchmarks/results/; }; \
 	run data_ingest data_ingest.py --peers build/peers/bin/python; \
-	run data_ingest_normalised data_ingest.py --peers build/peers/bin/python --normalised --megabytes 24; \
+	run data_ingest_normalised data_ingest.py --peers build/peers/bin/python --normalised --megabytes 48; \
 	run data_loader data_loader.py --peers build/peers/bin/python; \
 	run data_loader_s3 data_loader.py --peers build/peers/bin/python --s3 --sequences 1024; \
 	run data_resume data_resume.py --peers build/peers/bin/python; \

@@ -473,7 +473,11 @@ def is_held_out(text: str, share: float) -> bool:
     return digest < share * 2**64
 
 
-@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+@pytest.mark.parametrize(
+    ("store_url", "duplicates"),
+    [("local", "keep"), ("local", "drop"), ("s3", "drop")],
+    indirect=["store_url"],
+)
 def test_texts_of_earlier_corpora_are_counted_and_dropped_by_option(
     store: Store, tmp_path: Path, duplicates: str
 ) -> None:
