@@ -32,6 +32,7 @@ from perennial.training.job import Job
 from tests.tiny import tiny_run, write_texts
 
 WORLD = 2
+ATTEMPT = "crafted"
 
 
 def craft_run(folder: Path) -> Store:
@@ -90,7 +91,6 @@ def ingest_text(
 
 def save_checkpoints(store: Store, job: Job, scratch: Path) -> str:
     """Commit the checkpoints that are due in a job, with its plan's numbers; the last one's key."""
-    before = job.first_step
     key = ""
     for step in sorted(job.checkpoint_steps()):
         key = checkpoint.folder_of(job.folder, step)
@@ -101,12 +101,12 @@ def save_checkpoints(store: Store, job: Job, scratch: Path) -> str:
             save_file({"w": np.full(64, step)}, folder / f"{name}.safetensors")
         rows = [
             {"step": done, "batch_tokens": job.tokens_per_step}
-            for done in range(before + 1, step + 1)
+            for done in range(job.first_step + 1, step + 1)
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = checkpoint.upload(store, key, sorted(folder.iterdir()))
+        place = checkpoint.place_of(key, ATTEMPT)
+        files = checkpoint.upload(store, place, sorted(folder.iterdir()))
         checkpoint.commit(store, key, _manifest(job, step, files))
-        before = step
     return key
 
 
@@ -126,6 +126,7 @@ def _manifest(
         world_size=WORLD,
         code_version="0",
         tracking_run="",
+        attempt=ATTEMPT,
         files=files,
     )
 

@@ -40,9 +40,14 @@ def test_i7_the_second_stage_stays_constant_and_replays_a_quarter(lineage: Linea
 
 
 def test_the_optimizer_is_reset_at_the_joint(lineage: Lineage) -> None:
-    step = STEPS + 5
-    manifest = checkpoint.read_manifest(lineage.store, f"checkpoints/01-code/{step:08d}")
-    assert manifest.optimizer_steps == 5
+    manifest = checkpoint.read_manifest(lineage.store, f"checkpoints/01-code/{2 * STEPS:08d}")
+    assert manifest.optimizer_steps == STEPS
+
+
+def test_only_the_ends_of_phases_and_the_last_checkpoints_stay(lineage: Lineage) -> None:
+    steps = checkpoint.committed_steps(lineage.store, "checkpoints/00-help")
+    assert {6 + 1, 6 + 36 + 1, STEPS} <= set(steps)
+    assert len(steps) == 4
 
 
 def test_the_matrix_holds_every_stage_on_every_corpus(lineage: Lineage) -> None:

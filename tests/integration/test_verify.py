@@ -19,11 +19,12 @@ from perennial.errors import InputError
 from perennial.stages.verify import verify
 from perennial.store import Store, open_store
 from tests.command import perennial, perennial_json, start
-from tests.crafted import craft_run
+from tests.crafted import ATTEMPT, craft_run
 from tests.tiny import tiny_run, write_run
 
 STAGES = ("checkpoints/00-help", "checkpoints/01-code")
 END = "checkpoints/01-code/00000024"
+END_FILES = f"{END}/{ATTEMPT}"
 RELEASE = "releases/01-code-24-anneal4"
 
 
@@ -50,6 +51,11 @@ def filled(store: Store, objects: dict[str, bytes]) -> Store:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(store.write, objects.keys(), objects.values()))
     return store
+
+
+def drop_line(store: Store, key: str) -> None:
+    """Forget the first line of a file."""
+    store.write(key, store.read(key).partition(b"\n")[2])
 
 
 def flip(store: Store, key: str, at: float = 0.5) -> None:
@@ -223,11 +229,13 @@ FAULTS = {
         "cannot be read .sources give 96 sequences, the stage has 11 x 8",
     ),
     "a damaged checkpoint": Fault(
-        lambda s: flip(s, f"{END}/model.safetensors"), (f"{END}/model.safetensors",), "sha256"
+        lambda s: flip(s, f"{END_FILES}/model.safetensors"),
+        (f"{END_FILES}/model.safetensors",),
+        "sha256",
     ),
     "a checkpoint without a worker's moments": Fault(
-        lambda s: s.remove(f"{END}/optimizer-01-of-02.safetensors"),
-        (f"{END}/optimizer-01-of-02.safetensors",),
+        lambda s: s.remove(f"{END_FILES}/optimizer-01-of-02.safetensors"),
+        (f"{END_FILES}/optimizer-01-of-02.safetensors",),
         "is missing",
     ),
     "a checkpoint that names too few files": Fault(
@@ -245,10 +253,10 @@ FAULTS = {
     "a stage without its end": Fault(
         lambda s: s.remove(f"{END}/manifest.json"), (f"{END}/manifest.json",), "is missing"
     ),
-    "a checkpoint that was dropped": Fault(
-        lambda s: s.remove(f"{STAGES[1]}/00000017"),
-        (f"{STAGES[1]}/00000022/metrics.jsonl",),
-        "it tells of steps 18 to 22; each of 13 to 22 once",
+    "metrics without some steps": Fault(
+        lambda s: drop_line(s, f"{END_FILES}/metrics.jsonl"),
+        (f"{END_FILES}/metrics.jsonl",) * 2,
+        "it tells of steps 14 to 24; each of 13 to 24 once",
     ),
     "a stage that ends early": Fault(
         lambda s: edit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from perennial import __version__
 from perennial.errors import InputError
 
 P = ParamSpec("P")
+TERMINATED = 128 + signal.SIGTERM
+"""What a shell and Kubernetes report of a process that SIGTERM ended."""
 
 app = typer.Typer(
     name="perennial",
@@ -37,7 +40,7 @@ DryRun = Annotated[
 
 
 def verb(function: Callable[P, None]) -> Callable[P, None]:
-    """Register a verb whose failures end in one line and an exit code: 2 input, 1 anything else."""
+    """Register a verb whose failures end in a line and an exit code: 2 input, 143 SIGTERM, 1."""
 
     @app.command(name=function.__name__.replace("_", "-"))
     @functools.wraps(function)
@@ -48,11 +51,17 @@ def verb(function: Callable[P, None]) -> Callable[P, None]:
             _fail(str(wrong), 2)
         except KeyboardInterrupt:
             _fail("stopped; the same command goes on from the last checkpoint", 1)
+        except SystemExit as ended:
+            if ended.code not in (signal.SIGTERM, TERMINATED):  # Ray's handler, and the trainer's
+                raise
+            _fail("stopped; the same command goes on from the last checkpoint", TERMINATED)
         except Exception as failed:
             # Known ends have a sentence of their own; anything else is a bug and shows its trace.
-            if type(failed).__name__ not in ("TrainingFailed", "TrainingStopped", "Superseded"):
+            name = type(failed).__name__
+            known = ("TrainingFailed", "TrainingStopped", "TrainingTerminated", "Superseded")
+            if name not in known:
                 raise
-            _fail(str(failed), 1)
+            _fail(str(failed), TERMINATED if name == "TrainingTerminated" else 1)
 
     return wrapped
 

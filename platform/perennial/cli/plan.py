@@ -191,7 +191,7 @@ def _print_end(told: Plan, run_file: str) -> None:
     )
     count = sum(stage.checkpoints for stage in told.stages)
     out.print(
-        f"checkpoint  {told.checkpoint_bytes:,} bytes; {count:,} of them are "
+        f"checkpoint  {told.checkpoint_bytes:,} bytes; {count:,} of them stay, "
         f"{_bytes(count * told.checkpoint_bytes)}"
     )
     totals = told.to_dict()["totals"]

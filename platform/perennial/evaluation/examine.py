@@ -6,6 +6,7 @@ questions do; so they are asked together.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -151,10 +152,12 @@ def answer(
 
 def fetch(store: Store, folder_key: str, local: Path) -> None:
     """Copy a checkpoint or release to a local folder, without its optimizer state."""
-    for entry in store.list(folder_key):
-        name = entry.key.removeprefix(f"{folder_key}/")
+    manifest = json.loads(store.read(f"{folder_key}/manifest.json"))
+    attempt = manifest.get("attempt", "")  # the folder of a checkpoint's files; a release has none
+    for name in manifest["files"]:
         if not name.startswith("optimizer-"):
-            store.download(entry.key, local / name)
+            key = "/".join(filter(None, (folder_key, attempt, name)))
+            store.download(key, local / name)
 
 
 def load_model(folder: Path) -> Any:

@@ -136,6 +136,10 @@ class TrainingSpec(Section):
     """how much is trained between checkpoints, such as `100 steps` or `4M tokens`"""
     spikes: SpikesSpec = Field(default_factory=SpikesSpec)
     """what a leap of the loss does"""
+    max_failed_checkpoints: Count = 3
+    """checkpoints in a row that may fail to be stored before training stops, at least 1"""
+    keep_last: Count = 2
+    """latest checkpoints of a stage that stay, at least 1; ends of phases and stages always do"""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """how many failures of the worker group in a row, without a new checkpoint between them, are
     tried again before the stage gives up"""

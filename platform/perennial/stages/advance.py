@@ -20,6 +20,7 @@ from perennial.stages.training import train
 from perennial.stages.workspace import Overtaken, Superseded, Workspace
 from perennial.training.checkpoint import committed_steps
 from perennial.training.skips import read_skips
+from perennial.training.termination import TrainingTerminated
 
 _LONGEST_REASON = 500
 
@@ -161,7 +162,7 @@ class _Controller:
         work = self._work
         try:
             action()
-        except (InputError, Superseded, Overtaken):
+        except (InputError, Superseded, Overtaken, TrainingTerminated):
             raise
         except Exception as failure:
             work.refresh()  # a controller that lost its charge writes nothing

@@ -21,12 +21,13 @@ from perennial.training import checkpoint, footprint
 from perennial.training.footprint import Memory, ModelSize
 from perennial.training.job import checkpoint_steps
 from perennial.training.rates import release_anneal
+from perennial.training.retention import kept
 
 if TYPE_CHECKING:
     from perennial.spec import RunSpec
 
-_RECENT_CHECKPOINTS = 10
-"""Checkpoints of the trunk whose metrics tell its speed."""
+_RECENT_STEPS = 1000
+"""The trunk's last steps, whose speed is taken for that of the steps to come."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,10 @@ def _stage_plan(
     done = checkpoint.latest_step(work.store, stage.folder) or stage.first_step
     left = stage.last_step - done
     every = max(1, spec.training.checkpoint_every.steps(0, spec.tokens_per_step))
-    due = checkpoint_steps(from_dict(stage.schedule), stage.first_step, stage.last_step, every)
+    schedule = from_dict(stage.schedule)
+    due = checkpoint_steps(schedule, stage.first_step, stage.last_step, every)
+    ends = {end + 1 for end in schedule.phase_ends().values()}
+    stay = kept(due, ends, stage.last_step, spec.training.keep_last)
     seen = seen_sequences(state.history[: state.stages.index(stage) + 1])
     tokens_left = left * spec.tokens_per_step
     seconds = tokens_left / speed.tokens_per_second if speed else None
@@ -210,7 +214,7 @@ def _stage_plan(
             for source in mix.sources
         ),
         displaced_tokens=sum(s.sequences for s in mix.sources[1:]) * length,
-        checkpoints=len(due),
+        checkpoints=len(stay),
         seconds=seconds,
         gpu_hours=gpus * seconds / 3600 if gpus and seconds is not None else None,
     )
@@ -280,24 +284,17 @@ def _measured(work: Workspace) -> Speed | None:
         step = checkpoint.latest_step(work.store, stage.folder)
         if step is None:
             continue
-        rows = _recent_rows(work, stage)
+        folder = checkpoint.folder_of(stage.folder, step)
+        manifest = checkpoint.read_manifest(work.store, folder)
+        lines = work.store.read(manifest.key_of(folder, checkpoint.METRICS)).splitlines()
+        rows = [json.loads(line) for line in lines[-_RECENT_STEPS:]]
         if rows:
             tokens = sum(row["batch_tokens"] for row in rows)
             seconds = sum(row["batch_tokens"] / row["tokens_per_second"] for row in rows)
-            folder = checkpoint.folder_of(stage.folder, step)
-            workers = checkpoint.read_manifest(work.store, folder).world_size
+            workers = manifest.world_size
             source = f"measured over {len(rows):,} steps of {stage.name} on {workers} workers"
             return Speed(tokens / seconds, source)
     return None
-
-
-def _recent_rows(work: Workspace, stage: Stage) -> list[dict[str, Any]]:
-    keys = [e.key for e in work.store.list(stage.folder) if e.key.endswith("/metrics.jsonl")]
-    return [
-        json.loads(line)
-        for key in keys[-_RECENT_CHECKPOINTS:]
-        for line in work.store.read(key).decode().splitlines()
-    ]
 
 
 def _stated(spec: RunSpec, size: ModelSize, hardware: Hardware) -> Speed | None:

@@ -255,20 +255,23 @@ def check_checkpoint(key: str, manifest: CheckpointManifest, line: Line) -> Iter
 
 
 def check_metrics(
-    key: str, manifest: CheckpointManifest, before: int, line: Line, found: MetricsContents
+    key: str, manifest: CheckpointManifest, line: Line, found: MetricsContents
 ) -> Iterator[Finding]:
-    """I4: every step since the checkpoint before was taken once, on a whole batch."""
-    right = ((before + 1, manifest.step),)
+    """I4: every step of the line so far was taken once, on a whole batch."""
+    first = line.first_step + 1
+    right = ((first, manifest.step),)
     if found.runs != right:
-        told = ", ".join(f"{first} to {last}" for first, last in found.runs[:4])
+        told = ", ".join(f"{begin} to {end}" for begin, end in found.runs[:4])
         yield Finding(
-            key, f"it tells of steps {told}", f"each of {before + 1} to {manifest.step} once"
+            key,
+            f"it tells of steps {told}",
+            f"each of {first} to {manifest.step} once",
         )
     batch = line.mix.global_batch * line.sequence_length
     if found.batch_tokens - {batch}:
         sizes = ", ".join(map(str, sorted(found.batch_tokens)))
         yield Finding(key, f"it tells of batches of {sizes} tokens", f"batches of {batch} tokens")
-    left_out = [step for step in line.skipped_until(manifest.step) if step > before]
+    left_out = list(line.skipped_until(manifest.step))
     yield from unequal(key, {"steps without their batch": (list(found.skipped), left_out)})
 
 

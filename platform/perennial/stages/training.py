@@ -28,6 +28,11 @@ def train(work: Workspace, job: Job) -> str:
 
     def on_progress(progress: Progress) -> None:
         work.narrator.news(job, progress)
+        for line in progress.notices:
+            work.narrator.say(f"{job.name}: {line}")
+        if progress.failed_saves:
+            count = float(len(progress.failed_saves))
+            run.log(progress.failed_saves[-1], {"train/failed_checkpoints": count})
         for row in progress.rows:
             if "spike" in row:
                 work.narrator.say(f"{job.name}: step {row['step']}: {row['spike']}; ignored")

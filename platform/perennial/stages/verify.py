@@ -20,7 +20,13 @@ from perennial.stages.events import Ready
 from perennial.stages.findings import Finding, unequal
 from perennial.stages.ledger import FOLDER
 from perennial.store import Log
-from perennial.training.checkpoint import MANIFEST, CheckpointManifest, FileEntry
+from perennial.training.checkpoint import (
+    MANIFEST,
+    METRICS,
+    CheckpointManifest,
+    FileEntry,
+    place_of,
+)
 from perennial.training.skips import read_skips
 
 if TYPE_CHECKING:
@@ -175,7 +181,7 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
             done.findings.append(
                 Finding(key, "belongs to no stage of the ledger", f"its stages are {started}")
             )
-        yield from _files(key, manifest.files)
+        yield from _files(place_of(key, manifest.attempt), manifest.files)
 
 
 def _lines(done: Verification) -> dict[str, proofs.Line]:
@@ -187,7 +193,7 @@ def _lines(done: Verification) -> dict[str, proofs.Line]:
 
 def _files(folder: str, files: Mapping[str, FileEntry]) -> Iterator[ReadTask]:
     for name, entry in files.items():
-        reader = inspection.read_metrics if name == "metrics.jsonl" else None
+        reader = inspection.read_metrics if name == METRICS else None
         yield ReadTask(f"{folder}/{name}", entry.size_bytes, entry.sha256, reader)
 
 
@@ -252,17 +258,13 @@ def _check_found(done: Verification, found: Mapping[str, inspection.FileRead]) -
         held = [contents[key] for f in records if (key := f"{folder}/{f.file}") in contents]
         if len(held) == len(records):
             yield from accounts.check_contents(f"{folder}/{MANIFEST}", manifest, held)
-    ends: dict[str, int] = {}
     lines = _lines(done)
     for key, checkpoint in sorted(done.checkpoints.items()):
         folder = key.rpartition("/")[0]
-        told = contents.get(f"{key}/metrics.jsonl")
+        where = checkpoint.key_of(key, METRICS)
+        told = contents.get(where)
         if folder in lines and isinstance(told, inspection.MetricsContents):
-            line = lines[folder]
-            before = ends.get(folder, line.first_step)
-            where = f"{key}/metrics.jsonl"
-            yield from proofs.check_metrics(where, checkpoint, before, line, told)
-        ends[folder] = checkpoint.step
+            yield from proofs.check_metrics(where, checkpoint, lines[folder], told)
 
 
 def _as_finding(store: Store, wrong: InputError) -> Finding:

@@ -89,11 +89,11 @@ def overflowed(engine: Any) -> bool:
 
 
 def gather_weights(engine: Any) -> dict[str, torch.Tensor] | None:
-    """The model's whole weights on the CPU, for rank 0; None for the others.
+    """The model's whole weights, for rank 0; None for the others.
 
-    A collective: every rank must call it. The tensors are copies, so training may go on while
-    `engine.module.save_pretrained(folder, state_dict=weights)` writes them. A parameter that two
-    modules share is there once, as transformers stores it.
+    A collective: every rank must call it. Under ZeRO 3 the tensors are copies on the CPU; otherwise
+    they are the live ones, to be written before the next step. A parameter that two modules share
+    is there once, as transformers stores it.
     """
     keep = dist.get_rank() == 0
     weights: dict[str, torch.Tensor] = {}
@@ -102,9 +102,11 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor] | None:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+        divided = hasattr(tensor, "ds_id")
+        with deepspeed.zero.GatheredParameters([tensor], enabled=divided):
             if keep:
-                weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
+                whole = tensor.detach()
+                weights[name] = whole.to("cpu", copy=True).contiguous() if divided else whole
     return weights if keep else None
 
 

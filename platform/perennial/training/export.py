@@ -21,7 +21,7 @@ def export(
     kept = [n for n in manifest.files if not n.startswith(("optimizer-", "metrics."))]
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch)
-        checkpoints.download(store, checkpoint, kept, local)
+        checkpoints.download(store, checkpoint, manifest, kept, local)
         _write_tokenizer(local, tokenizer_json, end_of_document)
         (local / "README.md").write_text(card, encoding="utf-8")
         files = checkpoints.upload(store, folder, sorted(local.iterdir()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from perennial.mixture import StageMix, trained_sequences
@@ -70,13 +71,24 @@ class Job:
         """Phase of the optimizer step that leaves trunk step `step`."""
         return self.schedule.phase(step)
 
+    @cached_property
+    def checkpoint_interval_steps(self) -> int:
+        """Optimizer steps from one checkpoint of the interval to the next."""
+        return max(1, self.training.checkpoint_every.steps(0, self.tokens_per_step))
+
+    @cached_property
+    def phase_ends(self) -> frozenset[int]:
+        """Trunk steps inside the job at which a phase of the schedule ends."""
+        ends = {end + 1 for end in self.schedule.phase_ends().values()}
+        return frozenset(end for end in ends if self.first_step < end < self.last_step)
+
     def may_commit(self, store: Store) -> bool:
         """Whether nobody else took the job over: ask before a checkpoint is written."""
         return self.fence is None or self.fence.stands(store)
 
     def checkpoint_steps(self) -> set[int]:
         """Trunk steps at which a checkpoint is due: at the interval, at phase ends, at the end."""
-        every = max(1, self.training.checkpoint_every.steps(0, self.tokens_per_step))
+        every = self.checkpoint_interval_steps
         return checkpoint_steps(self.schedule, self.first_step, self.last_step, every)
 
     def tokens_at(self, step: int, skipped: Sequence[int] = ()) -> dict[str, int]:

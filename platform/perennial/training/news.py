@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import ray
+
 _FLUSH_SECONDS = 0.5
 
 
@@ -20,6 +22,8 @@ class News:
         self._unsent: list[dict[str, Any]] = []
         self._unsaved: list[dict[str, Any]] = []
         self._sent_at = time.monotonic()
+        self._answers: list[Any] = []
+        self._stop = False
 
     def add(self, row: dict[str, Any]) -> None:
         """A step is finished."""
@@ -36,7 +40,7 @@ class News:
     def flush(self) -> None:
         """Send what was not sent yet; nobody waits for its arrival."""
         if self._tap is not None and self._unsent:
-            self._tap.push.remote(self._unsent)
+            self._answers.append(self._tap.push.remote(self._unsent))
             self._unsent = []
         self._sent_at = time.monotonic()
 
@@ -45,3 +49,11 @@ class News:
         self.flush()
         rows, self._unsaved = self._unsaved, []
         return rows
+
+    @property
+    def stop(self) -> bool:
+        """Whether the driver asked the workers to stop, as far as its answers have come in."""
+        if self._answers:
+            came, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
+            self._stop |= any(ray.get(came))
+        return self._stop

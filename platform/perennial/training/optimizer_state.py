@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
+
+from perennial.training.tensors import write_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _MASTER = "master"
@@ -67,9 +68,8 @@ def save_optimizer(engine: Any, path: Path) -> int:
         if keep_master:
             sources[_MASTER] = piece.owner
         for name, tensor in sources.items():
-            values = piece.of(tensor.detach()).cpu().clone()
-            tensors[f"{piece.parameter}|{piece.start}|{name}"] = values
-    save_file(tensors, path)
+            tensors[f"{piece.parameter}|{piece.start}|{name}"] = piece.of(tensor.detach())
+    write_tensors(tensors, path)
     return steps
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -16,6 +16,8 @@ from perennial.store import open_store
 from perennial.training import checkpoint
 from perennial.training.elastic import ElasticTrainer
 from perennial.training.job import Job
+from perennial.training.notice import NoticedTorchConfig
+from perennial.training.termination import Termination, TrainingTerminated
 
 
 class TrainingFailed(Exception):
@@ -35,28 +37,35 @@ class Progress:
         batch_tokens, tokens_per_second, gradient_norm (before clipping), seconds (by part of the
         step, see `meter`), and spike (what was wrong) where the job ignores one.
     saved: keys of committed checkpoints.
+    failed_saves: steps whose checkpoint could not be stored, one entry a failure.
+    notices: lines for a person about what did not go as planned, and training went on.
     skipped: what was wrong with each batch that is left out from now on, in words.
     stopped: why the workers ended before the last step, in words; empty when they did not.
     """
 
-    started: list[tuple[int, int]]
-    rows: list[dict[str, Any]]
-    saved: list[str]
-    skipped: list[str]
-    stopped: list[str]
+    started: list[tuple[int, int]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    saved: list[str] = field(default_factory=list)
+    failed_saves: list[int] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
 
 
 class _Tap:
     """An actor that the workers tell their news, and the driver asks for it; nobody waits."""
 
     def __init__(self) -> None:
-        self._news = Progress([], [], [], [], [])
+        self._news = Progress()
+        self._stop = False
 
     def started(self, step: int, world_size: int) -> None:
         self._news.started.append((step, world_size))
 
-    def push(self, rows: list[dict[str, Any]]) -> None:
+    def push(self, rows: list[dict[str, Any]]) -> bool:
+        """Take rows; whether the workers shall save and end."""
         self._news.rows.extend(rows)
+        return self._stop
 
     def saved(self, key: str) -> None:
         self._news.saved.append(key)
@@ -64,11 +73,21 @@ class _Tap:
     def skipped(self, why: str) -> None:
         self._news.skipped.append(why)
 
+    def failed_save(self, step: int, line: str) -> None:
+        self._news.failed_saves.append(step)
+        self._news.notices.append(line)
+
+    def notice(self, line: str) -> None:
+        self._news.notices.append(line)
+
+    def ask_to_stop(self) -> None:
+        self._stop = True
+
     def stopped(self, why: str) -> None:
         self._news.stopped.append(why)
 
     def drain(self) -> Progress:
-        news, self._news = self._news, Progress([], [], [], [], [])
+        news, self._news = self._news, Progress()
         return news
 
 
@@ -76,20 +95,27 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     """Train the job to its end; the key of its last checkpoint. Safe to call again after a kill.
 
     Ray must be initialised. `on_progress` is called from another thread, a few times a second.
+    SIGTERM to this process makes the workers save and end, and this raise TrainingTerminated.
     Raises TrainingFailed when more than `training.max_failures` worker groups in a row died
-    without a new checkpoint, and TrainingStopped when a loss stopped the job (`training.spikes`).
+    without a new checkpoint, and TrainingStopped when the workers ended for good: a loss
+    stopped the job (`training.spikes`), too many checkpoints could not be stored
+    (`training.max_failed_checkpoints`), or what the job starts from is damaged.
     """
     # Beside the driver: another node may go at any time, and a trial's placement group is full.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tap = ray.remote(_Tap).options(num_cpus=0, scheduling_strategy=here).remote()
     stop = threading.Event()
     stopped: list[str] = []
+    termination = Termination()
 
     def watch() -> None:
         while True:
             last = stop.wait(0.25)
+            if termination.asked:
+                tap.ask_to_stop.remote()
             progress = ray.get(tap.drain.remote())
             stopped.extend(progress.stopped)
+            termination.graceful |= bool(progress.rows)
             on_progress(progress)
             if last:
                 return
@@ -97,14 +123,21 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     watcher.start()
     try:
-        _fit(job, tap)
+        with termination.heard():
+            _fit(job, tap)
     finally:
         stop.set()
         watcher.join()
         ray.kill(tap)
     if stopped:
         raise TrainingStopped(f"{job.name}: {stopped[-1]}")
-    if checkpoint.latest_step(open_store(job.store_url), job.folder) != job.last_step:
+    reached = checkpoint.latest_step(open_store(job.store_url), job.folder)
+    if termination.asked:
+        raise TrainingTerminated(
+            f"{job.name}: stopped on request with the checkpoint of step {reached or 0:,} stored; "
+            "the same command goes on from there"
+        )
+    if reached != job.last_step:
         raise TrainingFailed(f"{job.name}: the workers ended before step {job.last_step}")
     return checkpoint.folder_of(job.folder, job.last_step)
 
@@ -116,6 +149,7 @@ def _fit(job: Job, tap: Any) -> None:
             _train,
             train_loop_config={"job": job.to_dict(), "tap": tap},
             run_config=RunConfig(name=job.name, storage_path=scratch),
+            torch_config=NoticedTorchConfig(),
         )
         try:
             trainer.fit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,21 +13,12 @@ import ray
 import torch
 import torch.distributed as dist
 
-import perennial
 from perennial.mixture.batches import rank_rows
 from perennial.mixture.stream import rank_dataset, step_batches
-from perennial.schedules import to_dict
 from perennial.store import Store, open_store
-from perennial.training import checkpoint
+from perennial.training import checkpoint, notice
 from perennial.training.batch import on_device, seed_dropout
-from perennial.training.engine import (
-    build_engine,
-    gather_weights,
-    gradient_norm,
-    loss_of,
-    overflowed,
-    set_eta,
-)
+from perennial.training.engine import build_engine, gradient_norm, loss_of, overflowed, set_eta
 from perennial.training.exchange import Exchange
 from perennial.training.initial import initial_model
 from perennial.training.job import Job
@@ -36,12 +26,16 @@ from perennial.training.memory import Memory, recall
 from perennial.training.meter import Meter
 from perennial.training.model import stored_model
 from perennial.training.news import News
-from perennial.training.optimizer_state import load_optimizer, save_optimizer
+from perennial.training.notice import Preempted
+from perennial.training.optimizer_state import load_optimizer
+from perennial.training.restore import Start, StartDamaged, fetch_start
+from perennial.training.saver import Saver, StoreFailed
 from perennial.training.share import micro_batches
 from perennial.training.skips import record_skip
 from perennial.training.spikes import SpikeWatch
 from perennial.training.traffic import meter_collectives
 from perennial.training.trouble import Spike, advice, described, skip_of
+from perennial.training.votes import Votes
 
 
 def train(config: dict[str, Any]) -> None:
@@ -72,49 +66,62 @@ class _Worker:
         self._meter = Meter()
         self._row: dict[str, Any] = {}
         self._seen_before = sum(job.tokens_seen.values())
+        self._saver: Saver | None = None
+        self._told = Votes()
 
     def run(self) -> None:
-        """Train to the end, however often a spike rolls the job back, or to one that stops it."""
-        while True:
-            try:
-                return self._run()
-            except Spike as spike:
-                trouble = spike
-            if not self._roll_back(trouble):
-                return None
+        """Train to the end, however often a spike rolls the job back, or to what stops it.
+
+        Where another worker group would only meet the same again, the driver is told why, and
+        nothing is raised.
+        """
+        try:
+            while not self._ran():
+                pass
+        except (StartDamaged, StoreFailed) as end:
+            if self._rank == 0:
+                ray.get(self._tap.stopped.remote(str(end)))
+        finally:
+            self._news.flush()
+            self._close_saver()
+
+    def _ran(self) -> bool:
+        """Run once; whether that was all."""
+        try:
+            self._run()
+        except Spike as spike:
+            trouble = spike
+        else:
+            return True
+        return not self._roll_back(trouble)
+
+    def _close_saver(self) -> None:
+        if self._saver is not None:
+            self._saver.close()
+        self._saver = None
 
     def _run(self) -> None:
         if not self._may_go_on():
             return
-        resumed = self._choose_start()
-        self._remember()
-        first_step = self._job.first_step if resumed is None else resumed
-        if first_step == self._job.last_step:
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            batches = self._batches(first_step - self._job.first_step)
-            first = ahead.submit(next, batches)
-            self._engine = self._build(resumed)
-            step, tokens = first.result()
-        meter_collectives(self._meter)
-        self._exchange = Exchange(self._engine.device)
+        with tempfile.TemporaryDirectory(prefix="perennial-start-") as scratch:
+            start = fetch_start(self._job, self._store, Path(scratch), self._tap)
+            if start.step == self._job.last_step:
+                return
+            step, tokens, batches = self._begin(start)
         if self._rank == 0:
-            self._tap.started.remote(first_step, self._world)
+            self._tap.started.remote(start.step, self._world)
         self._meter.lap()
-        due = self._job.checkpoint_steps()
         while True:
             done = self._job.first_step + step + 1
             if done in self._memory.skipped:
                 self._skip(done)
             else:
                 self._step(done - 1, tokens)
-            if done in due:
-                if not self._may_go_on():
-                    return
+            if self._open_saver.wants(done) or self._told.ending:
                 self._settle()
                 self._meter.to("checkpoint")
                 self._save(done)
-            if done == self._job.last_step:
+            if done == self._job.last_step or self._told.stop:
                 return
             self._meter.to("data")
             step, tokens = next(batches)
@@ -127,20 +134,29 @@ class _Worker:
         dist.broadcast_object_list(told, src=0)
         return told[0]
 
-    def _choose_start(self) -> int | None:
-        """The step to resume from, chosen once: rank 0 asks the store, the others are told."""
-        chosen: list[int | None] = [None]
-        if self._rank == 0:
-            chosen[0] = checkpoint.latest_step(self._store, self._job.folder)
-        dist.broadcast_object_list(chosen, src=0)
-        return chosen[0]
+    def _begin(self, start: Start) -> tuple[int, np.ndarray, Any]:
+        """Build everything; the first step of the mix, its sequences, and those that follow."""
+        job = self._job
+        self._remember(start)
+        with ThreadPoolExecutor(1) as ahead:
+            batches = self._batches(start.step - job.first_step)
+            first = ahead.submit(next, batches)
+            self._engine = self._build(start)
+            step, tokens = first.result()
+        self._saver = self._open_saver = Saver(
+            job, self._store, self._tap, start.history, self._memory.skipped
+        )
+        self._told = Votes()
+        meter_collectives(self._meter)
+        self._exchange = Exchange(self._engine.device)
+        return step, tokens, batches
 
-    def _remember(self) -> None:
+    def _remember(self, start: Start) -> None:
         """Know the job's past: rank 0 reads it, the others are told."""
         spikes = self._job.training.spikes
         told: list[Any] = [None]
         if self._rank == 0:
-            told[0] = recall(self._store, self._job.folder, spikes.window)
+            told[0] = recall(self._store, self._job.folder, start.last_rows(spikes.window))
         dist.broadcast_object_list(told, src=0)
         self._memory: Memory = told[0]
         self._spikes = self._memory.spikes
@@ -150,6 +166,8 @@ class _Worker:
         """Leave the spike's batch out and be ready to start again; False when the job must stop."""
         job = self._job
         policy = job.training.spikes
+        self._open_saver.wait()
+        self._close_saver()
         again = (
             policy.policy == "rollback-and-skip" and len(self._memory.skipped) < policy.max_skips
         )
@@ -181,6 +199,25 @@ class _Worker:
             }
         )
 
+    def _save(self, step: int) -> None:
+        """Save as the ranks agreed; wait for the store only where training ends.
+
+        Raises Preempted for Ray Train to start another worker group, StoreFailed when none would
+        help.
+        """
+        told, saver = self._told, self._open_saver
+        if told.hopeless:
+            saver.finish()
+        ending = told.ending or step == self._job.last_step
+        if told.busy and not ending and not saver.needs(step):
+            saver.put_off(step)
+            return
+        saver.save(self._engine, step, self._news.take(), needed=ending)
+        if ending:
+            saver.finish()
+        if told.preempted and not told.stop and step < self._job.last_step:
+            raise Preempted(f"this worker group was told that it ends; step {step} is stored")
+
     def _batches(self, mix_step: int) -> Any:
         job = self._job
         dtype = np.dtype(job.dtype)
@@ -197,21 +234,14 @@ class _Worker:
         mine = rank_rows(job.mix.global_batch, self._rank, self._world)
         return step_batches(tables, mine.stop - mine.start, mix_step, dtype)
 
-    def _build(self, resumed: int | None) -> Any:
-        """The engine at the chosen step: the job's own checkpoint, its start's, or new weights."""
+    def _build(self, start: Start) -> Any:
+        """The engine with the checkpoint's weights and moments, or with new weights."""
         job = self._job
-        source = job.start if resumed is None else checkpoint.folder_of(job.folder, resumed)
-        if source is None:
+        if start.folder is None:
             return self._engine_around(initial_model(self._store, job))
-        manifest = checkpoint.read_manifest(self._store, source)
-        with_moments = resumed is not None or job.optimizer == "keep"
-        names = [n for n in manifest.files if with_moments or not n.startswith("optimizer-")]
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            checkpoint.download(self._store, source, names, folder)
-            engine = self._engine_around(stored_model(folder))
-            if with_moments:
-                load_optimizer(engine, folder, manifest.optimizer_steps)
+        engine = self._engine_around(stored_model(start.folder))
+        if start.optimizer_steps is not None:
+            load_optimizer(engine, start.folder, start.optimizer_steps)
         return engine
 
     def _engine_around(self, model: torch.nn.Module) -> Any:
@@ -243,7 +273,10 @@ class _Worker:
         meter.to("communication")
         if norm is None:
             norm = 0.0 if overflowed(engine) else engine.get_global_grad_norm()
-        self._exchange.send(total, norm / self._world)
+        votes = Votes(
+            self._news.stop, notice.given(), bool(self._open_saver.hopeless), self._open_saver.busy
+        )
+        self._exchange.send(total, norm / self._world, *votes)
         self._end_step(step)
 
     def _end_step(self, step: int) -> None:
@@ -268,7 +301,8 @@ class _Worker:
         sums = self._exchange.receive()
         self._meter.to("other")
         if sums is not None:
-            loss, norm = sums
+            loss, norm, *votes = sums
+            self._told = Votes.of(votes)
             problem = self._watch.judge(loss, norm)
             row = self._row | {"loss": loss, "gradient_norm": norm}
             if problem is not None:
@@ -280,48 +314,3 @@ class _Worker:
                 row["spikes"] = self._spikes
             self._news.add(row)
         self._meter.to(before)
-
-    def _save(self, step: int) -> None:
-        job = self._job
-        key = checkpoint.folder_of(job.folder, step)
-        rows = self._news.take()
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            name = f"optimizer-{self._rank:02d}-of-{self._world:02d}.safetensors"
-            optimizer_steps = save_optimizer(self._engine, folder / name)
-            weights = gather_weights(self._engine)
-            if weights is not None:
-                self._engine.module.save_pretrained(folder, state_dict=weights)
-                lines = [json.dumps(row) for row in rows]
-                (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-            files = checkpoint.upload(self._store, key, sorted(folder.iterdir()))
-        gathered: list[Any] = [None] * self._world
-        dist.all_gather_object(gathered, files)
-        if self._rank == 0:
-            self._commit(key, step, optimizer_steps, gathered)
-        dist.barrier()
-
-    def _commit(
-        self, key: str, step: int, optimizer_steps: int, files: list[dict[str, Any]]
-    ) -> None:
-        job = self._job
-        manifest = checkpoint.CheckpointManifest(
-            name=job.name,
-            step=step,
-            phase=job.phase(step - 1),
-            eta=job.eta(step - 1),
-            schedule=to_dict(job.schedule),
-            mix=job.mix.to_dict(),
-            mix_step=step - job.first_step,
-            tokens_seen=job.tokens_at(step, self._memory.skipped),
-            skipped=tuple(skipped for skipped in self._memory.skipped if skipped <= step),
-            optimizer_steps=optimizer_steps,
-            world_size=self._world,
-            code_version=perennial.__version__,
-            tracking_run=job.tracking_run,
-            files={name: entry for part in files for name, entry in part.items()},
-        )
-        if not job.may_commit(self._store):
-            return  # whoever took the job over writes this checkpoint
-        checkpoint.commit(self._store, key, manifest)
-        self._tap.saved.remote(key)

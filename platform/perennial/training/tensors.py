@@ -1,0 +1,57 @@
+"""Writing live tensors to a safetensors file without copying them in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write `path` straight from the tensors' memory, over the file that is there.
+
+    safetensors' own `save_file` needs copies of views and takes twice as long. A file that is
+    written over in place keeps its pages in the system's cache, which halves the time again.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "wb", buffering=0) as sink:
+        _write(sink, len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            flat = tensor.detach().contiguous().cpu().reshape(-1)
+            _write(sink, flat.view(torch.uint8).numpy())
+        sink.truncate()
+
+
+def _write(sink: Any, data: Any) -> None:
+    """All of it: one call to the system writes at most 2 GiB."""
+    left = memoryview(data)
+    while left:
+        left = left[sink.write(left) :]
