@@ -75,6 +75,8 @@ def _sections(
     if "transfer" in drawn:
         yield _pictured("Learned and forgotten", "transfer", drawn, [_transfer(told)])
     yield _pictured("Tokens by source", "tokens", drawn)
+    if any(state.verdicts.values()):
+        yield Section("Gates", _LEADS["gates"], tables=[_gates(state)])
     if state.scores:
         yield Section("Tasks", _LEADS["tasks"], tables=[_scores(state)])
 
@@ -93,6 +95,8 @@ _LEADS = {
     "earlier corpus now minus its loss right after its own stage, on the same documents.",
     "tokens": "What each stage trained on: the hatched part is replay of earlier corpora, which "
     "displaces new tokens and adds none.",
+    "gates": "What each stage was held against before the trunk went on from it. What could not be "
+    "measured does not hold.",
     "tasks": "lm-eval on releases. A task that could not be run has its reason in place of a "
     "score.",
 }
@@ -179,6 +183,26 @@ def _transfer(told: LossMatrix) -> Table:
         rows.append((name, _number(told.adaptation(i)), lost or "-", mean))
     columns = ("stage", "adaptation", "forgetting by corpus", "average forgetting")
     return Table(columns, rows, frozenset({"adaptation", "average forgetting"}))
+
+
+def _gates(state: RunState) -> Table:
+    rows = [
+        (
+            stage,
+            verdict["gate"],
+            verdict["subject"],
+            _number(verdict["value"]),
+            _number(verdict["stderr"]),
+            _number(verdict["bound"]),
+            "holds" if verdict["holds"] else f"broken {verdict['reason']}".strip(),
+            state.accepted.get(stage, ""),
+        )
+        for stage, verdicts in state.verdicts.items()
+        for verdict in verdicts
+    ]
+    numbers = ("measured", "standard error", "bound")
+    columns = ("stage", "gate", "of", *numbers, "verdict", "accepted because")
+    return Table(columns, rows, frozenset(numbers))
 
 
 def _scores(state: RunState) -> Table:
