@@ -39,12 +39,25 @@ class CountingStore(LocalStore):
 
 
 def _fill(store: Store, events: int) -> Ledger:
-    """A ledger of corpora that landed and were refused."""
+    """A ledger of corpora that landed and were refused; its last stretch is really appended."""
+    told = [_event(number) for number in range(events)]
+    old = (events - 1) // snapshots.EVERY_EVENTS * snapshots.EVERY_EVENTS - 1
+    folder = Path(store.url) / "ledger"
+    folder.mkdir(parents=True)
+    for number, event in enumerate(told[:old]):
+        (folder / f"{number:012d}.json").write_bytes(encode(event))
     ledger = Ledger(store)
-    for number in range(events // 2):
-        ledger.append(Landed(at=AT, corpus=f"c{number}", size_bytes=1))
-        ledger.append(Refused(at=AT, corpus=f"c{number}", reason="too small"))
+    ledger.read()
+    for event in told[old:]:
+        ledger.append(event)
     return ledger
+
+
+def _event(number: int) -> Landed | Refused:
+    corpus = f"c{number // 2}"
+    if number % 2:
+        return Refused(at=AT, corpus=corpus, reason="too small")
+    return Landed(at=AT, corpus=corpus, size_bytes=1)
 
 
 @pytest.mark.parametrize("events", [2_150, pytest.param(100_150, marks=pytest.mark.long)])
