@@ -1,8 +1,8 @@
 """When a worker group is started again, and with how many workers.
 
 Ray Train decides both, from what it knows of the cluster. Three things make its decisions fit a
-run whose truth is in the store: it looks at the cluster as it is now, it lets workers join only
-where no step is lost, and it counts failures against the checkpoints that were committed since.
+run whose truth is in the store: it looks at the cluster as it is now, it has a group save before it
+grows, and it counts failures against the checkpoints that were committed since.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 )
 
 from perennial.store import open_store
-from perennial.training import checkpoint
+from perennial.training import checkpoint, notice
 
 if TYPE_CHECKING:
     from perennial.training.job import Job
@@ -66,7 +66,9 @@ class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
             "failure_policy": FailuresInARow(job.training.max_failures, progress)
         }
         if workers.elastic:
-            self._policies["scaling_policy"] = GrowthAtCheckpoints(scaling, progress)
+            self._policies["scaling_policy"] = SaveThenGrow(
+                scaling, f"{job.store_url}/{job.folder}"
+            )
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         # The only place where Ray 2.60 lets a trainer choose its policies.
@@ -77,7 +79,6 @@ class Progress:
     """Whether a job's checkpoints have got on since the last look."""
 
     def __init__(self, store_url: str, folder: str) -> None:
-        self.name = f"{store_url}/{folder}"
         self._store_url = store_url
         self._folder = folder
         self._seen: int | None = None
@@ -110,13 +111,13 @@ class FailuresInARow(DefaultFailurePolicy):  # type: ignore[misc]
         return super().make_decision(training_failed_error)
 
 
-class GrowthAtCheckpoints(ElasticScalingPolicy):  # type: ignore[misc]
-    """Starts as many workers as there is room for now; later ones join after a checkpoint."""
+class SaveThenGrow(ElasticScalingPolicy):  # type: ignore[misc]
+    """Starts as many workers as there is room for; for more it has the running ones save first."""
 
-    def __init__(self, scaling: ScalingConfig, progress: Progress) -> None:
+    def __init__(self, scaling: ScalingConfig, name: str) -> None:
         super().__init__(scaling)
-        self._progress = progress
-        self._waiting = False
+        self._name = name
+        self._noticed: float | None = None
         self._looked_at = -math.inf
         self._room: Any = None
 
@@ -126,26 +127,27 @@ class GrowthAtCheckpoints(ElasticScalingPolicy):  # type: ignore[misc]
         Ray would ask in the name of this attempt, and keep what a killed driver asked for
         reserved for three minutes, from the driver that follows it.
         """
-        self._requester_id = f"train-{self._progress.name}"
+        self._requester_id = f"train-{self._name}"
         self._coordinator_client = TrainAutoscalingCoordinatorClient(self._requester_id)
         self._send_resource_request()
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        """Restart with more workers, once a checkpoint was committed since there is room."""
+        """Never cut a step short: workers that are noticed save, end, and start anew as more.
+
+        A group that would have to shrink does so by itself: a worker that is lost fails.
+        """
         decision = super().make_decision_for_running_worker_group(
             worker_group_state, worker_group_status
         )
-        if not isinstance(decision, ResizeDecision):
-            return decision
-        if decision.num_workers < worker_group_state.num_workers:
-            return NoopDecision()  # a worker that is lost fails by itself
-        made = self._progress.made()
-        if self._waiting and made:
-            self._waiting = False
-            return decision
-        self._waiting = True
+        grow = (
+            isinstance(decision, ResizeDecision)
+            and decision.num_workers > worker_group_state.num_workers
+        )
+        if grow and self._noticed != worker_group_state.start_time:
+            self._noticed = worker_group_state.start_time
+            worker_group_state.workers[0].execute_async(notice.give)
         return NoopDecision()
 
     def _get_reserved_resources(self) -> Any:

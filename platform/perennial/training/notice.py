@@ -48,8 +48,14 @@ def listen() -> None:
     _wake, _heard = reader, False
 
 
+def give() -> None:
+    """Tell this process that it ends, as SIGTERM would; runs in the worker's main thread."""
+    global _heard
+    _heard = True
+
+
 def given() -> bool:
-    """Whether this process was told that it ends, by SIGTERM or by Ray for its node."""
+    """Whether this process was told that it ends, by SIGTERM, `give`, or Ray for its node."""
     global _heard
     if not _heard and _wake is not None:
         with suppress(BlockingIOError):
