@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICKSTART := build/quickstart
 RUN := pipelines/quickstart.yaml
 
-.PHONY: quickstart test test-long bench-data test-services check clean
+.PHONY: quickstart test test-long bench-data bench-train test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
 	$(BIN)/python pipelines/fetch_quickstart.py $(QUICKSTART)/text
@@ -32,6 +32,13 @@ bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane besi
 	run data_loader_s3 data_loader.py --peers build/peers/bin/python --s3 --sequences 1024; \
 	run data_resume data_resume.py --peers build/peers/bin/python; \
 	run data_planner data_planner.py
+
+bench-train: $(VENV)/installed-test  ## the training loop beside a bare one and Trainer, about 25 minutes
+	mkdir -p build
+	for name in speed restart; do \
+		$(BIN)/python benchmarks/train_$$name.py > build/train_$$name.md \
+			&& mv build/train_$$name.md benchmarks/results/ || exit 1; \
+	done
 
 check: $(VENV)/installed-test  ## style and types
 	$(BIN)/ruff check .

@@ -140,6 +140,9 @@ class ReplaySpec(Section):
         return self
 
 
+OptimizerAtJoin = Literal["reset", "keep", "keep-second-moment"]
+
+
 class StageOverride(Section):
     """What differs for the stage of one corpus."""
 
@@ -149,6 +152,8 @@ class StageOverride(Section):
     """this stage's replay share, from 0 to 1"""
     priority: int = 0
     """of corpora that landed, the one with the highest number is the next stage"""
+    optimizer: OptimizerAtJoin | None = None
+    """what this stage takes over of AdamW's state: reset, keep or keep-second-moment"""
 
 
 class StagesSpec(Section):
@@ -156,6 +161,9 @@ class StagesSpec(Section):
 
     budget: Amount = Field(default_factory=lambda: _amount("100%"))
     """tokens of a stage, new and replayed together; 100% is the corpus's own training tokens"""
+    optimizer: OptimizerAtJoin = "reset"
+    """what a stage takes over of AdamW's state from the one before it: reset (nothing, as in the
+    paper), keep (all of it) or keep-second-moment (the steps' scale but not their direction)"""
     corpora: dict[str, StageOverride] = Field(default_factory=dict)
     """overrides by corpus name"""
     order: Literal["landing"] | tuple[str, ...] = "landing"
@@ -254,6 +262,13 @@ class RunSpec(Section):
         """Replay share of the stage of this corpus."""
         override = self.stages.corpora.get(corpus)
         return self.replay.share if override is None or override.replay is None else override.replay
+
+    def optimizer_at_join(self, corpus: str) -> OptimizerAtJoin:
+        """What the stage of this corpus takes over of AdamW's state."""
+        override = self.stages.corpora.get(corpus)
+        if override is None or override.optimizer is None:
+            return self.stages.optimizer
+        return override.optimizer
 
     def budget(self, corpus: str) -> AmountValue:
         """Token budget of the stage of this corpus."""

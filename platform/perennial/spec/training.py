@@ -140,6 +140,9 @@ class TrainingSpec(Section):
     """checkpoints in a row that may fail to be stored before training stops, at least 1"""
     keep_last: Count = 2
     """latest checkpoints of a stage that stay, at least 1; ends of phases and stages always do"""
+    profile: bool = False
+    """true writes a PyTorch profiler trace of steps 4 to 7 after every start of the workers, one
+    file a worker, into profiles/ of the store"""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """how many failures of the worker group in a row, without a new checkpoint between them, are
     tried again before the stage gives up"""

@@ -120,6 +120,7 @@ class Started(_Record):
     mix: dict[str, Any]
     schedule: dict[str, Any]
     tracking_run: str
+    optimizer: Literal["reset", "keep", "keep-second-moment"] = "reset"
 
 
 class Trained(_Record):

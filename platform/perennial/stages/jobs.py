@@ -49,6 +49,7 @@ def decide_stage(
         mix=mix.to_dict(),
         schedule=to_dict(_schedule(spec, state, first_step, steps, reschedule)),
         tracking_run=tracking_run,
+        optimizer=spec.optimizer_at_join(corpus),
     )
 
 
@@ -137,7 +138,15 @@ def stage_job(
         first_step=stage.first_step,
         start=stage.start,
     )
-    return replace(job, tracking_run=stage.tracking_run, fence=fence)
+    seen = job.tokens_seen
+    old = sorted((c for c in seen if c != stage.corpus and seen[c]), key=seen.__getitem__)
+    return replace(
+        job,
+        tracking_run=stage.tracking_run,
+        fence=fence,
+        optimizer=stage.optimizer,
+        old=tuple(reversed(old)),
+    )
 
 
 def decide_release(

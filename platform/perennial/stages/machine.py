@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from perennial.mixture import StageMix, trained_sequences
+from perennial.spec.run import OptimizerAtJoin
 from perennial.stages.events import (
     Accepted,
     CorpusEvent,
@@ -90,6 +91,7 @@ class Stage:
     schedule: dict[str, Any]
     tracking_run: str
     after: int
+    optimizer: OptimizerAtJoin
 
     @property
     def last_step(self) -> int:
@@ -247,6 +249,7 @@ class RunState:
                 event.schedule,
                 event.tracking_run,
                 len(self.stages),
+                event.optimizer,
             )
         )
 

@@ -209,6 +209,7 @@ def parameters(spec: RunSpec, stage: Started) -> dict[str, object]:
         "global_batch": stage.mix["global_batch"],
         "sequence_length": spec.corpora.sequence_length,
         "replay": spec.replay_share(stage.corpus),
+        "optimizer": stage.optimizer,
         "start": stage.start or "random weights",
         **{f"schedule.{name}": value for name, value in stage.schedule.items()},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial.stages.workspace import Superseded, Workspace
@@ -65,18 +65,30 @@ def metrics(job: Job, rows: Sequence[dict[str, Any]], at_ms: int) -> list[Points
     The shares are over all the rows that arrived together: of single steps they would be most of
     what MLflow has to store.
     """
-    points = [(row["step"], at_ms, of_step(row, job.tokens_per_step)) for row in rows]
+    points = [point for row in rows for point in of_row(row, at_ms, job.tokens_per_step)]
     last, _, values = points[-1]
     parts = shares([row["seconds"] for row in rows])
     points[-1] = (last, at_ms, values | {f"time/{part}": share for part, share in parts.items()})
     return points
 
 
+def of_row(row: dict[str, Any], at_ms: int, tokens_per_step: int) -> Iterator[Points]:
+    """MLflow's metrics of a finished step, and of the moment before it where that was measured."""
+    if "heldout_before" in row:
+        yield row["step"] - 1, at_ms, _join(row["heldout_before"])
+    yield row["step"], at_ms, of_step(row, tokens_per_step)
+
+
 def of_step(row: dict[str, Any], tokens_per_step: int) -> dict[str, float]:
     """MLflow's metrics of one finished step."""
     told = {f"train/{name}": row[name] for name in _TOLD if name in row}
     seen = row.get("tokens_seen", row["step"] * tokens_per_step)
-    return told | {"train/tokens_seen": seen}
+    return told | {"train/tokens_seen": seen} | _join(row.get("heldout", {}))
+
+
+def _join(losses: Mapping[str, float]) -> dict[str, float]:
+    """Held-out losses of a stage's first steps, apart from `heldout/<corpus>` of its end."""
+    return {f"join/heldout_{side}": loss for side, loss in losses.items()}
 
 
 def stored_rows(store: Store, folder: str, tokens_per_step: int) -> Iterator[Points]:
@@ -95,7 +107,7 @@ def stored_rows(store: Store, folder: str, tokens_per_step: int) -> Iterator[Poi
         at_ms = info.modified.timestamp() * 1000 - sum(map(_milliseconds, rows))
         for row in rows:
             at_ms += _milliseconds(row)
-            yield row["step"], int(at_ms), of_step(row, tokens_per_step)
+            yield from of_row(row, int(at_ms), tokens_per_step)
 
 
 def _milliseconds(row: dict[str, Any]) -> float:

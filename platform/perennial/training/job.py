@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from perennial.mixture import StageMix, trained_sequences
 from perennial.mixture.rows import CorpusLayout
 from perennial.schedules import Phase, Schedule, from_dict, to_dict
+from perennial.spec.run import OptimizerAtJoin
 from perennial.spec.training import ModelSpec, TrainingSpec
 from perennial.store import Store
 from perennial.training.fence import Fence
@@ -26,7 +27,9 @@ class Job:
     layouts: where the rows of the mix's corpora lie.
     first_step: trunk step at which it begins; trunk step = first_step + step of the mix.
     start: key of the checkpoint whose weights it starts from; None starts from random weights.
-    optimizer: whether the moments start from zero or come from `start`.
+    optimizer: whether AdamW's moments start from zero or come from `start`, both or the second.
+    old: corpora whose held-out loss tells, with that of the new one, how the stage's first steps
+        join it to the trunk; without any nothing is told.
     schedule: the learning rate by trunk step; an anneal on a branch.
     tokens_seen: tokens that the trunk has seen of each corpus before `first_step`.
     dtype: numpy name of a token id in the shards.
@@ -48,7 +51,8 @@ class Job:
     end_of_document: int
     dtype: str
     seed: int
-    optimizer: Literal["reset", "keep"] = "reset"
+    optimizer: OptimizerAtJoin = "reset"
+    old: tuple[str, ...] = ()
     tokens_seen: dict[str, int] = field(default_factory=dict)
     tracking_run: str = ""
     fence: Fence | None = None
@@ -121,6 +125,7 @@ class Job:
         return cls(
             **data
             | {
+                "old": tuple(data["old"]),
                 "mix": StageMix.from_dict(data["mix"]),
                 "layouts": {name: _layout(layout) for name, layout in data["layouts"].items()},
                 "schedule": from_dict(data["schedule"]),

@@ -92,6 +92,20 @@ def load_optimizer(engine: Any, folder: Path, steps: int) -> None:
             stored.fill(piece.of(piece.owner.data), piece, _MASTER)
 
 
+def forget_direction(engine: Any) -> None:
+    """Zero the first moments and keep the second ones, with the steps that they were made in.
+
+    torch's AdamW has one step count for the bias of both moments. Kept, the second moment is
+    corrected as it must be: it is the average of that many gradients. The first moment then counts
+    as unbiased while it is still near zero, so the updates grow to their size over the first
+    1 / (1 - beta_1) steps (10 by default): a short warmup. Starting the count again would
+    instead divide a whole second moment by 1 - beta_2 and shrink the first updates by
+    sqrt(1 - beta_2), for 1 / (1 - beta_2) steps.
+    """
+    for state in _stepped(engine).state.values():
+        state["exp_avg"].zero_()
+
+
 def _stepped(engine: Any) -> torch.optim.Optimizer:
     """The torch optimizer at the heart of DeepSpeed's wrappers."""
     outer = engine.optimizer

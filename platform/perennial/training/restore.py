@@ -119,7 +119,7 @@ def _fetch(
     folder: Path,
     resumed: bool,
 ) -> Start:
-    with_moments = resumed or job.optimizer == "keep"
+    with_moments = resumed or job.optimizer != "reset"
     names = [n for n in manifest.files if with_moments or not n.startswith("optimizer-")]
     checkpoints.download(store, key, manifest, names, folder)
     return Start(

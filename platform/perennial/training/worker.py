@@ -22,12 +22,14 @@ from perennial.training.engine import build_engine, gradient_norm, loss_of, over
 from perennial.training.exchange import Exchange
 from perennial.training.initial import initial_model
 from perennial.training.job import Job
+from perennial.training.joins import JoinWatch
 from perennial.training.memory import Memory, recall
 from perennial.training.meter import Meter
 from perennial.training.model import stored_model
 from perennial.training.news import News
 from perennial.training.notice import Preempted
-from perennial.training.optimizer_state import load_optimizer
+from perennial.training.optimizer_state import forget_direction, load_optimizer
+from perennial.training.profiling import Trace
 from perennial.training.restore import Start, StartDamaged, fetch_start
 from perennial.training.saver import Saver, StoreFailed
 from perennial.training.share import micro_batches
@@ -112,16 +114,19 @@ class _Worker:
             self._tap.started.remote(start.step, self._world)
         self._meter.lap()
         while True:
+            self._trace.step()
             done = self._job.first_step + step + 1
             if done in self._memory.skipped:
                 self._skip(done)
             else:
                 self._step(done - 1, tokens)
+                self._row |= self._joins.after(done)
             if self._open_saver.wants(done) or self._told.ending:
                 self._settle()
                 self._meter.to("checkpoint")
                 self._save(done)
             if done == self._job.last_step or self._told.stop:
+                self._trace.close()
                 return
             self._meter.to("data")
             step, tokens = next(batches)
@@ -149,6 +154,9 @@ class _Worker:
         self._told = Votes()
         meter_collectives(self._meter)
         self._exchange = Exchange(self._engine.device)
+        self._joins = JoinWatch(self._store, job, self._engine, start.step)
+        key = f"profiles/{job.name}/{start.step:08d}-rank-{self._rank:02d}.json.gz"
+        self._trace = Trace(self._store, key, wanted=job.training.profile)
         return step, tokens, batches
 
     def _remember(self, start: Start) -> None:
@@ -181,6 +189,7 @@ class _Worker:
             else:
                 # No exception: another worker group would only meet the same batch again.
                 ray.get(self._tap.stopped.remote(advice(job, spike, committed)))
+        self._trace.close()
         self._engine.destroy()
         del self._engine
         self._news.take()
@@ -242,6 +251,8 @@ class _Worker:
         engine = self._engine_around(stored_model(start.folder))
         if start.optimizer_steps is not None:
             load_optimizer(engine, start.folder, start.optimizer_steps)
+            if not start.resumed and job.optimizer == "keep-second-moment":
+                forget_direction(engine)
         return engine
 
     def _engine_around(self, model: torch.nn.Module) -> Any:

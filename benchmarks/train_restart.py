@@ -1,0 +1,85 @@
+"""Seconds that a stage loses to a killed worker, and that a checkpoint stalls training.
+
+`kill`: SIGKILL to a worker, from the kill to the end of the first step that was not done before.
+The floor is the same kill of a Ray Train loop that has nothing to load and nothing to do. What is
+above the floor is loading: `model load` is that part of it which reads the checkpoint and builds
+the engine, told by a plain process.
+
+`checkpoint`: seconds of a step's time that belong to its checkpoint, beside a synchronous save of
+the same state (weights and both moments) with torch to the same disk. Medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "benchmarks" / "train_restart_arms.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=("small", "20M"), default=["small"])
+    asked = parser.parse_args()
+    libraries = ("torch", "deepspeed", "ray")
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    print(f"`{' '.join(['python', *sys.argv])}`  ")
+    print(f"{versions}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} at the start;")
+    print(f"medians of {asked.rounds} rounds\n")
+    for model in asked.models:
+        arms = ("floor", "kill", "load", "checkpoint")
+        runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+        for _ in range(asked.rounds):
+            for arm in arms:
+                runs[arm].append(_run(arm, model))
+        _print_kill(model, runs)
+        _print_checkpoint(model, runs["checkpoint"])
+
+
+def _run(arm: str, model: str) -> dict[str, Any]:
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT / 'benchmarks'}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, SCRIPT, arm, model],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if done.returncode:
+        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
+
+
+def _median(runs: list[dict[str, Any]], what: str) -> float:
+    return statistics.median(run[what] for run in runs)
+
+
+def _print_kill(model: str, runs: dict[str, list[dict[str, Any]]]) -> None:
+    floor, kill, load = (_median(runs[arm], "seconds") for arm in ("floor", "kill", "load"))
+    print("| model | kill to the next new step, s | floor, s | model load, s | above both, s |")
+    print("| --- | --- | --- | --- | --- |")
+    print(f"| {model} | {kill:.1f} | {floor:.1f} | {load:.1f} | {kill - floor - load:+.1f} |\n")
+
+
+def _print_checkpoint(model: str, runs: list[dict[str, Any]]) -> None:
+    stall, sync, step = (_median(runs, what) for what in ("stall", "synchronous", "step"))
+    print("| model | stall of a checkpoint, s | synchronous save, s | of it | a step, s |")
+    print("| --- | --- | --- | --- | --- |")
+    print(f"| {model} | {stall:.3f} | {sync:.3f} | {stall / sync:.1%} | {step:.3f} |\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""One measurement of `train_restart.py`: ARM MODEL; prints a JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+WORKERS = 2
+EVERY_STEPS = 6
+
+
+def main() -> None:
+    arm, model = sys.argv[1], sys.argv[2]
+    with tempfile.TemporaryDirectory() as scratch:
+        print(json.dumps(ARMS[arm](Path(scratch), model)))
+
+
+def training_workers() -> list[Any]:
+    """Processes of the training workers that this process's own Ray started."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "TrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue  # it ended meanwhile
+    return found
+
+
+class _Steps:
+    """When steps end, as a driver hears of them, and the kill of a worker after `after` steps."""
+
+    def __init__(self, after: int) -> None:
+        self._after = after
+        self._killed: float | None = None
+        self._step = 0
+        self.seconds: float | None = None
+
+    def ended(self, step: int) -> None:
+        if self._killed is None and step >= self._after:
+            victim = training_workers()[-1]
+            self._step, self._killed = step, time.perf_counter()
+            os.kill(victim.pid, signal.SIGKILL)
+        elif self._killed is not None and self.seconds is None and step > self._step:
+            self.seconds = time.perf_counter() - self._killed
+
+
+def kill(folder: Path, model: str) -> dict[str, float]:
+    """A job whose worker is killed right after a checkpoint, so that no step is done again."""
+    import ray
+    from train_models import write_job
+
+    from perennial.training.trainer import Progress, run_job
+
+    job = write_job(folder, model, WORKERS, 2 * EVERY_STEPS, EVERY_STEPS)
+    steps = _Steps(EVERY_STEPS)
+
+    def on_progress(progress: Progress) -> None:
+        for key in progress.saved:
+            steps.ended(int(key.rsplit("/", 1)[-1]))
+        for row in progress.rows:
+            if row["step"] != EVERY_STEPS:
+                steps.ended(row["step"])
+
+    _start_ray()
+    run_job(job, on_progress)
+    ray.shutdown()
+    assert steps.seconds is not None
+    return {"seconds": steps.seconds}
+
+
+def floor(folder: Path, model: str) -> dict[str, float]:
+    """The same kill of a loop that loads nothing: what Ray Train needs by itself."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    _start_ray()
+    board = ray.remote(_Board).options(num_cpus=0).remote()
+    steps, over = _Steps(EVERY_STEPS), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            for step in ray.get(board.take.remote()):
+                steps.ended(step)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    trainer = TorchTrainer(
+        _empty_loop,
+        train_loop_config={"board": board, "steps": EVERY_STEPS},
+        scaling_config=ScalingConfig(
+            num_workers=WORKERS, use_gpu=False, resources_per_worker={"CPU": 0.8}
+        ),
+        run_config=RunConfig(
+            name="floor", storage_path=str(folder), failure_config=FailureConfig(max_failures=3)
+        ),
+    )
+    trainer.fit()
+    over.set()
+    watcher.join()
+    ray.shutdown()
+    assert steps.seconds is not None
+    return {"seconds": steps.seconds}
+
+
+class _Board:
+    """An actor on which rank 0 notes its steps."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._starts = 0
+
+    def started(self) -> int:
+        self._starts += 1
+        return self._starts
+
+    def note(self, step: int) -> None:
+        self._steps.append(step)
+
+    def take(self) -> list[int]:
+        steps, self._steps = self._steps, []
+        return steps
+
+
+def _empty_loop(config: dict[str, Any]) -> None:
+    import ray
+    import torch.distributed as dist
+
+    if dist.get_rank() == 0:
+        start = ray.get(config["board"].started.remote())
+        first = (start - 1) * config["steps"] + 1
+        for step in range(first, first + config["steps"]):
+            ray.get(config["board"].note.remote(step))
+        while start == 1:  # until it is killed
+            time.sleep(0.05)
+    dist.barrier()
+
+
+def load(folder: Path, model: str) -> dict[str, float]:
+    """Importing what a worker needs and building the engine from a checkpoint, in a process."""
+    _train_alone(folder, model)
+    script = "import train_restart_arms as a, sys; print(a.load_seconds(*sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), model],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {"seconds": float(done.stdout.strip().splitlines()[-1])}
+
+
+def load_seconds(folder: str, model: str) -> float:
+    """In a process that has imported nothing yet."""
+    began = time.perf_counter()
+    import torch.distributed as dist
+    from train_models import training_spec
+
+    from perennial.store import open_store
+    from perennial.training import checkpoint
+    from perennial.training.engine import build_engine
+    from perennial.training.model import stored_model
+    from perennial.training.optimizer_state import load_optimizer
+
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+    store, spec = open_store(folder), training_spec(model, 1)
+    key = checkpoint.folder_of("checkpoints/bench", EVERY_STEPS)
+    manifest = checkpoint.read_manifest(store, key)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint.download(store, key, manifest, manifest.files, Path(scratch))
+        engine = build_engine(stored_model(Path(scratch)), spec, spec.global_batch, 1, 0)
+        load_optimizer(engine, Path(scratch), manifest.optimizer_steps)
+    return time.perf_counter() - began
+
+
+def _train_alone(folder: Path, model: str) -> list[dict[str, Any]]:
+    """A short job of one worker with two checkpoints; its rows."""
+    import ray
+    from train_models import write_job
+
+    from perennial.training.trainer import run_job
+
+    rows: list[dict[str, Any]] = []
+    job = write_job(folder, model, 1, 3 * EVERY_STEPS, EVERY_STEPS)
+    _start_ray()
+    run_job(job, lambda progress: rows.extend(progress.rows))
+    ray.shutdown()
+    return rows
+
+
+def checkpoint_stall(folder: Path, model: str) -> dict[str, float]:
+    """The time of a checkpoint inside a job, and a save of as many bytes that is waited for."""
+    import torch
+    from train_models import VOCABULARY, model_spec, sequence_length
+
+    from perennial.training.model import model_config, random_model
+
+    rows = _train_alone(folder / "store", model)
+    laps = [row["seconds"] for row in rows]
+    stalls = [lap["checkpoint"] for lap in laps if lap["checkpoint"]]
+    steps = [sum(lap.values()) - lap["checkpoint"] for lap in laps[4:]]
+    config = model_config(model_spec(model), VOCABULARY, 0, sequence_length(model))
+    weights = random_model(config, 1).state_dict()
+    state = {part: {n: t.clone() for n, t in weights.items()} for part in ("w", "m", "v")}
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        with (folder / "state.pt").open("wb") as stream:
+            torch.save(state, stream)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "stall": statistics.median(stalls),
+        "synchronous": statistics.median(seconds),
+        "step": statistics.median(steps),
+    }
+
+
+def _start_ray() -> None:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+
+ARMS = {"floor": floor, "kill": kill, "load": load, "checkpoint": checkpoint_stall}
+
+if __name__ == "__main__":
+    main()
