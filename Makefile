@@ -21,6 +21,7 @@ test: $(VENV)/installed-test test-services check  ## everything under 20 minutes
 	$(BIN)/python -m pytest -m "not long"
 
 test-long: $(VENV)/installed-test test-services  ## the proofs that take longer
+	$(BIN)/python pipelines/fetch_smollm.py build/smollm
 	$(BIN)/python -m pytest -m long
 
 bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane beside its peers, about 35 minutes

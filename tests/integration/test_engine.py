@@ -59,6 +59,7 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
         save_file(whole, folder / f"whole-{first}-{last}-{world}.safetensors")
         save_file(weights, folder / f"model-{last}.safetensors")
     engine.destroy()
+    dist.barrier()  # the next round reads what rank 0 wrote
 
 
 def _train_each(folder: Path, rounds: list[tuple[int, int]], cells: dict[str, Any]) -> None:

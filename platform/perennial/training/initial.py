@@ -60,6 +60,9 @@ def import_model(
     assert spec.path is not None
     if has_model(store):
         return InitialManifest.model_validate_json(store.read(_MANIFEST))
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as target:
         files = model_files(spec.path, Path(source), weights=True)
         config = stored_config(files, spec.inherit_layers)
