@@ -64,11 +64,13 @@ def save_optimizer(engine: Any, path: Path) -> int:
             continue
         state = stepped.state.get(piece.owner, {})
         steps = max(steps, int(state.get("step", 0)))
-        sources = {name: state.get(name, torch.zeros_like(piece.owner)) for name in MOMENTS}
+        sources = {name: state.get(name) for name in MOMENTS}
         if keep_master:
             sources[_MASTER] = piece.owner
         for name, tensor in sources.items():
-            tensors[f"{piece.parameter}|{piece.start}|{name}"] = piece.of(tensor.detach())
+            tensors[f"{piece.parameter}|{piece.start}|{name}"] = (
+                torch.zeros(piece.length) if tensor is None else piece.of(tensor.detach())
+            )
     write_tensors(tensors, path)
     return steps
 
