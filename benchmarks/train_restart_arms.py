@@ -156,8 +156,10 @@ def load(folder: Path, model: str) -> dict[str, float]:
         [sys.executable, "-c", script, str(folder), model],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    if done.returncode:
+        raise SystemExit(done.stderr)
     return {"seconds": float(done.stdout.strip().splitlines()[-1])}
 
 
@@ -176,7 +178,9 @@ def load_seconds(folder: str, model: str) -> float:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
     store, spec = open_store(folder), training_spec(model, 1)
-    key = checkpoint.folder_of("checkpoints/bench", EVERY_STEPS)
+    step = checkpoint.latest_step(store, "checkpoints/bench")
+    assert step is not None
+    key = checkpoint.folder_of("checkpoints/bench", step)
     manifest = checkpoint.read_manifest(store, key)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint.download(store, key, manifest, manifest.files, Path(scratch))
@@ -219,6 +223,8 @@ def checkpoint_stall(folder: Path, model: str) -> dict[str, float]:
         began = time.perf_counter()
         with (folder / "state.pt").open("wb") as stream:
             torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())  # as a store does before a checkpoint counts
         seconds.append(time.perf_counter() - began)
     return {
         "stall": statistics.median(stalls),
