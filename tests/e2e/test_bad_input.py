@@ -46,7 +46,6 @@ def _landed(folder: Path) -> Path:
         ("replay.share=1.5", "replay.share: 1.5 is refused"),
         ("schedule.eta_min=0", "schedule.eta_min: 0 is refused"),
         ("schedule.warmup=60%", "overlap"),
-        ("training.global_batch=9", "use a multiple of 8"),
         ("training.workers=64", "use a global_batch of at least 64, or fewer workers"),
         ("training.cpus_per_worker=1000", "this machine has"),
         ("schedule.cooldown=400 steps", "do not fit into a first stage of 12 steps"),
