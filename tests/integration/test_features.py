@@ -52,7 +52,6 @@ def _loss_and_gradients(model: Any) -> tuple[float, dict[str, torch.Tensor]]:
         {"loss": "chunked"},
         {"activation_checkpointing": True},
         {"attention": "eager"},
-        pytest.param({"attention": "flex_attention"}, marks=pytest.mark.long),
         pytest.param({"compile": True}, marks=pytest.mark.long),
     ],
 )
