@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from perennial.corpora import read_manifest
 from perennial.stages.ledger import Ledger
 from perennial.store import open_store
 from perennial.training import checkpoint
@@ -74,8 +75,11 @@ def test_the_release_is_a_hugging_face_folder_with_its_lineage(lineage: Lineage)
     assert tokenizer.decode(ids[0]) == "import this"
     assert tokenizer.eos_token == "<|endoftext|>"
     card = (folder / "README.md").read_text()
-    assert "| 00-help | help |" in card
-    assert "| 01-code | code |" in card
+    assert "| 00-help | 0 | 60 | help " in card
+    assert "| 01-code | 60 | 60 | code " in card
+    for corpus in ("help", "code"):
+        digest = read_manifest(lineage.store, corpus).digest
+        assert any(f"| {corpus} | " in line and digest in line for line in card.splitlines())
     assert {sample["corpus"] for sample in lineage.release["samples"]} == {"help", "code"}
 
 
