@@ -108,12 +108,20 @@ def test_mlflow_has_one_run_a_stage_below_the_lineage(lineage: Lineage) -> None:
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {"tiny", "00-help", "01-code", f"release-{lineage.release['name']}"}
+    tags, metrics = runs["tiny"].data.tags, runs["tiny"].data.metrics
+    assert (tags["perennial.state"], tags["perennial.queue"]) == ("waiting", "-")
+    assert (metrics["queue/length"], metrics["queue/data_lag_seconds"]) == (0, 0)
+    assert metrics["queue/landed_to_trained_seconds"] > 0
     parent = runs.pop("tiny").info.run_id
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent}
     stage = runs["01-code"]
     losses = client.get_metric_history(stage.info.run_id, "train/loss")
     assert [point.step for point in losses] == list(range(STEPS + 1, 2 * STEPS + 1))
+    by_tokens = client.get_metric_history(stage.info.run_id, "by_tokens/train/loss")
+    assert [point.step for point in by_tokens] == [p.step * 8 * SEQUENCE_LENGTH for p in losses]
     assert stage.info.run_id == Ledger(lineage.store).read().stages[1].tracking_run
+    version = client.get_model_version_by_alias("tiny", "stage-01-code")
+    assert version.tags["perennial.release"] == lineage.release["name"]
     pictures = {file.path for file in client.list_artifacts(parent)}
     assert {"matrix.png", "matrix.json", "learning-rate.png", "tokens.png"} <= pictures
     scored = runs[f"release-{lineage.release['name']}"].data.metrics

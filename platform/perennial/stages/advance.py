@@ -133,6 +133,7 @@ class _Controller:
     def next(self) -> Instruction | None:
         """What is to be done now, from what everybody wrote until now."""
         self._work.refresh()
+        self._work.instruments.look()
         due = [each.name for each in _due(self._work) if each.name not in self._passed_over]
         outside = _outside(self._work, due)
         return next_instruction(self._work.state, outside, order_of(self._work.spec))
@@ -235,6 +236,7 @@ class _Controller:
                 skipped=skipped,
             )
         )
+        work.instruments.trained(name)
         self.trained += 1
 
 

@@ -28,6 +28,7 @@ def train(work: Workspace, job: Job) -> str:
 
     def on_progress(progress: Progress) -> None:
         work.narrator.news(job, progress)
+        work.instruments.progress(job, progress)
         for line in progress.notices:
             work.narrator.say(f"{job.name}: {line}")
         if progress.failed_saves:
@@ -44,6 +45,7 @@ def train(work: Workspace, job: Job) -> str:
 
     # What an MLflow that was down, or a kill, kept from it; it leaves out what it has.
     run.log_rows(stored_rows(work.store, job.folder, job.tokens_per_step), job.tokens_per_step)
+    work.instruments.begin()
     work.narrator.begin(job)
     try:
         checkpoint = run_job(job, on_progress)

@@ -13,6 +13,7 @@ from perennial.evaluation.tasks import read_task
 from perennial.spec import RunSpec
 from perennial.stages.cluster import check_fits, use_ray
 from perennial.stages.events import Event, Opened, TookOver
+from perennial.stages.instruments import Instruments
 from perennial.stages.ledger import Ledger, LostRace, now
 from perennial.stages.machine import InvalidTransition, RunState
 from perennial.stages.narrator import Narrator
@@ -45,6 +46,7 @@ class Workspace:
         self.spec = spec.model_copy(update={"store": self.store.url})
         self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
         self.ledger = Ledger(self.store, narrator.say)
+        self.instruments = Instruments(self)
         self._epoch = 0
         self._tracker: Tracker | None = None
 
@@ -52,6 +54,11 @@ class Workspace:
     def state(self) -> RunState:
         """The run as of the last read."""
         return self.ledger.state
+
+    @property
+    def in_charge(self) -> bool:
+        """Whether this process took charge of the run."""
+        return self._epoch > 0
 
     def check(self) -> None:
         """Everything that can be wrong before compute starts; InputError, and nothing written."""
