@@ -9,8 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from perennial.cli.console import Screen
 from perennial.corpora import read_manifest
+from perennial.spec import load_run
+from perennial.stages.catchup import catch_up
 from perennial.stages.ledger import Ledger
+from perennial.stages.workspace import Workspace
 from perennial.store import open_store
 from perennial.training import checkpoint
 from tests.command import perennial, perennial_json, start
@@ -126,6 +130,30 @@ def test_mlflow_has_one_run_a_stage_below_the_lineage(lineage: Lineage) -> None:
     assert {"matrix.png", "matrix.json", "learning-rate.png", "tokens.png"} <= pictures
     scored = runs[f"release-{lineage.release['name']}"].data.metrics
     assert any(name.startswith("tasks/") and name.endswith("_stderr") for name in scored)
+
+
+def test_an_mlflow_that_was_lost_is_filled_again_from_the_store(
+    lineage: Lineage, tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    document = load_run(lineage.run_file, [f"tracking.uri={uri}"])
+    for _ in range(2):
+        work = Workspace(document, "", Screen())
+        work.ledger.read()
+        assert catch_up(work) == ["00-help", "01-code"]
+        work.close()
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("perennial")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    release = f"release-{lineage.release['name']}"
+    assert set(runs) == {"tiny", "00-help", "01-code", release}
+    for name, first, last in (("01-code", STEPS, 2 * STEPS), (release, 2 * STEPS, 2 * STEPS + 4)):
+        points = client.get_metric_history(runs[name].info.run_id, "train/loss")
+        assert [point.step for point in points] == list(range(first + 1, last + 1))
+    assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 
 def test_running_again_does_nothing(lineage: Lineage) -> None:

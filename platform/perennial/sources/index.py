@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import requests
@@ -20,6 +21,8 @@ from urllib3.exceptions import HTTPError
 
 from perennial.sources.fetching import FetchedFile, Pull, PullFailed
 from perennial.tracking.redaction import hide_secrets
+
+T = TypeVar("T")
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 1.0
@@ -59,7 +62,7 @@ def fetch(index: str, pull: Pull) -> Iterator[FetchedFile]:
                 continue  # the index says so, or nobody could say otherwise
             known = None if entry.version else seen
             local = pull.folder / "file"
-            version = _patiently(_download, session, entry.url, known, local)
+            version = _patiently(entry.url, partial(_download, session, entry.url, known, local))
             if version is None:
                 pull.passed_over += 1
             elif version != known:
@@ -128,7 +131,7 @@ def _page(session: requests.Session, url: str) -> tuple[str, str]:
                 raise PullFailed(f"{hide_secrets(url)} is longer than {_INDEX_BYTES >> 20} MiB")
             return answer.url, data.decode(errors="replace")
 
-    return _patiently(get)  # type: ignore[no-any-return]
+    return _patiently(url, get)
 
 
 def _download(session: requests.Session, url: str, known: str | None, local: Path) -> str | None:
@@ -172,7 +175,7 @@ def _version(answer: requests.Response) -> str:
     return ""
 
 
-def _patiently(call: Any, *arguments: Any) -> Any:
+def _patiently(url: str, call: Callable[[], T]) -> T:
     """Call again, with growing waits, while the failure is one that may pass."""
     passing = (requests.ConnectionError, requests.Timeout, HTTPError, Unsteady)
     tries = Retrying(
@@ -182,6 +185,11 @@ def _patiently(call: Any, *arguments: Any) -> Any:
         reraise=True,
     )
     try:
-        return tries(call, *arguments)
-    except (requests.RequestException, HTTPError, Unsteady) as failed:
-        raise PullFailed(hide_secrets(f"{failed}")) from failed
+        return tries(call)
+    except Unsteady as failed:
+        raise PullFailed(str(failed)) from None
+    except (requests.RequestException, HTTPError) as failed:
+        # Both wrap the one line that a person can act on.
+        inner = getattr(failed.args[0] if failed.args else None, "reason", failed)
+        told = hide_secrets(str(inner).rpartition(": ")[2])
+        raise PullFailed(f"{hide_secrets(url)} cannot be read: {told}") from failed

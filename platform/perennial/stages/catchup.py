@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from perennial.stages import outcome
+from perennial.stages import outcome, release
 from perennial.stages.events import Started
 from perennial.stages.ledger import now
 from perennial.stages.training import stored_rows
@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 
 def catch_up(work: Workspace) -> list[str]:
-    """Log every stage and the lineage's matrix again; the names of the stages."""
+    """Log every stage, release and the lineage's matrix again; the names of the stages."""
     for stage in work.state.stages:
         _stage(work, stage)
+    tokens_per_step = work.spec.tokens_per_step
+    for released in work.state.releases:
+        branch = stored_rows(work.store, f"branches/{released.name}", tokens_per_step)
+        work.tracker.child(f"release-{released.name}").log_rows(branch, tokens_per_step)
+        release.track(work, work.state.branches[released.name], released)
     if work.state.losses:
         outcome.track(work)
     return [stage.name for stage in work.state.stages]

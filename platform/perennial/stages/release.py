@@ -217,7 +217,7 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
     )
     _record(work, claimed, released)
     outcome.track(work)
-    _track(work, claimed, released)
+    track(work, claimed, released)
     return released
 
 
@@ -232,7 +232,8 @@ def _record(work: Workspace, claimed: Releasing, released: Released) -> None:
             continue
 
 
-def _track(work: Workspace, claimed: Releasing, released: Released) -> None:
+def track(work: Workspace, claimed: Releasing, released: Released) -> None:
+    """Log a release's losses and samples, and register it."""
     run = work.tracker.child(f"release-{released.name}")
     run.log(claimed.step + released.steps, outcome.heldout_metrics(released.losses))
     run.artifact(_samples(released), "samples.txt")
