@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 def catch_up(work: Workspace) -> list[str]:
-    """Log every stage, release and the lineage's matrix again; the names of the stages."""
-    for stage in work.state.stages:
+    """Log every trained stage, release and the lineage's matrix again; the stages' names."""
+    # A stage that trains is caught up by the controller that trains it.
+    stages = [stage for stage in work.state.stages if stage.name in work.state.ends]
+    for stage in stages:
         _stage(work, stage)
     tokens_per_step = work.spec.tokens_per_step
     for released in work.state.releases:
@@ -29,7 +31,7 @@ def catch_up(work: Workspace) -> list[str]:
         release.track(work, work.state.branches[released.name], released)
     if work.state.losses:
         outcome.track(work)
-    return [stage.name for stage in work.state.stages]
+    return [stage.name for stage in stages]
 
 
 def _stage(work: Workspace, stage: Stage) -> None:
