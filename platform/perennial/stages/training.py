@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial.stages.workspace import Superseded, Workspace
-from perennial.training.checkpoint import MANIFEST
+from perennial.training.checkpoint import METRICS, folder_of, latest_step, read_manifest
 from perennial.training.meter import shares
 
 if TYPE_CHECKING:
@@ -94,22 +94,21 @@ def _join(losses: Mapping[str, float]) -> dict[str, float]:
 
 
 def stored_rows(store: Store, folder: str, tokens_per_step: int) -> Iterator[Points]:
-    """The finished steps that the committed checkpoints below `folder` tell, in order.
+    """The finished steps that the last committed checkpoint below `folder` tells, in order.
 
-    A checkpoint holds the steps since the one before it. Their times follow from its own and
-    their speeds.
+    Their times follow from the checkpoint's own and from their speeds.
     """
-    objects = {info.key: info for info in store.list(folder)}
-    for key, info in objects.items():
-        place, _, name = key.rpartition("/")
-        if name != "metrics.jsonl" or f"{place}/{MANIFEST}" not in objects:
-            continue
-        lines = [json.loads(line) for line in store.read(key).splitlines()]
-        rows = [row for row in lines if "loss" in row]  # and not a batch that was left out
-        at_ms = info.modified.timestamp() * 1000 - sum(map(_milliseconds, rows))
-        for row in rows:
-            at_ms += _milliseconds(row)
-            yield from of_row(row, int(at_ms), tokens_per_step)
+    step = latest_step(store, folder)
+    if step is None:
+        return
+    checkpoint = folder_of(folder, step)
+    key = read_manifest(store, checkpoint).key_of(checkpoint, METRICS)
+    lines = [json.loads(line) for line in store.read(key).splitlines()]
+    rows = [row for row in lines if "loss" in row]  # and not a batch that was left out
+    at_ms = store.info(key).modified.timestamp() * 1000 - sum(map(_milliseconds, rows))
+    for row in rows:
+        at_ms += _milliseconds(row)
+        yield from of_row(row, int(at_ms), tokens_per_step)
 
 
 def _milliseconds(row: dict[str, Any]) -> float:
