@@ -58,6 +58,7 @@ def test_what_has_a_field_of_its_own_is_refused_by_name(block: dict[str, Any], t
         ({"cpu_offload": "optimizer", "zero_stage": 0}, "needs ZeRO"),
         ({"cpu_offload": "weights", "zero_stage": 2}, "set zero_stage to 3"),
         ({"attention": "flash_attention_2", "precision": "bf16"}, "needs GPUs"),
+        ({"attention": "flex_attention"}, "needs GPUs"),
         ({"attention": "flash_attention_2", "gpus_per_worker": 1}, "does not compute in fp32"),
         ({"precision": "fp16"}, "precision fp16 needs GPUs"),
     ],

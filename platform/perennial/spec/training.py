@@ -105,9 +105,9 @@ class TrainingSpec(Section):
     attention: (
         Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
     ) = None
-    """implementation of attention in transformers: sdpa (torch's own), eager, flash_attention_2 or
-    flash_attention_3 (on GPUs where the package flash-attn is installed) or flex_attention; default
-    sdpa, or eager for an architecture without it"""
+    """implementation of attention in transformers: sdpa (torch's own), eager, or on GPUs
+    flex_attention and, where the package flash-attn is installed, flash_attention_2 or
+    flash_attention_3; default sdpa, or eager for an architecture without it"""
     mask: Literal["causal", "document"] = "causal"
     """what a token attends to: causal (all before it in its sequence) or document (what is before
     it in its own document)"""
@@ -157,13 +157,12 @@ class TrainingSpec(Section):
                 f"cpu_offload weights with zero_stage {self.zero_stage} has nothing to move; "
                 "set zero_stage to 3"
             )
-        if self.attention is not None and self.attention.startswith("flash"):
-            if self.gpus_per_worker == 0:
-                raise ValueError(f"attention {self.attention} needs GPUs; set gpus_per_worker")
-            if self.precision == "fp32":
-                raise ValueError(
-                    f"attention {self.attention} does not compute in fp32; set precision to bf16"
-                )
+        if self.attention not in (None, "sdpa", "eager") and self.gpus_per_worker == 0:
+            raise ValueError(f"attention {self.attention} needs GPUs; set gpus_per_worker")
+        if str(self.attention).startswith("flash") and self.precision == "fp32":
+            raise ValueError(
+                f"attention {self.attention} does not compute in fp32; set precision to bf16"
+            )
         if self.precision == "fp16" and self.gpus_per_worker == 0:
             raise ValueError("precision fp16 needs GPUs; set gpus_per_worker, or use bf16")
         return self
