@@ -1,0 +1,128 @@
+"""Workers, nodes and drivers are killed, nodes come and go; the run ends as if nothing happened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from perennial.stages.ledger import Ledger
+from perennial.store import Store, open_store
+from perennial.training import checkpoint
+from tests.command import perennial
+from tests.disturbed import DisturbedRun, Moment, Victim
+from tests.lineage import STEPS, Lineage, document
+from tests.nodes import Nodes, ray_nodes
+from tests.tiny import tiny_run, write_run, write_texts
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+SECOND = "checkpoints/01-code"
+FIRST = "checkpoints/00-help"
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """Two nodes; a test that ends with another number takes care of it."""
+    with ray_nodes(count=2) as nodes:
+        yield nodes
+
+
+@pytest.mark.parametrize("victim", get_args(Victim))
+@pytest.mark.parametrize("moment", get_args(Moment))
+def test_i9_killed_at_any_moment_it_ends_with_the_same_weights(
+    lineage: Lineage, nodes: Nodes, tmp_path: Path, moment: Moment, victim: Victim
+) -> None:
+    shutil.copytree(lineage.after_first, tmp_path / "store")
+    run_file = write_run(tmp_path, document(tmp_path))
+    perennial("land", run_file, "code", write_texts(tmp_path)["code"])
+    with closing(DisturbedRun(run_file, str(tmp_path / "store"), nodes)) as run:
+        run.until(lambda: run.in_the_middle_of(moment, "code", SECOND))
+        run.kill(victim)
+        assert run.saved(SECOND) < 2 * STEPS
+        run.end()
+        end = checkpoint.folder_of(SECOND, 2 * STEPS)
+        assert _weights(run.store, end) == _weights(lineage.store, end)
+        state = Ledger(run.store).read()
+        state.validate()
+        assert state.corpora["code"].story.count("started") == 1
+    perennial("verify", run_file)
+
+
+def _weights(store: Store, folder: str) -> dict[str, str]:
+    """The digests of a checkpoint's tensors."""
+    files = checkpoint.read_manifest(store, folder).files
+    return {name: entry.sha256 for name, entry in files.items() if name.endswith(".safetensors")}
+
+
+RESIZE_STEPS = 400
+
+
+def _resizable(folder: Path, **training: Any) -> Path:
+    """A run file with steps that are long enough to be resized in."""
+    run = tiny_run(folder)
+    run["model"]["config"] |= {"hidden_size": 128, "intermediate_size": 512}
+    run["training"] |= {"checkpoint_every": "10 steps", "keep_last": RESIZE_STEPS} | training
+    run["stages"]["budget"] = f"{RESIZE_STEPS} steps"
+    folder.mkdir(parents=True, exist_ok=True)
+    run_file = write_run(folder, run)
+    perennial("land", run_file, "help", write_texts(folder)["help"])
+    return run_file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_file = _resizable(folder, workers=2)
+    with closing(DisturbedRun(run_file, str(folder / "store"), nodes)) as run:
+        run.end()
+        return run.store
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_i9_two_one_two_three_workers_train_the_same(
+    nodes: Nodes, undisturbed: Store, tmp_path: Path, zero_stage: int
+) -> None:
+    run_file = _resizable(tmp_path, workers={"min": 1, "max": 3}, zero_stage=zero_stage)
+    store = open_store(tmp_path / "store")
+    with closing(DisturbedRun(run_file, store.url, nodes)) as run:
+        run.until(lambda: _size(store) == 2)
+        nodes.kill(0)
+        run.until(lambda: _size(store) == 1)
+        nodes.add()
+        run.until(lambda: _size(store) == 2)
+        nodes.add()
+        run.until(lambda: _size(store) == 3)
+        run.end()
+    nodes.kill(0)
+    losses, expected = _losses(store), _losses(undisturbed)
+    assert list(losses) == list(range(1, RESIZE_STEPS + 1))
+    assert max(abs(losses[step] - expected[step]) for step in expected) < 1e-4
+    end = checkpoint.folder_of(FIRST, RESIZE_STEPS)
+    seen = checkpoint.read_manifest(store, end).tokens_seen
+    assert seen == checkpoint.read_manifest(undisturbed, end).tokens_seen
+    perennial("verify", run_file)
+
+
+def _size(store: Store) -> int:
+    """How many workers wrote the latest checkpoint."""
+    step = checkpoint.latest_step(store, FIRST)
+    if step is None:
+        return 0
+    return checkpoint.read_manifest(store, checkpoint.folder_of(FIRST, step)).world_size
+
+
+def _losses(store: Store) -> dict[int, float]:
+    """The loss after each step, from the checkpoints that it went into."""
+    rows = [
+        json.loads(line)
+        for entry in store.list(FIRST)
+        if entry.key.endswith("/metrics.jsonl")
+        for line in store.read(entry.key).decode().splitlines()
+    ]
+    return {row["step"]: row["loss"] for row in rows}
