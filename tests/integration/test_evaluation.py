@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -105,24 +106,31 @@ def _write_corpus(store: Store, corpus: str, held_out: list[str]) -> None:
     store.write(f"corpora/{corpus}/manifest.json", manifest.sealed().model_dump_json().encode())
 
 
+ATTEMPT = "0123456789ab"
+
+
 def _write_models(store: Store, folder: Path) -> None:
-    model = _model()
-    model.save_pretrained(folder)
-    for target in (CHECKPOINT, RELEASE):
-        for file in folder.iterdir():
-            store.upload(file, f"{target}/{file.name}")
+    """The same weights as a checkpoint, whose files lie in an attempt's folder, and a release."""
     run = load_tokenizer(store)
     from transformers import PreTrainedTokenizerFast
 
+    _model().save_pretrained(folder / "weights")
     PreTrainedTokenizerFast(
         tokenizer_object=run.build(), eos_token=run.manifest.end_of_document_text
     ).save_pretrained(folder / "tokenizer")
-    for file in (folder / "tokenizer").iterdir():
-        store.upload(file, f"{RELEASE}/{file.name}")
+    weights = sorted((folder / "weights").iterdir())
     # A reader that took this for weights would fail on it.
-    store.write(f"{CHECKPOINT}/optimizer-00-of-01.safetensors", b"not weights")
-    for target in (CHECKPOINT, RELEASE):
-        store.write(f"{target}/manifest.json", b"{}")
+    moments = folder / "optimizer-00-of-01.safetensors"
+    moments.write_bytes(b"not weights")
+    _write_model(store, CHECKPOINT, [*weights, moments], ATTEMPT)
+    _write_model(store, RELEASE, [*weights, *sorted((folder / "tokenizer").iterdir())], "")
+
+
+def _write_model(store: Store, target: str, files: list[Path], attempt: str) -> None:
+    for file in files:
+        store.upload(file, "/".join(filter(None, (target, attempt, file.name))))
+    manifest = {"files": {file.name: {} for file in files}, "attempt": attempt}
+    store.write(f"{target}/manifest.json", json.dumps(manifest).encode())
 
 
 def _model() -> Any:
