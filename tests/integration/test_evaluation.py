@@ -269,6 +269,14 @@ def test_a_task_that_cannot_run_is_reported_and_stops_no_other(
     assert "none was asked about" in nowhere.reason
 
 
+def test_losses_and_tasks_may_be_asked_of_different_corpora_with_one_load(store: Store) -> None:
+    questions = Questions(("english",), SEQUENCE, 20, texts=("french",), tasks=(CONTINUATION,))
+    answers = examine(store, RELEASE, questions)
+    assert list(answers.losses) == ["english"]
+    assert [score.task for score in answers.tasks] == ["continuation_french"]
+    assert {score.asked for score in answers.tasks} == {CONTINUATION}
+
+
 def test_a_named_task_without_its_data_is_not_run(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,13 +137,13 @@ def test_gates_hold_the_stages_numbers_against_their_bounds(
 def test_a_task_gate_takes_the_named_metric_and_a_task_that_did_not_run_fails() -> None:
     bounds = GatesSpec.model_validate({"tasks": {"t": {"min": 0.4, "metric": "acc"}}})
     scores = [
-        {"gate": "t", "task": "t", "metric": "exact", "value": 0.1, "stderr": 0.01},
-        {"gate": "t", "task": "t", "metric": "acc", "value": 0.5, "stderr": 0.01},
+        {"asked": "t", "task": "t", "metric": "exact", "value": 0.1, "stderr": 0.01},
+        {"asked": "t", "task": "t", "metric": "acc", "value": 0.5, "stderr": 0.01},
     ]
     assert [v.holds for v in judge(bounds, _measured(scores))] == [True]
     (absent,) = judge(bounds, _measured())
     assert (absent.holds, absent.reason) == (False, "it was not run")
-    (broken,) = judge(bounds, _measured([{"gate": "t", "task": "t", "reason": "no data"}]))
+    (broken,) = judge(bounds, _measured([{"asked": "t", "task": "t", "reason": "no data"}]))
     assert (broken.holds, broken.reason) == (False, "no data")
 
 

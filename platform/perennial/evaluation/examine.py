@@ -35,6 +35,7 @@ class Questions:
     """What to find out about a model.
 
     corpora: tokenised corpora of the store whose held-out loss is asked for.
+    texts: those whose held-out documents the prompts and tasks are made of; default `corpora`.
     sequence_length: tokens the model was trained to see at once.
     max_documents: held-out documents that are used of a corpus at most.
     prompts: beginnings by the corpus they are meant for; `prompts_per_corpus` more are the first
@@ -47,12 +48,18 @@ class Questions:
     corpora: tuple[str, ...]
     sequence_length: int
     max_documents: int
+    texts: tuple[str, ...] | None = None
     prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     prompts_per_corpus: int = 0
     sample_tokens: int = 40
     tasks: tuple[str, ...] = ()
     seed: int = 0
     references: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The corpora that prompts and tasks are made of."""
+        return self.corpora if self.texts is None else self.texts
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) 
     if not store.exists(f"{folder_key}/manifest.json"):
         raise InputError(store.url, folder_key, "there is no such model", "see `perennial status`")
     tasks = [read_task(task) for task in questions.tasks]
-    for corpus in questions.corpora:
+    for corpus in {*questions.corpora, *questions.sources}:
         if not read_manifest(store, corpus).counts.held_out_documents:
             place = f"corpora/{corpus}"
             raise InputError(store.url, place, "it has no held-out documents", "land more of them")
@@ -127,7 +134,7 @@ def answer(
         model = load_model(folder)
         documents = {
             corpus: read_documents(store, corpus, questions.max_documents)
-            for corpus in questions.corpora
+            for corpus in dict.fromkeys([*questions.corpora, *questions.sources])
         }
         losses = _losses(store, folder_key, model, documents, questions)
         if not (tasks or questions.prompts or questions.prompts_per_corpus):
@@ -136,6 +143,7 @@ def answer(
         texts = {
             corpus: [tokenizer.decode(document.tokens[:-1].tolist()) for document in chosen]
             for corpus, chosen in documents.items()
+            if corpus in questions.sources
         }
         samples = _samples(model, tokenizer, texts, questions)
         outcomes = run_tasks(
@@ -195,8 +203,8 @@ def _losses(
     room = MAX_LOGITS // (questions.sequence_length * model.config.vocab_size)
     batch = min(MAX_WINDOWS, max(1, room))
     told = {}
-    for corpus, chosen in documents.items():
-        losses = document_losses(model, chosen, questions.sequence_length, batch)
+    for corpus in questions.corpora:
+        losses = document_losses(model, documents[corpus], questions.sequence_length, batch)
         keep_losses(store, folder_key, corpus, losses)
         reference = questions.references.get(corpus)
         itself = reference in (None, folder_key)

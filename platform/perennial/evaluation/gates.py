@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class Measured:
 
     before: the loss on the stage's own corpus at the checkpoint that it started from; None for the
         trunk's first stage.
-    scores: of the stage's end on tasks, as lm-eval tells them, each with the name of its `gate`.
+    scores: of the stage's end on tasks, as lm-eval tells them, each with the gate that `asked`.
     """
 
     matrix: LossMatrix
@@ -91,7 +92,7 @@ def _task(
     bounds: GatesSpec, name: str, gate: TaskGate, scores: Sequence[Mapping[str, Any]]
 ) -> Iterator[Verdict]:
     """A verdict for each task that a folder holds, on the gate's metric or the task's first."""
-    mine = [score for score in scores if score["gate"] == name]
+    mine = [score for score in scores if score["asked"] == name]
     chosen: dict[str, Mapping[str, Any]] = {}
     for score in mine:
         if "reason" in score:
@@ -106,29 +107,23 @@ def _task(
         yield Verdict("tasks", name, None, None, gate.min, False, reason)
 
 
-def _below(
+def _verdict(
     gate: str,
     subject: str,
     value: float | None,
     stderr: float | None,
     bound: float,
     standard_errors: float,
+    *,
+    at_most: bool,
 ) -> Verdict:
+    """Whether a value keeps its bound, which is broken only by more than the standard errors."""
     if value is None:
         return Verdict(gate, subject, None, None, bound, False, "it was not measured")
-    holds = value - standard_errors * (stderr or 0.0) <= bound
+    slack = standard_errors * (stderr or 0.0)
+    holds = value - slack <= bound if at_most else value + slack >= bound
     return Verdict(gate, subject, value, stderr, bound, holds)
 
 
-def _above(
-    gate: str,
-    subject: str,
-    value: float | None,
-    stderr: float | None,
-    bound: float,
-    standard_errors: float,
-) -> Verdict:
-    if value is None:
-        return Verdict(gate, subject, None, None, bound, False, "it was not measured")
-    holds = value + standard_errors * (stderr or 0.0) >= bound
-    return Verdict(gate, subject, value, stderr, bound, holds)
+_below = partial(_verdict, at_most=True)
+_above = partial(_verdict, at_most=False)

@@ -15,7 +15,7 @@ import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,10 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One metric of one task. `samples` is the number of items behind it; chance is not 0."""
+    """One metric of one task. `samples` is the number of items behind it; chance is not 0.
+
+    asked: the run file's word for it: the task's or its group's name, or a folder's path.
+    """
 
     task: str
     metric: str
@@ -40,14 +43,16 @@ class TaskScore:
     stderr: float | None
     version: str
     samples: int
+    asked: str = ""
 
 
 @dataclass(frozen=True)
 class NotRun:
-    """A task that gave no score, and why."""
+    """A task that gave no score, and why; `asked` as in `TaskScore`."""
 
     task: str
     reason: str
+    asked: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,15 +139,21 @@ def run_tasks(
     # Finding lm-eval's own tasks means reading thousands of files: only where one is named.
     defaults = TaskManager() if named else None
     for task in named:
-        outcomes += _score(lm, defaults, task, task)
+        outcomes += _asked(task, _score(lm, defaults, task, task))
     for i, local in enumerate(task for task in tasks if isinstance(task, LocalTask)):
         corpora = list(texts) if local.per_corpus else [""]
         if not corpora:
-            outcomes.append(NotRun(local.path, "it runs on corpora, and none was asked about"))
+            reason = "it runs on corpora, and none was asked about"
+            outcomes.append(NotRun(local.path, reason, local.path))
         for corpus in corpora:
             place = folder / f"{i:02d}-{corpus}"
-            outcomes += _run_local(lm, local, corpus, texts.get(corpus, ()), place, seed)
+            found = _run_local(lm, local, corpus, texts.get(corpus, ()), place, seed)
+            outcomes += _asked(local.path, found)
     return outcomes
+
+
+def _asked(name: str, outcomes: Sequence[TaskScore | NotRun]) -> list[TaskScore | NotRun]:
+    return [replace(outcome, asked=name) for outcome in outcomes]
 
 
 def _run_local(

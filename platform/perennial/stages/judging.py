@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
-from perennial.evaluation import HeldoutLoss, Questions, examine
+from perennial.evaluation import Answers, HeldoutLoss, Questions, examine
 from perennial.evaluation.gates import Measured as Measurements
 from perennial.evaluation.gates import judge as judge_gates
 from perennial.stages import outcome
@@ -24,8 +23,9 @@ def evaluate(work: Workspace, name: str) -> None:
     work.narrator.say(f"evaluating {stage.name} on held-out documents")
     if work.spec.gates.min_gain is not None:
         _measure_before(work, stage)
-    losses = outcome.measure(work, work.state.ends[stage.name], usable(work.state))
-    scores = _scores(work, stage)
+    answers = _examine(work, stage)
+    losses = {corpus: asdict(loss) for corpus, loss in answers.losses.items()}
+    scores = [asdict(score) for score in answers.tasks]
     work.record(Evaluated(at=now(), corpus=name, losses=losses, scores=scores))
     outcome.track(work)
     run = work.tracker.child(stage.name, run_id=stage.tracking_run)
@@ -58,17 +58,16 @@ def _measure_before(work: Workspace, stage: Stage) -> None:
         work.record(Measured(at=now(), stage=before, losses=losses))
 
 
-def _scores(work: Workspace, stage: Stage) -> list[dict[str, Any]]:
-    """Scores of the stage's end on the tasks that have a gate, each with the gate's name."""
-    found = []
-    for task in work.spec.gates.tasks:
-        questions = Questions(
-            corpora=tuple(s.corpus for s in work.state.stages),
-            sequence_length=work.spec.corpora.sequence_length,
-            max_documents=work.spec.evaluation.documents,
-            tasks=(task,),
-            seed=work.spec.seed,
-        )
-        answers = examine(work.store, work.state.ends[stage.name], questions)
-        found += [asdict(score) | {"gate": task} for score in answers.tasks]
-    return found
+def _examine(work: Workspace, stage: Stage) -> Answers:
+    """Losses of the stage's end on everything held out, and the scores that gates ask for."""
+    work.use_ray()
+    questions = Questions(
+        corpora=tuple(usable(work.state)),
+        texts=tuple(s.corpus for s in work.state.stages),
+        sequence_length=work.spec.corpora.sequence_length,
+        max_documents=work.spec.evaluation.documents,
+        tasks=tuple(work.spec.gates.tasks),
+        seed=work.spec.seed,
+        references=outcome.references(work.state),
+    )
+    return examine(work.store, work.state.ends[stage.name], questions)

@@ -91,7 +91,8 @@ def evaluate(work: Workspace) -> None:
     work.use_ray()
     work.narrator.say(f"scoring release {latest.name} on {', '.join(tasks)}")
     questions = Questions(
-        corpora=tuple(latest.losses),
+        corpora=(),
+        texts=tuple(latest.losses),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
         tasks=tasks,
