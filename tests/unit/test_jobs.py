@@ -10,9 +10,9 @@ import pytest
 from perennial.errors import InputError
 from perennial.schedules import CosineSchedule, InfiniteSchedule, from_dict
 from perennial.spec import RunSpec
-from perennial.stages import events
+from perennial.stages import events, outcome
 from perennial.stages.jobs import check_first_stage, decide_stage, stage_steps
-from perennial.stages.machine import RunState
+from perennial.stages.machine import RunState, Stage
 from perennial.training.rates import release_anneal
 from tests.tiny import tiny_run
 
@@ -77,6 +77,17 @@ def test_a_cosine_trunk_warms_up_again_in_every_stage() -> None:
     assert isinstance(schedule, CosineSchedule)
     assert (schedule.first_step, schedule.steps) == (12, 12)
     assert release_anneal(spec.release, 3e-4, schedule, 24, spec.tokens_per_step) is None
+
+
+def test_a_stage_told_again_has_the_parameters_that_it_began_with() -> None:
+    spec = _spec({"stages": {"optimizer": "keep"}})
+    state = _state("english", "french")
+    _train(spec, state, "english")
+    decided = _train(spec, state, "french")
+    before = outcome.parameters(spec, Stage.decided(decided, after=1))
+    assert before["optimizer"] == "keep"
+    assert before["steps"] == decided.mix["steps"]
+    assert outcome.parameters(spec, state.stages[1]) == before
 
 
 def test_the_replay_share_and_the_budget_may_differ_by_corpus() -> None:

@@ -214,7 +214,8 @@ class _Controller:
                 f"{decided.stage}: {unreplayed:,} sequences of the replay share are new ones "
                 "instead, because no earlier corpus may give more"
             )
-        run = work.tracker.child(decided.stage, params=outcome.parameters(work.spec, decided))
+        stage = Stage.decided(decided, after=len(work.state.stages))
+        run = work.tracker.child(stage.name, params=outcome.parameters(work.spec, stage))
         run_id = run.wait_id(timeout_seconds=30) or ""
         work.decide(decided.model_copy(update={"tracking_run": run_id}))
 

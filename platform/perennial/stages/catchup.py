@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perennial.stages import outcome, release
-from perennial.stages.events import Started
-from perennial.stages.ledger import now
 from perennial.stages.training import stored_rows
 
 if TYPE_CHECKING:
@@ -35,18 +33,8 @@ def catch_up(work: Workspace) -> list[str]:
 
 
 def _stage(work: Workspace, stage: Stage) -> None:
-    started = Started(
-        at=now(),
-        corpus=stage.corpus,
-        stage=stage.name,
-        first_step=stage.first_step,
-        start=stage.start,
-        mix=stage.mix.to_dict(),
-        schedule=stage.schedule,
-        tracking_run=stage.tracking_run,
-    )
     run = work.tracker.child(
-        stage.name, stage.tracking_run, params=outcome.parameters(work.spec, started)
+        stage.name, stage.tracking_run, params=outcome.parameters(work.spec, stage)
     )
     tokens_per_step = work.spec.tokens_per_step
     rows = list(stored_rows(work.store, stage.folder, tokens_per_step))

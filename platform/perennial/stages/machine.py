@@ -93,6 +93,13 @@ class Stage:
     after: int
     optimizer: OptimizerAtJoin
 
+    @classmethod
+    def decided(cls, event: Started, after: int) -> Stage:
+        """The stage that the event decides."""
+        mix = StageMix.from_dict(event.mix)
+        told = event.model_dump(exclude={"at", "kind", "stage", "mix"})
+        return cls(name=event.stage, mix=mix, after=after, **told)
+
     @property
     def last_step(self) -> int:
         """Trunk step after the stage."""
@@ -239,19 +246,7 @@ class RunState:
                 self.accepted[self.stages[-1].name] = event.reason
 
     def _start(self, event: Started) -> None:
-        self.stages.append(
-            Stage(
-                event.stage,
-                event.corpus,
-                event.first_step,
-                event.start,
-                StageMix.from_dict(event.mix),
-                event.schedule,
-                event.tracking_run,
-                len(self.stages),
-                event.optimizer,
-            )
-        )
+        self.stages.append(Stage.decided(event, after=len(self.stages)))
 
     def stage_of(self, corpus: str) -> Stage:
         """The stage of a corpus on the trunk."""

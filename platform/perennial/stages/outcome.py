@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation import measure as measure_losses
 from perennial.schedules import from_dict
-from perennial.stages.events import Started
 from perennial.stages.machine import RunState, Stage
 from perennial.stages.workspace import Workspace
 from perennial.training.checkpoint import latest_step
@@ -200,13 +199,13 @@ def heldout_metrics(losses: dict[str, dict[str, Any]]) -> dict[str, float]:
     return nats | bits
 
 
-def parameters(spec: RunSpec, stage: Started) -> dict[str, object]:
+def parameters(spec: RunSpec, stage: Stage) -> dict[str, object]:
     """MLflow parameters of a stage: what decided its result."""
     return {
         "corpus": stage.corpus,
         "first_step": stage.first_step,
-        "steps": stage.mix["steps"],
-        "global_batch": stage.mix["global_batch"],
+        "steps": stage.mix.steps,
+        "global_batch": stage.mix.global_batch,
         "sequence_length": spec.corpora.sequence_length,
         "replay": spec.replay_share(stage.corpus),
         "optimizer": stage.optimizer,
