@@ -19,19 +19,6 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the le
 
 
 @verb
-def hold(
-    run_file: RunFile,
-    name: Name,
-    overrides: Overrides = None,
-    reason: Reason = "",
-    as_json: AsJson = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Let a corpus wait; the others go on. `retry` lets it go on."""
-    _decide("hold", run_file, name, overrides, reason, as_json, dry_run)
-
-
-@verb
 def retry(
     run_file: RunFile,
     name: Name,
@@ -47,43 +34,27 @@ def retry(
     _decide("retry", run_file, name, overrides, "", as_json, dry_run, replay)
 
 
-@verb
-def refuse(
-    run_file: RunFile,
-    name: Name,
-    overrides: Overrides = None,
-    reason: Reason = "",
-    as_json: AsJson = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Leave a corpus out; a stage that a gate stopped leaves the trunk with it."""
-    _decide("refuse", run_file, name, overrides, reason, as_json, dry_run)
+def _register(decision: Decision, sentence: str) -> None:
+    """A verb that takes a corpus and a reason."""
+
+    def command(
+        run_file: RunFile,
+        name: Name,
+        overrides: Overrides = None,
+        reason: Reason = "",
+        as_json: AsJson = False,
+        dry_run: DryRun = False,
+    ) -> None:
+        _decide(decision, run_file, name, overrides, reason, as_json, dry_run)
+
+    command.__name__, command.__doc__ = decision, sentence
+    verb(command)
 
 
-@verb
-def retire(
-    run_file: RunFile,
-    name: Name,
-    overrides: Overrides = None,
-    reason: Reason = "",
-    as_json: AsJson = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Replay a trained corpus no more; it stays in the lineage."""
-    _decide("retire", run_file, name, overrides, reason, as_json, dry_run)
-
-
-@verb
-def accept(
-    run_file: RunFile,
-    name: Name,
-    overrides: Overrides = None,
-    reason: Reason = "",
-    as_json: AsJson = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Take a stage over that a gate stopped; the next one starts from its end."""
-    _decide("accept", run_file, name, overrides, reason, as_json, dry_run)
+_register("hold", "Let a corpus wait; the others go on. `retry` lets it go on.")
+_register("refuse", "Leave a corpus out; a stage that a gate stopped leaves the trunk with it.")
+_register("retire", "Replay a trained corpus no more; it stays in the lineage.")
+_register("accept", "Take a stage over that a gate stopped; the next one starts from its end.")
 
 
 def _decide(
