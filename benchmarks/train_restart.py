@@ -12,17 +12,16 @@ the same state (weights and both moments) with torch to the same disk. Medians.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "train_restart_arms.py"
+from arms import run_arm
+
+SCRIPT = Path(__file__).parent / "train_restart_arms.py"
 
 
 def main() -> None:
@@ -40,27 +39,9 @@ def main() -> None:
         runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         for _ in range(asked.rounds):
             for arm in arms:
-                runs[arm].append(_run(arm, model))
+                runs[arm].append(run_arm(SCRIPT, arm, model))
         _print_kill(model, runs)
         _print_checkpoint(model, runs["checkpoint"])
-
-
-def _run(arm: str, model: str) -> dict[str, Any]:
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT / 'benchmarks'}",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, SCRIPT, arm, model],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    if done.returncode:
-        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
-    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return measured
 
 
 def _median(runs: list[dict[str, Any]], what: str) -> float:

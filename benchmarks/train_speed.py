@@ -13,18 +13,17 @@ Memory is the highest resident size of a worker, of which a few hundred megabyte
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "train_speed_arms.py"
+from arms import run_arm
+
+SCRIPT = Path(__file__).parent / "train_speed_arms.py"
 ARMS = ("bare", "trainer", "perennial")
 MODELS = ("small", "20M")
 
@@ -45,29 +44,9 @@ def main() -> None:
             for turn in range(asked.rounds):
                 # Nobody is always the first one after a pause.
                 for arm in (*asked.arms[turn % len(asked.arms) :], *asked.arms)[: len(asked.arms)]:
-                    runs[arm].append(_run(arm, model, workers, steps))
+                    runs[arm].append(run_arm(SCRIPT, arm, model, workers, steps))
             for arm in asked.arms:
                 _print(arm, model, workers, runs)
-
-
-def _run(arm: str, model: str, workers: int, steps: int) -> dict[str, Any]:
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT / 'benchmarks'}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-    done = subprocess.run(
-        [sys.executable, SCRIPT, arm, model, str(workers), str(steps)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    if done.returncode:
-        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
-    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return measured
 
 
 def _print_head(asked: argparse.Namespace) -> None:
