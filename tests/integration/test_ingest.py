@@ -22,6 +22,7 @@ from perennial.corpora import (
     CorpusManifest,
     IngestSettings,
     Landed,
+    borrow_tokenizer,
     fit_warning,
     ingest,
     inspect,
@@ -243,6 +244,32 @@ def test_an_ingested_corpus_is_not_ingested_again(tmp_path: Path, files: list[Pa
         other = SETTINGS.model_copy(update=change)
         with pytest.raises(InputError, match=f"{next(iter(change))}.*ingested with"):
             ingest(store, inbox, "en", other)
+
+
+def test_a_corpus_is_borrowed_from_a_run_that_tokenised_the_same_files(
+    tmp_path: Path, files: list[Path], store: Store
+) -> None:
+    lender = local(tmp_path, "lender")
+    inbox = prepared(lender, files)
+    lent = ingest(lender, inbox, "en", SETTINGS)
+    borrow_tokenizer(store, lender)
+    other = SETTINGS.model_copy(update={"seed": 2})
+    with pytest.raises(InputError, match=r"lender.*seed.*ingested with 1, not 2"):
+        ingest(store, inbox, "en", other, lender=lender)
+    passes: list[str] = []
+    borrowed = ingest(
+        store, inbox, "en", SETTINGS, lender=lender, progress=lambda step, *_: passes.append(step)
+    )
+    assert borrowed == lent == read_manifest(store, "en")
+    assert not passes, "nothing was tokenised again"
+    assert digests(store) == digests(lender)
+    # The same name for other files is not the same corpus.
+    land(local(tmp_path, "second"), "en", files[:1])
+    third = local(tmp_path, "third")
+    borrow_tokenizer(third, lender)
+    with pytest.raises(InputError, match="en was tokenised from other files"):
+        ingest(third, local(tmp_path, "second"), "en", SETTINGS, lender=lender)
+    assert not third.exists("corpora/en/manifest.json")
 
 
 def test_an_altered_manifest_is_noticed(tmp_path: Path, files: list[Path]) -> None:

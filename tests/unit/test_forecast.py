@@ -106,6 +106,16 @@ def test_a_planned_corpus_holds_its_budget_and_follows_what_has_landed() -> None
     assert ahead.unknown == ()
 
 
+def test_what_is_only_measured_has_no_stage_to_come() -> None:
+    spec = _spec(stages={"corpora": {"c": {"budget": "9 steps"}}, "only": ["a"]})
+    state = RunState()
+    for name in "ab":
+        _ready(state, name, 800)
+    ahead = look_ahead(spec, state, expected_corpora(spec, state, {}))
+    assert [stage.name for stage, _ in ahead.stages] == ["00-a"]
+    assert ahead.unknown == ()
+
+
 def test_what_waits_behind_a_corpus_of_unknown_size_is_unknown() -> None:
     spec = _spec(stages={"budget": "100%", "corpora": {"b": {}, "c": {"budget": "9 steps"}}})
     state = RunState()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from perennial.stages.gauges import Gauges, read_gauges
+from perennial.stages.instructions import Order
 from perennial.stages.machine import Corpus, RunState
 from perennial.stages.transitions import CorpusState
 
@@ -54,3 +55,9 @@ def test_a_stage_that_failed_while_training_still_ages() -> None:
     failed.corpora["french"].back = "training"
     seen = {name: LANDED_AT[name] for name in ("english", "french")}
     assert read_gauges(failed, seen, NOW) == Gauges("failed french", (), 3 * 3600)
+
+
+def test_what_does_not_become_a_stage_does_not_wait_for_one() -> None:
+    run = state(english="ready", french="training")
+    told = read_gauges(run, LANDED_AT, NOW, Order(only=["french", "spanish"]))
+    assert told == Gauges("training french", ("spanish",), 3 * 3600)

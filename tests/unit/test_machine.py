@@ -73,6 +73,19 @@ def test_a_named_order_waits_for_the_corpus_that_has_not_landed(state: RunState)
     assert _next(state, order=order) == Instruction("ingest", "other")
 
 
+def test_what_is_only_measured_is_ingested_and_never_started(state: RunState) -> None:
+    order = Order(only=["b"])
+    for name in ("a", "b"):
+        walk(state, name, "landed")
+    assert _next(state, order=order) == Instruction("ingest", "a")
+    walk(state, "a", "ingesting", "ready")
+    assert _next(state, order=order) == Instruction("ingest", "b")
+    walk(state, "b", "ingesting", "ready")
+    assert _next(state, order=order) == Instruction("start", "b")
+    walk(state, "b", *WALK[3:])
+    assert _next(state, order=order) is None
+
+
 def test_what_was_begun_is_finished_before_anything_new(state: RunState) -> None:
     walk(state, "a", "landed", "ingesting", "ready", "started")
     assert _next(state, "a", "b") == Instruction("train", "a")

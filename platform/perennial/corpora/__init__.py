@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perennial.corpora.agreement import check_same_run
+    from perennial.corpora.borrowing import borrow_tokenizer
     from perennial.corpora.landing import (
         Landed,
         StoredFile,
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
         read_manifest,
     )
     from perennial.corpora.names import check_name, file_format
-    from perennial.corpora.pipeline import check_same_run, ingest
+    from perennial.corpora.pipeline import ingest
     from perennial.corpora.tokenizer import (
         RunTokenizer,
         import_tokenizer,
@@ -37,6 +39,7 @@ __all__ = [
     "Landed",
     "RunTokenizer",
     "StoredFile",
+    "borrow_tokenizer",
     "check_files",
     "check_name",
     "check_same_run",
@@ -60,9 +63,10 @@ _HOMES = {
     "Landed": "landing",
     "RunTokenizer": "tokenizer",
     "StoredFile": "landing",
+    "borrow_tokenizer": "borrowing",
     "check_files": "landing",
     "check_name": "names",
-    "check_same_run": "pipeline",
+    "check_same_run": "agreement",
     "file_format": "names",
     "fit_warning": "manifest",
     "import_tokenizer": "tokenizer",

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perennial.corpora.agreement import check_same_run, check_same_settings
+from perennial.corpora.borrowing import borrow
 from perennial.corpora.contamination import (
     RUN_WORDS,
     read_evaluation_texts,
@@ -36,7 +38,7 @@ from perennial.corpora.passes import Passes
 from perennial.corpora.pieces import plan_pieces
 from perennial.corpora.sample import sample_texts
 from perennial.corpora.scatter import PieceResult, scatter
-from perennial.corpora.tokenizer import RunTokenizer, load_tokenizer
+from perennial.corpora.tokenizer import load_tokenizer
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,13 +63,15 @@ def ingest(
     *,
     earlier: Sequence[str] = (),
     decontaminate: Sequence[Path] = (),
+    lender: Store | None = None,
     cpus_per_task: float = 1.0,
     progress: Progress | None = None,
 ) -> CorpusManifest:
     """Tokenises a landed corpus into `corpora/<name>/` and returns its manifest.
 
     `earlier` are the corpora of the run that it is compared with, in their order; `decontaminate`
-    are files of evaluation texts, whose digest becomes part of the settings. Ray must be
+    are files of evaluation texts, whose digest becomes part of the settings. `lender`
+    is the store of another run: what it has tokenised of the same files is copied. Ray must be
     initialised. Safe to repeat and to kill: finished pieces and shards are not redone, and an
     ingested corpus is returned as it is. Raises InputError when the corpus is missing, when too
     much of it is bad (nothing is committed then), when it has no text to train on, or when it or
@@ -78,7 +82,11 @@ def ingest(
     evaluation = read_evaluation_texts(decontaminate, settings.text_field)
     settings = settings.model_copy(update={"decontaminate": evaluation.digest})
     if store.exists(manifest_key(name)):
-        return _existing(store, name, tokenizer, settings)
+        return check_same_settings(store, name, tokenizer, settings)
+    if lender is not None:
+        borrowed = borrow(store, lender, inspect(inbox, name), tokenizer, settings)
+        if borrowed is not None:
+            return borrowed
     before = tuple(read_manifest(store, each) for each in earlier)
     for manifest in before:
         check_same_run(store, manifest, tokenizer, settings)
@@ -93,7 +101,7 @@ def ingest(
     except Exception:
         # Another ingest that finished first took the staged files away from this one.
         if store.exists(manifest_key(name)):
-            return _existing(store, name, tokenizer, settings)
+            return check_same_settings(store, name, tokenizer, settings)
         raise
 
 
@@ -222,38 +230,3 @@ def _commit(
         if info.key not in kept and info.key != "manifest.json":
             target.remove(info.key)
     return manifest
-
-
-def _existing(
-    store: Store, name: str, tokenizer: RunTokenizer, settings: IngestSettings
-) -> CorpusManifest:
-    manifest = read_manifest(store, name)
-    fields = [field for field in IngestSettings.model_fields if field != "piece_bytes"]
-    _check_same(store, manifest, tokenizer, settings, fields)
-    return manifest
-
-
-def check_same_run(
-    store: Store, manifest: CorpusManifest, tokenizer: RunTokenizer, settings: IngestSettings
-) -> None:
-    """InputError when a corpus has another tokenizer, sequence length or seed than the run."""
-    _check_same(store, manifest, tokenizer, settings, ["sequence_length", "seed"])
-
-
-def _check_same(
-    store: Store,
-    manifest: CorpusManifest,
-    tokenizer: RunTokenizer,
-    settings: IngestSettings,
-    fields: Sequence[str],
-) -> None:
-    then = manifest.settings.model_dump() | {"tokenizer": manifest.tokenizer}
-    now = settings.model_dump() | {"tokenizer": tokenizer.fingerprint}
-    for field in (*fields, "tokenizer"):
-        if then[field] != now[field]:
-            raise InputError(
-                f"{store.url}/{manifest_key(manifest.name)}",
-                field,
-                f"the corpus was ingested with {then[field]}, not {now[field]}",
-                "keep the run's value, land the corpus under another name, or start another run",
-            )

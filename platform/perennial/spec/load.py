@@ -27,8 +27,12 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
 
 
 def load(path: Path, schema: type[S], overrides: Sequence[str] = ()) -> S:
-    """Any YAML file of the project read into its schema; see `load_run`."""
-    document = _read_yaml(path)
+    """Any YAML file of the project read into its schema; see `load_run`.
+
+    A file's key `base` names another one, from the working directory as all paths: what the file
+    does not say is as the base says it; `null` for a section forgets what the base says of it.
+    """
+    document = _read_with_base(path)
     for override in overrides:
         _apply(document, override)
     return parse(document, schema, str(path))
@@ -40,6 +44,32 @@ def parse(document: Any, schema: type[S], where: str) -> S:
         return schema.model_validate(document)
     except ValidationError as invalid:
         raise _explain(where, schema, invalid.errors()[0]) from None
+
+
+def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    document = _read_yaml(path)
+    if "base" not in document:
+        return document
+    base = document.pop("base")
+    if not isinstance(base, str):
+        raise InputError(str(path), "base", f"{base!r} is no path", "give another file's path")
+    if Path(base) in (*above, path):
+        raise InputError(str(path), "base", f"{base} is based on this file", "end the circle")
+    return _laid_over(_read_with_base(Path(base), (*above, path)), document)
+
+
+def _laid_over(base: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    """The base with the document's values in place of its own, section by section."""
+    both = dict(base)
+    for key, value in document.items():
+        before = both.get(key)
+        if isinstance(before, dict) and value is None:
+            del both[key]
+        elif isinstance(before, dict) and isinstance(value, dict):
+            both[key] = _laid_over(before, value)
+        else:
+            both[key] = value
+    return both
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

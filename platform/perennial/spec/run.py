@@ -38,6 +38,9 @@ class CorporaSpec(Section):
     near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
     """similarity with a held-out document (share of runs of 5 words, by MinHash) from which on a
     document is not trained, above 0 and at most 1; null compares nothing"""
+    borrow: str | None = None
+    """store of another run, a folder or s3://bucket/prefix: its tokenizer, and what it tokenised of
+    this run's inbox, are copied instead of made again; default nothing"""
     decontaminate: tuple[str, ...] = ()
     """files of evaluation texts, .jsonl or .txt; a document that shares 13 words in a row with one
     is not trained"""
@@ -169,6 +172,9 @@ class StagesSpec(Section):
     order: Literal["landing"] | tuple[str, ...] = "landing"
     """landing (by priority, then in the order of landing), or names of corpora: these come first,
     in this order, and each waits for the one before it"""
+    only: tuple[str, ...] | None = None
+    """names of the corpora that become stages; any other is tokenised and measured but never
+    trained; default all"""
     attempts: Count = 3
     """how often ingesting, training or evaluating a corpus is tried before it waits for `retry`"""
     retry_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
@@ -216,6 +222,9 @@ class EvaluationSpec(Section):
     """held-out documents a corpus that are scored at most"""
     tasks: tuple[str, ...] = ()
     """lm-eval tasks by name, or folders that hold a task's YAML"""
+    baseline: str | None = None
+    """store of a run that was retrained from scratch, a folder or s3://bucket/prefix; the report
+    tells the gap to it; default none"""
 
 
 class TrackingSpec(Section):

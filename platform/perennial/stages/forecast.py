@@ -65,7 +65,12 @@ def expected_corpora(
     those that `stages.corpora` names, in the file's order."""
     waiting = {c.name: c.size_bytes for c in state.corpora.values() if not c.sequences}
     waiting |= {name: size for name, size in inbox.items() if name not in state.corpora}
-    planned = [n for n in spec.stages.corpora if n not in waiting and n not in state.corpora]
+    order = order_of(spec)
+    planned = [
+        name
+        for name in spec.stages.corpora
+        if name not in waiting and name not in state.corpora and order.trains(name)
+    ]
     per_byte = _sequences_per_byte(state)
     batch = spec.training.global_batch
     found = []
@@ -118,8 +123,9 @@ def look_ahead(
                 state.apply(Retried(at="", corpus=name, by_person=False))
             case _:
                 break
-    left = tuple(names_in(state.corpora.values(), "landed", "ingesting", "ready"))
-    return Ahead(tuple(stages), left, state)
+    left = names_in(state.corpora.values(), "landed", "ingesting", "ready")
+    unknown = tuple(name for name in left if order.trains(name))
+    return Ahead(tuple(stages), unknown, state)
 
 
 def _budgeted(spec: RunSpec, corpus: str) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from perennial.stages.instructions import Order
 from perennial.stages.machine import RunState
 
 _WAITS = ("landed", "ingesting", "ready")
@@ -27,15 +28,20 @@ class Gauges:
     lag_seconds: float
 
 
-def read_gauges(state: RunState, landed_at: Mapping[str, datetime], now: datetime) -> Gauges:
+def read_gauges(
+    state: RunState, landed_at: Mapping[str, datetime], now: datetime, order: Order | None = None
+) -> Gauges:
     """The gauges of a run.
 
     landed_at: when each corpus that is in the inbox landed, in the order of landing.
+    order: what does not become a stage does not wait for one.
     """
+    trains = (order or Order()).trains
     in_hand = [corpus for corpus in state.corpora.values() if corpus.state in _IN_HAND]
     doing = f"{in_hand[-1].state} {in_hand[-1].name}" if in_hand else IDLE
     recorded = [name for name, corpus in state.corpora.items() if corpus.state in _WAITS]
-    queue = (*recorded, *(name for name in landed_at if name not in state.corpora))
+    queued = (*recorded, *(name for name in landed_at if name not in state.corpora))
+    queue = tuple(name for name in queued if trains(name))
     training = [c.name for c in state.corpora.values() if c.stands_at == "training"]
     untrained = [landed_at[name] for name in (*queue, *training) if name in landed_at]
     lag = max(((now - at).total_seconds() for at in untrained), default=0.0)

@@ -12,6 +12,7 @@ from perennial.stages.jobs import stage_steps
 from perennial.stages.ledger import now
 from perennial.stages.machine import RunState
 from perennial.stages.workspace import Workspace
+from perennial.store import open_store
 
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
@@ -68,6 +69,9 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
         duplicates=work.spec.corpora.duplicates,
         near_duplicates=work.spec.corpora.near_duplicates,
     )
+    lender = open_store(work.spec.corpora.borrow) if work.spec.corpora.borrow else None
+    if lender is not None:
+        corpora.borrow_tokenizer(work.store, lender)
     work.narrator.say(f"ingesting {name}")
     if work.spec.tokenizer.path is not None:
         corpora.import_tokenizer(work.store, work.spec.tokenizer.path)
@@ -81,6 +85,7 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
         settings,
         earlier=[each for each in usable(work.state) if each != name],
         decontaminate=[Path(path) for path in work.spec.corpora.decontaminate],
+        lender=lender,
     )
 
 

@@ -53,10 +53,16 @@ class Order:
 
     first: these, in this order and each waiting for the one before it; None is by landing.
     priority: by corpus; the higher is taken first, among equals the one that landed first.
+    only: corpora that become stages; any other is ingested and no more. None is all.
     """
 
     first: Sequence[str] = ()
     priority: Mapping[str, int] = field(default_factory=dict)
+    only: Sequence[str] | None = None
+
+    def trains(self, name: str) -> bool:
+        """Whether a corpus becomes a stage."""
+        return self.only is None or name in self.only
 
 
 def next_instruction(
@@ -106,7 +112,7 @@ def _next_stage(state: RunState, now: str, order: Order) -> Instruction | None:
         match corpus.state:
             case "landed" | "ingesting":
                 return Instruction("ingest", corpus.name)
-            case "ready":
+            case "ready" if order.trains(corpus.name):
                 return Instruction("start", corpus.name)
             case "failed":
                 told = _again(corpus, now)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from perennial import corpora
 from perennial.stages.gauges import read_gauges
+from perennial.stages.jobs import order_of
 from perennial.stages.prometheus import Exported
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Instruments:
         self._looked = time.monotonic()
         work, now = self._work, datetime.now(UTC)
         landed_at = {landed.name: landed.landed_at for landed in corpora.landed(work.inbox)}
-        gauges = read_gauges(work.state, landed_at, now)
+        gauges = read_gauges(work.state, landed_at, now, order_of(work.spec))
         self._exported.controller(gauges)
         told = (gauges.doing, gauges.queue)
         if not work.in_charge or (told == self._told and self._young()):

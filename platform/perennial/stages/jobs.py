@@ -56,7 +56,8 @@ def decide_stage(
 def order_of(spec: RunSpec) -> Order:
     """In which order the run file wants its corpora."""
     named = () if spec.stages.order == "landing" else spec.stages.order
-    return Order(named, {name: each.priority for name, each in spec.stages.corpora.items()})
+    priority = {name: each.priority for name, each in spec.stages.corpora.items()}
+    return Order(named, priority, spec.stages.only)
 
 
 def replay_rule(spec: RunSpec, state: RunState, share: float) -> ReplayRule:

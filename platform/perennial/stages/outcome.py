@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation import measure as measure_losses
 from perennial.schedules import from_dict
+from perennial.stages.jobs import order_of
 from perennial.stages.machine import RunState, Stage
 from perennial.stages.workspace import Workspace
 from perennial.training.checkpoint import latest_step
@@ -176,6 +177,8 @@ def told_states(work: Workspace) -> dict[str, str]:
                 told[name] = f"failed (attempt {corpus.attempt} of {corpus.attempts}, next {when})"
             case "passed" | "retired":
                 told[name] = _released(state, name) or corpus.state
+            case "ready" if not order_of(work.spec).trains(name):
+                told[name] = "measured only"
             case other:
                 told[name] = other
     return told
