@@ -32,7 +32,11 @@ def model_spec(model: str) -> ModelSpec:
     return ModelSpec(architecture="gpt_neox", config=config)
 
 
-def training_spec(model: str, workers: int, checkpoint_steps: int = 10**6) -> TrainingSpec:
+Workers = int | dict[str, int]
+"""How many, or `{"min": 1, "max": 2}`."""
+
+
+def training_spec(model: str, workers: Workers, checkpoint_steps: int = 10**6) -> TrainingSpec:
     batch, micro, _ = _BATCHES[model]
     return TrainingSpec.model_validate(
         {
@@ -58,7 +62,7 @@ def tokens_of(model: str, steps: int) -> np.ndarray:
 
 
 def write_job(
-    folder: Path, model: str, workers: int, steps: int, checkpoint_steps: int = 10**6
+    folder: Path, model: str, workers: Workers, steps: int, checkpoint_steps: int = 10**6
 ) -> Job:
     """A job over a corpus of one shard, written into a store in `folder`."""
     from perennial.corpora.packing import RowFile, rows_per_group

@@ -11,11 +11,20 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.nodes import Nodes
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))  # for the tests' cluster of several nodes
 
 WORKERS = 2
 EVERY_STEPS = 6
+GROW_STEPS = 36
+"""Enough for a new node to be found while they are trained."""
 
 
 def main() -> None:
@@ -148,22 +157,82 @@ def _empty_loop(config: dict[str, Any]) -> None:
     dist.barrier()
 
 
+class _Resize:
+    """Seconds from the last step of one world size to the first new step of another."""
+
+    def __init__(self, change: Callable[[], None]) -> None:
+        self._change = change
+        self._changed = False
+        self._workers = 0
+        self._last = (0, 0.0)
+        self._left: float | None = None
+        self.seconds: float | None = None
+
+    def heard(self, progress: Any) -> None:
+        """Take the news; change the cluster at the first checkpoint."""
+        now = time.perf_counter()
+        for _, workers in progress.started:
+            self._workers, before = workers, self._workers
+            if before and before != workers:
+                self._left = self._last[1]
+        for row in progress.rows:
+            if row["step"] > self._last[0]:
+                if self._left is not None and self.seconds is None:
+                    self.seconds = now - self._left
+                self._last = (row["step"], now)
+        if progress.saved and not self._changed:
+            self._changed = True
+            self._change()
+
+
+def shrink(folder: Path, model: str) -> dict[str, float]:
+    """Of two nodes with a worker each, one is gone right after a checkpoint."""
+    return _resized(folder, model, 2 * EVERY_STEPS, 2, lambda nodes: nodes.kill(0))
+
+
+def grow(folder: Path, model: str) -> dict[str, float]:
+    """A second node joins; the worker of the first one saves before there are two."""
+    return _resized(folder, model, GROW_STEPS, 1, lambda nodes: nodes.add())
+
+
+def _resized(
+    folder: Path, model: str, steps: int, nodes: int, change: Callable[[Nodes], None]
+) -> dict[str, float]:
+    import ray
+    from train_models import write_job
+
+    from perennial.training.trainer import run_job
+    from tests.nodes import ray_nodes
+
+    job = write_job(folder, model, {"min": 1, "max": 2}, steps, EVERY_STEPS)
+    with ray_nodes(count=nodes) as cluster:
+        ray.init(cluster.environment["RAY_ADDRESS"], log_to_driver=False)
+        resize = _Resize(lambda: change(cluster))
+        run_job(job, resize.heard)
+        ray.shutdown()
+    assert resize.seconds is not None
+    return {"seconds": resize.seconds}
+
+
 def load(folder: Path, model: str) -> dict[str, float]:
-    """Importing what a worker needs and building the engine from a checkpoint, in a process."""
+    """Importing what a worker needs and building its engine from a checkpoint, without Ray.
+
+    In as many processes at once as the job has workers; the slowest counts.
+    """
     _train_alone(folder, model)
     script = "import train_restart_arms as a, sys; print(a.load_seconds(*sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), model],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return {"seconds": float(done.stdout.strip().splitlines()[-1])}
+    command = [sys.executable, "-c", script, str(folder), model]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True)
+        for rank in range(WORKERS)
+    ]
+    told = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        raise SystemExit("a rank could not load its checkpoint")
+    return {"seconds": max(float(text.strip().splitlines()[-1]) for text in told)}
 
 
-def load_seconds(folder: str, model: str) -> float:
+def load_seconds(folder: str, model: str, rank: str) -> float:
     """In a process that has imported nothing yet."""
     began = time.perf_counter()
     import torch.distributed as dist
@@ -175,16 +244,18 @@ def load_seconds(folder: str, model: str) -> float:
     from perennial.training.model import stored_model
     from perennial.training.optimizer_state import load_optimizer
 
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
-    store, spec = open_store(folder), training_spec(model, 1)
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(WORKERS)}
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=WORKERS
+    )
+    store, spec = open_store(folder), training_spec(model, WORKERS)
     step = checkpoint.latest_step(store, "checkpoints/bench")
     assert step is not None
     key = checkpoint.folder_of("checkpoints/bench", step)
     manifest = checkpoint.read_manifest(store, key)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint.download(store, key, manifest, manifest.files, Path(scratch))
-        engine = build_engine(stored_model(Path(scratch)), spec, spec.global_batch, 1, 0)
+        engine = build_engine(stored_model(Path(scratch)), spec, spec.global_batch, WORKERS, 0)
         load_optimizer(engine, Path(scratch), manifest.optimizer_steps)
     return time.perf_counter() - began
 
@@ -239,7 +310,14 @@ def _start_ray() -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
-ARMS = {"floor": floor, "kill": kill, "load": load, "checkpoint": checkpoint_stall}
+ARMS = {
+    "floor": floor,
+    "kill": kill,
+    "shrink": shrink,
+    "grow": grow,
+    "load": load,
+    "checkpoint": checkpoint_stall,
+}
 
 if __name__ == "__main__":
     main()

@@ -27,20 +27,31 @@ class Nodes:
     def __init__(self, environment: dict[str, str]) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "object_store_memory": _STORE_BYTES,
-                "include_dashboard": False,
-            },
-        )
+        self._variables = environment
+        with self._in_environment():
+            self._cluster = Cluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 0,
+                    "object_store_memory": _STORE_BYTES,
+                    "include_dashboard": False,
+                },
+            )
         self.environment = {**environment, "RAY_ADDRESS": self._cluster.address}
         self._nodes: list[Any] = []
 
+    @contextmanager
+    def _in_environment(self) -> Iterator[None]:
+        """The cluster's variables, for what starts or asks it; not for what a test does itself."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self._variables.items():
+                patch.setenv(name, value)
+            yield
+
     def add(self) -> None:
         """Start a node of one CPU and wait until the cluster has it."""
-        node = self._cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
+        with self._in_environment():
+            node = self._cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
         self._nodes.append(node)
 
     def __len__(self) -> int:
@@ -66,7 +77,8 @@ class Nodes:
     def close(self) -> None:
         while self._nodes:
             self.kill(0)
-        self._cluster.shutdown()
+        with self._in_environment():
+            self._cluster.shutdown()
 
 
 @contextmanager
@@ -76,24 +88,22 @@ def ray_nodes(*, count: int, environment: dict[str, str] | None = None) -> Itera
     environment: more variables for its processes, such as those of an S3 server.
     """
     # A place of its own, or any driver that names no cluster would join this one.
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tempfile.mkdtemp(prefix="ray-")
-        paths = [_SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]
-        variables = {
+    folder = tempfile.mkdtemp(prefix="ray-")
+    paths = [_SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]
+    nodes = Nodes(
+        {
             "PYTHONPATH": os.pathsep.join(paths),
             "RAY_TMPDIR": folder,
             **(environment or {}),
         }
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        nodes = Nodes(variables)
-        try:
-            for _ in range(count):
-                nodes.add()
-            yield nodes
-        finally:
-            nodes.close()
-            shutil.rmtree(folder, ignore_errors=True)
+    )
+    try:
+        for _ in range(count):
+            nodes.add()
+        yield nodes
+    finally:
+        nodes.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def kill_tree(root: psutil.Process) -> None:

@@ -62,7 +62,7 @@ def _connect(_pid: int, _environment: tuple[tuple[str, str], ...]) -> S3FileSyst
             "s3": {"addressing_style": endpoint.addressing},
         },
     )
-    filesystem.retries = 2  # on top of botocore's own: for bodies that break off
+    filesystem.retries = 3  # on top of botocore's own: for bodies that break off
     filesystem.connect()
     return filesystem
 
