@@ -34,7 +34,9 @@ def document(folder: Path) -> dict[str, Any]:
     task = Path(__file__).parents[1] / "pipelines" / "tasks" / "continuation"
     run = tiny_run(folder)
     run["stages"]["budget"] = f"{STEPS} steps"
-    run["evaluation"] |= {"documents": 12, "tasks": [str(task)]}
+    run["evaluation"] |= {"documents": 12, "tasks": [str(task)], "trunk_tasks": True}
+    run["evaluation"]["prompts"] = ["import"]
+    run["gates"] = {"tasks": {str(task): {"max_drop": 1.0}}}
     return run
 
 

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from tests.command import perennial, perennial_json
-from tests.lineage import Lineage
+from tests.lineage import STEPS, Lineage
 
 CHROMIUM = shutil.which("chromium")
 
@@ -68,7 +68,40 @@ def test_a_browser_draws_it(page: Path, tmp_path: Path, width: int, dark: bool) 
     assert blue.sum() > 500
 
 
+def test_a_run_beside_its_twin_has_no_gap_and_saves_a_third(
+    lineage: Lineage, tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin.yaml"
+    twin.write_text(f"base: {lineage.run_file}\nname: twin\nstore: {tmp_path / 'twin'}\n")
+    shutil.copytree(lineage.store.url, tmp_path / "twin")
+    output = tmp_path / "compare.html"
+    told = perennial_json("compare", lineage.run_file, twin, "--output", output)
+    assert (told["unit"], told["corpora"]) == ("nats per token", ["help", "code"])
+    assert [run["run"] for run in told["runs"]] == ["tiny", "twin"]
+    trunk, release = told["gaps"]
+    assert trunk["model"] == trunk["against"]["model"] == "01-code"
+    assert release["model"] == lineage.release["name"]
+    for gap in told["gaps"]:
+        for change in (*gap["corpora"].values(), gap["average"]):
+            assert change == {"nats_per_token": 0.0, "stderr": 0.0}
+    compute = told["runs"][0]["compute"]
+    tokens = 8 * 128
+    assert compute["tokens"] == (2 * STEPS + 4) * tokens
+    assert compute["retrained_tokens"] == (STEPS + 2 * STEPS + 4) * tokens
+    assert compute["saved"] == pytest.approx(1 - 124 / 184)
+    assert compute["flops"] == compute["tokens"] * compute["flops_per_token"] > 0
+    html = output.read_text(encoding="utf-8")
+    for words in ("tiny, and what else could have been done", "+0.000 ± 0.000", "twin"):
+        assert words in html
+    again = perennial("compare", lineage.run_file, lineage.run_file, code=2)
+    assert "another of these runs has the same store" in again
+
+
 def test_nothing_landed_is_nothing_to_report(tmp_path: Path) -> None:
     run_file = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
     told = perennial("report", run_file, f"store={tmp_path / 'store'}", code=2)
     assert "nothing has landed" in told
+    empty = tmp_path / "empty.yaml"
+    empty.write_text(f"base: {run_file}\nstore: {tmp_path / 'empty'}\n")
+    told = perennial("compare", empty, code=2)
+    assert "no stage of quickstart was evaluated yet; use `perennial run" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -84,7 +85,9 @@ def test_the_release_is_a_hugging_face_folder_with_its_lineage(lineage: Lineage)
     for corpus in ("help", "code"):
         digest = read_manifest(lineage.store, corpus).digest
         assert any(f"| {corpus} | " in line and digest in line for line in card.splitlines())
-    assert {sample["corpus"] for sample in lineage.release["samples"]} == {"help", "code"}
+    samples = lineage.release["samples"]
+    assert {sample["corpus"] for sample in samples} == {"help", "code", ""}
+    assert [sample["prompt"] for sample in samples if not sample["corpus"]] == ["import"]
 
 
 def test_i7_the_anneal_ends_at_eta_min_and_leaves_the_trunk_alone(lineage: Lineage) -> None:
@@ -102,6 +105,32 @@ def test_the_local_task_is_scored_with_its_standard_error(lineage: Lineage) -> N
         assert "reason" not in score
         assert 0 <= score["value"] <= 1
         assert score["stderr"] > 0
+
+
+def test_a_stage_is_held_against_the_scores_of_the_checkpoint_that_it_started_from(
+    lineage: Lineage,
+) -> None:
+    state = Ledger(lineage.store).read()
+    assert state.verdicts["00-help"] == []
+    verdicts = {each["subject"]: each for each in state.verdicts["01-code"]}
+    assert set(verdicts) == {"continuation_help", "continuation_code"}
+    for task, verdict in verdicts.items():
+        before, after = (
+            next(score for score in state.stage_scores[stage] if score["task"] == task)
+            for stage in ("00-help", "01-code")
+        )
+        assert verdict["gate"] == "tasks.max_drop"
+        assert verdict["value"] == pytest.approx(before["value"] - after["value"])
+        assert verdict["stderr"] == pytest.approx(math.hypot(before["stderr"], after["stderr"]))
+        assert verdict["holds"]
+
+
+def test_every_stage_writes_from_the_same_prompts(lineage: Lineage) -> None:
+    samples = Ledger(lineage.store).read().stage_samples
+    first, second = ([s["prompt"] for s in samples[name]] for name in ("00-help", "01-code"))
+    assert second[: len(first)] == first
+    assert first[0] == "import"
+    assert all(sample["text"] for sample in samples["01-code"])
 
 
 def test_mlflow_has_one_run_a_stage_below_the_lineage(lineage: Lineage) -> None:
@@ -128,8 +157,11 @@ def test_mlflow_has_one_run_a_stage_below_the_lineage(lineage: Lineage) -> None:
     assert version.tags["perennial.release"] == lineage.release["name"]
     pictures = {file.path for file in client.list_artifacts(parent)}
     assert {"matrix.png", "matrix.json", "learning-rate.png", "tokens.png"} <= pictures
-    scored = runs[f"release-{lineage.release['name']}"].data.metrics
-    assert any(name.startswith("tasks/") and name.endswith("_stderr") for name in scored)
+    for name in ("00-help", "01-code", f"release-{lineage.release['name']}"):
+        scored = runs[name].data.metrics
+        assert any(each.startswith("tasks/") and each.endswith("_stderr") for each in scored)
+        files = {file.path for file in client.list_artifacts(runs[name].info.run_id)}
+        assert "samples.txt" in files
 
 
 def test_an_mlflow_that_was_lost_is_filled_again_from_the_store(

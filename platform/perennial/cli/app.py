@@ -81,6 +81,7 @@ def _options(
 
 
 from perennial.cli import (  # noqa: E402 - the verbs register themselves with `app`
+    compare,
     decide,
     evaluate,
     ingest,
@@ -99,6 +100,7 @@ from perennial.cli import (  # noqa: E402 - the verbs register themselves with `
 
 __all__ = [
     "app",
+    "compare",
     "decide",
     "evaluate",
     "ingest",

@@ -10,6 +10,7 @@ import typer
 from perennial.cli.app import AsJson, Overrides, RunFile, verb
 from perennial.cli.console import out, print_json
 from perennial.cli.opening import workspace
+from perennial.errors import InputError
 
 Output = Annotated[
     Path | None, typer.Option("--output", help="A local file to write the page to as well")
@@ -24,14 +25,11 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """One HTML page that needs no network: lineage, learning rate, losses, forgetting, samples."""
-    from perennial.errors import InputError
     from perennial.stages.ledger import now
     from perennial.stages.report import KEY
     from perennial.stages.report import report as write
 
-    if output is not None and not output.absolute().parent.is_dir():
-        folder = str(output.absolute().parent)
-        raise InputError("command line", "--output", f"{folder} is no folder", "make it first")
+    check_output(output)
     with workspace(run_file, overrides) as work:
         if not work.state.corpora:
             raise InputError(
@@ -49,3 +47,10 @@ def report(
         return
     out.print(f"page      {place}   ({len(html.encode()) / 1e6:.1f} MB, opens without a network)")
     out.print(f"next      open it in a browser; the same pictures: perennial ui {run_file}")
+
+
+def check_output(output: Path | None) -> None:
+    """Refuse a file that cannot be written, before any work is done."""
+    if output is not None and not output.absolute().parent.is_dir():
+        folder = str(output.absolute().parent)
+        raise InputError("command line", "--output", f"{folder} is no folder", "make it first")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from perennial.evaluation.loss import HeldoutLoss
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 class Verdict:
     """One bound of one gate.
 
-    gate: `max_forgetting`, `max_adaptation`, `min_gain` or `tasks`, as in the run file.
+    gate: `max_forgetting`, `max_adaptation`, `min_gain`, `tasks` or `tasks.max_drop`, as in the run
+        file.
     subject: the corpus or the task.
     value: what was measured, None when it could not be; then `reason` says why.
     stderr: its standard error, None where it is unknown.
@@ -40,11 +42,13 @@ class Measured:
     before: the loss on the stage's own corpus at the checkpoint that it started from; None for the
         trunk's first stage.
     scores: of the stage's end on tasks, as lm-eval tells them, each with the gate that `asked`.
+    scores_before: the same of the checkpoint that it started from.
     """
 
     matrix: LossMatrix
     before: HeldoutLoss | None = None
     scores: Sequence[Mapping[str, Any]] = ()
+    scores_before: Sequence[Mapping[str, Any]] = ()
 
 
 def judge(bounds: GatesSpec, measured: Measured) -> list[Verdict]:
@@ -54,7 +58,7 @@ def judge(bounds: GatesSpec, measured: Measured) -> list[Verdict]:
         *_forgetting(bounds, measured.matrix, stage),
         *_own_corpus(bounds, measured, stage),
         *chain.from_iterable(
-            _task(bounds, name, gate, measured.scores) for name, gate in bounds.tasks.items()
+            _task(bounds, name, gate, measured, stage) for name, gate in bounds.tasks.items()
         ),
     ]
 
@@ -89,22 +93,50 @@ def _own_corpus(bounds: GatesSpec, measured: Measured, stage: int) -> Iterator[V
 
 
 def _task(
-    bounds: GatesSpec, name: str, gate: TaskGate, scores: Sequence[Mapping[str, Any]]
+    bounds: GatesSpec, name: str, gate: TaskGate, measured: Measured, stage: int
 ) -> Iterator[Verdict]:
-    """A verdict for each task that a folder holds, on the gate's metric or the task's first."""
-    mine = [score for score in scores if score["asked"] == name]
+    """Verdicts for each task that a name stands for, on the gate's metric or the task's first."""
+    mine = [score for score in measured.scores if score["asked"] == name]
     chosen: dict[str, Mapping[str, Any]] = {}
+    bound = gate.min if gate.min is not None else gate.max_drop or 0.0
     for score in mine:
         if "reason" in score:
-            yield Verdict("tasks", score["task"], None, None, gate.min, False, score["reason"])
+            yield Verdict("tasks", score["task"], None, None, bound, False, score["reason"])
         elif gate.metric in (None, score["metric"]):
             chosen.setdefault(score["task"], score)
+    slack = bounds.standard_errors
     for task, score in chosen.items():
-        slack = bounds.standard_errors
-        yield _above("tasks", task, score["value"], score["stderr"], gate.min, slack)
+        if gate.min is not None:
+            yield _above("tasks", task, score["value"], score["stderr"], gate.min, slack)
+        if gate.max_drop is not None and stage:
+            change = change_of(score, measured.scores_before)
+            drop, error = (None, None) if change is None else (-change.value, change.stderr)
+            yield _below("tasks.max_drop", task, drop, error, gate.max_drop, slack)
     if not chosen and not any("reason" in score for score in mine):
         reason = f"it gave no {gate.metric}" if mine else "it was not run"
-        yield Verdict("tasks", name, None, None, gate.min, False, reason)
+        yield Verdict("tasks", name, None, None, bound, False, reason)
+
+
+class ScoreChange(NamedTuple):
+    """A score minus an earlier one on the same items, and its standard error.
+
+    The error is that of independent items: the same items were answered twice, so it is too large
+    rather than too small.
+    """
+
+    value: float
+    stderr: float | None
+
+
+def change_of(score: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> ScoreChange | None:
+    """What became of a task's score; None where it had none before."""
+    for old in before:
+        if "value" in old and all(old[key] == score[key] for key in ("asked", "task", "metric")):
+            errors = (old["stderr"], score["stderr"])
+            known = [error for error in errors if error is not None]
+            stderr = math.hypot(*known) if len(known) == len(errors) else None
+            return ScoreChange(score["value"] - old["value"], stderr)
+    return None
 
 
 def _verdict(

@@ -1,4 +1,4 @@
-"""lm-eval tasks: by name, or from a local folder of task YAML files.
+"""lm-eval tasks: by name, by a suite's name, or from a local folder of task YAML files.
 
 A local folder may name, anywhere in its YAML files,
     ${folder}          the folder itself, at the place where the task runs
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
 from perennial.evaluation.documents import CHOICES, continuation_items
+from perennial.evaluation.suites import AVERAGE, SUITES, Suite, SuiteTask, chosen, mean
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -34,7 +35,7 @@ BATCH = 16
 class TaskScore:
     """One metric of one task. `samples` is the number of items behind it; chance is not 0.
 
-    asked: the run file's word for it: the task's or its group's name, or a folder's path.
+    asked: the run file's word for it: the name of the task, its group or suite, or a folder's path.
     """
 
     task: str
@@ -86,7 +87,7 @@ class LocalTask:
 
 
 def read_task(task: str) -> str | LocalTask:
-    """A task of a run file: a folder is read, anything else is the name of an lm-eval task.
+    """A task of a run file: a folder is read, anything else is the name of a suite or a task.
 
     Raises InputError for a folder without a task, or a path that is no folder.
     """
@@ -139,7 +140,9 @@ def run_tasks(
     # Finding lm-eval's own tasks means reading thousands of files: only where one is named.
     defaults = TaskManager() if named else None
     for task in named:
-        outcomes += _asked(task, _score(lm, defaults, task, task))
+        suite = SUITES.get(task)
+        found = run_suite(lm, defaults, task, suite) if suite else _score(lm, defaults, task, task)
+        outcomes += _asked(task, found)
     for i, local in enumerate(task for task in tasks if isinstance(task, LocalTask)):
         corpora = list(texts) if local.per_corpus else [""]
         if not corpora:
@@ -179,14 +182,53 @@ def _run_local(
     ]
 
 
+def run_suite(
+    lm: HFLM, manager: TaskManager | None, name: str, suite: Suite
+) -> list[TaskScore | NotRun]:
+    """Every task of a suite, and their mean where all of them gave a score."""
+    outcomes: list[TaskScore | NotRun] = []
+    for wanted in suite.tasks:
+        outcomes += _of_suite(lm, manager, wanted)
+    outcomes += [NotRun(task, reason) for task, reason in suite.absent.items()]
+    found = [outcome for outcome in outcomes if isinstance(outcome, TaskScore)]
+    if len(found) < len(suite.tasks):
+        reason = f"{len(found)} of its {len(suite.tasks)} tasks were run"
+        return [*outcomes, NotRun(name, reason)]
+    value, stderr = mean(found)
+    items = sum(score.samples for score in found)
+    return [*outcomes, TaskScore(name, AVERAGE, value, stderr, "1", items)]
+
+
+def _of_suite(lm: HFLM, manager: TaskManager | None, wanted: SuiteTask) -> list[TaskScore | NotRun]:
+    """The score of one task of a suite, or why there is none."""
+    version = task_version(manager, wanted.task)
+    if version != wanted.version:
+        found = "lacks it" if version is None else f"has its version {version}"
+        reason = f"the suite is made for its version {wanted.version}, this lm-eval {found}"
+        return [NotRun(wanted.task, reason)]
+    outcomes = _score(lm, manager, wanted.task, wanted.task, wanted.shots)
+    scored = [outcome for outcome in outcomes if isinstance(outcome, TaskScore)]
+    if not scored:
+        return outcomes
+    return [*chosen(scored, wanted)] or [NotRun(wanted.task, f"it gave no {wanted.metric}")]
+
+
+def task_version(manager: TaskManager | None, task: str) -> str | None:
+    """The version of a task that this lm-eval has; None when it has no such task."""
+    entry = manager.task_index.get(task) if manager else None
+    return str(entry.cfg.get("metadata", {}).get("version")) if entry and entry.cfg else None
+
+
 def _score(
-    lm: HFLM, manager: TaskManager | None, name: str, label: str
+    lm: HFLM, manager: TaskManager | None, name: str, label: str, shots: int | None = None
 ) -> list[TaskScore | NotRun]:
     from lm_eval import simple_evaluate
 
     try:
         with _silence():
-            results = simple_evaluate(lm, tasks=[name], task_manager=manager, log_samples=False)
+            results = simple_evaluate(
+                lm, tasks=[name], num_fewshot=shots, task_manager=manager, log_samples=False
+            )
     except Exception as error:  # whatever a task's data or code does, the others go on
         return [NotRun(label, _reason(error))]
     return [*scores(results)]

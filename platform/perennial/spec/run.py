@@ -221,7 +221,14 @@ class EvaluationSpec(Section):
     documents: Count = 1000
     """held-out documents a corpus that are scored at most"""
     tasks: tuple[str, ...] = ()
-    """lm-eval tasks by name, or folders that hold a task's YAML"""
+    """lm-eval tasks by name, suites (paper-english, paper-german), or folders that hold a task's
+    YAML"""
+    trunk_tasks: bool = False
+    """whether they are scored at the end of every stage too, against the checkpoint from which it
+    started; default on releases alone"""
+    prompts: tuple[str, ...] = ()
+    """beginnings that every stage and every release continues, besides the first words of held-out
+    documents"""
     baseline: str | None = None
     """store of a run that was retrained from scratch, a folder or s3://bucket/prefix; the report
     tells the gap to it; default none"""

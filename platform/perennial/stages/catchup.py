@@ -39,6 +39,6 @@ def _stage(work: Workspace, stage: Stage) -> None:
     tokens_per_step = work.spec.tokens_per_step
     rows = list(stored_rows(work.store, stage.folder, tokens_per_step))
     run.log_rows(rows, tokens_per_step)
-    if losses := work.state.losses.get(stage.name):
-        run.log(stage.last_step, outcome.heldout_metrics(losses), tokens_per_step)
+    if stage.name in work.state.losses:
+        outcome.track_stage(work, stage)
         run.finish(at_ms=rows[-1][1] if rows else None)

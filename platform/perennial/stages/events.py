@@ -144,12 +144,13 @@ class Evaluating(_Record):
 
 
 class Evaluated(_Record):
-    """Held-out losses after the stage, by corpus, and scores of the tasks that gates ask for."""
+    """Held-out losses after the stage, by corpus, scores of the tasks asked for, and samples."""
 
     kind: Literal["evaluated"] = "evaluated"
     corpus: str
     losses: dict[str, dict[str, Any]]
     scores: list[dict[str, Any]] = Field(default_factory=list)
+    samples: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class Passed(_Record):
@@ -177,11 +178,12 @@ class Accepted(_Record):
 
 
 class Measured(_Record):
-    """Held-out losses of a stage's end on corpora that came later."""
+    """Held-out losses of a stage's end on corpora that came later, and scores asked for later."""
 
     kind: Literal["measured"] = "measured"
     stage: str
     losses: dict[str, dict[str, Any]]
+    scores: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class Releasing(_Record):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 from perennial.evaluation import Answers, HeldoutLoss, Questions, examine
 from perennial.evaluation.gates import Measured as Measurements
+from perennial.evaluation.gates import change_of
 from perennial.evaluation.gates import judge as judge_gates
 from perennial.stages import outcome
 from perennial.stages.events import Evaluated, Evaluating, Gated, Measured, Passed
@@ -16,7 +19,7 @@ from perennial.stages.workspace import Workspace
 
 
 def evaluate(work: Workspace, name: str) -> None:
-    """Measure the end of a corpus's stage on everything that is held out, and on gates' tasks."""
+    """Measure the end of a corpus's stage on what is held out and on tasks, and sample it."""
     stage = work.state.stage_of(name)
     if work.state.corpora[name].state == "trained":
         work.record(Evaluating(at=now(), corpus=name))
@@ -24,13 +27,18 @@ def evaluate(work: Workspace, name: str) -> None:
     if work.spec.gates.min_gain is not None:
         _measure_before(work, stage)
     answers = _examine(work, stage)
-    losses = {corpus: asdict(loss) for corpus, loss in answers.losses.items()}
-    scores = [asdict(score) for score in answers.tasks]
-    work.record(Evaluated(at=now(), corpus=name, losses=losses, scores=scores))
+    evaluated = Evaluated(
+        at=now(),
+        corpus=name,
+        losses={corpus: asdict(loss) for corpus, loss in answers.losses.items()},
+        scores=[asdict(score) for score in answers.tasks],
+        samples=[asdict(sample) for sample in answers.samples],
+    )
+    _score_before(work, stage, evaluated.scores)
+    work.record(evaluated)
     outcome.track(work)
-    run = work.tracker.child(stage.name, run_id=stage.tracking_run)
-    run.log(stage.last_step, outcome.heldout_metrics(losses))
-    run.finish()
+    outcome.track_stage(work, stage)
+    work.tracker.child(stage.name, run_id=stage.tracking_run).finish()
 
 
 def judge(work: Workspace, name: str) -> None:
@@ -38,7 +46,12 @@ def judge(work: Workspace, name: str) -> None:
     state, stage = work.state, work.state.stage_of(name)
     before = state.losses.get(state.stages[-2].name, {}) if len(state.stages) > 1 else {}
     own = HeldoutLoss.from_dict(before[name]) if name in before else None
-    measured = Measurements(outcome.matrix(state), own, state.stage_scores[stage.name])
+    measured = Measurements(
+        outcome.matrix(state),
+        own,
+        state.stage_scores[stage.name],
+        outcome.scores_before(state, stage),
+    )
     verdicts = judge_gates(work.spec.gates, measured)
     told = [asdict(verdict) for verdict in verdicts]
     if all(verdict.holds for verdict in verdicts):
@@ -58,16 +71,47 @@ def _measure_before(work: Workspace, stage: Stage) -> None:
         work.record(Measured(at=now(), stage=before, losses=losses))
 
 
-def _examine(work: Workspace, stage: Stage) -> Answers:
-    """Losses of the stage's end on everything held out, and the scores that gates ask for."""
+def _score_before(work: Workspace, stage: Stage, scores: Sequence[Mapping[str, Any]]) -> None:
+    """Have the scores of the checkpoint that the stage started from, where they are compared."""
+    gated = [name for name, gate in work.spec.gates.tasks.items() if gate.max_drop is not None]
+    wanted = {*gated, *(work.spec.evaluation.tasks if work.spec.evaluation.trunk_tasks else ())}
+    before = outcome.scores_before(work.state, stage)
+    missing = dict.fromkeys(
+        score["asked"]
+        for score in scores
+        if score["asked"] in wanted and "value" in score and change_of(score, before) is None
+    )
+    if len(work.state.stages) < 2 or not missing:
+        return
+    start = work.state.stages[-2]
+    work.narrator.say(f"scoring {start.name}, from which {stage.name} started")
     work.use_ray()
-    questions = Questions(
+    questions = replace(_questions(work), corpora=(), tasks=tuple(missing))
+    answers = examine(work.store, work.state.ends[start.name], questions)
+    known = {(score["asked"], score["task"]) for score in before}
+    found = [asdict(score) for score in answers.tasks if (score.asked, score.task) not in known]
+    work.record(Measured(at=now(), stage=start.name, losses={}, scores=found))
+
+
+def _examine(work: Workspace, stage: Stage) -> Answers:
+    """What the stage's end has learned and kept, what it scores, and what it writes."""
+    work.use_ray()
+    spec = work.spec
+    tasks = [*spec.gates.tasks, *(spec.evaluation.tasks if spec.evaluation.trunk_tasks else ())]
+    questions = replace(
+        _questions(work),
+        tasks=tuple(dict.fromkeys(tasks)),
+        **outcome.sampling(spec),
+    )
+    return examine(work.store, work.state.ends[stage.name], questions)
+
+
+def _questions(work: Workspace) -> Questions:
+    return Questions(
         corpora=tuple(usable(work.state)),
         texts=tuple(s.corpus for s in work.state.stages),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
-        tasks=tuple(work.spec.gates.tasks),
         seed=work.spec.seed,
         references=outcome.references(work.state),
     )
-    return examine(work.store, work.state.ends[stage.name], questions)

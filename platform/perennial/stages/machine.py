@@ -133,6 +133,8 @@ class RunState:
     #: scores that the gates asked for, and their verdicts, by stage name
     stage_scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     verdicts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    #: what each stage's end wrote, by stage name
+    stage_samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     #: why a person accepted a stage in spite of its verdicts, by stage name
     accepted: dict[str, str] = field(default_factory=dict)
     #: releases that were begun and are not there yet, by name
@@ -159,6 +161,7 @@ class RunState:
                 self.releases.append(event)
             case Measured():
                 self.losses[event.stage] = event.losses | self.losses[event.stage]
+                self.stage_scores[event.stage] += event.scores
             case Scored():
                 self.scores.setdefault(event.release, []).extend(event.scores)
                 self.tasks.setdefault(event.release, []).extend(event.tasks)
@@ -239,7 +242,8 @@ class RunState:
                 self.skipped[self.stages[-1].folder] = event.skipped
             case Evaluated():
                 self.losses[self.stages[-1].name] = event.losses
-                self.stage_scores[self.stages[-1].name] = event.scores
+                self.stage_scores[self.stages[-1].name] = [*event.scores]
+                self.stage_samples[self.stages[-1].name] = event.samples
             case Passed() | Gated():
                 self.verdicts[self.stages[-1].name] = event.verdicts
             case Accepted():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from perennial.evaluation.style import Picture
     from perennial.spec import RunSpec
 
+_PROMPTS_PER_CORPUS = 2
 _CURVE_POINTS = 600
 """Points of a stage's curve in a picture, at most."""
 
@@ -150,6 +151,50 @@ def track(work: Workspace) -> None:
         forgetting = told.average_forgetting(index)
         if forgetting is not None:
             run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
+
+
+def track_stage(work: Workspace, stage: Stage) -> None:
+    """Log a stage's losses, scores and samples with its own MLflow run."""
+    state = work.state
+    run = work.tracker.child(stage.name, run_id=stage.tracking_run)
+    scores = score_metrics(state.stage_scores.get(stage.name, []))
+    values = heldout_metrics(state.losses[stage.name]) | scores
+    run.log(stage.last_step, values, work.spec.tokens_per_step)
+    if samples := state.stage_samples.get(stage.name):
+        run.artifact(sample_text(samples), "samples.txt")
+
+
+def sample_text(samples: Sequence[dict[str, Any]]) -> bytes:
+    """Samples as plain text."""
+    lines = [f"[{s['corpus'] or 'prompt'}] {s['prompt']} ...{s['text']}" for s in samples]
+    return "\n\n".join(lines).encode()
+
+
+def sampling(spec: RunSpec) -> dict[str, Any]:
+    """What every stage and release writes: from fixed prompts, so that they compare."""
+    tokens = spec.release.sample_tokens
+    return {
+        "prompts": {"": spec.evaluation.prompts} if tokens else {},
+        "prompts_per_corpus": _PROMPTS_PER_CORPUS if tokens else 0,
+        "sample_tokens": tokens,
+    }
+
+
+def scores_before(state: RunState, stage: Stage) -> list[dict[str, Any]]:
+    """Scores of the checkpoint that a stage started from."""
+    start = next((s.name for s in state.stages if state.ends.get(s.name) == stage.start), "")
+    return state.stage_scores.get(start, [])
+
+
+def score_metrics(scores: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """MLflow metrics of lm-eval scores, with their standard errors."""
+    found: dict[str, float] = {}
+    for score in scores:
+        if "value" in score:
+            key = f"tasks/{score['task']}/{score['metric']}"
+            values = {key: score["value"], f"{key}_stderr": score["stderr"]}
+            found |= {name: value for name, value in values.items() if value is not None}
+    return found
 
 
 def position(work: Workspace) -> dict[str, Any] | None:

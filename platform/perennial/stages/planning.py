@@ -246,6 +246,12 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
     return footprint.model_size(config), notes
 
 
+def model_flops(work: Workspace) -> int:
+    """FLOPs that training one token costs, forward and backward."""
+    size, _ = _model_size(work)
+    return footprint.flops_per_token(size, work.spec.corpora.sequence_length)
+
+
 def _vocabulary(work: Workspace) -> tuple[int, tuple[str, ...]]:
     """The tokenizer's entries; a missing tokenizer is a note where the model says how many."""
     tokenizer = work.spec.tokenizer

@@ -19,8 +19,6 @@ from perennial.stages.workspace import Superseded, Workspace
 from perennial.training.checkpoint import committed_steps
 from perennial.training.fence import Fence
 
-_PROMPTS_PER_CORPUS = 2
-
 
 def release(work: Workspace, origin: str | None = None, tokens: str | None = None) -> Released:
     """Anneal and export a checkpoint of the trunk, once; what is there already otherwise.
@@ -102,12 +100,7 @@ def evaluate(work: Workspace) -> None:
     found = [asdict(score) for score in answers.tasks]
     work.amend(Scored(at=now(), release=latest.name, tasks=list(tasks), scores=found))
     run = work.tracker.child(f"release-{latest.name}")
-    for score in found:
-        if "value" in score:
-            key = f"tasks/{score['task']}/{score['metric']}"
-            values = {key: score["value"], f"{key}_stderr": score["stderr"]}
-            step = latest.schedule.get("start_step", 0) + latest.steps
-            run.log(step, {k: v for k, v in values.items() if v is not None})
+    run.log(latest.schedule.get("start_step", 0) + latest.steps, outcome.score_metrics(found))
     run.finish()
 
 
@@ -200,10 +193,9 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
         corpora=tuple(trained),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
-        prompts_per_corpus=_PROMPTS_PER_CORPUS if work.spec.release.sample_tokens else 0,
-        sample_tokens=work.spec.release.sample_tokens,
         seed=work.spec.seed,
         references=outcome.references(work.state),
+        **outcome.sampling(work.spec),
     )
     answers = examine(work.store, folder, questions)
     released = Released(
@@ -237,7 +229,7 @@ def track(work: Workspace, claimed: Releasing, released: Released) -> None:
     """Log a release's losses and samples, and register it."""
     run = work.tracker.child(f"release-{released.name}")
     run.log(claimed.step + released.steps, outcome.heldout_metrics(released.losses))
-    run.artifact(_samples(released), "samples.txt")
+    run.artifact(outcome.sample_text(released.samples), "samples.txt")
     run.register(
         work.spec.name,
         released.name,
@@ -246,8 +238,3 @@ def track(work: Workspace, claimed: Releasing, released: Released) -> None:
         tags={"perennial.stage": claimed.stage, "perennial.step": claimed.step},
     )
     run.finish()
-
-
-def _samples(released: Released) -> bytes:
-    lines = [f"[{s['corpus']}] {s['prompt']} ...{s['text']}" for s in released.samples]
-    return "\n\n".join(lines).encode()

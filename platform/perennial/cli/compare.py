@@ -1,0 +1,117 @@
+"""`perennial compare`: runs side by side at equal tokens, and the compute saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from perennial.cli.app import AsJson, verb
+from perennial.cli.console import out, print_json
+from perennial.cli.opening import read_run
+
+if TYPE_CHECKING:
+    from perennial.stages.comparison import Comparison, Run
+
+RunFiles = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN_FILE...", help="Run files; the first is compared with the others"),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="A local file for the same as one HTML page")
+]
+
+
+@verb
+def compare(run_files: RunFiles, output: Output = None, as_json: AsJson = False) -> None:
+    """Runs side by side at equal tokens: losses, gaps, compute saved against retraining."""
+    from perennial.cli.console import Screen
+    from perennial.cli.report import check_output
+    from perennial.stages.comparison import compare as beside
+    from perennial.stages.workspace import Workspace
+
+    check_output(output)
+    told = beside([Workspace(read_run(path, None), str(path), Screen()) for path in run_files])
+    if output is not None:
+        from perennial.stages.comparison_page import comparison_html
+        from perennial.stages.ledger import now
+
+        output.write_text(comparison_html(told, now()), encoding="utf-8")
+    if as_json:
+        print_json(told.to_dict() | {"page": str(output.absolute()) if output else None})
+        return
+    _print_losses(told)
+    _print_gaps(told)
+    for run in told.runs[:1]:
+        _print_bill(run)
+    if output is not None:
+        out.print(f"page      {output.absolute()}   (opens without a network)")
+
+
+def _print_losses(told: Comparison) -> None:
+    from perennial.evaluation.comparison import average, value_of
+
+    unit = "nats per token" if told.in_nats else "bits per byte (the tokenizers differ)"
+    table = Table(title=f"held-out loss, {unit}", title_justify="left")
+    table.add_column("run")
+    table.add_column("model")
+    for name in ("tokens", *told.corpora, "average"):
+        table.add_column(name, justify="right")
+    for group in told.groups:
+        for model in group:
+            values = [value_of(model.losses[corpus], told.in_nats) for corpus in told.corpora]
+            mean = average(model, told.corpora, told.in_nats)
+            table.add_row(
+                model.run,
+                f"{model.name}{', annealed' if model.decayed else ''}",
+                f"{model.tokens:,}",
+                *(f"{value:.3f}" for value in values),
+                "-" if mean is None else f"{mean:.3f}",
+            )
+        table.add_section()
+    out.print(table)
+    if not told.corpora:
+        out.print("note      no corpus was measured in all of these runs on the same documents")
+
+
+def _print_gaps(told: Comparison) -> None:
+    from perennial.stages.comparison_page import number
+
+    if not told.gaps:
+        if len(told.runs) > 1:
+            out.print(f"note      no other model cost the same as one of {told.runs[0].name}'s")
+        return
+    title = f"{told.runs[0].name} minus the others at equal tokens, below 0 is better"
+    table = Table(title=title, title_justify="left")
+    table.add_column("against")
+    for name in ("tokens", *told.corpora, "average"):
+        table.add_column(name, justify="right")
+    for gap in told.gaps:
+        table.add_row(
+            gap.theirs.run,
+            f"{gap.ours.tokens:,}",
+            *(number(gap.corpora[corpus]) for corpus in told.corpora),
+            number(gap.average) if gap.average else "-",
+        )
+    out.print(table)
+
+
+def _print_bill(run: Run) -> None:
+    table = Table(title=f"what each arrival cost {run.name}, in tokens", title_justify="left")
+    for column in ("arrival", "trained", "retraining on all so far", "saved"):
+        table.add_column(column, justify="left" if column == "arrival" else "right")
+    for each in run.bill.arrivals:
+        share = 1 - each.tokens / each.retrained_tokens
+        table.add_row(each.stage, f"{each.tokens:,}", f"{each.retrained_tokens:,}", f"{share:.0%}")
+    table.add_section()
+    bill = run.bill
+    table.add_row("in all", f"{bill.tokens:,}", f"{bill.retrained_tokens:,}", f"{bill.saved:.0%}")
+    out.print(table)
+    flops = run.flops_per_token
+    spent, retrained = bill.tokens * flops, bill.retrained_tokens * flops
+    out.print(
+        f"compute   {spent:.3g} FLOPs instead of {retrained:.3g}, at {flops:.3g} a token: "
+        f"{bill.saved:.0%} saved"
+    )
