@@ -1,0 +1,96 @@
+"""Start a copy of a suspended RayJob and wait for its end; exit 0 when it succeeded.
+
+    python start_rayjob.py TEMPLATE
+
+The copy is named after this pod's Job (JOB_NAME) and belongs to it (JOB_UID), so that it is
+removed with it. Run again, it waits for the copy that is there. It needs the rights to get and to
+create RayJobs, and nothing but Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ACCOUNT = Path(os.environ.get("SERVICE_ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
+SERVER = os.environ.get("KUBERNETES_API", "https://kubernetes.default.svc")
+LOOK_EVERY_SECONDS = float(os.environ.get("LOOK_EVERY_SECONDS", "10"))
+MISSED_LOOKS = 30
+
+
+def ask(name: str = "", document: dict[str, Any] | None = None) -> dict[str, Any]:
+    """GET one RayJob of this namespace, or POST a new one."""
+    namespace = (ACCOUNT / "namespace").read_text("utf-8").strip()
+    url = f"{SERVER}/apis/ray.io/v1/namespaces/{namespace}/rayjobs/{name}".rstrip("/")
+    headers = {
+        # Read each time: the kubelet renews it.
+        "Authorization": f"Bearer {(ACCOUNT / 'token').read_text('utf-8').strip()}",
+        "Content-Type": "application/json",
+    }
+    body = None if document is None else json.dumps(document).encode()
+    authority = ACCOUNT / "ca.crt"
+    context = ssl.create_default_context(cafile=str(authority)) if authority.exists() else None
+    request = urllib.request.Request(url, body, headers)
+    with urllib.request.urlopen(request, timeout=30, context=context) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def copy_of(template: dict[str, Any], name: str, uid: str) -> dict[str, Any]:
+    """A RayJob that runs what the suspended one describes, and goes with the Job."""
+    return {
+        "apiVersion": template["apiVersion"],
+        "kind": template["kind"],
+        "metadata": {
+            "name": name,
+            "labels": template["metadata"].get("labels", {}),
+            "ownerReferences": [
+                {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
+            ],
+        },
+        "spec": template["spec"] | {"suspend": False},
+    }
+
+
+def main() -> int:
+    name = os.environ["JOB_NAME"]
+    template = ask(sys.argv[1])
+    try:
+        ask(document=copy_of(template, name, os.environ["JOB_UID"]))
+        print(f"started RayJob {name}", flush=True)
+    except urllib.error.HTTPError as refused:
+        if refused.code != 409:  # it is there: this pod's predecessor made it
+            print(f"RayJob {name} was refused: {refused.read().decode()}", flush=True)
+            return 1
+        print(f"RayJob {name} is there", flush=True)
+    return wait(name)
+
+
+def wait(name: str) -> int:
+    """0 when the RayJob has succeeded, 1 when it has failed, or cannot be seen for long."""
+    missed = 0
+    while missed < MISSED_LOOKS:
+        try:
+            status = ask(name).get("status", {})
+            missed = 0
+        except OSError as lost:  # HTTP errors too
+            missed += 1
+            print(f"cannot see RayJob {name} ({lost}); looking again", flush=True)
+            status = {}
+        if status.get("jobDeploymentStatus") in ("Complete", "Failed", "ValidationFailed"):
+            told = status.get("jobStatus") or status["jobDeploymentStatus"]
+            print(f"RayJob {name}: {told} {status.get('message', '')}".rstrip(), flush=True)
+            return 0 if told == "SUCCEEDED" else 1
+        time.sleep(LOOK_EVERY_SECONDS)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
