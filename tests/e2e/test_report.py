@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from html import escape
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
+from perennial.stages.ledger import Ledger
+from perennial.stages.starts import read_starts
 from tests.command import perennial, perennial_json
 from tests.lineage import STEPS, Lineage
 
@@ -36,8 +39,31 @@ def test_the_page_tells_the_run(lineage: Lineage, page: Path) -> None:
         assert stderr is not None, "forgetting has a paired standard error"
         forgotten = matrix["stages"][-1]["forgetting"][corpus]
         assert f"{corpus} {forgotten:+.3f} ± {stderr:.3f}" in html
-    for heading in ("Lineage", "Learning rate", "Learned and forgotten", "Tasks", "Samples"):
+    for heading in (
+        "Lineage", "Learning rate", "Losses", "Training loss", "Every stage on every corpus",
+        "Learned and forgotten", "Tokens by source", "Goodput and restarts", "Gates", "Tasks",
+        "Samples",
+    ):  # fmt: skip
         assert f">{heading}</h2>" in html
+    state = Ledger(lineage.store).read()
+    for sample in state.stage_samples["00-help"]:
+        assert escape(sample["prompt"]) in html
+    for name in ("train-loss", "time", "matrix", "losses", "learning-rate", "tokens", "transfer"):
+        assert lineage.store.read(f"report/{name}.png").startswith(b"\x89PNG")
+    # A worker group was started once for each stage, and kept.
+    assert [start.step for start in read_starts(lineage.store, "checkpoints/01-code")] == [STEPS]
+
+
+def test_the_page_tells_the_gap_to_the_baseline(lineage: Lineage, tmp_path: Path) -> None:
+    named = f"evaluation.baseline={tmp_path / 'retrained'}"
+    page = tmp_path / "page.html"
+    perennial("report", lineage.run_file, named, "--output", page)
+    assert "Nothing was measured there yet that compares" in page.read_text(encoding="utf-8")
+    shutil.copytree(lineage.store.url, tmp_path / "retrained")
+    perennial("report", lineage.run_file, named, "--output", page)
+    html = page.read_text(encoding="utf-8")
+    assert ">Against retraining</h2>" in html
+    assert html.count("+0.000 ± 0.000") == 4, "a fact, two corpora and the average"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from perennial.evaluation import HeldoutLoss, LossMatrix
+from perennial.evaluation.curves import LossPoint, StageTime, goodput, time_spent, train_loss
 from perennial.evaluation.pictures import (
     RatePoint,
     StageTokens,
@@ -54,6 +55,12 @@ BRANCH = {"v1": [(40 + i, 5e-3 * 0.5**i) for i in range(6)]}
 TOKENS = [StageTokens("00-english", 9000, {}), StageTokens("01-french", 3000, {"english": 1000})]
 TRIALS = [Trial("a", 3.0, 0.5), Trial("b", 3.2, 0.1), Trial("c", 3.3, 0.4)]
 
+LOSSES = [LossPoint(100 * i, 9 - i / 40, "00-a" if i < 50 else "01-b") for i in range(1, 90)]
+TIMES = [
+    StageTime("00-a", 100.0, {"forward": 30.0, "backward": 40.0, "data": 5.0}, 1),
+    StageTime("01-b", 90.0, {"forward": 30.0, "checkpoint": 4.0, "other": 5.0}, 3),
+]
+
 PICTURES: dict[str, Callable[[], Picture]] = {
     "heat map": lambda: loss_heat_map(MATRIX),
     "heat map of many": lambda: loss_heat_map(MANY),
@@ -64,6 +71,9 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "learning rate": lambda: learning_rate(TRUNK, BRANCH),
     "learning rate without release": lambda: learning_rate(TRUNK),
     "tokens": lambda: tokens_by_source(TOKENS),
+    "training loss": lambda: train_loss(LOSSES),
+    "training loss of one step": lambda: train_loss(LOSSES[:1]),
+    "time": lambda: time_spent(TIMES),
     "pareto": lambda: pareto(TRIALS),
     "pareto of one": lambda: pareto(TRIALS[:1]),
 }
@@ -98,3 +108,13 @@ def test_pictures_show_what_they_are_given() -> None:
     assert tokens_by_source(TOKENS).png() != tokens_by_source(TOKENS[:1] * 2).png()
     better = [*TRIALS[:2], Trial("c", 2.9, 0.05)]
     assert pareto(TRIALS).png() != pareto(better).png()
+
+
+def test_goodput_is_the_share_of_the_time_in_steps_that_count() -> None:
+    assert [time.goodput for time in TIMES] == [0.75, pytest.approx(39 / 90)]
+    assert [time.restarts for time in TIMES] == [0, 2]
+    assert goodput(TIMES) == pytest.approx(114 / 190)
+    unknown = StageTime("02-c", None, {"forward": 1.0}, 0)
+    assert (unknown.goodput, unknown.restarts) == (None, None)
+    assert goodput([*TIMES, unknown]) is None
+    assert goodput([]) is None

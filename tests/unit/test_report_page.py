@@ -23,7 +23,7 @@ PAGE = Page(
             (Table(("stage", "loss"), ((HOSTILE, "2.500"),), frozenset({"loss"})),),
         ),
     ),
-    quotes=(Quote("v1", "Once ", f"upon {HOSTILE}"),),
+    quotes=(Quote("Once", "english", (("00-english", f"upon {HOSTILE}"),)),),
 )
 
 

@@ -35,11 +35,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Quote:
-    """A sampled text: the prompt that it was given and how it went on."""
+    """A prompt, whose manner it is in, and how each model went on: names and texts."""
 
-    label: str
     prompt: str
-    text: str
+    manner: str
+    texts: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from perennial.evaluation.style import (
     MARKERS,
     accent,
     axes_of,
+    broken,
     colour,
     grey,
     legend_below,
+    name_spans,
     narrow,
     paper,
     picture,
@@ -83,7 +85,7 @@ def loss_heat_map(matrix: LossMatrix) -> Figure:
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto")
     axes.grid(False)
     _name_places(axes, corpora)
-    axes.set_yticks(range(len(rows)), [_broken(name) for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [broken(name) for name, _ in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for y, (name, losses) in enumerate(rows):
@@ -113,14 +115,6 @@ def _value(loss: HeldoutLoss, with_error: bool) -> str:
         return f"{loss.nats_per_token:.3f}"
     between = "\n± " if narrow() else " ± "
     return f"{loss.nats_per_token:.3f}{between}{error:.3f}"
-
-
-def _broken(name: str) -> str:
-    """A long name on two lines where there is little room."""
-    if not narrow() or len(name) < 16:
-        return name
-    middle = name.find("-", len(name) // 2) + 1 or len(name) // 2
-    return f"{name[:middle]}\n{name[middle:]}"
 
 
 def _name_places(axes: Axes, names: Sequence[str]) -> None:
@@ -166,7 +160,7 @@ def loss_lines(matrix: LossMatrix, stages: Sequence[StageTokens]) -> Figure:
             label=corpus,
         )
     axes.set_xlim(0, ends[-1] * 1.04)
-    _name_spans(axes, [s.stage for s in stages], [0, *ends[:-1]], ends[-1])
+    name_spans(axes, [s.stage for s in stages], [0, *ends[:-1]], ends[-1])
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("tokens that the trunk was trained on")
     axes.set_ylabel("held-out nats per token")
@@ -195,7 +189,7 @@ def learning_rate(
     axes.set_ylim(0, None)
     axes.set_xlim(trunk[0].step, last + 0.03 * (last - trunk[0].step) if branches else last)
     starts = [(stage, next(points).step) for stage, points in groupby(trunk, lambda p: p.stage)]
-    _name_spans(axes, [name for name, _ in starts], [step for _, step in starts], trunk[-1].step)
+    name_spans(axes, [name for name, _ in starts], [step for _, step in starts], trunk[-1].step)
     for name, branch in branches.items():
         _draw_branch(axes, name, branch)
     if branches:
@@ -207,29 +201,6 @@ def learning_rate(
     axes.set_title("Learning rate over the whole run")
     legend_below(axes, 5, handles=handles)
     return figure
-
-
-def _name_spans(axes: Axes, names: Sequence[str], starts: Sequence[float], end: float) -> None:
-    """Mark where stages join, with their names along the top, upright where they are crowded."""
-    ends = [*starts[1:], end]
-    letter = (0.027 if narrow() else 0.015) * (end - starts[0])
-    crowded = any(
-        stop - start < letter * len(name)
-        for name, start, stop in zip(names, starts, ends, strict=True)
-    )
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, bottom + (top - bottom) * (1.5 if crowded else 1.15))
-    for name, start in zip(names, starts, strict=True):
-        if start != starts[0]:
-            axes.axvline(start, color=grey(), linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(
-            name,
-            (start, axes.get_ylim()[1]),
-            (4, -4),
-            textcoords="offset points",
-            va="top",
-            rotation=90 if crowded else 0,
-        )
 
 
 def _release_line() -> dict[str, Any]:
@@ -280,7 +251,7 @@ def tokens_by_source(stages: Sequence[StageTokens]) -> Figure:
         share = sum(stage.replayed.values()) / left if left else 0.0
         note = f"{share:.0%} replayed" if stage.replayed else "all new"
         axes.annotate(note, (left, y), (6, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(stages)), [_broken(stage.stage) for stage in stages])
+    axes.set_yticks(range(len(stages)), [broken(stage.stage) for stage in stages])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.margins(x=0.32 if narrow() else 0.16)

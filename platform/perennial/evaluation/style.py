@@ -7,7 +7,7 @@ marker, a hatch or a label says too.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -134,3 +134,34 @@ def legend_below(axes: Axes, columns: int, **kwargs: object) -> None:
 def colour(i: int) -> str:
     """The i-th colour; they repeat."""
     return COLOURS[i % len(COLOURS)]
+
+
+def broken(name: str) -> str:
+    """A long name on two lines where there is little room."""
+    if not narrow() or len(name) < 16:
+        return name
+    middle = name.find("-", len(name) // 2) + 1 or len(name) // 2
+    return f"{name[:middle]}\n{name[middle:]}"
+
+
+def name_spans(axes: Axes, names: Sequence[str], starts: Sequence[float], end: float) -> None:
+    """Mark where stages join, with their names along the top, upright where they are crowded."""
+    ends = [*starts[1:], end]
+    letter = (0.027 if narrow() else 0.015) * (end - starts[0])
+    crowded = any(
+        stop - start < letter * len(name)
+        for name, start, stop in zip(names, starts, ends, strict=True)
+    )
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, bottom + (top - bottom) * (1.5 if crowded else 1.15))
+    for name, start in zip(names, starts, strict=True):
+        if start != starts[0]:
+            axes.axvline(start, color=grey(), linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            name,
+            (start, axes.get_ylim()[1]),
+            (4, -4),
+            textcoords="offset points",
+            va="top",
+            rotation=90 if crowded else 0,
+        )

@@ -10,6 +10,7 @@ from perennial.evaluation.comparison import Gap, Model, average, value_of
 from perennial.evaluation.loss import Change
 from perennial.evaluation.page import Page, Section, Table, render
 from perennial.stages.comparison import Comparison, Run
+from perennial.stages.ledger import moment
 
 
 def comparison_html(told: Comparison, at: str) -> str:
@@ -22,7 +23,7 @@ def page(told: Comparison, at: str) -> Page:
     first = told.runs[0]
     return Page(
         title=f"{first.name}, and what else could have been done",
-        subtitle=f"As the ledgers of {len(told.runs)} runs stood at {at}. "
+        subtitle=f"As the ledgers of {len(told.runs)} runs stood at {moment(at)}. "
         f"Perennial {perennial.__version__}.",
         facts=dict(_facts(told)),
         sections=tuple(_sections(told)),

@@ -23,6 +23,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def moment(at: str) -> str:
+    """An event's time as a person writes it."""
+    return f"{at[:16].replace('T', ' ')} UTC"
+
+
 class Ledger:
     """A run's events in the store, and the state that they fold to.
 

@@ -126,6 +126,8 @@ class RunState:
     abandoned: list[Stage] = field(default_factory=list)
     #: checkpoint at the end of each trained stage, by stage name
     ends: dict[str, str] = field(default_factory=dict)
+    #: UTC times at which each stage was `started` and `trained`, by stage name
+    times: dict[str, dict[str, str]] = field(default_factory=dict)
     #: trunk steps whose batch a trained stage left out, by the stage's folder
     skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: held-out losses after each evaluated stage, by stage name and corpus
@@ -239,6 +241,7 @@ class RunState:
                 self._start(event)
             case Trained():
                 self.ends[self.stages[-1].name] = event.checkpoint
+                self.times[self.stages[-1].name][event.kind] = event.at
                 self.skipped[self.stages[-1].folder] = event.skipped
             case Evaluated():
                 self.losses[self.stages[-1].name] = event.losses
@@ -250,6 +253,7 @@ class RunState:
                 self.accepted[self.stages[-1].name] = event.reason
 
     def _start(self, event: Started) -> None:
+        self.times[event.stage] = {event.kind: event.at}
         self.stages.append(Stage.decided(event, after=len(self.stages)))
 
     def stage_of(self, corpus: str) -> Stage:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation import measure as measure_losses
 from perennial.schedules import from_dict
+from perennial.stages.history import History
+from perennial.stages.history import read_history as history_of
 from perennial.stages.jobs import order_of
 from perennial.stages.machine import RunState, Stage
 from perennial.stages.workspace import Workspace
@@ -73,6 +75,11 @@ def gated(state: RunState) -> dict[str, Any] | None:
     return {"stage": stage.name, "corpus": stage.corpus, "verdicts": state.verdicts[stage.name]}
 
 
+def read_history(work: Workspace) -> History:
+    """How the run's stages went."""
+    return history_of(work.store, work.state, work.spec.tokens_per_step)
+
+
 def rate_points(stages: Sequence[Stage]) -> list[RatePoint]:
     """The trunk's learning rate, thinned out to what a picture can show."""
     from perennial.evaluation.pictures import RatePoint
@@ -88,8 +95,9 @@ def rate_points(stages: Sequence[Stage]) -> list[RatePoint]:
     return points
 
 
-def pictures(state: RunState, sequence_length: int) -> dict[str, Picture]:
+def pictures(state: RunState, sequence_length: int, history: History) -> dict[str, Picture]:
     """Pictures of the run by name; none before the first stage was evaluated."""
+    from perennial.evaluation import curves
     from perennial.evaluation import pictures as draw
 
     told = matrix(state)
@@ -104,6 +112,10 @@ def pictures(state: RunState, sequence_length: int) -> dict[str, Picture]:
     }
     if len(told.stages) > 1:
         found["transfer"] = draw.learned_and_forgotten(told)
+    if history.losses:
+        found["train-loss"] = curves.train_loss(history.losses)
+    if history.times:
+        found["time"] = curves.time_spent(history.times)
     return found
 
 
@@ -133,7 +145,7 @@ def track(work: Workspace) -> None:
     """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
     told = matrix(work.state)
     length = work.spec.corpora.sequence_length
-    drawn = pictures(work.state, length)
+    drawn = pictures(work.state, length, read_history(work))
     files = {f"{name}.png": picture.png() for name, picture in drawn.items()} | {
         "matrix.json": json.dumps(told.to_dict(), indent=1).encode(),
         "matrix.csv": told.to_csv().encode(),

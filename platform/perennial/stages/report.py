@@ -6,15 +6,23 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import perennial
+from perennial.evaluation.curves import goodput
+from perennial.evaluation.gates import change_of
 from perennial.evaluation.page import Page, Quote, Section, Table, render
 from perennial.stages import outcome
+from perennial.stages.comparison import baseline_gap
+from perennial.stages.comparison_page import number as change_text
+from perennial.stages.ledger import moment
+from perennial.stages.searches_page import search_sections
 from perennial.stages.transitions import ON_THE_TRUNK
 
 if TYPE_CHECKING:
     from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.evaluation.comparison import Gap
     from perennial.evaluation.style import Picture
     from perennial.spec import RunSpec
-    from perennial.stages.machine import RunState
+    from perennial.stages.history import History
+    from perennial.stages.machine import RunState, Stage
     from perennial.stages.workspace import Workspace
 
 KEY = "report/report.html"
@@ -25,30 +33,30 @@ def report(work: Workspace, at: str) -> str:
 
     at: the time that the page says it was made.
     """
-    html = render(page(work.spec, work.state, at))
+    html = render(page(work, at))
     work.store.write(KEY, html.encode())
     work.tracker.parent_run().artifact(html.encode(), "report.html")
     return html
 
 
-def page(spec: RunSpec, state: RunState, at: str) -> Page:
-    """What the page says; pure."""
-    told = outcome.matrix(state)
-    drawn = outcome.pictures(state, spec.corpora.sequence_length)
+def page(work: Workspace, at: str) -> Page:
+    """What the page says; reads only."""
+    spec, state = work.spec, work.state
+    told, history = outcome.matrix(state), outcome.read_history(work)
+    gap = baseline_gap(spec, work.store, state)
     return Page(
         title=f"{spec.name}: what was gained, what was lost",
-        subtitle=f"As the ledger of {spec.store} stood at {at}. Perennial {perennial.__version__}.",
-        facts=dict(_facts(spec, state, told)),
-        sections=tuple(_sections(spec, state, told, drawn)),
-        quotes=tuple(
-            Quote(f"{release.name}, in the manner of {s['corpus']}", s["prompt"], s["text"])
-            for release in state.releases
-            for s in release.samples
-        ),
+        subtitle=f"As the ledger of {spec.store} stood at {moment(at)}. "
+        f"Perennial {perennial.__version__}.",
+        facts=dict(_facts(spec, state, told, history, gap)),
+        sections=tuple(_sections(work, told, history, gap)),
+        quotes=tuple(_quotes(state)),
     )
 
 
-def _facts(spec: RunSpec, state: RunState, told: LossMatrix) -> Iterator[tuple[str, str]]:
+def _facts(
+    spec: RunSpec, state: RunState, told: LossMatrix, history: History, gap: Gap | None
+) -> Iterator[tuple[str, str]]:
     yield "corpora", str(len(state.corpora))
     if not state.stages:
         return
@@ -61,24 +69,95 @@ def _facts(spec: RunSpec, state: RunState, told: LossMatrix) -> Iterator[tuple[s
         last = len(told.stages) - 1
         yield "average loss", _number(told.average_loss(last))
         yield "average forgetting", _number(told.average_forgetting(last), signed=True)
+    if gap is not None and gap.average is not None:
+        yield "gap to retraining", change_text(gap.average)
+    if (share := goodput(history.times)) is not None:
+        yield "goodput", f"{share:.0%}"
 
 
 def _sections(
-    spec: RunSpec, state: RunState, told: LossMatrix, drawn: dict[str, Picture]
+    work: Workspace, told: LossMatrix, history: History, gap: Gap | None
 ) -> Iterator[Section]:
+    spec, state = work.spec, work.state
+    drawn = outcome.pictures(state, spec.corpora.sequence_length, history)
     yield Section("Lineage", _LEADS["lineage"], tables=_lineage(spec, state))
     if not drawn:
         return
     yield _pictured("Learning rate", "learning-rate", drawn)
     yield _pictured("Losses", "losses", drawn)
+    if "train-loss" in drawn:
+        yield _pictured("Training loss", "train-loss", drawn)
     yield _pictured("Every stage on every corpus", "matrix", drawn, [_bits(told), *_domains(told)])
     if "transfer" in drawn:
         yield _pictured("Learned and forgotten", "transfer", drawn, [_transfer(told)])
+    if spec.evaluation.baseline is not None:
+        yield _retraining(spec.evaluation.baseline, gap)
+    yield from search_sections(work.store)
     yield _pictured("Tokens by source", "tokens", drawn)
+    if "time" in drawn:
+        yield _pictured("Goodput and restarts", "time", drawn, [_times(history)])
     if any(state.verdicts.values()):
         yield Section("Gates", _LEADS["gates"], tables=[_gates(state)])
-    if state.scores:
-        yield Section("Tasks", _LEADS["tasks"], tables=[_scores(state)])
+    if state.scores or any(state.stage_scores.values()):
+        yield Section("Tasks", _LEADS["tasks"], tables=list(_scores(state)))
+
+
+def _retraining(baseline: str, gap: Gap | None) -> Section:
+    """How far the run is from one that was retrained from scratch."""
+    title = "Against retraining"
+    if gap is None:
+        return Section(
+            title,
+            f"The run file's baseline is {baseline}. Nothing was measured there yet that compares "
+            "with this run: the same corpora, cut by the same tokenizer.",
+        )
+    ours, theirs = gap.ours, gap.theirs
+    lead = (
+        f"{ours.name} (tokens: {ours.tokens:,}) minus {theirs.name} of {theirs.run} (tokens: "
+        f"{theirs.tokens:,}), over documents paired with themselves: below 0 this run is better, "
+        "above 0 it is worse. ± is one standard error."
+    )
+    rows = [
+        (
+            corpus,
+            _number(ours.losses[corpus].nats_per_token),
+            _number(theirs.losses[corpus].nats_per_token),
+            change_text(change),
+        )
+        for corpus, change in gap.corpora.items()
+    ]
+    if gap.average is not None:
+        rows.append(("average", "", "", change_text(gap.average)))
+    columns = ("corpus", "this run", "retrained", "gap, nats per token")
+    return Section(title, lead, tables=[Table(columns, rows, frozenset(columns[1:]))])
+
+
+def _times(history: History) -> Table:
+    rows = [
+        (
+            time.stage,
+            "-" if time.whole is None else f"{time.whole:,.0f}",
+            f"{time.steps:,.0f}",
+            "-" if time.goodput is None else f"{time.goodput:.0%}",
+            "-" if time.restarts is None else str(time.restarts),
+        )
+        for time in history.times
+    ]
+    columns = ("stage", "seconds", "in steps that count", "goodput", "restarts")
+    return Table(columns, rows, frozenset(columns[1:]))
+
+
+def _quotes(state: RunState) -> Iterator[Quote]:
+    """Each prompt, and how every stage and release went on from it."""
+    texts: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    wrote = [(stage.name, state.stage_samples.get(stage.name, [])) for stage in state.stages]
+    wrote += [(f"release {release.name}", release.samples) for release in state.releases]
+    for name, samples in wrote:
+        for sample in samples:
+            key = (sample["prompt"], sample["corpus"])
+            texts.setdefault(key, []).append((name, sample["text"]))
+    for (prompt, corpus), told in texts.items():
+        yield Quote(prompt, corpus, told)
 
 
 _LEADS = {
@@ -91,14 +170,20 @@ _LEADS = {
     "matrix": "A row is a model, a column is held-out text that it never saw. Read down a column "
     "to see a corpus being learned, then kept or forgotten. Stages are the trunk, not annealed; a "
     "release is annealed.",
+    "train-loss": "Loss on what each step trained, replay included; the band is the lowest and the "
+    "highest step of each stretch.",
+    "time": "Goodput is the share of a stage's time, from the decision to begin to its last "
+    "checkpoint, that was spent in steps that count. The rest is starting workers, steps that were "
+    "trained twice, and waiting for a machine or for a person.",
     "transfer": "Left is loss that fell, right is loss that rose. Forgetting is the loss on an "
     "earlier corpus now minus its loss right after its own stage, on the same documents.",
     "tokens": "What each stage trained on: the hatched part is replay of earlier corpora, which "
     "displaces new tokens and adds none.",
     "gates": "What each stage was held against before the trunk went on from it. What could not be "
     "measured does not hold.",
-    "tasks": "lm-eval on releases. A task that could not be run has its reason in place of a "
-    "score.",
+    "tasks": "lm-eval on releases, and on the ends of stages where the run file asks for it: the "
+    "change is that from the checkpoint that the stage started from, ± one standard error of both "
+    "together. A task that could not be run has its reason in place of a score.",
 }
 
 
@@ -120,7 +205,7 @@ def _lineage(spec: RunSpec, state: RunState) -> list[Table]:
         )
         for stage in state.stages
     ]
-    releases = [(r.name, r.source, f"{r.steps:,}", r.folder) for r in state.releases]
+    releases = [(r.name, r.source, f"{r.steps:,}") for r in state.releases]
     waiting = [
         (corpus.name, corpus.state, corpus.reason)
         for corpus in state.corpora.values()
@@ -129,7 +214,7 @@ def _lineage(spec: RunSpec, state: RunState) -> list[Table]:
     columns = ("stage", "steps", "tokens", "state", "starts from")
     tables = [Table(columns, stages, frozenset({"steps", "tokens"}))] if stages else []
     if releases:
-        named = ("release", "branches off", "anneal steps", "folder")
+        named = ("release", "branches off", "anneal steps")
         tables.append(Table(named, releases, frozenset({"anneal steps"})))
     if waiting:
         tables.append(Table(("corpus without a stage", "state", "reason"), waiting))
@@ -205,10 +290,26 @@ def _gates(state: RunState) -> Table:
     return Table(columns, rows, frozenset(numbers))
 
 
-def _scores(state: RunState) -> Table:
-    columns = ("release", "task", "metric", "score", "standard error", "items")
-    rows = [_score(release, score) for release, scores in state.scores.items() for score in scores]
-    return Table(columns, rows, frozenset({"score", "standard error", "items"}))
+def _scores(state: RunState) -> Iterator[Table]:
+    columns = ("task", "metric", "score", "standard error", "items")
+    numbers = frozenset({"score", "standard error", "items", "change"})
+    released = [_score(name, s) for name, scores in state.scores.items() for s in scores]
+    if released:
+        yield Table(("release", *columns), released, numbers)
+    trained = [
+        (*_score(stage.name, score), _change(state, stage, score))
+        for stage in state.stages
+        for score in state.stage_scores.get(stage.name, ())
+    ]
+    if trained:
+        yield Table(("stage", *columns, "change"), trained, numbers)
+
+
+def _change(state: RunState, stage: Stage, score: dict[str, Any]) -> str:
+    if "reason" in score:
+        return ""
+    change = change_of(score, outcome.scores_before(state, stage))
+    return "-" if change is None else f"{change.value:+.3f}{_error(change.stderr)}"
 
 
 def _score(release: str, score: dict[str, Any]) -> Sequence[str]:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from perennial.stages.ledger import now
+from perennial.stages.starts import Start, note_start
 from perennial.stages.workspace import Superseded, Workspace
 from perennial.training.checkpoint import METRICS, folder_of, latest_step, read_manifest
 from perennial.training.meter import shares
@@ -29,6 +31,8 @@ def train(work: Workspace, job: Job) -> str:
     def on_progress(progress: Progress) -> None:
         work.narrator.news(job, progress)
         work.instruments.progress(job, progress)
+        for step, workers in progress.started:
+            note_start(work.store, job.folder, Start(now(), step, workers))
         for line in progress.notices:
             work.narrator.say(f"{job.name}: {line}")
         if progress.failed_saves:
@@ -98,17 +102,24 @@ def stored_rows(store: Store, folder: str, tokens_per_step: int) -> Iterator[Poi
 
     Their times follow from the checkpoint's own and from their speeds.
     """
-    step = latest_step(store, folder)
-    if step is None:
+    key, rows = kept_rows(store, folder)
+    if key is None:
         return
-    checkpoint = folder_of(folder, step)
-    key = read_manifest(store, checkpoint).key_of(checkpoint, METRICS)
-    lines = [json.loads(line) for line in store.read(key).splitlines()]
-    rows = [row for row in lines if "loss" in row]  # and not a batch that was left out
     at_ms = store.info(key).modified.timestamp() * 1000 - sum(map(_milliseconds, rows))
     for row in rows:
         at_ms += _milliseconds(row)
         yield from of_row(row, int(at_ms), tokens_per_step)
+
+
+def kept_rows(store: Store, folder: str) -> tuple[str | None, list[dict[str, Any]]]:
+    """Key and rows of the finished steps of the last committed checkpoint below `folder`."""
+    step = latest_step(store, folder)
+    if step is None:
+        return None, []
+    checkpoint = folder_of(folder, step)
+    key = read_manifest(store, checkpoint).key_of(checkpoint, METRICS)
+    lines = [json.loads(line) for line in store.read(key).splitlines()]
+    return key, [row for row in lines if "loss" in row]  # and not a batch that was left out
 
 
 def _milliseconds(row: dict[str, Any]) -> float:

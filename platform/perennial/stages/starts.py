@@ -1,0 +1,42 @@
+"""Every start of a worker group, kept beside the ledger: for people, and for the report.
+
+`starts/<folder of the job>/<000000000000>.json` holds one start: when, at which step, with how many
+workers. Nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from perennial.store import Log
+
+if TYPE_CHECKING:
+    from perennial.store import Store
+
+
+@dataclass(frozen=True)
+class Start:
+    """A worker group that began to train: UTC time, trunk step, workers."""
+
+    at: str
+    step: int
+    workers: int
+
+
+def note_start(store: Store, folder: str, start: Start) -> None:
+    """Keep a start. A store that cannot be written to is the checkpoints' trouble, not this one."""
+    log = Log(store, f"starts/{folder}")
+    data = json.dumps(asdict(start)).encode()
+    try:
+        number = sum(1 for _ in log.tail(0))
+        while not log.append(number, data):
+            number += 1
+    except OSError:
+        return
+
+
+def read_starts(store: Store, folder: str) -> list[Start]:
+    """The starts of a job, in order."""
+    return [Start(**json.loads(data)) for _, data in Log(store, f"starts/{folder}").tail(0)]
