@@ -204,7 +204,11 @@ def test_status_tells_the_whole_story(lineage: Lineage) -> None:
     assert told["trunk"] == {"stage": "01-code", "step": 2 * STEPS, "phase": "constant"}
     assert told["tokens"]["01-code"]["replayed"] == {"help": 2 * STEPS * SEQUENCE_LENGTH}
     assert told["next"] == []
-    assert "01-code" in perennial("status", lineage.run_file)
+    assert told["times"][1]["starts"] == 1
+    shown = perennial("status", lineage.run_file, env={"COLUMNS": "80", "LINES": "24"})
+    assert len(shown.splitlines()) < 24, "one screen"
+    for words in ("00-help", "01-code", f"release {lineage.release['name']}"[:30], "goodput"):
+        assert words in shown
 
 
 def test_i9_killed_in_the_middle_of_a_stage_it_ends_with_the_same_weights(

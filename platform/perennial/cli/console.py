@@ -12,12 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
-from rich.text import Text
 
 if TYPE_CHECKING:
     from perennial.evaluation import HeldoutLoss, LossMatrix
     from perennial.sources import SourceStatus
-    from perennial.stages.machine import RunState
     from perennial.training.job import Job
     from perennial.training.trainer import Progress
 
@@ -175,23 +173,6 @@ def print_tokens(told: dict[str, dict[str, Any]]) -> None:
     for stage, tokens in told.items():
         replayed = [f"{corpus} {count:,}" for corpus, count in tokens["replayed"].items()]
         table.add_row(stage, f"{tokens['new']:,}", ", ".join(replayed) or "-")
-    out.print(table)
-
-
-def print_corpora(state: RunState, told: dict[str, str]) -> None:
-    """What became of every corpus; `told` says it in words."""
-    table = Table(title="corpora", title_justify="left")
-    for column in ("corpus", "state", "sequences", "tokens", "why"):
-        numeric = column in ("sequences", "tokens")
-        table.add_column(column, justify="right" if numeric else "left")
-    for name, corpus in state.corpora.items():
-        table.add_row(
-            Text(name),
-            Text(told[name]),
-            f"{corpus.sequences:,}",
-            f"{corpus.tokens:,}",
-            Text(corpus.reason),
-        )
     out.print(table)
 
 

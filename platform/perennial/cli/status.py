@@ -1,25 +1,22 @@
-"""`perennial status`: what the store says of a run."""
+"""`perennial status`: what the store says of a run, on one screen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from perennial.cli.app import AsJson, Overrides, RunFile, verb
-from perennial.cli.console import (
-    out,
-    print_corpora,
-    print_gate,
-    print_json,
-    print_matrix,
-    print_scores,
-    print_sources,
-    print_tokens,
-)
+from perennial.cli.console import out, print_json
 from perennial.cli.opening import read_run
+from perennial.cli.story import HEIGHT, WIDTH, Row, Story, screen
 
 if TYPE_CHECKING:
+    from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.sources import SourceStatus
+    from perennial.stages.machine import RunState, Stage
     from perennial.stages.workspace import Workspace
 
 
@@ -35,57 +32,172 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
     work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
     state = work.ledger.read()
     next_steps = todo(work)
-    length = work.spec.corpora.sequence_length
-    told = outcome.matrix(state)
-    where = outcome.position(work)
     sources = [source.status(utc_now()) for source in open_sources(work)]
-    states = outcome.told_states(work)
     if as_json:
+        length = work.spec.corpora.sequence_length
         print_json(
             {
                 "store": work.store.url,
-                "corpora": states,
+                "corpora": outcome.told_states(work),
                 "reasons": {n: c.reason for n, c in state.corpora.items() if c.reason},
                 "controller": {"epoch": state.epoch, "name": state.controller},
                 "gated": outcome.gated(state),
-                "trunk": where,
-                "matrix": told.to_dict(),
+                "trunk": outcome.position(work),
+                "matrix": outcome.matrix(state).to_dict(),
                 "tokens": outcome.tokens_by_source(state, length),
                 "releases": [release.folder for release in state.releases],
+                "scores": state.scores,
+                "times": _times(work),
                 "sources": [asdict(source) for source in sources],
                 "next": next_steps,
             }
         )
         return
-    print_sources(sources)
-    print_corpora(state, states)
-    if told.stages:
-        print_matrix(told)
-        print_tokens(outcome.tokens_by_source(state, length))
-    for release, found in state.scores.items():
-        print_scores(release, found)
-    _print_places(work, str(run_file), where, next_steps)
+    size = shutil.get_terminal_size((WIDTH, HEIGHT))
+    told = _story(work, str(run_file), sources, next_steps)
+    for line in screen(told, max(size.columns, WIDTH), max(size.lines, HEIGHT)):
+        out.print(line, markup=False)
 
 
-def _print_places(
-    work: Workspace, run_file: str, where: dict[str, Any] | None, next_steps: Sequence[str]
-) -> None:
+def _story(
+    work: Workspace, run_file: str, sources: Sequence[SourceStatus], next_steps: Sequence[str]
+) -> Story:
     from perennial.stages import outcome
+
+    state, told = work.state, outcome.matrix(work.state)
+    where = outcome.position(work)
+    standing = (
+        f"{where['stage']}, step {where['step']:,}, {where['phase']} phase; losses in nats a token"
+        if where
+        else "no stage yet"
+    )
+    rates = [point.eta for point in outcome.rate_points(state.stages)]
+    return Story(
+        head=f"{work.spec.name}: {standing}",
+        corpora=told.corpora,
+        stages=[_stage_row(work, told, index, stage) for index, stage in enumerate(state.stages)],
+        releases=[Row(name, _nats(losses)) for name, losses in told.releases],
+        rates=rates,
+        rate=f"now {rates[-1]:.2e}" if rates else "",
+        notes=[
+            *_gate_notes(work),
+            *_corpus_notes(work),
+            *_source_notes(sources),
+            *_result_notes(work),
+        ],
+        places=list(_places(work, run_file, next_steps)),
+    )
+
+
+def _stage_row(work: Workspace, told: LossMatrix, index: int, stage: Stage) -> Row:
+    state = work.state
+    new = sum(s.sequences for s in stage.mix.sources if s.corpus not in _earlier(state, stage))
+    measured = stage.name in state.losses
+    return Row(
+        name=stage.name,
+        losses=_nats(dict(told.stages[index][1])) if measured else {},
+        own=told.adaptation(index) if measured else None,
+        forgetting=told.average_forgetting(index) if measured else None,
+        state=_stage_state(work, stage),
+        tokens=stage.mix.steps * work.spec.tokens_per_step,
+        replay=1 - new / (stage.mix.steps * stage.mix.global_batch),
+    )
+
+
+def _earlier(state: RunState, stage: Stage) -> set[str]:
+    return {s.corpus for mix in state.history_of(stage) for s in mix.sources}
+
+
+def _stage_state(work: Workspace, stage: Stage) -> str:
+    from perennial.stages import outcome
+
+    return outcome.told_states(work)[stage.corpus].split(" ")[0]
+
+
+def _nats(losses: dict[str, HeldoutLoss] | Any) -> dict[str, float]:
+    return {corpus: loss.nats_per_token for corpus, loss in losses.items()}
+
+
+def _corpus_notes(work: Workspace) -> Iterator[tuple[str, str]]:
+    """Corpora that have no stage yet, or whose stage is in trouble."""
+    from perennial.stages import outcome
+    from perennial.stages.transitions import ON_THE_TRUNK
+
+    for name, told in outcome.told_states(work).items():
+        corpus = work.state.corpora[name]
+        if corpus.stands_at not in ON_THE_TRUNK or corpus.state == "failed":
+            reason = f": {corpus.reason}" if corpus.reason else ""
+            yield "corpus", f"{name} {told}{reason}"
+
+
+def _gate_notes(work: Workspace) -> Iterator[tuple[str, str]]:
+    from perennial.stages import outcome
+
+    gated = outcome.gated(work.state)
+    for verdict in gated["verdicts"] if gated else ():
+        if not verdict["holds"]:
+            value = "not measured" if verdict["value"] is None else f"{verdict['value']:+.3f}"
+            error = "" if verdict["stderr"] is None else f" ± {verdict['stderr']:.3f}"
+            bound = f"{verdict['gate']} of {verdict['subject']} is {verdict['bound']:g}"
+            reason = f" ({verdict['reason']})" if verdict["reason"] else ""
+            yield "stopped", f"{gated['stage'] if gated else ''}: {value}{error}, {bound}{reason}"
+
+
+def _source_notes(sources: Sequence[SourceStatus]) -> Iterator[tuple[str, str]]:
+    for source in sources:
+        told = [
+            f"next {source.next_due[:16].replace('T', ' ')} UTC" if source.next_due else "",
+            f"{source.waiting_bytes:,} bytes wait" if source.waiting_bytes else "",
+            f"landed {', '.join(source.landed[-2:])}" if source.landed else "",
+            f"watermark {source.watermark}" if source.watermark else "",
+        ]
+        told.insert(0, source.error)
+        yield "source", f"{source.name}: {'; '.join(filter(None, told)) or 'nothing yet'}"
+
+
+def _result_notes(work: Workspace) -> Iterator[tuple[str, str]]:
+    from perennial.evaluation.curves import StageTime, goodput
+    from perennial.stages.comparison import baseline_gap
+    from perennial.stages.comparison_page import number
+
+    for scores in list(work.state.scores.values())[-1:]:
+        ran = [score for score in scores if "value" in score]
+        told = [f"{score['task']} {score['metric']} {score['value']:.3f}" for score in ran]
+        told += [f"{len(scores) - len(ran)} not run"] if len(ran) < len(scores) else []
+        yield "tasks", ", ".join(told)
+    times = [StageTime(**time) for time in _times(work)]
+    if (share := goodput(times)) is not None:
+        restarts = sum(time.restarts or 0 for time in times)
+        yield "goodput", f"{share:.0%} of the time in steps that count, {restarts} restarts"
+    gap = baseline_gap(work.spec, work.store, work.state)
+    if gap is not None and gap.average is not None:
+        theirs = f"{gap.theirs.run} at {gap.theirs.tokens:,} tokens"
+        yield "gap", f"{number(gap.average)} nats per token to {theirs}"
+
+
+def _times(work: Workspace) -> list[dict[str, Any]]:
+    """Where the time of each stage went, as of the last evaluation."""
+    try:
+        found: list[dict[str, Any]] = json.loads(work.store.read("report/times.json"))
+    except FileNotFoundError:
+        return []
+    return found
+
+
+def _places(work: Workspace, run_file: str, next_steps: Sequence[str]) -> Iterator[tuple[str, str]]:
     from perennial.stages.decisions import choices
 
-    if where is not None:
-        out.print(f"trunk     {where['stage']}, step {where['step']:,}, {where['phase']} phase")
-    for release in work.state.releases:
-        out.print(f"release   {work.store.url}/{release.folder}")
-    if work.state.losses:
-        out.print(f"pictures  {work.store.url}/report/ (learning-rate.png, matrix.png, ...)")
-    out.print(f"store     {work.store.url}")
-    out.print(f"inbox     {work.inbox.url}")
-    out.print(f"curves    perennial ui {run_file}")
-    for step in next_steps:
-        out.print(f"next      {step}: perennial run {run_file}")
+    yield "store", work.store.url
+    if work.spec.inbox:
+        yield "inbox", work.inbox.url
+    for release in work.state.releases[-1:]:
+        yield "release", f"{work.store.url}/{release.folder}"
     gated = choices(work.state, run_file)
-    print_gate(outcome.gated(work.state), gated)
-    if not next_steps and not gated:
-        out.print(f"next      land another corpus: perennial land {run_file} NAME FILES...")
-        out.print("          or search what its stage should use: perennial tune TUNING_FILE")
+    for command, _ in gated:
+        yield "next", command
+    for step in next_steps[:1]:
+        more = f" (and {len(next_steps) - 1} more)" if len(next_steps) > 1 else ""
+        yield "next", f"{step}: perennial run {run_file}{more}"
+    if not gated and not next_steps:
+        yield "next", f"perennial land {run_file} NAME FILES...   another corpus"
+    yield "see", f"perennial report {run_file}   or: perennial ui {run_file}"

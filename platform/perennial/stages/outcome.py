@@ -145,8 +145,10 @@ def track(work: Workspace) -> None:
     """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
     told = matrix(work.state)
     length = work.spec.corpora.sequence_length
-    drawn = pictures(work.state, length, read_history(work))
+    history = read_history(work)
+    drawn = pictures(work.state, length, history)
     files = {f"{name}.png": picture.png() for name, picture in drawn.items()} | {
+        "times.json": json.dumps([asdict(time) for time in history.times], indent=1).encode(),
         "matrix.json": json.dumps(told.to_dict(), indent=1).encode(),
         "matrix.csv": told.to_csv().encode(),
         "tokens.json": json.dumps(tokens_by_source(work.state, length), indent=1).encode(),

@@ -1,0 +1,109 @@
+"""`perennial status` on one screen, whatever the run."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perennial.cli.story import HEIGHT, WIDTH, Row, Story, screen
+
+
+def row(i: int, corpora: list[str], **changes: object) -> Row:
+    losses = {corpus: 4.0 + i for corpus in corpora}
+    told: dict[str, object] = {
+        "name": f"{i:02d}-c{i}", "losses": losses, "own": 4.0 + i, "forgetting": 0.1,
+        "state": "passed", "tokens": 516_096, "replay": 0.25,
+    }  # fmt: skip
+    return Row(**(told | changes))  # type: ignore[arg-type]
+
+
+THREE = ["english", "french", "spanish"]
+QUICKSTART = Story(
+    head="quickstart   trunk: 02-spanish, step 252, constant phase",
+    corpora=THREE,
+    stages=[row(i, THREE) for i in range(3)],
+    releases=[Row("02-spanish-252-anneal30", {corpus: 3.9 for corpus in THREE})],
+    rates=[i / 100 for i in range(100)],
+    rate="now 1.65e-03",
+    notes=[("tasks", "continuation acc 0.25")],
+    places=[("store", "build/quickstart/store"), ("next", "perennial land ...")],
+)
+
+
+def test_the_quickstarts_story_is_whole() -> None:
+    lines = screen(QUICKSTART)
+    assert len(lines) == 10
+    text = "\n".join(lines)
+    for word in ("english", "spanish", "00-c0", "02-c2", "516k", "25%", "6.000", "+0.100", "▁"):
+        assert word in text
+    assert "release 02-spanish-252-annea" in text
+    assert max(map(len, lines)) <= WIDTH
+    assert "..." not in text.replace("perennial land ...", "")
+
+
+def test_of_many_stages_the_last_are_shown_and_of_many_corpora_the_average() -> None:
+    corpora = [f"corpus{i}" for i in range(30)]
+    stages = [row(i, corpora) for i in range(40)]
+    notes = [("corpus", f"corpus{i} waits") for i in range(30)]
+    lines = screen(Story("big", corpora, stages, notes=notes, places=[("store", "s3://b/run")]))
+    assert len(lines) <= HEIGHT - 1
+    text = "\n".join(lines)
+    assert "average" in lines[1] and "corpus3 " not in lines[1]
+    assert "39-c39" in text and "00-c0 " not in text
+    assert "before: `perennial report` shows all" in text
+    assert "more lines: --json has them" in text
+    assert "store     s3://b/run" in text
+
+
+def test_a_higher_terminal_shows_more() -> None:
+    stages = [row(i, THREE) for i in range(40)]
+    assert len(screen(Story("big", THREE, stages), 100, 60)) == 42
+
+
+def test_a_long_place_is_folded_and_never_cut() -> None:
+    url = "s3://bucket/" + "x" * 120
+    lines = screen(Story("run", places=[("store", url), ("next", "a " * 60)]))
+    assert any(url in line for line in lines)
+    assert sum(line.count("a") for line in lines[2:]) == 60
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=200)
+rows = st.builds(
+    Row,
+    name=texts.filter(bool),
+    losses=st.dictionaries(st.sampled_from(THREE), st.floats(0, 99)),
+    own=st.none() | st.floats(0, 99),
+    forgetting=st.none() | st.floats(-9, 9),
+    state=st.sampled_from(["", "passed", "evaluating"]),
+    tokens=st.integers(0, 10**13),
+    replay=st.floats(0, 1),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    head=texts,
+    stages=st.lists(rows, max_size=50),
+    releases=st.lists(rows, max_size=9),
+    notes=st.lists(st.tuples(texts, texts), max_size=40),
+    rates=st.lists(st.floats(0, 1), max_size=300),
+    words=st.lists(st.text("ab/", min_size=1, max_size=60), max_size=5),
+    width=st.integers(80, 200),
+    height=st.integers(24, 80),
+)
+def test_it_fits_the_screen(
+    head: str,
+    stages: list[Row],
+    releases: list[Row],
+    notes: list[tuple[str, str]],
+    rates: list[float],
+    words: list[str],
+    width: int,
+    height: int,
+) -> None:
+    story = Story(head, THREE, stages, releases, rates, "now", notes, [("next", w) for w in words])
+    lines = screen(story, width, height)
+    assert len(lines) < height
+    assert all(len(line) <= width for line in lines)
+    for word in words:
+        assert any(word in line for line in lines)
