@@ -56,16 +56,16 @@ def _print_losses(told: Comparison) -> None:
     unit = "nats per token" if told.in_nats else "bits per byte (the tokenizers differ)"
     table = Table(title=f"held-out loss, {unit}", title_justify="left")
     table.add_column("run")
-    table.add_column("model")
+    table.add_column("rate")
     for name in ("tokens", *told.corpora, "average"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for group in told.groups:
         for model in group:
             values = [value_of(model.losses[corpus], told.in_nats) for corpus in told.corpora]
             mean = average(model, told.corpora, told.in_nats)
             table.add_row(
                 model.run,
-                f"{model.name}{', annealed' if model.decayed else ''}",
+                "annealed" if model.decayed else "constant",
                 f"{model.tokens:,}",
                 *(f"{value:.3f}" for value in values),
                 "-" if mean is None else f"{mean:.3f}",
@@ -83,18 +83,15 @@ def _print_gaps(told: Comparison) -> None:
         if len(told.runs) > 1:
             out.print(f"note      no other model cost the same as one of {told.runs[0].name}'s")
         return
-    title = f"{told.runs[0].name} minus the others at equal tokens, below 0 is better"
+    title = f"{told.runs[0].name} minus the others at equal tokens: below 0 it is better"
     table = Table(title=title, title_justify="left")
     table.add_column("against")
-    for name in ("tokens", *told.corpora, "average"):
-        table.add_column(name, justify="right")
-    for gap in told.gaps:
-        table.add_row(
-            gap.theirs.run,
-            f"{gap.ours.tokens:,}",
-            *(number(gap.corpora[corpus]) for corpus in told.corpora),
-            number(gap.average) if gap.average else "-",
-        )
+    for name in (*told.corpora, "average"):
+        table.add_column(name, justify="right", no_wrap=True)
+    # Of each run the pair that cost most; the page and --json have them all.
+    for gap in {gap.theirs.run: gap for gap in told.gaps}.values():
+        changes = [*gap.corpora.values(), *([gap.average] if gap.average else [])]
+        table.add_row(gap.theirs.run, *(number(c).replace(" ", "") for c in changes))
     out.print(table)
 
 

@@ -52,7 +52,7 @@ def losses_by_corpus(models: Sequence[Model], corpora: Sequence[str], in_nats: b
             markersize=7,
             capsize=2,
             elinewidth=1,
-            label=f"{model.run}, {EngFormatter(sep='')(model.tokens)} tokens",
+            label=f"{model.run}, {EngFormatter(sep='', places=2)(model.tokens)} tokens",
         )
     for y in range(1, len(rows)):
         axes.axhline(y - 0.5, color=grey(), linewidth=0.5)

@@ -11,6 +11,7 @@ from perennial.evaluation.loss import Change
 from perennial.evaluation.page import Page, Section, Table, render
 from perennial.stages.comparison import Comparison, Run
 from perennial.stages.ledger import moment
+from perennial.store import open_store
 
 
 def comparison_html(told: Comparison, at: str) -> str:
@@ -35,9 +36,17 @@ def _facts(told: Comparison) -> Iterator[tuple[str, str]]:
     yield "runs", str(len(told.runs))
     yield "tokens of the first", f"{first.bill.tokens:,}"
     yield "saved against retraining", f"{first.bill.saved:.0%}"
-    for gap in told.gaps[-1:]:
-        if gap.average is not None:
-            yield f"gap to {gap.theirs.run}", number(gap.average)
+    if (gap := _headline(told)) is not None and gap.average is not None:
+        yield f"gap to {gap.theirs.run}", number(gap.average)
+
+
+def _headline(told: Comparison) -> Gap | None:
+    """The gap to the run that the first one names as its baseline, else to the last one."""
+    named = told.runs[0].spec.evaluation.baseline
+    stores = {run.name: run.store.url for run in told.runs}
+    wanted = open_store(named).url if named else None
+    chosen = [gap for gap in told.gaps if stores[gap.theirs.run] == wanted]
+    return next(reversed(chosen or told.gaps), None)
 
 
 def _sections(told: Comparison) -> Iterator[Section]:
