@@ -167,8 +167,9 @@ def _result_notes(work: Workspace) -> Iterator[tuple[str, str]]:
         yield "tasks", ", ".join(told)
     times = [StageTime(**time) for time in _times(work)]
     if (share := goodput(times)) is not None:
-        restarts = sum(time.restarts or 0 for time in times)
-        yield "goodput", f"{share:.0%} of the time in steps that count, {restarts} restarts"
+        restarts = [time.restarts for time in times if time.restarts is not None]
+        again = f", {sum(restarts)} restarts" if len(restarts) == len(times) else ""
+        yield "goodput", f"{share:.0%} of the time in steps that count{again}"
     gap = baseline_gap(work.spec, work.store, work.state)
     if gap is not None and gap.average is not None:
         theirs = f"{gap.theirs.run} at {gap.theirs.tokens:,} tokens"
