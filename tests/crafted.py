@@ -75,7 +75,7 @@ def ingest_text(
     corpora.train_tokenizer(store, inbox, name, spec.tokenizer.vocabulary, settings)
     ledger.append(Landed(at=now(), corpus=name, size_bytes=file.stat().st_size))
     ledger.append(Ingesting(at=now(), corpus=name))
-    earlier = [stage.corpus for stage in ledger.state.stages]
+    earlier = [each for stage in ledger.state.stages for each in stage.corpora]
     manifest = corpora.ingest(store, inbox, name, settings, earlier=earlier)
     ledger.append(
         Ready(

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from perennial.evaluation import HeldoutLoss
+from perennial.evaluation.gates import Verdict
 from perennial.mixture import ReplayRule, stage_mix
 from perennial.schedules import ConstantSchedule, to_dict
 from perennial.stages import events
+from perennial.stages.jobs import stage_name
 from perennial.stages.machine import RunState
 
 AT = "2026-01-01T00:00:00+00:00"
 ROWS, STEPS, BATCH = 80, 10, 8
+TOKENS = ROWS * 32
 
 
 def event_of(
-    kind: str, state: RunState, corpus: str, next_try: str | None = None
+    kind: str,
+    state: RunState,
+    corpus: str,
+    next_try: str | None = None,
+    joined: Sequence[str] = (),
 ) -> events.CorpusEvent:
-    """An event of that kind for a corpus, whether it can happen or not."""
+    """An event of that kind for a corpus, whether it can happen or not.
+
+    joined: with `started`, the corpora that become one stage with it.
+    """
+    if kind == "started":
+        return started(state, corpus, joined)
     known = state.corpora.get(corpus)
+    loss = asdict(HeldoutLoss(corpus, 1.0, 0.5, 2, 10, 40, 0.1))
+    verdict = asdict(Verdict("max_adaptation", corpus, 1.0, 0.1, 0.9, False))
     attempt = known.attempt + 1 if known else 1
     made: list[events.CorpusEvent] = [
         events.Landed(at=AT, corpus=corpus, size_bytes=100),
         events.Ingesting(at=AT, corpus=corpus),
-        events.Ready(at=AT, corpus=corpus, sequences=ROWS, tokens=ROWS * 32, digest="d"),
+        events.Ready(at=AT, corpus=corpus, sequences=ROWS, tokens=TOKENS, digest="d"),
         events.Refused(at=AT, corpus=corpus, reason="too small"),
         events.Held(at=AT, corpus=corpus, reason="later"),
         events.Retried(at=AT, corpus=corpus),
@@ -28,26 +46,26 @@ def event_of(
         events.Failed(
             at=AT, corpus=corpus, attempt=attempt, attempts=3, reason="it broke", next_try=next_try
         ),
-        started(state, corpus),
         events.Trained(at=AT, corpus=corpus, checkpoint=f"c/{corpus}", step=STEPS),
         events.Evaluating(at=AT, corpus=corpus),
-        events.Evaluated(at=AT, corpus=corpus, losses={corpus: {"nats_per_token": 1.0}}),
+        events.Evaluated(at=AT, corpus=corpus, losses={corpus: loss}),
         events.Passed(at=AT, corpus=corpus, verdicts=[]),
-        events.Gated(at=AT, corpus=corpus, verdicts=[{"gate": "max_forgetting"}]),
+        events.Gated(at=AT, corpus=corpus, verdicts=[verdict]),
         events.Accepted(at=AT, corpus=corpus, reason="good enough"),
     ]
     return next(event for event in made if event.kind == kind)
 
 
-def started(state: RunState, corpus: str) -> events.Started:
-    """The stage of a corpus, next on the trunk."""
-    stages = state.stages
-    rule = ReplayRule(0.25, retired=state.retired)
-    mix = stage_mix(state.history, corpus, ROWS, STEPS, BATCH, rule)
+def started(state: RunState, corpus: str, joined: Sequence[str] = ()) -> events.Started:
+    """The stage of a corpus, or of several, next on the trunk."""
+    stages, new = state.stages, dict.fromkeys((corpus, *joined), ROWS)
+    # A corpus that was trained may not be: that is for the machine to say.
+    rule = ReplayRule(0.25, retired=(*state.retired, *new))
+    mix = stage_mix(state.history, new, STEPS, BATCH, rule)
     return events.Started(
         at=AT,
         corpus=corpus,
-        stage=f"{len(state.started_stages):02d}-{corpus}",
+        stage=stage_name(len(state.started_stages), mix.corpora),
         first_step=stages[-1].last_step if stages else 0,
         start=state.ends.get(stages[-1].name) if stages else None,
         mix=mix.to_dict(),
@@ -92,7 +110,7 @@ WALK = [
 """How a corpus without any trouble goes."""
 
 
-def walk(state: RunState, corpus: str, *kinds: str) -> None:
+def walk(state: RunState, corpus: str, *kinds: str, joined: Sequence[str] = ()) -> None:
     """Apply events of these kinds, one after the other; all of them by default."""
     for kind in kinds or WALK:
-        state.apply(event_of(kind, state, corpus))
+        state.apply(event_of(kind, state, corpus, joined=joined))

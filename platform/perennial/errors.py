@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What a program raises that is wrong, or was given something wrong: trying again meets it again.
+A machine, a network or a store that fails raises others, such as OSError and RuntimeError."""
+
 
 class InputError(Exception):
     """The input is wrong; the command exits with code 2 and one line, before any compute.

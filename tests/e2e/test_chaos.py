@@ -166,7 +166,7 @@ def _land_three(folder: Path, url: str) -> Path:
 def _ends(store: Store) -> dict[str, dict[str, str]]:
     """The digests of the tensors at the end of each corpus's stage."""
     return {
-        stage.corpus: {
+        stage.corpora[0]: {
             name: entry.sha256
             for name, entry in checkpoint.read_manifest(
                 store, checkpoint.folder_of(stage.folder, stage.last_step)

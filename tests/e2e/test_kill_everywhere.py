@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,9 +20,11 @@ pytestmark = pytest.mark.long
 def _prepared(folder: Path) -> Path:
     document = tiny_run(folder)
     document["training"] |= {"workers": 1, "micro_batch": 8}
+    document["stages"] |= {"budget": "6 steps", "batch_arrivals": {}}
     document["release"] |= {"policy": "each-stage", "sample_tokens": 0}
     run_file = write_run(folder, document)
-    perennial("land", run_file, "help", write_texts(folder)["help"])
+    for name, file in write_texts(folder).items():
+        perennial("land", run_file, name, file)
     return run_file
 
 
@@ -39,7 +42,8 @@ def _kill_after(run_file: Path, store: Store, events: int) -> bool:
         time.sleep(0.005)  # polling a condition: the next event
     root = psutil.Process(process.pid)
     for each in [root, *root.children(recursive=True)]:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+            each.kill()
     process.communicate()
     return True
 
@@ -72,5 +76,8 @@ def test_i4_killed_after_every_ledger_write_the_run_ends_in_the_same_state(
         kills += 1
     perennial("run", run_file)
     assert _outcome(store) == _outcome(open_store(undisturbed / "store"))
-    assert kills >= len(Ledger(store).read().corpora["help"].story)
+    state = Ledger(store).read()
+    assert [stage.corpora for stage in state.stages] == [("help", "code")]
+    own = len(state.corpora["code"].story[:3])  # until it was ready; the rest is the stage's
+    assert kills >= len(state.corpora["help"].story) + own + len(["releasing", "released"])
     perennial("verify", run_file)

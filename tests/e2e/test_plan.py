@@ -78,7 +78,7 @@ def test_before_anything_landed_a_plan_is_for_the_corpora_that_the_file_names(
         "stages": {"budget": "100%", "corpora": {"code": {"budget": "12 steps"}, "help": {}}}
     }
     told = _plan(write_run(tmp_path, document))
-    assert [(s["corpus"], s["basis"], s["steps"]) for s in told["stages"]] == [
+    assert [(*s["corpora"], s["basis"], s["steps"]) for s in told["stages"]] == [
         ("code", "planned", 12)
     ]
     assert told["unknown"] == ["help"]

@@ -28,7 +28,7 @@ def test_i8_two_stages_train_in_a_bucket(s3_url: str, s3_server: S3Server, tmp_p
     state = Ledger(store).read()
     state.validate()
     # A bucket knows seconds only: landed within one, the two follow by name.
-    assert {stage.corpus for stage in state.stages} == {"help", "code"}
+    assert {stage.corpora for stage in state.stages} == {("help",), ("code",)}
     end = checkpoint.read_manifest(store, state.ends[state.stages[1].name])
     assert sum(end.tokens_seen.values()) == 24 * 8 * SEQUENCE_LENGTH
     assert perennial_json("status", run_file, env=env)["next"] == []

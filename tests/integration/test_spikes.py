@@ -18,9 +18,10 @@ from perennial.stages.ledger import Ledger, now
 from perennial.stages.verify import verify
 from perennial.store import Store, open_store
 from perennial.training import checkpoint
+from perennial.training.endings import TrainingFailed
 from perennial.training.job import Job
 from perennial.training.skips import read_skips
-from perennial.training.trainer import Progress, TrainingFailed, run_job
+from perennial.training.trainer import Progress, run_job
 from tests.crafted import ingest_text
 from tests.tiny import tiny_run, write_texts
 

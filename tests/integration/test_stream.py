@@ -65,8 +65,8 @@ def store(store_url: str, tokenised: Store) -> Store:
 @pytest.fixture
 def mix(layouts: dict[str, CorpusLayout]) -> StageMix:
     """A second stage with replay, whose replayed corpus wraps."""
-    first = stage_mix([], "help", layouts["help"].rows, 5, BATCH, ReplayRule())
-    return stage_mix([first], "code", layouts["code"].rows, STEPS, BATCH, ReplayRule(0.3))
+    first = stage_mix([], {"help": layouts["help"].rows}, 5, BATCH, ReplayRule())
+    return stage_mix([first], {"code": layouts["code"].rows}, STEPS, BATCH, ReplayRule(0.3))
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_I2_a_seek_far_into_a_terabyte_touches_one_shard(
     keys[-1] = present
     large = CorpusLayout(tuple(keys), (rows,) * shards)
     steps = rows * shards // BATCH
-    mix = StageMix("c", steps, BATCH, (Source("c", steps * BATCH, 0, rows * shards),))
+    mix = StageMix(("c",), steps, BATCH, (Source("c", steps * BATCH, 0, rows * shards),))
     step, tokens = next(global_batches(tokenised, {"c": large}, mix, 1, steps - 2))
     assert step == steps - 2
     first = rows - (rows * shards - step * BATCH)

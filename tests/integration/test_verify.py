@@ -18,6 +18,7 @@ from perennial.corpora.manifest import CorpusManifest, QuarantineFile
 from perennial.errors import InputError
 from perennial.stages.verify import verify
 from perennial.store import Store, open_store
+from perennial.training.checkpoint import MANIFEST
 from tests.command import perennial, perennial_json, start
 from tests.crafted import ATTEMPT, craft_run
 from tests.tiny import tiny_run, write_run
@@ -117,6 +118,21 @@ def drop_quarantine_line(store: Store, cover_up: bool) -> None:
         )
         rest = read_manifest(store, "help").quarantine[1:]
         reseal(store, "help", quarantine=(changed, *rest))
+
+
+def in_the_first_schema(store: Store) -> None:
+    """Rewrite the ledger and the checkpoints as a version wrote them that knew no merged stages."""
+
+    def older(content: Any) -> None:
+        if "schema" in content:
+            content["schema"] = 1
+        if content.get("mix"):
+            (content["mix"]["corpus"],) = content["mix"].pop("corpora")
+
+    for info in store.list():
+        folder, name = info.key.split("/")[0], info.key.split("/")[-1]
+        if folder == "ledger" or (folder in ("checkpoints", "branches") and name == MANIFEST):
+            edit(store, info.key, older)
 
 
 def repeat_stage(store: Store) -> None:
@@ -316,6 +332,12 @@ def test_I4_I5_I6_I8_a_planted_fault_is_found(store: Store, name: str) -> None:
         assert re.match(key, line), line
         assert "\n" not in line
     assert re.search(fault.says, "\n".join(lines)), "\n".join(lines)
+
+
+def test_a_run_of_the_first_schema_holds(local: Store) -> None:
+    in_the_first_schema(local)
+    assert b'"schema": 1' in local.read(event_key(local, "started", "code"))
+    assert verify(local).findings == []
 
 
 def test_an_unfinished_run_holds(local: Store) -> None:

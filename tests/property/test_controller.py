@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from perennial.stages import events
-from perennial.stages.instructions import Instruction, Outside, next_instruction
+from perennial.stages.instructions import Instruction, Order, Outside, next_instruction
 from perennial.stages.ledger import Ledger, LostRace
-from perennial.stages.machine import InvalidTransition
+from perennial.stages.machine import InvalidTransition, RunState
 from perennial.store import open_store
-from tests.walks import AT, event_of
+from tests.walks import AT, TOKENS, event_of
 
 CORPORA = ("a", "b", "c", "d")
 LATER = "2026-01-01T00:01:00+00:00"
+ORDERS = [
+    Order(),
+    Order(most_corpora=2),
+    Order(most_corpora=4, most_tokens=3 * TOKENS),
+    Order(most_corpora=3, priority={"c": 1, "d": 1}),
+    Order(most_corpora=4, alone={"b"}),
+    Order(most_corpora=4, first=["b", "a"]),
+]
+"""one stage a corpus, and several corpora a stage within bounds of every kind"""
 
 
 class Controller:
@@ -32,13 +40,14 @@ class Controller:
 class Controllers(RuleBasedStateMachine):
     """Three controllers on one real store, in any order, with people and failures between."""
 
-    @initialize()
-    def open(self) -> None:
+    @initialize(order=st.sampled_from(ORDERS))
+    def open(self, order: Order) -> None:
+        self.order = order
         self._folder = tempfile.TemporaryDirectory(prefix="perennial-")
         self.store = open_store(self._folder.name)
         self.inbox: list[str] = []
         self.controllers = [Controller(Ledger(self.store)) for _ in range(3)]
-        self.trained: Counter[str] = Counter()
+        self.written: list[events.Started] = []
 
     def teardown(self) -> None:
         if hasattr(self, "_folder"):
@@ -60,7 +69,8 @@ class Controllers(RuleBasedStateMachine):
         """Read and decide, and be slow to act on it."""
         mine = self.controllers[who]
         mine.ledger.read()
-        mine.step = next_instruction(mine.ledger.state, Outside(self.inbox, LATER))
+        outside = Outside(self.inbox, LATER)
+        mine.step = next_instruction(mine.ledger.state, outside, self.order)
 
     @precondition(lambda self: any(c.step for c in self.controllers))
     @rule(who=st.integers(0, 2), outcome=st.sampled_from(["well", "well", "badly", "gated"]))
@@ -73,7 +83,8 @@ class Controllers(RuleBasedStateMachine):
             return
         step, mine.step = mine.step, None
         for kind in _outcome(mine, step, outcome):
-            if not self._write(mine, event_of(kind, mine.ledger.state, step.subject, AT)):
+            event = event_of(kind, mine.ledger.state, step.subject, AT, step.joined)
+            if not self._write(mine, event):
                 return
 
     @rule(
@@ -104,8 +115,8 @@ class Controllers(RuleBasedStateMachine):
             if mine.epoch and mine.ledger.state.epoch != mine.epoch:
                 self.controllers[self.controllers.index(mine)] = Controller(Ledger(self.store))
             return False
-        if event.kind == "started":
-            self.trained[event.corpus] += 1
+        if isinstance(event, events.Started):
+            self.written.append(event)
         return True
 
     @invariant()
@@ -116,9 +127,24 @@ class Controllers(RuleBasedStateMachine):
         state = Ledger(self.store).read()
         state.validate()
         for name, corpus in state.corpora.items():
-            # Only a person's retry after a gate or a refusal gives a corpus another stage.
-            assert corpus.story.count("started") <= 1 + corpus.story.count("retried"), name
+            # Only a person gives a corpus another stage: by a retry after a gate or a refusal, or
+            # by refusing another corpus of the same stage.
+            again = corpus.story.count("retried") + corpus.story.count("freed")
+            assert corpus.story.count("started") <= 1 + again, name
             assert corpus.story.count("landed") == 1
+        self._stages_are_as_they_were_written(state)
+
+    def _stages_are_as_they_were_written(self, state: RunState) -> None:
+        """What was merged stays merged, whoever goes on with it, and within the bounds."""
+        told = {stage.name: stage.corpora for stage in state.started_stages}
+        written = {e.stage: tuple(e.mix["corpora"]) for e in self.written}
+        assert told == written
+        for corpora in told.values():
+            if len(corpora) > 1:
+                assert len(corpora) <= self.order.most_corpora
+                assert len(corpora) * TOKENS <= self.order.most_tokens
+                assert not {*corpora} & {*self.order.first, *self.order.alone}
+                assert len({self.order.priority.get(name, 0) for name in corpora}) == 1
 
 
 def _outcome(mine: Controller, step: Instruction, outcome: str) -> list[str]:

@@ -39,14 +39,15 @@ def rules() -> st.SearchStrategy[ReplayRule]:
 
 @st.composite
 def lineages(draw: st.DrawFn) -> list[StageMix]:
-    """One to four stages with any budgets, rules and corpus sizes."""
+    """One to four stages of one to three new corpora, any budgets, rules and corpus sizes."""
     global_batch = draw(st.sampled_from([1, 4, 6, 16]))
     history: list[StageMix] = []
     for index in range(draw(st.integers(1, 4))):
         steps = draw(st.integers(1, 40))
-        rows = draw(st.integers(1, 2 * steps * global_batch))
-        rule = draw(rules())
-        history.append(stage_mix(history, f"c{index}", rows, steps, global_batch, rule))
+        names = ["", "x", "y"][: draw(st.sampled_from([1, 1, 2, 3]))]
+        sizes = st.integers(1, 2 * steps * global_batch)
+        new = {f"c{index}{name}": draw(sizes) for name in names}
+        history.append(stage_mix(history, new, steps, global_batch, draw(rules())))
     return history
 
 
@@ -88,7 +89,7 @@ def test_the_union_over_a_stage_is_its_budget_and_nothing_repeats_before_a_wrap(
 def test_replay_goes_on_where_the_last_one_stopped(history: list[StageMix]) -> None:
     replayed: dict[str, int] = {}
     for mix in history:
-        for source in mix.sources[1:]:
+        for source in mix.replayed:
             assert source.start == replayed.get(source.corpus, 0) % source.extent
             replayed[source.corpus] = replayed.get(source.corpus, 0) + source.sequences
 
@@ -98,7 +99,7 @@ def test_i2_adding_a_stage_under_any_rule_never_changes_what_earlier_steps_saw(
     history: list[StageMix], rule: ReplayRule
 ) -> None:
     before = [rows(mix, step) for mix in history for step in range(mix.steps)]
-    longer = [*history, stage_mix(history, "later", 100, 5, history[0].global_batch, rule)]
+    longer = [*history, stage_mix(history, {"later": 100}, 5, history[0].global_batch, rule)]
     again = [StageMix.from_dict(json.loads(json.dumps(mix.to_dict()))) for mix in longer]
     after = [rows(mix, step) for mix in again[:-1] for step in range(mix.steps)]
     assert after == before
@@ -110,17 +111,44 @@ def test_a_stage_follows_from_the_stages_before_it_and_its_own_rule(
     history: list[StageMix],
 ) -> None:
     for index, mix in enumerate(history):
-        own = mix.sources[0]
-        assert mix == stage_mix(
-            history[:index], mix.corpus, own.extent, mix.steps, mix.global_batch, mix.replay
-        )
+        new = {source.corpus: source.extent for source in mix.new}
+        assert mix == stage_mix(history[:index], new, mix.steps, mix.global_batch, mix.replay)
+
+
+@given(lineages())
+def test_new_corpora_share_the_new_part_in_proportion_to_their_tokens(
+    history: list[StageMix],
+) -> None:
+    for mix in history:
+        assert tuple(source.corpus for source in mix.new) == mix.corpora
+        assert mix.sources == (*mix.new, *mix.replayed)
+        part = sum(source.sequences for source in mix.new)
+        rows = sum(source.extent for source in mix.new)
+        for source in mix.new:
+            assert source.start == 0
+            assert abs(source.sequences - part * source.extent / rows) < 1
+            # None is repeated before all of every other one was trained as often.
+            assert source.sequences <= source.extent * -(-part // rows)
+
+
+@given(st.lists(st.integers(1, 500), min_size=2, max_size=4), st.sampled_from([1, 4, 6]))
+def test_corpora_that_become_one_stage_are_each_trained_whole_and_once(
+    sizes: list[int], batch: int
+) -> None:
+    new = {f"c{index}": size for index, size in enumerate(sizes)}
+    steps = -(-sum(sizes) // batch)
+    mix = stage_mix([], new, steps, batch, ReplayRule())
+    over = steps * batch - sum(sizes)
+    wrapped = {s.corpus: s.sequences - s.extent for s in mix.new if s.sequences != s.extent}
+    assert sum(wrapped.values()) == over < batch
+    assert all(count > 0 for count in wrapped.values())
 
 
 @given(lineages())
 def test_no_sequence_is_replayed_more_often_than_the_cap(history: list[StageMix]) -> None:
     times: Counter[tuple[str, int]] = Counter()
     for mix in history:
-        for source in mix.sources[1:]:
+        for source in mix.replayed:
             replayed = Counter(
                 (source.corpus, (source.start + i) % source.extent) for i in range(source.sequences)
             )
@@ -134,13 +162,13 @@ def test_what_is_not_replayed_is_new_and_told(history: list[StageMix]) -> None:
     for index, mix in enumerate(history):
         budget = mix.steps * mix.global_batch
         wanted = round(mix.replay.share * budget) if _trained_before(history[:index]) else 0
-        replayed = sum(source.sequences for source in mix.sources[1:])
+        replayed = sum(source.sequences for source in mix.replayed)
         assert replayed + mix.unreplayed == wanted
-        assert mix.sources[0].sequences == budget - replayed
+        assert sum(source.sequences for source in mix.new) == budget - replayed
 
 
 def _trained_before(history: list[StageMix]) -> bool:
-    return any(mix.sources[0].sequences for mix in history)
+    return any(source.sequences for mix in history for source in mix.new)
 
 
 WEIGHTINGS = [
@@ -161,7 +189,11 @@ WEIGHTINGS = [
 def test_the_share_is_split_by_the_rules_weights_and_cap(
     rule: ReplayRule, counts: dict[str, int]
 ) -> None:
-    earlier = {"a": Earlier(20, 0, 50), "b": Earlier(60, 0, 100), "c": Earlier(120, 20, 50)}
+    earlier = {
+        "a": Earlier(0, 20, 0, 50),
+        "b": Earlier(1, 60, 0, 100),
+        "c": Earlier(2, 120, 20, 50),
+    }
     assert split_replay(rule, 100, earlier) == counts
 
 
@@ -169,6 +201,7 @@ def test_the_share_is_split_by_the_rules_weights_and_cap(
     st.lists(
         st.builds(
             Earlier,
+            stage=st.integers(0, 3),
             seen=st.integers(1, 1000),
             replayed=st.integers(0, 300),
             extent=st.integers(1, 200),
@@ -206,7 +239,7 @@ def free_weight(rule: ReplayRule, earlier: dict[str, Earlier], name: str) -> int
     weights: dict[str, int] = {
         "seen": earlier[name].seen,
         "uniform": 1,
-        "recent": 2 ** list(earlier).index(name),
+        "recent": 2 ** sorted({e.stage for e in earlier.values()}).index(earlier[name].stage),
         "fixed": round(10 * rule.weights.get(name, 0)),
     }
     return weights[rule.weighting]
@@ -243,8 +276,8 @@ def test_i2_batches_dealt_in_blocks_of_any_size_are_those_of_the_plan(
 @given(st.integers(10**5, 10**7), st.integers(0, 10**7))
 def test_i2_a_seek_far_into_a_large_plan_agrees_with_counting_on(steps: int, at: int) -> None:
     batch = 1104
-    first = stage_mix([], "a", steps * batch, steps, batch, ReplayRule(0.05))
-    mix = stage_mix([first], "b", steps * batch, steps, batch, ReplayRule(0.05))
+    first = stage_mix([], {"a": steps * batch}, steps, batch, ReplayRule(0.05))
+    mix = stage_mix([first], {"b": steps * batch}, steps, batch, ReplayRule(0.05))
     at %= steps
     here, there = mix.taken(at), mix.taken(min(at + 50, steps))
     counted = Counter(i for step in range(at, min(at + 50, steps)) for i, _ in rows(mix, step))
@@ -257,33 +290,53 @@ def test_i2_a_seek_far_into_a_large_plan_agrees_with_counting_on(steps: int, at:
 def test_the_papers_three_stage_shares_are_reproduced() -> None:
     """Two stages of 300 : 100 with 5% replay have seen 305 : 95, so the third's 5% is split so."""
     batch, scale = 1000, 1000
-    first = stage_mix([], "pile", 10**9, 300 * scale, batch, ReplayRule(0.05))
-    second = stage_mix([first], "sp1", 10**9, 100 * scale, batch, ReplayRule(0.05))
+    first = stage_mix([], {"pile": 10**9}, 300 * scale, batch, ReplayRule(0.05))
+    second = stage_mix([first], {"sp1": 10**9}, 100 * scale, batch, ReplayRule(0.05))
     seen = seen_sequences([first, second])
     assert seen == {"pile": 305 * scale * batch, "sp1": 95 * scale * batch}
-    third = stage_mix([first, second], "sp2", 10**9, 100 * scale, batch, ReplayRule(0.05))
+    third = stage_mix([first, second], {"sp2": 10**9}, 100 * scale, batch, ReplayRule(0.05))
     budget = third.steps * batch
     shares = {source.corpus: source.sequences / budget for source in third.sources}
     assert shares == {"sp2": 0.95, "pile": 0.038125, "sp1": 0.011875}
 
 
 def test_a_branch_goes_on_where_its_stage_stopped() -> None:
-    first = stage_mix([], "a", 100, 10, 8, ReplayRule(0.25))
-    second = stage_mix([first], "b", 100, 10, 8, ReplayRule(0.25))
+    first = stage_mix([], {"a": 100}, 10, 8, ReplayRule(0.25))
+    second = stage_mix([first], {"b": 100}, 10, 8, ReplayRule(0.25))
     branch = branch_mix([first, second], 5)
     assert {s.corpus: s.sequences for s in branch.sources} == {"b": 30, "a": 10}
     assert {s.corpus: s.start for s in branch.sources} == {"b": 60, "a": 20}
 
 
+def test_corpora_of_one_stage_are_equally_recent() -> None:
+    first = stage_mix([], {"a": 100}, 10, 8, ReplayRule())
+    second = stage_mix([first], {"b": 60, "c": 30}, 10, 8, ReplayRule())
+    third = stage_mix([first, second], {"d": 100}, 10, 10, ReplayRule(0.5, "recent"))
+    assert {s.corpus: s.sequences for s in third.replayed} == {"a": 10, "b": 20, "c": 20}
+
+
+def test_a_mix_of_one_corpus_is_read_in_its_older_form() -> None:
+    mix = stage_mix([], {"a": 100}, 10, 8, ReplayRule())
+    older = mix.to_dict() | {"corpus": "a"}
+    del older["corpora"]
+    assert StageMix.from_dict(json.loads(json.dumps(older))) == mix
+
+
+def test_a_corpus_is_one_source_of_a_stage() -> None:
+    first = stage_mix([], {"a": 80}, 10, 8, ReplayRule())
+    with pytest.raises(ValueError, match="a corpus is two sources of one stage: a, a"):
+        stage_mix([first], {"a": 80}, 10, 8, ReplayRule(0.5))
+
+
 def test_without_an_earlier_corpus_nothing_is_replayed() -> None:
-    mix = stage_mix([], "a", 80, 10, 8, ReplayRule(0.9))
+    mix = stage_mix([], {"a": 80}, 10, 8, ReplayRule(0.9))
     assert [source.corpus for source in mix.sources] == ["a"]
 
 
 def test_a_mix_that_does_not_fill_its_batches_is_refused() -> None:
-    whole = stage_mix([], "a", 80, 10, 8, ReplayRule(0.0))
+    whole = stage_mix([], {"a": 80}, 10, 8, ReplayRule(0.0))
     with pytest.raises(ValueError, match="sources give 80 sequences, the stage has 11 x 8"):
-        StageMix("a", 11, 8, whole.sources)
+        StageMix(("a",), 11, 8, whole.sources)
 
 
 @given(

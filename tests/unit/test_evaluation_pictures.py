@@ -42,6 +42,10 @@ MANY = LossMatrix(
         for i in range(9)
     )
 )
+TOGETHER = LossMatrix(
+    (MANY.stages[0], ("01-c1-and-1-more", MANY.stages[1][1])),
+    together={"01-c1-and-1-more": ("c1", "c2")},
+)
 TRUNK = [
     RatePoint(
         step,
@@ -52,7 +56,10 @@ TRUNK = [
     for step in range(40)
 ]
 BRANCH = {"v1": [(40 + i, 5e-3 * 0.5**i) for i in range(6)]}
-TOKENS = [StageTokens("00-english", 9000, {}), StageTokens("01-french", 3000, {"english": 1000})]
+TOKENS = [
+    StageTokens("00-english", {"english": 9000}, {}),
+    StageTokens("01-french", {"french": 3000}, {"english": 1000}),
+]
 TRIALS = [Trial("a", 3.0, 0.5), Trial("b", 3.2, 0.1), Trial("c", 3.3, 0.4)]
 
 LOSSES = [LossPoint(100 * i, 9 - i / 40, "00-a" if i < 50 else "01-b") for i in range(1, 90)]
@@ -65,9 +72,12 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "heat map": lambda: loss_heat_map(MATRIX),
     "heat map of many": lambda: loss_heat_map(MANY),
     "lines": lambda: loss_lines(MATRIX, TOKENS),
-    "lines of many": lambda: loss_lines(MANY, [StageTokens(s, 900, {}) for s, _ in MANY.stages]),
+    "lines of many": lambda: loss_lines(
+        MANY, [StageTokens(stage, {"c": 900}, {}) for stage, _ in MANY.stages]
+    ),
     "transfer": lambda: learned_and_forgotten(MATRIX),
     "transfer of many": lambda: learned_and_forgotten(LossMatrix(MANY.stages[:5])),
+    "transfer of a stage of two corpora": lambda: learned_and_forgotten(TOGETHER),
     "learning rate": lambda: learning_rate(TRUNK, BRANCH),
     "learning rate without release": lambda: learning_rate(TRUNK),
     "tokens": lambda: tokens_by_source(TOKENS),
@@ -100,6 +110,14 @@ def test_a_picture_has_four_looks_for_a_page(name: str) -> None:
     assert picture.svg() == looks[0]
     for svg in looks:
         assert ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+def test_a_stage_of_several_corpora_is_drawn_with_each_of_them() -> None:
+    apart = LossMatrix((MANY.stages[0], ("01-c1", MANY.stages[1][1])))
+    assert b"01-c1-and-1-more: c2" in learned_and_forgotten(TOGETHER).svg()
+    assert loss_heat_map(TOGETHER).svg() != loss_heat_map(apart).svg()
+    both, one = StageTokens("s", {"a": 5, "b": 5}, {}), StageTokens("s", {"a": 10}, {})
+    assert tokens_by_source([both]).svg() != tokens_by_source([one]).svg()
 
 
 def test_pictures_show_what_they_are_given() -> None:

@@ -28,6 +28,14 @@ FULL = LossMatrix(
     ),
     releases=(("v1", row(english=4.1, french=3.2, spanish=1.8)),),
 )
+TOGETHER = LossMatrix(
+    stages=(
+        ("00-english", row(english=4.0, french=9.0, spanish=8.0, german=9.0)),
+        ("01-french-and-1-more", row(english=4.5, french=3.0, spanish=2.0, german=7.0)),
+        ("02-german", row(english=4.25, french=3.5, spanish=2.25, german=3.0)),
+    ),
+    together={"01-french-and-1-more": ("french", "spanish")},
+)
 LOWER = LossMatrix(
     stages=(
         ("00-english", row(english=4.0)),
@@ -130,6 +138,16 @@ def test_a_point_is_on_the_front_unless_another_beats_it(points: list[tuple[int,
     for i, p in enumerate(points):
         beaten = any(q[0] <= p[0] and q[1] <= p[1] and (q[0] < p[0] or q[1] < p[1]) for q in points)
         assert (i in front) is not beaten
+
+
+def test_of_a_stage_of_several_corpora_each_counts_the_same() -> None:
+    assert TOGETHER.corpora == ("english", "french", "spanish", "german")
+    assert (TOGETHER.own(1), TOGETHER.own(2)) == (("french", "spanish"), ("german",))
+    assert TOGETHER.trained(1) == ("english", "french", "spanish")
+    assert (TOGETHER.adaptation(1), TOGETHER.adaptation(2)) == (2.5, 3.0)
+    assert TOGETHER.forgetting(1) == {"english": 0.5}
+    assert TOGETHER.forgetting(2) == {"english": 0.25, "french": 0.5, "spanish": 0.25}
+    assert TOGETHER.forward_transfer(10.0) == pytest.approx((1 + 2 + 3) / 3)
 
 
 def test_an_empty_mean_is_none_not_an_error() -> None:

@@ -116,6 +116,42 @@ def test_what_is_only_measured_has_no_stage_to_come() -> None:
     assert ahead.unknown == ()
 
 
+def test_what_has_landed_is_forecast_as_one_stage_and_what_has_not_as_its_own() -> None:
+    budget = {"corpora": {"later": {"priority": 0}, "b": {}}, "batch_arrivals": {}}
+    spec, state = _spec(stages=budget), RunState()
+    _ready(state, "a", 800)
+    _ready(state, "b", 400)
+    ahead = look_ahead(spec, state, (*expected_corpora(spec, state, {"c": 60_000}),))
+    assert [(s.name, s.corpora, basis) for s, basis in ahead.stages] == [
+        ("00-a-and-2-more", ("a", "b", "c"), "estimated"),
+        ("01-later", ("later",), "planned"),
+    ]
+    assert {s.corpus: s.sequences for s in ahead.stages[0][0].mix.sources} == {
+        "a": 58,
+        "b": 29,
+        "c": 9,
+    }
+
+
+def test_corpora_that_are_trained_otherwise_keep_a_stage_of_their_own() -> None:
+    stages = {
+        "corpora": {"b": {"budget": "7 steps"}, "c": {"replay": 0.5}, "d": {"optimizer": "keep"}},
+        "batch_arrivals": {"max_tokens": "200k tokens"},
+    }
+    spec, state = _spec(stages=stages), RunState()
+    for name in "abcdefg":
+        _ready(state, name, 600)  # 76,800 tokens
+    ahead = look_ahead(spec, state, ())
+    assert [stage.corpora for stage, _ in ahead.stages] == [
+        ("a",),
+        ("b",),
+        ("c",),
+        ("d",),
+        ("e", "f"),
+        ("g",),
+    ]
+
+
 def test_what_waits_behind_a_corpus_of_unknown_size_is_unknown() -> None:
     spec = _spec(stages={"budget": "100%", "corpora": {"b": {}, "c": {"budget": "9 steps"}}})
     state = RunState()

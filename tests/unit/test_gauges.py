@@ -10,6 +10,7 @@ from perennial.stages.gauges import Gauges, read_gauges
 from perennial.stages.instructions import Order
 from perennial.stages.machine import Corpus, RunState
 from perennial.stages.transitions import CorpusState
+from tests.walks import WALK, walk
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LANDED_AT = {
@@ -48,6 +49,15 @@ def test_the_gauges_tell_what_is_done_what_waits_and_how_old_it_is(
     corpora: dict[str, CorpusState], told: Gauges
 ) -> None:
     assert read_gauges(state(**corpora), LANDED_AT, NOW) == told
+
+
+def test_a_stage_of_several_corpora_is_told_with_all_of_them() -> None:
+    run = RunState()
+    for name in ("english", "french"):
+        walk(run, name, *WALK[:3])
+    walk(run, "english", "started", joined=["french"])
+    told = read_gauges(run, LANDED_AT, NOW)
+    assert (told.doing, told.queue) == ("training english and french", ("german", "spanish"))
 
 
 def test_a_stage_that_failed_while_training_still_ages() -> None:

@@ -12,7 +12,7 @@ from perennial.stages import events
 from perennial.stages.instructions import Instruction, Order, Outside, next_instruction
 from perennial.stages.machine import CorpusState, InvalidTransition, RunState
 from perennial.stages.transitions import TRANSITIONS
-from tests.walks import AT, WALK, event_of, released, releasing, started, walk
+from tests.walks import AT, TOKENS, WALK, event_of, released, releasing, started, walk
 
 DOES = {
     "record-landing": ["landed"],
@@ -198,6 +198,152 @@ def test_i4_a_corpus_that_is_signalled_again_gives_no_second_stage(state: RunSta
     assert len(state.stages) == 1
 
 
+READY = ["landed", "ingesting", "ready"]
+BATCH = Order(most_corpora=3)
+
+
+def test_what_landed_at_once_is_ingested_and_then_one_stage(state: RunState) -> None:
+    seen = []
+    while (instruction := _next(state, "a", "b", order=BATCH)) is not None:
+        seen.append((instruction.verb, instruction.subject, *instruction.joined))
+        walk(state, instruction.subject, *DOES[instruction.verb], joined=instruction.joined)
+    assert seen == [
+        ("record-landing", "a"),
+        ("record-landing", "b"),
+        ("ingest", "a"),
+        ("ingest", "b"),
+        ("start", "a", "b"),
+        ("train", "a"),
+        ("evaluate", "a"),
+        ("judge", "a"),
+    ]
+    (stage,) = state.stages
+    assert (stage.name, stage.corpora) == ("00-a-and-1-more", ("a", "b"))
+    assert state.corpora["a"].story == state.corpora["b"].story == WALK
+    assert state.stage_of("b") == stage
+
+
+def test_without_the_option_each_corpus_is_a_stage(state: RunState) -> None:
+    walk(state, "a", *READY)
+    walk(state, "b", *READY)
+    assert _next(state) == Instruction("start", "a")
+
+
+JOINED: list[tuple[Order, tuple[str, ...]]] = [
+    (Order(most_corpora=4), ("b", "c", "d")),
+    (Order(most_corpora=2), ("b",)),
+    (Order(most_corpora=4, most_tokens=3 * TOKENS), ("b", "c")),
+    (Order(most_corpora=4, most_tokens=TOKENS - 1), ()),
+    # Nothing overtakes a corpus that keeps a stage of its own.
+    (Order(most_corpora=4, alone=["c"]), ("b",)),
+    (Order(most_corpora=4, alone=["a"]), ()),
+    (Order(most_corpora=4, first=["a", "b"]), ()),
+    (Order(most_corpora=4, priority={"a": 1, "c": 1}), ("c",)),
+    (Order(most_corpora=4, only=["a", "c"]), ("c",)),
+]
+
+
+@pytest.mark.parametrize(("order", "joined"), JOINED)
+def test_corpora_become_one_stage_within_the_bounds_and_in_their_order(
+    state: RunState, order: Order, joined: tuple[str, ...]
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        walk(state, name, *READY)
+    assert _next(state, order=order) == Instruction("start", "a", joined=joined)
+
+
+@pytest.mark.parametrize("kind", ["held", "refused"])
+def test_a_corpus_that_is_held_or_refused_joins_no_stage(state: RunState, kind: str) -> None:
+    for name in ("a", "b", "c"):
+        walk(state, name, *READY)
+    walk(state, "b", kind)
+    assert _next(state, order=BATCH) == Instruction("start", "a", joined=("c",))
+
+
+def test_a_stage_does_not_wait_for_a_corpus_whose_ingest_is_tried_again_later(
+    state: RunState,
+) -> None:
+    walk(state, "a", *READY)
+    walk(state, "b", "landed", "ingesting")
+    state.apply(event_of("failed", state, "b", next_try="2026-01-01T00:05:00+00:00"))
+    assert next_instruction(state, Outside([], AT), BATCH) == Instruction("start", "a")
+
+
+def test_a_corpus_that_lands_while_a_stage_is_at_work_waits_for_the_next(state: RunState) -> None:
+    walk(state, "a", *READY)
+    walk(state, "a", "started")
+    walk(state, "b", *READY)
+    assert _next(state, order=BATCH) == Instruction("train", "a")
+    assert state.stages[0].corpora == ("a",)
+
+
+def _merged(state: RunState, *kinds: str) -> None:
+    for name in ("a", "b", "c"):
+        walk(state, name, *READY)
+    walk(state, "a", *WALK[3:-1], *kinds, joined=("b", "c"))
+
+
+def test_of_a_gated_stage_one_is_refused_and_the_others_are_trained_without_it(
+    state: RunState,
+) -> None:
+    _merged(state, "gated")
+    walk(state, "b", "refused")
+    assert {n: c.state for n, c in state.corpora.items()} == {
+        "a": "ready",
+        "b": "refused",
+        "c": "ready",
+    }
+    assert ([s.name for s in state.abandoned], state.stages) == (["00-a-and-2-more"], [])
+    assert _next(state, order=BATCH) == Instruction("start", "a", joined=("c",))
+
+
+def test_a_retried_stage_is_the_same_corpora_again_whichever_of_them_is_named(
+    state: RunState,
+) -> None:
+    _merged(state, "gated")
+    walk(state, "d", *READY)
+    state.apply(events.Retried(at=AT, corpus="c", replay=0.5))
+    # What landed since has another share of replay, and so a stage of its own.
+    assert _next(state, order=Order(most_corpora=9)) == Instruction("start", "a", joined=("b", "c"))
+
+
+@pytest.mark.parametrize("named", ["a", "c"])
+def test_a_gated_stage_is_accepted_by_any_of_its_corpora(state: RunState, named: str) -> None:
+    _merged(state, "gated")
+    assert state.gated == state.stages[0]
+    walk(state, named, "accepted")
+    assert {corpus.state for corpus in state.corpora.values()} == {"passed"}
+    walk(state, "a", "retired")
+    assert (state.retired, state.at_work) == (("a",), None)
+
+
+def test_a_stage_of_several_fails_and_is_tried_again_as_one(state: RunState) -> None:
+    for name in ("a", "b"):
+        walk(state, name, *READY)
+    walk(state, "a", "started", "failed", joined=("b",))
+    assert {corpus.stands_at for corpus in state.corpora.values()} == {"training"}
+    assert {corpus.attempt for corpus in state.corpora.values()} == {1}
+    walk(state, "b", "retried")
+    assert _next(state, order=BATCH) == Instruction("train", "a")
+
+
+def test_a_stage_is_named_by_the_first_corpus_of_its_mix(state: RunState) -> None:
+    walk(state, "a", *READY)
+    walk(state, "b", *READY)
+    other = started(state, "a").model_copy(update={"corpus": "b"})
+    with pytest.raises(ValueError, match="the stage of b has a mix that trains a"):
+        state.apply(other)
+
+
+def test_an_event_of_the_first_schema_is_read_as_it_was_meant(state: RunState) -> None:
+    walk(state, "a", *READY)
+    now = started(state, "a")
+    older = {k: v for k, v in now.mix.items() if k != "corpora"} | {"corpus": "a"}
+    told = json.loads(events.encode(now)) | {"schema": 1, "mix": older}
+    state.apply(events.decode(json.dumps(told).encode()))
+    assert state.stages[0].corpora == ("a",)
+
+
 WALKS: dict[CorpusState, list[str]] = {
     "unknown": [],
     **{
@@ -213,7 +359,8 @@ WALKS: dict[CorpusState, list[str]] = {
     "refused": ["landed", "refused"],
     "retired": [*WALK, "retired"],
 }
-KINDS = sorted({kind for _, kind in TRANSITIONS})
+KINDS = sorted({kind for _, kind in TRANSITIONS} - {"freed"})
+"""Kinds of events; `freed` is what another corpus's refusal means for the rest of its stage."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -312,7 +459,7 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
 
 
 def test_an_event_of_a_newer_schema_is_told_apart_from_a_broken_one() -> None:
-    with pytest.raises(events.NewerSchema, match="its schema is 2, this version knows 1"):
-        events.decode(b'{"schema": 2, "kind": "from-the-future"}')
+    with pytest.raises(events.NewerSchema, match="its schema is 3, this version knows up to 2"):
+        events.decode(b'{"schema": 3, "kind": "from-the-future"}')
     before_schemas = b'{"kind": "took-over", "at": "", "epoch": 1, "controller": "c"}'
     assert isinstance(events.decode(before_schemas), events.TookOver)

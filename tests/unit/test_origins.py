@@ -13,7 +13,7 @@ LAYOUTS = {
     "new": CorpusLayout(("new/0", "new/1"), (10, 30)),
     "old": CorpusLayout(("old/0",), (6,)),
 }
-MIX = StageMix("new", 5, 8, (Source("new", 30, 0, 40), Source("old", 10, 4, 6)))
+MIX = StageMix(("new",), 5, 8, (Source("new", 30, 0, 40), Source("old", 10, 4, 6)))
 
 
 def test_every_row_of_the_batch_is_named_once_and_found_in_its_shard() -> None:
@@ -33,7 +33,7 @@ def test_every_row_of_the_batch_is_named_once_and_found_in_its_shard() -> None:
 
 
 def test_rows_that_follow_each_other_are_one_run_and_a_shards_end_cuts_it() -> None:
-    mix = StageMix("new", 1, 12, (Source("new", 12, 4, 40),))
+    mix = StageMix(("new",), 1, 12, (Source("new", 12, 4, 40),))
     assert [str(origin) for origin in origins(mix, LAYOUTS, 0)] == [
         "rows 4 to 9 of new/0",
         "rows 0 to 5 of new/1",

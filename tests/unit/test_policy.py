@@ -10,6 +10,7 @@ import pytest
 
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation.gates import Measured, judge
+from perennial.evaluation.loss import Change
 from perennial.mixture import StageMix, cut, seen_sequences
 from perennial.spec import RunSpec
 from perennial.spec.gates import GatesSpec
@@ -114,7 +115,7 @@ def _measured(scores: Any = ()) -> Measured:
     first = {"a": _loss("a", 4.0, None)}
     second = {"a": _loss("a", 4.3), "b": _loss("b", 3.0)}
     matrix = LossMatrix((("00-a", first), ("01-b", second)))
-    return Measured(matrix, _loss("b", 5.0), scores)
+    return Measured(matrix, {"b": Change(2.0, 0.01)}, scores)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,8 @@ def _measured(scores: Any = ()) -> Measured:
         ({"max_forgetting": 0.29, "standard_errors": 2}, [True]),  # 0.30 - 2 x 0.02
         ({"max_adaptation": 2.9, "min_gain": 1.5}, [False, True]),
         ({"max_adaptation": 2.95, "standard_errors": 1.1, "min_gain": 2.1}, [True, False]),
+        ({"min_gain": 2.005, "standard_errors": 1}, [True]),
+        ({"min_gain": 2.02, "standard_errors": 1}, [False]),  # the gain's own 0.01, not 0.05
     ],
 )
 def test_gates_hold_the_stages_numbers_against_their_bounds(
@@ -133,6 +136,22 @@ def test_gates_hold_the_stages_numbers_against_their_bounds(
 ) -> None:
     verdicts = judge(GatesSpec.model_validate(bounds), _measured())
     assert [verdict.holds for verdict in verdicts] == holds
+
+
+def test_each_corpus_of_a_stage_is_held_against_the_bounds_of_its_own() -> None:
+    first = {"a": _loss("a", 4.0, None)}
+    second = {"a": _loss("a", 4.0), "b": _loss("b", 3.0), "c": _loss("c", 5.0)}
+    stages = (("00-a", first), ("01-b-and-1-more", second))
+    matrix = LossMatrix(stages, together={"01-b-and-1-more": ("b", "c")})
+    bounds = GatesSpec.model_validate({"max_adaptation": 4.0, "min_gain": 0.1})
+    verdicts = judge(bounds, Measured(matrix, {"b": Change(2.0, 0.01)}))
+    assert [(v.gate, v.subject, v.holds) for v in verdicts] == [
+        ("max_adaptation", "b", True),
+        ("min_gain", "b", True),
+        ("max_adaptation", "c", False),
+        ("min_gain", "c", False),
+    ]
+    assert verdicts[-1].reason == "it was not measured"
 
 
 def test_a_task_gate_takes_the_named_metric_and_a_task_that_did_not_run_fails() -> None:

@@ -171,8 +171,12 @@ def print_tokens(told: dict[str, dict[str, Any]]) -> None:
     table.add_column("new", justify="right")
     table.add_column("replayed")
     for stage, tokens in told.items():
-        replayed = [f"{corpus} {count:,}" for corpus, count in tokens["replayed"].items()]
-        table.add_row(stage, f"{tokens['new']:,}", ", ".join(replayed) or "-")
+        new, replayed = (
+            [f"{corpus} {count:,}" for corpus, count in tokens[part].items()]
+            for part in ("new_by_corpus", "replayed")
+        )
+        shown = f"{tokens['new']:,}" if len(new) == 1 else ", ".join(new)
+        table.add_row(stage, shown, ", ".join(replayed) or "-")
     out.print(table)
 
 

@@ -108,7 +108,7 @@ def _print_sources(stages: Sequence[StagePlan]) -> None:
     for stage in stages:
         name = stage.stage
         for source in stage.sources:
-            replayed = source.corpus != stage.corpus
+            replayed = source.corpus not in stage.corpora
             table.add_row(
                 name,
                 f"{source.corpus} (replayed)" if replayed else source.corpus,
@@ -122,7 +122,7 @@ def _print_sources(stages: Sequence[StagePlan]) -> None:
         if stage.displaced_tokens:
             out.print(
                 f"{stage.stage}: replay takes the place of {stage.displaced_tokens:,} tokens "
-                f"of {stage.corpus}"
+                f"of {' and '.join(stage.corpora)}"
             )
 
 

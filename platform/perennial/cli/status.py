@@ -16,7 +16,7 @@ from perennial.cli.story import HEIGHT, WIDTH, Row, Story, screen
 if TYPE_CHECKING:
     from perennial.evaluation import HeldoutLoss, LossMatrix
     from perennial.sources import SourceStatus
-    from perennial.stages.machine import RunState, Stage
+    from perennial.stages.machine import Stage
     from perennial.stages.workspace import Workspace
 
 
@@ -81,6 +81,7 @@ def _story(
         rate=f"now {rates[-1]:.2e}" if rates else "",
         notes=[
             *_gate_notes(work),
+            *_together_notes(work),
             *_corpus_notes(work),
             *_source_notes(sources),
             *_result_notes(work),
@@ -90,9 +91,8 @@ def _story(
 
 
 def _stage_row(work: Workspace, told: LossMatrix, index: int, stage: Stage) -> Row:
-    state = work.state
-    new = sum(s.sequences for s in stage.mix.sources if s.corpus not in _earlier(state, stage))
-    measured = stage.name in state.losses
+    replayed = sum(source.sequences for source in stage.mix.replayed)
+    measured = stage.name in work.state.losses
     return Row(
         name=stage.name,
         losses=_nats(dict(told.stages[index][1])) if measured else {},
@@ -100,22 +100,25 @@ def _stage_row(work: Workspace, told: LossMatrix, index: int, stage: Stage) -> R
         forgetting=told.average_forgetting(index) if measured else None,
         state=_stage_state(work, stage),
         tokens=stage.mix.steps * work.spec.tokens_per_step,
-        replay=1 - new / (stage.mix.steps * stage.mix.global_batch),
+        replay=replayed / (stage.mix.steps * stage.mix.global_batch),
     )
-
-
-def _earlier(state: RunState, stage: Stage) -> set[str]:
-    return {s.corpus for mix in state.history_of(stage) for s in mix.sources}
 
 
 def _stage_state(work: Workspace, stage: Stage) -> str:
     from perennial.stages import outcome
 
-    return outcome.told_states(work)[stage.corpus].split(" ")[0]
+    return outcome.told_states(work)[stage.corpora[0]].split(" ")[0]
 
 
 def _nats(losses: dict[str, HeldoutLoss] | Any) -> dict[str, float]:
     return {corpus: loss.nats_per_token for corpus, loss in losses.items()}
+
+
+def _together_notes(work: Workspace) -> Iterator[tuple[str, str]]:
+    """The corpora of the stages that train several."""
+    for stage in work.state.stages:
+        if len(stage.corpora) > 1:
+            yield "together", f"{stage.name}: {', '.join(stage.corpora)}"
 
 
 def _corpus_notes(work: Workspace) -> Iterator[tuple[str, str]]:

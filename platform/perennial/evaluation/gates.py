@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from perennial.evaluation.loss import HeldoutLoss
+    from perennial.evaluation.loss import Change
     from perennial.evaluation.transfer import LossMatrix
     from perennial.spec.gates import GatesSpec, TaskGate
 
@@ -39,14 +39,15 @@ class Verdict:
 class Measured:
     """What the gates judge: the last stage of a matrix.
 
-    before: the loss on the stage's own corpus at the checkpoint that it started from; None for the
-        trunk's first stage.
+    gains: by corpus of the stage's own, how far its loss fell since the checkpoint that the stage
+        started from, with the standard error over documents paired with themselves; what is not
+        here was not measured.
     scores: of the stage's end on tasks, as lm-eval tells them, each with the gate that `asked`.
     scores_before: the same of the checkpoint that it started from.
     """
 
     matrix: LossMatrix
-    before: HeldoutLoss | None = None
+    gains: Mapping[str, Change] = field(default_factory=dict)
     scores: Sequence[Mapping[str, Any]] = ()
     scores_before: Sequence[Mapping[str, Any]] = ()
 
@@ -56,7 +57,7 @@ def judge(bounds: GatesSpec, measured: Measured) -> list[Verdict]:
     stage = len(measured.matrix.stages) - 1
     return [
         *_forgetting(bounds, measured.matrix, stage),
-        *_own_corpus(bounds, measured, stage),
+        *_own_corpora(bounds, measured, stage),
         *chain.from_iterable(
             _task(bounds, name, gate, measured, stage) for name, gate in bounds.tasks.items()
         ),
@@ -78,18 +79,17 @@ def _forgetting(bounds: GatesSpec, matrix: LossMatrix, stage: int) -> Iterator[V
         )
 
 
-def _own_corpus(bounds: GatesSpec, measured: Measured, stage: int) -> Iterator[Verdict]:
-    corpus = measured.matrix.trained(stage)[-1]
-    after = measured.matrix.stages[stage][1].get(corpus)
-    nats = None if after is None else after.nats_per_token
-    error = None if after is None else after.stderr_nats_per_token
+def _own_corpora(bounds: GatesSpec, measured: Measured, stage: int) -> Iterator[Verdict]:
     slack = bounds.standard_errors
-    if bounds.max_adaptation is not None:
-        yield _below("max_adaptation", corpus, nats, error, bounds.max_adaptation, slack)
-    if bounds.min_gain is not None and stage:
-        before = measured.before
-        gain = None if nats is None or before is None else before.nats_per_token - nats
-        yield _above("min_gain", corpus, gain, error, bounds.min_gain, slack)
+    for corpus in measured.matrix.own(stage):
+        after = measured.matrix.stages[stage][1].get(corpus)
+        if bounds.max_adaptation is not None:
+            nats = None if after is None else after.nats_per_token
+            error = None if after is None else after.stderr_nats_per_token
+            yield _below("max_adaptation", corpus, nats, error, bounds.max_adaptation, slack)
+        if bounds.min_gain is not None and stage:
+            gain, error = measured.gains.get(corpus, (None, None))
+            yield _above("min_gain", corpus, gain, error, bounds.min_gain, slack)
 
 
 def _task(

@@ -27,7 +27,7 @@ from perennial.evaluation.style import (
     paper,
     picture,
 )
-from perennial.evaluation.transfer import LossMatrix, corpus_of, pareto_front
+from perennial.evaluation.transfer import LossMatrix, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -49,16 +49,16 @@ class RatePoint(NamedTuple):
 
 
 class StageTokens(NamedTuple):
-    """Tokens that a stage trained on: new ones, and replayed ones by corpus."""
+    """Tokens that a stage trained on, by corpus: new ones, and replayed ones."""
 
     stage: str
-    new: int
+    new: Mapping[str, int]
     replayed: Mapping[str, int]
 
     @property
     def total(self) -> int:
         """All tokens of the stage."""
-        return self.new + sum(self.replayed.values())
+        return sum(self.new.values()) + sum(self.replayed.values())
 
 
 class Trial(NamedTuple):
@@ -88,9 +88,9 @@ def loss_heat_map(matrix: LossMatrix) -> Figure:
     axes.set_yticks(range(len(rows)), [broken(name) for name, _ in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for y, (name, losses) in enumerate(rows):
+    for y, (_, losses) in enumerate(rows):
         for x, corpus in enumerate(corpora):
-            own = y < len(matrix.stages) and corpus_of(name) == corpus
+            own = y < len(matrix.stages) and corpus in matrix.own(y)
             text, ink = "not measured", grey()
             if corpus in losses:
                 text = _value(losses[corpus], with_error=len(corpora) <= MANY)
@@ -239,10 +239,11 @@ def _shade(axes: Axes, trunk: Sequence[RatePoint]) -> list[str]:
 def tokens_by_source(stages: Sequence[StageTokens]) -> Figure:
     """Tokens of each stage: new ones plain, replayed ones hatched, coloured by corpus."""
     figure, axes = axes_of(2.1 + 0.5 * len(stages))
-    own = [corpus_of(stage.stage) for stage in stages]
+    own = [corpus for stage in stages for corpus in stage.new]
     corpora = list(dict.fromkeys([*own, *(c for stage in stages for c in stage.replayed)]))
     for y, stage in enumerate(stages):
-        parts = [(own[y], stage.new, ""), *((c, n, "///") for c, n in stage.replayed.items())]
+        parts = [(c, n, "") for c, n in stage.new.items()]
+        parts += [(c, n, "///") for c, n in stage.replayed.items()]
         left = 0
         for corpus, tokens, hatch in parts:
             tint = colour(corpora.index(corpus))
@@ -320,11 +321,11 @@ def learned_and_forgotten(matrix: LossMatrix) -> Figure:
 
 def _changes(matrix: LossMatrix, stage: int) -> list[tuple[str, float, float | None, bool]]:
     """Label, change, standard error and whether it is the stage's own corpus."""
-    name, own = matrix.stages[stage][0], matrix.trained(stage)[-1]
-    before, after = matrix.nats(stage - 1, own), matrix.adaptation(stage)
     bars: list[tuple[str, float, float | None, bool]] = []
-    if before is not None and after is not None:
-        bars.append((f"{name}: {own}", after - before, None, True))
+    for own in matrix.own(stage):
+        before, after = matrix.nats(stage - 1, own), matrix.nats(stage, own)
+        if before is not None and after is not None:
+            bars.append((f"{matrix.stages[stage][0]}: {own}", after - before, None, True))
     errors = matrix.forgetting_stderr(stage)
     for corpus, nats in matrix.forgetting(stage).items():
         if nats is not None:

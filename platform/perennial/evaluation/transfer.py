@@ -2,7 +2,7 @@
 
 Losses are held-out nats per token and lower is better. L[i][j] is the loss on corpus j after stage
 i, and stage i trains corpus i (Lopez-Paz and Ranzato 2017, arXiv 1706.08840, with losses in place
-of accuracies).
+of accuracies); where several corpora became one stage, each counts the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -31,15 +31,17 @@ class LossMatrix:
 
     Not every cell need be there: a corpus that had not landed when a stage ended has no loss for
     it, and what is derived from a missing cell is None.
+    together: the corpora of a stage that trains several; any other stage has one in its name.
     """
 
     stages: tuple[Row, ...]
     releases: tuple[Row, ...] = ()
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def corpora(self) -> tuple[str, ...]:
         """The columns: the stages' own corpora in training order, then any others measured."""
-        own = [corpus_of(stage) for stage, _ in self.stages]
+        own = [corpus for stage in range(len(self.stages)) for corpus in self.own(stage)]
         measured = [corpus for _, losses in (*self.stages, *self.releases) for corpus in losses]
         return tuple(dict.fromkeys([*own, *measured]))
 
@@ -48,19 +50,29 @@ class LossMatrix:
         loss = self.stages[stage][1].get(corpus)
         return None if loss is None else loss.nats_per_token
 
+    def own(self, stage: int) -> tuple[str, ...]:
+        """The corpora that are new in a stage."""
+        name = self.stages[stage][0]
+        return self.together.get(name, (corpus_of(name),))
+
     def trained(self, stage: int) -> tuple[str, ...]:
         """Corpora that the trunk has been trained on by the end of a stage."""
-        return tuple(corpus_of(name) for name, _ in self.stages[: stage + 1])
+        return (*self.before(stage), *self.own(stage))
+
+    def before(self, stage: int) -> tuple[str, ...]:
+        """Corpora that the trunk had been trained on when a stage began."""
+        return tuple(corpus for earlier in range(stage) for corpus in self.own(earlier))
 
     def adaptation(self, stage: int) -> float | None:
-        """Loss on the stage's own corpus after it: L[i][i]."""
-        return self.nats(stage, self.trained(stage)[-1])
+        """Loss on the stage's own corpus after it: L[i][i]; their mean where it has several."""
+        return _mean([self.nats(stage, corpus) for corpus in self.own(stage)])
 
     def forgetting(self, stage: int) -> dict[str, float | None]:
         """For each corpus trained before this stage, L[i][j] - L[j][j]: above 0 is forgotten."""
         return {
-            corpus: _difference(self.nats(stage, corpus), self.adaptation(j))
-            for j, corpus in enumerate(self.trained(stage)[:-1])
+            corpus: _difference(self.nats(stage, corpus), self.nats(earlier, corpus))
+            for earlier in range(stage)
+            for corpus in self.own(earlier)
         }
 
     def forgetting_stderr(self, stage: int) -> dict[str, float | None]:
@@ -68,7 +80,7 @@ class LossMatrix:
         losses = self.stages[stage][1]
         return {
             corpus: losses[corpus].stderr_of_change if corpus in losses else None
-            for corpus in self.trained(stage)[:-1]
+            for corpus in self.before(stage)
         }
 
     def average_loss(self, stage: int) -> float | None:
@@ -90,7 +102,11 @@ class LossMatrix:
         What a corpus gains from the stages before its own. `untrained_nats` is the loss of a model
         that knows nothing: log(vocabulary).
         """
-        before = [self.nats(j - 1, self.trained(j)[-1]) for j in range(1, len(self.stages))]
+        before = [
+            self.nats(stage - 1, corpus)
+            for stage in range(1, len(self.stages))
+            for corpus in self.own(stage)
+        ]
         return _mean([_difference(untrained_nats, nats) for nats in before])
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -40,14 +40,15 @@ class Source:
 
 @dataclass(frozen=True)
 class StageMix:
-    """One stage's share of the plan: the new corpus first, then the replayed ones.
+    """One stage's share of the plan: its new corpora first, then the replayed ones.
 
+    corpora: the new ones, in the order of their sources.
     replay: the rule that the sources follow from.
     unreplayed: sequences of the replay share that are new ones instead, because no earlier corpus
         may be replayed any more.
     """
 
-    corpus: str
+    corpora: tuple[str, ...]
     steps: int
     global_batch: int
     sources: tuple[Source, ...]
@@ -55,6 +56,9 @@ class StageMix:
     unreplayed: int = 0
 
     def __post_init__(self) -> None:
+        named = [source.corpus for source in self.sources]
+        if len(set(named)) < len(named):
+            raise ValueError(f"a corpus is two sources of one stage: {', '.join(named)}")
         total = sum(source.sequences for source in self.sources)
         if total != self.steps * self.global_batch:
             raise ValueError(
@@ -87,28 +91,40 @@ class StageMix:
         """A JSON-ready form; the few integers that are a stage's whole data state."""
         replay = asdict(self.replay) | {"retired": list(self.replay.retired)}
         sources = [asdict(source) for source in self.sources]
-        return asdict(self) | {"sources": sources, "replay": replay}
+        told = {"corpora": list(self.corpora), "sources": sources, "replay": replay}
+        return asdict(self) | told
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StageMix:
-        """The inverse of `to_dict`."""
-        sources = tuple(Source(**source) for source in data["sources"])
-        replay = ReplayRule.from_dict(data["replay"])
-        return cls(**data | {"sources": sources, "replay": replay})
+        """The inverse of `to_dict`; reads the older form too, whose one new corpus is `corpus`."""
+        told = {name: value for name, value in data.items() if name != "corpus"}
+        told["corpora"] = tuple(data["corpora"] if "corpora" in data else [data["corpus"]])
+        told["sources"] = tuple(Source(**source) for source in data["sources"])
+        told["replay"] = ReplayRule.from_dict(data["replay"])
+        return cls(**told)
+
+    @property
+    def new(self) -> tuple[Source, ...]:
+        """The sources that are new to the trunk."""
+        return tuple(source for source in self.sources if source.corpus in self.corpora)
+
+    @property
+    def replayed(self) -> tuple[Source, ...]:
+        """The sources that it knows."""
+        return tuple(source for source in self.sources if source.corpus not in self.corpora)
 
 
 def stage_mix(
     history: Sequence[StageMix],
-    corpus: str,
-    rows: int,
+    new: Mapping[str, int],
     steps: int,
     global_batch: int,
     replay: ReplayRule,
 ) -> StageMix:
-    """The next stage: new sequences of `corpus`, and a compute-equivalent share of replay.
+    """The next stage: sequences of the new corpora, and a compute-equivalent share of replay.
 
     history: the mixes of all earlier stages, in order.
-    rows: training sequences of the new corpus.
+    new: training sequences by new corpus; they share the budget in proportion to these.
     replay: how much is drawn from earlier corpora; without any nothing is.
 
     Each corpus is replayed in the order in which it was first trained, from where the last replay
@@ -120,12 +136,14 @@ def stage_mix(
     wanted = round(replay.share * budget) if earlier else 0
     counts = split_replay(replay, wanted, earlier)
     replayed = sum(counts.values())
-    sources = [Source(corpus, budget - replayed, 0, rows)]
+    parts = apportion(budget - replayed, new)
+    sources = [Source(name, parts[name], 0, rows) for name, rows in new.items()]
     for name, known in earlier.items():
         if counts.get(name):
             start = known.replayed % known.extent
             sources.append(Source(name, counts[name], start, known.extent))
-    return StageMix(corpus, steps, global_batch, tuple(sources), replay, wanted - replayed)
+    unreplayed = wanted - replayed
+    return StageMix(tuple(new), steps, global_batch, tuple(sources), replay, unreplayed)
 
 
 def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str] = ()) -> StageMix:
@@ -143,7 +161,7 @@ def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str]
         if counts.get(s.corpus)
     )
     rule = replace(last.replay, retired=tuple(retired))
-    return StageMix(last.corpus, steps, last.global_batch, sources, rule)
+    return StageMix(last.corpora, steps, last.global_batch, sources, rule)
 
 
 def cut(mix: StageMix, steps: int) -> StageMix:
@@ -179,18 +197,17 @@ def trained_sequences(mix: StageMix, steps: int, skipped: Iterable[int] = ()) ->
 def _earlier(history: Sequence[StageMix]) -> dict[str, Earlier]:
     """What the stages did with each corpus, in the order of the stages."""
     replayed: Counter[str] = Counter()
-    extents: dict[str, int] = {}
-    for mix in history:
-        for source in mix.sources:
-            if source.corpus == mix.corpus:
-                extents[source.corpus] = min(source.sequences, source.extent)
-            else:
-                replayed[source.corpus] += source.sequences
+    firsts: dict[str, tuple[int, int]] = {}
+    for stage, mix in enumerate(history):
+        for source in mix.new:
+            firsts[source.corpus] = stage, min(source.sequences, source.extent)
+        for source in mix.replayed:
+            replayed[source.corpus] += source.sequences
     seen = seen_sequences(history)
-    # A stage of nothing but replay leaves nothing of its own corpus to replay.
+    # A stage of nothing but replay leaves nothing of its own corpora to replay.
     return {
-        name: Earlier(seen[name], replayed[name], extent)
-        for name, extent in extents.items()
+        name: Earlier(stage, seen[name], replayed[name], extent)
+        for name, (stage, extent) in firsts.items()
         if extent
     }
 

@@ -18,9 +18,9 @@ class ReplayRule:
     share: part of the budget that is drawn from earlier corpora, 0..1.
     weighting: what an earlier corpus's part of it is in proportion to. `seen`: the sequences that
         the trunk has seen of it, replays included (arXiv 2403.08763, configs of the 3 x 100B
-        experiment). `uniform`: equal parts. `recent`: 1 for the corpus of the last stage, a half
-        for the one before, a quarter for the one before that, and so on. `fixed`: `weights`; a
-        corpus without one is not replayed.
+        experiment). `uniform`: equal parts. `recent`: 1 for each corpus of the last stage, a half
+        for those of the one before, a quarter for those before that, and so on. `fixed`:
+        `weights`; a corpus without one is not replayed.
     weights: by corpus, at least 0, for `fixed` alone; corpora to come may be named.
     max_epochs: how often any sequence may be replayed over the trunk's life; None is no limit.
     retired: corpora that are not replayed any more, whatever the weighting.
@@ -42,11 +42,13 @@ class ReplayRule:
 class Earlier:
     """What the trunk has done with an earlier corpus.
 
+    stage: number of the stage that it was new in.
     seen: sequences trained, replays included.
     replayed: sequences replayed.
     extent: different sequences trained; what is replayed over and over.
     """
 
+    stage: int
     seen: int
     replayed: int
     extent: int
@@ -94,7 +96,8 @@ def _weights(rule: ReplayRule, earlier: Mapping[str, Earlier]) -> dict[str, int]
     if rule.weighting == "uniform":
         return dict.fromkeys(earlier, 1)
     if rule.weighting == "recent":
-        return {name: 1 << age for age, name in enumerate(earlier)}
+        stages = sorted({corpus.stage for corpus in earlier.values()})
+        return {name: 1 << stages.index(corpus.stage) for name, corpus in earlier.items()}
     # As they are written, so that 0.1 : 0.2 is 1 : 2.
     exact = {name: Fraction(str(rule.weights.get(name, 0))) for name in earlier}
     scale = math.lcm(*(weight.denominator for weight in exact.values()))

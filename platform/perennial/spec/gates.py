@@ -33,9 +33,9 @@ class GatesSpec(Section):
     """nats per token that the held-out loss on any earlier corpus may be above what it was after
     that corpus's own stage"""
     max_adaptation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """highest held-out loss on the stage's own corpus after it, in nats per token"""
+    """highest held-out loss on the stage's own corpora after it, each, in nats per token"""
     min_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """nats per token by which the stage must lower the held-out loss on its own corpus"""
+    """nats per token by which the stage must lower the held-out loss on its own corpora, each"""
     tasks: dict[str, TaskGate] = Field(default_factory=dict)
     """lm-eval tasks (by name, suites, or folders that hold a task's YAML) that the stage's end must
     pass"""

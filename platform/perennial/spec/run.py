@@ -158,6 +158,29 @@ class StageOverride(Section):
     optimizer: OptimizerAtJoin | None = None
     """what this stage takes over of AdamW's state: reset, keep or keep-second-moment"""
 
+    @property
+    def changes_the_stage(self) -> bool:
+        """Whether the stage is trained otherwise than those of other corpora."""
+        return any(own is not None for own in (self.budget, self.replay, self.optimizer))
+
+
+class BatchArrivals(Section):
+    """How much may become one stage of what landed and is ready at once.
+
+    A sequence of stages, one a domain, does worse than their mixture (arXiv 2403.08763, A.1).
+    """
+
+    max_corpora: Annotated[int, Field(ge=2)] = 8
+    """corpora that one stage may train, at least 2"""
+    max_tokens: Amount | None = None
+    """training tokens that they may have together, such as `2B tokens`; default no limit"""
+
+    @model_validator(mode="after")
+    def _absolute(self) -> BatchArrivals:
+        if self.max_tokens is not None and self.max_tokens.unit == "percent":
+            raise ValueError("max_tokens is a number of tokens or steps, not a percentage")
+        return self
+
 
 class StagesSpec(Section):
     """How much each stage trains, in which order, and how often it is tried."""
@@ -175,6 +198,10 @@ class StagesSpec(Section):
     only: tuple[str, ...] | None = None
     """names of the corpora that become stages; any other is tokenised and measured but never
     trained; default all"""
+    batch_arrivals: BatchArrivals | None = None
+    """what landed and is ready at once becomes one stage, within these bounds; `{}` for the default
+    ones. Corpora that are named in `order`, differ in priority, or have a budget, replay share or
+    optimizer of their own keep a stage of their own. Default: each corpus is a stage"""
     attempts: Count = 3
     """how often ingesting, training or evaluating a corpus is tried before it waits for `retry`"""
     retry_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0

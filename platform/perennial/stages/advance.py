@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from perennial import corpora
 from perennial.errors import InputError
-from perennial.stages import judging, outcome, policy
-from perennial.stages.events import Failed, Landed, Releasing, Retried, Trained
+from perennial.stages import attempts, judging, outcome, policy
+from perennial.stages.events import Landed, Releasing, Retried, Trained
 from perennial.stages.ingestion import ingest
 from perennial.stages.instructions import Instruction, Outside, next_instruction
 from perennial.stages.jobs import check_first_stage, decide_stage, order_of, stage_job
@@ -19,10 +19,8 @@ from perennial.stages.release import carry_out
 from perennial.stages.training import train
 from perennial.stages.workspace import Overtaken, Superseded, Workspace
 from perennial.training.checkpoint import committed_steps
+from perennial.training.endings import TrainingTerminated
 from perennial.training.skips import read_skips
-from perennial.training.termination import TrainingTerminated
-
-_LONGEST_REASON = 500
 
 
 def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> int:
@@ -82,7 +80,8 @@ def todo(work: Workspace) -> list[str]:
     if first is None or (first.verb == "wait" and not first.until):
         return []
     waiting = [n for n in outside.inbox if n not in work.state.corpora and n != first.subject]
-    told = f"{first.verb} {first.subject}" + (f" until {first.until}" if first.until else "")
+    told = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
+    told += f" until {first.until}" if first.until else ""
     return [told, *(f"then {name}" for name in waiting)]
 
 
@@ -146,20 +145,20 @@ class _Controller:
             case "ingest":
                 self._try(step.subject, lambda: ingest(self._work, step.subject))
             case "start":
-                self._start(step.subject)
+                self._try(step.subject, lambda: self._start(step))
             case "train":
                 self._try(step.subject, lambda: self._train(step.subject))
             case "evaluate":
                 self._try(step.subject, lambda: judging.evaluate(self._work, step.subject))
             case "judge":
-                judging.judge(self._work, step.subject)
+                self._try(step.subject, lambda: judging.judge(self._work, step.subject))
             case "release":
                 self._release(step.subject)
             case "retry":
                 self._work.decide(Retried(at=now(), corpus=step.subject, by_person=False))
 
     def _try(self, name: str, action: Callable[[], None]) -> None:
-        """Do it; a failure is written down, and tried again later as often as the run file says."""
+        """Do it; a failure is written down, and tried again later where that may help."""
         work = self._work
         try:
             action()
@@ -167,22 +166,10 @@ class _Controller:
             raise
         except Exception as failure:
             work.refresh()  # a controller that lost its charge writes nothing
-            attempt = work.state.corpora[name].attempt + 1
-            attempts = work.spec.stages.attempts
-            more = attempt < attempts and type(failure).__name__ != "TrainingStopped"
-            pause = timedelta(seconds=work.spec.stages.retry_after_seconds * 2 ** (attempt - 1))
-            again = (datetime.now(UTC) + pause).isoformat(timespec="seconds")
-            work.record(
-                Failed(
-                    at=now(),
-                    corpus=name,
-                    attempt=attempt,
-                    attempts=attempts,
-                    reason=_reason(failure),
-                    next_try=again if more else None,
-                )
-            )
-            if not more:
+            before = work.state.corpora[name].attempt
+            told = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
+            work.record(told)
+            if told.next_try is None:
                 self.gave_up = failure
 
     def _release(self, name: str) -> None:
@@ -193,7 +180,7 @@ class _Controller:
         except Exception as failure:
             self._work.refresh()
             self._work.narrator.say(
-                f"release {name} failed ({_reason(failure)}); the trunk goes on"
+                f"release {name} failed ({attempts.reason(failure)}); the trunk goes on"
             )
             self._passed_over.add(name)
             self.gave_up = failure
@@ -204,10 +191,12 @@ class _Controller:
             size = seen[name].total_bytes
             self._work.record(Landed(at=now(), corpus=name, size_bytes=size))
 
-    def _start(self, name: str) -> None:
+    def _start(self, step: Instruction) -> None:
         work = self._work
         # Decided once without a tracking run: bad input is refused before MLflow hears of it.
-        decided = decide_stage(work.spec, work.state, name, now(), "", self._reschedule)
+        decided = decide_stage(
+            work.spec, work.state, step.subject, now(), "", self._reschedule, step.joined
+        )
         unreplayed = decided.mix["unreplayed"]
         if unreplayed and work.state.stages:
             work.narrator.say(
@@ -215,6 +204,8 @@ class _Controller:
                 "instead, because no earlier corpus may give more"
             )
         stage = Stage.decided(decided, after=len(work.state.stages))
+        if step.joined:
+            work.narrator.say(f"{stage.name} trains {', '.join(stage.corpora)} together")
         run = work.tracker.child(stage.name, params=outcome.parameters(work.spec, stage))
         run_id = run.wait_id(timeout_seconds=30) or ""
         work.decide(decided.model_copy(update={"tracking_run": run_id}))
@@ -237,10 +228,5 @@ class _Controller:
                 skipped=skipped,
             )
         )
-        work.instruments.trained(name)
+        work.instruments.trained(stage)
         self.trained += 1
-
-
-def _reason(failure: Exception) -> str:
-    told = " ".join(str(failure).split()) or type(failure).__name__
-    return told[:_LONGEST_REASON]

@@ -51,7 +51,7 @@ def model_card(
             f"- Trunk schedule: {_fields(stage.schedule)}.",
             *([f"- Anneal: {_fields(release.schedule)}."] if release.schedule else []),
             f"- Parents: {', '.join(f'`{parent}`' for parent in _parents(trained, release))}.",
-            f"- Tokenizer fingerprint: `{manifests[stage.corpus].tokenizer}`.",
+            f"- Tokenizer fingerprint: `{manifests[stage.corpora[0]].tokenizer}`.",
             f"- Made by perennial {perennial.__version__}.",
             "",
         ]

@@ -83,11 +83,11 @@ def _record_landings(work: Workspace, name: str) -> None:
 
 def choices(state: RunState, where: str) -> list[tuple[str, str]]:
     """The three things that a person can do about a stage that a gate stopped: command, effect."""
-    gated = [corpus.name for corpus in state.corpora.values() if corpus.state == "gated"]
-    if not gated:
+    stage = state.gated
+    if stage is None:
         return []
-    (name,) = gated
-    stage = state.stage_of(name)
+    name, *others = stage.corpora
+    left_out = f"leave {name} out; {', '.join(others)} will be trained without it"
     return [
         (
             f"perennial retry {where} {name} --replay SHARE",
@@ -96,7 +96,7 @@ def choices(state: RunState, where: str) -> list[tuple[str, str]]:
         (f"perennial accept {where} {name}", f"take {stage.name} over as it is"),
         (
             f"perennial refuse {where} {name}",
-            "leave the corpus out; the trunk goes on from where it stood before",
+            left_out if others else "leave the corpus out; the trunk goes on from where it stood",
         ),
     ]
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-SCHEMA = 1
-"""Version of the ledger's format; an event without one is of version 1."""
+SCHEMA = 2
+"""Version of the ledger's format; an event without one is of version 1. In version 2 a stage may
+have several new corpora: `mix.corpora` in place of `mix.corpus`."""
+_READ = (1, 2)
 
 
 class _Record(BaseModel):
@@ -110,7 +112,10 @@ class Failed(_Record):
 
 
 class Started(_Record):
-    """The stage of a corpus is decided: plan, schedule, and the checkpoint it starts from."""
+    """A stage is decided: plan, schedule, and the checkpoint it starts from.
+
+    corpus: the first of its new corpora, `mix.corpora`; what happens to the stage happens to all.
+    """
 
     kind: Literal["started"] = "started"
     corpus: str
@@ -263,8 +268,8 @@ def decode(data: bytes) -> Event:
     if not isinstance(told, dict):
         raise ValueError("it is no JSON object")
     schema = told.pop("schema", 1)
-    if schema != SCHEMA:
-        raise NewerSchema(f"its schema is {schema!r}, this version knows {SCHEMA}")
+    if schema not in _READ:
+        raise NewerSchema(f"its schema is {schema!r}, this version knows up to {SCHEMA}")
     return _EVENT.validate_python(told)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from perennial.errors import InputError
@@ -93,6 +93,9 @@ def look_ahead(
     _check_weights(spec, {*state.corpora, *sizes})
     stages: list[tuple[Stage, Basis]] = []
     outside, order = Outside(list(sizes)), order_of(spec)
+    # What has not landed lands some time, not together with anything else.
+    planned = [each.name for each in expected if each.basis == "planned"]
+    order = replace(order, alone={*order.alone, *planned})
     while (step := next_instruction(state, outside, order)) is not None:
         name = step.subject
         match step.verb:
@@ -107,10 +110,10 @@ def look_ahead(
                     state.apply(Ingesting(at="", corpus=name))
                 state.apply(Ready(at="", corpus=name, sequences=rows, tokens=tokens, digest=""))
             case "start":
-                state.apply(decide_stage(spec, state, name, "", "", reschedule))
+                state.apply(decide_stage(spec, state, name, "", "", reschedule, step.joined))
             case "train":
                 stage = state.stage_of(name)
-                stages.append((stage, sizes[name].basis if name in sizes else "counted"))
+                stages.append((stage, _basis(stage, sizes)))
                 end = folder_of(stage.folder, stage.last_step)
                 state.apply(Trained(at="", corpus=name, checkpoint=end, step=stage.last_step))
             case "evaluate":
@@ -126,6 +129,13 @@ def look_ahead(
     left = names_in(state.corpora.values(), "landed", "ingesting", "ready")
     unknown = tuple(name for name in left if order.trains(name))
     return Ahead(tuple(stages), unknown, state)
+
+
+def _basis(stage: Stage, sizes: Mapping[str, Expected]) -> Basis:
+    """How the size of a stage is known: as that of its least known corpus is."""
+    found: set[Basis] = {sizes[name].basis for name in stage.corpora if name in sizes}
+    ranked: tuple[Basis, ...] = ("planned", "estimated")
+    return next((basis for basis in ranked if basis in found), "counted")
 
 
 def _budgeted(spec: RunSpec, corpus: str) -> int | None:

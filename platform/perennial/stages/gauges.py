@@ -38,7 +38,9 @@ def read_gauges(
     """
     trains = (order or Order()).trains
     in_hand = [corpus for corpus in state.corpora.values() if corpus.state in _IN_HAND]
-    doing = f"{in_hand[-1].state} {in_hand[-1].name}" if in_hand else IDLE
+    doing = IDLE
+    if in_hand:
+        doing = f"{in_hand[-1].state} {' and '.join(state.together(in_hand[-1].name))}"
     recorded = [name for name, corpus in state.corpora.items() if corpus.state in _WAITS]
     queued = (*recorded, *(name for name in landed_at if name not in state.corpora))
     queue = tuple(name for name in queued if trains(name))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -25,12 +26,14 @@ _GO_ON: dict[str, Verb] = {
 class Instruction:
     """What the shell must do next, and to which corpus or release.
 
+    joined: with `start`, the corpora that become one stage with the subject, in their order.
     until: with `wait`, the UTC time at which there is something to do again; "" waits for a person.
     """
 
     verb: Verb
     subject: str
     until: str = ""
+    joined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,20 +52,31 @@ class Outside:
 
 @dataclass(frozen=True)
 class Order:
-    """In which order corpora become stages.
+    """In which order corpora become stages, and which of them become one.
 
     first: these, in this order and each waiting for the one before it; None is by landing.
     priority: by corpus; the higher is taken first, among equals the one that landed first.
     only: corpora that become stages; any other is ingested and no more. None is all.
+    most_corpora, most_tokens: of one stage that several corpora become; 1 merges nothing.
+    alone: corpora that keep a stage of their own, as those in `first` do.
     """
 
     first: Sequence[str] = ()
     priority: Mapping[str, int] = field(default_factory=dict)
     only: Sequence[str] | None = None
+    most_corpora: int = 1
+    most_tokens: float = math.inf
+    alone: Collection[str] = ()
 
     def trains(self, name: str) -> bool:
         """Whether a corpus becomes a stage."""
         return self.only is None or name in self.only
+
+    def like(self, one: Corpus, other: Corpus) -> bool:
+        """Whether neither must be trained before the other, nor otherwise than the other."""
+        alone = {*self.first, *self.alone} & {one.name, other.name}
+        ranks = {self.priority.get(corpus.name, 0) for corpus in (one, other)}
+        return not alone and len(ranks) == 1 and one.replay == other.replay
 
 
 def next_instruction(
@@ -75,7 +89,7 @@ def next_instruction(
     landings are recorded.
     """
     order = order or Order()
-    at_work = _at_work(state)
+    at_work = state.corpora[state.at_work.corpora[0]] if state.at_work else None
     if at_work is not None and at_work.state in _GO_ON:
         return Instruction(_GO_ON[at_work.state], at_work.name)
     if at_work is None and outside.due:
@@ -86,14 +100,6 @@ def next_instruction(
     if at_work is not None:
         return _again(at_work, outside.now)
     return _next_stage(state, outside.now, order)
-
-
-def _at_work(state: RunState) -> Corpus | None:
-    """The corpus whose stage the trunk is in."""
-    if not state.stages:
-        return None
-    corpus = state.corpora[state.stages[-1].corpus]
-    return None if corpus.state in ("passed", "retired") else corpus
 
 
 def _again(corpus: Corpus, now: str) -> Instruction:
@@ -108,18 +114,42 @@ def _again(corpus: Corpus, now: str) -> Instruction:
 def _next_stage(state: RunState, now: str, order: Order) -> Instruction | None:
     """The next corpus in order; those that a person or a later try must free are passed over."""
     waiting: list[Instruction] = []
-    for corpus in in_order(state, order):
+    queue = in_order(state, order)
+    for place, corpus in enumerate(queue):
         match corpus.state:
             case "landed" | "ingesting":
                 return Instruction("ingest", corpus.name)
             case "ready" if order.trains(corpus.name):
-                return Instruction("start", corpus.name)
+                return _start(corpus, queue[place + 1 :], order)
             case "failed":
                 told = _again(corpus, now)
                 if told.verb == "retry":
                     return told
                 waiting += [told] if told.until else []
     return min(waiting, key=lambda wait: wait.until, default=None)
+
+
+def _start(first: Corpus, behind: Sequence[Corpus], order: Order) -> Instruction:
+    """Start the stage of a ready corpus, with those behind it that landed and may join it.
+
+    They are ingested first. Nothing overtakes: whoever may not join ends the stage, but for those
+    that are not to be trained now.
+    """
+    joined: list[Corpus] = []
+    tokens = first.tokens
+    for corpus in behind:
+        waits = corpus.state in ("landed", "ingesting", "ready")
+        if not waits or not order.trains(corpus.name):
+            continue
+        if len(joined) + 1 >= order.most_corpora or not order.like(first, corpus):
+            break
+        tokens += corpus.tokens
+        if tokens > order.most_tokens:
+            break
+        if corpus.state != "ready":
+            return Instruction("ingest", corpus.name)
+        joined.append(corpus)
+    return Instruction("start", first.name, joined=tuple(corpus.name for corpus in joined))
 
 
 def in_order(state: RunState, order: Order) -> list[Corpus]:

@@ -12,6 +12,7 @@ from perennial.stages.jobs import order_of
 from perennial.stages.prometheus import Exported
 
 if TYPE_CHECKING:
+    from perennial.stages.machine import Stage
     from perennial.stages.workspace import Workspace
     from perennial.training.job import Job
     from perennial.training.trainer import Progress
@@ -50,13 +51,13 @@ class Instruments:
         # The step is the time: queues know no optimizer steps.
         run.log(int(now.timestamp()), {f"queue/{name}": value for name, value in values.items()})
 
-    def trained(self, corpus: str) -> None:
-        """Show how long the data of the stage that was just trained had waited."""
-        stage = self._work.state.stage_of(corpus)
-        landed = next((c for c in corpora.landed(self._work.inbox) if c.name == corpus), None)
-        if landed is None:
+    def trained(self, stage: Stage) -> None:
+        """Show how long the oldest data of the stage that was just trained had waited."""
+        inbox = corpora.landed(self._work.inbox)
+        landed_at = [each.landed_at for each in inbox if each.name in stage.corpora]
+        if not landed_at:
             return
-        lag = (datetime.now(UTC) - landed.landed_at).total_seconds()
+        lag = (datetime.now(UTC) - min(landed_at)).total_seconds()
         self._exported.trained(stage.name, lag)
         values = {"queue/landed_to_trained_seconds": lag}
         for run in (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,23 +28,30 @@ _OF_THE_TRUNK = ("infinite", "constant")
 
 
 def decide_stage(
-    spec: RunSpec, state: RunState, corpus: str, at: str, tracking_run: str, reschedule: bool
+    spec: RunSpec,
+    state: RunState,
+    corpus: str,
+    at: str,
+    tracking_run: str,
+    reschedule: bool,
+    joined: Sequence[str] = (),
 ) -> Started:
     """The stage of a ready corpus, next on the trunk.
 
+    joined: other ready corpora that are new in the same stage.
     Raises InputError when the corpus or the budget gives no full batch, when the schedule does
     not fit, or when it is not the one that the trunk was trained under (invariant I1).
     """
-    rows = state.corpora[corpus].sequences
-    steps = stage_steps(spec, corpus, rows)
+    rows = {name: state.corpora[name].sequences for name in (corpus, *joined)}
+    steps = stage_steps(spec, corpus, sum(rows.values()))
     first_step = state.stages[-1].last_step if state.stages else 0
     asked = state.corpora[corpus].replay
     rule = replay_rule(spec, state, spec.replay_share(corpus) if asked is None else asked)
-    mix = stage_mix(state.history, corpus, rows, steps, spec.training.global_batch, rule)
+    mix = stage_mix(state.history, rows, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
         corpus=corpus,
-        stage=f"{len(state.started_stages):02d}-{corpus}",
+        stage=stage_name(len(state.started_stages), mix.corpora),
         first_step=first_step,
         start=state.ends[state.stages[-1].name] if state.stages else None,
         mix=mix.to_dict(),
@@ -53,11 +61,27 @@ def decide_stage(
     )
 
 
+def stage_name(number: int, corpora: Sequence[str]) -> str:
+    """`01-french`, or `01-french-and-2-more` for a stage of three corpora: the first's name."""
+    more = f"-and-{len(corpora) - 1}-more" if len(corpora) > 1 else ""
+    return f"{number:02d}-{corpora[0]}{more}"
+
+
 def order_of(spec: RunSpec) -> Order:
-    """In which order the run file wants its corpora."""
-    named = () if spec.stages.order == "landing" else spec.stages.order
-    priority = {name: each.priority for name, each in spec.stages.corpora.items()}
-    return Order(named, priority, spec.stages.only)
+    """In which order the run file wants its corpora, and which it lets become one stage."""
+    stages = spec.stages
+    named = () if stages.order == "landing" else stages.order
+    priority = {name: each.priority for name, each in stages.corpora.items()}
+    order = Order(named, priority, stages.only)
+    batch = stages.batch_arrivals
+    if batch is None:
+        return order
+    most = math.inf
+    if batch.max_tokens is not None:
+        scale = 1 if batch.max_tokens.unit == "tokens" else spec.tokens_per_step
+        most = float(batch.max_tokens.number * scale)
+    alone = frozenset(name for name, each in stages.corpora.items() if each.changes_the_stage)
+    return replace(order, most_corpora=batch.max_corpora, most_tokens=most, alone=alone)
 
 
 def replay_rule(spec: RunSpec, state: RunState, share: float) -> ReplayRule:
@@ -140,7 +164,7 @@ def stage_job(
         start=stage.start,
     )
     seen = job.tokens_seen
-    old = sorted((c for c in seen if c != stage.corpus and seen[c]), key=seen.__getitem__)
+    old = sorted((c for c in seen if c not in stage.corpora and seen[c]), key=seen.__getitem__)
     return replace(
         job,
         tracking_run=stage.tracking_run,
@@ -243,7 +267,7 @@ def _job(
     start: str | None,
 ) -> Job:
     length = spec.corpora.sequence_length
-    own = manifests[mix.corpus]
+    own = manifests[mix.corpora[0]]
     return Job(
         store_url=spec.store,
         name=name,

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from perennial.evaluation import Answers, HeldoutLoss, Questions, examine
+from perennial.corpora import read_manifest
+from perennial.evaluation import Answers, Questions, examine
 from perennial.evaluation.gates import Measured as Measurements
 from perennial.evaluation.gates import change_of
 from perennial.evaluation.gates import judge as judge_gates
+from perennial.evaluation.loss import Change, paired_change
+from perennial.evaluation.records import kept_losses
 from perennial.stages import outcome
 from perennial.stages.events import Evaluated, Evaluating, Gated, Measured, Passed
 from perennial.stages.ingestion import usable
@@ -44,11 +47,10 @@ def evaluate(work: Workspace, name: str) -> None:
 def judge(work: Workspace, name: str) -> None:
     """Hold the stage's numbers against the run file's bounds."""
     state, stage = work.state, work.state.stage_of(name)
-    before = state.losses.get(state.stages[-2].name, {}) if len(state.stages) > 1 else {}
-    own = HeldoutLoss.from_dict(before[name]) if name in before else None
+    gains = _gains(work, stage) if work.spec.gates.min_gain is not None else {}
     measured = Measurements(
         outcome.matrix(state),
-        own,
+        gains,
         state.stage_scores[stage.name],
         outcome.scores_before(state, stage),
     )
@@ -62,13 +64,33 @@ def judge(work: Workspace, name: str) -> None:
 
 
 def _measure_before(work: Workspace, stage: Stage) -> None:
-    """Have the loss on the stage's corpus of the stage before, from which its gain is counted."""
-    if len(work.state.stages) < 2:
+    """Have the stage before measured on this one's corpora: their gain is counted from there."""
+    if stage.start is None:
         return
     before = work.state.stages[-2].name
-    if stage.corpus not in work.state.losses[before]:
-        losses = outcome.measure(work, work.state.ends[before], [stage.corpus])
+    known = work.state.losses[before]
+    missing = [n for n in stage.corpora if n not in known or not _is_kept(work, stage.start, n)]
+    if missing:
+        losses = outcome.measure(work, stage.start, missing)
         work.record(Measured(at=now(), stage=before, losses=losses))
+
+
+def _is_kept(work: Workspace, checkpoint: str, corpus: str) -> bool:
+    """Whether the losses of as many documents are kept as will be measured now."""
+    kept = kept_losses(work.store, checkpoint, corpus)
+    there = read_manifest(work.store, corpus).counts.held_out_documents
+    return kept is not None and len(kept) == min(there, work.spec.evaluation.documents)
+
+
+def _gains(work: Workspace, stage: Stage) -> dict[str, Change]:
+    """How far the loss on each of the stage's corpora fell, document by document."""
+    found = {}
+    for name in stage.corpora:
+        before = kept_losses(work.store, stage.start, name) if stage.start else None
+        after = kept_losses(work.store, work.state.ends[stage.name], name)
+        if before is not None and after is not None:
+            found[name] = paired_change(before, after)
+    return {name: gain for name, gain in found.items() if gain is not None}
 
 
 def _score_before(work: Workspace, stage: Stage, scores: Sequence[Mapping[str, Any]]) -> None:
@@ -109,7 +131,7 @@ def _examine(work: Workspace, stage: Stage) -> Answers:
 def _questions(work: Workspace) -> Questions:
     return Questions(
         corpora=tuple(usable(work.state)),
-        texts=tuple(s.corpus for s in work.state.stages),
+        texts=tuple(name for s in work.state.stages for name in s.corpora),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,

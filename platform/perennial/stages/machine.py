@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from perennial.mixture import StageMix, trained_sequences
-from perennial.spec.run import OptimizerAtJoin
 from perennial.stages.events import (
     Accepted,
     CorpusEvent,
@@ -34,6 +33,7 @@ from perennial.stages.events import (
     TookOver,
     Trained,
 )
+from perennial.stages.parts import Corpus, Stage
 from perennial.stages.transitions import (
     ON_THE_TRUNK,
     RELEASE_TRANSITIONS,
@@ -47,68 +47,6 @@ __all__ = ["Corpus", "CorpusState", "InvalidTransition", "RunState", "Stage"]
 
 _ASIDE = ("held", "failed", "refused")
 """States from which `retried` leads back."""
-
-
-@dataclass
-class Corpus:
-    """What the ledger says of one corpus."""
-
-    name: str
-    state: CorpusState = "unknown"
-    #: kinds of the events that happened to it, in order
-    story: list[str] = field(default_factory=list)
-    size_bytes: int = 0
-    sequences: int = 0
-    tokens: int = 0
-    reason: str = ""
-    #: where `retried` leads to
-    back: CorpusState = "unknown"
-    #: failures in a row of what is being done with it, of so many that are allowed
-    attempt: int = 0
-    attempts: int = 0
-    next_try: str | None = None
-    #: replay share that a person gave its next stage
-    replay: float | None = None
-
-    @property
-    def stands_at(self) -> CorpusState:
-        """Its state, or the one in which it failed."""
-        return self.back if self.state == "failed" else self.state
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage, decided by its `Started` event.
-
-    after: number of the trunk's stages that came before it.
-    """
-
-    name: str
-    corpus: str
-    first_step: int
-    start: str | None
-    mix: StageMix
-    schedule: dict[str, Any]
-    tracking_run: str
-    after: int
-    optimizer: OptimizerAtJoin
-
-    @classmethod
-    def decided(cls, event: Started, after: int) -> Stage:
-        """The stage that the event decides."""
-        mix = StageMix.from_dict(event.mix)
-        told = event.model_dump(exclude={"at", "kind", "stage", "mix"})
-        return cls(name=event.stage, mix=mix, after=after, **told)
-
-    @property
-    def last_step(self) -> int:
-        """Trunk step after the stage."""
-        return self.first_step + self.mix.steps
-
-    @property
-    def folder(self) -> str:
-        """Key under which the stage's checkpoints lie."""
-        return f"checkpoints/{self.name}"
 
 
 @dataclass
@@ -199,37 +137,79 @@ class RunState:
             raise InvalidTransition(event.name, state, f"claim {event.claim}", story)
 
     def _check_corpus(self, event: CorpusEvent) -> None:
-        corpus = self.corpora.get(event.corpus) or Corpus(event.corpus)
-        wrong = InvalidTransition(corpus.name, corpus.state, event.kind, corpus.story)
-        if (corpus.state, event.kind) not in TRANSITIONS:
-            raise wrong
         if isinstance(event, Started):
-            StageMix.from_dict(event.mix)  # a ValueError now, not in the middle of the fold
-        elif isinstance(event, Failed) and event.attempt != corpus.attempt + 1:
-            raise wrong
+            mix = StageMix.from_dict(event.mix)  # a ValueError now, not in the middle of the fold
+            if mix.corpora[:1] != (event.corpus,):
+                told = " and ".join(mix.corpora)
+                raise ValueError(f"the stage of {event.corpus} has a mix that trains {told}")
+        for name, kind in self._happenings(event).items():
+            corpus = self.corpora.get(name) or Corpus(name)
+            late = isinstance(event, Failed) and event.attempt != corpus.attempt + 1
+            if late or (corpus.state, kind) not in TRANSITIONS:
+                raise InvalidTransition(name, corpus.state, kind, corpus.story)
+
+    def _happenings(self, event: CorpusEvent) -> dict[str, str]:
+        """What the event means for which corpora: for those of one stage, the same.
+
+        But a refused one leaves the stage alone, and so frees the others.
+        """
+        if isinstance(event, Started):
+            return dict.fromkeys(StageMix.from_dict(event.mix).corpora, event.kind)
+        together = self.together(event.corpus)
+        if isinstance(event, Refused):
+            return {**dict.fromkeys(together, "freed"), event.corpus: event.kind}
+        return dict.fromkeys(together, event.kind)
+
+    def together(self, corpus: str) -> tuple[str, ...]:
+        """The corpora of the stage at work where this is one of them, else this one alone."""
+        stage = self.at_work
+        return stage.corpora if stage is not None and corpus in stage.corpora else (corpus,)
+
+    @property
+    def at_work(self) -> Stage | None:
+        """The stage that the trunk is in, which has neither passed nor left it."""
+        last = self.stages[-1] if self.stages else None
+        return None if last is None or self.has_passed(last) else last
+
+    @property
+    def gated(self) -> Stage | None:
+        """The stage that a gate stopped."""
+        stage = self.at_work
+        stopped = stage is not None and self.corpora[stage.corpora[0]].state == "gated"
+        return stage if stopped else None
+
+    def has_passed(self, stage: Stage) -> bool:
+        """Whether the trunk went on, or may go on, from the stage's end."""
+        return self.corpora[stage.corpora[0]].state in ("passed", "retired")
 
     def _apply_to_corpus(self, event: CorpusEvent) -> None:
-        corpus = self.corpora.setdefault(event.corpus, Corpus(event.corpus))
-        before = corpus.stands_at
-        target = TRANSITIONS[corpus.state, event.kind]
-        if isinstance(event, Refused | Retried) and before in ON_THE_TRUNK and target != "back":
+        happenings, stage = self._happenings(event), self.at_work
+        for name, kind in happenings.items():
+            corpus = self.corpora.setdefault(name, Corpus(name))
+            self._move(corpus, kind)
+            self._note(corpus, event)
+            corpus.reason = getattr(event, "reason", "") if kind == event.kind else ""
+        if stage is not None and self.corpora[stage.corpora[0]].stands_at not in ON_THE_TRUNK:
             self.abandoned.append(self.stages.pop())
+        self._note_stage(event)
+
+    def _move(self, corpus: Corpus, kind: str) -> None:
+        """Walk the table."""
+        target = TRANSITIONS[corpus.state, kind]
         if target in _ASIDE and corpus.state not in _ASIDE:
             corpus.back = corpus.state
         if target == "refused":
             corpus.back = "ready" if corpus.sequences else "landed"
         corpus.state = corpus.back if target == "back" else target
-        corpus.story.append(event.kind)
-        self._note(corpus, event)
+        corpus.story.append(kind)
 
     def _note(self, corpus: Corpus, event: CorpusEvent) -> None:
-        """Keep what the event says besides that it happened."""
+        """Keep what the event says of a corpus besides that it happened."""
         if isinstance(event, Failed):
             corpus.attempt, corpus.attempts = event.attempt, event.attempts
             corpus.next_try = event.next_try
         elif not isinstance(event, Retried) or event.by_person:
             corpus.attempt, corpus.next_try = 0, None
-        corpus.reason = getattr(event, "reason", "")
         match event:
             case Landed():
                 corpus.size_bytes = event.size_bytes
@@ -237,8 +217,13 @@ class RunState:
                 corpus.sequences, corpus.tokens = event.sequences, event.tokens
             case Retried():
                 corpus.replay = event.replay if event.by_person else corpus.replay
+
+    def _note_stage(self, event: CorpusEvent) -> None:
+        """Keep what the event says of a stage."""
+        match event:
             case Started():
-                self._start(event)
+                self.times[event.stage] = {event.kind: event.at}
+                self.stages.append(Stage.decided(event, after=len(self.stages)))
             case Trained():
                 self.ends[self.stages[-1].name] = event.checkpoint
                 self.times[self.stages[-1].name][event.kind] = event.at
@@ -252,13 +237,9 @@ class RunState:
             case Accepted():
                 self.accepted[self.stages[-1].name] = event.reason
 
-    def _start(self, event: Started) -> None:
-        self.times[event.stage] = {event.kind: event.at}
-        self.stages.append(Stage.decided(event, after=len(self.stages)))
-
     def stage_of(self, corpus: str) -> Stage:
         """The stage of a corpus on the trunk."""
-        return next(stage for stage in reversed(self.stages) if stage.corpus == corpus)
+        return next(stage for stage in reversed(self.stages) if corpus in stage.corpora)
 
     def stage(self, name: str) -> Stage:
         """A stage by its name, abandoned or not."""
@@ -317,10 +298,12 @@ class RunState:
     def validate(self) -> None:
         """Check what must hold after any sequence of events; AssertionError names what does not."""
         on_trunk = [n for n, c in self.corpora.items() if c.stands_at in ON_THE_TRUNK]
-        assert sorted(on_trunk) == sorted(s.corpus for s in self.stages), "one corpus, one stage"
-        running = [n for n in on_trunk if self.corpora[n].state not in ("passed", "retired")]
-        assert len(running) <= 1, f"one stage at a time, not {running}"
-        assert not running or running == [self.stages[-1].corpus], "the last stage is at work"
+        trained = [corpus for stage in self.stages for corpus in stage.corpora]
+        assert sorted(on_trunk) == sorted(trained), "one corpus, one stage"
+        running = {n for n in on_trunk if self.corpora[n].state not in ("passed", "retired")}
+        at_work = set(self.at_work.corpora) if self.at_work else set()
+        assert running == at_work, f"the last stage is at work, not {running}"
+        assert len({self.corpora[name].state for name in at_work}) <= 1, "a stage has one state"
         self._validate_trunk()
         for corpus in self.corpora.values():
             assert corpus.state in get_args(CorpusState)
@@ -340,7 +323,7 @@ class RunState:
             assert stage.after == index, f"{stage.name} is the trunk's stage {index}"
             before = self.ends.get(self.stages[index - 1].name) if index else None
             assert stage.start == before, f"{stage.name} starts from the trunk's end"
-            done = self.corpora[stage.corpus].stands_at
+            done = self.corpora[stage.corpora[0]].stands_at
             assert (stage.name in self.ends) == (done != "training"), "an end is a trained stage's"
             step = stage.last_step
         for stage in self.abandoned:

@@ -34,7 +34,9 @@ def matrix(state: RunState) -> LossMatrix:
         for stage in state.stages
         if stage.name in state.losses
     )
-    return LossMatrix(stages, tuple((r.name, _losses(r.losses)) for r in state.releases))
+    releases = tuple((r.name, _losses(r.losses)) for r in state.releases)
+    together = {s.name: s.corpora for s in state.stages if len(s.corpora) > 1}
+    return LossMatrix(stages, releases, together)
 
 
 def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -53,26 +55,28 @@ def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, d
 
 def references(state: RunState) -> dict[str, str]:
     """By corpus, the checkpoint at the end of its own stage, which forgetting is counted from."""
-    return {s.corpus: state.ends[s.name] for s in state.stages if s.name in state.ends}
+    trained = [stage for stage in state.stages if stage.name in state.ends]
+    return {name: state.ends[stage.name] for stage in trained for name in stage.corpora}
 
 
 def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[str, Any]]:
-    """By stage: `new` tokens, and `replayed` tokens by corpus."""
+    """By stage: `new` tokens in all and by corpus, and `replayed` tokens by corpus."""
     told = {}
     for stage in state.stages:
         trained = state.trained(stage, stage.last_step)
         counts = {corpus: count * sequence_length for corpus, count in trained.items()}
-        told[stage.name] = {"new": counts.pop(stage.corpus), "replayed": counts}
+        new = {corpus: counts.pop(corpus) for corpus in stage.corpora}
+        told[stage.name] = {"new": sum(new.values()), "new_by_corpus": new, "replayed": counts}
     return told
 
 
 def gated(state: RunState) -> dict[str, Any] | None:
     """The stage that a gate stopped and its verdicts, or None."""
-    stopped = [c.name for c in state.corpora.values() if c.state == "gated"]
-    if not stopped:
+    stage = state.gated
+    if stage is None:
         return None
-    stage = state.stage_of(stopped[0])
-    return {"stage": stage.name, "corpus": stage.corpus, "verdicts": state.verdicts[stage.name]}
+    verdicts = state.verdicts[stage.name]
+    return {"stage": stage.name, "corpora": list(stage.corpora), "verdicts": verdicts}
 
 
 def read_history(work: Workspace) -> History:
@@ -136,7 +140,7 @@ def stage_tokens(state: RunState, sequence_length: int) -> list[StageTokens]:
     from perennial.evaluation.pictures import StageTokens
 
     return [
-        StageTokens(name, tokens["new"], tokens["replayed"])
+        StageTokens(name, tokens["new_by_corpus"], tokens["replayed"])
         for name, tokens in tokens_by_source(state, sequence_length).items()
     ]
 
@@ -264,12 +268,12 @@ def heldout_metrics(losses: dict[str, dict[str, Any]]) -> dict[str, float]:
 def parameters(spec: RunSpec, stage: Stage) -> dict[str, object]:
     """MLflow parameters of a stage: what decided its result."""
     return {
-        "corpus": stage.corpus,
+        "corpus": ", ".join(stage.corpora),
         "first_step": stage.first_step,
         "steps": stage.mix.steps,
         "global_batch": stage.mix.global_batch,
         "sequence_length": spec.corpora.sequence_length,
-        "replay": spec.replay_share(stage.corpus),
+        "replay": stage.mix.replay.share,
         "optimizer": stage.optimizer,
         "start": stage.start or "random weights",
         **{f"schedule.{name}": value for name, value in stage.schedule.items()},

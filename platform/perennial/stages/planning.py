@@ -74,10 +74,10 @@ class PhasePlan:
 @dataclass(frozen=True)
 class StagePlan:
     """A stage that is not trained to its end; `displaced_tokens` are those that replay takes from
-    the new corpus, `steps_left` what its checkpoints leave to do."""
+    the new corpora, `steps_left` what its checkpoints leave to do."""
 
     stage: str
-    corpus: str
+    corpora: tuple[str, ...]
     basis: Basis
     first_step: int
     steps: int
@@ -198,7 +198,7 @@ def _stage_plan(
     gpus = spec.training.workers.max * spec.training.gpus_per_worker
     return StagePlan(
         stage=stage.name,
-        corpus=stage.corpus,
+        corpora=stage.corpora,
         basis=basis,
         first_step=stage.first_step,
         steps=mix.steps,
@@ -213,7 +213,7 @@ def _stage_plan(
             )
             for source in mix.sources
         ),
-        displaced_tokens=sum(s.sequences for s in mix.sources[1:]) * length,
+        displaced_tokens=sum(s.sequences for s in mix.replayed) * length,
         checkpoints=len(stay),
         seconds=seconds,
         gpu_hours=gpus * seconds / 3600 if gpus and seconds is not None else None,

@@ -27,7 +27,7 @@ def due(spec: RunSpec, state: RunState, checkpoints: Checkpoints, now: str) -> l
     policy = spec.release.policy
     if policy == "on-demand":
         return []
-    passed = [s for s in state.stages if state.corpora[s.corpus].state in ("passed", "retired")]
+    passed = [stage for stage in state.stages if state.has_passed(stage)]
     if not passed:
         return []
     stage = passed[-1]

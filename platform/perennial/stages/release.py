@@ -130,7 +130,7 @@ def _decide(work: Workspace, origin: str | None, tokens: str | None) -> Releasin
 def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
     """The stage and the step of a checkpoint that may be released."""
     state = work.state
-    passed = [s for s in state.stages if state.corpora[s.corpus].state in ("passed", "retired")]
+    passed = [stage for stage in state.stages if state.has_passed(stage)]
     if origin is None:
         if not passed:
             raise InputError(
@@ -144,12 +144,12 @@ def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
         raise InputError(
             "command line", "--from", f"the trunk has no stage {name!r}", f"its stages: {names}"
         )
-    if state.corpora[stage.corpus].state == "gated":
+    if state.corpora[stage.corpora[0]].state == "gated":
         raise InputError(
             "command line",
             "--from",
             f"a gate stopped {name}",
-            f"take it over with `perennial accept {work.where} {stage.corpus}`, or release an "
+            f"take it over with `perennial accept {work.where} {stage.corpora[0]}`, or release an "
             "earlier stage",
         )
     steps = committed_steps(work.store, stage.folder)
@@ -188,7 +188,7 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
     work.use_ray()
     work.narrator.say(f"measuring and sampling release {claimed.name}")
     stage = work.state.stage(claimed.stage)
-    trained = [s.corpus for s in work.state.stages[: stage.after + 1]]
+    trained = [name for s in work.state.stages[: stage.after + 1] for name in s.corpora]
     questions = Questions(
         corpora=tuple(trained),
         sequence_length=work.spec.corpora.sequence_length,

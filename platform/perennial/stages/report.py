@@ -198,9 +198,10 @@ def _lineage(spec: RunSpec, state: RunState) -> list[Table]:
     stages = [
         (
             stage.name,
+            ", ".join(stage.corpora),
             f"{stage.first_step:,} to {stage.last_step:,}",
             f"{stage.mix.steps * length:,}",
-            state.corpora[stage.corpus].state,
+            state.corpora[stage.corpora[0]].state,
             stage.start or "random weights",
         )
         for stage in state.stages
@@ -211,7 +212,7 @@ def _lineage(spec: RunSpec, state: RunState) -> list[Table]:
         for corpus in state.corpora.values()
         if corpus.stands_at not in ON_THE_TRUNK
     ]
-    columns = ("stage", "steps", "tokens", "state", "starts from")
+    columns = ("stage", "new corpora", "steps", "tokens", "state", "starts from")
     tables = [Table(columns, stages, frozenset({"steps", "tokens"}))] if stages else []
     if releases:
         named = ("release", "branches off", "anneal steps")

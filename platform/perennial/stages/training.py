@@ -11,6 +11,7 @@ from perennial.stages.ledger import now
 from perennial.stages.starts import Start, note_start
 from perennial.stages.workspace import Superseded, Workspace
 from perennial.training.checkpoint import METRICS, folder_of, latest_step, read_manifest
+from perennial.training.endings import TrainingFailed
 from perennial.training.meter import shares
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def train(work: Workspace, job: Job) -> str:
 
     Raises Superseded when somebody else took the job over meanwhile.
     """
-    from perennial.training.trainer import TrainingFailed, run_job
+    from perennial.training.trainer import run_job
 
     run = work.tracker.child(job.name, run_id=job.tracking_run)
 

@@ -37,9 +37,13 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("gated", "accepted"): "passed",
     ("passed", "retired"): "retired",
     # What goes wrong is tried again from where it was.
+    ("landed", "failed"): "failed",
     ("ingesting", "failed"): "failed",
+    ("ready", "failed"): "failed",
     ("training", "failed"): "failed",
+    ("trained", "failed"): "failed",
     ("evaluating", "failed"): "failed",
+    ("evaluated", "failed"): "failed",
     ("failed", "retried"): "back",
     # What a person decides, and what cannot be.
     ("landed", "held"): "held",
@@ -54,6 +58,9 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     # A stage that a gate stopped leaves the trunk, which then stands where the stage began.
     ("gated", "retried"): "ready",
     ("gated", "refused"): "refused",
+    # Of a stage of several corpora one is refused: the others are trained without it.
+    ("failed", "freed"): "ready",
+    ("gated", "freed"): "ready",
 }
 
 ReleaseState = Literal["unknown", "releasing", "released"]

@@ -62,7 +62,7 @@ def plan_search(work: Workspace, where: str, spec: TuningSpec) -> Search:
             manifests,
             name=f"tune-{spec.name}-eta{eta:g}-replay{share:g}",
             mix=stage_mix(
-                history, corpus, rows, steps, batch, replay_rule(work.spec, work.state, share)
+                history, {corpus: rows}, steps, batch, replay_rule(work.spec, work.state, share)
             ),
             schedule=ConstantSchedule(eta),
             first_step=stage.last_step,
@@ -71,7 +71,7 @@ def plan_search(work: Workspace, where: str, spec: TuningSpec) -> Search:
         for eta in spec.eta_const
         for share in spec.replay
     )
-    old = tuple(s.corpus for s in work.state.stages[: len(history)] if s.corpus != corpus)
+    old = tuple(name for mix in history for name in mix.corpora if name != corpus)
     return Search(work.state.ends[stage.name], corpus, old, jobs)
 
 
@@ -97,7 +97,8 @@ def _stage(work: Workspace, where: str, spec: TuningSpec) -> Stage:
 
 def _corpus(work: Workspace, where: str, spec: TuningSpec, stage: Stage) -> str:
     ingest_landed(work)
-    trained = {s.corpus for s in work.state.stages[: work.state.stages.index(stage) + 1]}
+    until = work.state.stages[: work.state.stages.index(stage) + 1]
+    trained = {name for each in until for name in each.corpora}
     ready = [name for name in usable(work.state) if name not in trained]
     if spec.corpus is None and ready:
         return ready[0]

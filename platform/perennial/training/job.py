@@ -28,7 +28,7 @@ class Job:
     first_step: trunk step at which it begins; trunk step = first_step + step of the mix.
     start: key of the checkpoint whose weights it starts from; None starts from random weights.
     optimizer: whether AdamW's moments start from zero or come from `start`, both or the second.
-    old: corpora whose held-out loss tells, with that of the new one, how the stage's first steps
+    old: corpora whose held-out loss tells, with that of the new ones, how the stage's first steps
         join it to the trunk; without any nothing is told.
     schedule: the learning rate by trunk step; an anneal on a branch.
     tokens_seen: tokens that the trunk has seen of each corpus before `first_step`.

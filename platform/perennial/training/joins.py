@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,12 +94,17 @@ def shared_out(
 
 def _read(store: Store, job: Job) -> dict[str, npt.NDArray[np.int64]]:
     """Fixed held-out sequences `(rows, sequence)` of both sides, the same on every rank."""
-    share, more = divmod(ROWS, min(len(job.old), ROWS))
-    old = [
+    sides = {"new": job.mix.corpora, "old": job.old}
+    return {side: _share_of_each(store, corpora, job) for side, corpora in sides.items()}
+
+
+def _share_of_each(store: Store, corpora: Sequence[str], job: Job) -> npt.NDArray[np.int64]:
+    share, more = divmod(ROWS, min(len(corpora), ROWS))
+    parts = [
         _heldout(store, corpus, job, share + (index < more))
-        for index, corpus in enumerate(job.old[:ROWS])
+        for index, corpus in enumerate(corpora[:ROWS])
     ]
-    return {"new": _heldout(store, job.mix.corpus, job, ROWS), "old": np.concatenate(old)}
+    return np.concatenate(parts)
 
 
 def _heldout(store: Store, corpus: str, job: Job, rows: int) -> npt.NDArray[np.int64]:

@@ -9,10 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class TrainingTerminated(Exception):
-    """The driver was told to end; the workers stored a checkpoint of their last step."""
-
-
 class Termination:
     """Whether this process was told to end.
 

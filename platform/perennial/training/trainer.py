@@ -12,20 +12,14 @@ import ray
 from ray.train import RunConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from perennial.errors import MISTAKES
 from perennial.store import open_store
 from perennial.training import checkpoint
 from perennial.training.elastic import ElasticTrainer
+from perennial.training.endings import TrainingFailed, TrainingStopped, TrainingTerminated
 from perennial.training.job import Job
 from perennial.training.notice import NoticedTorchConfig
-from perennial.training.termination import Termination, TrainingTerminated
-
-
-class TrainingFailed(Exception):
-    """The worker group gave up; the trunk stands at its last committed checkpoint."""
-
-
-class TrainingStopped(TrainingFailed):
-    """A loss stopped the job; another try would only meet the same batch again."""
+from perennial.training.termination import Termination
 
 
 @dataclass(frozen=True)
@@ -154,7 +148,7 @@ def _fit(job: Job, tap: Any) -> None:
         try:
             trainer.fit()
         except ray.train.v2.api.exceptions.TrainingFailedError as failed:
-            raise TrainingFailed(f"{job.name}: {_cause(failed)}") from failed
+            raise TrainingFailed(f"{job.name}: {_cause(failed)}") from _mistake(failed)
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -162,6 +156,13 @@ def _train(config: dict[str, Any]) -> None:
     from perennial.training.worker import train
 
     train(config)
+
+
+def _mistake(failed: BaseException) -> BaseException | None:
+    """The mistake that a worker raised, if one did; the others only lost touch with that worker."""
+    failures = getattr(failed, "worker_failures", {}).values()
+    raised = [getattr(each, "_base_exc", each) for each in failures]
+    return next((each for each in raised if isinstance(each, MISTAKES)), None)
 
 
 def _cause(failed: BaseException) -> str:
