@@ -317,6 +317,15 @@ def test_a_gated_stage_is_accepted_by_any_of_its_corpora(state: RunState, named:
     assert (state.retired, state.at_work) == (("a",), None)
 
 
+def test_what_was_merged_stays_merged_under_another_run_file(state: RunState) -> None:
+    for name in ("a", "b", "c"):
+        walk(state, name, *READY)
+    walk(state, "a", "started", joined=("b", "c"))
+    for order in (Order(), Order(most_corpora=2), Order(first=["c"]), Order(alone=["b"])):
+        assert _next(state, order=order) == Instruction("train", "a")
+    assert state.stages[0].corpora == ("a", "b", "c")
+
+
 def test_a_stage_of_several_fails_and_is_tried_again_as_one(state: RunState) -> None:
     for name in ("a", "b"):
         walk(state, name, *READY)

@@ -109,6 +109,8 @@ def test_workers_are_a_number_or_a_range(tmp_path: Path) -> None:
         ({"replay": {"share": 1.5}}, "replay.share: 1.5 is refused"),
         ({"replay": {"share": -0.1}}, "replay.share: -0.1 is refused"),
         ({"replay": {"share": "lots"}}, "replay.share: 'lots' is refused"),
+        ({"stages": {"batch_arrivals": {"max_corpora": 1}}}, "max_corpora: 1 is refused"),
+        ({"stages": {"batch_arrivals": {"max_tokens": "50%"}}}, "not a percentage"),
         ({"replay": {"weighting": "old"}}, "replay.weighting: 'old' is refused"),
         ({"replay": {"weighting": "fixed"}}, "give `weights: {corpus: number}`"),
         ({"replay": {"weighting": "fixed", "weights": {"a": -1}}}, "replay.weights.a: -1 is"),
