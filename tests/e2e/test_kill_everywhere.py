@@ -78,6 +78,18 @@ def test_i4_killed_after_every_ledger_write_the_run_ends_in_the_same_state(
     assert _outcome(store) == _outcome(open_store(undisturbed / "store"))
     state = Ledger(store).read()
     assert [stage.corpora for stage in state.stages] == [("help", "code")]
+    releases = [f"release-{release.name}" for release in state.releases]
     own = len(state.corpora["code"].story[:3])  # until it was ready; the rest is the stage's
     assert kills >= len(state.corpora["help"].story) + own + len(["releasing", "released"])
     perennial("verify", run_file)
+    runs = _mlflow_runs(store)
+    assert sorted(runs) == sorted({"tiny", *(stage.name for stage in state.stages), *releases})
+
+
+def _mlflow_runs(store: Store) -> list[str]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store.url}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("perennial")
+    assert experiment is not None
+    return [run.info.run_name for run in client.search_runs([experiment.experiment_id])]

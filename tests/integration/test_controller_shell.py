@@ -14,9 +14,10 @@ from perennial.errors import InputError
 from perennial.spec import RunSpec
 from perennial.stages.advance import _Controller, todo
 from perennial.stages.decisions import choices
+from perennial.stages.jobs import decide_stage
 from perennial.stages.workspace import Superseded, Workspace
 from tests.tiny import tiny_run, write_run
-from tests.walks import WALK, event_of, released, releasing
+from tests.walks import AT, WALK, event_of, released, releasing
 
 
 @pytest.fixture
@@ -132,6 +133,20 @@ def test_a_person_reads_that_a_stages_end_is_being_released_and_was(
     assert told() == "releasing"
     work.record(released("r"))
     assert told() == "released"
+
+
+def test_a_corpus_that_a_person_retired_is_replayed_no_more_and_stays_in_the_lineage(
+    work: Workspace, run_file: Path
+) -> None:
+    for name in ("a", "b"):
+        _write(work, name, *WALK)
+    _write(work, "c", *WALK[:3])
+    done = CliRunner().invoke(app, ["retire", str(run_file), "a", "--json"])
+    assert json.loads(done.stdout)["state"] == "retired"
+    state = work.ledger.read()
+    started = decide_stage(work.spec, state, "c", AT, "", reschedule=True)
+    assert [source["corpus"] for source in started.mix["sources"]] == ["c", "b"]
+    assert [stage.name for stage in state.stages] == ["00-a", "01-b"]
 
 
 def test_of_a_gated_stage_of_several_corpora_each_choice_says_whom_it_concerns(
