@@ -459,10 +459,16 @@ def test_training_is_on_spot_machines_and_the_head_is_not(name: str) -> None:
     assert any(t["key"] == "nvidia.com/gpu" for t in gpu["template"]["spec"]["tolerations"])
 
 
-def test_a_machine_that_goes_is_drained_within_its_notice(spot: list[Doc]) -> None:
-    pod = find(spot, "RayCluster")["spec"]["workerGroupSpecs"][1]["template"]["spec"]
+@pytest.mark.parametrize(
+    ("role", "does"),
+    [("head", "kill -TERM"), ("gpu", "ray drain-node --reason=DRAIN_NODE_REASON_PREEMPTION")],
+)
+def test_a_pod_that_is_stopped_has_a_checkpoint_stored_within_its_notice(
+    spot: list[Doc], role: str, does: str
+) -> None:
+    pod = pods(spot)[f"perennial-run {role}"]["spec"]
     (_, _, script) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    assert "ray drain-node --reason=DRAIN_NODE_REASON_PREEMPTION" in script
+    assert does in script
     (waits,) = {int(n) for n in re.findall(r"(?:-seconds=|-lt )(\d+)", script)}
     assert waits < pod["terminationGracePeriodSeconds"] < 120
 

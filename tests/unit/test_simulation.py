@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from benchmarks.simulate_chaos import read_chaos
 from perennial.stages.simulation import Costs, Fleet, search, simulate, young_interval
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DAY = 86_400.0
 SEEDS = range(12)
 
@@ -59,3 +63,11 @@ def test_shares_never_exceed_the_wall_clock() -> None:
     told = simulate(Fleet(20, 0, 300), Costs(10, 60), (2, 4), 300, DAY, SEEDS)
     parts = told.lost + told.restarting + told.waiting + told.checkpointing
     assert 0 <= told.mean <= 1 - parts + 1e-9
+
+
+def test_the_report_of_the_chaos_test_is_one_that_the_comparison_reads() -> None:
+    run = read_chaos((RESULTS / "chaos.md").read_text("utf-8"))
+    assert 0 < run.goodput < 1
+    assert run.kills >= 4
+    assert run.interval_steps < run.steps
+    assert run.kills_per_hour * 2 * run.seconds == pytest.approx(3600 * run.kills)

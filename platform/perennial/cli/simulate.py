@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.table import Table
@@ -16,6 +16,12 @@ from perennial.cli.opening import read_run
 if TYPE_CHECKING:
     from perennial.spec.costs import CostsSpec
     from perennial.stages.simulation import Fleet, Goodput, Search
+
+
+class _Choice(NamedTuple):
+    fewest: int
+    every: int
+    goodput: Goodput
 
 
 @verb
@@ -56,7 +62,7 @@ def simulate(
     horizon, draws = hours * 3600, range(seeds)
     now = simulation.simulate(fleet, cost, workers, every * known.step_seconds, horizon, draws)
     found = simulation.search(fleet, cost, workers[1], known.step_seconds, horizon, draws)
-    best = found.by_interval[found.best_interval]
+    best = _best(workers[0], every, now, found, known.step_seconds)
     if as_json:
         print_json(
             {
@@ -67,18 +73,18 @@ def simulate(
                 "goodput": asdict(now),
                 "error": None if measured is None else now.mean - measured,
                 "best": {
-                    "workers": {"min": found.best_fewest, "max": workers[1]},
-                    "checkpoint_every_steps": round(found.best_interval / known.step_seconds),
-                    "goodput": asdict(best),
+                    "workers": {"min": best.fewest, "max": workers[1]},
+                    "checkpoint_every_steps": best.every,
+                    "goodput": asdict(best.goodput),
                 },
             }
         )
         return
     _print(fleet, known, workers, every, now, found)
+    _print_best(best, workers[1], now)
     if measured is not None:
-        out.print(
-            f"measured    {measured:.1%}; the simulation is off by {now.mean - measured:+.1%}"
-        )
+        error = now.mean - measured
+        out.print(f"measured    {measured:.1%}; the simulation is off by {error:+.1%}")
 
 
 def _print(
@@ -112,10 +118,23 @@ def _print(
         row = (_range(found.best_fewest, most), f"{interval / step:,.0f} steps", *_shares(told))
         table.add_row(*row, style="green" if interval == found.best_interval else "")
     out.print(table)
-    best = found.by_interval[found.best_interval]
+
+
+def _best(fewest: int, every: int, now: Goodput, found: Search, step_seconds: float) -> _Choice:
+    """The file as it is, unless something that was tried gives more."""
+    tried = found.by_interval[found.best_interval]
+    if now.mean >= tried.mean:
+        return _Choice(fewest, every, now)
+    return _Choice(found.best_fewest, round(found.best_interval / step_seconds), tried)
+
+
+def _print_best(best: _Choice, most: int, now: Goodput) -> None:
+    if best.goodput is now:
+        out.print("best        the file as it is: nothing that was tried gives more")
+        return
     out.print(
-        f"best        training.workers={{min: {found.best_fewest}, max: {most}}} "
-        f"'training.checkpoint_every={found.best_interval / step:.0f} steps': {best.mean:.1%}, "
+        f"best        training.workers={{min: {best.fewest}, max: {most}}} "
+        f"'training.checkpoint_every={best.every} steps': {best.goodput.mean:.1%}, "
         f"instead of {now.mean:.1%} as the file has it"
     )
 
