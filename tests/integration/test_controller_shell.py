@@ -12,9 +12,10 @@ from perennial.cli.app import app
 from perennial.cli.console import Screen
 from perennial.errors import InputError
 from perennial.spec import RunSpec
-from perennial.stages.advance import _Controller, todo
+from perennial.stages.advance import _Controller, advance, todo
 from perennial.stages.decisions import choices
 from perennial.stages.jobs import decide_stage
+from perennial.stages.ledger import Ledger
 from perennial.stages.workspace import Superseded, Workspace
 from tests.tiny import tiny_run, write_run
 from tests.walks import AT, WALK, event_of, released, releasing
@@ -89,6 +90,27 @@ def test_a_controller_that_lost_its_charge_writes_no_failure(work: Workspace) ->
     with pytest.raises(Superseded):
         _Controller(work, reschedule=False)._try("a", lambda: _raising(OSError("away")))
     assert work.ledger.read().corpora["a"].state == "training"
+
+
+def test_a_release_by_policy_that_fails_is_not_tried_at_every_look(
+    run_file: Path, tmp_path: Path
+) -> None:
+    document = tiny_run(tmp_path)
+    document["release"]["policy"] = "each-stage"
+    document["schedule"] = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
+    work = Workspace(RunSpec.model_validate(document), str(run_file), Screen())
+    work.take_over()
+    _write(work, "a", *WALK[:3])
+    work.record(decide_stage(work.spec, work.state, "a", AT, "", reschedule=False))
+    _write(work, "a", *WALK[4:])
+    # Decayed already, it needs no anneal; but its corpus is in no store.
+    with pytest.raises(InputError, match="corpora/a"):
+        advance(work, wait=False)
+    (begun,) = work.state.releasing.values()
+    assert begun.claim == 1
+    assert work.setbacks[begun.name].next_try is not None
+    assert advance(work, wait=False) == 0
+    assert Ledger(work.store).read().releasing[begun.name].claim == 1
 
 
 TOLD = {

@@ -125,7 +125,6 @@ class _Controller:
     def __init__(self, work: Workspace, reschedule: bool) -> None:
         self._work = work
         self._reschedule = reschedule
-        self._passed_over: set[str] = set()
         self.trained = 0
         self.gave_up: Exception | None = None
 
@@ -133,7 +132,7 @@ class _Controller:
         """What is to be done now, from what everybody wrote until now."""
         self._work.refresh()
         self._work.instruments.look()
-        due = [each.name for each in _due(self._work) if each.name not in self._passed_over]
+        due = [each.name for each in _due(self._work) if self._may_be_made(each.name)]
         outside = _outside(self._work, due)
         return next_instruction(self._work.state, outside, order_of(self._work.spec))
 
@@ -172,17 +171,29 @@ class _Controller:
             if told.next_try is None:
                 self.gave_up = failure
 
+    def _may_be_made(self, release: str) -> bool:
+        """Whether a release did not fail in this process, or may be tried again by now."""
+        setback = self._work.setbacks.get(release)
+        if setback is None:
+            return True
+        again = setback.next_try
+        return again is not None and datetime.fromisoformat(again) <= datetime.now(UTC)
+
     def _release(self, name: str) -> None:
         """Make a release that is due; one that fails does not keep the trunk from going on."""
         decided = next(each for each in _due(self._work) if each.name == name)
         try:
             carry_out(self._work, decided)
         except Exception as failure:
-            self._work.refresh()
-            self._work.narrator.say(
-                f"release {name} failed ({attempts.reason(failure)}); the trunk goes on"
+            work = self._work
+            work.refresh()
+            before = work.setbacks[name].attempt if name in work.setbacks else 0
+            told = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
+            work.setbacks[name] = told
+            again = f"not before {told.next_try}" if told.next_try else "by `perennial release`"
+            work.narrator.say(
+                f"release {name} failed ({told.reason}); the trunk goes on; another try {again}"
             )
-            self._passed_over.add(name)
             self.gave_up = failure
 
     def _land(self, name: str) -> None:

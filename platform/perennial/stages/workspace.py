@@ -12,7 +12,7 @@ from perennial.errors import InputError
 from perennial.evaluation.tasks import read_task
 from perennial.spec import RunSpec
 from perennial.stages.cluster import check_fits, use_ray
-from perennial.stages.events import Event, Opened, TookOver
+from perennial.stages.events import Event, Failed, Opened, TookOver
 from perennial.stages.instruments import Instruments
 from perennial.stages.ledger import Ledger, LostRace, now
 from perennial.stages.machine import InvalidTransition, RunState
@@ -47,6 +47,8 @@ class Workspace:
         self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
         self.ledger = Ledger(self.store, narrator.say)
         self.instruments = Instruments(self)
+        self.setbacks: dict[str, Failed] = {}
+        """releases by policy that failed in this process, and when they are tried again"""
         self._epoch = 0
         self._tracker: Tracker | None = None
 
