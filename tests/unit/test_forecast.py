@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from perennial.errors import InputError
 from perennial.spec import RunSpec
 from perennial.stages import events
 from perennial.stages.forecast import Expected, expected_corpora, look_ahead
-from perennial.stages.jobs import decide_stage
+from perennial.stages.instructions import Outside, next_instruction
+from perennial.stages.jobs import decide_stage, order_of
 from perennial.stages.machine import RunState
 from tests.tiny import tiny_run
 
@@ -37,8 +39,8 @@ def _ready(state: RunState, name: str, rows: int) -> None:
     state.apply(ready)
 
 
-def _train(spec: RunSpec, state: RunState, corpus: str) -> None:
-    state.apply(decide_stage(spec, state, corpus, AT, "", reschedule=False))
+def _train(spec: RunSpec, state: RunState, corpus: str, joined: Sequence[str] = ()) -> None:
+    state.apply(decide_stage(spec, state, corpus, AT, "", reschedule=False, joined=joined))
     stage = state.stages[-1]
     end = f"{stage.folder}/{stage.last_step:08d}"
     state.apply(events.Trained(at=AT, corpus=corpus, checkpoint=end, step=stage.last_step))
@@ -48,8 +50,12 @@ def _train(spec: RunSpec, state: RunState, corpus: str) -> None:
 
 
 def _train_all(spec: RunSpec, state: RunState, count: int) -> None:
-    for index in range(len(state.stages), count):
-        _train(spec, state, f"c{index}")
+    """Stages until so many ready corpora are trained, as the controller starts them."""
+    while sum(len(stage.corpora) for stage in state.stages) < count:
+        step = next_instruction(state, Outside(), order_of(spec))
+        assert step is not None
+        assert step.verb == "start"
+        _train(spec, state, step.subject, step.joined)
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,14 +65,15 @@ def _train_all(spec: RunSpec, state: RunState, count: int) -> None:
     share=st.sampled_from([0.0, 0.05, 0.25, 1.0]),
     kind=st.sampled_from(["infinite", "cosine", "constant"]),
     budget=st.sampled_from(["12 steps", "100%", "9k tokens"]),
+    batch=st.sampled_from([None, {}, {"max_corpora": 2}, {"max_tokens": "100k tokens"}]),
 )
 def test_i4_the_forecast_of_counted_corpora_is_what_the_run_then_starts(
-    rows: list[int], trained: int, share: float, kind: str, budget: str
+    rows: list[int], trained: int, share: float, kind: str, budget: str, batch: Any
 ) -> None:
     spec = _spec(
         replay={"share": share},
         schedule={"kind": kind, "warmup": "0 steps"},
-        stages={"budget": budget},
+        stages={"budget": budget, "batch_arrivals": batch},
     )
     state = RunState()
     for index, count in enumerate(rows):
