@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from pathlib import Path
@@ -121,7 +120,7 @@ def test_a_stage_is_held_against_the_scores_of_the_checkpoint_that_it_started_fr
         )
         assert verdict["gate"] == "tasks.max_drop"
         assert verdict["value"] == pytest.approx(before["value"] - after["value"])
-        assert verdict["stderr"] == pytest.approx(math.hypot(before["stderr"], after["stderr"]))
+        assert verdict["stderr"] == after["stderr_of_change"] > 0, "over items paired"
         assert verdict["holds"]
 
 

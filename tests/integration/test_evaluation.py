@@ -333,6 +333,11 @@ def test_real_items_are_scored_without_a_network(
         ("mmlu_dev", "acc"),
         ("mmlu_dev", "acc_norm"),
     ]
+    # The checkpoint has the same weights: item by item there is no change, and that is certain.
+    paired = replace(questions, task_reference=RELEASE)
+    for score, again in zip(found, examine(store, CHECKPOINT, paired).tasks, strict=True):
+        assert isinstance(score, TaskScore) and score.stderr_of_change is None
+        assert again == replace(score, stderr_of_change=0.0)
     for score in found:
         assert isinstance(score, TaskScore)
         assert (score.version, score.samples) == ("1", 40)

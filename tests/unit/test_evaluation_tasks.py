@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from perennial.errors import InputError
 from perennial.evaluation import TaskScore
 from perennial.evaluation.documents import continuation_items, prompts, spread
-from perennial.evaluation.tasks import LocalTask, read_task, scores
+from perennial.evaluation.records import keep_items, kept_items
+from perennial.evaluation.tasks import LocalTask, paired_stderr, plain, read_task, scores
+from perennial.store import open_store
 
 
 def text(name: str, words: int = 40) -> str:
@@ -109,3 +112,41 @@ def test_scores_carry_standard_error_version_and_sample_count() -> None:
         TaskScore("hellaswag", "acc", 0.25, 0.07, "1.0", 40),
         TaskScore("nq_open", "exact_match,remove_whitespace", 0.5, None, "4.0", 7),
     ]
+
+
+def test_scores_hold_their_items_where_lm_eval_tells_them() -> None:
+    samples = [
+        {"doc_hash": "a" * 64, "filter": "none", "acc": 1.0},
+        {"doc_hash": "b" * 64, "filter": "none", "acc": 0.0},
+        {"doc_hash": "b" * 64, "filter": "other", "acc": 1.0},
+    ]
+    results = {
+        "results": {"t": {"sample_len": 2, "acc,none": 0.5, "f1,none": 0.5}},
+        "versions": {"t": 1.0},
+        "samples": {"t": samples},
+    }
+    acc, f1 = scores(results)
+    assert acc.items == (("a" * 16, 1.0), ("b" * 16, 0.0))
+    assert f1.items == ()
+    assert "items" not in plain(acc)
+
+
+def test_a_change_is_as_sure_as_its_items_are_alike() -> None:
+    before = [("a", 1.0), ("b", 0.0), ("c", 1.0), ("d", 0.0)]
+    same = [("a", 0.0), ("b", 0.0), ("c", 1.0), ("d", 0.0)]
+    assert paired_stderr(same, before) == pytest.approx(0.25)
+    assert paired_stderr(before, before) == 0.0
+    assert paired_stderr(same[:3], before) is None
+    assert paired_stderr([("x", 1.0), *same[1:]], before) is None
+    assert paired_stderr([("a", 1.0)], [("a", 1.0)]) is None
+
+
+def test_items_are_kept_by_what_the_run_file_asked(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    score = TaskScore("a/task", "acc", 0.5, 0.1, "1", 2, "folder/one", items=(("x", 1.0),))
+    keep_items(store, "checkpoints/00-a/1", score)
+    assert kept_items(store, "checkpoints/00-a/1", score) == score.items
+    other = replace(score, asked="folder/two")
+    assert kept_items(store, "checkpoints/00-a/1", other) == ()
+    (key,) = [info.key for info in store.list("evaluations")]
+    assert key.startswith("evaluations/checkpoints/00-a/1/tasks/a-task-acc-")

@@ -191,6 +191,8 @@ def test_a_task_gate_compares_with_the_checkpoint_that_the_stage_started_from(
     if before is not None:
         assert drop.value == pytest.approx(before - 0.5)
         assert drop.stderr == pytest.approx(0.05), "of both scores together"
+        paired = replace(measured, scores=[score | {"stderr_of_change": 0.01}])
+        assert judge(bounds, paired)[-1].stderr == 0.01, "over items paired with themselves"
     # The first stage started from nothing that could have scored.
     first = replace(measured, matrix=LossMatrix(measured.matrix.stages[:1]))
     assert all(v.gate == "tasks" for v in judge(bounds, first))

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,16 @@ from perennial.corpora import load_tokenizer, read_manifest
 from perennial.errors import InputError
 from perennial.evaluation.documents import prompts, read_documents
 from perennial.evaluation.loss import Document, HeldoutLoss, document_losses, heldout_loss
-from perennial.evaluation.records import keep_losses, kept_losses
+from perennial.evaluation.records import keep_items, keep_losses, kept_items, kept_losses
 from perennial.evaluation.samples import Sample, generate
-from perennial.evaluation.tasks import LocalTask, NotRun, TaskScore, read_task, run_tasks
+from perennial.evaluation.tasks import (
+    LocalTask,
+    NotRun,
+    TaskScore,
+    paired_stderr,
+    read_task,
+    run_tasks,
+)
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -43,6 +50,7 @@ class Questions:
     tasks: lm-eval tasks by name, or local task folders.
     seed: of the samples and of the tasks' items.
     references: by corpus, the model that the change of its loss is counted from.
+    task_reference: the model that the change of a task's score is counted from.
     """
 
     corpora: tuple[str, ...]
@@ -55,6 +63,7 @@ class Questions:
     tasks: tuple[str, ...] = ()
     seed: int = 0
     references: Mapping[str, str] = field(default_factory=dict)
+    task_reference: str | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -155,7 +164,8 @@ def answer(
             context_tokens=questions.sequence_length,
             seed=questions.seed,
         )
-        return Answers(losses, tuple(samples), tuple(outcomes))
+        paired = (_paired(store, folder_key, each, questions) for each in outcomes)
+        return Answers(losses, tuple(samples), tuple(paired))
 
 
 def fetch(store: Store, folder_key: str, local: Path) -> None:
@@ -211,6 +221,18 @@ def _losses(
         before = None if itself else kept_losses(store, str(reference), corpus)
         told[corpus] = heldout_loss(corpus, losses, before)
     return told
+
+
+def _paired(
+    store: Store, folder_key: str, outcome: TaskScore | NotRun, questions: Questions
+) -> TaskScore | NotRun:
+    """Keep a score's items, and tell how sure its change from the reference model's is."""
+    if isinstance(outcome, NotRun):
+        return outcome
+    keep_items(store, folder_key, outcome)
+    reference = questions.task_reference
+    before = kept_items(store, reference, outcome) if reference else ()
+    return replace(outcome, stderr_of_change=paired_stderr(outcome.items, before), items=())
 
 
 def _samples(

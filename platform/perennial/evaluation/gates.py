@@ -120,8 +120,8 @@ def _task(
 class ScoreChange(NamedTuple):
     """A score minus an earlier one on the same items, and its standard error.
 
-    The error is that of independent items: the same items were answered twice, so it is too large
-    rather than too small.
+    The error is over items paired with themselves; where they were not kept (of groups and means)
+    it is that of independent items, which is too large rather than too small.
     """
 
     value: float
@@ -134,7 +134,9 @@ def change_of(score: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> 
         if "value" in old and all(old[key] == score[key] for key in ("asked", "task", "metric")):
             errors = (old["stderr"], score["stderr"])
             known = [error for error in errors if error is not None]
-            stderr = math.hypot(*known) if len(known) == len(errors) else None
+            stderr = score.get("stderr_of_change")
+            if stderr is None and len(known) == len(errors):
+                stderr = math.hypot(*known)
             return ScoreChange(score["value"] - old["value"], stderr)
     return None
 

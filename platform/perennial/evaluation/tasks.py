@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
@@ -36,6 +38,9 @@ class TaskScore:
     """One metric of one task. `samples` is the number of items behind it; chance is not 0.
 
     asked: the run file's word for it: the name of the task, its group or suite, or a folder's path.
+    stderr_of_change: standard error of this score minus that of the reference model, over items
+        paired with themselves: what makes one item harder than another cancels.
+    items: each item's digest and its own score, where lm-eval tells them; groups have none.
     """
 
     task: str
@@ -45,6 +50,8 @@ class TaskScore:
     version: str
     samples: int
     asked: str = ""
+    stderr_of_change: float | None = None
+    items: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,11 @@ class NotRun:
     task: str
     reason: str
     asked: str = ""
+
+
+def plain(outcome: TaskScore | NotRun) -> dict[str, Any]:
+    """The outcome ready for the ledger, which need not know every item."""
+    return {name: value for name, value in asdict(outcome).items() if name != "items"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,12 @@ def read_task(task: str) -> str | LocalTask:
             "evaluation.tasks", task, "the folder holds no .yaml file", "describe the task in one"
         )
     return LocalTask(task, files)
+
+
+def is_per_corpus(task: str) -> bool:
+    """Whether a task of a run file runs once for each corpus."""
+    found = read_task(task)
+    return isinstance(found, LocalTask) and found.per_corpus
 
 
 def run_tasks(
@@ -227,7 +245,7 @@ def _score(
     try:
         with _silence():
             results = simple_evaluate(
-                lm, tasks=[name], num_fewshot=shots, task_manager=manager, log_samples=False
+                lm, tasks=[name], num_fewshot=shots, task_manager=manager, log_samples=True
             )
     except Exception as error:  # whatever a task's data or code does, the others go on
         return [NotRun(label, _reason(error))]
@@ -280,6 +298,27 @@ def scores(results: Mapping[str, Any]) -> list[TaskScore]:
                     stderr=float(stderr) if isinstance(stderr, int | float) else None,
                     version=str(results["versions"].get(task)),
                     samples=int(values["sample_len"]),
+                    items=_items(results.get("samples", {}).get(task, ()), metric, answers),
                 )
             )
     return found
+
+
+def _items(
+    samples: Sequence[Mapping[str, Any]], metric: str, answers: str
+) -> tuple[tuple[str, float], ...]:
+    """Digest and score of every item, in order; none where scores are not of single items."""
+    told = [sample for sample in samples if sample.get("filter", answers) == answers]
+    if not all(isinstance(sample.get(metric), int | float) for sample in told):
+        return ()
+    return tuple((str(sample.get("doc_hash", ""))[:16], float(sample[metric])) for sample in told)
+
+
+def paired_stderr(
+    items: Sequence[tuple[str, float]], before: Sequence[tuple[str, float]]
+) -> float | None:
+    """Standard error of the mean change over the same items; None where they are not the same."""
+    if len(items) < 2 or [digest for digest, _ in items] != [digest for digest, _ in before]:
+        return None
+    changes = [now - then for (_, now), (_, then) in zip(items, before, strict=True)]
+    return stdev(changes) / math.sqrt(len(changes))

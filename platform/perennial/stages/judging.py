@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from perennial.corpora import read_manifest
 from perennial.evaluation import Answers, Questions, examine
 from perennial.evaluation.gates import Measured as Measurements
-from perennial.evaluation.gates import change_of
 from perennial.evaluation.gates import judge as judge_gates
 from perennial.evaluation.loss import Change, paired_change
 from perennial.evaluation.records import kept_losses
+from perennial.evaluation.tasks import is_per_corpus, plain
 from perennial.stages import outcome
 from perennial.stages.events import Evaluated, Evaluating, Gated, Measured, Passed
 from perennial.stages.ingestion import usable
@@ -29,16 +27,17 @@ def evaluate(work: Workspace, name: str) -> None:
     work.narrator.say(f"evaluating {stage.name} on held-out documents")
     if work.spec.gates.min_gain is not None:
         _measure_before(work, stage)
+    _score_before(work, stage)
     answers = _examine(work, stage)
-    evaluated = Evaluated(
-        at=now(),
-        corpus=name,
-        losses={corpus: asdict(loss) for corpus, loss in answers.losses.items()},
-        scores=[asdict(score) for score in answers.tasks],
-        samples=[asdict(sample) for sample in answers.samples],
+    work.record(
+        Evaluated(
+            at=now(),
+            corpus=name,
+            losses={corpus: asdict(loss) for corpus, loss in answers.losses.items()},
+            scores=[plain(score) for score in answers.tasks],
+            samples=[asdict(sample) for sample in answers.samples],
+        )
     )
-    _score_before(work, stage, evaluated.scores)
-    work.record(evaluated)
     outcome.track(work)
     outcome.track_stage(work, stage)
     work.tracker.child(stage.name, run_id=stage.tracking_run).finish()
@@ -93,36 +92,44 @@ def _gains(work: Workspace, stage: Stage) -> dict[str, Change]:
     return {name: gain for name, gain in found.items() if gain is not None}
 
 
-def _score_before(work: Workspace, stage: Stage, scores: Sequence[Mapping[str, Any]]) -> None:
-    """Have the scores of the checkpoint that the stage started from, where they are compared."""
+def _score_before(work: Workspace, stage: Stage) -> None:
+    """Have the scores of the checkpoint that the stage started from, where they are compared.
+
+    Its own evaluation gave them, but for tasks made of the stage's own corpora, and for tasks that
+    the run file did not name then.
+    """
     gated = [name for name, gate in work.spec.gates.tasks.items() if gate.max_drop is not None]
-    wanted = {*gated, *(work.spec.evaluation.tasks if work.spec.evaluation.trunk_tasks else ())}
-    before = outcome.scores_before(work.state, stage)
-    missing = dict.fromkeys(
-        score["asked"]
-        for score in scores
-        if score["asked"] in wanted and "value" in score and change_of(score, before) is None
-    )
-    if len(work.state.stages) < 2 or not missing:
+    wanted = dict.fromkeys([*gated, *_trunk_tasks(work)])
+    if stage.start is None or not wanted:
         return
-    start = work.state.stages[-2]
-    work.narrator.say(f"scoring {start.name}, from which {stage.name} started")
-    work.use_ray()
-    questions = replace(_questions(work), corpora=(), tasks=tuple(missing))
-    answers = examine(work.store, work.state.ends[start.name], questions)
-    known = {(score["asked"], score["task"]) for score in before}
-    found = [asdict(score) for score in answers.tasks if (score.asked, score.task) not in known]
-    work.record(Measured(at=now(), stage=start.name, losses={}, scores=found))
+    before = outcome.scores_before(work.state, stage)
+    asked = {score["asked"] for score in before}
+    new = [name for name in wanted if name not in asked]
+    own = [name for name in wanted if name in asked and is_per_corpus(name)]
+    for tasks, texts in ((new, _questions(work).texts), (own, stage.corpora)):
+        if tasks:
+            work.narrator.say(f"scoring the checkpoint from which {stage.name} started")
+            work.use_ray()
+            questions = replace(_questions(work), corpora=(), tasks=tuple(tasks), texts=texts)
+            answers = examine(work.store, stage.start, questions)
+            start = next(s for s in work.state.stages if work.state.ends.get(s.name) == stage.start)
+            scores = [plain(score) for score in answers.tasks]
+            work.record(Measured(at=now(), stage=start.name, losses={}, scores=scores))
+
+
+def _trunk_tasks(work: Workspace) -> tuple[str, ...]:
+    return work.spec.evaluation.tasks if work.spec.evaluation.trunk_tasks else ()
 
 
 def _examine(work: Workspace, stage: Stage) -> Answers:
     """What the stage's end has learned and kept, what it scores, and what it writes."""
     work.use_ray()
     spec = work.spec
-    tasks = [*spec.gates.tasks, *(spec.evaluation.tasks if spec.evaluation.trunk_tasks else ())]
+    tasks = [*spec.gates.tasks, *_trunk_tasks(work)]
     questions = replace(
         _questions(work),
         tasks=tuple(dict.fromkeys(tasks)),
+        task_reference=stage.start,
         **outcome.sampling(spec),
     )
     return examine(work.store, work.state.ends[stage.name], questions)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from perennial.errors import InputError
 from perennial.evaluation import Questions, examine
+from perennial.evaluation.tasks import plain
 from perennial.spec import parse_amount
 from perennial.stages import outcome
 from perennial.stages.card import model_card
@@ -97,7 +98,7 @@ def evaluate(work: Workspace) -> None:
         seed=work.spec.seed,
     )
     answers = examine(work.store, latest.folder, questions)
-    found = [asdict(score) for score in answers.tasks]
+    found = [plain(score) for score in answers.tasks]
     work.amend(Scored(at=now(), release=latest.name, tasks=list(tasks), scores=found))
     run = work.tracker.child(f"release-{latest.name}")
     run.log(latest.schedule.get("start_step", 0) + latest.steps, outcome.score_metrics(found))
