@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := build/quickstart
 RUN := pipelines/quickstart.yaml
+BASELINES := union no-replay cosine english french spanish
 
-.PHONY: quickstart test test-long bench-data bench-train test-services check clean
+.PHONY: quickstart baselines test test-long bench-data bench-train test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
 	$(BIN)/python pipelines/fetch_quickstart.py $(QUICKSTART)/text
@@ -16,6 +17,13 @@ quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, 
 	$(BIN)/perennial release $(RUN)
 	$(BIN)/perennial evaluate $(RUN)
 	$(BIN)/perennial status $(RUN)
+
+baselines: $(VENV)/installed  ## after the quickstart: what else could have been done, side by side
+	set -e; for name in $(BASELINES); do \
+		$(BIN)/perennial run pipelines/baselines/$$name.yaml; \
+	done
+	$(BIN)/perennial release pipelines/baselines/no-replay.yaml
+	$(BIN)/perennial compare $(RUN) $(BASELINES:%=pipelines/baselines/%.yaml) --output build/quickstart/compare.html
 
 test: $(VENV)/installed-test test-services check  ## everything under 20 minutes
 	$(BIN)/python -m pytest -m "not long"
@@ -67,4 +75,4 @@ build/peers/installed:
 	touch $@
 
 clean:  ## forget the quickstart's run; the text that it fetched stays
-	rm -rf $(QUICKSTART)/store
+	rm -rf $(QUICKSTART)/store $(BASELINES:%=$(QUICKSTART)/%)

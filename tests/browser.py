@@ -1,4 +1,4 @@
-"""MLflow's pages in a real browser: Debian's chromium, driven by Playwright.
+"""Pages in a real browser: Debian's chromium, driven by Playwright.
 
 `python -m tests.browser URI EXPERIMENT LINEAGE PICTURE STAGES...` makes the picture in the docs.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from tests.mlflowserver import PATIENCE_SECONDS
 
@@ -55,6 +56,27 @@ def look_at_lineage(
         page.screenshot(path=str(picture))
         browser.close()
     assert errors == []
+
+
+def look_at_page(
+    uri: str, picture: Path, media: Literal["screen", "print"], width: int, dark: bool
+) -> list[str]:
+    """Keep a picture of a whole page; the addresses of everything that it fetched."""
+    from playwright.sync_api import sync_playwright
+
+    errors: list[str] = []
+    fetched: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: fetched.append(request.url))
+        page.emulate_media(media=media, color_scheme="dark" if dark else "light")
+        page.goto(uri)
+        page.screenshot(path=str(picture), full_page=True)
+        browser.close()
+    assert errors == []
+    return fetched
 
 
 if __name__ == "__main__":

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from html import escape
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from matplotlib.image import imread
 
 from perennial.stages.ledger import Ledger
 from perennial.stages.starts import read_starts
+from tests.browser import CHROMIUM, look_at_page
 from tests.command import perennial, perennial_json
 from tests.lineage import STEPS, Lineage
-
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -67,28 +66,21 @@ def test_the_page_tells_the_gap_to_the_baseline(lineage: Lineage, tmp_path: Path
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize(("width", "dark"), [(1000, False), (420, True)])
-def test_a_browser_draws_it(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
+@pytest.mark.parametrize(
+    ("media", "width", "dark"),
+    [("screen", 1000, False), ("screen", 400, True), ("print", 720, True)],
+)
+def test_a_browser_draws_it(
+    page: Path, tmp_path: Path, media: Literal["screen", "print"], width: int, dark: bool
+) -> None:
     shot = tmp_path / "page.png"
-    subprocess.run(
-        [
-            str(CHROMIUM),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--window-size={width},4000",
-            *(["--blink-settings=preferredColorScheme=0"] if dark else []),
-            f"--screenshot={shot}",
-            page.as_uri(),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    fetched = look_at_page(page.as_uri(), shot, media, width, dark)
+    assert {url.partition(":")[0] for url in fetched} <= {"file", "data"}, "no network"
     pixels = imread(shot)[..., :3]
+    assert pixels.shape[1] == width, "nothing is wider than the screen"
     corner = pixels[2, 2].mean()
-    assert corner < 0.2 if dark else corner > 0.9, "the paper has the asked-for colour"
+    on_paper = media == "print" or not dark
+    assert corner > 0.9 if on_paper else corner < 0.2, "the paper has the asked-for colour"
     # Okabe and Ito's blue fills the curves and bars: the pictures were drawn.
     blue = abs(pixels - [0x00 / 255, 0x72 / 255, 0xB2 / 255]).max(axis=2) < 0.05
     assert blue.sum() > 500
