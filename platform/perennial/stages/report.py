@@ -182,8 +182,8 @@ _LEADS = {
     "gates": "What each stage was held against before the trunk went on from it. What could not be "
     "measured does not hold.",
     "tasks": "lm-eval on releases, and on the ends of stages where the run file asks for it: the "
-    "change is that from the checkpoint that the stage started from, ± one standard error over items "
-    "paired with themselves. A task that could not be run has its reason in place of a score.",
+    "change is that from the checkpoint that the stage started from, ± one standard error over "
+    "items paired with themselves. A task that could not be run has its reason in place of a score.",
 }
 
 
