@@ -106,6 +106,8 @@ def test_the_plain_form_is_json_and_says_trunk_or_release() -> None:
     assert plain["stages"][2]["forgetting"] == {"english": 0.25, "french": 0.5}
     assert plain["releases"][0]["release"] == "v1"
     assert plain["backward_transfer"] == -0.375
+    assert plain["forward_transfer"] is None
+    assert FULL.to_dict(8.5)["forward_transfer"] == FULL.forward_transfer(8.5)
 
 
 def test_csv_has_one_line_for_each_cell() -> None:

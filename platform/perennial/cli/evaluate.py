@@ -31,7 +31,8 @@ def evaluate(
         told = outcome.matrix(work.state)
         scores = work.state.scores
         if as_json:
-            print_json({"matrix": told.to_dict(), "scores": scores})
+            plain = told.to_dict(outcome.untrained_nats(work))
+            print_json({"matrix": plain, "scores": scores})
             return
         print_matrix(told)
         for release, found in scores.items():

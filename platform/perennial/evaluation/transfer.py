@@ -109,8 +109,8 @@ class LossMatrix:
         ]
         return _mean([_difference(untrained_nats, nats) for nats in before])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The matrix and everything derived from it, ready for JSON."""
+    def to_dict(self, untrained_nats: float | None = None) -> dict[str, Any]:
+        """The matrix and everything derived from it, ready for JSON; see `forward_transfer`."""
         return {
             "corpora": list(self.corpora),
             "stages": [
@@ -129,6 +129,9 @@ class LossMatrix:
                 {"release": name, "losses": _plain(losses)} for name, losses in self.releases
             ],
             "backward_transfer": self.backward_transfer(),
+            "forward_transfer": (
+                None if untrained_nats is None else self.forward_transfer(untrained_nats)
+            ),
         }
 
     def to_csv(self) -> str:

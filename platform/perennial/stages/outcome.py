@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from perennial.corpora import load_tokenizer
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation import measure as measure_losses
 from perennial.schedules import from_dict
@@ -51,6 +53,11 @@ def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, d
         references(work.state),
     )
     return {corpus: asdict(loss) for corpus, loss in losses.items()}
+
+
+def untrained_nats(work: Workspace) -> float:
+    """Loss of a model that knows nothing and finds every token of the vocabulary as likely."""
+    return math.log(load_tokenizer(work.store).vocabulary)
 
 
 def references(state: RunState) -> dict[str, str]:
@@ -153,7 +160,7 @@ def track(work: Workspace) -> None:
     drawn = pictures(work.state, length, history)
     files = {f"{name}.png": picture.png() for name, picture in drawn.items()} | {
         "times.json": json.dumps([asdict(time) for time in history.times], indent=1).encode(),
-        "matrix.json": json.dumps(told.to_dict(), indent=1).encode(),
+        "matrix.json": json.dumps(told.to_dict(untrained_nats(work)), indent=1).encode(),
         "matrix.csv": told.to_csv().encode(),
         "tokens.json": json.dumps(tokens_by_source(work.state, length), indent=1).encode(),
         "spec.json": work.spec.model_dump_json(indent=1).encode(),

@@ -89,7 +89,8 @@ def _sections(
         yield _pictured("Training loss", "train-loss", drawn)
     yield _pictured("Every stage on every corpus", "matrix", drawn, [_bits(told), *_domains(told)])
     if "transfer" in drawn:
-        yield _pictured("Learned and forgotten", "transfer", drawn, [_transfer(told)])
+        tables = [_transfer(told), _transfer_means(told, outcome.untrained_nats(work))]
+        yield _pictured("Learned and forgotten", "transfer", drawn, tables)
     if spec.evaluation.baseline is not None:
         yield _retraining(spec.evaluation.baseline, gap)
     yield from search_sections(work.store)
@@ -183,7 +184,7 @@ _LEADS = {
     "measured does not hold.",
     "tasks": "lm-eval on releases, and on the ends of stages where the run file asks for it: the "
     "change is that from the checkpoint that the stage started from, ± one standard error over "
-    "items paired with themselves. A task that could not be run has its reason in place of a score.",
+    "items paired with themselves. A task that could not be run has its reason instead.",
 }
 
 
@@ -269,6 +270,22 @@ def _transfer(told: LossMatrix) -> Table:
         rows.append((name, _number(told.adaptation(i)), lost or "-", mean))
     columns = ("stage", "adaptation", "forgetting by corpus", "average forgetting")
     return Table(columns, rows, frozenset({"adaptation", "average forgetting"}))
+
+
+def _transfer_means(told: LossMatrix, untrained_nats: float) -> Table:
+    rows = [
+        (
+            "backward transfer",
+            _number(told.backward_transfer(), signed=True),
+            "how far later stages lowered the loss on earlier corpora; below 0 they raised it",
+        ),
+        (
+            "forward transfer",
+            _number(told.forward_transfer(untrained_nats), signed=True),
+            "how far below a model that knows nothing a corpus stood before its own stage",
+        ),
+    ]
+    return Table(("mean over corpora", "nats per token", ""), rows, frozenset({"nats per token"}))
 
 
 def _gates(state: RunState) -> Table:
