@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import perennial
 from perennial.evaluation.curves import goodput
-from perennial.evaluation.gates import change_of
 from perennial.evaluation.page import Page, Quote, Section, Table, render
 from perennial.stages import outcome
+from perennial.stages import report_tables as tables
 from perennial.stages.comparison import baseline_gap
 from perennial.stages.comparison_page import number as change_text
 from perennial.stages.ledger import moment
 from perennial.stages.searches_page import search_sections
-from perennial.stages.transitions import ON_THE_TRUNK
 
 if TYPE_CHECKING:
-    from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.evaluation import LossMatrix
     from perennial.evaluation.comparison import Gap
     from perennial.evaluation.style import Picture
     from perennial.spec import RunSpec
     from perennial.stages.history import History
-    from perennial.stages.machine import RunState, Stage
+    from perennial.stages.machine import RunState
     from perennial.stages.workspace import Workspace
 
 KEY = "report/report.html"
@@ -67,8 +66,8 @@ def _facts(
     yield "releases", str(len(state.releases))
     if told.stages:
         last = len(told.stages) - 1
-        yield "average loss", _number(told.average_loss(last))
-        yield "average forgetting", _number(told.average_forgetting(last), signed=True)
+        yield "average loss", tables.number(told.average_loss(last))
+        yield "average forgetting", tables.number(told.average_forgetting(last), signed=True)
     if gap is not None and gap.average is not None:
         yield "gap to retraining", change_text(gap.average)
     if (share := goodput(history.times)) is not None:
@@ -80,27 +79,29 @@ def _sections(
 ) -> Iterator[Section]:
     spec, state = work.spec, work.state
     drawn = outcome.pictures(state, spec.corpora.sequence_length, history)
-    yield Section("Lineage", _LEADS["lineage"], tables=_lineage(spec, state))
+    yield Section("Lineage", _LEADS["lineage"], tables=tables.lineage(spec, state))
     if not drawn:
         return
     yield _pictured("Learning rate", "learning-rate", drawn)
     yield _pictured("Losses", "losses", drawn)
     if "train-loss" in drawn:
         yield _pictured("Training loss", "train-loss", drawn)
-    yield _pictured("Every stage on every corpus", "matrix", drawn, [_bits(told), *_domains(told)])
+    yield _pictured(
+        "Every stage on every corpus", "matrix", drawn, [tables.bits(told), *tables.domains(told)]
+    )
     if "transfer" in drawn:
-        tables = [_transfer(told), _transfer_means(told, outcome.untrained_nats(work))]
-        yield _pictured("Learned and forgotten", "transfer", drawn, tables)
+        shown = [tables.transfer(told), tables.transfer_means(told, outcome.untrained_nats(work))]
+        yield _pictured("Learned and forgotten", "transfer", drawn, shown)
     if spec.evaluation.baseline is not None:
         yield _retraining(spec.evaluation.baseline, gap)
     yield from search_sections(work.store)
     yield _pictured("Tokens by source", "tokens", drawn)
     if "time" in drawn:
-        yield _pictured("Goodput and restarts", "time", drawn, [_times(history)])
+        yield _pictured("Goodput and restarts", "time", drawn, [tables.times(history)])
     if any(state.verdicts.values()):
-        yield Section("Gates", _LEADS["gates"], tables=[_gates(state)])
+        yield Section("Gates", _LEADS["gates"], tables=[tables.gates(state)])
     if state.scores or any(state.stage_scores.values()):
-        yield Section("Tasks", _LEADS["tasks"], tables=list(_scores(state)))
+        yield Section("Tasks", _LEADS["tasks"], tables=list(tables.scores(state)))
 
 
 def _retraining(baseline: str, gap: Gap | None) -> Section:
@@ -121,8 +122,8 @@ def _retraining(baseline: str, gap: Gap | None) -> Section:
     rows = [
         (
             corpus,
-            _number(ours.losses[corpus].nats_per_token),
-            _number(theirs.losses[corpus].nats_per_token),
+            tables.number(ours.losses[corpus].nats_per_token),
+            tables.number(theirs.losses[corpus].nats_per_token),
             change_text(change),
         )
         for corpus, change in gap.corpora.items()
@@ -131,21 +132,6 @@ def _retraining(baseline: str, gap: Gap | None) -> Section:
         rows.append(("average", "", "", change_text(gap.average)))
     columns = ("corpus", "this run", "retrained", "gap, nats per token")
     return Section(title, lead, tables=[Table(columns, rows, frozenset(columns[1:]))])
-
-
-def _times(history: History) -> Table:
-    rows = [
-        (
-            time.stage,
-            "-" if time.whole is None else f"{time.whole:,.0f}",
-            f"{time.steps:,.0f}",
-            "-" if time.goodput is None else f"{time.goodput:.0%}",
-            "-" if time.restarts is None else str(time.restarts),
-        )
-        for time in history.times
-    ]
-    columns = ("stage", "seconds", "in steps that count", "goodput", "restarts")
-    return Table(columns, rows, frozenset(columns[1:]))
 
 
 def _quotes(state: RunState) -> Iterator[Quote]:
@@ -192,156 +178,3 @@ def _pictured(
     title: str, name: str, drawn: dict[str, Picture], tables: Sequence[Table] = ()
 ) -> Section:
     return Section(title, _LEADS[name], drawn[name], f"Picture: {_LEADS[name]}", tables)
-
-
-def _lineage(spec: RunSpec, state: RunState) -> list[Table]:
-    length = spec.tokens_per_step
-    stages = [
-        (
-            stage.name,
-            ", ".join(stage.corpora),
-            f"{stage.first_step:,} to {stage.last_step:,}",
-            f"{stage.mix.steps * length:,}",
-            state.corpora[stage.corpora[0]].state,
-            stage.start or "random weights",
-        )
-        for stage in state.stages
-    ]
-    releases = [(r.name, r.source, f"{r.steps:,}") for r in state.releases]
-    waiting = [
-        (corpus.name, corpus.state, corpus.reason)
-        for corpus in state.corpora.values()
-        if corpus.stands_at not in ON_THE_TRUNK
-    ]
-    columns = ("stage", "new corpora", "steps", "tokens", "state", "starts from")
-    tables = [Table(columns, stages, frozenset({"steps", "tokens"}))] if stages else []
-    if releases:
-        named = ("release", "branches off", "anneal steps")
-        tables.append(Table(named, releases, frozenset({"anneal steps"})))
-    if waiting:
-        tables.append(Table(("corpus without a stage", "state", "reason"), waiting))
-    return tables
-
-
-def _bits(told: LossMatrix) -> Table:
-    """Bits per byte, which compare across tokenizers."""
-    rows = [*told.stages, *((f"release {name}", losses) for name, losses in told.releases)]
-    cells = [
-        (name, *(_number(losses[c].bits_per_byte) if c in losses else "-" for c in told.corpora))
-        for name, losses in rows
-    ]
-    return Table(("bits per byte after", *told.corpora), cells, frozenset(told.corpora))
-
-
-def _domains(told: LossMatrix) -> list[Table]:
-    """The last row of the matrix by domain, where documents name one."""
-    name, losses = (*told.stages, *told.releases)[-1]
-    rows = [row for corpus, loss in losses.items() for row in _domain_rows(corpus, loss)]
-    columns = (f"domain, {name}", "corpus", "nats per token", "standard error", "documents")
-    return [Table(columns, rows, frozenset(columns[2:]))] if rows else []
-
-
-def _domain_rows(corpus: str, loss: HeldoutLoss) -> list[Sequence[str]]:
-    if not loss.domains:
-        return []
-    rows = [
-        (
-            domain,
-            corpus,
-            _number(part.nats_per_token),
-            _number(part.stderr_nats_per_token),
-            f"{part.documents:,}",
-        )
-        for domain, part in loss.domains.items()
-    ]
-    mean = ("mean of domains", corpus, _number(loss.macro_nats_per_token), "-", "")
-    return [*rows, mean]
-
-
-def _transfer(told: LossMatrix) -> Table:
-    rows = []
-    for i, (name, _) in enumerate(told.stages):
-        errors = told.forgetting_stderr(i)
-        lost = ", ".join(
-            f"{corpus} {_number(nats, signed=True)}{_error(errors[corpus])}"
-            for corpus, nats in told.forgetting(i).items()
-        )
-        mean = _number(told.average_forgetting(i), signed=True)
-        rows.append((name, _number(told.adaptation(i)), lost or "-", mean))
-    columns = ("stage", "adaptation", "forgetting by corpus", "average forgetting")
-    return Table(columns, rows, frozenset({"adaptation", "average forgetting"}))
-
-
-def _transfer_means(told: LossMatrix, untrained_nats: float) -> Table:
-    rows = [
-        (
-            "backward transfer",
-            _number(told.backward_transfer(), signed=True),
-            "how far later stages lowered the loss on earlier corpora; below 0 they raised it",
-        ),
-        (
-            "forward transfer",
-            _number(told.forward_transfer(untrained_nats), signed=True),
-            "how far below a model that knows nothing a corpus stood before its own stage",
-        ),
-    ]
-    return Table(("mean over corpora", "nats per token", ""), rows, frozenset({"nats per token"}))
-
-
-def _gates(state: RunState) -> Table:
-    rows = [
-        (
-            stage,
-            verdict["gate"],
-            verdict["subject"],
-            _number(verdict["value"]),
-            _number(verdict["stderr"]),
-            _number(verdict["bound"]),
-            "holds" if verdict["holds"] else f"broken {verdict['reason']}".strip(),
-            state.accepted.get(stage, ""),
-        )
-        for stage, verdicts in state.verdicts.items()
-        for verdict in verdicts
-    ]
-    numbers = ("measured", "standard error", "bound")
-    columns = ("stage", "gate", "of", *numbers, "verdict", "accepted because")
-    return Table(columns, rows, frozenset(numbers))
-
-
-def _scores(state: RunState) -> Iterator[Table]:
-    columns = ("task", "metric", "score", "standard error", "items")
-    numbers = frozenset({"score", "standard error", "items", "change"})
-    released = [_score(name, s) for name, scores in state.scores.items() for s in scores]
-    if released:
-        yield Table(("release", *columns), released, numbers)
-    trained = [
-        (*_score(stage.name, score), _change(state, stage, score))
-        for stage in state.stages
-        for score in state.stage_scores.get(stage.name, ())
-    ]
-    if trained:
-        yield Table(("stage", *columns, "change"), trained, numbers)
-
-
-def _change(state: RunState, stage: Stage, score: dict[str, Any]) -> str:
-    if "reason" in score:
-        return ""
-    change = change_of(score, outcome.scores_before(state, stage))
-    return "-" if change is None else f"{change.value:+.3f}{_error(change.stderr)}"
-
-
-def _score(release: str, score: dict[str, Any]) -> Sequence[str]:
-    if "reason" in score:
-        return (release, score["task"], f"not run: {score['reason']}", "", "", "")
-    value, error = _number(score["value"]), _number(score["stderr"])
-    return (release, score["task"], score["metric"], value, error, f"{score['samples']:,}")
-
-
-def _number(value: float | None, signed: bool = False) -> str:
-    if value is None:
-        return "-"
-    return f"{value:+.3f}" if signed else f"{value:.3f}"
-
-
-def _error(value: float | None) -> str:
-    return "" if value is None else f" ± {value:.3f}"
