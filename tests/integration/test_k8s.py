@@ -592,7 +592,7 @@ def test_the_run_file_is_the_quickstarts_but_for_where_it_runs(name: str, tmp_pa
     where = {"workers", "cpus_per_worker", "gpus_per_worker", "precision"}
     assert workers <= where
     parts = {key for key, value in here["evaluation"].items() if value != laptop["evaluation"][key]}
-    assert parts <= {"tasks"}
+    assert parts <= {"tasks", "baseline"}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
