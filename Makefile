@@ -20,9 +20,10 @@ quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, 
 
 baselines: $(VENV)/installed  ## after the quickstart: what else could have been done, side by side
 	set -e; for name in $(BASELINES); do \
-		$(BIN)/perennial run pipelines/baselines/$$name.yaml; \
+		for verb in run release evaluate; do \
+			$(BIN)/perennial $$verb pipelines/baselines/$$name.yaml; \
+		done; \
 	done
-	$(BIN)/perennial release pipelines/baselines/no-replay.yaml
 	$(BIN)/perennial compare $(RUN) $(BASELINES:%=pipelines/baselines/%.yaml) --output build/quickstart/compare.html
 
 test: $(VENV)/installed-test test-services check  ## everything under 20 minutes

@@ -10,8 +10,15 @@ from typing import Literal
 import pytest
 from matplotlib.image import imread
 
-from perennial.stages.ledger import Ledger
+from perennial.cli.console import Screen
+from perennial.errors import InputError
+from perennial.evaluation.page import Section
+from perennial.spec import load_run
+from perennial.stages.comparison import compare
+from perennial.stages.ledger import Ledger, now
+from perennial.stages.report import page as page_of
 from perennial.stages.starts import read_starts
+from perennial.stages.workspace import Workspace
 from tests.browser import CHROMIUM, look_at_page
 from tests.command import perennial, perennial_json
 from tests.lineage import STEPS, Lineage
@@ -53,16 +60,23 @@ def test_the_page_tells_the_run(lineage: Lineage, page: Path) -> None:
     assert [start.step for start in read_starts(lineage.store, "checkpoints/01-code")] == [STEPS]
 
 
+def _workspace(run_file: Path, *overrides: str) -> Workspace:
+    work = Workspace(load_run(run_file, overrides), str(run_file), Screen())
+    work.ledger.read()
+    return work
+
+
 def test_the_page_tells_the_gap_to_the_baseline(lineage: Lineage, tmp_path: Path) -> None:
-    named = f"evaluation.baseline={tmp_path / 'retrained'}"
-    page = tmp_path / "page.html"
-    perennial("report", lineage.run_file, named, "--output", page)
-    assert "Nothing was measured there yet that compares" in page.read_text(encoding="utf-8")
+    def against_retraining() -> Section:
+        work = _workspace(lineage.run_file, f"evaluation.baseline={tmp_path / 'retrained'}")
+        sections = page_of(work, now()).sections
+        return next(each for each in sections if each.title == "Against retraining")
+
+    assert "Nothing was measured there yet that compares" in against_retraining().lead
     shutil.copytree(lineage.store.url, tmp_path / "retrained")
-    perennial("report", lineage.run_file, named, "--output", page)
-    html = page.read_text(encoding="utf-8")
-    assert ">Against retraining</h2>" in html
-    assert html.count("+0.000 ± 0.000") == 4, "a fact, two corpora and the average"
+    (table,) = against_retraining().tables
+    assert [row[0] for row in table.rows] == ["help", "code", "average"]
+    assert {row[-1] for row in table.rows} == {"+0.000 ± 0.000"}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -111,15 +125,13 @@ def test_a_run_beside_its_twin_has_no_gap_and_saves_a_third(
     html = output.read_text(encoding="utf-8")
     for words in ("tiny, and what else could have been done", "+0.000 ± 0.000", "twin"):
         assert words in html
-    again = perennial("compare", lineage.run_file, lineage.run_file, code=2)
-    assert "another of these runs has the same store" in again
+    with pytest.raises(InputError, match="another of these runs has the same store"):
+        compare([_workspace(lineage.run_file), _workspace(lineage.run_file)])
 
 
 def test_nothing_landed_is_nothing_to_report(tmp_path: Path) -> None:
     run_file = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
     told = perennial("report", run_file, f"store={tmp_path / 'store'}", code=2)
     assert "nothing has landed" in told
-    empty = tmp_path / "empty.yaml"
-    empty.write_text(f"base: {run_file}\nstore: {tmp_path / 'empty'}\n")
-    told = perennial("compare", empty, code=2)
-    assert "no stage of quickstart was evaluated yet; use `perennial run" in told
+    with pytest.raises(InputError, match=r"no stage of quickstart .* yet; use `perennial run"):
+        compare([_workspace(run_file, f"store={tmp_path / 'empty'}")])

@@ -151,6 +151,17 @@ def test_a_run_is_read_from_its_ledger(run: Run) -> None:
     assert read_run(run.spec, run.store, RunState()) is None
 
 
+def test_a_release_of_a_decayed_trunk_is_the_same_model_with_its_scores(run: Run) -> None:
+    trunk, release = run.models[1], replace(run.models[2], tokens=run.models[1].tokens)
+    scored = replace(release, scores=[{"task": "t", "metric": "acc", "value": 0.5, "stderr": 0.1}])
+    decayed = replace(run, models=(run.models[0], trunk, scored))
+    (final,) = decayed.final
+    assert (final.key, final.losses) == (trunk.key, trunk.losses)
+    told = Comparison((decayed, run), ("a",), True, ())
+    assert told.tasks == {"t acc": {"tiny": scored.scores[0]}}
+    assert "0.500 ± 0.100" in str(page(told, AT))
+
+
 def test_the_page_tells_the_groups_the_gaps_and_the_bill(run: Run) -> None:
     other = Run(run.spec, run.store, run.models[1:2], run.bill, 10)
     gaps = (gap(run.models[1], run.models[1], ("a",), lambda *_: None),)

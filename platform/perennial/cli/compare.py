@@ -44,6 +44,7 @@ def compare(run_files: RunFiles, output: Output = None, as_json: AsJson = False)
         return
     _print_losses(told)
     _print_gaps(told)
+    _print_tasks(told)
     for run in told.runs[:1]:
         _print_bill(run)
     if output is not None:
@@ -92,6 +93,21 @@ def _print_gaps(told: Comparison) -> None:
     for gap in {gap.theirs.run: gap for gap in told.gaps}.values():
         changes = [*gap.corpora.values(), *([gap.average] if gap.average else [])]
         table.add_row(gap.theirs.run, *(number(c).replace(" ", "") for c in changes))
+    out.print(table)
+
+
+def _print_tasks(told: Comparison) -> None:
+    from perennial.stages.comparison_page import score_text
+
+    if not told.tasks:
+        return
+    table = Table(title="lm-eval on each run's last model", title_justify="left")
+    table.add_column("task")
+    for run in told.runs:
+        table.add_column(run.name, justify="right")
+    for task, scores in told.tasks.items():
+        cells = (score_text(scores.get(run.name)).replace(" ", "") for run in told.runs)
+        table.add_row(task, *cells)
     out.print(table)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
@@ -49,9 +49,14 @@ class Run:
 
     @property
     def final(self) -> tuple[Model, ...]:
-        """The end of the trunk, and the release off it where there is one."""
+        """The end of the trunk, and the release off it where there is one.
+
+        A release of a trunk that had decayed already has the same weights, and is no other model.
+        """
         trunk = [model for model in self.models if not model.key.startswith("releases/")][-1]
         later = [m for m in self.models if m is not trunk and m.tokens >= trunk.tokens]
+        if later and later[-1].tokens == trunk.tokens:
+            return (replace(trunk, scores=(*trunk.scores, *later[-1].scores)),)
         return (trunk, *later[-1:])
 
 
@@ -73,6 +78,16 @@ class Comparison:
     def groups(self) -> list[list[Model]]:
         """The final models, those of equal cost together."""
         return groups([model for run in self.runs for model in run.final])
+
+    @property
+    def tasks(self) -> dict[str, dict[str, Mapping[str, Any]]]:
+        """By task and metric, the score of each run's last model; tasks that gave none are out."""
+        found: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for run in self.runs:
+            for score in run.final[-1].scores:
+                if "value" in score:
+                    found.setdefault(f"{score['task']} {score['metric']}", {})[run.name] = score
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""

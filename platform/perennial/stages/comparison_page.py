@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import perennial
 from perennial.evaluation import side_by_side as draw
@@ -68,6 +69,9 @@ def _sections(told: Comparison) -> Iterator[Section]:
             "it is better, above 0 it is worse. ± is one standard error.",
             tables=[_gaps(told.gaps, told.corpora)],
         )
+    if told.tasks:
+        lead = "Scores of each run's last model, ± one standard error over items."
+        yield Section("Tasks", lead, tables=[_tasks(told)])
     yield Section(
         "Compute",
         f"What {first.name} spent on each arrival, beside retraining from scratch on everything "
@@ -146,6 +150,23 @@ def _costs(runs: Sequence[Run]) -> Table:
     ]
     columns = ("run", "tokens", "FLOPs", "FLOPs of retraining at each arrival")
     return Table(columns, rows, frozenset(columns[1:]))
+
+
+def _tasks(told: Comparison) -> Table:
+    names = [run.name for run in told.runs]
+    rows = [
+        (task, *(score_text(scores.get(name)) for name in names))
+        for task, scores in told.tasks.items()
+    ]
+    return Table(("task", *names), rows, frozenset(names))
+
+
+def score_text(score: Mapping[str, Any] | None) -> str:
+    """A task's score with its standard error; a dash where it was not run."""
+    if score is None:
+        return "-"
+    error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
+    return f"{score['value']:.3f}{error}"
 
 
 def number(change: Change) -> str:
