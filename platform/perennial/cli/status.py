@@ -203,5 +203,5 @@ def _places(work: Workspace, run_file: str, next_steps: Sequence[str]) -> Iterat
         more = f" (and {len(next_steps) - 1} more)" if len(next_steps) > 1 else ""
         yield "next", f"{step}: perennial run {run_file}{more}"
     if not gated and not next_steps:
-        yield "next", f"perennial land {run_file} NAME FILES...   another corpus"
-    yield "see", f"perennial report {run_file}   or: perennial ui {run_file}"
+        yield "next", f"perennial land {run_file} NAME FILES..."
+    yield "see", f"perennial report {run_file}   (or ui)"
