@@ -20,6 +20,8 @@ pytestmark = pytest.mark.long
 def _prepared(folder: Path) -> Path:
     document = tiny_run(folder)
     document["training"] |= {"workers": 1, "micro_batch": 8}
+    # On a busy machine Ray may not start in time: that passes, and must not change the outcome.
+    document["stages"] |= {"attempts": 9, "retry_after_seconds": 0}
     document["stages"] |= {"budget": "6 steps", "batch_arrivals": {}}
     document["release"] |= {"policy": "each-stage", "sample_tokens": 0}
     run_file = write_run(folder, document)
@@ -54,16 +56,20 @@ def _one_step_of_way(store: Store) -> int:
 
 
 def _outcome(store: Store) -> tuple[object, ...]:
-    """What must not depend on kills: everything but times, controllers, claims and run ids."""
+    """What must not depend on kills: all but times, controllers, claims, tries and run ids."""
     state = Ledger(store).read()
     state.validate()
     return (
-        {name: (c.state, c.story) for name, c in state.corpora.items()},
+        {name: (c.state, _without_tries(c.story)) for name, c in state.corpora.items()},
         [(s.name, s.first_step, s.start, s.mix, s.schedule) for s in state.stages],
         state.ends,
         state.losses,
         [(r.name, r.source, r.steps, r.losses) for r in state.releases],
     )
+
+
+def _without_tries(story: list[str]) -> list[str]:
+    return [kind for kind in story if kind not in ("failed", "retried")]
 
 
 @pytest.mark.timeout(3600)
@@ -83,8 +89,9 @@ def test_i4_killed_after_every_ledger_write_the_run_ends_in_the_same_state(
     state = Ledger(store).read()
     assert [stage.corpora for stage in state.stages] == [("help", "code")]
     releases = [f"release-{release.name}" for release in state.releases]
-    own = len(state.corpora["code"].story[:3])  # until it was ready; the rest is the stage's
-    assert kills >= len(state.corpora["help"].story) + own + len(["releasing", "released"])
+    first, second = (_without_tries(state.corpora[name].story) for name in ("help", "code"))
+    own = second[: second.index("started")]  # the rest is the stage's
+    assert kills >= len(first) + len(own) + len(["releasing", "released"])
     perennial("verify", run_file)
     runs = _mlflow_runs(store)
     assert sorted(runs) == sorted({"tiny", *(stage.name for stage in state.stages), *releases})
