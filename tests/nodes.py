@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +58,18 @@ class Nodes:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def drain(self, index: int, seconds: int) -> None:
+        """A spot notice, as an autoscaler gives it: the node will be gone after `seconds`."""
+        words = ["--address", self.environment["RAY_ADDRESS"], "--node-id"]
+        words += [self._nodes[index].node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        words += ["--reason-message", "spot", "--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words],
+            check=True,
+            capture_output=True,
+            env={**os.environ, **self.environment},
+        )
 
     def kill(self, index: int) -> None:
         """A machine is gone: SIGKILL to everything that ran on it."""

@@ -109,6 +109,27 @@ def test_i9_two_one_two_three_workers_train_the_same(
     perennial("verify", run_file)
 
 
+def test_i9_a_drained_node_leaves_a_checkpoint_before_it_is_gone(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    run_file = _resizable(
+        tmp_path, workers={"min": 1, "max": 2}, checkpoint_every=f"{2 * RESIZE_STEPS} steps"
+    )
+    store = open_store(tmp_path / "store")
+    with closing(DisturbedRun(run_file, store.url, nodes)) as run:
+        log = tmp_path / "driver.log"
+        run.until(lambda: "00-help  constant" in log.read_text())
+        nodes.drain(0, seconds=600)
+        run.until(lambda: _size(store) == 2)
+        saved = run.saved(FIRST)
+        nodes.kill(0)
+        run.end()
+    nodes.add()
+    assert 0 < saved < RESIZE_STEPS
+    assert f"1 worker goes on from step {saved}" in log.read_text()
+    perennial("verify", run_file)
+
+
 def _size(store: Store) -> int:
     """How many workers wrote the latest checkpoint."""
     step = checkpoint.latest_step(store, FIRST)

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from perennial.errors import InputError
 from perennial.spec.training import TrainingSpec
 from perennial.training.batch import on_device, seed_dropout
 from perennial.training.features import document_positions, prepare
@@ -87,12 +88,12 @@ def test_the_chunked_loss_never_makes_the_logits() -> None:
 
 
 def test_an_attention_that_the_architecture_lacks_is_refused_by_name() -> None:
-    with pytest.raises(RuntimeError, match=r"training\.attention: sdpa cannot be used"):
+    with pytest.raises(InputError, match=r"training\.attention: sdpa cannot be used"):
         prepare(_model("gemma2"), _spec(attention="sdpa"), END)
 
 
 def test_a_head_that_is_more_than_linear_is_refused_for_the_chunked_loss() -> None:
-    with pytest.raises(RuntimeError, match="does more to its logits than a linear head"):
+    with pytest.raises(InputError, match="does more to its logits than a linear head"):
         prepare(_model("gemma2", final_logit_softcapping=0.1), _spec(loss="chunked"), END)
 
 
@@ -126,7 +127,7 @@ def test_with_the_document_mask_a_row_has_the_losses_of_its_documents_alone(
 def test_an_architecture_that_carries_documents_over_is_refused_for_the_document_mask(
     architecture: str,
 ) -> None:
-    with pytest.raises(RuntimeError, match=r"training\.mask: .* use mask: causal"):
+    with pytest.raises(InputError, match=r"training\.mask: .* use mask: causal"):
         prepare(_model(architecture), _spec(mask="document"), END)
 
 

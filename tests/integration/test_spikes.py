@@ -1,4 +1,4 @@
-"""A planted batch that makes the loss leap: the job stops at it, or goes back and leaves it out."""
+"""What stops a job for good: a planted batch that makes the loss leap, a setting that cannot be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from perennial.stages.ledger import Ledger, now
 from perennial.stages.verify import verify
 from perennial.store import Store, open_store
 from perennial.training import checkpoint
-from perennial.training.endings import TrainingFailed
+from perennial.training.endings import TrainingFailed, TrainingStopped
 from perennial.training.job import Job
 from perennial.training.skips import read_skips
 from perennial.training.trainer import Progress, run_job
@@ -113,3 +113,16 @@ def test_a_spike_stops_the_job_or_is_left_out_for_good(tmp_path: Path, ray_local
     assert verify(store).findings == []
     store.remove(f"{job.folder}/skipped-{POISONED:08d}.json")
     assert any("skipped" in finding.problem for finding in verify(store).findings)
+
+
+def test_a_setting_that_the_model_cannot_have_stops_the_job_at_once(
+    tmp_path: Path, ray_local: None
+) -> None:
+    _, _, job = _started(tmp_path)
+    training = job.training.model_dump(mode="json") | {"attention": "flash_attention_2"}
+    job = Job.from_dict(job.to_dict() | {"training": training})
+    heard: list[Progress] = []
+    with pytest.raises(TrainingStopped, match=r"training\.attention: flash_attention_2 cannot"):
+        run_job(job, heard.append)
+    assert [text for news in heard for text in news.stopped]
+    assert not [start for news in heard for start in news.started]

@@ -64,7 +64,8 @@ class Screen:
         for step, world_size in progress.started:
             self._began, self._begun_at_step = time.monotonic(), step
             if step > job.first_step:
-                self.say(f"{job.name}: {world_size} workers go on from step {step:,}")
+                group = "1 worker goes" if world_size == 1 else f"{world_size} workers go"
+                self.say(f"{job.name}: {group} on from step {step:,}")
         if not progress.rows:
             return
         row = progress.rows[-1]

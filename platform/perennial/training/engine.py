@@ -21,7 +21,7 @@ def build_engine(
 ) -> Any:
     """A DeepSpeed engine around the model, with torch's AdamW and a constant global batch.
 
-    Raises RuntimeError when the architecture cannot do what the run file asks of it.
+    Raises InputError when the architecture cannot do what the run file asks of it.
     """
     # A shared-memory all-reduce that would be compiled on first use; gloo serves without it.
     __compatible_ops__["deepspeed_shm_comm"] = False

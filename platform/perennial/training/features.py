@@ -10,6 +10,8 @@ import torch
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import linear_cross_entropy, pad
 
+from perennial.errors import InputError
+
 if TYPE_CHECKING:
     from perennial.spec.training import TrainingSpec
 
@@ -19,7 +21,7 @@ _PROBE_TOKENS = 12
 def prepare(model: Any, spec: TrainingSpec, end_of_document: int) -> None:
     """Set the model up as the run file says; call it before DeepSpeed divides the weights.
 
-    Raises RuntimeError when the architecture cannot do what is asked: that is found by computing a
+    Raises InputError when the architecture cannot do what is asked: that is found by computing a
     few tokens both ways.
     """
     if spec.mask == "document":
@@ -41,7 +43,13 @@ def _set_attention(model: Any, name: str) -> None:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as wrong:
         reason = str(wrong).partition(". ")[0]
-        raise RuntimeError(f"training.attention: {name} cannot be used ({reason})") from wrong
+        raise _refused(
+            "attention", f"{name} cannot be used ({reason})", "name another one, or none"
+        ) from wrong
+
+
+def _refused(field: str, problem: str, remedy: str) -> InputError:
+    return InputError("run file", f"training.{field}", problem, remedy)
 
 
 def document_positions(ids: torch.Tensor, end_of_document: int) -> torch.Tensor:
@@ -61,7 +69,7 @@ def _check_documents(model: Any, end_of_document: int) -> None:
     """The second of two documents in a row must come out as it does alone."""
     name = type(model).__name__
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise RuntimeError(f"training.mask: {name} knows no positions; use mask: causal")
+        raise _refused("mask", f"{name} knows no positions", "use mask: causal")
     length = _PROBE_TOKENS // 2
     alone = (torch.arange(length)[None] + end_of_document + 1) % model.config.vocab_size
     first = alone.flip(1).clone()
@@ -73,9 +81,8 @@ def _check_documents(model: Any, end_of_document: int) -> None:
         positions = document_positions(row, end_of_document)
         found = model(row, position_ids=positions, use_cache=False).logits[:, length:]
     if not torch.allclose(expected, found, rtol=1e-3, atol=1e-4):
-        raise RuntimeError(
-            f"training.mask: {name} carries one document into the next; use mask: causal"
-        )
+        problem = f"{name} carries one document into the next"
+        raise _refused("mask", problem, "use mask: causal")
 
 
 def _use_chunked_loss(model: Any) -> None:
@@ -93,10 +100,8 @@ def _use_chunked_loss(model: Any) -> None:
     with torch.no_grad():
         found = model(input_ids=ids, labels=ids, use_cache=False).loss.item()
     if not math.isclose(expected, found, rel_tol=1e-3):
-        raise RuntimeError(
-            f"training.loss: {type(model).__name__} does more to its logits than a linear head "
-            "does; use loss: full"
-        )
+        problem = f"{type(model).__name__} does more to its logits than a linear head does"
+        raise _refused("loss", problem, "use loss: full")
 
 
 def _pass_on(hidden: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,8 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     Raises TrainingFailed when more than `training.max_failures` worker groups in a row died
     without a new checkpoint, and TrainingStopped when the workers ended for good: a loss
     stopped the job (`training.spikes`), too many checkpoints could not be stored
-    (`training.max_failed_checkpoints`), or what the job starts from is damaged.
+    (`training.max_failed_checkpoints`), what the job starts from is damaged, or the model cannot
+    do what the run file asks of it.
     """
     # Beside the driver: another node may go at any time, and a trial's placement group is full.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -13,6 +13,7 @@ import ray
 import torch
 import torch.distributed as dist
 
+from perennial.errors import InputError
 from perennial.mixture.batches import rank_rows
 from perennial.mixture.stream import rank_dataset, step_batches
 from perennial.store import Store, open_store
@@ -80,7 +81,7 @@ class _Worker:
         try:
             while not self._ran():
                 pass
-        except (StartDamaged, StoreFailed) as end:
+        except (StartDamaged, StoreFailed, InputError) as end:
             if self._rank == 0:
                 ray.get(self._tap.stopped.remote(str(end)))
         finally:
