@@ -119,10 +119,11 @@ def test_a_setting_that_the_model_cannot_have_stops_the_job_at_once(
     tmp_path: Path, ray_local: None
 ) -> None:
     _, _, job = _started(tmp_path)
-    training = job.training.model_dump(mode="json") | {"attention": "flash_attention_2"}
-    job = Job.from_dict(job.to_dict() | {"training": training})
+    bloom = {"architecture": "bloom", "config": {"hidden_size": 32, "n_layer": 1, "n_head": 2}}
+    training = job.training.model_dump(mode="json") | {"mask": "document"}
+    job = Job.from_dict(job.to_dict() | {"training": training, "model": bloom})
     heard: list[Progress] = []
-    with pytest.raises(TrainingStopped, match=r"training\.attention: flash_attention_2 cannot"):
+    with pytest.raises(TrainingStopped, match=r"training\.mask: Bloom\w+ knows no positions"):
         run_job(job, heard.append)
     assert [text for news in heard for text in news.stopped]
     assert not [start for news in heard for start in news.started]
