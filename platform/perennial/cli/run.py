@@ -104,7 +104,7 @@ def watch(
         with Wakeup(webhook, work.narrator.say) as wakeup:
             while True:
                 _look(work, str(run_file), reschedule, as_json)
-                log.print(f"watching {work.inbox.url}, next look in {interval:g} s")
+                log.print(f"watching {work.inbox.url}, next look in {interval:g} s", soft_wrap=True)
                 wakeup.wait(interval)
 
 
