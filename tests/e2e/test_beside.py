@@ -38,7 +38,10 @@ def _kill(process: subprocess.Popen[str]) -> None:
         root = psutil.Process(process.pid)
         for each in [*root.children(recursive=True), root]:
             each.kill()
-        process.communicate()
+    process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
 
 
 @pytest.fixture
