@@ -23,7 +23,7 @@ from perennial.corpora.gather import gather, hold
 from perennial.corpora.manifest import Counts, InputFile, ShardResult, token_bytes, total
 from perennial.corpora.packing import Packer
 from perennial.corpora.passes import Passes
-from perennial.corpora.pieces import plan_pieces
+from perennial.corpora.pieces import piece_size, plan_pieces
 from perennial.corpora.scatter import scatter
 from perennial.store import Store, open_store
 
@@ -253,6 +253,20 @@ def test_I5_pieces_cover_every_byte_once(sizes: list[int], piece: int) -> None:
         assert all(a[1] == b[0] for a, b in pairwise(mine))
     for each in pieces:
         assert len(each) == 1 or sum(s.end - s.start for s in each) <= piece
+
+
+@given(
+    sizes=st.lists(st.integers(0, 1 << 42), min_size=1, max_size=20),
+    name=st.sampled_from(["a.jsonl", "b.parquet", "c.txt.gz"]),
+)
+def test_a_large_corpus_is_read_in_some_thousand_pieces_of_bounded_size(
+    sizes: list[int], name: str
+) -> None:
+    inputs = [InputFile(name=name, size_bytes=size, etag="") for size in sizes]
+    size = piece_size(inputs, 64 << 20)
+    assert 64 << 20 <= size <= 512 << 20
+    factor = {"a.jsonl": 1, "b.parquet": 2, "c.txt.gz": 3}[name]
+    assert sum(sizes) * factor // size <= max(4096 + 1, sum(sizes) * factor >> 29)
 
 
 def test_ids_are_stored_in_as_few_bytes_as_hold_them() -> None:

@@ -26,7 +26,7 @@ from perennial.corpora.pieces import (
 )
 from perennial.corpora.records import DUPLICATE
 from perennial.corpora.scatter import grouped, run_key
-from perennial.corpora.staging import ENTRY, SectionFile, open_staged, read_section
+from perennial.corpora.staging import ENTRY, SectionFile, read_sections
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -143,13 +143,13 @@ def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
 
 def _entries(job: CompareJob, part: int) -> npt.NDArray[Any]:
     """The documents of the part, of all runs."""
-    filesystem, base = open_staged(job.staging)
-    sections = [
-        read_section(filesystem, f"{base}/{run_key(piece, run)}", job.layout.parts + part)
+    places = (
+        (run_key(piece, run), job.layout.parts + part)
         for piece, runs in enumerate(job.runs)
         for run in range(runs)
-    ]
-    parts = [np.frombuffer(section, dtype=ENTRY) for section in sections if section is not None]
+    )
+    sections = read_sections(job.staging, places)
+    parts = [np.frombuffer(section, dtype=ENTRY) for section in sections]
     return np.concatenate([np.empty(0, dtype=ENTRY), *parts])
 
 
@@ -215,16 +215,13 @@ def without_dropped(
 
     `names` are the earlier corpora's.
     """
-    filesystem, base = open_staged(staging)
     details: dict[int, str] = {}
-    for key in map(drops_key, lists):
-        for part in parts:
-            section = read_section(filesystem, f"{base}/{key}", part)
-            if section is not None:
-                drops = np.frombuffer(section, dtype=REPEAT)
-                rows = documents.rows_at(drops["file"], drops["offset"]).tolist()
-                texts = (_detail(drop, inputs, names) for drop in drops.tolist())
-                details.update(zip(rows, texts, strict=True))
+    places = ((key, part) for key in map(drops_key, lists) for part in parts)
+    for section in read_sections(staging, places):
+        drops = np.frombuffer(section, dtype=REPEAT)
+        rows = documents.rows_at(drops["file"], drops["offset"]).tolist()
+        texts = (_detail(drop, inputs, names) for drop in drops.tolist())
+        details.update(zip(rows, texts, strict=True))
     return documents.without(DUPLICATE, details)
 
 

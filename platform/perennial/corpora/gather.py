@@ -35,7 +35,7 @@ from perennial.corpora.packing import Packer, RowFile, holdout_bytes, rows_per_g
 from perennial.corpora.pieces import Layout, holdout_bound
 from perennial.corpora.records import CONTAMINATED, NEAR_DUPLICATE
 from perennial.corpora.scatter import run_key
-from perennial.corpora.staging import open_staged, read_documents, read_section
+from perennial.corpora.staging import read_documents, read_sections
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -167,14 +167,14 @@ def _written_holdout(
 
 def _documents(job: GatherJob, sections: list[int]) -> Documents:
     """The documents of sections of all runs, without the equal ones that are to be dropped."""
-    filesystem, base = open_staged(job.staging)
-    found = (
-        read_section(filesystem, f"{base}/{run_key(piece, run)}", section)
+    places = (
+        (run_key(piece, run), section)
         for piece, runs in enumerate(job.runs)
         for run in range(runs)
         for section in sections
     )
-    documents = gathered(batch for s in found if s is not None for batch in read_documents(s))
+    found = read_sections(job.staging, places)
+    documents = gathered(batch for section in found for batch in read_documents(section))
     return without_dropped(documents, job.staging, job.drops, sections, job.inputs, job.earlier)
 
 

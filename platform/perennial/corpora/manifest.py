@@ -55,8 +55,8 @@ class IngestSettings(_Frozen):
     """tokens of a shard, roughly: a gather task holds one shard's text in memory, or maps it where
     the store is a local folder"""
     piece_bytes: Annotated[int, Field(ge=1)] = 64 << 20
-    """stored bytes of one scatter task, and the text that it holds in memory; it has no influence
-    on the result"""
+    """stored bytes of one scatter task, and the text that it holds in memory, at least; up to
+    512 MiB in corpora of more than 256 GiB. It has no influence on the result"""
 
 
 class InputFile(_Frozen):

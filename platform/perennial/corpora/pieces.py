@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Rough, and only of influence on how many shards there are.
 _BYTES_PER_TOKEN = 4
 _SHARDS_PER_DIGEST_PART = 4
+_MOST_PIECES = 4096
+_LARGEST_PIECE_BYTES = 512 << 20
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}
 
@@ -60,13 +62,23 @@ def plan_pieces(inputs: Sequence[InputFile], piece_bytes: int) -> list[Piece]:
 
 def shard_count(inputs: Sequence[InputFile], shard_tokens: int) -> int:
     """How many shards a corpus has: a function of its files' sizes alone."""
-    tokens = 0
-    for file in inputs:
-        form = file_format(file.name)
-        if form is not None:
-            factor = _EXPANSION.get(form[1] or form[0], 1)
-            tokens += file.size_bytes * factor // _BYTES_PER_TOKEN
+    tokens = sum(text_bytes(file) // _BYTES_PER_TOKEN for file in inputs)
     return max(1, math.ceil(tokens / shard_tokens))
+
+
+def piece_size(inputs: Sequence[InputFile], least_bytes: int) -> int:
+    """Bytes of a piece: larger in a large corpus, because every shard is gathered from all pieces.
+
+    Pieces times shards are ranges to read, which would grow with the square of the corpus.
+    """
+    text = sum(map(text_bytes, inputs))
+    return max(least_bytes, min(text // _MOST_PIECES, _LARGEST_PIECE_BYTES))
+
+
+def text_bytes(file: InputFile) -> int:
+    """About how much text a file holds; nothing where its format is unknown."""
+    form = file_format(file.name)
+    return 0 if form is None else file.size_bytes * _EXPANSION.get(form[1] or form[0], 1)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from perennial.corpora.manifest import (
 )
 from perennial.corpora.names import check_name
 from perennial.corpora.passes import Passes
-from perennial.corpora.pieces import plan_pieces
+from perennial.corpora.pieces import piece_size, plan_pieces
 from perennial.corpora.sample import sample_texts
 from perennial.corpora.scatter import PieceResult, scatter
 from perennial.corpora.tokenizer import load_tokenizer
@@ -94,6 +94,8 @@ def ingest(
         InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag)
         for f in inspect(inbox, name).files
     )
+    size = piece_size(inputs, settings.piece_bytes)
+    settings = settings.model_copy(update={"piece_bytes": size})
     report = progress or (lambda _pass, _done, _all: None)
     passes = Passes(store, inbox, name, inputs, tokenizer, settings, before, evaluation)
     try:

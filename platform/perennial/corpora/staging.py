@@ -7,7 +7,8 @@ IPC streams, others are arrays of fixed-size entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,6 +39,7 @@ ENTRY = np.dtype([("digest", "<u8"), ("rest", "<u8"), ("file", "<i4"), ("offset"
 """a document in a section of digests"""
 
 _BATCH_BYTES = 1 << 20
+_REQUESTS_AT_ONCE = 32
 
 
 class SectionFile:
@@ -74,14 +76,31 @@ class SectionFile:
         self._stream.write(np.array(self._ends, dtype="<i8").tobytes())
 
 
-def open_staged(staging: Store) -> tuple[FileSystem, str]:
+def _open_staged(staging: Store) -> tuple[FileSystem, str]:
     """The file system and base path of staged files; those of a local folder are mapped."""
     filesystem, base = staging.arrow()
     return LocalFileSystem(use_mmap=True) if staging.is_local else filesystem, base
 
 
-def read_section(filesystem: FileSystem, path: str, section: int) -> pa.Buffer | None:
-    """A section's bytes; None when it is empty."""
+def read_sections(staging: Store, places: Iterable[tuple[str, int]]) -> Iterator[pa.Buffer]:
+    """The sections (key of the file, number) that are not empty, in this order.
+
+    Those in object storage are asked for many at a time: a part of a large corpus has a small
+    section in each of thousands of files, and waiting for one after the other would take days.
+    """
+    filesystem, base = _open_staged(staging)
+
+    def read(place: tuple[str, int]) -> pa.Buffer | None:
+        return _read_section(filesystem, f"{base}/{place[0]}", place[1])
+
+    if staging.is_local:
+        yield from filter(None, map(read, places))
+        return
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
+        yield from filter(None, threads.map(read, places))
+
+
+def _read_section(filesystem: FileSystem, path: str, section: int) -> pa.Buffer | None:
     with filesystem.open_input_file(path) as source:
         start, end = np.frombuffer(source.read_at(16, 8 * section), dtype="<i8").tolist()
         if start == end:

@@ -1,0 +1,198 @@
+"""What the Kubernetes manifests would run, run: their own commands and environment, as processes.
+
+A cluster is what it cannot have here: no scheduler, no autoscaler and no operator was reached. The
+test does what they would do, and the storage, the database, MLflow and Ray are real.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from perennial.stages.ledger import Ledger
+from perennial.store import Store, open_store
+from perennial.training import checkpoint
+from tests.command import perennial
+from tests.manifests import find, overlay, pods
+from tests.played import Machine, mlflow, ray_cluster
+from tests.postgres import Postgres
+from tests.s3server import S3Server
+from tests.tiny import tiny_run, write_texts
+
+BUCKET = "perennial"
+STEPS = 120
+HEAD = pods(overlay("local"))["perennial-run head"]
+SPOT = pods(overlay("aws-spot"))["perennial-watch gpu"]
+
+
+@pytest.fixture(scope="module")
+def machine(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """This machine with the Secrets of the guide, and a smaller model in the run file."""
+    objects = overlay("local")
+    folder = tmp_path_factory.mktemp("machine")
+    client = s3_server.client()
+    if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=BUCKET)
+    client.close()
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
+    there = s3_server.environment()
+    secrets = {"perennial-store": {key: there[key] for key in keys}}
+    machine = Machine(objects, secrets, folder)
+    machine.mounts["/etc/perennial"] = folder / "etc"
+    (folder / "etc").mkdir()
+    return machine
+
+
+@pytest.fixture
+def run_file(machine: Machine, request: pytest.FixtureRequest) -> Path:
+    """The manifests' run file with a model and a budget that this machine trains in seconds."""
+    told = yaml.safe_load(find(machine.objects, "ConfigMap", "perennial-run")["data"]["run.yaml"])
+    tiny = tiny_run(machine.folder)
+    parts = ("corpora", "tokenizer", "model", "schedule", "release", "evaluation")
+    told |= {part: tiny[part] for part in parts}
+    told["training"] |= {"global_batch": 8, "micro_batch": 4, "checkpoint_every": "10 steps"}
+    told["stages"] = {"budget": f"{STEPS} steps"}
+    name = re.sub(r"\W", "-", request.node.name)
+    told["store"] += f"/{name}"
+    told["sources"] = {"crawl": {"prefix": f"s3://{BUCKET}/crawl/{name}", "schedule": "1d"}}
+    path = machine.folder / "etc" / "run.yaml"
+    path.write_text(yaml.safe_dump(told))
+    return path
+
+
+@pytest.fixture
+def outside(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person's machine, with the store's keys in its environment."""
+    s3_server.use(monkeypatch)
+
+
+def job(machine: Machine, verb: str) -> dict[str, Any]:
+    return find(machine.objects, "RayJob", f"perennial-{verb}")
+
+
+def test_the_head_has_all_that_an_entrypoint_needs(
+    machine: Machine, run_file: Path, outside: None
+) -> None:
+    """Its environment reaches the store, and its run file says where."""
+    perennial("land", run_file, "help", write_texts(machine.folder)["help"])
+    head = HEAD["spec"]["containers"][0]
+    for verb, told in (("ingest", "pull crawl"), ("run", "help"), ("watch", "help")):
+        entrypoint = job(machine, verb)["spec"]["entrypoint"]
+        words = [machine.here(word) for word in shlex.split(entrypoint)]
+        done = subprocess.run(
+            [str(machine.folder / "bin" / words[0]), *words[1:], "--dry-run"],
+            env=machine.variables(head),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
+
+
+@pytest.fixture
+def tracking(machine: Machine, postgres: Postgres) -> Iterator[str]:
+    uri = postgres.uri
+    machine.secrets["perennial-mlflow"] = {
+        "backend-store-uri": uri,
+        "password": postgres.password,
+    }
+    with mlflow(machine, find(machine.objects, "Deployment")) as address:
+        yield address
+
+
+def latest(store: Store, stage: str) -> int:
+    step = checkpoint.latest_step(store, f"checkpoints/{stage}")
+    return -1 if step is None else step
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(
+    importlib.util.find_spec("aiohttp_cors") is None, reason="needs ray[default], its job server"
+)
+def test_a_pulled_corpus_is_trained_through_a_suspension(
+    machine: Machine,
+    run_file: Path,
+    tracking: str,
+    outside: None,
+) -> None:
+    texts = write_texts(machine.folder)
+    spec = yaml.safe_load(run_file.read_text())
+    store = open_store(spec["store"])
+    open_store(spec["sources"]["crawl"]["prefix"]).upload(texts["help"], "help.jsonl")
+
+    # A tick: the RayJob that it starts pulls and tokenises, and trains nothing.
+    with ray_cluster(machine, job(machine, "ingest"), "data", 1) as cluster:
+        submitter = cluster.submit(job(machine, "ingest"))
+        assert submitter.wait() == 0, cluster.told()
+    (pulled,) = Ledger(store).read().corpora.values()
+    assert pulled.state == "ready"
+    first = f"00-{pulled.name}"
+
+    # `run` is resumed, and suspended while it trains: its cluster goes.
+    with ray_cluster(machine, job(machine, "run"), "data", 2) as cluster:
+        cluster.submit(job(machine, "run"))
+        cluster.wait_for(lambda: latest(store, first) >= 20)
+        cluster.pre_stop(0, HEAD["spec"]["containers"][0])
+    suspended_at = latest(store, first)
+    assert 20 < suspended_at < STEPS
+    assert suspended_at % 10, "a checkpoint for the suspension, not a due one"
+
+    # Resumed: another cluster with another token, and on from the checkpoint.
+    with ray_cluster(machine, job(machine, "run"), "data", 2) as cluster:
+        submitter = cluster.submit(job(machine, "run"))
+        assert submitter.wait() == 0, cluster.told()
+        assert f"{first}: 2 workers go on from step {suspended_at}" in cluster.told()
+    assert latest(store, first) == STEPS
+    perennial("verify", run_file)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(
+    importlib.util.find_spec("aiohttp_cors") is None, reason="needs ray[default], its job server"
+)
+def test_a_watch_trains_what_lands_though_a_machine_is_taken_away(
+    machine: Machine,
+    run_file: Path,
+    tracking: str,
+    s3_server: S3Server,
+    outside: None,
+) -> None:
+    store = open_store(yaml.safe_load(run_file.read_text())["store"])
+    perennial("land", run_file, "code", write_texts(machine.folder)["code"])
+    with ray_cluster(machine, job(machine, "watch"), "data", 2) as cluster:
+        cluster.submit(job(machine, "watch"))
+        cluster.wait_for(lambda: latest(store, "00-code") >= 10)
+        drained = next(index for index in (1, 2) if cluster.workers(index))
+        before = latest(store, "00-code")
+        done = cluster.pre_stop(drained, SPOT["spec"]["containers"][0])
+        assert not cluster.workers(drained), done.stderr
+        saved = latest(store, "00-code")
+        assert before < saved < STEPS
+        cluster.end(drained)
+        cluster.wait_for(lambda: latest(store, "00-code") == STEPS)
+    perennial("verify", run_file)
+
+    # Runs are in PostgreSQL, their artifacts in the bucket; both came through the server.
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, max_results=50)
+    assert any(run.info.run_name.startswith("00-code") for run in runs)
+    s3 = s3_server.client()
+    try:
+        found = s3.list_objects_v2(Bucket=BUCKET, Prefix="mlflow/")
+    finally:
+        s3.close()
+    assert found["KeyCount"] > 0
