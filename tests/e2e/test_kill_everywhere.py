@@ -91,7 +91,9 @@ def test_i4_killed_after_every_ledger_write_the_run_ends_in_the_same_state(
     releases = [f"release-{release.name}" for release in state.releases]
     first, second = (_without_tries(state.corpora[name].story) for name in ("help", "code"))
     own = second[: second.index("started")]  # the rest is the stage's
-    assert kills >= len(first) + len(own) + len(["releasing", "released"])
+    events = len(first) + len(own) + len(["releasing", "released"])
+    at_once = 3  # ready and ingesting, trained and evaluating; and the last event is the end
+    assert kills >= events - at_once
     perennial("verify", run_file)
     runs = _mlflow_runs(store)
     assert sorted(runs) == sorted({"tiny", *(stage.name for stage in state.stages), *releases})
