@@ -80,11 +80,15 @@ class Nodes:
 
     def workers(self, index: int) -> list[psutil.Process]:
         """The training workers that run on a node."""
+        return self.processes(index, "ray::RayTrainWorker")
+
+    def processes(self, index: int, title: str) -> list[psutil.Process]:
+        """The processes on a node whose title begins so."""
         with suppress(psutil.NoSuchProcess):
             return [
                 process
                 for process in _raylet(self._nodes[index]).children(recursive=True)
-                if _title(process).startswith("ray::RayTrainWorker")
+                if _title(process).startswith(title)
             ]
         return []
 

@@ -114,3 +114,34 @@ def walk(state: RunState, corpus: str, *kinds: str, joined: Sequence[str] = ()) 
     """Apply events of these kinds, one after the other; all of them by default."""
     for kind in kinds or WALK:
         state.apply(event_of(kind, state, corpus, joined=joined))
+
+
+def search_of(state: RunState) -> list[events.SearchEvent]:
+    """A search off the end of the last stage: its claim, one trial, one measurement."""
+    stage = state.stages[-1]
+    source = state.ends[stage.name]
+    return [
+        events.Searching(at=AT, name="s", corpus="z", source=source, spec={}, claim=1),
+        events.Branched(
+            at=AT,
+            search="s",
+            trial="tune-s",
+            corpus="z",
+            point={"eta": 1e-3, "replay": 0.1, "weighting": "seen", "anneal": "", "seed": 0},
+            stage=stage.name,
+            step=stage.last_step,
+            source=source,
+            mix=stage.mix.to_dict(),
+            schedule=stage.schedule,
+            optimizer="reset",
+        ),
+        events.Tried(
+            at=AT,
+            trial="tune-s",
+            step=stage.last_step + 1,
+            checkpoint="branches/tune-s/00000011",
+            trained_steps=1,
+            values={"adaptation": 3.0, "forgetting": 0.1},
+            losses={},
+        ),
+    ]

@@ -12,7 +12,17 @@ from perennial.stages import events
 from perennial.stages.instructions import Instruction, Order, Outside, next_instruction
 from perennial.stages.machine import CorpusState, InvalidTransition, RunState
 from perennial.stages.transitions import TRANSITIONS
-from tests.walks import AT, TOKENS, WALK, event_of, released, releasing, started, walk
+from tests.walks import (
+    AT,
+    TOKENS,
+    WALK,
+    event_of,
+    released,
+    releasing,
+    search_of,
+    started,
+    walk,
+)
 
 DOES = {
     "record-landing": ["landed"],
@@ -457,6 +467,7 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
         events.Scored(at=AT, release="r", tasks=["t"], scores=[]),
         releasing(state, "r"),
         released("r"),
+        *search_of(state),
     ]
     assert {event.kind for event in told} == {
         each.model_fields["kind"].default for each in get_args(events.Event)

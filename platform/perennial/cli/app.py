@@ -58,7 +58,13 @@ def verb(function: Callable[P, None]) -> Callable[P, None]:
         except Exception as failed:
             # Known ends have a sentence of their own; anything else is a bug and shows its trace.
             name = type(failed).__name__
-            known = ("TrainingFailed", "TrainingStopped", "TrainingTerminated", "Superseded")
+            known = (
+                "TrainingFailed",
+                "TrainingStopped",
+                "TrainingTerminated",
+                "Superseded",
+                "TrialFailed",
+            )
             if name not in known:
                 raise
             _fail(str(failed), TERMINATED if name == "TrainingTerminated" else 1)

@@ -27,7 +27,7 @@ from perennial.evaluation.style import (
     paper,
     picture,
 )
-from perennial.evaluation.transfer import LossMatrix, pareto_front
+from perennial.evaluation.transfer import LossMatrix
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -59,14 +59,6 @@ class StageTokens(NamedTuple):
     def total(self) -> int:
         """All tokens of the stage."""
         return sum(self.new.values()) + sum(self.replayed.values())
-
-
-class Trial(NamedTuple):
-    """A point in the plane of what was learned and what was lost, in nats per token."""
-
-    label: str
-    adaptation: float
-    forgetting: float
 
 
 @picture
@@ -331,37 +323,3 @@ def _changes(matrix: LossMatrix, stage: int) -> list[tuple[str, float, float | N
         if nats is not None:
             bars.append((corpus, nats, errors[corpus], False))
     return bars
-
-
-@picture
-def pareto(trials: Sequence[Trial]) -> Figure:
-    """Trials by adaptation and forgetting, less of both being better, with their front marked."""
-    figure, axes = axes_of(4.6)
-    points = [(t.adaptation, t.forgetting) for t in trials]
-    front = pareto_front(points)
-    rest = [i for i in range(len(trials)) if i not in front]
-    beaten: dict[str, Any] = {"marker": "s", "color": accent(), "markerfacecolor": paper()}
-    for chosen, label, style in (
-        (front, "on the front", {"marker": "o", "color": COLOURS[0], "linestyle": "--"}),
-        (rest, "beaten by another", {**beaten, "linestyle": ""}),
-    ):
-        xs, ys = [points[i][0] for i in chosen], [points[i][1] for i in chosen]
-        axes.plot(xs, ys, label=label, markersize=9, markeredgewidth=1.8, **style)
-    middle = (min(points)[0] + max(points)[0]) / 2
-    for i, trial in enumerate(trials):
-        right = points[i][0] > middle
-        axes.annotate(
-            trial.label,
-            points[i],
-            (-6 if right else 6, 8),
-            textcoords="offset points",
-            ha="right" if right else "left",
-            fontsize=9,
-            fontweight="bold" if i in front else "normal",
-        )
-    axes.margins(x=0.12, y=0.18)
-    axes.set_xlabel("loss on the new corpus (nats per token): adaptation")
-    axes.set_ylabel("forgetting of earlier corpora\n(nats per token)")
-    axes.set_title("What was learned against what was lost: down and left is better")
-    legend_below(axes, 2)
-    return figure

@@ -19,8 +19,9 @@ S = TypeVar("S", bound=Section)
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
-    """The run file at `path` with `section.key=value` overrides applied, checked.
+    """The run file at `path` with overrides applied, checked.
 
+    An override is `section.key=value`, or a YAML file that holds a part of a run file.
     Raises InputError naming the file, the field, what is wrong and what would be right.
     """
     return load(path, RunSpec, overrides)
@@ -34,7 +35,10 @@ def load(path: Path, schema: type[S], overrides: Sequence[str] = ()) -> S:
     """
     document = _read_with_base(path)
     for override in overrides:
-        _apply(document, override)
+        if "=" not in override and override.endswith((".yaml", ".yml")):
+            document = _laid_over(document, _read_with_base(Path(override)))
+        else:
+            _apply(document, override)
     return parse(document, schema, str(path))
 
 

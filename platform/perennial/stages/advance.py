@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from perennial import corpora
 from perennial.errors import InputError
 from perennial.stages import attempts, judging, outcome, policy
+from perennial.stages.adoption import adopt
 from perennial.stages.events import Landed, Releasing, Retried, Trained
 from perennial.stages.ingestion import ingest
 from perennial.stages.instructions import Instruction, Outside, next_instruction
@@ -226,6 +227,7 @@ class _Controller:
         stage = work.state.stage_of(name)
         if stage.start is None:
             work.import_model()
+        adopt(work, stage)
         work.use_ray()
         job = stage_job(work.spec, work.state, stage, work.manifests(), work.fence())
         checkpoint = train(work, job)

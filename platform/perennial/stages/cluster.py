@@ -34,6 +34,25 @@ def use_ray(training: TrainingSpec) -> None:
     )
 
 
+def check_concurrent(where: str, training: TrainingSpec, concurrent: int) -> None:
+    """Refuse more trials at a time than this machine can hold, unless a cluster was named.
+
+    Ray would start them all, and each would wait for workers that another one holds.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        return
+    cpus = os.cpu_count() or 1
+    each = training.workers.min * (training.cpus_per_worker + _READER_SHARE)
+    if concurrent > 1 and concurrent * each > cpus + 1e-9:
+        raise InputError(
+            where,
+            "concurrent",
+            f"{concurrent} trials of {each:g} CPUs each need {concurrent * each:g} CPUs, this "
+            f"machine has {cpus}",
+            f"give at most {max(1, int(cpus / each))}, or set RAY_ADDRESS",
+        )
+
+
 def check_fits(training: TrainingSpec, cpus: int) -> None:
     """Refuse workers that this machine cannot hold, unless a cluster was named."""
     if "RAY_ADDRESS" in os.environ:

@@ -231,6 +231,60 @@ class Scored(_Record):
     scores: list[dict[str, Any]]
 
 
+class Searching(_Record):
+    """A search for a corpus's stage began, or goes on under a new claim: the latest may write.
+
+    source: the checkpoint that its trials branch from.
+    spec: the resolved tuning file.
+    claim: 1, 2, ...: how often somebody began with it.
+    """
+
+    kind: Literal["searching"] = "searching"
+    name: str
+    corpus: str
+    source: str
+    spec: dict[str, Any]
+    claim: int
+
+
+class Branched(_Record):
+    """A trial left the trunk: the beginning of the stage that `run` would train at its point.
+
+    stage, step: the trunk's checkpoint `source` that it branches from.
+    point: what it tries. `mix`, `schedule`, `optimizer`: of the whole stage that it begins.
+    """
+
+    kind: Literal["branched"] = "branched"
+    search: str
+    trial: str
+    corpus: str
+    point: dict[str, Any]
+    stage: str
+    step: int
+    source: str
+    mix: dict[str, Any]
+    schedule: dict[str, Any]
+    optimizer: Literal["reset", "keep", "keep-second-moment"]
+
+
+class Tried(_Record):
+    """A trial was measured when it stood at trunk step `step`.
+
+    checkpoint: what was measured: the trial itself, or an anneal off it.
+    trained_steps: what the trial has cost since it was measured last, anneal included.
+    values: the search's objectives, nats per token, less is better.
+    losses: held-out losses by corpus.
+    """
+
+    kind: Literal["tried"] = "tried"
+    trial: str
+    step: int
+    checkpoint: str
+    trained_steps: int
+    values: dict[str, float]
+    losses: dict[str, dict[str, Any]]
+
+
 CorpusEvent = (
     Landed
     | Ingesting
@@ -249,7 +303,8 @@ CorpusEvent = (
     | Accepted
 )
 ReleaseEvent = Releasing | Released
-Event = Opened | TookOver | CorpusEvent | Measured | ReleaseEvent | Scored
+SearchEvent = Searching | Branched | Tried
+Event = Opened | TookOver | CorpusEvent | Measured | ReleaseEvent | Scored | SearchEvent
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 

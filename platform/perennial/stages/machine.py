@@ -14,6 +14,7 @@ from typing import Any, get_args
 from perennial.mixture import StageMix, trained_sequences
 from perennial.stages.events import (
     Accepted,
+    Branched,
     CorpusEvent,
     Evaluated,
     Event,
@@ -29,11 +30,14 @@ from perennial.stages.events import (
     Releasing,
     Retried,
     Scored,
+    Searching,
     Started,
     TookOver,
     Trained,
+    Tried,
 )
 from perennial.stages.parts import Corpus, Stage
+from perennial.stages.searches import Searches
 from perennial.stages.transitions import (
     ON_THE_TRUNK,
     RELEASE_TRANSITIONS,
@@ -85,6 +89,8 @@ class RunState:
     #: lm-eval scores by release, and the tasks of the run file that gave them
     scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     tasks: dict[str, list[str]] = field(default_factory=dict)
+    #: what was searched for the stages to come, and the trials
+    searches: Searches = field(default_factory=Searches)
 
     def apply(self, event: Event) -> None:
         """Fold one event in. Raises InvalidTransition, changing nothing, when it cannot follow."""
@@ -105,6 +111,8 @@ class RunState:
             case Scored():
                 self.scores.setdefault(event.release, []).extend(event.scores)
                 self.tasks.setdefault(event.release, []).extend(event.tasks)
+            case Searching() | Branched() | Tried():
+                self.searches.apply(event)
             case _:
                 self._apply_to_corpus(event)
 
@@ -125,6 +133,8 @@ class RunState:
             case Scored():
                 if event.release not in self.branches or event.release in self.releasing:
                     raise InvalidTransition(event.release, "not released", event.kind, [])
+            case Searching() | Branched() | Tried():
+                self.searches.check(event)
             case _:
                 self._check_corpus(event)
 

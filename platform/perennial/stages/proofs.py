@@ -10,10 +10,11 @@ from typing import Any
 
 from perennial.mixture import StageMix, branch_mix, cut, stage_mix, trained_sequences
 from perennial.schedules import from_dict
-from perennial.stages.events import Event, Releasing, Started, Trained, decode
+from perennial.stages.events import Branched, Event, Releasing, Started, Trained, decode
 from perennial.stages.findings import Finding, unequal
 from perennial.stages.inspection import MetricsContents
 from perennial.stages.machine import InvalidTransition, RunState
+from perennial.stages.searches import shifted
 from perennial.training.checkpoint import MANIFEST, CheckpointManifest, folder_of
 
 
@@ -153,7 +154,7 @@ class Line:
 def lines_of(
     state: RunState, sequence_length: int, skipped: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Line]:
-    """The stages, abandoned ones too, and the releases' anneals, by folder.
+    """The stages, abandoned ones too, the releases' anneals and the trials, by folder.
 
     skipped: the steps whose batch each folder leaves out.
     """
@@ -182,6 +183,18 @@ def lines_of(
                 sequence_length,
                 skipped.get(folder, ()),
             )
+    for name, trial in state.searches.trials.items():
+        told = trial.branched
+        lines[trial.folder] = Line(
+            name,
+            trial.folder,
+            told.step,
+            StageMix.from_dict(told.mix),
+            told.schedule,
+            state.seen(state.stage(told.stage), told.step, skipped),
+            sequence_length,
+            skipped.get(trial.folder, ()),
+        )
     return lines
 
 
@@ -208,7 +221,27 @@ def check_branches(story: Story) -> Iterator[Finding]:
                 )
 
 
-def _trained_before(state: RunState, branch: Releasing) -> list[StageMix]:
+def check_trials(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
+    """I2: each trial of a search begins the stage that its point and the trunk's history give."""
+    for name, trial in story.state.searches.trials.items():
+        told = trial.branched
+        mix = StageMix.from_dict(told.mix)
+        if told.corpus not in rows:
+            continue
+        whole = stage_mix(
+            _trained_before(story.state, told),
+            {told.corpus: rows[told.corpus]},
+            mix.steps,
+            mix.global_batch,
+            mix.replay,
+        )
+        right = shifted(whole, told.point["seed"])
+        if mix != right:
+            key = story.key("branched", trial=name)
+            yield Finding(key, f"{name} takes {_shown(mix)}", f"its history gives {_shown(right)}")
+
+
+def _trained_before(state: RunState, branch: Releasing | Branched) -> list[StageMix]:
     stage = state.stage(branch.stage)
     return [*state.history_of(stage), cut(stage.mix, branch.step - stage.first_step)]
 

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from perennial.evaluation.page import Section, Table
-from perennial.evaluation.pictures import Trial, pareto
+from perennial.evaluation.pareto import pareto
 
 if TYPE_CHECKING:
     from perennial.store import Store
 
 _LEAD = (
     "Every point is a trial: a branch off the trunk that was trained for a while. Down and left is "
-    "better; a trial on the front is beaten by no other in both."
+    "better; a trial on the front is beaten by no other in both. Bars are 95% intervals over "
+    "documents; the dotted line is the front that a law fitted to the trials predicts."
 )
 
 
@@ -26,16 +27,10 @@ def search_sections(store: Store) -> Iterator[Section]:
         yield Section(
             f"Search: {found['search']}",
             _LEAD,
-            pareto(_trials(found)),
+            pareto(found),
             f"Picture: {_LEAD}",
             [_advice(found)],
         )
-
-
-def _trials(found: Mapping[str, Any]) -> list[Trial]:
-    return [
-        Trial(_point(trial), *trial["values"]) for trial in found["trials"] if trial["finished"]
-    ]
 
 
 def _advice(found: Mapping[str, Any]) -> Table:

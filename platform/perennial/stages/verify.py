@@ -77,7 +77,9 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
         raise InputError("store", store.url, "there is no run in it", "use `perennial run`")
     done = Verification(story, list(story.findings))
     tasks = list(_corpora(store, done, committed))
-    done.findings += proofs.check_stages(story, {n: m.rows for n, m in done.manifests.items()})
+    rows = {name: manifest.rows for name, manifest in done.manifests.items()}
+    done.findings += proofs.check_stages(story, rows)
+    done.findings += proofs.check_trials(story, rows)
     done.findings += proofs.check_branches(story)
     _skips(store, done)
     done.findings += proofs.check_skips(story, done.skipped)
@@ -153,7 +155,7 @@ def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:
 def _skips(store: Store, done: Verification) -> None:
     """The batches that each stage and release leaves out."""
     state = done.story.state
-    branches = [f"branches/{name}" for name in state.branches]
+    branches = [f"branches/{name}" for name in (*state.branches, *state.searches.trials)]
     for folder in (*(stage.folder for stage in state.started_stages), *branches):
         try:
             done.skipped[folder] = tuple(skip.step for skip in read_skips(store, folder))

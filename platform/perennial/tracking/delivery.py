@@ -60,7 +60,7 @@ class Delivery(threading.Thread):
         runs = self._outbox.runs()
         for run in runs:
             if not run.attached:
-                parent_id = None if run is runs[0] else runs[0].id
+                parent_id = None if run is runs[0] else (run.parent or runs[0]).id
                 self._outbox.attach(run, *mlflow.attach(run, parent_id))
         for run in runs:
             run_id = str(run.id)

@@ -97,6 +97,7 @@ class Pending:
     id: MLflow's run id: the one that was given, or None until it is known.
     attached: whether MLflow is known to have the run.
     steps: the highest step taken of each metric; what is at or below it is there already.
+    parent: the run that MLflow shows it under, made before it; None is the lineage's own.
     """
 
     key: str
@@ -112,6 +113,7 @@ class Pending:
     end: End | None = None
     steps: dict[str, int] = field(default_factory=dict)
     lost: Lost = field(default_factory=Lost)
+    parent: Pending | None = None
 
     @property
     def delivered(self) -> bool:

@@ -155,8 +155,9 @@ class Tracker:
         run_id: str | None = None,
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, object] | None = None,
+        parent: Run | None = None,
     ) -> Run:
-        """The run of one stage, release or trial, under the lineage's.
+        """The run of one stage, release, search or trial, under `parent` or else the lineage's.
 
         It is the run with the id `run_id` (None or "" while it was never known), else the one that
         the lineage has under `name`, else a new one. Parameters keep the values of their first
@@ -164,7 +165,8 @@ class Tracker:
         Raises InputError for a name that cannot be looked up.
         """
         _check(_CHILD, "run name", name)
-        return self._run(f"{self._lineage}/{name}", name, run_id, params or {}, tags or {})
+        key = f"{self._lineage}/{name}"
+        return self._run(key, name, run_id, params or {}, tags or {}, parent)
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Deliver what is left, for at most so long; one warning line names what is missing.
@@ -189,11 +191,13 @@ class Tracker:
         run_id: str | None,
         params: Mapping[str, object],
         tags: Mapping[str, object],
+        parent: Run | None = None,
     ) -> Run:
         shown = {**hide_values(tags), LINEAGE_TAG: self._lineage}
         # A name that MLflow refuses would keep the whole run out of it.
         known = {_NOT_IN_KEY.sub("_", field): text for field, text in hide_values(params).items()}
-        pending = Pending(key, name, run_id or None, known, shown)
+        above = None if parent is None else parent._pending
+        pending = Pending(key, name, run_id or None, known, shown, parent=above)
         return Run(self._outbox, self._outbox.add(pending))
 
 

@@ -34,6 +34,8 @@ class Job:
     tokens_seen: tokens that the trunk has seen of each corpus before `first_step`.
     dtype: numpy name of a token id in the shards.
     fence: until when the job may commit checkpoints; None is for ever.
+    until: trunk step at which it ends before the mix does, as a trial; another job of its folder
+        goes on from there. None trains the whole mix.
     """
 
     store_url: str
@@ -56,11 +58,12 @@ class Job:
     tokens_seen: dict[str, int] = field(default_factory=dict)
     tracking_run: str = ""
     fence: Fence | None = None
+    until: int | None = None
 
     @property
     def last_step(self) -> int:
         """Trunk step after the job's last optimizer step."""
-        return self.first_step + self.mix.steps
+        return self.first_step + self.mix.steps if self.until is None else self.until
 
     @property
     def tokens_per_step(self) -> int:
