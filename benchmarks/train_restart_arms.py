@@ -158,18 +158,20 @@ def _empty_loop(config: dict[str, Any]) -> None:
 
 
 class _Resize:
-    """Seconds from the last step of one world size to the first new step of another."""
+    """Seconds from the last step of one world size to the first new step of another.
 
-    def __init__(self, change: Callable[[], None]) -> None:
-        self._change = change
-        self._changed = False
+    due: set at the first checkpoint, for the cluster to be changed then.
+    """
+
+    def __init__(self) -> None:
+        self.due = threading.Event()
         self._workers = 0
         self._last = (0, 0.0)
         self._left: float | None = None
         self.seconds: float | None = None
 
     def heard(self, progress: Any) -> None:
-        """Take the news; change the cluster at the first checkpoint."""
+        """Take the news of a job."""
         now = time.perf_counter()
         for _, workers in progress.started:
             self._workers, before = workers, self._workers
@@ -180,9 +182,8 @@ class _Resize:
                 if self._left is not None and self.seconds is None:
                     self.seconds = now - self._left
                 self._last = (row["step"], now)
-        if progress.saved and not self._changed:
-            self._changed = True
-            self._change()
+        if progress.saved:
+            self.due.set()
 
 
 def shrink(folder: Path, model: str) -> dict[str, float]:
@@ -207,8 +208,12 @@ def _resized(
     job = write_job(folder, model, {"min": 1, "max": 2}, steps, EVERY_STEPS)
     with ray_nodes(count=nodes) as cluster:
         ray.init(cluster.environment["RAY_ADDRESS"], log_to_driver=False)
-        resize = _Resize(lambda: change(cluster))
-        run_job(job, resize.heard)
+        resize = _Resize()
+        training = threading.Thread(target=run_job, args=(job, resize.heard))
+        training.start()
+        resize.due.wait()
+        change(cluster)  # here, because Ray starts nodes in main threads only
+        training.join()
         ray.shutdown()
     assert resize.seconds is not None
     return {"seconds": resize.seconds}
