@@ -89,12 +89,21 @@ def _forget(folder: Path) -> None:
     load_optimizer(engine, folder, steps)
     before = [state["exp_avg_sq"].clone() for state in _stepped(engine).state.values()]
     forget_direction(engine)
-    for state, second in zip(_stepped(engine).state.values(), before, strict=True):
-        assert not state["exp_avg"].any()
-        assert second.any()
-        assert torch.equal(state["exp_avg_sq"], second)
-        assert state["step"] == 3
+    facts = [
+        {
+            "direction": bool(state["exp_avg"].any()),
+            "second moment": bool(second.any()),
+            "unchanged": torch.equal(state["exp_avg_sq"], second),
+            "steps": int(state["step"]),
+        }
+        for state, second in zip(_stepped(engine).state.values(), before, strict=True)
+    ]
+    (folder / "facts.json").write_text(json.dumps(facts))
 
 
 def test_a_kept_second_moment_keeps_its_steps_and_no_direction(tmp_path: Path) -> None:
     run_on(1, _forget, tmp_path)
+    kept = {"direction": False, "second moment": True, "unchanged": True, "steps": 3}
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts
+    assert all(fact == kept for fact in facts)
