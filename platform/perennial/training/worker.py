@@ -18,6 +18,7 @@ from perennial.mixture.batches import rank_rows
 from perennial.mixture.stream import rank_dataset, step_batches
 from perennial.store import Store, open_store
 from perennial.training import checkpoint, notice
+from perennial.training.allocator import keep_freed_memory
 from perennial.training.batch import on_device, seed_dropout
 from perennial.training.engine import build_engine, gradient_norm, loss_of, overflowed, set_eta
 from perennial.training.exchange import Exchange
@@ -44,6 +45,7 @@ from perennial.training.votes import Votes
 def train(config: dict[str, Any]) -> None:
     """Train a job from its latest committed checkpoint to its end, on this rank."""
     _quiet()
+    keep_freed_memory()
     job = Job.from_dict(config["job"])
     torch.set_num_threads(max(1, int(job.training.cpus_per_worker)))
     _Worker(job, open_store(job.store_url), config["tap"]).run()
