@@ -44,7 +44,7 @@ bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane besi
 	run data_planner data_planner.py; \
 	run scale scale.py
 
-bench-train: $(VENV)/installed-test  ## the training loop beside a bare one and Trainer, about 25 minutes
+bench-train: $(VENV)/installed-test  ## the training loop beside a bare one and Trainer, about 40 minutes
 	mkdir -p build
 	for name in speed restart; do \
 		$(BIN)/python benchmarks/train_$$name.py > build/train_$$name.md \

@@ -23,13 +23,14 @@ from typing import Any
 
 from arms import run_arm
 
+MODELS = ("small", "20M")
 SCRIPT = Path(__file__).parent / "train_restart_arms.py"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--models", nargs="+", choices=("small", "20M"), default=["small"])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     asked = parser.parse_args()
     libraries = ("torch", "deepspeed", "ray")
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)

@@ -101,6 +101,14 @@ def bare(folder: Path, model: str, workers: int, steps: int, seconds: list[float
         seconds.append(time.perf_counter() - began)
 
 
+def bare_kept(folder: Path, model: str, workers: int, steps: int, seconds: list[float]) -> None:
+    """The bare loop with `perennial`'s setting of the C library's allocator."""
+    from perennial.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    bare(folder, model, workers, steps, seconds)
+
+
 def trainer(folder: Path, model: str, workers: int, steps: int, seconds: list[float]) -> None:
     """Hugging Face's Trainer with DeepSpeed, as its documentation sets it up."""
     import torch
@@ -234,7 +242,12 @@ def _result(
     }
 
 
-ARMS = {"bare": in_processes(bare), "trainer": in_processes(trainer), "perennial": perennial}
+ARMS = {
+    "bare": in_processes(bare),
+    "bare-kept": in_processes(bare_kept),
+    "trainer": in_processes(trainer),
+    "perennial": perennial,
+}
 
 if __name__ == "__main__":
     main()
