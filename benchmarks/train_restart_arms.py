@@ -261,7 +261,8 @@ def load_seconds(folder: str, model: str, rank: str) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint.download(store, key, manifest, manifest.files, Path(scratch))
         engine = build_engine(stored_model(Path(scratch)), spec, spec.global_batch, WORKERS, 0)
-        load_optimizer(engine, Path(scratch), manifest.optimizer_steps)
+        files = sorted(Path(scratch).glob("optimizer-*"))
+        load_optimizer(engine, files, manifest.optimizer_steps)
     return time.perf_counter() - began
 
 

@@ -34,14 +34,14 @@ MODELS = ("small", "20M")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="counted steps of a run; default 30 and 8")
+    parser.add_argument("--steps", type=int, help="counted steps of a run; default 12 and 8")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     asked = parser.parse_args()
     _print_head(asked)
     for model in asked.models:
-        steps = asked.steps or {"small": 30, "20M": 8}[model]
+        steps = asked.steps or {"small": 12, "20M": 8}[model]
         for workers in asked.workers:
             runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
             for turn in range(asked.rounds):

@@ -64,7 +64,6 @@ def _rank(
         "LOCAL_WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
     }
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -110,7 +109,10 @@ def bare_kept(folder: Path, model: str, workers: int, steps: int, seconds: list[
 
 
 def trainer(folder: Path, model: str, workers: int, steps: int, seconds: list[float]) -> None:
-    """Hugging Face's Trainer with DeepSpeed, as its documentation sets it up."""
+    """Hugging Face's Trainer with DeepSpeed, as its documentation sets it up.
+
+    With `use_cpu=True` it would leave DeepSpeed out without a word, and train with DDP.
+    """
     import torch
     import transformers
     from deepspeed.ops import __compatible_ops__
@@ -139,7 +141,6 @@ def trainer(folder: Path, model: str, workers: int, steps: int, seconds: list[fl
 
     arguments = transformers.TrainingArguments(
         output_dir=str(folder / "trainer"),
-        use_cpu=True,
         max_steps=steps,
         per_device_train_batch_size=spec.micro_batch,
         gradient_accumulation_steps=spec.global_batch // (workers * spec.micro_batch),
@@ -174,6 +175,8 @@ def trainer(folder: Path, model: str, workers: int, steps: int, seconds: list[fl
         callbacks=[Clock()],
     )
     loop.train()
+    assert loop.is_deepspeed_enabled
+    assert type(loop.model_wrapped).__name__ == "DeepSpeedEngine"
 
 
 def perennial(folder: Path, model: str, workers: int, steps: int) -> dict[str, Any]:

@@ -97,14 +97,14 @@ def test_a_mistake_in_a_worker_is_not_tried_again_by_the_controller(tmp_path: Pa
     assert failed("help", 0, failure.value, spec.stages, datetime.now(UTC)).next_try is None
 
 
-def _after_first(lineage: Lineage, folder: Path) -> Path:
+def _after_first(lineage: Lineage, folder: Path, **sections: Any) -> Path:
     """The run file of a run whose first stage, of 60 steps, is trained."""
     shutil.copytree(lineage.after_first, folder / "store")
     document = shared.document(folder)
     document["training"] |= {"workers": 1, "micro_batch": 8}
     document["stages"]["budget"] = f"{STEPS} steps"
     document["release"]["sample_tokens"] = 0
-    return write_run(folder, document)
+    return write_run(folder, document | sections)
 
 
 @pytest.mark.long
@@ -144,6 +144,22 @@ def test_a_gated_stage_is_trained_anew_with_another_share_and_then_accepted(
     assert released["name"].startswith("02-code-66-anneal")
     assert Ledger(store).read().accepted == {"02-code": "it is a trial"}
     assert _do("verify", run_file)["holds"]
+
+
+@pytest.mark.long
+def test_a_task_that_the_stage_does_badly_stops_the_line_with_its_score(
+    lineage: Lineage, tmp_path: Path
+) -> None:
+    (task,) = shared.document(tmp_path)["gates"]["tasks"]
+    run_file = _after_first(lineage, tmp_path, gates={"tasks": {task: {"min": 1.5}}})
+    _do("land", run_file, "code", write_texts(tmp_path)["code"])
+    told = _do("run", run_file, code=1)
+    (verdict,) = told["gated"]["verdicts"]
+    assert (told["gated"]["stage"], verdict["gate"]) == ("01-code", "tasks")
+    assert 0 <= verdict["value"] <= 1
+    assert verdict["bound"] == 1.5
+    assert _do("accept", run_file, "code", "--reason", "a score is 1 at most")["state"] == "passed"
+    assert _do("run", run_file)["gated"] is None
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,11 +190,20 @@ def _refusing(engine: Any, folder: Path) -> Any:
     return {"reached": reached, "committed": committed, "lines": tap.lines}
 
 
+def _with_own_file(start: Any) -> Any:
+    """What a worker of a group of the same size reads; nothing when the job begins again."""
+    own = next(start.optimizer_files, None)
+    if start.optimizer_steps is not None:
+        assert own is not None
+        assert own.name == f"optimizer-{os.environ['RANK']:0>2}-of-02.safetensors"
+    return start
+
+
 def _falling_back(engine: Any, folder: Path) -> Any:
     """Damage on load, file by file, until nothing is left."""
     import torch.distributed as dist
 
-    from perennial.training.restore import fetch_start
+    from perennial.training.restore import begin_from_latest
     from perennial.training.saver import Saver
 
     store, tap = open_store(folder), Tap()
@@ -210,7 +220,7 @@ def _falling_back(engine: Any, folder: Path) -> Any:
             damage()
         dist.barrier()
         scratch = folder.with_suffix(f".rank{dist.get_rank()}-{len(starts)}")
-        start = fetch_start(job, store, scratch, tap)
+        start = begin_from_latest(job, store, scratch, tap, _with_own_file)
         starts.append([start.step, start.optimizer_steps, len(start.last_rows(100))])
 
     def key(step: int, name: str) -> str:
@@ -232,7 +242,7 @@ def _falling_back(engine: Any, folder: Path) -> Any:
 def _starting_damaged(engine: Any, folder: Path) -> Any:
     import torch.distributed as dist
 
-    from perennial.training.restore import StartDamaged, fetch_start
+    from perennial.training.restore import StartDamaged, begin_from_latest
     from perennial.training.saver import Saver
 
     store, tap = open_store(folder), Tap()
@@ -245,13 +255,13 @@ def _starting_damaged(engine: Any, folder: Path) -> Any:
         _job(store.url), name="01-more", folder="checkpoints/01-more", first_step=40, start=at
     )
     scratch = folder.with_suffix(f".rank{dist.get_rank()}")
-    sound = fetch_start(later, store, scratch, tap)
+    sound = begin_from_latest(later, store, scratch, tap, _with_own_file)
     dist.barrier()
     if dist.get_rank() == 0:
         _flip(store, checkpoints.read_manifest(store, at).key_of(at, "model.safetensors"))
     dist.barrier()
     try:
-        fetch_start(later, store, scratch, tap)
+        begin_from_latest(later, store, scratch, tap, _with_own_file)
     except StartDamaged as damaged:
         return {"sound": [sound.step, sound.optimizer_steps], "says": str(damaged)}
     return None

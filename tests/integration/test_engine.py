@@ -29,6 +29,7 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
     from perennial.training.engine import build_engine, gather_weights, loss_of, set_eta
     from perennial.training.model import model_config, random_model
     from perennial.training.optimizer_state import load_optimizer, save_optimizer
+    from perennial.training.restore import nearest_first
     from perennial.training.share import micro_batches
 
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -40,7 +41,11 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
     spec = _spec(**settings)
     engine = build_engine(model, spec, GLOBAL_BATCH, world, end_of_document=0)
     if first:
-        load_optimizer(engine, folder / f"optimizer-{first}", steps=first)
+        files = sorted((folder / f"optimizer-{first}").iterdir())
+        left = (files[index] for index in nearest_first(len(files), rank, world))
+        load_optimizer(engine, left, steps=first)
+        if spec.zero_stage and len(files) == world:
+            assert len(list(left)) == world - 1, "a rank of a group of this size needs its own"
     for step in range(first, last):
         batch = torch.randint(0, 64, (GLOBAL_BATCH, 8), generator=torch.manual_seed(step))
         mine = batch[rank_rows(GLOBAL_BATCH, rank, world)]

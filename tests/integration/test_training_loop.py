@@ -86,7 +86,7 @@ def _forget(folder: Path) -> None:
         engine.backward(engine(input_ids=ids, labels=ids).loss)
         engine.step()
     steps = save_optimizer(engine, folder / "optimizer-00-of-01.safetensors")
-    load_optimizer(engine, folder, steps)
+    load_optimizer(engine, folder.glob("optimizer-*"), steps)
     before = [state["exp_avg_sq"].clone() for state in _stepped(engine).state.values()]
     forget_direction(engine)
     facts = [

@@ -21,6 +21,8 @@ from perennial.store import Store
 MANIFEST = "manifest.json"
 QUARANTINED = "manifest.damaged.json"
 METRICS = "metrics.jsonl"
+OPTIMIZER = "optimizer-"
+"""Beginning of the names of the workers' files."""
 _CHUNK_BYTES = 1 << 20
 
 

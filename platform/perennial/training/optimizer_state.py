@@ -7,6 +7,7 @@ own, so a resize needs no conversion, and nothing is pickled.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,13 +76,14 @@ def save_optimizer(engine: Any, path: Path) -> int:
     return steps
 
 
-def load_optimizer(engine: Any, folder: Path, steps: int) -> None:
+def load_optimizer(engine: Any, files: Iterable[Path], steps: int) -> None:
     """Fill this worker's pieces from files that any number of workers wrote.
 
+    files: are asked for one by one until all is there, so those that are needed come first.
     Raises RuntimeError when the files leave a part of a piece unwritten.
     """
     stepped = _stepped(engine)
-    stored = _Stored(folder)
+    stored = _Stored(files)
     stepped.state.clear()
     for piece in _pieces(engine):
         state = stepped.state[piece.owner]
@@ -162,34 +164,51 @@ def _shards(zero: Any, names: dict[int, str]) -> Iterator[_Piece]:
 
 
 class _Stored:
-    """The pieces in a folder of optimizer files, found by parameter and kind."""
+    """The pieces in optimizer files, found by parameter and kind; no more files than needed."""
 
-    def __init__(self, folder: Path) -> None:
-        self._index: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
-        for path in sorted(folder.glob("optimizer-*.safetensors")):
-            handle = safe_open(path, framework="pt")
-            keys: Iterable[str] = handle.keys()  # type: ignore[no-untyped-call]
-            for key in keys:
-                parameter, start, kind = key.rsplit("|", 2)
-                self._index.setdefault((parameter, kind), []).append((int(start), key, handle))
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._unopened = iter(files)
+        self._index: defaultdict[tuple[str, str], list[tuple[int, str, Any]]] = defaultdict(list)
 
     def has(self, parameter: str, kind: str) -> bool:
+        """Whether a file that was opened has some of it."""
         return (parameter, kind) in self._index
 
     def fill(self, target: torch.Tensor, piece: _Piece, kind: str) -> None:
         """Copy what overlaps `piece` into `target`, which is `piece.length` long."""
         missing = piece.length
-        for start, key, handle in self._index.get((piece.parameter, kind), []):
-            values = handle.get_tensor(key)
+        for start, key, handle in self._runs(piece.parameter, kind):
+            values = handle.get_slice(key)
             first = max(start, piece.start)
-            last = min(start + len(values), piece.start + piece.length)
+            last = min(start + values.get_shape()[0], piece.start + piece.length)
             if first < last:
                 target[first - piece.start : last - piece.start].copy_(
                     values[first - start : last - start]
                 )
                 missing -= last - first
-        if missing:
-            raise RuntimeError(
-                f"the checkpoint lacks {missing} of {piece.length} elements of "
-                f"{piece.parameter}'s {kind}"
-            )
+            if not missing:
+                return
+        raise RuntimeError(
+            f"the checkpoint lacks {missing} of {piece.length} elements of "
+            f"{piece.parameter}'s {kind}"
+        )
+
+    def _runs(self, parameter: str, kind: str) -> Iterator[tuple[int, str, Any]]:
+        """What the opened files have of it; then what each further file has."""
+        known = self._index[parameter, kind]
+        told = 0
+        while True:
+            while told < len(known):
+                yield known[told]
+                told += 1
+            path = next(self._unopened, None)
+            if path is None:
+                return
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
+        handle = safe_open(path, framework="pt")
+        keys: Iterable[str] = handle.keys()  # type: ignore[no-untyped-call]
+        for key in keys:
+            parameter, start, kind = key.rsplit("|", 2)
+            self._index[parameter, kind].append((int(start), key, handle))

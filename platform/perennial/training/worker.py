@@ -6,7 +6,7 @@ import logging
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -14,25 +14,21 @@ import torch
 import torch.distributed as dist
 
 from perennial.errors import InputError
-from perennial.mixture.batches import rank_rows
-from perennial.mixture.stream import rank_dataset, step_batches
 from perennial.store import Store, open_store
 from perennial.training import checkpoint, notice
 from perennial.training.allocator import keep_freed_memory
 from perennial.training.batch import on_device, seed_dropout
-from perennial.training.engine import build_engine, gradient_norm, loss_of, overflowed, set_eta
+from perennial.training.beginning import batches_from, engine_at, load_moments
+from perennial.training.engine import gradient_norm, loss_of, overflowed, set_eta
 from perennial.training.exchange import Exchange
-from perennial.training.initial import initial_model
 from perennial.training.job import Job
 from perennial.training.joins import JoinWatch
 from perennial.training.memory import Memory, recall
 from perennial.training.meter import Meter
-from perennial.training.model import stored_model
 from perennial.training.news import News
 from perennial.training.notice import Preempted
-from perennial.training.optimizer_state import forget_direction, load_optimizer
 from perennial.training.profiling import Trace
-from perennial.training.restore import Start, StartDamaged, fetch_start
+from perennial.training.restore import Start, StartDamaged, begin_from_latest
 from perennial.training.saver import Saver, StoreFailed
 from perennial.training.share import micro_batches
 from perennial.training.skips import record_skip
@@ -57,6 +53,17 @@ def _quiet() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
+class _Begun(NamedTuple):
+    """step: the first step of the mix that is not trained yet; tokens: this rank's sequences of it
+    `(sequences, sequence_length)`; batches: those that follow.
+    """
+
+    start: Start
+    step: int
+    tokens: np.ndarray
+    batches: Any
+
+
 class _Worker:
     def __init__(self, job: Job, store: Store, tap: Any) -> None:
         self._job = job
@@ -71,6 +78,7 @@ class _Worker:
         self._meter = Meter()
         self._row: dict[str, Any] = {}
         self._seen_before = sum(job.tokens_seen.values())
+        self._engine: Any = None
         self._saver: Saver | None = None
         self._told = Votes()
 
@@ -109,10 +117,11 @@ class _Worker:
         if not self._may_go_on():
             return
         with tempfile.TemporaryDirectory(prefix="perennial-start-") as scratch:
-            start = fetch_start(self._job, self._store, Path(scratch), self._tap)
-            if start.step == self._job.last_step:
+            begun = begin_from_latest(self._job, self._store, Path(scratch), self._tap, self._begin)
+            if begun is None:
                 return
-            step, tokens, batches = self._begin(start)
+            start, step, tokens, batches = begun
+            self._equip(start)
         if self._rank == 0:
             self._tap.started.remote(start.step, self._world)
         self._meter.lap()
@@ -142,15 +151,25 @@ class _Worker:
         dist.broadcast_object_list(told, src=0)
         return told[0]
 
-    def _begin(self, start: Start) -> tuple[int, np.ndarray, Any]:
-        """Build everything; the first step of the mix, its sequences, and those that follow."""
+    def _begin(self, start: Start) -> _Begun | None:
+        """The engine and the data at the job's present step; None when the job is done."""
         job = self._job
+        if start.step == job.last_step:
+            return None
         self._remember(start)
+        self._drop_engine()
         with ThreadPoolExecutor(1) as ahead:
-            batches = self._batches(start.step - job.first_step)
+            mix_step = start.step - job.first_step
+            batches = batches_from(self._store, job, mix_step, self._rank, self._world)
             first = ahead.submit(next, batches)
-            self._engine = self._build(start)
+            self._engine = engine_at(self._store, job, start, self._world)
+            load_moments(self._engine, job, start)
             step, tokens = first.result()
+        return _Begun(start, step, tokens, batches)
+
+    def _equip(self, start: Start) -> None:
+        """All that training needs besides the engine and the data."""
+        job = self._job
         self._saver = self._open_saver = Saver(
             job, self._store, self._tap, start.history, self._memory.skipped
         )
@@ -160,7 +179,6 @@ class _Worker:
         self._joins = JoinWatch(self._store, job, self._engine, start.step)
         key = f"profiles/{job.name}/{start.step:08d}-rank-{self._rank:02d}.json.gz"
         self._trace = Trace(self._store, key, wanted=job.training.profile)
-        return step, tokens, batches
 
     def _remember(self, start: Start) -> None:
         """Know the job's past: rank 0 reads it, the others are told."""
@@ -193,11 +211,15 @@ class _Worker:
                 # No exception: another worker group would only meet the same batch again.
                 ray.get(self._tap.stopped.remote(advice(job, spike, committed)))
         self._trace.close()
-        self._engine.destroy()
-        del self._engine
+        self._drop_engine()
         self._news.take()
         dist.barrier()
         return again
+
+    def _drop_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.destroy()
+        self._engine = None
 
     def _skip(self, done: int) -> None:
         """Let the step that leads to `done` go by without training its batch."""
@@ -229,40 +251,6 @@ class _Worker:
             saver.finish()
         if told.preempted and not told.stop and step < self._job.last_step:
             raise Preempted(f"this worker group was told that it ends; step {step} is stored")
-
-    def _batches(self, mix_step: int) -> Any:
-        job = self._job
-        dtype = np.dtype(job.dtype)
-        dataset = rank_dataset(
-            self._store,
-            job.layouts,
-            job.mix,
-            job.sequence_length * dtype.itemsize,
-            rank=self._rank,
-            world_size=self._world,
-            first_step=mix_step,
-        )
-        tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-        mine = rank_rows(job.mix.global_batch, self._rank, self._world)
-        return step_batches(tables, mine.stop - mine.start, mix_step, dtype)
-
-    def _build(self, start: Start) -> Any:
-        """The engine with the checkpoint's weights and moments, or with new weights."""
-        job = self._job
-        if start.folder is None:
-            return self._engine_around(initial_model(self._store, job))
-        engine = self._engine_around(stored_model(start.folder))
-        if start.optimizer_steps is not None:
-            load_optimizer(engine, start.folder, start.optimizer_steps)
-            if not start.resumed and job.optimizer == "keep-second-moment":
-                forget_direction(engine)
-        return engine
-
-    def _engine_around(self, model: torch.nn.Module) -> Any:
-        job = self._job
-        return build_engine(
-            model, job.training, job.mix.global_batch, self._world, job.end_of_document
-        )
 
     def _step(self, step: int, tokens: np.ndarray) -> None:
         """One optimizer step on this rank's sequences `(sequences, sequence_length)`."""
