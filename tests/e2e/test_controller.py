@@ -115,12 +115,8 @@ def test_a_gated_stage_is_trained_anew_with_another_share_and_then_accepted(
     never = "gates.min_gain=50"
     _do("land", run_file, "code", write_texts(tmp_path)["code"])
     told = _do("run", run_file, never, code=1)
-    (verdict,) = told["gated"]["verdicts"]
-    assert (told["gated"]["stage"], verdict["gate"], verdict["holds"]) == (
-        "01-code",
-        "min_gain",
-        False,
-    )
+    (verdict,) = [each for each in told["gated"]["verdicts"] if not each["holds"]]
+    assert (told["gated"]["stage"], verdict["gate"]) == ("01-code", "min_gain")
     losses = Ledger(store).read().losses
     gain = losses["00-help"]["code"]["nats_per_token"] - losses["01-code"]["code"]["nats_per_token"]
     assert verdict["value"] == pytest.approx(gain)
@@ -154,10 +150,11 @@ def test_a_task_that_the_stage_does_badly_stops_the_line_with_its_score(
     run_file = _after_first(lineage, tmp_path, gates={"tasks": {task: {"min": 1.5}}})
     _do("land", run_file, "code", write_texts(tmp_path)["code"])
     told = _do("run", run_file, code=1)
-    (verdict,) = told["gated"]["verdicts"]
-    assert (told["gated"]["stage"], verdict["gate"]) == ("01-code", "tasks")
-    assert 0 <= verdict["value"] <= 1
-    assert verdict["bound"] == 1.5
+    assert told["gated"]["stage"] == "01-code"
+    assert told["gated"]["verdicts"]
+    for verdict in told["gated"]["verdicts"]:
+        assert (verdict["gate"], verdict["bound"], verdict["holds"]) == ("tasks", 1.5, False)
+        assert 0 <= verdict["value"] <= 1
     assert _do("accept", run_file, "code", "--reason", "a score is 1 at most")["state"] == "passed"
     assert _do("run", run_file)["gated"] is None
 

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -30,6 +33,7 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 
 from perennial.store import open_store
 from perennial.training import checkpoint, notice
+from perennial.training.cleaner import GroupCleaner
 
 if TYPE_CHECKING:
     from perennial.training.job import Job
@@ -69,6 +73,11 @@ class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
             self._policies["scaling_policy"] = SaveThenGrow(
                 scaling, f"{job.store_url}/{job.folder}"
             )
+
+    def _create_default_callbacks(self) -> list[Any]:
+        theirs = super()._create_default_callbacks()
+        kept = [each for each in theirs if not isinstance(each, PlacementGroupCleanerCallback)]
+        return [*kept, GroupCleaner()]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         # The only place where Ray 2.60 lets a trainer choose its policies.
