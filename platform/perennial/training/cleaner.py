@@ -29,9 +29,13 @@ class GroupCleaner(ControllerCallback, WorkerGroupCallback):  # type: ignore[mis
     def after_controller_start(self, train_run_context: Any) -> None:
         """Called in the controller's process."""
         controller = ray.get_runtime_context().get_actor_id()
-        place = {HEAD_NODE_RESOURCE_NAME: 0.001}
-        options = {"num_cpus": 0, "resources": place, "lifetime": "detached"}
-        self._watch = ray.remote(_Watch).options(**options).remote(controller)
+        watch = ray.remote(_Watch).options(
+            num_cpus=0,
+            resources={HEAD_NODE_RESOURCE_NAME: 0.001},
+            lifetime="detached",
+            scheduling_strategy="DEFAULT",  # a trial's placement group has no room for it
+        )
+        self._watch = watch.remote(controller)
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Each group takes the place of the one before, which Ray Train has removed."""

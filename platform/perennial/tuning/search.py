@@ -123,8 +123,10 @@ def try_with_optuna(
 
 def optuna_searcher(space: Space, begun: Sequence[Point], seed: int) -> Any:
     """Ray Tune's searcher around Optuna's sampler; `begun` is proposed first."""
+    import optuna
     from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch(
         space=_distributions(space),
         metric=[_FIRST, _SECOND],
