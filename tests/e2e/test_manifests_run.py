@@ -180,7 +180,7 @@ def test_a_watch_trains_what_lands_though_a_machine_is_taken_away(
         saved = latest(store, "00-code")
         assert before < saved < STEPS
         cluster.end(drained)
-        cluster.wait_for(lambda: latest(store, "00-code") == STEPS)
+        cluster.wait_for(lambda: Ledger(store).read().corpora["code"].state == "passed")
     perennial("verify", run_file)
 
     # Runs are in PostgreSQL, their artifacts in the bucket; both came through the server.

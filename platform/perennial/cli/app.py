@@ -12,6 +12,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from perennial import __version__
+from perennial.cli.console import answers_alone
 from perennial.errors import InputError
 
 P = ParamSpec("P")
@@ -46,7 +47,8 @@ def verb(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            function(*args, **kwargs)
+            with answers_alone():
+                function(*args, **kwargs)
         except InputError as wrong:
             _fail(str(wrong), 2)
         except KeyboardInterrupt:

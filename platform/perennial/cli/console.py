@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -98,10 +99,21 @@ class Screen:
         self.say(f"trained {job.name}")
 
 
+@contextmanager
+def answers_alone() -> Iterator[None]:
+    """Keep stdout for what this module prints; Ray tells there of nodes and workers that died."""
+    out.file = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        out.file = None  # type: ignore[assignment]
+
+
 def print_json(document: dict[str, Any]) -> None:
     """One JSON document on stdout."""
-    json.dump(document, sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    json.dump(document, out.file, indent=1)
+    out.file.write("\n")
 
 
 def print_matrix(told: LossMatrix) -> None:
