@@ -28,7 +28,7 @@ from tests.s3server import S3Server
 from tests.tiny import tiny_run, write_texts
 
 BUCKET = "perennial"
-STEPS = 120
+STEPS = 400
 HEAD = pods(overlay("local"))["perennial-run head"]
 SPOT = pods(overlay("aws-spot"))["perennial-watch gpu"]
 
