@@ -74,6 +74,7 @@ def _rank(
     if rank == 0:
         Path(folder, "result.json").write_text(json.dumps([seconds, *peaks]))
     dist.barrier()
+    dist.destroy_process_group()
 
 
 def bare(folder: Path, model: str, workers: int, steps: int, seconds: list[float]) -> None:
