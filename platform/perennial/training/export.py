@@ -18,7 +18,8 @@ def export(
     AutoModelForCausalLM and AutoTokenizer load it with `from_pretrained`.
     """
     manifest = checkpoints.read_manifest(store, checkpoint)
-    kept = [n for n in manifest.files if not n.startswith(("optimizer-", "metrics."))]
+    left_out = (checkpoints.OPTIMIZER, checkpoints.METRICS)
+    kept = [name for name in manifest.files if not name.startswith(left_out)]
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch)
         checkpoints.download(store, checkpoint, manifest, kept, local)

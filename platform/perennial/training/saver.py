@@ -25,7 +25,7 @@ import perennial
 from perennial.schedules import to_dict
 from perennial.store import Store
 from perennial.training import checkpoint as checkpoints
-from perennial.training.checkpoint import METRICS
+from perennial.training.checkpoint import METRICS, OPTIMIZER
 from perennial.training.engine import gather_weights
 from perennial.training.job import Job
 from perennial.training.optimizer_state import save_optimizer
@@ -151,7 +151,7 @@ class Saver:
 
     @property
     def _optimizer_name(self) -> str:
-        return f"optimizer-{self._rank:02d}-of-{self._world:02d}.safetensors"
+        return f"{OPTIMIZER}{self._rank:02d}-of-{self._world:02d}.safetensors"
 
     def _store_snapshot(self, module: Any, snapshot: _Snapshot) -> None:
         """Everything after the snapshot, on this rank's own thread."""
