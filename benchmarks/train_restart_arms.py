@@ -267,14 +267,14 @@ def load_seconds(folder: str, model: str, rank: str) -> float:
 
 
 def _train_alone(folder: Path, model: str) -> list[dict[str, Any]]:
-    """A short job of one worker with two checkpoints; its rows."""
+    """A short job of one worker with four checkpoints before its last; its rows."""
     import ray
     from train_models import write_job
 
     from perennial.training.trainer import run_job
 
     rows: list[dict[str, Any]] = []
-    job = write_job(folder, model, 1, 3 * EVERY_STEPS, EVERY_STEPS)
+    job = write_job(folder, model, 1, 5 * EVERY_STEPS, EVERY_STEPS)
     _start_ray()
     run_job(job, lambda progress: rows.extend(progress.rows))
     ray.shutdown()
@@ -282,16 +282,23 @@ def _train_alone(folder: Path, model: str) -> list[dict[str, Any]]:
 
 
 def checkpoint_stall(folder: Path, model: str) -> dict[str, float]:
-    """The time of a checkpoint inside a job, and a save of as many bytes that is waited for."""
+    """The time of a checkpoint inside a job, and a save of as many bytes that is waited for.
+
+    stall: seconds that training waits. slower: seconds by which the step beside which a checkpoint
+    is written and stored is longer than the others, its stall included.
+    """
     import torch
     from train_models import VOCABULARY, model_spec, sequence_length
 
     from perennial.training.model import model_config, random_model
 
     rows = _train_alone(folder / "store", model)
-    laps = [row["seconds"] for row in rows]
-    stalls = [lap["checkpoint"] for lap in laps if lap["checkpoint"]]
-    steps = [sum(lap.values()) - lap["checkpoint"] for lap in laps[4:]]
+    laps = {row["step"]: row["seconds"] for row in rows}
+    beside = [step for step in laps if step > EVERY_STEPS and step % EVERY_STEPS == 1]
+    others = [step for step in laps if step > 4 and step not in beside]
+    stalls = [laps[step]["checkpoint"] for step in beside]
+    usual = statistics.median(sum(laps[step].values()) for step in others)
+    slower = statistics.median(sum(laps[step].values()) for step in beside) - usual
     config = model_config(model_spec(model), VOCABULARY, 0, sequence_length(model))
     weights = random_model(config, 1).state_dict()
     state = {part: {n: t.clone() for n, t in weights.items()} for part in ("w", "m", "v")}
@@ -306,7 +313,8 @@ def checkpoint_stall(folder: Path, model: str) -> dict[str, float]:
     return {
         "stall": statistics.median(stalls),
         "synchronous": statistics.median(seconds),
-        "step": statistics.median(steps),
+        "slower": slower,
+        "step": usual,
     }
 
 

@@ -101,12 +101,12 @@ def bare(folder: Path, model: str, workers: int, steps: int, seconds: list[float
         seconds.append(time.perf_counter() - began)
 
 
-def bare_kept(folder: Path, model: str, workers: int, steps: int, seconds: list[float]) -> None:
-    """The bare loop with `perennial`'s setting of the C library's allocator."""
-    from perennial.training.allocator import keep_freed_memory
+def bare_kept(folder: Path, model: str, workers: int, steps: int) -> dict[str, Any]:
+    """The bare loop with `perennial`'s settings of the C library's allocator."""
+    from perennial.training.allocator import allocator_environment
 
-    keep_freed_memory()
-    bare(folder, model, workers, steps, seconds)
+    os.environ |= allocator_environment()  # read by the processes that it starts
+    return in_processes(bare)(folder, model, workers, steps)
 
 
 def trainer(folder: Path, model: str, workers: int, steps: int, seconds: list[float]) -> None:
@@ -248,7 +248,7 @@ def _result(
 
 ARMS = {
     "bare": in_processes(bare),
-    "bare-kept": in_processes(bare_kept),
+    "bare-kept": bare_kept,
     "trainer": in_processes(trainer),
     "perennial": perennial,
 }

@@ -76,10 +76,7 @@ def measure(run_file: Path, overrides: list[str], table: Path, threads: int) -> 
     """Append a line for every point that the table does not have yet."""
     import torch
 
-    from perennial.training.allocator import keep_freed_memory
-
     torch.set_num_threads(threads)
-    keep_freed_memory()
     work = Workspace(load_run(run_file, overrides), str(run_file), Quiet())  # type: ignore[arg-type]
     work.ledger.read()
     document = {

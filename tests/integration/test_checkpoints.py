@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def _play(folder: Path) -> None:
 
     engine = _engine()
     facts: dict[str, Any] = {}
-    for scene in (_saving, _racing, _refusing, _falling_back, _starting_damaged):
+    for scene in (_saving, _going_on, _racing, _refusing, _falling_back, _starting_damaged):
         told = scene(engine, folder / scene.__name__)
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, told)
@@ -131,6 +132,48 @@ def _saving(engine: Any, folder: Path) -> Any:
     saver.finish()
     saver.close()
     return {"saved": tap.saved_keys, "put off until saved": wanted}
+
+
+def _going_on(engine: Any, folder: Path) -> Any:
+    """A snapshot that is slow, and training that changes everything as soon as it may."""
+    import torch
+    from safetensors.torch import load
+
+    from perennial.training.optimizer_state import optimizer_state
+    from perennial.training.saver import Saver
+
+    store, tap = open_store(folder), Tap()
+    saver = Saver(_job(store.url), store, tap, None)
+    slow = threading.Event()
+    saver._thread.submit(slow.wait)
+    live = dict(engine.module.named_parameters()) | optimizer_state(engine)[0]
+    before = {name: tensor.detach().clone() for name, tensor in live.items()}
+    saver.save(engine, 5, _rows(1, 5))
+
+    def go_on() -> None:
+        saver.wait_for_snapshot()
+        for tensor in live.values():
+            tensor.detach().add_(1.0)
+
+    training = threading.Thread(target=go_on)
+    training.start()
+    training.join(0.5)
+    waits = training.is_alive()
+    slow.set()
+    training.join()
+    saver.finish()
+    saver.close()
+    manifest = checkpoints.read_manifest(store, f"{FOLDER}/00000005")
+    names = [name for name in manifest.files if name.endswith(".safetensors")]
+    stored: dict[str, Any] = {}
+    for name in names:
+        stored |= load(store.read(manifest.key_of(f"{FOLDER}/00000005", name)))
+    # transformers stores a few weights under older names
+    known_names = [name for name in before if "|" in name or name in stored]
+    same = [torch.equal(stored[name], before[name]) for name in known_names]
+    for tensor, known in zip(live.values(), before.values(), strict=True):
+        tensor.detach().copy_(known)
+    return {"waits": waits, "same": all(same), "tensors": len(same)}
 
 
 def _racing(engine: Any, folder: Path) -> Any:
@@ -298,6 +341,12 @@ def test_i6_checkpoints_are_whole_and_transformers_loads_them(facts: Facts) -> N
 def test_a_checkpoint_that_is_due_stays_due_until_it_is_saved(facts: Facts) -> None:
     due = facts[1]["_saving"][0]["put off until saved"]
     assert due == list(range(5, 41))
+
+
+def test_i6_a_snapshot_is_of_its_step_though_training_goes_on(facts: Facts) -> None:
+    for told in facts[1]["_going_on"]:
+        assert told["tensors"] > 20
+        assert (told["waits"], told["same"]) == (True, True)
 
 
 def test_i6_of_two_groups_at_one_step_one_commits_and_nobody_changes_it(facts: Facts) -> None:

@@ -28,9 +28,10 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
     from perennial.mixture.batches import rank_rows
     from perennial.training.engine import build_engine, gather_weights, loss_of, set_eta
     from perennial.training.model import model_config, random_model
-    from perennial.training.optimizer_state import load_optimizer, save_optimizer
+    from perennial.training.optimizer_state import load_optimizer, optimizer_state
     from perennial.training.restore import nearest_first
     from perennial.training.share import micro_batches
+    from perennial.training.tensors import write_tensors
 
     rank, world = dist.get_rank(), dist.get_world_size()
     config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -56,7 +57,9 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
             engine.step()
     (folder / f"optimizer-{last}").mkdir(exist_ok=True)
     name = f"optimizer-{rank:02d}-of-{world:02d}.safetensors"
-    assert save_optimizer(engine, folder / f"optimizer-{last}" / name) == last
+    tensors, steps = optimizer_state(engine)
+    assert steps == last
+    write_tensors(tensors, folder / f"optimizer-{last}" / name)
     whole = _whole_state(engine, spec)
     weights = gather_weights(engine)
     assert (weights is None) == (rank != 0)

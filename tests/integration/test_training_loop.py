@@ -72,8 +72,9 @@ def _forget(folder: Path) -> None:
         _stepped,
         forget_direction,
         load_optimizer,
-        save_optimizer,
+        optimizer_state,
     )
+    from perennial.training.tensors import write_tensors
 
     config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     spec = ModelSpec(architecture="gpt_neox", config=config | {"num_attention_heads": 2})
@@ -85,7 +86,8 @@ def _forget(folder: Path) -> None:
         set_eta(engine, 1e-2)
         engine.backward(engine(input_ids=ids, labels=ids).loss)
         engine.step()
-    steps = save_optimizer(engine, folder / "optimizer-00-of-01.safetensors")
+    tensors, steps = optimizer_state(engine)
+    write_tensors(tensors, folder / "optimizer-00-of-01.safetensors")
     load_optimizer(engine, folder.glob("optimizer-*"), steps)
     before = [state["exp_avg_sq"].clone() for state in _stepped(engine).state.values()]
     forget_direction(engine)

@@ -17,8 +17,6 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from perennial.training.tensors import write_tensors
-
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _MASTER = "master"
 
@@ -49,10 +47,11 @@ class _Piece:
         )
 
 
-def save_optimizer(engine: Any, path: Path) -> int:
-    """Write this worker's pieces of the moments (and fp32 weights); the optimizer steps taken.
+def optimizer_state(engine: Any) -> tuple[dict[str, torch.Tensor], int]:
+    """This worker's pieces of the moments (and fp32 weights), and the optimizer steps taken.
 
-    Steps that fp16 skipped for an overflow are not counted: Adam did not see them.
+    The tensors `(length,)` are the live ones, to be written before the next step. Steps that fp16
+    skipped for an overflow are not counted: Adam did not see them.
     """
     stepped = _stepped(engine)
     keep_master = next(engine.module.parameters()).dtype != torch.float32
@@ -72,8 +71,7 @@ def save_optimizer(engine: Any, path: Path) -> int:
             tensors[f"{piece.parameter}|{piece.start}|{name}"] = (
                 torch.zeros(piece.length) if tensor is None else piece.of(tensor.detach())
             )
-    write_tensors(tensors, path)
-    return steps
+    return tensors, steps
 
 
 def load_optimizer(engine: Any, files: Iterable[Path], steps: int) -> None:

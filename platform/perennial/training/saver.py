@@ -1,7 +1,9 @@
 """Saving checkpoints while training goes on.
 
-The training thread writes what it holds to local files (the snapshot, one at a time) and goes on; a
-thread of each worker copies its files to the store, and rank 0's commits when all have told theirs.
+A thread of each worker writes what the worker holds to local files (the snapshot, one at a time),
+and copies them to the store; rank 0's commits when all have told theirs. Nothing changes weights or
+moments before the next optimizer step, so training goes on at once, and only that step waits for
+the snapshot.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import tenacity
+import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
@@ -28,7 +31,7 @@ from perennial.training import checkpoint as checkpoints
 from perennial.training.checkpoint import METRICS, OPTIMIZER
 from perennial.training.engine import gather_weights
 from perennial.training.job import Job
-from perennial.training.optimizer_state import save_optimizer
+from perennial.training.optimizer_state import optimizer_state
 from perennial.training.retention import sweep
 from perennial.training.tensors import write_tensors
 
@@ -84,6 +87,7 @@ class Saver:
         if history is not None and self._rank == 0:
             shutil.copyfile(history, self._folder / METRICS)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._snapshot: Future[None] | None = None
         self._under_way: Future[None] | None = None
         self._owed = False
         self._put_off = False
@@ -107,22 +111,26 @@ class Saver:
     def save(
         self, engine: Any, step: int, rows: list[dict[str, Any]], *, needed: bool = False
     ) -> None:
-        """Write the snapshot of trunk step `step`, and go on.
+        """Begin the snapshot of trunk step `step`; `wait_for_snapshot` before the engine steps on.
 
-        Waits for the snapshot before; raises StoreFailed when that was one failure too many.
+        Waits until the one before is stored; raises StoreFailed when that was one failure too many.
         rows: the steps since the last call.
         needed: try until it is stored; the ends of phases and of the job always are.
         """
         self.finish()
         self._owed = False
-        steps = save_optimizer(engine, self._folder / self._optimizer_name)
+        moments, steps = optimizer_state(engine)
         weights = gather_weights(engine)
-        if weights is not None:
-            write_tensors(weights, self._folder / _WEIGHTS)
-            with (self._folder / METRICS).open("a") as sink:
-                sink.writelines(f"{json.dumps(row)}\n" for row in rows)
         snapshot = _Snapshot(step, steps, needed or self.needs(step))
-        self._under_way = self._thread.submit(self._store_snapshot, engine.module, snapshot)
+        self._snapshot = self._thread.submit(self._write, moments, weights, rows)
+        self._under_way = self._thread.submit(
+            self._store_snapshot, engine.module, self._snapshot, snapshot
+        )
+
+    def wait_for_snapshot(self) -> None:
+        """Until weights and moments may change. Raises OSError when they could not be written."""
+        if self._snapshot is not None:
+            self._snapshot.result()
 
     def put_off(self, step: int) -> None:
         """Tell that a due checkpoint waits for the one before."""
@@ -153,8 +161,22 @@ class Saver:
     def _optimizer_name(self) -> str:
         return f"{OPTIMIZER}{self._rank:02d}-of-{self._world:02d}.safetensors"
 
-    def _store_snapshot(self, module: Any, snapshot: _Snapshot) -> None:
-        """Everything after the snapshot, on this rank's own thread."""
+    def _write(
+        self,
+        moments: dict[str, torch.Tensor],
+        weights: dict[str, torch.Tensor] | None,
+        rows: list[dict[str, Any]],
+    ) -> None:
+        """The snapshot, on this rank's own thread."""
+        write_tensors(moments, self._folder / self._optimizer_name)
+        if weights is not None:
+            write_tensors(weights, self._folder / _WEIGHTS)
+            with (self._folder / METRICS).open("a") as sink:
+                sink.writelines(f"{json.dumps(row)}\n" for row in rows)
+
+    def _store_snapshot(self, module: Any, written: Future[None], snapshot: _Snapshot) -> None:
+        """Everything after the snapshot, on the same thread. Raises what writing it raised."""
+        written.result()
         limit = self._job.training.max_failed_checkpoints
         while not self.hopeless:
             problem = self._try_to_store(module, snapshot)

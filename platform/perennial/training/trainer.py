@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from perennial.errors import MISTAKES
 from perennial.store import open_store
 from perennial.training import checkpoint
+from perennial.training.allocator import allocator_environment
 from perennial.training.elastic import ElasticTrainer
 from perennial.training.endings import TrainingFailed, TrainingStopped, TrainingTerminated
 from perennial.training.job import Job
@@ -143,7 +144,11 @@ def _fit(job: Job, tap: Any) -> None:
             job,
             _train,
             train_loop_config={"job": job.to_dict(), "tap": tap},
-            run_config=RunConfig(name=job.name, storage_path=scratch),
+            run_config=RunConfig(
+                name=job.name,
+                storage_path=scratch,
+                worker_runtime_env={"env_vars": allocator_environment()},
+            ),
             torch_config=NoticedTorchConfig(),
         )
         try:

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from perennial.errors import InputError
 from perennial.store import Store, open_store
 from perennial.training import checkpoint, notice
-from perennial.training.allocator import keep_freed_memory
 from perennial.training.batch import on_device, seed_dropout
 from perennial.training.beginning import batches_from, engine_at, load_moments
 from perennial.training.engine import gradient_norm, loss_of, overflowed, set_eta
@@ -41,7 +40,6 @@ from perennial.training.votes import Votes
 def train(config: dict[str, Any]) -> None:
     """Train a job from its latest committed checkpoint to its end, on this rank."""
     _quiet()
-    keep_freed_memory()
     job = Job.from_dict(config["job"])
     torch.set_num_threads(max(1, int(job.training.cpus_per_worker)))
     _Worker(job, open_store(job.store_url), config["tap"]).run()
@@ -268,7 +266,10 @@ class _Worker:
             engine.backward(loss * part.weight)
             total += loss.detach().float() * (part.sequences / job.mix.global_batch)
             if part is self._parts[-1]:
-                self._settle()  # before this step's gradients become weights
+                # before this step's gradients become weights
+                self._settle()
+                meter.to("checkpoint")
+                self._open_saver.wait_for_snapshot()
             meter.to("optimizer")
             norm = gradient_norm(engine)
             engine.step()
