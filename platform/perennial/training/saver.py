@@ -22,7 +22,6 @@ from typing import Any
 import tenacity
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 import perennial
 from perennial.schedules import to_dict
@@ -31,11 +30,12 @@ from perennial.training import checkpoint as checkpoints
 from perennial.training.checkpoint import METRICS, OPTIMIZER
 from perennial.training.engine import gather_weights
 from perennial.training.job import Job
+from perennial.training.model_folder import write_model_folder
 from perennial.training.optimizer_state import optimizer_state
 from perennial.training.retention import sweep
 from perennial.training.tensors import write_tensors
 
-_WEIGHTS = "weights"
+_MODEL = "model"
 _PREFIX = "perennial-checkpoint-"
 _TAKEN_OVER = "another controller took this job over, and its workers write the checkpoints"
 _UPLOADS_TRIED = 3
@@ -122,10 +122,8 @@ class Saver:
         moments, steps = optimizer_state(engine)
         weights = gather_weights(engine)
         snapshot = _Snapshot(step, steps, needed or self.needs(step))
-        self._snapshot = self._thread.submit(self._write, moments, weights, rows)
-        self._under_way = self._thread.submit(
-            self._store_snapshot, engine.module, self._snapshot, snapshot
-        )
+        self._snapshot = self._thread.submit(self._write, engine.module, moments, weights, rows)
+        self._under_way = self._thread.submit(self._store_snapshot, self._snapshot, snapshot)
 
     def wait_for_snapshot(self) -> None:
         """Until weights and moments may change. Raises OSError when they could not be written."""
@@ -163,6 +161,7 @@ class Saver:
 
     def _write(
         self,
+        module: Any,
         moments: dict[str, torch.Tensor],
         weights: dict[str, torch.Tensor] | None,
         rows: list[dict[str, Any]],
@@ -170,16 +169,16 @@ class Saver:
         """The snapshot, on this rank's own thread."""
         write_tensors(moments, self._folder / self._optimizer_name)
         if weights is not None:
-            write_tensors(weights, self._folder / _WEIGHTS)
+            write_model_folder(module, weights, self._folder / _MODEL)
             with (self._folder / METRICS).open("a") as sink:
                 sink.writelines(f"{json.dumps(row)}\n" for row in rows)
 
-    def _store_snapshot(self, module: Any, written: Future[None], snapshot: _Snapshot) -> None:
+    def _store_snapshot(self, written: Future[None], snapshot: _Snapshot) -> None:
         """Everything after the snapshot, on the same thread. Raises what writing it raised."""
         written.result()
         limit = self._job.training.max_failed_checkpoints
         while not self.hopeless:
-            problem = self._try_to_store(module, snapshot)
+            problem = self._try_to_store(snapshot)
             if not problem:
                 self._failures = 0
                 return
@@ -202,10 +201,10 @@ class Saver:
             else:
                 time.sleep(_PATIENCE_SECONDS * 2 ** (self._failures - 1))
 
-    def _try_to_store(self, module: Any, snapshot: _Snapshot) -> str:
+    def _try_to_store(self, snapshot: _Snapshot) -> str:
         """Upload on every rank, then commit on rank 0; what went wrong on any, or ""."""
         told: list[Any] = [None] * self._world
-        dist.all_gather_object(told, self._upload(module, snapshot), group=self._group)
+        dist.all_gather_object(told, self._upload(snapshot), group=self._group)
         problems = [part for part in told if isinstance(part, str)]
         outcome = [problems[0] if problems else ""]
         if self._rank == 0 and not problems:
@@ -213,7 +212,7 @@ class Saver:
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         return outcome[0]
 
-    def _upload(self, module: Any, snapshot: _Snapshot) -> dict[str, checkpoints.FileEntry] | str:
+    def _upload(self, snapshot: _Snapshot) -> dict[str, checkpoints.FileEntry] | str:
         key = checkpoints.folder_of(self._job.folder, snapshot.step)
         place = checkpoints.place_of(key, self._attempt)
         retrying = tenacity.Retrying(
@@ -223,19 +222,15 @@ class Saver:
             reraise=True,
         )
         try:
-            files = self._files(module)
-            return retrying(checkpoints.upload, self._store, place, files)
+            return retrying(checkpoints.upload, self._store, place, self._files())
         except Exception as failed:  # told to every rank, and counted
             return _in_one_line(failed)
 
-    def _files(self, module: Any) -> list[Path]:
+    def _files(self) -> list[Path]:
         """This rank's files as they go to the store."""
         files = [self._folder / self._optimizer_name]
         if self._rank == 0:
-            weights = load_file(self._folder / _WEIGHTS)
-            model = self._folder / "model"
-            module.save_pretrained(model, state_dict=weights)
-            files += [*sorted(model.iterdir()), self._folder / METRICS]
+            files += [*sorted((self._folder / _MODEL).iterdir()), self._folder / METRICS]
         return files
 
     def _commit(self, snapshot: _Snapshot, parts: list[dict[str, checkpoints.FileEntry]]) -> str:
