@@ -8,33 +8,19 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from perennial.errors import InputError
 from perennial.spec.training import TrainingSpec
 from perennial.training.batch import on_device, seed_dropout
 from perennial.training.features import document_positions, prepare
+from tests.architectures import small_model
 
 END = 3
-SMALL = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
 IDS = torch.tensor([[7, 8, END, 9, 10, 11, 12, END, 5, 6], [END, END, 1, 2, 4, 5, 6, 7, 8, 9]])
 
 
 def _model(architecture: str = "llama", **settings: Any) -> Any:
-    torch.manual_seed(0)
-    config = CONFIG_MAPPING[architecture](**SMALL | {"head_dim": 8} | settings)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return small_model(architecture, **{"vocab_size": 40, "head_dim": 8} | settings)
 
 
 def _spec(**settings: Any) -> TrainingSpec:

@@ -8,19 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from perennial.training.model_folder import write_model_folder
+from tests.architectures import small_model
 
-SMALL = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-}
 SPECIAL: dict[str, dict[str, Any]] = {
     "gpt2": {"n_inner": 32},  # ties its head to the embedding
     "gpt_neox": {},  # stored under older names
@@ -36,8 +28,7 @@ def _live_weights(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("architecture", SPECIAL)
 def test_a_model_folder_is_as_transformers_writes_it(tmp_path: Path, architecture: str) -> None:
-    config = CONFIG_MAPPING[architecture](**SMALL | SPECIAL[architecture])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = small_model(architecture, **SPECIAL[architecture]).eval()
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     write_model_folder(model, _live_weights(model), ours)
     with torch.no_grad():

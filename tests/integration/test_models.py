@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from perennial.errors import InputError
 from perennial.spec.training import ModelSpec
@@ -16,19 +15,8 @@ from perennial.store import Store, open_store
 from perennial.training.inherit import inherit
 from perennial.training.initial import import_model, initial_model
 from perennial.training.model import model_config, stored_model
+from tests.architectures import small_model
 
-SMALL = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
 SPECIAL: dict[str, dict[str, Any]] = {
     "gpt2": {"n_inner": 32},
     "llama": {"tie_word_embeddings": False},
@@ -39,9 +27,7 @@ IDS = torch.arange(24).reshape(2, 12)
 
 
 def _reference(architecture: str) -> Any:
-    torch.manual_seed(0)
-    config = CONFIG_MAPPING[architecture](**SMALL | SPECIAL.get(architecture, {}))
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return small_model(architecture, num_hidden_layers=4, **SPECIAL.get(architecture, {})).eval()
 
 
 def _store_model(folder: Path, architecture: str = "llama") -> Any:

@@ -87,7 +87,7 @@ class Saver:
         if history is not None and self._rank == 0:
             shutil.copyfile(history, self._folder / METRICS)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._snapshot: Future[None] | None = None
+        self._written: Future[None] | None = None
         self._under_way: Future[None] | None = None
         self._owed = False
         self._put_off = False
@@ -122,13 +122,13 @@ class Saver:
         moments, steps = optimizer_state(engine)
         weights = gather_weights(engine)
         snapshot = _Snapshot(step, steps, needed or self.needs(step))
-        self._snapshot = self._thread.submit(self._write, engine.module, moments, weights, rows)
-        self._under_way = self._thread.submit(self._store_snapshot, self._snapshot, snapshot)
+        self._written = self._thread.submit(self._write, engine.module, moments, weights, rows)
+        self._under_way = self._thread.submit(self._store_snapshot, self._written, snapshot)
 
     def wait_for_snapshot(self) -> None:
         """Until weights and moments may change. Raises OSError when they could not be written."""
-        if self._snapshot is not None:
-            self._snapshot.result()
+        if self._written is not None:
+            self._written.result()
 
     def put_off(self, step: int) -> None:
         """Tell that a due checkpoint waits for the one before."""
