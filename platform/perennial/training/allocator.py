@@ -3,9 +3,9 @@
 glibc gives tensors of more than 32 MiB (logits are) back to the system as soon as they are freed,
 and every step takes them anew, page by page and zeroed: a fifth of the time of a small model's step
 on a CPU. And a thread that is not the process's first, as Ray Train's training thread, gets memory
-in heaps of 64 MiB that go back whenever one is empty: another 6% with 20M parameters. One arena for
-all threads, which keeps what was freed, has neither. Tensors on a GPU have an allocator of their
-own.
+in heaps of 64 MiB that go back whenever one is empty. One arena for all threads, which keeps what
+was freed, has neither (benchmarks/results/train_speed.md). Tensors on a GPU have an allocator of
+their own.
 """
 
 from __future__ import annotations
