@@ -8,12 +8,13 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from perennial.mixture import ReplayRule, stage_mix
 from perennial.schedules import ConstantSchedule
+from perennial.spec.run import OptimizerAtJoin
 from perennial.spec.training import ModelSpec, TrainingSpec
 from perennial.store import Store, open_store
 from perennial.training import checkpoint as checkpoints
@@ -106,7 +107,15 @@ def _play(folder: Path) -> None:
 
     engine = _engine()
     facts: dict[str, Any] = {}
-    for scene in (_saving, _going_on, _racing, _refusing, _falling_back, _starting_damaged):
+    for scene in (
+        _saving,
+        _going_on,
+        _racing,
+        _refusing,
+        _falling_back,
+        _joining,
+        _starting_damaged,
+    ):
         told = scene(engine, folder / scene.__name__)
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, told)
@@ -282,6 +291,44 @@ def _falling_back(engine: Any, folder: Path) -> Any:
     return {"starts": starts, "lines": tap.lines}
 
 
+def _joining(engine: Any, folder: Path) -> Any:
+    """What the next stage has of the moments, by `stages.optimizer`; they are zero before."""
+    import torch.distributed as dist
+
+    from perennial.training.beginning import load_moments
+    from perennial.training.optimizer_state import MOMENTS, optimizer_state
+    from perennial.training.restore import begin_from_latest
+    from perennial.training.saver import Saver
+
+    store, tap = open_store(folder), Tap()
+    saver = Saver(_job(store.url), store, tap, None)
+    saver.save(engine, 40, _rows(1, 40))
+    saver.finish()
+    saver.close()
+    at = f"{FOLDER}/00000040"
+    later = dataclasses.replace(
+        _job(store.url), name="01-more", folder="checkpoints/01-more", first_step=40, start=at
+    )
+    kept = {}
+    for how in get_args(OptimizerAtJoin):
+        job = dataclasses.replace(later, optimizer=how)
+
+        def begin(start: Any, job: Job = job) -> list[bool]:
+            moments = optimizer_state(engine)[0]
+            for tensor in moments.values():
+                tensor.zero_()
+            load_moments(engine, job, start)
+            moments = optimizer_state(engine)[0]
+            return [
+                any(bool(t.any()) for name, t in moments.items() if name.endswith(f"|{moment}"))
+                for moment in MOMENTS
+            ]
+
+        scratch = folder.with_suffix(f".{how}.rank{dist.get_rank()}")
+        kept[how] = begin_from_latest(job, store, scratch, tap, begin)
+    return kept
+
+
 def _starting_damaged(engine: Any, folder: Path) -> Any:
     import torch.distributed as dist
 
@@ -398,6 +445,15 @@ def test_a_damaged_start_of_a_stage_is_named_and_not_replaced(facts: Facts) -> N
         assert told["sound"] == [40, None]
         assert "model.safetensors is damaged" in told["says"]
         assert "01-more starts from there" in told["says"]
+
+
+def test_a_stage_begins_with_the_moments_that_its_join_keeps(facts: Facts) -> None:
+    for told in facts[1]["_joining"]:
+        assert told == {
+            "reset": [False, False],
+            "keep-second-moment": [False, True],
+            "keep": [True, True],
+        }
 
 
 def _check_whole(store: Store, at: str) -> None:
