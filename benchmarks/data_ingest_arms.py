@@ -187,7 +187,7 @@ def _tokenizer(folder: Path) -> str:
 
 
 def _tiktoken(folder: Path) -> Any:
-    from perennial.corpora.engines import tiktoken_of
+    from perennial.corpora.encoders import tiktoken_of
 
     converted = tiktoken_of(Path(_tokenizer(folder)).read_text())
     assert converted is not None

@@ -67,8 +67,8 @@ def perennial(data: str, sequence: int) -> Any:
     import ray
 
     from perennial.mixture import Source, StageMix
-    from perennial.mixture.rows import CorpusLayout
-    from perennial.mixture.stream import rank_dataset, step_batches
+    from perennial.mixture.ray_stream import rank_dataset, step_batches
+    from perennial.mixture.row_reader import CorpusLayout
     from perennial.store import open_store
 
     layout = CorpusLayout(**json.loads(open_store(data).read("layout.json")))

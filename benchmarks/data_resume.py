@@ -123,8 +123,8 @@ def _seconds(url: str, step: int) -> float:
     import ray.data
 
     from perennial.mixture import Source, StageMix
-    from perennial.mixture.rows import CorpusLayout
-    from perennial.mixture.stream import rank_dataset, step_batches
+    from perennial.mixture.ray_stream import rank_dataset, step_batches
+    from perennial.mixture.row_reader import CorpusLayout
     from perennial.store import open_store
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")

@@ -108,8 +108,8 @@ def _manifest(shards: int) -> Any:
 
 def _ledger() -> Iterator[tuple[str, str]]:
     """A run's ledger after many stages: events, the snapshot, and reading it from nothing."""
-    from perennial.stages.events import Landed, Refused, encode
-    from perennial.stages.ledger import Ledger
+    from perennial.runs.events import Landed, Refused, encode
+    from perennial.runs.ledger import Ledger
     from perennial.store import open_store
 
     for events in (2_000, 100_000):
@@ -170,7 +170,7 @@ def _ranges() -> Iterator[tuple[str, str]]:
     """Ranges of shards that all ranks together read for their rows, alone and with replay."""
     from perennial.mixture.batches import Batches, rank_rows
     from perennial.mixture.plan import Source, StageMix
-    from perennial.mixture.rows import CorpusLayout, RowReader
+    from perennial.mixture.row_reader import CorpusLayout, RowReader
     from perennial.store import open_store
 
     steps, shards = 256, 8192
@@ -203,8 +203,8 @@ def _ranges() -> Iterator[tuple[str, str]]:
 
 def _sections() -> Iterator[tuple[str, str]]:
     """Sections of staged files from S3, as a gather task asks for them."""
-    from perennial.corpora import staging
-    from perennial.corpora.staging import SectionFile, read_sections
+    from perennial.corpora.ingest import spill as staging
+    from perennial.corpora.ingest.spill import SectionFile, read_sections
     from perennial.store import open_store
     from tests.s3server import CephServer, MotoServer, _has_ceph
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from perennial.config.training import ModelSpec, TrainingSpec
 from perennial.mixture import Source, StageMix
-from perennial.mixture.rows import CorpusLayout
+from perennial.mixture.row_reader import CorpusLayout
 from perennial.schedules import ConstantSchedule
-from perennial.spec.training import ModelSpec, TrainingSpec
 from perennial.training.job import Job
 
 VOCABULARY = 4096

@@ -70,7 +70,7 @@ def kill(folder: Path, model: str) -> dict[str, float]:
     import ray
     from train_models import write_job
 
-    from perennial.training.trainer import Progress, run_job
+    from perennial.training.launcher import Progress, run_job
 
     job = write_job(folder, model, WORKERS, 2 * EVERY_STEPS, EVERY_STEPS)
     steps = _Steps(EVERY_STEPS)
@@ -202,7 +202,7 @@ def _resized(
     import ray
     from train_models import write_job
 
-    from perennial.training.trainer import run_job
+    from perennial.training.launcher import run_job
     from tests.nodes import ray_nodes
 
     job = write_job(folder, model, {"min": 1, "max": 2}, steps, EVERY_STEPS)
@@ -244,10 +244,10 @@ def load_seconds(folder: str, model: str, rank: str) -> float:
     from train_models import training_spec
 
     from perennial.store import open_store
-    from perennial.training import checkpoint
-    from perennial.training.engine import build_engine
-    from perennial.training.model import stored_model
-    from perennial.training.optimizer_state import load_optimizer
+    from perennial.training.checkpoint import manifest as checkpoint
+    from perennial.training.engine.engine import build_engine
+    from perennial.training.engine.optimizer_state import load_optimizer
+    from perennial.training.model.config import stored_model
 
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(WORKERS)}
     dist.init_process_group(
@@ -271,7 +271,7 @@ def _train_alone(folder: Path, model: str) -> list[dict[str, Any]]:
     import ray
     from train_models import write_job
 
-    from perennial.training.trainer import run_job
+    from perennial.training.launcher import run_job
 
     rows: list[dict[str, Any]] = []
     job = write_job(folder, model, 1, 5 * EVERY_STEPS, EVERY_STEPS)
@@ -290,7 +290,7 @@ def checkpoint_stall(folder: Path, model: str) -> dict[str, float]:
     import torch
     from train_models import VOCABULARY, model_spec, sequence_length
 
-    from perennial.training.model import model_config, random_model
+    from perennial.training.model.config import model_config, random_model
 
     rows = _train_alone(folder / "store", model)
     laps = {row["step"]: row["seconds"] for row in rows}

@@ -83,7 +83,7 @@ def bare(folder: Path, model: str, workers: int, steps: int, seconds: list[float
     import torch.distributed as dist
     from train_models import ETA, sequence_length, tokens_of, training_spec
 
-    from perennial.training.engine import build_engine, set_eta
+    from perennial.training.engine.engine import build_engine, set_eta
 
     spec, tokens = training_spec(model, workers), tokens_of(model, steps).astype("int64")
     engine = build_engine(
@@ -103,7 +103,7 @@ def bare(folder: Path, model: str, workers: int, steps: int, seconds: list[float
 
 def bare_kept(folder: Path, model: str, workers: int, steps: int) -> dict[str, Any]:
     """The bare loop with `perennial`'s settings of the C library's allocator."""
-    from perennial.training.allocator import allocator_environment
+    from perennial.training.ray.malloc import allocator_environment
 
     os.environ |= allocator_environment()  # read by the processes that it starts
     return in_processes(bare)(folder, model, workers, steps)
@@ -186,7 +186,7 @@ def perennial(folder: Path, model: str, workers: int, steps: int) -> dict[str, A
     from train_models import write_job
     from train_restart_arms import training_workers
 
-    from perennial.training.trainer import Progress, run_job
+    from perennial.training.launcher import Progress, run_job
 
     job = write_job(folder / "store", model, workers, steps)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -224,7 +224,7 @@ def perennial(folder: Path, model: str, workers: int, steps: int) -> dict[str, A
 def _model(model: str, sequence: int) -> Any:
     from train_models import VOCABULARY, model_spec
 
-    from perennial.training.model import model_config, random_model
+    from perennial.training.model.config import model_config, random_model
 
     return random_model(model_config(model_spec(model), VOCABULARY, 0, sequence), 1)
 

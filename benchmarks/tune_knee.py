@@ -28,20 +28,20 @@ from typing import Any
 import numpy as np
 from tune_knee_searches import report
 
-from perennial.evaluation.documents import read_documents
-from perennial.evaluation.examine import MAX_WINDOWS, load_model
+from perennial.config import load_run, parse
+from perennial.config.search import Point, TuningSpec
+from perennial.controller.context import Workspace
+from perennial.evaluation.evaluate import MAX_WINDOWS, load_model
+from perennial.evaluation.heldout import read_documents
 from perennial.evaluation.loss import document_losses
 from perennial.mixture.batches import Batches
-from perennial.mixture.rows import RowReader
-from perennial.spec import load_run, parse
-from perennial.spec.tuning import Point, TuningSpec
-from perennial.stages.searching import plan_search
-from perennial.stages.trials import Bench, objective_values
-from perennial.stages.workspace import Workspace
+from perennial.mixture.row_reader import RowReader
+from perennial.search.begin import plan_search
+from perennial.search.space import space_of
+from perennial.search.trials import Bench, objective_values
 from perennial.store import Store
-from perennial.training.checkpoint import place_of, read_manifest
+from perennial.training.checkpoint.manifest import place_of, read_manifest
 from perennial.training.job import Job
-from perennial.tuning.space import space_of
 
 ETAS = [4.0e-4, 8.0e-4, 1.65e-3, 3.0e-3]
 SHARES = [0.0, 0.05, 0.15, 0.5]

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from perennial.config.search import Choices, Point
 from perennial.evaluation import pareto_front
-from perennial.spec.tuning import Choices, Point
-from perennial.tuning.advisor import fit_laws, next_point
-from perennial.tuning.front import Pair, knee, scores, survivors
-from perennial.tuning.space import Space
+from perennial.search.advisor import fit_laws, next_point
+from perennial.search.front import Pair, knee, scores, survivors
+from perennial.search.space import Space
 
 OBJECTIVES = ("adaptation", "forgetting")
 SEEDS = 50
@@ -60,7 +60,7 @@ class Table:
 
 
 def halving(table: Table, points: Sequence[Point], rungs: Sequence[int], factor: int) -> Found:
-    """Successive halving, as `perennial.tuning.search` does it."""
+    """Successive halving, as `perennial.search.tune_runner` does it."""
     cost, before = 0, 0
     for rung in rungs:
         cost += len(points) * (rung - before)
@@ -73,7 +73,7 @@ def halving(table: Table, points: Sequence[Point], rungs: Sequence[int], factor:
 
 def optuna(table: Table, count: int, steps: int, seed: int) -> Found:
     """Ray Tune's Optuna searcher; a point that it asks for again costs nothing again."""
-    from perennial.tuning.search import optuna_searcher
+    from perennial.search.tune_runner import optuna_searcher
 
     searcher = optuna_searcher(table.space, [], seed)
     tried: dict[Point, None] = {}

@@ -9,9 +9,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from perennial import corpora
-from perennial.schedules import to_dict
-from perennial.spec import RunSpec
-from perennial.stages.events import (
+from perennial.config import RunSpec
+from perennial.runs.events import (
     Evaluated,
     Evaluating,
     Ingesting,
@@ -23,12 +22,14 @@ from perennial.stages.events import (
     TookOver,
     Trained,
 )
-from perennial.stages.jobs import decide_release, decide_stage, release_job, stage_job
-from perennial.stages.ledger import Ledger, now
+from perennial.runs.job_factory import release_job, stage_job
+from perennial.runs.ledger import Ledger, now
+from perennial.runs.stage_planner import decide_release, decide_stage
+from perennial.schedules import to_dict
 from perennial.store import Store, open_store
-from perennial.training import checkpoint
-from perennial.training.export import export
+from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.job import Job
+from perennial.training.model.export import export
 from tests.tiny import tiny_run, write_texts
 
 WORLD = 2

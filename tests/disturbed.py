@@ -13,9 +13,9 @@ from typing import Literal
 
 import psutil
 
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.nodes import Nodes
 
 Victim = Literal["worker", "node", "driver"]

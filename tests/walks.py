@@ -8,10 +8,10 @@ from dataclasses import asdict
 from perennial.evaluation import HeldoutLoss
 from perennial.evaluation.gates import Verdict
 from perennial.mixture import ReplayRule, stage_mix
+from perennial.runs import events
+from perennial.runs.stage_planner import stage_name
+from perennial.runs.state import RunState
 from perennial.schedules import ConstantSchedule, to_dict
-from perennial.stages import events
-from perennial.stages.jobs import stage_name
-from perennial.stages.machine import RunState
 
 AT = "2026-01-01T00:00:00+00:00"
 ROWS, STEPS, BATCH = 80, 10, 8

@@ -1,6 +1,40 @@
-"""Errors for the person who must act."""
+"""Every exception that Perennial raises, in one tree.
+
+    BaseException
+    └── Terminated              the process was asked to end (SIGTERM); no handler may go on
+    Exception
+    └── PerennialError          an end that has a sentence and an exit code of its own
+        ├── InputError          the input is wrong: exit code 2
+        ├── LedgerError
+        │   ├── LostRace            another process wrote this ledger entry first
+        │   ├── InvalidTransition   an event that cannot follow the ledger's state
+        │   ├── NewerSchema         written by a later version of Perennial
+        │   ├── Overtaken           a decision that no longer fits the ledger: decide again
+        │   └── Superseded          another controller, or another claim, is in charge
+        ├── TrainingFailed      the worker group gave up
+        │   └── TrainingStopped     another try would meet the same batch again
+        ├── CheckpointError
+        │   ├── Damaged             a file of a committed checkpoint is missing or altered
+        │   │   └── Vanished            ... because retention or a quarantine removed it
+        │   ├── Unsound             what the ranks found wrong with a checkpoint, on all of them
+        │   ├── StartDamaged        the checkpoint that a job starts from is damaged
+        │   └── StoreFailed         too many checkpoints in a row could not be stored
+        ├── Preempted           the worker group was asked to end; its checkpoint is committed
+        ├── Spike               an optimizer step that must not be kept
+        ├── TrialFailed         a trial of a search failed too often
+        ├── PullFailed          a source cannot be pulled now
+        ├── Unsteady            a request failed in a way that may pass
+        └── InputMoved          a file changed while it was read
+
+Handlers ask `isinstance`. `code` is stable: `--json` prints it, and tests match on it instead of on
+the sentence, which may be reworded.
+"""
 
 from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 MISTAKES = (
     ArithmeticError,
@@ -14,26 +48,233 @@ MISTAKES = (
     TypeError,
     ValueError,
 )
-"""What a program raises that is wrong, or was given something wrong: trying again meets it again.
-A machine, a network or a store that fails raises others, such as OSError and RuntimeError."""
+"""Exceptions that indicate a bug or bad input; retrying cannot help. A machine, a network or a
+store that fails raises others, such as OSError and RuntimeError."""
 
 
-class InputError(Exception):
-    """The input is wrong; the command exits with code 2 and one line, before any compute.
+class Terminated(BaseException):
+    """End the process: it received SIGTERM, and its workers stored a checkpoint of their last step.
 
-    where: the file (or command) that holds the mistake.
-    field: the dotted name of the field in it, or "" when the whole file is meant.
-    problem: what is wrong, with the value that was found.
-    remedy: what would be right.
+    Not an Exception, so that no handler for failures takes a request to end for one.
     """
 
-    def __init__(self, where: str, field: str, problem: str, remedy: str) -> None:
-        super().__init__(where, field, problem, remedy)
+    exit_code: ClassVar[int] = 128 + signal.SIGTERM
+    code: ClassVar[str] = "terminated"
+
+
+class PerennialError(Exception):
+    """Base of every failure that the command line reports in one line, without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+    code: str = "failed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as `--json` prints it."""
+        return {"code": self.code, "message": str(self), "exit_code": self.exit_code}
+
+
+class InputError(PerennialError):
+    """Report wrong input before any compute, in one line.
+
+    Args:
+        where: the file (or command) that holds the mistake.
+        field: the dotted name of the field in it, or "" when the whole file is meant.
+        problem: what is wrong, with the value that was found.
+        remedy: what would be right.
+        code: the kind of mistake, stable over versions.
+    """
+
+    exit_code = 2
+    code = "input"
+
+    def __init__(
+        self, where: str, field: str, problem: str, remedy: str, code: str = "input"
+    ) -> None:
+        super().__init__(where, field, problem, remedy, code)
         self.where = where
         self.field = field
         self.problem = problem
         self.remedy = remedy
+        self.code = code
 
     def __str__(self) -> str:
         place = f"{self.where}: {self.field}" if self.field else self.where
         return f"{place}: {self.problem}; {self.remedy}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error with its four parts apart."""
+        parts = {"where": self.where, "field": self.field}
+        return super().to_dict() | parts | {"problem": self.problem, "remedy": self.remedy}
+
+
+class LedgerError(PerennialError):
+    """Base of what can go wrong when several processes share one ledger."""
+
+    code = "ledger"
+
+
+class LostRace(LedgerError):
+    """Another process wrote this ledger entry first."""
+
+    code = "lost-race"
+
+
+class InvalidTransition(LedgerError):
+    """An event that cannot follow the state of its subject; carries the subject's history."""
+
+    code = "invalid-transition"
+
+    def __init__(self, subject: str, state: str, event: str, history: Sequence[str]) -> None:
+        super().__init__(subject, state, event, tuple(history))
+        self.subject = subject
+        self.state = state
+        self.event = event
+        self.history = tuple(history)
+
+    def __str__(self) -> str:
+        history = " -> ".join(self.history) or "nothing yet"
+        return (
+            f"{self.subject} is {self.state} and cannot be {self.event!r}; its history: {history}"
+        )
+
+
+class NewerSchema(LedgerError, ValueError):
+    """The ledger was written by a later version of Perennial."""
+
+    code = "newer-schema"
+
+
+class Overtaken(LedgerError):
+    """A decision does not fit what another process wrote meanwhile: decide again."""
+
+    code = "overtaken"
+
+
+class Superseded(LedgerError):
+    """Another controller, or another claim, is in charge; this one changes nothing more."""
+
+    code = "superseded"
+
+
+class TrainingFailed(PerennialError):
+    """The worker group gave up; the trunk stands at its last committed checkpoint.
+
+    Its cause is what a worker raised, where that was a mistake.
+    """
+
+    code = "training-failed"
+
+
+class TrainingStopped(TrainingFailed):
+    """A loss stopped the job; another try would meet the same batch again."""
+
+    code = "training-stopped"
+
+
+class CheckpointError(PerennialError):
+    """Base of what can be wrong with a checkpoint."""
+
+    code = "checkpoint"
+
+
+class Damaged(CheckpointError):
+    """A file of a committed checkpoint is missing or is not what was committed."""
+
+    code = "checkpoint-damaged"
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(key, problem)
+        self.key = key
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.problem}"
+
+
+class Vanished(Damaged):
+    """A file was removed by the retention of a group that still lives, or by a quarantine."""
+
+    code = "checkpoint-vanished"
+
+
+class Unsound(CheckpointError):
+    """What the ranks found wrong with a checkpoint; raised on all of them."""
+
+    code = "checkpoint-unsound"
+
+    def __init__(self, found: list[Damaged]) -> None:
+        super().__init__(found)
+        self.found = found
+
+
+class StartDamaged(CheckpointError):
+    """The checkpoint that a job starts from is damaged; an earlier one would be another trunk."""
+
+    code = "start-damaged"
+
+
+class StoreFailed(CheckpointError):
+    """Too many checkpoints in a row could not be stored; says why."""
+
+    code = "store-failed"
+
+
+class Preempted(PerennialError):
+    """The worker group was asked to end; its checkpoint is committed."""
+
+    code = "preempted"
+
+
+class Spike(PerennialError):
+    """The optimizer step that led to trunk step `step` must not be kept; all ranks raise it.
+
+    Args:
+        step: the trunk step that it led to.
+        text: what is wrong with its loss or gradient.
+        finite: whether loss and gradient are numbers.
+    """
+
+    code = "loss-spike"
+
+    def __init__(self, step: int, text: str, finite: bool) -> None:
+        super().__init__(step, text, finite)
+        self.step = step
+        self.text = text
+        self.finite = finite
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class TrialFailed(PerennialError):
+    """A trial failed more often than it is retried; the others are finished and kept."""
+
+    code = "trial-failed"
+
+
+class PullFailed(PerennialError):
+    """A source cannot be pulled now; the message says why."""
+
+    code = "pull-failed"
+
+
+class Unsteady(PerennialError):
+    """A request failed in a way that may pass: no connection, a broken answer, 429 or 5xx."""
+
+    code = "unsteady"
+
+
+class InputMoved(PerennialError):
+    """A file is not what was listed; what was read of it must be discarded.
+
+    Args:
+        file: number of the file in the listing.
+        reason: why it counts as another one.
+    """
+
+    code = "input-moved"
+
+    def __init__(self, file: int, reason: str) -> None:
+        super().__init__(file, reason)
+        self.file = file
+        self.reason = reason

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from perennial.store import open_store
 from tests.tiny import tiny_run, write_run, write_texts
 

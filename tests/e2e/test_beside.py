@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from perennial.cli.console import Screen
-from perennial.spec import load_run
-from perennial.stages.ledger import Ledger
-from perennial.stages.workspace import Workspace
+from perennial.config import load_run
+from perennial.controller.context import Workspace
+from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.command import perennial, perennial_json, start
 from tests.lineage import STEPS, Lineage, document
 from tests.tiny import tiny_run, write_run, write_texts

@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import pytest
 
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.command import perennial
 from tests.disturbed import DisturbedRun
 from tests.nodes import Nodes, ray_nodes

@@ -13,14 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.spec import RunSpec
-from perennial.stages.attempts import failed
-from perennial.stages.jobs import decide_stage, stage_job
-from perennial.stages.ledger import Ledger, now
+from perennial.config import RunSpec
+from perennial.errors import TrainingFailed
+from perennial.runs.job_factory import stage_job
+from perennial.runs.ledger import Ledger, now
+from perennial.runs.retry_policy import failed
+from perennial.runs.stage_planner import decide_stage
 from perennial.store import open_store
-from perennial.training import checkpoint
-from perennial.training.endings import TrainingFailed
-from perennial.training.trainer import run_job
+from perennial.training.checkpoint import manifest as checkpoint
+from perennial.training.launcher import run_job
 from tests import lineage as shared
 from tests.crafted import ingest_text
 from tests.lineage import Lineage

@@ -11,9 +11,9 @@ from typing import Any, get_args
 
 import pytest
 
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.command import perennial
 from tests.disturbed import DisturbedRun, Moment, Victim
 from tests.lineage import STEPS, Lineage, document

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
 from tests.command import perennial, start
 from tests.tiny import tiny_run, write_run, write_texts

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.command import perennial
 from tests.manifests import find, overlay, pods
 from tests.played import Machine, mlflow, ray_cluster

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from perennial.cli.app import app
 from perennial.cli.plan import curve
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from tests.command import SOURCE, perennial_json
 from tests.lineage import STEPS, Lineage
 from tests.tiny import SEQUENCE_LENGTH, tiny_run, write_run, write_texts

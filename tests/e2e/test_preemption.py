@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from perennial.store import open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.command import perennial, start
 from tests.lineage import STEPS, Lineage, document
 from tests.tiny import write_run, write_texts

@@ -11,14 +11,14 @@ import pytest
 from matplotlib.image import imread
 
 from perennial.cli.console import Screen
+from perennial.config import load_run
+from perennial.controller.context import Workspace
 from perennial.errors import InputError
-from perennial.evaluation.page import Section
-from perennial.spec import load_run
-from perennial.stages.comparison import compare
-from perennial.stages.ledger import Ledger, now
-from perennial.stages.report import page as page_of
-from perennial.stages.starts import read_starts
-from perennial.stages.workspace import Workspace
+from perennial.report.build import page as page_of
+from perennial.report.compare import compare
+from perennial.report.html import Section
+from perennial.runs.ledger import Ledger, now
+from perennial.runs.worker_starts import read_starts
 from tests.browser import CHROMIUM, look_at_page
 from tests.command import perennial, perennial_json
 from tests.lineage import STEPS, Lineage

@@ -10,13 +10,13 @@ import psutil
 import pytest
 
 from perennial.cli.console import Screen
+from perennial.config import load_run
+from perennial.controller.context import Workspace
 from perennial.corpora import read_manifest
-from perennial.spec import load_run
-from perennial.stages.catchup import catch_up
-from perennial.stages.ledger import Ledger
-from perennial.stages.workspace import Workspace
+from perennial.report.publish import catch_up
+from perennial.runs.ledger import Ledger
 from perennial.store import open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.command import perennial, perennial_json, start
 from tests.lineage import STEPS, Lineage, document
 from tests.tiny import SEQUENCE_LENGTH, write_run, write_texts

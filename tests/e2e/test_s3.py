@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from perennial.store import open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.command import perennial, perennial_json, start
 from tests.lineage import STEPS, Lineage, document
 from tests.s3server import CephServer, S3Server

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from perennial.cli.app import app
 from perennial.cli.console import Screen
-from perennial.spec import load_run
-from perennial.stages.sourcing import Puller
-from perennial.stages.workspace import Workspace
+from perennial.config import load_run
+from perennial.controller.context import Workspace
+from perennial.controller.source_poller import Puller
 from tests.command import perennial_json
 from tests.tiny import tiny_run, write_run, write_texts
 

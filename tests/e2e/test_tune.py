@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from perennial.store import open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.command import perennial, perennial_json, start
 from tests.lineage import STEPS, Lineage, document
 from tests.tiny import write_run, write_texts

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import yaml
 
-from perennial.stages.ledger import Ledger
+from perennial.runs.ledger import Ledger
 from perennial.store import open_store
-from perennial.training import checkpoint
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.command import perennial, perennial_json, start
 from tests.lineage import STEPS, Lineage, document
 from tests.nodes import Nodes, kill_tree, ray_nodes

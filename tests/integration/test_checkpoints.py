@@ -12,12 +12,13 @@ from typing import Any, get_args
 
 import pytest
 
+from perennial.config.run import OptimizerAtJoin
+from perennial.config.training import ModelSpec, TrainingSpec
+from perennial.errors import StartDamaged, StoreFailed
 from perennial.mixture import ReplayRule, stage_mix
 from perennial.schedules import ConstantSchedule
-from perennial.spec.run import OptimizerAtJoin
-from perennial.spec.training import ModelSpec, TrainingSpec
 from perennial.store import Store, open_store
-from perennial.training import checkpoint as checkpoints
+from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.job import Job
 from tests.processes import run_on
 
@@ -79,8 +80,8 @@ def _engine() -> Any:
     import torch
     import torch.distributed as dist
 
-    from perennial.training.engine import build_engine, set_eta
-    from perennial.training.model import model_config, random_model
+    from perennial.training.engine.engine import build_engine, set_eta
+    from perennial.training.model.config import model_config, random_model
 
     config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     spec = ModelSpec(architecture="gpt_neox", config=config | {"num_attention_heads": 2})
@@ -129,7 +130,7 @@ def _rows(first: int, last: int) -> list[dict[str, Any]]:
 
 
 def _saving(engine: Any, folder: Path) -> Any:
-    from perennial.training.saver import Saver
+    from perennial.training.checkpoint.writer import Saver
 
     store, tap = open_store(folder), Tap()
     saver = Saver(_job(store.url), store, tap, None)
@@ -148,8 +149,8 @@ def _going_on(engine: Any, folder: Path) -> Any:
     import torch
     from safetensors.torch import load
 
-    from perennial.training.optimizer_state import optimizer_state
-    from perennial.training.saver import Saver
+    from perennial.training.checkpoint.writer import Saver
+    from perennial.training.engine.optimizer_state import optimizer_state
 
     store, tap = open_store(folder), Tap()
     saver = Saver(_job(store.url), store, tap, None)
@@ -187,7 +188,7 @@ def _going_on(engine: Any, folder: Path) -> Any:
 
 def _racing(engine: Any, folder: Path) -> Any:
     """Two worker groups at one step; a third comes after them."""
-    from perennial.training.saver import Saver
+    from perennial.training.checkpoint.writer import Saver
 
     store, tap = open_store(folder), Tap()
     savers = [Saver(_job(store.url), store, tap, None) for _ in range(2)]
@@ -209,7 +210,7 @@ def _refusing(engine: Any, folder: Path) -> Any:
     """The store's folder is a file: nothing can be written until it is gone."""
     import torch.distributed as dist
 
-    from perennial.training.saver import Saver, StoreFailed
+    from perennial.training.checkpoint.writer import Saver
 
     store, tap = open_store(folder), Tap()
     saver = Saver(_job(store.url, max_failed_checkpoints=2), store, tap, None)
@@ -255,8 +256,8 @@ def _falling_back(engine: Any, folder: Path) -> Any:
     """Damage on load, file by file, until nothing is left."""
     import torch.distributed as dist
 
-    from perennial.training.restore import begin_from_latest
-    from perennial.training.saver import Saver
+    from perennial.training.checkpoint.reader import begin_from_latest
+    from perennial.training.checkpoint.writer import Saver
 
     store, tap = open_store(folder), Tap()
     job = _job(store.url, keep_last=3)
@@ -295,10 +296,10 @@ def _joining(engine: Any, folder: Path) -> Any:
     """What the next stage has of the moments, by `stages.optimizer`; they are zero before."""
     import torch.distributed as dist
 
-    from perennial.training.beginning import load_moments
-    from perennial.training.optimizer_state import MOMENTS, optimizer_state
-    from perennial.training.restore import begin_from_latest
-    from perennial.training.saver import Saver
+    from perennial.training.checkpoint.reader import begin_from_latest
+    from perennial.training.checkpoint.resume import load_moments
+    from perennial.training.checkpoint.writer import Saver
+    from perennial.training.engine.optimizer_state import MOMENTS, optimizer_state
 
     store, tap = open_store(folder), Tap()
     saver = Saver(_job(store.url), store, tap, None)
@@ -332,8 +333,8 @@ def _joining(engine: Any, folder: Path) -> Any:
 def _starting_damaged(engine: Any, folder: Path) -> Any:
     import torch.distributed as dist
 
-    from perennial.training.restore import StartDamaged, begin_from_latest
-    from perennial.training.saver import Saver
+    from perennial.training.checkpoint.reader import begin_from_latest
+    from perennial.training.checkpoint.writer import Saver
 
     store, tap = open_store(folder), Tap()
     saver = Saver(_job(store.url), store, tap, None)

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.util import placement_group, placement_group_table
 
-from perennial.training.cleaner import GroupCleaner
+from perennial.training.ray.group_cleanup import GroupCleaner
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from perennial.cli.app import app
 from perennial.cli.console import Screen
-from perennial.errors import InputError
-from perennial.spec import RunSpec
-from perennial.stages.advance import _Controller, advance, todo
-from perennial.stages.decisions import choices
-from perennial.stages.jobs import decide_stage
-from perennial.stages.ledger import Ledger
-from perennial.stages.workspace import Superseded, Workspace
+from perennial.config import RunSpec
+from perennial.controller.context import Workspace
+from perennial.controller.decisions import choices
+from perennial.controller.loop import _Controller, advance, todo
+from perennial.errors import InputError, Superseded
+from perennial.runs.ledger import Ledger
+from perennial.runs.stage_planner import decide_stage
 from tests.tiny import tiny_run, write_run
 from tests.walks import AT, WALK, event_of, released, releasing
 

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.stages.ledger import Ledger
-from perennial.stages.wakeup import Wakeup
+from perennial.controller.webhook import Wakeup
+from perennial.runs.ledger import Ledger
 from perennial.store import open_store
 from tests.tiny import tiny_run, write_run, write_texts
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from perennial.spec.training import ModelSpec, TrainingSpec
+from perennial.config.training import ModelSpec, TrainingSpec
 from tests.processes import run_on
 
 GLOBAL_BATCH = 4
@@ -26,12 +26,17 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
     import torch.distributed as dist
 
     from perennial.mixture.batches import rank_rows
-    from perennial.training.engine import build_engine, gather_weights, loss_of, set_eta
-    from perennial.training.model import model_config, random_model
-    from perennial.training.optimizer_state import load_optimizer, optimizer_state
-    from perennial.training.restore import nearest_first
-    from perennial.training.share import micro_batches
-    from perennial.training.tensors import write_tensors
+    from perennial.training.checkpoint.reader import nearest_first
+    from perennial.training.checkpoint.tensors import write_tensors
+    from perennial.training.engine.engine import (
+        build_engine,
+        gather_weights,
+        loss_of,
+        set_eta,
+    )
+    from perennial.training.engine.microbatch import micro_batches
+    from perennial.training.engine.optimizer_state import load_optimizer, optimizer_state
+    from perennial.training.model.config import model_config, random_model
 
     rank, world = dist.get_rank(), dist.get_world_size()
     config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -82,8 +87,8 @@ def _whole_state(engine: Any, spec: TrainingSpec) -> dict[str, torch.Tensor]:
     """Moments, fp32 weights and a probe's loss as DeepSpeed itself tells them, on every rank."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    from perennial.training.engine import loss_of
-    from perennial.training.optimizer_state import MOMENTS
+    from perennial.training.engine.engine import loss_of
+    from perennial.training.engine.optimizer_state import MOMENTS
 
     stage = engine.zero_optimization_stage()
     if stage in (1, 2):

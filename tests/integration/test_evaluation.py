@@ -19,7 +19,7 @@ from perennial.corpora.manifest import Counts, HoldoutFile
 from perennial.corpora.packing import holdout_bytes
 from perennial.errors import InputError
 from perennial.evaluation import NotRun, Questions, TaskScore, examine, measure
-from perennial.evaluation.documents import read_documents
+from perennial.evaluation.heldout import read_documents
 from perennial.evaluation.loss import document_losses, heldout_loss
 from perennial.evaluation.suites import SUITES, Suite, SuiteTask
 from perennial.evaluation.tasks import run_suite

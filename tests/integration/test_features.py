@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from perennial.config.training import TrainingSpec
 from perennial.errors import InputError
-from perennial.spec.training import TrainingSpec
-from perennial.training.batch import on_device, seed_dropout
-from perennial.training.features import document_positions, prepare
+from perennial.training.engine.device_batch import on_device, seed_dropout
+from perennial.training.model.features import document_positions, prepare
 from tests.architectures import small_model
 
 END = 3

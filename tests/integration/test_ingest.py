@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from perennial.audit.counts import check_contents
+from perennial.audit.files import QuarantineContents, read_file, read_holdout, read_quarantine
 from perennial.corpora import (
     CorpusManifest,
     IngestSettings,
@@ -28,19 +30,12 @@ from perennial.corpora import (
     inspect,
     land,
     load_tokenizer,
-    pipeline,
     read_manifest,
     train_tokenizer,
 )
+from perennial.corpora.ingest import pipeline
 from perennial.corpora.manifest import StoredFile, total
 from perennial.errors import InputError
-from perennial.stages.accounts import check_contents
-from perennial.stages.inspection import (
-    QuarantineContents,
-    read_file,
-    read_holdout,
-    read_quarantine,
-)
 from perennial.store import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("ray_local")

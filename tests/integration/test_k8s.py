@@ -578,7 +578,7 @@ def test_the_entrypoints_are_verbs_and_options_of_the_command_line(everything: l
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_run_file_is_the_quickstarts_but_for_where_it_runs(name: str, tmp_path: Path) -> None:
-    from perennial.spec import load_run
+    from perennial.config import load_run
 
     objects = overlay(name)
     text = find(objects, "ConfigMap", "perennial-run")["data"]["run.yaml"]
@@ -597,7 +597,7 @@ def test_the_run_file_is_the_quickstarts_but_for_where_it_runs(name: str, tmp_pa
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_run_fits_the_cluster(name: str, tmp_path: Path) -> None:
-    from perennial.spec import load_run
+    from perennial.config import load_run
 
     objects = overlay(name)
     text = find(objects, "ConfigMap", "perennial-run")["data"]["run.yaml"]

@@ -12,14 +12,14 @@ from typing import ClassVar
 
 import pytest
 
-from perennial.errors import InputError
-from perennial.stages import snapshots
-from perennial.stages.events import Event, Landed, Refused, Releasing, TookOver, decode, encode
-from perennial.stages.ledger import Ledger, LostRace
-from perennial.stages.machine import InvalidTransition, RunState
+from perennial.errors import InputError, InvalidTransition, LostRace
+from perennial.runs import snapshots
+from perennial.runs.events import Event, Landed, Refused, Releasing, TookOver, decode, encode
+from perennial.runs.ledger import Ledger
+from perennial.runs.state import RunState
 from perennial.store import ObjectInfo, Store, open_store
 from perennial.store.local import LocalStore
-from perennial.training.fence import Fence
+from perennial.training.checkpoint.ownership import Fence
 from tests.walks import AT, WALK, event_of, releasing, walk
 
 RACES = 100

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from perennial.config.training import ModelSpec
 from perennial.errors import InputError
-from perennial.spec.training import ModelSpec
 from perennial.store import Store, open_store
-from perennial.training.inherit import inherit
-from perennial.training.initial import import_model, initial_model
-from perennial.training.model import model_config, stored_model
+from perennial.training.model.config import model_config, stored_model
+from perennial.training.model.inherit import inherit
+from perennial.training.model.initial import import_model, initial_model
 from tests.architectures import small_model
 
 SPECIAL: dict[str, dict[str, Any]] = {

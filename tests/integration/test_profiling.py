@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perennial.store import open_store
-from perennial.training.profiling import FIRST, LAST, Trace
+from perennial.training.engine.profiling import FIRST, LAST, Trace
 
 KEY = "profiles/00-text/00000000-rank-00.json.gz"
 

@@ -8,8 +8,8 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
 from perennial.store import open_store
-from perennial.training.checkpoint import MANIFEST, folder_of
-from perennial.training.elastic import FailuresInARow, Progress
+from perennial.training.checkpoint.manifest import MANIFEST, folder_of
+from perennial.training.ray.elastic import FailuresInARow, Progress
 
 FOLDER = "checkpoints/00-help"
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE

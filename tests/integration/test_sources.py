@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from perennial import corpora
+from perennial.config import SourceSpec, parse
 from perennial.sources import Source, index
-from perennial.spec import SourceSpec, parse
 from perennial.store import Store, open_store
 
 START = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)

@@ -9,19 +9,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from perennial.audit.verify import verify
+from perennial.config import RunSpec
 from perennial.corpora.packing import RowFile
-from perennial.mixture.origins import Origin, origins
-from perennial.spec import RunSpec
-from perennial.stages.events import Opened, TookOver, Trained
-from perennial.stages.jobs import decide_stage, stage_job
-from perennial.stages.ledger import Ledger, now
-from perennial.stages.verify import verify
+from perennial.errors import TrainingFailed, TrainingStopped
+from perennial.mixture.provenance import Origin, origins
+from perennial.runs.events import Opened, TookOver, Trained
+from perennial.runs.job_factory import stage_job
+from perennial.runs.ledger import Ledger, now
+from perennial.runs.stage_planner import decide_stage
 from perennial.store import Store, open_store
-from perennial.training import checkpoint
-from perennial.training.endings import TrainingFailed, TrainingStopped
+from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.job import Job
-from perennial.training.skips import read_skips
-from perennial.training.trainer import Progress, run_job
+from perennial.training.launcher import Progress, run_job
+from perennial.training.spikes.skips import read_skips
 from tests.crafted import ingest_text
 from tests.tiny import tiny_run, write_texts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perennial.corpora.staging import SectionFile, read_sections
+from perennial.corpora.ingest.spill import SectionFile, read_sections
 from perennial.store import open_store
 
 

@@ -14,11 +14,11 @@ import pytest
 
 from perennial.corpora import IngestSettings, ingest, land, read_manifest, train_tokenizer
 from perennial.mixture import ReplayRule, Source, StageMix, stage_mix
-from perennial.mixture import stream as stream_room
+from perennial.mixture import ray_stream as stream_room
 from perennial.mixture.batches import rank_rows
-from perennial.mixture.rows import CorpusLayout
-from perennial.mixture.stream import rank_dataset, step_batches
-from perennial.stages.jobs import layout
+from perennial.mixture.ray_stream import rank_dataset, step_batches
+from perennial.mixture.row_reader import CorpusLayout
+from perennial.runs.job_factory import layout
 from perennial.store import Store, open_store
 from tests.tiny import write_texts
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from perennial.spec.training import ModelSpec, TrainingSpec
-from perennial.training import checkpoint
-from perennial.training.meter import PARTS
+from perennial.config.training import ModelSpec, TrainingSpec
+from perennial.training.checkpoint import manifest as checkpoint
+from perennial.training.engine.step_timer import PARTS
 from tests.lineage import Lineage
 from tests.processes import run_on
 
@@ -66,15 +66,15 @@ def test_mlflow_has_the_shares_and_the_join(lineage: Lineage) -> None:
 
 
 def _forget(folder: Path) -> None:
-    from perennial.training.engine import build_engine, set_eta
-    from perennial.training.model import model_config, random_model
-    from perennial.training.optimizer_state import (
+    from perennial.training.checkpoint.tensors import write_tensors
+    from perennial.training.engine.engine import build_engine, set_eta
+    from perennial.training.engine.optimizer_state import (
         _stepped,
         forget_direction,
         load_optimizer,
         optimizer_state,
     )
-    from perennial.training.tensors import write_tensors
+    from perennial.training.model.config import model_config, random_model
 
     config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     spec = ModelSpec(architecture="gpt_neox", config=config | {"num_attention_heads": 2})

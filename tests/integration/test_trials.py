@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 
-from perennial.spec import RunSpec, parse
-from perennial.spec.tuning import Point
-from perennial.stages import events
-from perennial.stages.adoption import adopt
-from perennial.stages.jobs import decide_stage
-from perennial.stages.machine import Stage
-from perennial.stages.trials import Bench
-from perennial.stages.workspace import Superseded, Workspace
+from perennial.config import RunSpec, parse
+from perennial.config.search import Point
+from perennial.controller.context import Workspace
+from perennial.controller.reuse_trial import adopt
+from perennial.errors import Superseded
+from perennial.runs import events
+from perennial.runs.stage_planner import decide_stage
+from perennial.runs.state import Stage
+from perennial.search.trials import Bench
 from perennial.store import Store
-from perennial.training import checkpoint
-from perennial.training.checkpoint import CheckpointManifest, folder_of, place_of
-from perennial.training.skips import Skip, record_skip
+from perennial.training.checkpoint import manifest as checkpoint
+from perennial.training.checkpoint.manifest import CheckpointManifest, folder_of, place_of
+from perennial.training.spikes.skips import Skip, record_skip
 from tests.tiny import tiny_run, write_run
 from tests.walks import AT, event_of
 

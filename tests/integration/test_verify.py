@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from perennial.audit.verify import verify
 from perennial.corpora import read_manifest
 from perennial.corpora.manifest import CorpusManifest, QuarantineFile
 from perennial.errors import InputError
-from perennial.stages.verify import verify
 from perennial.store import Store, open_store
-from perennial.training.checkpoint import MANIFEST
+from perennial.training.checkpoint.manifest import MANIFEST
 from tests.command import perennial, perennial_json, start
 from tests.crafted import ATTEMPT, craft_run
 from tests.tiny import tiny_run, write_run

@@ -8,10 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from perennial.stages import events
-from perennial.stages.instructions import Instruction, Order, Outside, next_instruction
-from perennial.stages.ledger import Ledger, LostRace
-from perennial.stages.machine import InvalidTransition, RunState
+from perennial.errors import InvalidTransition, LostRace
+from perennial.runs import events
+from perennial.runs.actions import Instruction, Order, Outside, next_instruction
+from perennial.runs.ledger import Ledger
+from perennial.runs.state import RunState
 from perennial.store import open_store
 from tests.walks import AT, TOKENS, event_of
 

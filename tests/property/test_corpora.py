@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perennial.corpora import IngestSettings, RunTokenizer, import_tokenizer
-from perennial.corpora.contamination import read_evaluation_texts
-from perennial.corpora.digests import compare
-from perennial.corpora.gather import gather, hold
+from perennial.corpora.ingest.decontaminate import read_evaluation_texts
+from perennial.corpora.ingest.exact_dedup import compare
+from perennial.corpora.ingest.jobs import Passes
+from perennial.corpora.ingest.partition import piece_size, plan_pieces
+from perennial.corpora.ingest.read import scatter
+from perennial.corpora.ingest.write import gather, hold
 from perennial.corpora.manifest import Counts, InputFile, ShardResult, token_bytes, total
 from perennial.corpora.packing import Packer
-from perennial.corpora.passes import Passes
-from perennial.corpora.pieces import piece_size, plan_pieces
-from perennial.corpora.scatter import scatter
 from perennial.store import Store, open_store
 
 END = 0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from perennial.mixture.batches import rank_rows
-from perennial.training.share import micro_batches, micro_batches_per_rank
+from perennial.training.engine.microbatch import micro_batches, micro_batches_per_rank
 
 
 @some.composite

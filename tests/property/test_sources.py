@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perennial import corpora
+from perennial.config import SourceSpec, parse
+from perennial.config.cron import parse_duration, parse_timetable, show_duration
 from perennial.sources import Source
 from perennial.sources.events import Failed, Pulled
 from perennial.sources.state import SourceState, next_due
-from perennial.spec import SourceSpec, parse
-from perennial.spec.timetable import parse_duration, parse_timetable, show_duration
 from perennial.store import Store, open_store
 from perennial.store.local import LocalStore
 

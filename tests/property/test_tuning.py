@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perennial.config.search import Choices, Point, Span
 from perennial.evaluation import pareto_front
-from perennial.spec.tuning import Choices, Point, Span
-from perennial.tuning.advisor import next_point
-from perennial.tuning.front import knee, resample, scores, sureness, survivors
-from perennial.tuning.law import Seen, fit
-from perennial.tuning.space import Space
+from perennial.search.advisor import next_point
+from perennial.search.front import knee, resample, scores, sureness, survivors
+from perennial.search.law import Seen, fit
+from perennial.search.space import Space
 
 VALUES = st.floats(-5, 5).map(lambda x: round(x, 3))
 POINTS = st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=25)

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from perennial.spec.run import StagesSpec
-from perennial.stages.attempts import failed, may_pass
-from perennial.training.endings import TrainingFailed, TrainingStopped
+from perennial.config.run import StagesSpec
+from perennial.errors import TrainingFailed, TrainingStopped
+from perennial.runs.retry_policy import failed, may_pass
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

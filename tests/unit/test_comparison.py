@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.image import imread
 
+from perennial.config import RunSpec
 from perennial.evaluation import HeldoutLoss
-from perennial.evaluation.comparison import (
+from perennial.evaluation.compare import (
     Model,
     average,
     bill,
@@ -24,13 +25,12 @@ from perennial.evaluation.comparison import (
     same_tokens,
 )
 from perennial.evaluation.loss import DocumentLoss
-from perennial.evaluation.side_by_side import average_over_tokens, compute_bars, losses_by_corpus
-from perennial.evaluation.style import Picture
-from perennial.spec import RunSpec
-from perennial.stages import events
-from perennial.stages.comparison import Comparison, Run, read_run
-from perennial.stages.comparison_page import page
-from perennial.stages.machine import RunState
+from perennial.report.compare import Comparison, Run, read_run
+from perennial.report.compare_page import page
+from perennial.report.figures.compare import average_over_tokens, compute_bars, losses_by_corpus
+from perennial.report.figures.style import Picture
+from perennial.runs import events
+from perennial.runs.state import RunState
 from perennial.store import open_store
 from tests.tiny import tiny_run
 from tests.walks import AT, BATCH, STEPS, walk

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from perennial.corpora.neighbours import minhash
+from perennial.corpora.ingest.near_dedup import minhash
 
 WORDS = np.array([f"w{i}" for i in range(2000)])
 

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from perennial.corpora.formats.documents import Record
+from perennial.corpora.formats.spans import read_span
+from perennial.corpora.ingest.partition import Span
 from perennial.corpora.manifest import IngestSettings, InputFile
-from perennial.corpora.pieces import Span
-from perennial.corpora.records import Record
-from perennial.corpora.spans import InputMoved, read_span
+from perennial.errors import InputMoved
 from perennial.store import open_store
 
 SETTINGS = IngestSettings(sequence_length=8, seed=0, max_document_bytes=1000)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from perennial.corpora.ingest.partition import plan_pieces
+from perennial.corpora.ingest.read import PieceResult, ScatterJob, scatter
 from perennial.corpora.manifest import IngestSettings, InputFile
-from perennial.corpora.pieces import plan_pieces
-from perennial.corpora.scatter import PieceResult, ScatterJob, scatter
 from perennial.store import open_store
 
 SETTINGS = IngestSettings(sequence_length=8, seed=0)

@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from perennial.corpora import (
     IngestSettings,
     RunTokenizer,
-    engines,
     import_tokenizer,
     land,
     load_tokenizer,
     train_tokenizer,
 )
-from perennial.corpora.engines import (
+from perennial.corpora import (
+    encoders as engines,
+)
+from perennial.corpora.encoders import (
     Encoder,
     TiktokenEncoder,
     TokenizersEncoder,

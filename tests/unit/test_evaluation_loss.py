@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from perennial.evaluation.cache import keep_losses, kept_losses
 from perennial.evaluation.loss import (
     Document,
     DocumentLoss,
@@ -22,7 +23,6 @@ from perennial.evaluation.loss import (
     heldout_loss,
     paired_change,
 )
-from perennial.evaluation.records import keep_losses, kept_losses
 from perennial.store import open_store
 
 END = 0

@@ -11,18 +11,18 @@ import pytest
 from matplotlib.image import imread
 
 from perennial.evaluation import HeldoutLoss, LossMatrix, pareto_front
-from perennial.evaluation.curves import LossPoint, StageTime, goodput, time_spent, train_loss
-from perennial.evaluation.pareto import pareto
-from perennial.evaluation.pictures import (
-    RatePoint,
-    StageTokens,
+from perennial.report.figures.pareto import pareto
+from perennial.report.figures.run import (
     learned_and_forgotten,
     learning_rate,
     loss_heat_map,
     loss_lines,
     tokens_by_source,
 )
-from perennial.evaluation.style import Picture
+from perennial.report.figures.style import Picture
+from perennial.report.figures.training import time_spent, train_loss
+from perennial.runs.history import LossPoint, StageTime, goodput
+from perennial.runs.summary import RatePoint, StageTokens
 
 
 def _loss(corpus: str, nats: float, stderr: float | None = 0.02) -> HeldoutLoss:

@@ -9,8 +9,8 @@ import pytest
 
 from perennial.errors import InputError
 from perennial.evaluation import TaskScore
-from perennial.evaluation.documents import continuation_items, prompts, spread
-from perennial.evaluation.records import keep_items, kept_items
+from perennial.evaluation.cache import keep_items, kept_items
+from perennial.evaluation.heldout import continuation_items, prompts, spread
 from perennial.evaluation.tasks import LocalTask, paired_stderr, plain, read_task, scores
 from perennial.store import open_store
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from perennial.spec import load_run
-from perennial.training.footprint import (
+from perennial.config import load_run
+from perennial.training.cost_model import (
     activation_bytes,
     checkpoint_bytes,
     flops_per_token,
     memory,
     model_size,
 )
-from perennial.training.model import model_config
+from perennial.training.model.config import model_config
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perennial.config import RunSpec
 from perennial.errors import InputError
-from perennial.spec import RunSpec
-from perennial.stages import events
-from perennial.stages.forecast import Expected, expected_corpora, look_ahead
-from perennial.stages.instructions import Outside, next_instruction
-from perennial.stages.jobs import decide_stage, order_of
-from perennial.stages.machine import RunState
+from perennial.planning.lookahead import Expected, expected_corpora, look_ahead
+from perennial.runs import events
+from perennial.runs.actions import Outside, next_instruction
+from perennial.runs.stage_planner import decide_stage, order_of
+from perennial.runs.state import RunState
 from tests.tiny import tiny_run
 
 AT = "2026-01-01T00:00:00+00:00"

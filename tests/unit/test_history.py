@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from perennial.stages.history import stage_time
-from perennial.stages.machine import RunState
-from perennial.stages.searches_page import search_sections
-from perennial.stages.starts import Start, note_start, read_starts
+from perennial.report.search_section import search_sections
+from perennial.runs.history import stage_time
+from perennial.runs.state import RunState
+from perennial.runs.worker_starts import Start, note_start, read_starts
 from perennial.store import open_store
 from tests.walks import walk
 

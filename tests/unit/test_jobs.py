@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from perennial.config import RunSpec
 from perennial.errors import InputError
+from perennial.runs import events, metrics
+from perennial.runs.stage_planner import check_first_stage, decide_stage, stage_steps
+from perennial.runs.state import RunState, Stage
 from perennial.schedules import CosineSchedule, InfiniteSchedule, from_dict
-from perennial.spec import RunSpec
-from perennial.stages import events, outcome
-from perennial.stages.jobs import check_first_stage, decide_stage, stage_steps
-from perennial.stages.machine import RunState, Stage
-from perennial.training.rates import release_anneal
+from perennial.schedules.build import release_anneal
 from tests.tiny import tiny_run
 
 AT = "2026-01-01T00:00:00+00:00"
@@ -84,10 +84,10 @@ def test_a_stage_told_again_has_the_parameters_that_it_began_with() -> None:
     state = _state("english", "french")
     _train(spec, state, "english")
     decided = _train(spec, state, "french")
-    before = outcome.parameters(spec, Stage.decided(decided, after=1))
+    before = metrics.parameters(spec, Stage.decided(decided, after=1))
     assert before["optimizer"] == "keep"
     assert before["steps"] == decided.mix["steps"]
-    assert outcome.parameters(spec, state.stages[1]) == before
+    assert metrics.parameters(spec, state.stages[1]) == before
 
 
 def test_the_replay_share_and_the_budget_may_differ_by_corpus() -> None:

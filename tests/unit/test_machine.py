@@ -8,10 +8,11 @@ from typing import get_args
 
 import pytest
 
-from perennial.stages import events
-from perennial.stages.instructions import Instruction, Order, Outside, next_instruction
-from perennial.stages.machine import CorpusState, InvalidTransition, RunState
-from perennial.stages.transitions import TRANSITIONS
+from perennial.errors import InvalidTransition, NewerSchema
+from perennial.runs import events
+from perennial.runs.actions import Instruction, Order, Outside, next_instruction
+from perennial.runs.state import CorpusState, RunState
+from perennial.runs.transitions import TRANSITIONS
 from tests.walks import (
     AT,
     TOKENS,
@@ -479,7 +480,7 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
 
 
 def test_an_event_of_a_newer_schema_is_told_apart_from_a_broken_one() -> None:
-    with pytest.raises(events.NewerSchema, match="its schema is 3, this version knows up to 2"):
+    with pytest.raises(NewerSchema, match="its schema is 3, this version knows up to 2"):
         events.decode(b'{"schema": 3, "kind": "from-the-future"}')
     before_schemas = b'{"kind": "took-over", "at": "", "epoch": 1, "controller": "c"}'
     assert isinstance(events.decode(before_schemas), events.TookOver)

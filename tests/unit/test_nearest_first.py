@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.training.restore import nearest_first
+from perennial.training.checkpoint.reader import nearest_first
 
 SIZES = st.integers(1, 40)
 

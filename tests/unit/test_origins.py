@@ -6,8 +6,8 @@ import numpy as np
 
 from perennial.mixture import Source, StageMix
 from perennial.mixture.batches import Batches
-from perennial.mixture.origins import origins
-from perennial.mixture.rows import CorpusLayout
+from perennial.mixture.provenance import origins
+from perennial.mixture.row_reader import CorpusLayout
 
 LAYOUTS = {
     "new": CorpusLayout(("new/0", "new/1"), (10, 30)),

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from perennial.spec.training import TrainingSpec
-from perennial.training.settings import deepspeed_settings
+from perennial.config.training import TrainingSpec
+from perennial.training.engine.deepspeed_config import deepspeed_settings
 
 
 def _spec(**settings: Any) -> TrainingSpec:

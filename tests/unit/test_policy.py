@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from perennial.config import RunSpec
+from perennial.config.gates import GatesSpec
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation.gates import Measured, judge
 from perennial.evaluation.loss import Change
 from perennial.mixture import StageMix, cut, seen_sequences
-from perennial.spec import RunSpec
-from perennial.spec.gates import GatesSpec
-from perennial.stages.jobs import decide_release
-from perennial.stages.machine import RunState, Stage
-from perennial.stages.policy import due
+from perennial.runs.release_policy import due
+from perennial.runs.stage_planner import decide_release
+from perennial.runs.state import RunState, Stage
 from tests.tiny import tiny_run
 from tests.walks import AT, released, walk
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from perennial.audit.checks import Line, check_checkpoint, check_stages, fold
 from perennial.mixture import StageMix
-from perennial.stages import events
-from perennial.stages.machine import RunState
-from perennial.stages.proofs import Line, check_checkpoint, check_stages, fold
-from perennial.training.checkpoint import CheckpointManifest
+from perennial.runs import events
+from perennial.runs.state import RunState
+from perennial.training.checkpoint.manifest import CheckpointManifest
 from tests.walks import AT, ROWS, WALK, event_of
 
 READY = ["landed", "ingesting", "ready"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 from perennial.evaluation import HeldoutLoss, LossMatrix
-from perennial.evaluation.page import Page, Quote, Section, Table, render
-from perennial.evaluation.pictures import loss_heat_map
+from perennial.report.figures.run import loss_heat_map
+from perennial.report.html import Page, Quote, Section, Table, render
 
 HOSTILE = "<script>alert(1)</script>"
 LOSS = HeldoutLoss("english", 2.5, 1.2, 10, 100, 400, 0.1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perennial.store import open_store
-from perennial.training.retention import kept, sweep
+from perennial.training.checkpoint.retention import kept, sweep
 
 STEPS = st.sets(st.integers(1, 60))
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.corpora.packing import RowFile
-from perennial.mixture.rows import CorpusLayout, RowReader
+from perennial.mixture.row_reader import CorpusLayout, RowReader
 from perennial.store import Store, open_store
 
 LENGTH = 8
@@ -96,7 +96,7 @@ def test_I8_corpora_are_read_one_after_the_other_with_wraps_and_holes(store: Sto
 
 def test_rows_far_apart_are_not_read_through(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = write_corpus(local, "a")
-    monkeypatch.setattr("perennial.mixture.rows._HOLE_BYTES", 2 * ROW_BYTES)
+    monkeypatch.setattr("perennial.mixture.row_reader._HOLE_BYTES", 2 * ROW_BYTES)
     reader = RowReader(local, {"a": layout}, ROW_BYTES)
     wanted = numbers(0, 1, 3, 12, 20, 33)
     assert tokens(reader.read([("a", wanted)])) == [row(i) for i in wanted]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulate_chaos import read_chaos
-from perennial.stages.simulation import Costs, Fleet, search, simulate, young_interval
+from perennial.planning.spot_fleet import Costs, Fleet, search, simulate, young_interval
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DAY = 86_400.0

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from perennial.errors import InputError
+from perennial.config import SourceSpec, parse
+from perennial.errors import InputError, PullFailed
+from perennial.sources.base import plain_name
 from perennial.sources.events import Chosen, Pulled, PulledFile
-from perennial.sources.fetching import PullFailed, plain_name
 from perennial.sources.index import Entry, read_index
 from perennial.sources.state import SourceState, corpus_name, enough
-from perennial.spec import SourceSpec, parse
 
 NOW = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
 PAGE = """<html><a href="../">up</a> <a href="?C=N">by name</a> <a href="a.jsonl.gz">a</a>

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from perennial.config import load_run, parse_amount
 from perennial.errors import InputError
-from perennial.spec import load_run, parse_amount
 from tests.tiny import tiny_run
 
 ROOT = Path(__file__).parents[2]

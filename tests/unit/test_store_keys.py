@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from perennial.errors import InputError
 from perennial.store import open_store
+from perennial.store.base import markers_first
 from perennial.store.keys import pending_name, valid_key, valid_prefix
-from perennial.store.root import markers_first
 
 GOOD_KEYS = [
     "a",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perennial.training.joins import LAST_LOOK, looks, shared_out
+from perennial.training.join_probe import LAST_LOOK, looks, shared_out
 
 
 @pytest.mark.parametrize(

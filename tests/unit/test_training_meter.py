@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from perennial.training.meter import PARTS, Meter, shares
+from perennial.training.engine.step_timer import PARTS, Meter, shares
 
 
 class _Clock:

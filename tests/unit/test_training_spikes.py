@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from perennial.spec.spikes import SpikesSpec
-from perennial.training.spikes import SpikeWatch
+from perennial.config.spikes import SpikesSpec
+from perennial.training.spikes.detector import SpikeWatch
 
 SPEC = SpikesSpec(threshold=8.0, window=50)
 

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import yaml
 
-from perennial.errors import InputError
+from perennial.config import RunSpec, load_run, parse
+from perennial.config.search import Choices, Point, Span, TuningSpec
+from perennial.controller.reuse_trial import beginnings
+from perennial.errors import InputError, InvalidTransition
+from perennial.runs import events
+from perennial.runs.stage_planner import decide_stage
+from perennial.runs.state import RunState, Stage
 from perennial.schedules import CosineSchedule, InfiniteSchedule, Schedule, to_dict
-from perennial.spec import RunSpec, load_run, parse
-from perennial.spec.tuning import Choices, Point, Span, TuningSpec
-from perennial.stages import events
-from perennial.stages.adoption import beginnings
-from perennial.stages.jobs import decide_stage
-from perennial.stages.machine import InvalidTransition, RunState, Stage
-from perennial.stages.searching import check_constant
-from perennial.stages.trials import Bench, objective_values
-from perennial.training.rates import stage_schedule
-from perennial.tuning.results import Outcome, Setting, result
-from perennial.tuning.search import advised, optuna_searcher
-from perennial.tuning.space import Space, space_of
+from perennial.schedules.build import stage_schedule
+from perennial.search.begin import check_constant
+from perennial.search.results import Outcome, Setting, result
+from perennial.search.space import Space, space_of
+from perennial.search.trials import Bench, objective_values
+from perennial.search.tune_runner import advised, optuna_searcher
 from tests.tiny import tiny_run
 from tests.walks import AT, event_of
 

@@ -13,11 +13,9 @@ import typer
 
 from perennial import __version__
 from perennial.cli.console import answers_alone
-from perennial.errors import InputError
+from perennial.errors import PerennialError, Terminated
 
 P = ParamSpec("P")
-TERMINATED = 128 + signal.SIGTERM
-"""What a shell and Kubernetes report of a process that SIGTERM ended."""
 
 app = typer.Typer(
     name="perennial",
@@ -49,27 +47,21 @@ def verb(function: Callable[P, None]) -> Callable[P, None]:
         try:
             with answers_alone():
                 function(*args, **kwargs)
-        except InputError as wrong:
-            _fail(str(wrong), 2)
         except KeyboardInterrupt:
             _fail("stopped; the same command goes on from the last checkpoint", 1)
         except SystemExit as ended:
-            if ended.code not in (signal.SIGTERM, TERMINATED):  # Ray's handler, and the trainer's
+            if ended.code not in (
+                signal.SIGTERM,
+                Terminated.exit_code,
+            ):  # Ray's handler, and the trainer's
                 raise
-            _fail("stopped; the same command goes on from the last checkpoint", TERMINATED)
-        except Exception as failed:
-            # Known ends have a sentence of their own; anything else is a bug and shows its trace.
-            name = type(failed).__name__
-            known = (
-                "TrainingFailed",
-                "TrainingStopped",
-                "TrainingTerminated",
-                "Superseded",
-                "TrialFailed",
+            _fail(
+                "stopped; the same command goes on from the last checkpoint", Terminated.exit_code
             )
-            if name not in known:
-                raise
-            _fail(str(failed), TERMINATED if name == "TrainingTerminated" else 1)
+        except Terminated as ended:
+            _fail(str(ended), ended.exit_code)
+        except PerennialError as failed:
+            _fail(str(failed), failed.exit_code)
 
     return wrapped
 

@@ -13,7 +13,7 @@ from perennial.cli.console import out, print_json
 from perennial.cli.opening import read_run
 
 if TYPE_CHECKING:
-    from perennial.stages.comparison import Comparison, Run
+    from perennial.report.compare import Comparison, Run
 
 RunFiles = Annotated[
     list[Path],
@@ -29,14 +29,14 @@ def compare(run_files: RunFiles, output: Output = None, as_json: AsJson = False)
     """Runs side by side at equal tokens: losses, gaps, compute saved against retraining."""
     from perennial.cli.console import Screen
     from perennial.cli.report import check_output
-    from perennial.stages.comparison import compare as beside
-    from perennial.stages.workspace import Workspace
+    from perennial.controller.context import Workspace
+    from perennial.report.compare import compare as beside
 
     check_output(output)
     told = beside([Workspace(read_run(path, None), str(path), Screen()) for path in run_files])
     if output is not None:
-        from perennial.stages.comparison_page import comparison_html
-        from perennial.stages.ledger import now
+        from perennial.report.compare_page import comparison_html
+        from perennial.runs.ledger import now
 
         output.write_text(comparison_html(told, now()), encoding="utf-8")
     if as_json:
@@ -52,7 +52,7 @@ def compare(run_files: RunFiles, output: Output = None, as_json: AsJson = False)
 
 
 def _print_losses(told: Comparison) -> None:
-    from perennial.evaluation.comparison import average, value_of
+    from perennial.evaluation.compare import average, value_of
 
     unit = "nats per token" if told.in_nats else "bits per byte (the tokenizers differ)"
     table = Table(title=f"held-out loss, {unit}", title_justify="left")
@@ -78,7 +78,7 @@ def _print_losses(told: Comparison) -> None:
 
 
 def _print_gaps(told: Comparison) -> None:
-    from perennial.stages.comparison_page import number
+    from perennial.report.compare_page import number
 
     if not told.gaps:
         if len(told.runs) > 1:
@@ -97,7 +97,7 @@ def _print_gaps(told: Comparison) -> None:
 
 
 def _print_tasks(told: Comparison) -> None:
-    from perennial.stages.comparison_page import score_text
+    from perennial.report.compare_page import score_text
 
     if not told.tasks:
         return

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from perennial.evaluation import HeldoutLoss, LossMatrix
     from perennial.sources import SourceStatus
     from perennial.training.job import Job
-    from perennial.training.trainer import Progress
+    from perennial.training.launcher import Progress
 
 PLAIN_LINE_SECONDS = 5.0
 _LANDED_SHOWN = 3

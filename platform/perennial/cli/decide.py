@@ -12,7 +12,7 @@ from perennial.cli.console import Screen, out, print_json
 from perennial.cli.opening import read_run, show_plan
 
 if TYPE_CHECKING:
-    from perennial.stages.decisions import Decision
+    from perennial.controller.decisions import Decision
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The corpus")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the ledger")]
@@ -67,8 +67,8 @@ def _decide(
     dry_run: bool,
     replay: float | None = None,
 ) -> None:
-    from perennial.stages import decisions
-    from perennial.stages.workspace import Workspace
+    from perennial.controller import decisions
+    from perennial.controller.context import Workspace
 
     work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
     decisions.check(work, decision, name, replay)

@@ -15,9 +15,9 @@ def evaluate(
     dry_run: DryRun = False,
 ) -> None:
     """Measure what is missing of the stage x corpus matrix; score the latest release on tasks."""
+    from perennial.controller.release import evaluate as measure
     from perennial.errors import InputError
-    from perennial.stages import outcome
-    from perennial.stages.release import evaluate as measure
+    from perennial.runs import summary
 
     with workspace(run_file, overrides) as work:
         if not work.state.ends:
@@ -28,10 +28,10 @@ def evaluate(
             show_plan(work.spec, [f"score {task}" for task in work.spec.evaluation.tasks])
             return
         measure(work)
-        told = outcome.matrix(work.state)
+        told = summary.matrix(work.state)
         scores = work.state.scores
         if as_json:
-            plain = told.to_dict(outcome.untrained_nats(work))
+            plain = told.to_dict(summary.untrained_nats(work.store))
             print_json({"matrix": plain, "scores": scores})
             return
         print_matrix(told)

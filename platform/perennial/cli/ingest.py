@@ -23,9 +23,9 @@ def ingest(
     ] = False,
 ) -> None:
     """Tokenise what landed without training it. Safe to repeat and kill."""
+    from perennial.controller.loop import ingest_landed, todo, unfinished
+    from perennial.controller.source_poller import open_sources, pull_due, utc_now
     from perennial.errors import InputError
-    from perennial.stages.advance import ingest_landed, todo, unfinished
-    from perennial.stages.sourcing import open_sources, pull_due, utc_now
 
     with workspace(run_file, overrides) as work:
         if due and not work.spec.sources:

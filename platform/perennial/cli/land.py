@@ -26,8 +26,8 @@ def land(
     """Upload files to the inbox as corpus NAME, marker last. Safe to repeat."""
     from perennial import corpora
     from perennial.cli.console import Screen
-    from perennial.stages.ingestion import check_size
-    from perennial.stages.workspace import Workspace
+    from perennial.controller.context import Workspace
+    from perennial.controller.ingest_stage import check_size
 
     overrides = [word for word in files if "=" in word and not Path(word).exists()]
     paths = [Path(word) for word in files if word not in overrides]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.cli.console import Screen, print_json
-from perennial.spec import RunSpec, load_run
+from perennial.config import RunSpec, load_run
 
 if TYPE_CHECKING:
-    from perennial.stages.workspace import Workspace
+    from perennial.controller.context import Workspace
 
 
 def read_run(path: Path, overrides: Sequence[str] | None) -> RunSpec:
@@ -22,9 +22,10 @@ def read_run(path: Path, overrides: Sequence[str] | None) -> RunSpec:
 @contextmanager
 def workspace(path: Path, overrides: Sequence[str] | None) -> Iterator[Workspace]:
     """A checked workspace; MLflow catches up when it is left."""
-    from perennial.stages.workspace import Workspace
+    from perennial.controller.context import Workspace
+    from perennial.report.publish import Publisher
 
-    work = Workspace(read_run(path, overrides), str(path), Screen())
+    work = Workspace(read_run(path, overrides), str(path), Screen(), [Publisher()])
     try:
         work.check()
         yield work

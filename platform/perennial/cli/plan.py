@@ -14,9 +14,9 @@ from perennial.cli.console import out, print_json
 from perennial.cli.opening import read_run
 
 if TYPE_CHECKING:
+    from perennial.planning.plan import Plan, StagePlan
+    from perennial.runs.state import RunState
     from perennial.schedules import Anneal
-    from perennial.stages.machine import RunState
-    from perennial.stages.planning import Plan, StagePlan
 
 _WIDTH = 72
 _HEIGHT = 6
@@ -50,8 +50,8 @@ def plan(
     MFU and peak tell the time on GPUs until the run has measured its own speed (312 TFLOP/s: A100).
     """
     from perennial.cli.console import Screen
-    from perennial.stages.planning import Hardware, plan_run
-    from perennial.stages.workspace import Workspace
+    from perennial.controller.context import Workspace
+    from perennial.planning.plan import Hardware, plan_run
 
     work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
     memory = None if gpu_memory is None else int(gpu_memory * 2**30)
@@ -127,7 +127,7 @@ def _print_sources(stages: Sequence[StagePlan]) -> None:
 
 
 def _print_rates(told: Plan, state: RunState, release: Anneal | None) -> None:
-    from perennial.stages.outcome import rate_points
+    from perennial.runs.summary import rate_points
 
     table = Table(title="learning rate", title_justify="left")
     for column in ("stage", "phase", "steps", "from", "to"):
@@ -205,8 +205,8 @@ def _print_end(told: Plan, run_file: str) -> None:
 
 def _draw(path: Path, state: RunState, release: Anneal | None) -> None:
     from perennial.errors import InputError
-    from perennial.evaluation.pictures import learning_rate
-    from perennial.stages.outcome import rate_points
+    from perennial.report.figures.run import learning_rate
+    from perennial.runs.summary import rate_points
 
     if not state.stages:
         raise InputError(str(path), "", "there is no stage to draw", "land or name a corpus")

@@ -30,9 +30,9 @@ def release(
     ] = None,
 ) -> None:
     """Anneal a branch off the trunk and export it as a Hugging Face folder."""
-    from perennial.stages import outcome
-    from perennial.stages.release import plan_release
-    from perennial.stages.release import release as make
+    from perennial.controller.release import plan_release
+    from perennial.controller.release import release as make
+    from perennial.runs import summary
 
     with workspace(run_file, overrides) as work:
         if dry_run:
@@ -42,7 +42,7 @@ def release(
         if as_json:
             print_json(made.model_dump(mode="json"))
             return
-        print_matrix(outcome.matrix(work.state))
+        print_matrix(summary.matrix(work.state))
         for sample in made.samples:
             out.print(
                 f"[bold]{sample['corpus']}[/bold]  {sample['prompt']} [dim]…[/dim]"

@@ -25,9 +25,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """One HTML page that needs no network: lineage, learning rate, losses, forgetting, samples."""
-    from perennial.stages.ledger import now
-    from perennial.stages.report import KEY
-    from perennial.stages.report import report as write
+    from perennial.report.build import KEY
+    from perennial.report.build import report as write
+    from perennial.runs.ledger import now
 
     check_output(output)
     with workspace(run_file, overrides) as work:

@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from perennial.cli.app import AsJson, DryRun, Overrides, RunFile, verb
-from perennial.cli.console import (
-    log,
-    out,
-    print_gate,
-    print_json,
-    print_matrix,
-    print_tokens,
-)
+from perennial.cli.console import log, out, print_gate, print_json, print_matrix, print_tokens
 from perennial.cli.opening import show_plan, workspace
+from perennial.errors import Superseded
 
 if TYPE_CHECKING:
-    from perennial.stages.workspace import Workspace
+    from perennial.controller.context import Workspace
 
 Reschedule = Annotated[
     bool,
@@ -35,8 +29,8 @@ def run(
     reschedule: Reschedule = False,
 ) -> None:
     """Train and evaluate every stage that is not done yet, in order. Safe to repeat and kill."""
+    from perennial.controller.loop import advance, check_inbox, todo
     from perennial.errors import InputError
-    from perennial.stages.advance import advance, check_inbox, todo
 
     with workspace(run_file, overrides) as work:
         check_inbox(work)
@@ -86,9 +80,9 @@ def watch(
     ] = None,
 ) -> None:
     """Pull the sources that are due and poll the inbox: each corpus that lands becomes a stage."""
-    from perennial.stages.advance import advance, check_inbox, todo
-    from perennial.stages.sourcing import Puller, open_sources, pull_due, utc_now
-    from perennial.stages.wakeup import Wakeup
+    from perennial.controller.loop import advance, check_inbox, todo
+    from perennial.controller.source_poller import Puller, open_sources, pull_due, utc_now
+    from perennial.controller.webhook import Wakeup
 
     with workspace(run_file, overrides) as work:
         if dry_run or once:
@@ -110,9 +104,9 @@ def watch(
 
 def _look(work: Workspace, run_file: str, reschedule: bool, as_json: bool) -> None:
     """One look of a watch without end: what one corpus has wrong must not end it."""
+
+    from perennial.controller.loop import advance, check_inbox
     from perennial.errors import InputError
-    from perennial.stages.advance import advance, check_inbox
-    from perennial.stages.workspace import Superseded
 
     try:
         check_inbox(work)
@@ -132,26 +126,26 @@ def _look(work: Workspace, run_file: str, reschedule: bool, as_json: bool) -> No
 
 def _tell(work: Workspace, run_file: str, trained: int, as_json: bool, *, end: bool = True) -> None:
     """What was done, and what a person can do; a gated stage ends the command with code 1."""
-    from perennial.stages import outcome
-    from perennial.stages.decisions import choices
+    from perennial.controller.decisions import choices
+    from perennial.runs import summary
 
     length = work.spec.corpora.sequence_length
-    told = outcome.matrix(work.state)
+    told = summary.matrix(work.state)
     gated = choices(work.state, run_file)
     if as_json:
-        sources = outcome.tokens_by_source(work.state, length)
+        sources = summary.tokens_by_source(work.state, length)
         document = {"trained": trained, "matrix": told.to_dict(), "tokens": sources}
-        print_json(document | {"gated": outcome.gated(work.state)})
+        print_json(document | {"gated": summary.gated(work.state)})
     else:
         if not trained and not gated:
             out.print("nothing to do: every corpus that landed is trained")
         if told.stages:
             print_matrix(told)
-            print_tokens(outcome.tokens_by_source(work.state, length))
+            print_tokens(summary.tokens_by_source(work.state, length))
         out.print(f"store     {work.store.url}")
         out.print(f"pictures  {work.store.url}/report/")
         if gated:
-            print_gate(outcome.gated(work.state), gated)
+            print_gate(summary.gated(work.state), gated)
         else:
             _next(run_file)
     if gated and end:

@@ -14,8 +14,8 @@ from perennial.cli.console import out, print_json
 from perennial.cli.opening import read_run
 
 if TYPE_CHECKING:
-    from perennial.spec.costs import CostsSpec
-    from perennial.stages.simulation import Fleet, Goodput, Search
+    from perennial.config.simulation import CostsSpec
+    from perennial.planning.spot_fleet import Fleet, Goodput, Search
 
 
 class _Choice(NamedTuple):
@@ -49,9 +49,9 @@ def simulate(
     ] = None,
 ) -> None:
     """Goodput on a spot fleet, the best checkpoint interval and the best worker range."""
-    from perennial.spec import load
-    from perennial.spec.costs import CostsSpec
-    from perennial.stages import simulation
+    from perennial.config import load
+    from perennial.config.simulation import CostsSpec
+    from perennial.planning import spot_fleet as simulation
 
     spec = read_run(run_file, overrides)
     known = load(costs, CostsSpec)

@@ -14,20 +14,20 @@ from perennial.cli.opening import read_run
 from perennial.cli.story import HEIGHT, WIDTH, Row, Story, screen
 
 if TYPE_CHECKING:
+    from perennial.controller.context import Workspace
     from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.runs.state import Stage
     from perennial.sources import SourceStatus
-    from perennial.stages.machine import Stage
-    from perennial.stages.workspace import Workspace
 
 
 @verb
 def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Stages, phases, tokens, losses, what is running, what is next. Reads only."""
     from perennial.cli.console import Screen
-    from perennial.stages import outcome
-    from perennial.stages.advance import todo
-    from perennial.stages.sourcing import open_sources, utc_now
-    from perennial.stages.workspace import Workspace
+    from perennial.controller.context import Workspace
+    from perennial.controller.loop import todo
+    from perennial.controller.source_poller import open_sources, utc_now
+    from perennial.runs import summary
 
     work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
     state = work.ledger.read()
@@ -38,13 +38,13 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
         print_json(
             {
                 "store": work.store.url,
-                "corpora": outcome.told_states(work),
+                "corpora": summary.told_states(work.store, work.spec, work.state),
                 "reasons": {n: c.reason for n, c in state.corpora.items() if c.reason},
                 "controller": {"epoch": state.epoch, "name": state.controller},
-                "gated": outcome.gated(state),
-                "trunk": outcome.position(work),
-                "matrix": outcome.matrix(state).to_dict(),
-                "tokens": outcome.tokens_by_source(state, length),
+                "gated": summary.gated(state),
+                "trunk": summary.position(work.store, work.state),
+                "matrix": summary.matrix(state).to_dict(),
+                "tokens": summary.tokens_by_source(state, length),
                 "releases": [release.folder for release in state.releases],
                 "scores": state.scores,
                 "times": _times(work),
@@ -62,16 +62,16 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
 def _story(
     work: Workspace, run_file: str, sources: Sequence[SourceStatus], next_steps: Sequence[str]
 ) -> Story:
-    from perennial.stages import outcome
+    from perennial.runs import summary
 
-    state, told = work.state, outcome.matrix(work.state)
-    where = outcome.position(work)
+    state, told = work.state, summary.matrix(work.state)
+    where = summary.position(work.store, work.state)
     standing = (
         f"{where['stage']}, step {where['step']:,}, {where['phase']} phase; losses in nats a token"
         if where
         else "no stage yet"
     )
-    rates = [point.eta for point in outcome.rate_points(state.stages)]
+    rates = [point.eta for point in summary.rate_points(state.stages)]
     return Story(
         head=f"{work.spec.name}: {standing}",
         corpora=told.corpora,
@@ -105,9 +105,9 @@ def _stage_row(work: Workspace, told: LossMatrix, index: int, stage: Stage) -> R
 
 
 def _stage_state(work: Workspace, stage: Stage) -> str:
-    from perennial.stages import outcome
+    from perennial.runs import summary
 
-    return outcome.told_states(work)[stage.corpora[0]].split(" ")[0]
+    return summary.told_states(work.store, work.spec, work.state)[stage.corpora[0]].split(" ")[0]
 
 
 def _nats(losses: dict[str, HeldoutLoss] | Any) -> dict[str, float]:
@@ -123,10 +123,10 @@ def _together_notes(work: Workspace) -> Iterator[tuple[str, str]]:
 
 def _corpus_notes(work: Workspace) -> Iterator[tuple[str, str]]:
     """Corpora that have no stage yet, or whose stage is in trouble."""
-    from perennial.stages import outcome
-    from perennial.stages.transitions import ON_THE_TRUNK
+    from perennial.runs import summary
+    from perennial.runs.transitions import ON_THE_TRUNK
 
-    for name, told in outcome.told_states(work).items():
+    for name, told in summary.told_states(work.store, work.spec, work.state).items():
         corpus = work.state.corpora[name]
         if corpus.stands_at not in ON_THE_TRUNK or corpus.state == "failed":
             reason = f": {corpus.reason}" if corpus.reason else ""
@@ -134,9 +134,9 @@ def _corpus_notes(work: Workspace) -> Iterator[tuple[str, str]]:
 
 
 def _gate_notes(work: Workspace) -> Iterator[tuple[str, str]]:
-    from perennial.stages import outcome
+    from perennial.runs import summary
 
-    gated = outcome.gated(work.state)
+    gated = summary.gated(work.state)
     for verdict in gated["verdicts"] if gated else ():
         if not verdict["holds"]:
             value = "not measured" if verdict["value"] is None else f"{verdict['value']:+.3f}"
@@ -159,9 +159,9 @@ def _source_notes(sources: Sequence[SourceStatus]) -> Iterator[tuple[str, str]]:
 
 
 def _result_notes(work: Workspace) -> Iterator[tuple[str, str]]:
-    from perennial.evaluation.curves import StageTime, goodput
-    from perennial.stages.comparison import baseline_gap
-    from perennial.stages.comparison_page import number
+    from perennial.report.compare import baseline_gap
+    from perennial.report.compare_page import number
+    from perennial.runs.history import StageTime, goodput
 
     for scores in list(work.state.scores.values())[-1:]:
         ran = [score for score in scores if "value" in score]
@@ -189,7 +189,7 @@ def _times(work: Workspace) -> list[dict[str, Any]]:
 
 
 def _places(work: Workspace, run_file: str, next_steps: Sequence[str]) -> Iterator[tuple[str, str]]:
-    from perennial.stages.decisions import choices
+    from perennial.controller.decisions import choices
 
     yield "store", work.store.url
     if work.spec.inbox:

@@ -10,7 +10,7 @@ from perennial.cli.opening import workspace
 @verb
 def track(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Log the whole run again, to an MLflow that missed a part or lost it. Safe to repeat."""
-    from perennial.stages.catchup import catch_up
+    from perennial.report.publish import catch_up
 
     with workspace(run_file, overrides) as work:
         stages = catch_up(work)

@@ -15,16 +15,16 @@ from rich.table import Table
 from perennial.cli.app import AsJson, DryRun, Overrides, verb
 from perennial.cli.console import log, out, print_json
 from perennial.cli.opening import workspace
-from perennial.spec.tuning import Point, TuningSpec
+from perennial.config.search import Point, TuningSpec
 
 if TYPE_CHECKING:
-    from perennial.stages.searching import Search
-    from perennial.stages.trials import Bench
-    from perennial.stages.workspace import Workspace
+    from perennial.controller.context import Workspace
+    from perennial.search.begin import Search
+    from perennial.search.results import Outcome
+    from perennial.search.space import Space
+    from perennial.search.trials import Bench
+    from perennial.search.tune_runner import Rounds
     from perennial.tracking.tracker import Run
-    from perennial.tuning.results import Outcome
-    from perennial.tuning.search import Rounds
-    from perennial.tuning.space import Space
 
 TuningFile = Annotated[
     Path,
@@ -44,9 +44,9 @@ def tune(
     dry_run: DryRun = False,
 ) -> None:
     """Search rate, replay and anneal of the next stage; the front, and advice for three tastes."""
-    from perennial.spec import load
-    from perennial.stages.searching import begin, plan_search
-    from perennial.tuning.space import space_of
+    from perennial.config import load
+    from perennial.search.begin import begin, plan_search
+    from perennial.search.space import space_of
 
     spec = load(tuning_file, TuningSpec, overrides or ())
     with workspace(Path(spec.run), ()) as work:
@@ -89,7 +89,7 @@ def _told(search: Search, space: Space) -> dict[str, Any]:
 
 def _run(work: Workspace, spec: TuningSpec, search: Search, bench: Bench, space: Space) -> Rounds:
     """Every trial that the searcher asks for; what was measured before is not trained again."""
-    from perennial.tuning.search import Trials, run_search
+    from perennial.search.tune_runner import Trials, run_search
 
     trials = Trials(bench, spec.concurrent, spec.seeds, _say)
     earlier = [
@@ -109,7 +109,7 @@ def _found(
     work: Workspace, spec: TuningSpec, search: Search, bench: Bench, space: Space, rounds: Rounds
 ) -> dict[str, Any]:
     """The search's result, from what the ledger and the store have of its trials."""
-    from perennial.tuning.results import Setting, result
+    from perennial.search.results import Setting, result
 
     work.ledger.read()
     setting = Setting(
@@ -134,7 +134,7 @@ def _found(
 def _outcome(
     work: Workspace, spec: TuningSpec, bench: Bench, rounds: Rounds, point: Point
 ) -> Outcome:
-    from perennial.tuning.results import Outcome
+    from perennial.search.results import Outcome
 
     trials = [
         work.state.searches.trials[bench.branched(replace(point, seed=seed)).trial]
@@ -158,7 +158,7 @@ def _documents(work: Workspace, checkpoint: str, corpora: Sequence[str]) -> dict
     """Nats and tokens `(documents, 2)` by corpus."""
     import numpy as np
 
-    from perennial.evaluation.records import kept_losses
+    from perennial.evaluation.cache import kept_losses
 
     kept = {corpus: kept_losses(work.store, checkpoint, corpus) for corpus in corpora}
     return {
@@ -170,8 +170,8 @@ def _documents(work: Workspace, checkpoint: str, corpora: Sequence[str]) -> dict
 
 def _keep(work: Workspace, found: dict[str, Any], output: Path | None) -> None:
     """The result, its picture and the advice: in the store, in MLflow, and in a local folder."""
-    from perennial.evaluation.pareto import pareto
-    from perennial.tuning.results import place
+    from perennial.report.figures.pareto import pareto
+    from perennial.search.results import place
 
     files = {
         "result.json": json.dumps(found, indent=1).encode(),
@@ -225,7 +225,7 @@ def _params(found: dict[str, Any]) -> dict[str, Any]:
 
 def _track(work: Workspace, parent: Run, found: dict[str, Any], trial: dict[str, Any]) -> None:
     """A trial's run under its search's: what it tried, its curve, and what was measured."""
-    from perennial.stages.training import stored_rows
+    from perennial.runs.metrics import stored_rows
 
     name = f"tune-{found['search']}/{trial['name']}"
     run = work.tracker.child(name, params=trial["point"], parent=parent)

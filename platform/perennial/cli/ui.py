@@ -23,7 +23,7 @@ def ui(
     """Start the MLflow UI on the run's tracking store; ends with Ctrl-C."""
     from perennial import tracking
     from perennial.cli.console import Screen
-    from perennial.stages.workspace import Workspace
+    from perennial.controller.context import Workspace
 
     work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
     command = tracking.ui_command(work.tracking_uri, host=host, port=port)

@@ -14,13 +14,13 @@ from perennial.cli.console import log, out, print_json
 from perennial.cli.opening import read_run
 
 if TYPE_CHECKING:
-    from perennial.stages.verify import Verification
+    from perennial.audit.verify import Verification
 
 
 @verb
 def verify(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Prove from the store alone that the run is what its ledger says. Reads only."""
-    from perennial.stages.verify import verify as prove
+    from perennial.audit.verify import verify as prove
     from perennial.store import open_store
 
     store = open_store(read_run(run_file, overrides).store)

@@ -6,9 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perennial.corpora.agreement import check_same_run
-    from perennial.corpora.borrowing import borrow_tokenizer
-    from perennial.corpora.landing import (
+    from perennial.corpora.compatibility import check_same_run
+    from perennial.corpora.inbox import (
         Landed,
         StoredFile,
         check_files,
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         land_stored,
         landed,
     )
+    from perennial.corpora.ingest.pipeline import ingest
     from perennial.corpora.manifest import (
         CorpusManifest,
         IngestSettings,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         read_manifest,
     )
     from perennial.corpora.names import check_name, file_format
-    from perennial.corpora.pipeline import ingest
+    from perennial.corpora.reuse import borrow_tokenizer
     from perennial.corpora.tokenizer import (
         RunTokenizer,
         import_tokenizer,
@@ -60,21 +60,21 @@ __all__ = [
 _HOMES = {
     "CorpusManifest": "manifest",
     "IngestSettings": "manifest",
-    "Landed": "landing",
+    "Landed": "inbox",
     "RunTokenizer": "tokenizer",
-    "StoredFile": "landing",
-    "borrow_tokenizer": "borrowing",
-    "check_files": "landing",
+    "StoredFile": "inbox",
+    "borrow_tokenizer": "reuse",
+    "check_files": "inbox",
     "check_name": "names",
-    "check_same_run": "agreement",
+    "check_same_run": "compatibility",
     "file_format": "names",
     "fit_warning": "manifest",
     "import_tokenizer": "tokenizer",
-    "ingest": "pipeline",
-    "inspect": "landing",
-    "land": "landing",
-    "land_stored": "landing",
-    "landed": "landing",
+    "ingest": "ingest.pipeline",
+    "inspect": "inbox",
+    "land": "inbox",
+    "land_stored": "inbox",
+    "landed": "inbox",
     "load_tokenizer": "tokenizer",
     "read_manifest": "manifest",
     "read_tokenizer": "tokenizer",

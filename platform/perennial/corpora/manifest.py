@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from perennial.corpora.records import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
+from perennial.corpora.formats.documents import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
 from perennial.errors import InputError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from perennial.corpora.ingest.sample import sample_texts
 from perennial.corpora.manifest import IngestSettings, token_bytes
-from perennial.corpora.sample import sample_texts
 from perennial.errors import InputError
 from perennial.store import open_store
 

@@ -10,9 +10,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from perennial.config.gates import GatesSpec, TaskGate
     from perennial.evaluation.loss import Change
-    from perennial.evaluation.transfer import LossMatrix
-    from perennial.spec.gates import GatesSpec, TaskGate
+    from perennial.evaluation.matrix import LossMatrix
 
 
 @dataclass(frozen=True)

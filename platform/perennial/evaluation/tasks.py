@@ -22,7 +22,7 @@ from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
-from perennial.evaluation.documents import CHOICES, continuation_items
+from perennial.evaluation.heldout import CHOICES, continuation_items
 from perennial.evaluation.suites import AVERAGE, SUITES, Suite, SuiteTask, chosen, mean
 
 if TYPE_CHECKING:

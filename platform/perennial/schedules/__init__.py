@@ -7,6 +7,7 @@ the trunk's optimizer steps from 0; nothing here holds state, so resuming is a f
 
 from __future__ import annotations
 
+from perennial.schedules.curves import AnnealShape, CooldownShape
 from perennial.schedules.kinds import (
     Anneal,
     ConstantSchedule,
@@ -16,8 +17,7 @@ from perennial.schedules.kinds import (
     Schedule,
     WarmupStableDecay,
 )
-from perennial.schedules.record import differences, from_dict, to_dict
-from perennial.schedules.shapes import AnnealShape, CooldownShape
+from perennial.schedules.serialization import differences, from_dict, to_dict
 
 __all__ = [
     "Anneal",

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
-from perennial.schedules.checks import (
+from perennial.schedules.curves import AnnealShape, CooldownShape, fall
+from perennial.schedules.validation import (
     check_choice,
     check_number,
     check_order,
     check_step_from,
     check_steps,
 )
-from perennial.schedules.shapes import AnnealShape, CooldownShape, fall
 
 Phase = Literal["warmup", "cooldown", "constant", "anneal"]
 """Warmup rises to eta_max; cooldown falls to eta_const; anneal is any fall to eta_min."""

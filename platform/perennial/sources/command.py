@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from perennial.sources.fetching import FetchedFile, Pull, PullFailed
+from perennial.errors import PullFailed
+from perennial.sources.base import FetchedFile, Pull
 
 WATERMARK_FILE = "_WATERMARK"
 _SHOWN_CHARACTERS = 300

@@ -19,7 +19,8 @@ from tenacity import (
 )
 from urllib3.exceptions import HTTPError
 
-from perennial.sources.fetching import FetchedFile, Pull, PullFailed
+from perennial.errors import PullFailed, Unsteady
+from perennial.sources.base import FetchedFile, Pull
 from perennial.tracking.redaction import hide_secrets
 
 T = TypeVar("T")
@@ -36,10 +37,6 @@ class Entry(NamedTuple):
 
     url: str
     version: str = ""
-
-
-class Unsteady(Exception):
-    """A failure that may pass: no connection, a broken answer, 429 or 5xx."""
 
 
 def fetch(index: str, pull: Pull) -> Iterator[FetchedFile]:

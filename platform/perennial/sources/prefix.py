@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from perennial.sources.fetching import FetchedFile, Pull, PullFailed
+from perennial.errors import PullFailed
+from perennial.sources.base import FetchedFile, Pull
 from perennial.store import Store, open_store
 
 

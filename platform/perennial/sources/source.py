@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from perennial.config import SourceSpec
 from perennial.corpora import StoredFile, land_stored
 from perennial.errors import InputError
 from perennial.sources import command, prefix
 from perennial.sources import index as web_index
+from perennial.sources.base import FetchedFile, Pull, plain_name
 from perennial.sources.events import (
     Chosen,
     Event,
@@ -24,11 +26,9 @@ from perennial.sources.events import (
     decode,
     encode,
 )
-from perennial.sources.fetching import FetchedFile, Pull, plain_name
 from perennial.sources.state import SourceState, corpus_name, enough, next_due
-from perennial.spec import SourceSpec
 from perennial.store import Store
-from perennial.store.log import Log
+from perennial.store.append_log import Log
 from perennial.tracking.redaction import hide_secrets
 
 Say = Callable[[str], None]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
+from perennial.config.sources import SourceSpec
 from perennial.sources.events import Chosen, Event, Failed, Landed, Pulled
-from perennial.spec.sources import SourceSpec
 
 _FIRST_RETRY = timedelta(minutes=1)
 _LAST_RETRY = timedelta(hours=1)

@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 
 from perennial.errors import InputError
+from perennial.store.append_log import Log
+from perennial.store.base import ObjectInfo, Store
 from perennial.store.keys import valid_key
 from perennial.store.local import LocalStore
-from perennial.store.log import Log
-from perennial.store.root import ObjectInfo, Store
 from perennial.store.s3 import S3Store
 
 __all__ = ["Log", "ObjectInfo", "Store", "open_store"]

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal
 
 from perennial.errors import InputError
+from perennial.store.atomic_file import PendingFile
+from perennial.store.base import ObjectInfo, Objects, Store, markers_first
 from perennial.store.keys import is_pending, pending_name, valid_key, valid_prefix
-from perennial.store.pending import PendingFile
-from perennial.store.root import ObjectInfo, Objects, Store, markers_first
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

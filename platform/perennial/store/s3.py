@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, cast
 
 from perennial.errors import InputError
+from perennial.store.atomic_file import PendingFile
+from perennial.store.base import ObjectInfo, Objects, Store, markers_first
 from perennial.store.keys import pending_name, valid_key, valid_prefix
-from perennial.store.pending import PendingFile
-from perennial.store.root import ObjectInfo, Objects, Store, markers_first
-from perennial.store.server import arrow_options, connection, plain_errors, set_defaults
+from perennial.store.s3_client import arrow_options, connection, plain_errors, set_defaults
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

@@ -22,8 +22,8 @@ from perennial.tracking.outbox import (
     Status,
     Tag,
 )
-from perennial.tracking.places import artifact_root
 from perennial.tracking.redaction import hide_secrets, hide_values
+from perennial.tracking.uris import artifact_root
 
 logger = logging.getLogger("perennial.tracking")
 

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from perennial.config.run import OptimizerAtJoin
+from perennial.config.training import ModelSpec, TrainingSpec
 from perennial.mixture import StageMix, trained_sequences
-from perennial.mixture.rows import CorpusLayout
+from perennial.mixture.row_reader import CorpusLayout
 from perennial.schedules import Phase, Schedule, from_dict, to_dict
-from perennial.spec.run import OptimizerAtJoin
-from perennial.spec.training import ModelSpec, TrainingSpec
 from perennial.store import Store
-from perennial.training.fence import Fence
+from perennial.training.checkpoint.ownership import Fence
 
 
 @dataclass(frozen=True)

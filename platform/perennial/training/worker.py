@@ -13,28 +13,28 @@ import ray
 import torch
 import torch.distributed as dist
 
-from perennial.errors import InputError
+from perennial.errors import InputError, Preempted, Spike, StartDamaged, StoreFailed
 from perennial.store import Store, open_store
-from perennial.training import checkpoint, notice
-from perennial.training.batch import on_device, seed_dropout
-from perennial.training.beginning import batches_from, engine_at, load_moments
-from perennial.training.engine import gradient_norm, loss_of, overflowed, set_eta
-from perennial.training.exchange import Exchange
+from perennial.training.checkpoint import manifest as checkpoint
+from perennial.training.checkpoint.memory import Memory, recall
+from perennial.training.checkpoint.reader import Start, begin_from_latest
+from perennial.training.checkpoint.resume import batches_from, engine_at, load_moments
+from perennial.training.checkpoint.writer import Saver
+from perennial.training.engine.collective_timer import meter_collectives
+from perennial.training.engine.device_batch import on_device, seed_dropout
+from perennial.training.engine.engine import gradient_norm, loss_of, overflowed, set_eta
+from perennial.training.engine.microbatch import micro_batches
+from perennial.training.engine.profiling import Trace
+from perennial.training.engine.scalar_allreduce import Exchange
+from perennial.training.engine.step_timer import Meter
+from perennial.training.engine.votes import Votes
 from perennial.training.job import Job
-from perennial.training.joins import JoinWatch
-from perennial.training.memory import Memory, recall
-from perennial.training.meter import Meter
-from perennial.training.news import News
-from perennial.training.notice import Preempted
-from perennial.training.profiling import Trace
-from perennial.training.restore import Start, StartDamaged, begin_from_latest
-from perennial.training.saver import Saver, StoreFailed
-from perennial.training.share import micro_batches
-from perennial.training.skips import record_skip
-from perennial.training.spikes import SpikeWatch
-from perennial.training.traffic import meter_collectives
-from perennial.training.trouble import Spike, advice, described, skip_of
-from perennial.training.votes import Votes
+from perennial.training.join_probe import JoinWatch
+from perennial.training.ray import preemption as notice
+from perennial.training.ray.progress import News
+from perennial.training.spikes.detector import SpikeWatch
+from perennial.training.spikes.messages import advice, described, skip_of
+from perennial.training.spikes.skips import record_skip
 
 
 def train(config: dict[str, Any]) -> None:
@@ -310,7 +310,7 @@ class _Worker:
             row = self._row | {"loss": loss, "gradient_norm": norm}
             if problem is not None:
                 if not problem.finite or self._job.training.spikes.policy != "ignore":
-                    raise Spike(row["step"], problem)
+                    raise Spike(row["step"], problem.text, problem.finite)
                 self._spikes += 1
                 row["spike"] = problem.text
             if self._spikes:

@@ -1,0 +1,1 @@
+"""Prove a run from what is in its store: ledger, counts, files, checkpoints."""

@@ -1,0 +1,283 @@
+"""Proving from the store alone that a run is what its ledger says (invariants I4, I5, I6).
+
+First every ledger event and manifest is read and checked against the others, then every file that
+a manifest names is streamed once: its digest, and what it holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from perennial import corpora
+from perennial.audit import checks as proofs
+from perennial.audit import counts as accounts
+from perennial.audit import files as inspection
+from perennial.audit.finding import Finding, unequal
+from perennial.errors import InputError
+from perennial.runs.events import Ready
+from perennial.runs.ledger import FOLDER
+from perennial.store import Log
+from perennial.training.checkpoint.manifest import (
+    MANIFEST,
+    METRICS,
+    CheckpointManifest,
+    FileEntry,
+    place_of,
+)
+from perennial.training.spikes.skips import read_skips
+
+if TYPE_CHECKING:
+    from perennial.corpora import CorpusManifest
+    from perennial.store import Store
+
+Progress = Callable[[str, int, int], None]
+"""called with a file's key, the bytes that were read and all bytes"""
+
+_FILES_AT_ONCE = 4
+_FOLDERS = ("corpora", "checkpoints", "branches", "releases")
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """A file that a manifest names, and how to look into it."""
+
+    key: str
+    size_bytes: int
+    sha256: str
+    reader: inspection.Reader | None = None
+
+
+@dataclass
+class Verification:
+    """What was read and proved; `findings` is empty when everything holds."""
+
+    story: proofs.Story
+    findings: list[Finding]
+    manifests: dict[str, CorpusManifest] = field(default_factory=dict)
+    checkpoints: dict[str, CheckpointManifest] = field(default_factory=dict)
+    skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    releases: int = 0
+    files: int = 0
+    read_bytes: int = 0
+
+
+def verify(store: Store, progress: Progress | None = None) -> Verification:
+    """Check everything that is committed in a run's store; reads only, and needs no Ray.
+
+    Raises InputError when the store cannot be read or holds no run.
+    """
+    # Listed before the ledger is read: what a run at work adds in between, the ledger explains.
+    committed = _committed(store)
+    log = Log(store, FOLDER)
+    story = proofs.fold(log.entries())
+    if not story.events and not story.findings:
+        raise InputError("store", store.url, "there is no run in it", "use `perennial run`")
+    done = Verification(story, list(story.findings))
+    tasks = list(_corpora(store, done, committed))
+    rows = {name: manifest.rows for name, manifest in done.manifests.items()}
+    done.findings += proofs.check_stages(story, rows)
+    done.findings += proofs.check_trials(story, rows)
+    done.findings += proofs.check_branches(story)
+    _skips(store, done)
+    done.findings += proofs.check_skips(story, done.skipped)
+    tasks += _checkpoints(store, done, committed)
+    tasks += _releases(store, done, committed)
+    found = _read_all(store, done, tasks, progress or (lambda _key, _bytes, _all: None))
+    done.findings += _check_found(done, found)
+    return done
+
+
+def _committed(store: Store) -> set[str]:
+    """Folders with a manifest."""
+    suffix = f"/{MANIFEST}"
+    try:
+        keys = [info.key for prefix in _FOLDERS for info in store.list(prefix)]
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+        raise InputError("store", store.url, problem, "name a store that can be read") from error
+    return {key.removesuffix(suffix) for key in keys if key.endswith(suffix)}
+
+
+def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
+    """The files of every corpus that is committed, or that the ledger says is."""
+    from perennial.corpora.manifest import manifest_key
+
+    ready = {event.corpus: event for event in done.story.events if isinstance(event, Ready)}
+    names = {key.removeprefix("corpora/") for key in committed if key.startswith("corpora/")}
+    names |= ready.keys()
+    tokenizer = _tokenizer(store, done) if names else ""
+    for name in sorted(names):
+        try:
+            manifest = corpora.read_manifest(store, name)
+        except InputError as wrong:
+            done.findings.append(_as_finding(store, wrong))
+            continue
+        done.manifests[name] = manifest
+        if name in ready:
+            event = done.story.key("ready", corpus=name)
+            done.findings += accounts.check_ready(ready[name], event, manifest)
+        if done.story.state.spec and tokenizer:
+            done.findings += accounts.check_manifest(
+                manifest_key(name), manifest, done.story.state.spec, tokenizer
+            )
+        yield from _corpus_files(manifest)
+    done.findings += accounts.check_earlier(done.manifests)
+
+
+def _tokenizer(store: Store, done: Verification) -> str:
+    """The fingerprint of the run's tokenizer, or "" with a finding."""
+    try:
+        return corpora.load_tokenizer(store).fingerprint
+    except InputError as wrong:
+        done.findings.append(_as_finding(store, wrong))
+    except ValueError as broken:
+        done.findings.append(_unreadable("tokenizer/manifest.json", broken))
+    return ""
+
+
+def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:
+    from perennial.corpora.manifest import HoldoutFile, QuarantineFile, Shard, StoredFile
+
+    readers: dict[type[StoredFile], inspection.Reader] = {
+        Shard: inspection.read_shard,
+        HoldoutFile: inspection.read_holdout,
+        QuarantineFile: inspection.read_quarantine,
+    }
+    named = (*manifest.shards, *manifest.holdout, *manifest.quarantine, *manifest.digests)
+    for file in named:
+        key = f"corpora/{manifest.name}/{file.file}"
+        yield ReadTask(key, file.size_bytes, file.sha256, readers.get(type(file)))
+
+
+def _skips(store: Store, done: Verification) -> None:
+    """The batches that each stage and release leaves out."""
+    state = done.story.state
+    branches = [f"branches/{name}" for name in (*state.branches, *state.searches.trials)]
+    for folder in (*(stage.folder for stage in state.started_stages), *branches):
+        try:
+            done.skipped[folder] = tuple(skip.step for skip in read_skips(store, folder))
+        except ValueError as broken:
+            done.findings.append(_unreadable(folder, broken))
+
+
+def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
+    """The files of every checkpoint that is committed, or that the ledger says is."""
+    lines = _lines(done)
+    folders = {key for key in committed if key.startswith(("checkpoints/", "branches/"))}
+    folders |= set(done.story.state.ends.values())
+    for key in sorted(folders):
+        try:
+            manifest = CheckpointManifest.model_validate_json(store.read(f"{key}/{MANIFEST}"))
+        except (FileNotFoundError, ValueError) as broken:
+            done.findings.append(_unreadable(f"{key}/{MANIFEST}", broken))
+            continue
+        done.checkpoints[key] = manifest
+        line = lines.get(key.rpartition("/")[0])
+        if line is not None:
+            done.findings += proofs.check_checkpoint(key, manifest, line)
+        elif key.startswith("checkpoints/") and not done.story.findings:
+            started = ", ".join(s.name for s in done.story.state.started_stages) or "none"
+            done.findings.append(
+                Finding(key, "belongs to no stage of the ledger", f"its stages are {started}")
+            )
+        yield from _files(place_of(key, manifest.attempt), manifest.files)
+
+
+def _lines(done: Verification) -> dict[str, proofs.Line]:
+    spec = done.story.state.spec
+    if spec is None:
+        return {}
+    return proofs.lines_of(done.story.state, spec["corpora"]["sequence_length"], done.skipped)
+
+
+def _files(folder: str, files: Mapping[str, FileEntry]) -> Iterator[ReadTask]:
+    for name, entry in files.items():
+        reader = inspection.read_metrics if name == METRICS else None
+        yield ReadTask(f"{folder}/{name}", entry.size_bytes, entry.sha256, reader)
+
+
+def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
+    """The files of every release, and the checkpoint that it was exported from."""
+    folders = {key for key in committed if key.startswith("releases/")}
+    folders |= {release.folder for release in done.story.state.releases}
+    done.releases = len(folders)
+    for folder in sorted(folders):
+        where = f"{folder}/{MANIFEST}"
+        try:
+            told = json.loads(store.read(where))
+            files = {n: FileEntry.model_validate(e) for n, e in told["files"].items()}
+            source, seen = str(told["checkpoint"]), dict(told["tokens_seen"])
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as broken:
+            done.findings.append(_unreadable(where, broken))
+            continue
+        checkpoint = done.checkpoints.get(source)
+        if checkpoint is None:
+            right = "it is exported from a checkpoint that is committed"
+            done.findings.append(Finding(where, f"its checkpoint {source} is missing", right))
+        else:
+            shared = [name for name in files if name in checkpoint.files]
+            for name in shared:
+                digests = (files[name].sha256, checkpoint.files[name].sha256)
+                done.findings += unequal(where, {f"sha256 of {name}": digests})
+            done.findings += unequal(where, {"tokens_seen": (seen, checkpoint.tokens_seen)})
+        yield from _files(folder, files)
+
+
+def _read_all(
+    store: Store, done: Verification, tasks: list[ReadTask], progress: Progress
+) -> dict[str, inspection.FileRead]:
+    """Every file, streamed; what was found by key."""
+    total = sum(task.size_bytes for task in tasks)
+    found: dict[str, inspection.FileRead] = {}
+    read = partial(_read, store)
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        for task, result in zip(tasks, pool.map(read, tasks), strict=True):
+            done.files += 1
+            done.read_bytes += result.size_bytes or 0
+            done.findings += accounts.check_read(task.key, task.size_bytes, task.sha256, result)
+            found[task.key] = result
+            progress(task.key, done.read_bytes, total)
+    return found
+
+
+def _read(store: Store, task: ReadTask) -> inspection.FileRead:
+    return inspection.read_file(store, task.key, task.reader)
+
+
+def _check_found(done: Verification, found: Mapping[str, inspection.FileRead]) -> Iterator[Finding]:
+    """What the files hold, against their manifests; files that could not be read are left out."""
+    contents = {key: read.contents for key, read in found.items() if read.contents is not None}
+    for name, manifest in done.manifests.items():
+        folder = f"corpora/{name}"
+        for shard in manifest.shards:
+            rows = contents.get(f"{folder}/{shard.file}")
+            if isinstance(rows, inspection.ShardContents):
+                yield from accounts.check_shard(f"{folder}/{shard.file}", shard, manifest, rows)
+        records = (*manifest.holdout, *manifest.quarantine)
+        held = [contents[key] for f in records if (key := f"{folder}/{f.file}") in contents]
+        if len(held) == len(records):
+            yield from accounts.check_contents(f"{folder}/{MANIFEST}", manifest, held)
+    lines = _lines(done)
+    for key, checkpoint in sorted(done.checkpoints.items()):
+        folder = key.rpartition("/")[0]
+        where = checkpoint.key_of(key, METRICS)
+        told = contents.get(where)
+        if folder in lines and isinstance(told, inspection.MetricsContents):
+            yield from proofs.check_metrics(where, checkpoint, lines[folder], told)
+
+
+def _as_finding(store: Store, wrong: InputError) -> Finding:
+    key = wrong.where.removeprefix(f"{store.url}/")
+    problem = f"{wrong.field}: {wrong.problem}" if wrong.field else wrong.problem
+    return Finding(key, " ".join(problem.split()), wrong.remedy)
+
+
+def _unreadable(key: str, broken: Exception) -> Finding:
+    if isinstance(broken, FileNotFoundError):
+        return Finding(key, "is missing", "what the ledger names is committed")
+    return Finding(key, f"cannot be read ({' '.join(str(broken).split())[:200]})", "restore it")

@@ -1,0 +1,227 @@
+"""The tuning file's schema: what to search for the next stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from perennial.config.amounts import Amount
+from perennial.config.base import Count, Section
+
+OBJECTIVES = ("adaptation", "forgetting")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Values to try, each one once."""
+
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Any value from `low` to `high`."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one trial tries.
+
+    eta: the constant rate of an infinite or constant schedule, the peak of a cosine or wsd one.
+    replay: share of the stage's batches that is replay, 0..1.
+    weighting: how the share is split over earlier corpora.
+    anneal: amount such as `12%` by which the trial is annealed before it is measured; "" is none.
+    seed: 0 trains what the stage would; another number trains other documents of the corpus.
+    """
+
+    eta: float
+    replay: float
+    weighting: str
+    anneal: str = ""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Short and in letters that a key may have."""
+        parts = [f"eta{self.eta:.4g}", f"replay{self.replay:.4g}", self.weighting]
+        parts += [f"anneal{self.anneal.replace('%', 'pc').replace(' ', '')}"] if self.anneal else []
+        parts += [f"seed{self.seed}"] if self.seed else []
+        return "-".join(parts)
+
+    def fragment(self, corpus: str, rate: str) -> dict[str, Any]:
+        """The part of a run file that makes the stage of `corpus` use this point.
+
+        rate: the schedule's field that `eta` is.
+        """
+        release = {"release": {"anneal": self.anneal}} if self.anneal else {}
+        return {
+            "schedule": {rate: self.eta},
+            "replay": {"weighting": self.weighting},
+            "stages": {"corpora": {corpus: {"replay": self.replay}}},
+            **release,
+        }
+
+
+def _axis(value: Any, *, zero: bool) -> Choices | Span:
+    if isinstance(value, Choices | Span):
+        return value
+    bound = "from 0 to 1" if zero else "above 0 and at most 1"
+    form = f"give numbers {bound}, as a list or as {{low: NUMBER, high: NUMBER}}"
+    if isinstance(value, Mapping):
+        if set(value) != {"low", "high"}:
+            raise ValueError(f"a range has low and high, not {', '.join(map(str, value))}; {form}")
+        low, high = (_number(value[end], zero, form) for end in ("low", "high"))
+        if low >= high:
+            raise ValueError(f"the range {low:g} to {high:g} is empty; give low below high")
+        return Span(low, high)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r} is neither a list nor a range; {form}")
+    if not value:
+        raise ValueError(f"there is nothing to try; {form}")
+    numbers = tuple(_number(each, zero, form) for each in value)
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("a value is there twice; name each one once")
+    return Choices(numbers)
+
+
+def _number(value: Any, zero: bool, form: str) -> float:
+    number = float(value) if isinstance(value, int | float | str) and _is_number(value) else None
+    if number is None or not 0 <= number <= 1 or (number == 0 and not zero):
+        raise ValueError(f"{value!r} is refused; {form}")
+    return number
+
+
+def _is_number(value: int | float | str) -> bool:
+    """YAML reads 1e-3, without its point, as text."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _shown(axis: Choices | Span) -> Any:
+    return list(axis.values) if isinstance(axis, Choices) else asdict(axis)
+
+
+_Shown = PlainSerializer(_shown)
+Rates = Annotated[Choices | Span, BeforeValidator(partial(_axis, zero=False)), _Shown]
+Shares = Annotated[Choices | Span, BeforeValidator(partial(_axis, zero=True)), _Shown]
+
+
+class HalvingSpec(Section):
+    """Trials that lose are stopped early (successive halving)."""
+
+    first: Amount
+    """tokens after which all trials are compared for the first time, such as `20k tokens`"""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """one trial in so many goes on after each comparison, and trains so many times as long"""
+
+
+class TuningSpec(Section):
+    """A search for the next stage, by short branches off one trunk checkpoint."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """name of the search: lower-case letters, digits, dot, dash, underscore; at most 64"""
+    run: Annotated[str, Field(min_length=1)]
+    """the run file whose next stage is searched"""
+    after: str | None = None
+    """where every trial branches off: a stage, for its end, or STAGE@STEP; default the trunk's
+    end"""
+    corpus: str | None = None
+    """the corpus that the trials train; default the next one that has landed"""
+    budget: Amount
+    """what a trial trains at most, new and replayed: `100k tokens`, or `20%` of the stage"""
+    eta_const: Rates | None = None
+    """constant learning rates to try, of an infinite or constant schedule: a list, or
+    {low: , high: }"""
+    eta_max: Rates | None = None
+    """peak learning rates to try, of a cosine or wsd schedule: a list, or {low: , high: }"""
+    replay: Shares | None = None
+    """replay shares to try, each from 0 to 1: a list, or {low: , high: }"""
+    weighting: tuple[Literal["seen", "uniform", "recent"], ...] | None = None
+    """ways of splitting the replayed share over earlier corpora: seen, uniform, recent"""
+    anneal: tuple[Amount, ...] | None = None
+    """anneals to try, such as `12%`: each trial is annealed as a release would be, then measured;
+    default measures the trunk itself"""
+    objectives: tuple[str, ...] = OBJECTIVES
+    """two of: adaptation (loss on the new corpus), forgetting (mean rise of the loss on the earlier
+    ones), forgetting/CORPUS (rise on one); in nats per token, less is better"""
+    searcher: Literal["grid", "random", "optuna", "advisor"] = "grid"
+    """grid (every combination), random, optuna (multi-objective TPE; needs perennial[optuna]) or
+    advisor (a law fitted to the finished trials says what is worth trying next)"""
+    trials: Count | None = None
+    """how many trials, for every searcher but grid"""
+    halving: HalvingSpec | None = None
+    """when losing trials stop; default every trial trains the whole budget"""
+    seeds: Count = 1
+    """how often each point is tried, on other documents of the corpus; more say how much of a
+    difference is chance"""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """of the searcher's choices and of the bootstrap"""
+    concurrent: Count = 1
+    """trials that run at the same time, at most"""
+
+    @model_validator(mode="after")
+    def _something_to_search(self) -> TuningSpec:
+        if self.eta_const is not None and self.eta_max is not None:
+            raise ValueError(
+                "eta_const and eta_max are both given; give the one of the run's schedule: "
+                "eta_const (infinite, constant) or eta_max (cosine, wsd)"
+            )
+        axes = (self.eta_const, self.eta_max, self.replay, self.weighting, self.anneal)
+        if not any(axes):
+            raise ValueError(
+                "there is nothing to search; give values for eta_const, eta_max, replay, weighting "
+                "or anneal"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _searcher_has_what_it_needs(self) -> TuningSpec:
+        axes = ("eta_const", "eta_max", "replay")
+        spans = [name for name in axes if isinstance(getattr(self, name), Span)]
+        if self.searcher == "grid":
+            if spans:
+                raise ValueError(
+                    f"a grid has no ranges, and {spans[0]} is one; list its values, or use another "
+                    "searcher"
+                )
+            if self.trials is not None:
+                raise ValueError(
+                    "trials is not used with searcher grid, which tries every combination; "
+                    "remove it, or use another searcher"
+                )
+        elif self.trials is None:
+            raise ValueError(f"searcher {self.searcher} needs trials; say how many, such as 8")
+        if self.searcher in ("optuna", "advisor") and self.halving is not None:
+            raise ValueError(
+                f"halving is not used with searcher {self.searcher}, which learns from whole "
+                "trials; remove it, or use grid or random"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _two_objectives(self) -> TuningSpec:
+        known = "adaptation, forgetting or forgetting/CORPUS"
+        for objective in self.objectives:
+            if objective not in OBJECTIVES and not objective.startswith("forgetting/"):
+                raise ValueError(f"there is no objective {objective!r}; give two of {known}")
+        if len(set(self.objectives)) != 2 or len(self.objectives) != 2:
+            raise ValueError(
+                f"objectives are two that trade against each other, not "
+                f"{', '.join(self.objectives) or 'none'}; give two of {known}"
+            )
+        return self
+
+    @property
+    def rate(self) -> Choices | Span | None:
+        """The learning rates to try, whichever the schedule calls them."""
+        return self.eta_const or self.eta_max

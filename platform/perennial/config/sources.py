@@ -1,0 +1,82 @@
+"""The run file's `sources`: where new data is pulled from, and when."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from perennial.config.base import Section
+from perennial.config.cron import Duration, Schedule, parse_duration
+
+_SIZE = re.compile(r"(\d+)\s*(|k|M|G|T)B")
+_SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_size(value: Any) -> int:
+    """Read `0`, `500 kB`, `10 MB` or `2 GB` as bytes; ValueError for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool) and value == 0:
+        return 0
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is not a size such as 500 kB, 10 MB or 2 GB")
+    return int(match[1]) * _SCALE[match[2]]
+
+
+def show_size(size_bytes: int) -> str:
+    """The size as `parse_size` reads it."""
+    for unit in ("T", "G", "M", "k"):
+        if size_bytes and size_bytes % _SCALE[unit] == 0:
+            return f"{size_bytes // _SCALE[unit]} {unit}B"
+    return f"{size_bytes} B"
+
+
+Size = Annotated[
+    int, BeforeValidator(parse_size), PlainSerializer(show_size, return_type=str, when_used="json")
+]
+SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+
+
+class SourceSpec(Section):
+    """One place that new data comes from: exactly one of prefix, index and command."""
+
+    prefix: str | None = None
+    """a folder or s3://bucket/prefix, in which every new or changed file is new data"""
+    index: str | None = None
+    """the http(s) address of a page of links, or of a JSON list of files"""
+    command: tuple[str, ...] | None = None
+    """a program and its arguments, started without a shell; it writes files into the folder $OUT"""
+    schedule: Schedule
+    """when to pull: a period such as `6h` or `1d`, or five cron fields such as `0 2 * * *` (UTC)"""
+    match: str = "*"
+    """which file names to take, such as `*.jsonl.gz`"""
+    minimum: Size = 0
+    """bytes that must have gathered before they land as a corpus, such as `10 MB`"""
+    max_age: Duration | None = None
+    """how long data may wait for `minimum`, such as `7d`; default for ever"""
+    timeout: Duration = Field(default_factory=lambda: parse_duration("1h"))
+    """how long a command may take, such as `1h`"""
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> SourceSpec:
+        given = [self.prefix, self.index, self.command]
+        if sum(value is not None for value in given) != 1 or self.command == ():
+            raise ValueError("a source has exactly one of prefix, index and command; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _plain_address(self) -> SourceSpec:
+        if self.index is None:
+            return self
+        parts = urlsplit(self.index)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"index {parts.path!r} is no http address; write https://host/path/")
+        if "@" in parts.netloc:
+            # The run file is kept in the ledger and in MLflow.
+            raise ValueError(
+                "index holds a user or password; "
+                f"write it without them and put them into ~/.netrc for {parts.hostname}"
+            )
+        return self

@@ -1,0 +1,180 @@
+"""The run file's model and engine: what is trained, by how many workers, in which precision."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from perennial.config.amounts import Amount, parse_amount
+from perennial.config.base import Count, Section
+from perennial.config.deepspeed_overrides import check_passthrough
+from perennial.config.spikes import SpikesSpec
+
+
+class ModelSpec(Section):
+    """The model that stage 0 starts from: of random weights, or a stored one, or a part of it."""
+
+    architecture: str | None = None
+    """a causal language model type of transformers, such as gpt_neox or llama: random weights"""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """with `architecture`, fields of that architecture's transformers configuration"""
+    path: str | None = None
+    """a stored model: a Hugging Face folder of safetensors or a .gguf file, local or s3://"""
+    inherit_layers: Count | None = None
+    """with `path`, how many of its first blocks are taken, with the embeddings, the final norm and
+    the head (Inheritune, arXiv 2404.08634); default all"""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ModelSpec:
+        if (self.architecture is None) == (self.path is None):
+            both = "neither" if self.path is None else "both"
+            raise ValueError(
+                f"architecture and path: {both} given; give one, an architecture for random "
+                "weights or the path of a stored model"
+            )
+        if self.path is not None and self.config:
+            raise ValueError(
+                "config goes with architecture, and a stored model brings its own; remove config"
+            )
+        if self.path is None and self.inherit_layers is not None:
+            raise ValueError(
+                "inherit_layers needs a reference model; give its path instead of an architecture"
+            )
+        return self
+
+
+class WorkersSpec(Section):
+    """How many workers train: a fixed number, or as many as there are nodes for."""
+
+    min: Count
+    """the fewest workers that training goes on with, at least 1"""
+    max: Count
+    """the most workers that training makes use of, at least `min`"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, dict | WorkersSpec):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return {"min": value, "max": value}
+        raise ValueError(
+            f"{value!r} is refused (not a whole number of at least 1); "
+            "give a number of workers, or {min: 1, max: 4}"
+        )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkersSpec:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}; use min <= max")
+        return self
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number may change while a stage trains."""
+        return self.min < self.max
+
+    def __str__(self) -> str:
+        return f"{self.min} to {self.max}" if self.elastic else str(self.max)
+
+
+class TrainingSpec(Section):
+    """The engine. Defaults are the paper's (arXiv 2403.08763, section 5 and appendix)."""
+
+    workers: WorkersSpec = Field(default_factory=lambda: WorkersSpec(min=1, max=1))
+    """Ray Train workers: a number of at least 1, or {min: 1, max: 4} to use as many as the cluster
+    has room for at any time"""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that one worker reserves; leave some of the machine to Ray Data's readers"""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that one worker reserves; 0 trains on CPUs"""
+    global_batch: Count
+    """sequences in one optimizer step, constant for any number of workers"""
+    micro_batch: Count
+    """sequences that one worker takes in one forward pass, at most"""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """what DeepSpeed's ZeRO divides among the workers: 0 nothing, 1 the optimizer's state, 2 also
+    the gradients, 3 also the weights"""
+    cpu_offload: Literal["none", "optimizer", "weights"] = "none"
+    """what waits in the CPU's memory instead of the GPU's: none, optimizer (its state and the fp32
+    weights, from zero_stage 1 on) or weights (those too, with zero_stage 3)"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """number format of the forward and backward pass: fp32, bf16 or fp16 (on GPUs; with a dynamic
+    loss scale)"""
+    attention: (
+        Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
+    ) = None
+    """implementation of attention in transformers: sdpa (torch's own), eager, or on GPUs
+    flex_attention and, where the package flash-attn is installed, flash_attention_2 or
+    flash_attention_3; default sdpa, or eager for an architecture without it"""
+    mask: Literal["causal", "document"] = "causal"
+    """what a token attends to: causal (all before it in its sequence) or document (what is before
+    it in its own document)"""
+    loss: Literal["full", "chunked"] = "full"
+    """full (all logits at once) or chunked (torch's linear_cross_entropy: the logits of a part of
+    the tokens at a time, which saves memory where the vocabulary is large)"""
+    activation_checkpointing: bool = False
+    """whether the backward pass computes each block's activations again, to save memory"""
+    compile: bool = False
+    """whether the model is compiled by torch.compile"""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """further fields of DeepSpeed's configuration, passed on as they are; what this section names
+    may not be in it"""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    """AdamW's two decay rates, each from 0 to below 1"""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon, above 0"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW's weight decay on matrices (never on norms and biases), at least 0"""
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    """largest norm of the gradient, above 0"""
+    checkpoint_every: Amount = Field(default_factory=lambda: parse_amount("500 steps"))
+    """how much is trained between checkpoints, such as `100 steps` or `4M tokens`"""
+    spikes: SpikesSpec = Field(default_factory=SpikesSpec)
+    """what a leap of the loss does"""
+    max_failed_checkpoints: Count = 3
+    """checkpoints in a row that may fail to be stored before training stops, at least 1"""
+    keep_last: Count = 2
+    """latest checkpoints of a stage that stay, at least 1; ends of phases and stages always do"""
+    profile: bool = False
+    """true writes a PyTorch profiler trace of steps 4 to 7 after every start of the workers, one
+    file a worker, into profiles/ of the store"""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """how many failures of the worker group in a row, without a new checkpoint between them, are
+    tried again before the stage gives up"""
+
+    @model_validator(mode="after")
+    def _engine_agrees(self) -> TrainingSpec:
+        check_passthrough(self.deepspeed, self.zero_stage)
+        if self.cpu_offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("cpu_offload optimizer needs ZeRO; set zero_stage to 1, 2 or 3")
+        if self.cpu_offload == "weights" and self.zero_stage != 3:
+            raise ValueError(
+                f"cpu_offload weights with zero_stage {self.zero_stage} has nothing to move; "
+                "set zero_stage to 3"
+            )
+        if self.attention not in (None, "sdpa", "eager") and self.gpus_per_worker == 0:
+            raise ValueError(f"attention {self.attention} needs GPUs; set gpus_per_worker")
+        if str(self.attention).startswith("flash") and self.precision == "fp32":
+            raise ValueError(
+                f"attention {self.attention} does not compute in fp32; set precision to bf16"
+            )
+        if self.precision == "fp16" and self.gpus_per_worker == 0:
+            raise ValueError("precision fp16 needs GPUs; set gpus_per_worker, or use bf16")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_for_all(self) -> TrainingSpec:
+        if self.global_batch < self.workers.max:
+            raise ValueError(
+                f"global_batch of {self.global_batch} sequences leaves some of "
+                f"{self.workers.max} workers without one; "
+                f"use a global_batch of at least {self.workers.max}, or fewer workers"
+            )
+        if self.checkpoint_every.unit == "percent":
+            raise ValueError("checkpoint_every is a number of steps or tokens, not a percentage")
+        return self

@@ -1,0 +1,1 @@
+"""Carry out what a run needs next: ingest, train, evaluate, release; the shell around `runs`."""

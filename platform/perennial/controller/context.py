@@ -1,0 +1,249 @@
+"""One run as a command sees it: its file, its store, its ledger, its tracking."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from perennial import corpora, tracking
+from perennial.config import RunSpec
+from perennial.controller.observer import Narrator, RunObserver
+from perennial.controller.ray_cluster import check_fits, use_ray
+from perennial.controller.telemetry import Instruments
+from perennial.errors import InputError, InvalidTransition, LostRace, Overtaken, Superseded
+from perennial.evaluation.tasks import read_task
+from perennial.runs.events import Event, Failed, Opened, TookOver
+from perennial.runs.ledger import Ledger, now
+from perennial.runs.state import RunState
+from perennial.store import Store, open_store
+from perennial.training.checkpoint.ownership import Fence
+
+if TYPE_CHECKING:
+    from perennial.corpora import CorpusManifest
+    from perennial.tracking import Tracker
+
+_PINNED = ("name", "seed", "corpora.sequence_length", "tokenizer", "model")
+"""What may not change between the commands of one run."""
+
+
+class Workspace:
+    """A checked run file with its store; reading costs nothing, `take_over` before writing."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        where: str,
+        narrator: Narrator,
+        observers: Sequence[RunObserver] = (),
+    ) -> None:
+        self.where = where
+        self.narrator = narrator
+        self._observers = observers
+        self.store: Store = open_store(spec.store)
+        self.spec = spec.model_copy(update={"store": self.store.url})
+        self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
+        self.ledger = Ledger(self.store, narrator.say)
+        self.instruments = Instruments(self)
+        self.setbacks: dict[str, Failed] = {}
+        """releases by policy that failed in this process, and when they are tried again"""
+        self._epoch = 0
+        self._tracker: Tracker | None = None
+
+    @property
+    def state(self) -> RunState:
+        """The run as of the last read."""
+        return self.ledger.state
+
+    def notify(self, call: Callable[[RunObserver], None]) -> None:
+        """Call every observer; one that fails is a notice, and changes nothing of the run."""
+        for observer in self._observers:
+            try:
+                call(observer)
+            except Exception as failed:
+                name = type(observer).__name__
+                self.narrator.say(f"notice: {name} failed ({type(failed).__name__}: {failed})")
+
+    @property
+    def in_charge(self) -> bool:
+        """Whether this process took charge of the run."""
+        return self._epoch > 0
+
+    def check(self) -> None:
+        """Everything that can be wrong before compute starts; InputError, and nothing written."""
+        self.store.check()
+        check_fits(self.spec.training, os.cpu_count() or 1)
+        _ = self.tracking_uri
+        self.check_run()
+        self.check_model()
+
+    def check_run(self) -> None:
+        """What can be wrong whatever machine the run is for; reads the ledger, writes nothing."""
+        self._check_pinned(self.ledger.read())
+        for task in self.spec.evaluation.tasks:
+            read_task(task)
+
+    def _check_pinned(self, state: RunState) -> None:
+        if state.spec is None:
+            return
+        wanted = self.spec.model_dump(mode="json")
+        for field in _PINNED:
+            before, after = _lookup(state.spec, field), _lookup(wanted, field)
+            if before != after:
+                raise InputError(
+                    self.where,
+                    field,
+                    f"{after!r}, but the run in {self.store.url} has {before!r}",
+                    "restore it, or give this run a store of its own",
+                )
+
+    def check_model(self) -> None:
+        """The tokenizer that the file names, and whether the model fits it and the sequences."""
+        from perennial.training.model.config import check_vocabulary, model_config
+        from perennial.training.model.initial import has_model
+
+        spec = self.spec
+        path = spec.tokenizer.path
+        if spec.model.path is not None and has_model(self.store):
+            return  # imported, when all this was checked
+        named = None if path is None else corpora.read_tokenizer(path)
+        vocabulary = named.vocabulary if named else spec.tokenizer.vocabulary or 0
+        config = model_config(spec.model, vocabulary, 0, spec.corpora.sequence_length)
+        model = spec.model.path
+        if model is not None and path not in (model, f"{model.rstrip('/')}/tokenizer.json"):
+            check_vocabulary(config, model, vocabulary)
+
+    def import_model(self) -> None:
+        """Copy the stored model that the run starts from into the store, where it starts from one.
+
+        Raises InputError when it does not fit the run.
+        """
+        from perennial.training.model.initial import import_model
+
+        if self.spec.model.path is None:
+            return
+        tokenizer = corpora.load_tokenizer(self.store)
+        imported = import_model(
+            self.store,
+            self.spec.model,
+            tokenizer.vocabulary,
+            tokenizer.end_of_document,
+            self.spec.corpora.sequence_length,
+        )
+        layers = imported.inherit_layers
+        self.narrator.say(
+            f"the trunk starts from {imported.path}"
+            + (f", its first {layers} layers" if layers else "")
+            + f": {imported.parameters:,} parameters"
+        )
+
+    @cached_property
+    def tracking_uri(self) -> str:
+        """Where MLflow keeps the run."""
+        named = self.spec.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return named or tracking.default_uri(self.store)
+
+    @property
+    def shown_tracking_uri(self) -> str:
+        """The same without a password."""
+        return tracking.hide_secrets(self.tracking_uri)
+
+    def take_over(self) -> None:
+        """Become the controller in charge; any other one stops at its next write."""
+        if self._epoch:
+            return
+        who = f"{socket.gethostname()}:{os.getpid()}"
+        while True:
+            self.ledger.read()
+            try:
+                if self.state.spec is None:
+                    self.ledger.append(Opened(at=now(), spec=self.spec.model_dump(mode="json")))
+                self.ledger.append(TookOver(at=now(), epoch=self.state.epoch + 1, controller=who))
+            except LostRace:
+                continue
+            self._epoch = self.state.epoch
+            return
+
+    def refresh(self) -> RunState:
+        """Read what others wrote. Raises Superseded when another controller took charge."""
+        state = self.ledger.read()
+        if self._epoch and state.epoch != self._epoch:
+            raise Superseded("another controller took charge of this run; this one stops")
+        return state
+
+    def fence(self) -> Fence:
+        """Lets the workers of a job commit for as long as no other controller takes charge."""
+        return Fence(self.ledger.next, TookOver.model_fields["kind"].default)
+
+    def record(self, event: Event) -> None:
+        """Write what happened.
+
+        Raises Superseded when another controller took charge, Overtaken when a person's decision
+        came first and the event does not follow it.
+        """
+        while True:
+            try:
+                self.ledger.append(event)
+                return
+            except LostRace:
+                self.refresh()
+            except InvalidTransition as impossible:
+                raise Overtaken(str(impossible)) from None
+
+    def decide(self, event: Event) -> None:
+        """Write a decision that rests on the whole state.
+
+        Raises Superseded as `record` does, Overtaken when anything else was written first.
+        """
+        try:
+            self.ledger.append(event)
+        except LostRace as lost:
+            self.refresh()
+            raise Overtaken(f"{lost} was written meanwhile") from None
+
+    def amend(self, event: Event) -> None:
+        """Write what a person decided or measured, whichever controller is in charge.
+
+        Raises InvalidTransition when it cannot follow.
+        """
+        while True:
+            self.ledger.read()
+            try:
+                self.ledger.append(event)
+                return
+            except LostRace:
+                continue
+
+    def use_ray(self) -> None:
+        """Have a Ray cluster."""
+        use_ray(self.spec.training)
+
+    @property
+    def tracker(self) -> Tracker:
+        """MLflow, opened on first use; it never blocks and never fails the run."""
+        if self._tracker is None:
+            self._tracker = tracking.open_tracker(
+                self.tracking_uri, self.spec.tracking.experiment, self.spec.name
+            )
+        return self._tracker
+
+    def close(self) -> None:
+        """Let MLflow catch up."""
+        if self._tracker is not None:
+            self._tracker.close(timeout_seconds=30)
+
+    def manifests(self) -> dict[str, CorpusManifest]:
+        """Manifests of the corpora that were ingested."""
+        ingested = [c.name for c in self.state.corpora.values() if c.sequences]
+        return {name: corpora.read_manifest(self.store, name) for name in ingested}
+
+
+def _lookup(document: dict[str, Any], field: str) -> Any:
+    value: Any = document
+    for key in field.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, dict):  # a field that an older version did not know says nothing
+        return {key: each for key, each in value.items() if each is not None}
+    return value

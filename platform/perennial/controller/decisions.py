@@ -1,0 +1,115 @@
+"""What a person decides about a corpus: a ledger event each, whichever controller is at work."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Literal
+
+from perennial import corpora
+from perennial.controller.context import Workspace
+from perennial.errors import InputError, InvalidTransition
+from perennial.runs.events import Accepted, CorpusEvent, Held, Landed, Refused, Retired, Retried
+from perennial.runs.ledger import now
+from perennial.runs.state import Corpus, RunState
+from perennial.runs.transitions import TRANSITIONS
+
+Decision = Literal["hold", "retry", "refuse", "retire", "accept"]
+
+_KINDS: dict[Decision, str] = {
+    "hold": "held",
+    "retry": "retried",
+    "refuse": "refused",
+    "retire": "retired",
+    "accept": "accepted",
+}
+
+
+def decide(
+    work: Workspace, decision: Decision, name: str, reason: str = "", replay: float | None = None
+) -> Corpus:
+    """Write a person's decision; the corpus as it is then.
+
+    replay: with `retry`, the share of replay of the corpus's next stage.
+    Raises InputError when there is no such corpus, or its state does not allow the decision.
+    """
+    check(work, decision, name, replay)
+    if name not in work.state.corpora:
+        _record_landings(work, name)
+    try:
+        work.amend(_event(decision, name, reason or "a person decided so", replay))
+    except InvalidTransition as impossible:
+        raise InputError(
+            work.where, name, str(impossible), "look at `perennial status`, and decide anew"
+        ) from None
+    return work.state.corpora[name]
+
+
+def check(work: Workspace, decision: Decision, name: str, replay: float | None) -> None:
+    """Refuse a decision that the corpus's state does not allow; reads only."""
+    state = work.ledger.read()
+    corpus = state.corpora.get(name)
+    if corpus is None:
+        if name not in [landed.name for landed in corpora.landed(work.inbox)]:
+            known = ", ".join(state.corpora) or "none yet"
+            raise InputError(work.where, name, "there is no such corpus", f"corpora: {known}")
+        corpus = Corpus(name, state="landed")
+    if (corpus.state, _KINDS[decision]) not in TRANSITIONS:
+        possible = [verb for verb, kind in _KINDS.items() if (corpus.state, kind) in TRANSITIONS]
+        raise InputError(
+            work.where,
+            name,
+            f"it is {corpus.state}, so there is nothing to {decision}",
+            f"possible now: {', '.join(possible) or 'wait until its stage is done'}",
+        )
+    if replay is not None and corpus.stands_at == "training":
+        raise InputError(
+            work.where,
+            "--replay",
+            f"the stage of {name} is decided already",
+            f"refuse {name} first, then retry it with another share",
+        )
+
+
+def _record_landings(work: Workspace, name: str) -> None:
+    """Let the ledger know a corpus of the inbox, after those that landed before it."""
+    for landed in corpora.landed(work.inbox):
+        if landed.name not in work.ledger.read().corpora:
+            size = landed.total_bytes
+            with suppress(InvalidTransition):  # a controller saw it at this very moment
+                work.amend(Landed(at=now(), corpus=landed.name, size_bytes=size))
+        if landed.name == name:
+            return
+
+
+def choices(state: RunState, where: str) -> list[tuple[str, str]]:
+    """The three things that a person can do about a stage that a gate stopped: command, effect."""
+    stage = state.gated
+    if stage is None:
+        return []
+    name, *others = stage.corpora
+    left_out = f"leave {name} out; {', '.join(others)} will be trained without it"
+    return [
+        (
+            f"perennial retry {where} {name} --replay SHARE",
+            f"train it again from {stage.start or 'random weights'} with another share of replay",
+        ),
+        (f"perennial accept {where} {name}", f"take {stage.name} over as it is"),
+        (
+            f"perennial refuse {where} {name}",
+            left_out if others else "leave the corpus out; the trunk goes on from where it stood",
+        ),
+    ]
+
+
+def _event(decision: Decision, name: str, reason: str, replay: float | None) -> CorpusEvent:
+    match decision:
+        case "hold":
+            return Held(at=now(), corpus=name, reason=reason)
+        case "retry":
+            return Retried(at=now(), corpus=name, replay=replay)
+        case "refuse":
+            return Refused(at=now(), corpus=name, reason=reason)
+        case "retire":
+            return Retired(at=now(), corpus=name, reason=reason)
+        case "accept":
+            return Accepted(at=now(), corpus=name, reason=reason)

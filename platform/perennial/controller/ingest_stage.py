@@ -1,0 +1,109 @@
+"""From a landed corpus to a tokenised one, or a refusal with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perennial import corpora
+from perennial.controller.context import Workspace
+from perennial.errors import InputError
+from perennial.runs.events import Ingesting, Ready, Refused
+from perennial.runs.ledger import now
+from perennial.runs.stage_planner import stage_steps
+from perennial.runs.state import RunState
+from perennial.store import open_store
+
+if TYPE_CHECKING:
+    from perennial.corpora import CorpusManifest
+
+
+def ingest(work: Workspace, name: str) -> None:
+    """Tokenise a landed corpus; one that cannot become a stage is refused, with a warning."""
+    try:
+        if work.state.corpora[name].state == "landed":
+            check_size(work, name, corpora.inspect(work.inbox, name).total_bytes)
+            work.record(Ingesting(at=now(), corpus=name))
+        work.use_ray()
+        _ = work.tracker
+        manifest = _tokenise(work, name)
+        stage_steps(work.spec, name, manifest.rows)
+    except InputError as refusal:
+        work.record(Refused(at=now(), corpus=name, reason=str(refusal)))
+        work.narrator.say(f"warning: {name} is refused: {refusal}")
+        return
+    _warn_of_misfit(work, manifest)
+    counts = manifest.counts
+    work.narrator.say(
+        f"ingested {name}: {counts.documents:,} documents, {manifest.tokens:,} training tokens, "
+        f"{counts.held_out_documents:,} documents held out"
+    )
+    work.record(
+        Ready(
+            at=now(),
+            corpus=name,
+            sequences=manifest.rows,
+            tokens=manifest.tokens,
+            digest=manifest.digest,
+        )
+    )
+
+
+def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
+    """Say when the tokenizer, made for the first corpus, fits this one badly."""
+    first = next((name for name in usable(work.state) if name != manifest.name), None)
+    if first is not None:
+        told = corpora.fit_warning(corpora.read_manifest(work.store, first), manifest)
+        if told is not None:
+            work.narrator.say(f"warning: {told}")
+
+
+def _tokenise(work: Workspace, name: str) -> CorpusManifest:
+    settings = corpora.IngestSettings(
+        text_field=work.spec.corpora.text_field,
+        domain_field=work.spec.corpora.domain_field,
+        sequence_length=work.spec.corpora.sequence_length,
+        seed=work.spec.seed,
+        holdout_share=work.spec.corpora.holdout,
+        max_bad_share=work.spec.corpora.max_bad_share,
+        duplicates=work.spec.corpora.duplicates,
+        near_duplicates=work.spec.corpora.near_duplicates,
+    )
+    lender = open_store(work.spec.corpora.borrow) if work.spec.corpora.borrow else None
+    if lender is not None:
+        corpora.borrow_tokenizer(work.store, lender)
+    work.narrator.say(f"ingesting {name}")
+    if work.spec.tokenizer.path is not None:
+        corpora.import_tokenizer(work.store, work.spec.tokenizer.path)
+    elif work.spec.tokenizer.vocabulary is not None:
+        vocabulary = work.spec.tokenizer.vocabulary
+        corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings)
+    return corpora.ingest(
+        work.store,
+        work.inbox,
+        name,
+        settings,
+        earlier=[each for each in usable(work.state) if each != name],
+        decontaminate=[Path(path) for path in work.spec.corpora.decontaminate],
+        lender=lender,
+    )
+
+
+def check_size(work: Workspace, name: str, stored_bytes: int) -> None:
+    """Refuse a corpus that is smaller than one global batch whatever its text is.
+
+    Plain text gives at most one token a byte; compressed text is judged after ingestion.
+    """
+    if stored_bytes < work.spec.tokens_per_step // 16:
+        raise InputError(
+            f"{work.inbox.url}/{name}",
+            "",
+            f"{stored_bytes} bytes are less than one global batch of "
+            f"{work.spec.tokens_per_step} tokens",
+            "land more text, or lower training.global_batch",
+        )
+
+
+def usable(state: RunState) -> list[str]:
+    """Corpora that are tokenised and were not refused, in the order of landing."""
+    return [c.name for c in state.corpora.values() if c.sequences and c.state != "refused"]

@@ -1,0 +1,248 @@
+"""The shell of the controller: ask the machine what to do, do it, write it down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from perennial import corpora
+from perennial.controller import evaluate_stage as judging
+from perennial.controller.context import Workspace
+from perennial.controller.ingest_stage import ingest
+from perennial.controller.release import carry_out
+from perennial.controller.reuse_trial import adopt
+from perennial.controller.train_stage import train
+from perennial.errors import InputError, Overtaken, Superseded
+from perennial.runs import metrics
+from perennial.runs import release_policy as policy
+from perennial.runs import retry_policy as attempts
+from perennial.runs.actions import Instruction, Outside, next_instruction
+from perennial.runs.events import Landed, Releasing, Retried, Trained
+from perennial.runs.job_factory import stage_job
+from perennial.runs.ledger import now
+from perennial.runs.stage_planner import check_first_stage, decide_stage, order_of
+from perennial.runs.state import Stage
+from perennial.training.checkpoint.manifest import committed_steps
+from perennial.training.spikes.skips import read_skips
+
+
+def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> int:
+    """Do everything that is left to do, one thing after the other; how many stages were trained.
+
+    Safe to call again and safe to kill: what was begun is finished first, what is done is not
+    repeated (invariant I4). Writes nothing when there is nothing to do.
+    wait: sit out the pause before another try of what failed, rather than return.
+    Raises what failed for the last time, when nothing else is left to do.
+    """
+    controller = _Controller(work, reschedule)
+    while (step := controller.next()) is not None:
+        if step.verb == "wait":
+            if not (wait and step.until):
+                break
+            _sleep_until(work, step)
+            continue
+        work.take_over()
+        try:
+            controller.do(step)
+        except Overtaken as overtaken:
+            work.narrator.say(f"decided anew: {overtaken}")
+    if controller.gave_up is not None:
+        raise controller.gave_up
+    return controller.trained
+
+
+def ingest_landed(work: Workspace) -> None:
+    """Tokenise what has landed without training it.
+
+    Raises InputError while a stage is unfinished.
+    """
+    controller = _Controller(work, reschedule=False)
+    while (step := controller.next()) is not None:
+        if step.verb in ("train", "evaluate", "judge"):
+            raise InputError(
+                work.where, "", f"the stage of {step.subject} is unfinished", "use `perennial run`"
+            )
+        if step.verb in ("start", "wait", "release"):
+            return
+        work.take_over()
+        controller.do(step)
+
+
+def unfinished(work: Workspace) -> str | None:
+    """The corpus whose stage was begun and is not finished."""
+    step = next_instruction(work.state, _outside(work), order_of(work.spec))
+    if step is None or step.verb not in ("train", "evaluate", "judge"):
+        return None
+    return step.subject
+
+
+def todo(work: Workspace) -> list[str]:
+    """What `advance` would do first, and what waits behind it; writes nothing."""
+    outside = _outside(work, [release.name for release in _due(work)])
+    first = next_instruction(work.state, outside, order_of(work.spec))
+    if first is None or (first.verb == "wait" and not first.until):
+        return []
+    waiting = [n for n in outside.inbox if n not in work.state.corpora and n != first.subject]
+    told = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
+    told += f" until {first.until}" if first.until else ""
+    return [told, *(f"then {name}" for name in waiting)]
+
+
+def check_inbox(work: Workspace) -> None:
+    """Refuse a schedule that cannot fit the first stage, before anything is written."""
+    names = _outside(work).inbox
+    if names and not work.state.stages:
+        check_first_stage(work.spec, next(iter(work.state.corpora), names[0]))
+
+
+def _outside(work: Workspace, due: Sequence[str] = ()) -> Outside:
+    return Outside([landed.name for landed in corpora.landed(work.inbox)], now(), due)
+
+
+def _due(work: Workspace) -> list[Releasing]:
+    """The releases that the run file's policy wants now."""
+
+    def checkpoints(stage: Stage) -> list[int]:
+        return committed_steps(work.store, stage.folder)
+
+    return policy.due(work.spec, work.state, checkpoints, now())
+
+
+def _sleep_until(work: Workspace, step: Instruction) -> None:
+    corpus = work.state.corpora[step.subject]
+    left = datetime.fromisoformat(step.until) - datetime.now(UTC)
+    seconds = max(0.0, left.total_seconds())
+    work.narrator.say(
+        f"{corpus.name} failed ({corpus.reason}); try {corpus.attempt + 1} of {corpus.attempts} "
+        f"in {seconds:.0f} s"
+    )
+    time.sleep(seconds)
+
+
+class _Controller:
+    """Does one instruction after the other and counts.
+
+    gave_up: what a corpus failed of for the last time; the others went on.
+    """
+
+    def __init__(self, work: Workspace, reschedule: bool) -> None:
+        self._work = work
+        self._reschedule = reschedule
+        self.trained = 0
+        self.gave_up: Exception | None = None
+
+    def next(self) -> Instruction | None:
+        """What is to be done now, from what everybody wrote until now."""
+        self._work.refresh()
+        self._work.instruments.look()
+        due = [each.name for each in _due(self._work) if self._may_be_made(each.name)]
+        outside = _outside(self._work, due)
+        return next_instruction(self._work.state, outside, order_of(self._work.spec))
+
+    def do(self, step: Instruction) -> None:
+        """Carry an instruction out and write down what came of it."""
+        match step.verb:
+            case "record-landing":
+                self._land(step.subject)
+            case "ingest":
+                self._try(step.subject, lambda: ingest(self._work, step.subject))
+            case "start":
+                self._try(step.subject, lambda: self._start(step))
+            case "train":
+                self._try(step.subject, lambda: self._train(step.subject))
+            case "evaluate":
+                self._try(step.subject, lambda: judging.evaluate(self._work, step.subject))
+            case "judge":
+                self._try(step.subject, lambda: judging.judge(self._work, step.subject))
+            case "release":
+                self._release(step.subject)
+            case "retry":
+                self._work.decide(Retried(at=now(), corpus=step.subject, by_person=False))
+
+    def _try(self, name: str, action: Callable[[], None]) -> None:
+        """Do it; a failure is written down, and tried again later where that may help."""
+        work = self._work
+        try:
+            action()
+        except (InputError, Superseded, Overtaken):
+            raise
+        except Exception as failure:
+            work.refresh()  # a controller that lost its charge writes nothing
+            before = work.state.corpora[name].attempt
+            told = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
+            work.record(told)
+            if told.next_try is None:
+                self.gave_up = failure
+
+    def _may_be_made(self, release: str) -> bool:
+        """Whether a release did not fail in this process, or may be tried again by now."""
+        setback = self._work.setbacks.get(release)
+        if setback is None:
+            return True
+        again = setback.next_try
+        return again is not None and datetime.fromisoformat(again) <= datetime.now(UTC)
+
+    def _release(self, name: str) -> None:
+        """Make a release that is due; one that fails does not keep the trunk from going on."""
+        decided = next(each for each in _due(self._work) if each.name == name)
+        try:
+            carry_out(self._work, decided)
+        except Exception as failure:
+            work = self._work
+            work.refresh()
+            before = work.setbacks[name].attempt if name in work.setbacks else 0
+            told = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
+            work.setbacks[name] = told
+            again = f"not before {told.next_try}" if told.next_try else "by `perennial release`"
+            work.narrator.say(
+                f"release {name} failed ({told.reason}); the trunk goes on; another try {again}"
+            )
+            self.gave_up = failure
+
+    def _land(self, name: str) -> None:
+        seen = {landed.name: landed for landed in corpora.landed(self._work.inbox)}
+        if name in seen:
+            size = seen[name].total_bytes
+            self._work.record(Landed(at=now(), corpus=name, size_bytes=size))
+
+    def _start(self, step: Instruction) -> None:
+        work = self._work
+        # Decided once without a tracking run: bad input is refused before MLflow hears of it.
+        decided = decide_stage(
+            work.spec, work.state, step.subject, now(), "", self._reschedule, step.joined
+        )
+        unreplayed = decided.mix["unreplayed"]
+        if unreplayed and work.state.stages:
+            work.narrator.say(
+                f"{decided.stage}: {unreplayed:,} sequences of the replay share are new ones "
+                "instead, because no earlier corpus may give more"
+            )
+        stage = Stage.decided(decided, after=len(work.state.stages))
+        if step.joined:
+            work.narrator.say(f"{stage.name} trains {', '.join(stage.corpora)} together")
+        run = work.tracker.child(stage.name, params=metrics.parameters(work.spec, stage))
+        run_id = run.wait_id(timeout_seconds=30) or ""
+        work.decide(decided.model_copy(update={"tracking_run": run_id}))
+
+    def _train(self, name: str) -> None:
+        work = self._work
+        stage = work.state.stage_of(name)
+        if stage.start is None:
+            work.import_model()
+        adopt(work, stage)
+        work.use_ray()
+        job = stage_job(work.spec, work.state, stage, work.manifests(), work.fence())
+        checkpoint = train(work, job)
+        skipped = tuple(skip.step for skip in read_skips(work.store, stage.folder))
+        work.record(
+            Trained(
+                at=now(),
+                corpus=name,
+                checkpoint=checkpoint,
+                step=stage.last_step,
+                skipped=skipped,
+            )
+        )
+        work.instruments.trained(stage)
+        self.trained += 1

@@ -1,0 +1,225 @@
+"""Annealing a branch off the trunk, exporting it, and measuring it (invariant I7)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from perennial.config import parse_amount
+from perennial.controller.context import Workspace
+from perennial.controller.evaluate_stage import measure, sampling
+from perennial.controller.ingest_stage import usable
+from perennial.controller.train_stage import train
+from perennial.errors import InputError, LostRace, Superseded
+from perennial.evaluation import Questions, examine
+from perennial.evaluation.tasks import plain
+from perennial.runs import summary
+from perennial.runs.events import Measured, Released, Releasing, Scored
+from perennial.runs.job_factory import release_job
+from perennial.runs.ledger import now
+from perennial.runs.model_card import model_card
+from perennial.runs.stage_planner import decide_release
+from perennial.runs.state import Stage
+from perennial.training.checkpoint.manifest import committed_steps
+from perennial.training.checkpoint.ownership import Fence
+
+
+def release(work: Workspace, origin: str | None = None, tokens: str | None = None) -> Released:
+    """Anneal and export a checkpoint of the trunk, once; what is there already otherwise.
+
+    The trunk goes on meanwhile: whichever controller is in charge stays so.
+    origin: `STAGE@STEP`, or `STAGE` for its end; None is the end of the last stage that passed.
+    tokens: length of the anneal, such as `4M tokens`, in place of the run file's.
+    Raises InputError when there is no such checkpoint, or a gate stopped its stage.
+    """
+    decided = _decide(work, origin, tokens)
+    done = _done(work, decided.name)
+    if done is not None:
+        work.narrator.say(f"release {decided.name} is there already")
+        return done
+    return carry_out(work, decided)
+
+
+def plan_release(work: Workspace, origin: str | None, tokens: str | None) -> str:
+    """What `release` would do; writes nothing."""
+    decided = _decide(work, origin, tokens)
+    how = f"anneal {_steps(decided)} steps and " if decided.mix else ""
+    return f"{how}export {decided.name} from {decided.source}"
+
+
+def carry_out(work: Workspace, decided: Releasing) -> Released:
+    """Make a release that is decided, from wherever it was left.
+
+    Raises Superseded when another process begins with the same release meanwhile.
+    """
+    claimed = _claim(work, decided)
+    checkpoint = claimed.source if claimed.mix is None else _anneal(work, claimed)
+    folder = f"releases/{claimed.name}"
+    _export(work, claimed, checkpoint, folder)
+    return _examine(work, claimed, folder)
+
+
+def _done(work: Workspace, name: str) -> Released | None:
+    return next((done for done in work.state.releases if done.name == name), None)
+
+
+def _steps(decided: Releasing) -> int:
+    return int(decided.mix["steps"]) if decided.mix else 0
+
+
+def _claim(work: Workspace, decided: Releasing) -> Releasing:
+    """Begin with a release; one that was begun already goes on as it was decided then."""
+    while True:
+        begun = work.ledger.read().releasing.get(decided.name)
+        claim = {"claim": begun.claim + 1 if begun else 1, "at": now()}
+        claimed = (begun or decided).model_copy(update=claim)
+        try:
+            work.ledger.append(claimed)
+            return claimed
+        except LostRace:
+            continue
+
+
+def evaluate(work: Workspace) -> None:
+    """Fill the matrix's missing cells, and score the latest release on the run file's tasks."""
+    _fill(work)
+    if not work.state.releases or not work.spec.evaluation.tasks:
+        return
+    latest = work.state.releases[-1]
+    scored = work.state.tasks.get(latest.name, [])
+    tasks = tuple(t for t in work.spec.evaluation.tasks if t not in scored)
+    if not tasks:
+        return
+    work.use_ray()
+    work.narrator.say(f"scoring release {latest.name} on {', '.join(tasks)}")
+    questions = Questions(
+        corpora=(),
+        texts=tuple(latest.losses),
+        sequence_length=work.spec.corpora.sequence_length,
+        max_documents=work.spec.evaluation.documents,
+        tasks=tasks,
+        seed=work.spec.seed,
+    )
+    answers = examine(work.store, latest.folder, questions)
+    found = [plain(score) for score in answers.tasks]
+    work.amend(Scored(at=now(), release=latest.name, tasks=list(tasks), scores=found))
+    work.notify(lambda observer: observer.release_scored(work, latest))
+
+
+def _fill(work: Workspace) -> None:
+    ready = usable(work.state)
+    for stage in work.state.stages:
+        measured = work.state.losses.get(stage.name, {})
+        missing = [name for name in ready if name not in measured]
+        if stage.name in work.state.losses and missing:
+            work.narrator.say(f"measuring {stage.name} on {', '.join(missing)}")
+            losses = measure(work, work.state.ends[stage.name], missing)
+            work.amend(Measured(at=now(), stage=stage.name, losses=losses))
+            work.notify(lambda observer: observer.matrix_filled(work))
+
+
+def _decide(work: Workspace, origin: str | None, tokens: str | None) -> Releasing:
+    stage, step = _origin(work, origin)
+    anneal = None
+    if tokens is not None:
+        try:
+            anneal = parse_amount(tokens)
+        except ValueError as wrong:
+            raise InputError("command line", "--tokens", str(wrong), "give `4M tokens`") from None
+    return decide_release(work.spec, work.state, stage, step, anneal, now())
+
+
+def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
+    """The stage and the step of a checkpoint that may be released."""
+    state = work.state
+    passed = [stage for stage in state.stages if state.has_passed(stage)]
+    if origin is None:
+        if not passed:
+            raise InputError(
+                work.where, "", "the trunk has no finished stage to release", "use `perennial run`"
+            )
+        return passed[-1], passed[-1].last_step
+    name, at, step = origin.partition("@")
+    stage = next((each for each in state.stages if each.name == name), None)
+    if stage is None:
+        names = ", ".join(each.name for each in state.stages) or "none yet"
+        raise InputError(
+            "command line", "--from", f"the trunk has no stage {name!r}", f"its stages: {names}"
+        )
+    if state.corpora[stage.corpora[0]].state == "gated":
+        raise InputError(
+            "command line",
+            "--from",
+            f"a gate stopped {name}",
+            f"take it over with `perennial accept {work.where} {stage.corpora[0]}`, or release an "
+            "earlier stage",
+        )
+    steps = committed_steps(work.store, stage.folder)
+    wanted = step if at else str(stage.last_step)
+    if wanted not in map(str, steps):
+        there = ", ".join(f"{name}@{each}" for each in steps) or "none yet"
+        raise InputError(
+            "command line", "--from", f"there is no checkpoint {name}@{wanted}", f"give {there}"
+        )
+    return stage, int(wanted)
+
+
+def _anneal(work: Workspace, claimed: Releasing) -> str:
+    work.use_ray()
+    run = work.tracker.child(f"release-{claimed.name}")
+    run_id = run.wait_id(timeout_seconds=30) or ""
+    fence = Fence(work.ledger.next, claimed.kind, claimed.name)
+    job = release_job(work.spec, work.state, claimed, work.manifests(), run_id, fence)
+    return train(work, job)
+
+
+def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -> None:
+    from perennial.corpora import load_tokenizer
+    from perennial.training.model.export import export
+
+    if work.store.exists(f"{folder}/manifest.json"):
+        return
+    work.narrator.say(f"exporting release {claimed.name}")
+    card = model_card(work.spec, work.state, claimed, work.manifests())
+    tokenizer = load_tokenizer(work.store)
+    end = tokenizer.manifest.end_of_document_text
+    export(work.store, checkpoint, folder, tokenizer.json, end, card)
+
+
+def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
+    work.use_ray()
+    work.narrator.say(f"measuring and sampling release {claimed.name}")
+    stage = work.state.stage(claimed.stage)
+    trained = [name for s in work.state.stages[: stage.after + 1] for name in s.corpora]
+    questions = Questions(
+        corpora=tuple(trained),
+        sequence_length=work.spec.corpora.sequence_length,
+        max_documents=work.spec.evaluation.documents,
+        seed=work.spec.seed,
+        references=summary.references(work.state),
+        **sampling(work.spec),
+    )
+    answers = examine(work.store, folder, questions)
+    released = Released(
+        at=now(),
+        name=claimed.name,
+        source=claimed.source,
+        folder=folder,
+        steps=_steps(claimed),
+        schedule=claimed.schedule or stage.schedule,
+        losses={corpus: asdict(loss) for corpus, loss in answers.losses.items()},
+        samples=[asdict(sample) for sample in answers.samples],
+    )
+    _record(work, claimed, released)
+    work.notify(lambda observer: observer.release_made(work, claimed, released))
+    return released
+
+
+def _record(work: Workspace, claimed: Releasing, released: Released) -> None:
+    while True:
+        if work.ledger.read().releasing.get(claimed.name) != claimed:
+            raise Superseded(f"another process began with release {claimed.name}; this one stops")
+        try:
+            work.ledger.append(released)
+            return
+        except LostRace:
+            continue

@@ -1,0 +1,1 @@
+"""Read landed files: one module for each file format."""

@@ -1,0 +1,1 @@
+"""Turn a landed corpus into tokenised shards, held-out documents and a manifest."""

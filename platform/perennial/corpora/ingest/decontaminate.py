@@ -1,0 +1,136 @@
+"""Evaluation texts that must not be trained: documents that share 13 words in a row with one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perennial.corpora.ingest.near_dedup import WORDS
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from perennial.corpora.ingest.documents import Documents
+    from perennial.store import Store
+
+RUN_WORDS = 13
+_KEY = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class EvaluationTexts:
+    """The texts, and what identifies them whatever their files are called."""
+
+    digest: str
+    texts: tuple[str, ...]
+
+    @property
+    def short(self) -> int:
+        """Texts of fewer than 13 words, which cannot be looked for."""
+        return sum(len(_words(text)) < RUN_WORDS for text in self.texts)
+
+
+def read_evaluation_texts(paths: Sequence[Path], text_field: str) -> EvaluationTexts:
+    """The texts of .jsonl files (the field, or every string of a line) and .txt files (paragraphs).
+
+    Raises InputError for a file that is missing, unreadable, or of another kind.
+    """
+    texts: set[str] = set()
+    for path in paths:
+        try:
+            texts.update(_texts(path, path.read_text(encoding="utf-8"), text_field))
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, str(error)) from error
+    ordered = tuple(sorted(texts))
+    return EvaluationTexts(hashlib.sha256(_json(ordered)).hexdigest() if paths else "", ordered)
+
+
+def write_evaluation_texts(staging: Store, texts: EvaluationTexts) -> None:
+    """Puts the texts where gather tasks find them."""
+    staging.write(_KEY, _json(texts.texts))
+
+
+class Contamination:
+    """The runs of 13 words of the evaluation texts, and the search for them."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._vocabulary: set[str] = set()
+        self._runs: set[int] = set()
+        for text in texts:
+            words = _words(text)
+            for start in range(len(words) - RUN_WORDS + 1):
+                self._runs.add(_run_digest(words[start : start + RUN_WORDS]))
+            self._vocabulary.update(words)
+
+    def found(self, documents: Documents) -> dict[int, str]:
+        """The documents that share a run with an evaluation text, and the first such run."""
+        runs = ((row, self._run(str(t, "utf-8"))) for row, t in enumerate(documents.texts()))
+        return {row: f"holds {run!r} of an evaluation text" for row, run in runs if run}
+
+    def _run(self, text: str) -> str:
+        words = _words(text)
+        if len(words) < RUN_WORDS:
+            return ""
+        # Only where 13 words in a row are words of some evaluation text is a run looked up.
+        known = np.fromiter(map(self._vocabulary.__contains__, words), bool, len(words))
+        before = np.concatenate([[0], np.cumsum(known)])
+        for start in np.flatnonzero(before[RUN_WORDS:] - before[:-RUN_WORDS] == RUN_WORDS).tolist():
+            run = words[start : start + RUN_WORDS]
+            if _run_digest(run) in self._runs:
+                return " ".join(run)
+        return ""
+
+
+@lru_cache(maxsize=1)
+def load_contamination(staging: Store, digest: str) -> Contamination:
+    """The search for the evaluation texts with that digest; kept for a worker's next task."""
+    return Contamination(json.loads(staging.read(_KEY)))
+
+
+def _words(text: str) -> list[str]:
+    found: list[str] = WORDS.findall(text.casefold())
+    return found
+
+
+def _run_digest(words: list[str]) -> int:
+    digest = hashlib.blake2b(" ".join(words).encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _texts(path: Path, content: str, text_field: str) -> Iterator[str]:
+    if path.suffix == ".txt":
+        yield from filter(None, (part.strip() for part in content.split("\n\n")))
+    elif path.suffix == ".jsonl":
+        for line in filter(None, map(str.strip, content.split("\n"))):
+            value = json.loads(line)
+            named = value.get(text_field) if isinstance(value, dict) else None
+            yield from [named] if isinstance(named, str) else _strings(value)
+    else:
+        raise _unreadable(path, "its name ends in neither .jsonl nor .txt")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def _unreadable(path: Path, problem: str) -> InputError:
+    return InputError(
+        str(path),
+        "corpora.decontaminate",
+        f"it cannot be read: {problem}",
+        "name UTF-8 files of evaluation texts, .jsonl or .txt",
+    )
+
+
+def _json(texts: Sequence[str]) -> bytes:
+    return json.dumps(list(texts)).encode()

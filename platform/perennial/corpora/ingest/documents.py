@@ -1,0 +1,185 @@
+"""The staged documents of one part, in their order, and the record of those that are removed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from perennial.corpora.formats.documents import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
+from perennial.corpora.ingest.spill import SCHEMA
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from perennial.corpora.manifest import InputFile
+
+_BATCH_BYTES = 1 << 19
+
+
+class Removed(NamedTuple):
+    """A record that is neither trained nor held out."""
+
+    file: int
+    offset: int
+    reason: str
+    detail: str
+
+
+@dataclass
+class Documents:
+    """Documents by row, in the order in which they are trained; texts are not copied."""
+
+    file: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    digest: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.int64]
+    """UTF-8 bytes of each text"""
+    removed: list[Removed]
+    """what was quarantined, and what was removed since"""
+    _chunk: npt.NDArray[np.int64]
+    _start: npt.NDArray[np.int64]
+    _buffers: list[memoryview]
+    _domains: pa.ChunkedArray
+    _row: npt.NDArray[np.int64]
+    """the row of each document among the domains"""
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def texts(self) -> list[memoryview]:
+        """The text of each document, as UTF-8."""
+        ends = (self._start + self.sizes).tolist()
+        places = zip(self._chunk.tolist(), self._start.tolist(), ends, strict=True)
+        return [self._buffers[chunk][start:end] for chunk, start, end in places]
+
+    def domains(self) -> list[str]:
+        """The domain of each document; "" for none."""
+        return [domain or "" for domain in self._domains.take(pa.array(self._row)).to_pylist()]
+
+    def take(self, rows: Any) -> Documents:
+        """Those documents, by number or mask; the record of what was removed stays the same one."""
+        return Documents(
+            file=self.file[rows],
+            offset=self.offset[rows],
+            digest=self.digest[rows],
+            sizes=self.sizes[rows],
+            removed=self.removed,
+            _chunk=self._chunk[rows],
+            _start=self._start[rows],
+            _buffers=self._buffers,
+            _domains=self._domains,
+            _row=self._row[rows],
+        )
+
+    def without(self, reason: str, details: dict[int, str]) -> Documents:
+        """The documents but those of the given rows, which are recorded with their details."""
+        if not details:
+            return self
+        keep = np.ones(len(self), dtype=bool)
+        for row, detail in details.items():
+            keep[row] = False
+            self.removed.append(Removed(int(self.file[row]), int(self.offset[row]), reason, detail))
+        return self.take(keep)
+
+    def batches(self) -> Iterator[Documents]:
+        """All documents, some at a time: of bounded size, or one."""
+        bounds = np.cumsum(self.sizes) // _BATCH_BYTES
+        cuts = [0, *(np.flatnonzero(np.diff(bounds)) + 1).tolist(), len(self)]
+        for start, end in pairwise(cuts):
+            if end > start:
+                yield self.take(slice(start, end))
+
+    def rows_at(self, file: npt.NDArray[Any], offset: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The rows of the documents at these positions, all of which are here, in their order."""
+        files, offsets = np.concatenate([self.file, file]), np.concatenate([self.offset, offset])
+        asked = np.arange(len(files)) >= len(self)
+        order = np.lexsort((asked, offsets, files))
+        found = np.empty(len(files), dtype=np.int64)
+        # At each position the document itself comes first, then the question.
+        found[order[1:]] = order[:-1]
+        return found[len(self) :]
+
+
+@dataclass
+class _Columns:
+    parts: dict[str, list[npt.NDArray[Any]]] = field(
+        default_factory=lambda: {name: [] for name in ("file", "offset", "order", "digest")}
+    )
+
+    def joined(self, name: str) -> npt.NDArray[Any]:
+        empty = np.empty(0, dtype=SCHEMA.field(name).type.to_pandas_dtype())
+        return np.concatenate([empty, *self.parts[name]])
+
+
+def gathered(batches: Iterable[pa.RecordBatch]) -> Documents:
+    """The good documents of staged batches in their order; the order of the batches has no part."""
+    columns, removed = _Columns(), list[Removed]()
+    buffers, domains = list[memoryview](), [pa.array([], pa.string())]
+    chunks, starts, sizes, good = [], [], [], []
+    none = np.empty(0, dtype=np.int64)
+    for number, batch in enumerate(batches):
+        bounds = np.frombuffer(batch["text"].buffers()[1], dtype=np.int64)
+        bounds = bounds[batch["text"].offset :][: len(batch) + 1]
+        buffers.append(memoryview(batch["text"].buffers()[2] or b""))
+        domains.append(batch["domain"])
+        for name, parts in columns.parts.items():
+            parts.append(batch[name].to_numpy())
+        chunks.append(np.full(len(batch), number))
+        starts.append(bounds[:-1])
+        sizes.append(np.diff(bounds))
+        good.append(batch["reason"].is_null().to_numpy(zero_copy_only=False))
+        removed += _quarantined(batch)
+    documents = Documents(
+        file=columns.joined("file"),
+        offset=columns.joined("offset"),
+        digest=columns.joined("digest"),
+        sizes=np.concatenate([none, *sizes]),
+        removed=removed,
+        _chunk=np.concatenate([none, *chunks]),
+        _start=np.concatenate([none, *starts]),
+        _buffers=buffers,
+        _domains=pa.chunked_array(domains),
+        _row=np.arange(sum(map(len, sizes))),
+    )
+    order = np.lexsort((documents.offset, documents.file, columns.joined("order")))
+    return documents.take(order[np.concatenate([none == 0, *good])[order]])
+
+
+def _quarantined(batch: pa.RecordBatch) -> list[Removed]:
+    if batch["reason"].null_count == len(batch):
+        return []
+    bad = batch.filter(batch["reason"].is_valid())
+    return [Removed(**row) for row in bad.select(list(Removed._fields)).to_pylist()]
+
+
+def record_lines(removed: Sequence[Removed], inputs: Sequence[InputFile]) -> bytes:
+    """A JSON line for each removed record, in the order of their positions."""
+    lines = []
+    for record in sorted(removed):
+        line = {
+            "file": inputs[record.file].name,
+            "offset": record.offset,
+            "reason": record.reason,
+            "detail": record.detail,
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()
+
+
+def removed_counts(removed: Sequence[Removed]) -> dict[str, Any]:
+    """The fields of `Counts` that say what was removed."""
+    reasons = Counter(record.reason for record in removed)
+    return {
+        "documents": len(removed),
+        "duplicate_documents": reasons.pop(DUPLICATE, 0),
+        "near_duplicate_documents": reasons.pop(NEAR_DUPLICATE, 0),
+        "contaminated_documents": reasons.pop(CONTAMINATED, 0),
+        "quarantined": dict(sorted(reasons.items())),
+    }

@@ -1,0 +1,150 @@
+"""What the passes of an ingest need, and what they come to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from perennial.corpora.ingest.exact_dedup import CompareJob, CompareResult, Earlier
+from perennial.corpora.ingest.partition import Layout, holdout_bound, layout_of, shard_count
+from perennial.corpora.ingest.read import PieceResult, ScatterJob
+from perennial.corpora.ingest.write import GatherJob
+from perennial.corpora.manifest import (
+    FORMAT,
+    CorpusManifest,
+    EarlierCorpus,
+    IngestSettings,
+    InputFile,
+    ShardResult,
+    digest_of,
+    total,
+)
+
+if TYPE_CHECKING:
+    from perennial.corpora.encoders import EngineName
+    from perennial.corpora.ingest.decontaminate import EvaluationTexts
+    from perennial.corpora.tokenizer import RunTokenizer
+    from perennial.store import Store
+
+
+@dataclass(frozen=True)
+class Passes:
+    """One ingest: its inputs, and the jobs of its passes."""
+
+    store: Store
+    inbox: Store
+    name: str
+    inputs: tuple[InputFile, ...]
+    tokenizer: RunTokenizer
+    settings: IngestSettings
+    earlier: tuple[CorpusManifest, ...]
+    evaluation: EvaluationTexts
+
+    @property
+    def target(self) -> Store:
+        """The corpus's folder in the run's store."""
+        return self.store.sub(f"corpora/{self.name}")
+
+    @property
+    def layout(self) -> Layout:
+        """Where documents go."""
+        shards = shard_count(self.inputs, self.settings.shard_tokens)
+        return layout_of(shards, self.settings.holdout_share)
+
+    @cached_property
+    def staging_name(self) -> str:
+        """The folder, below the corpus's, of everything that this plan stages."""
+        content = {
+            "format": FORMAT,
+            "inputs": [file.model_dump() for file in self.inputs],
+            "tokenizer": self.tokenizer.fingerprint,
+            "end_of_document": self.tokenizer.end_of_document,
+            "settings": self.settings.model_dump(),
+            "earlier": [manifest.digest for manifest in self.earlier],
+        }
+        return f"staging-{digest_of(content)[:16]}"
+
+    @property
+    def staging(self) -> Store:
+        """That folder."""
+        return self.target.sub(self.staging_name)
+
+    def scattering(self) -> ScatterJob:
+        """The first pass."""
+        corpus = self.inbox.sub(self.name)
+        return ScatterJob(corpus, self.staging, self.inputs, self.settings, self.layout.shards)
+
+    def comparing(self, staged: Sequence[PieceResult]) -> CompareJob:
+        """The second pass, of what the first one staged."""
+        return CompareJob(
+            corpora=self.store.sub("corpora"),
+            name=self.name,
+            staging=self.staging,
+            runs=tuple(piece.runs for piece in staged),
+            inputs=self.inputs,
+            settings=self.settings,
+            layout=self.layout,
+            earlier=tuple(Earlier(each.name, each.digests) for each in self.earlier),
+        )
+
+    def gathering(
+        self,
+        staged: Sequence[PieceResult],
+        compared: Sequence[CompareResult],
+        engine: EngineName,
+    ) -> GatherJob:
+        """The passes that write the held-out files and the shards."""
+        return GatherJob(
+            target=self.target,
+            staging=self.staging,
+            runs=tuple(piece.runs for piece in staged),
+            inputs=self.inputs,
+            settings=self.settings,
+            layout=self.layout,
+            tokenizer=self.tokenizer,
+            engine=engine,
+            holdout_bound=_holdout_bound(self.settings.holdout_share, compared),
+            drops=tuple(part for part, result in enumerate(compared) if result.drops),
+            earlier=tuple(manifest.name for manifest in self.earlier),
+        )
+
+    def manifest(
+        self,
+        engine: EngineName,
+        compared: Sequence[CompareResult],
+        results: Sequence[ShardResult],
+    ) -> CorpusManifest:
+        """The manifest; ValueError when a document or token is not accounted for (I5)."""
+        counts = total([r.counts for r in compared] + [r.counts for r in results]).check()
+        documents = counts.trained_documents + counts.held_out_documents
+        text_bytes = counts.trained_bytes + counts.held_out_bytes
+        manifest = CorpusManifest(
+            name=self.name,
+            tokenizer=self.tokenizer.fingerprint,
+            engine=engine,
+            vocabulary=self.tokenizer.vocabulary,
+            end_of_document=self.tokenizer.end_of_document,
+            settings=self.settings,
+            inputs=self.inputs,
+            shards=tuple(r.shard for r in results if r.shard is not None),
+            holdout=tuple(r.holdout for r in results if r.holdout is not None),
+            quarantine=tuple(r.quarantine for r in results if r.quarantine is not None),
+            digests=tuple(result.file for result in compared),
+            earlier=tuple(EarlierCorpus(name=m.name, digest=m.digest) for m in self.earlier),
+            counts=counts,
+            tokens_per_byte=(counts.tokens - documents) / text_bytes,
+        )
+        return manifest.sealed()
+
+
+def _holdout_bound(share: float, compared: Sequence[CompareResult]) -> int:
+    """Documents whose digest is below it are held out.
+
+    Of a corpus of two texts at least one is held out, the lowest, so that it can be evaluated.
+    """
+    lowest = min((result.lowest for result in compared if result.lowest is not None), default=0)
+    texts = sum(result.file.digests for result in compared)
+    usual = holdout_bound(share)
+    return max(usual, lowest + 1) if share > 0 and texts > 1 else usual

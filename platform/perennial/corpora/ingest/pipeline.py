@@ -1,0 +1,234 @@
+"""The ingest: passes of Ray Data tasks, an external shuffle between them, the manifest last.
+
+Read: pieces of the input are staged by destination. Compare: equal texts are found by their
+digests. Hold out: the held-out files are written, and the index of their near duplicates. Write:
+each shard is gathered, tokenised and written. Only counts travel through Ray; documents go from
+the inbox to staged runs to shards. The result is a pure function of (inputs, tokenizer, settings,
+earlier corpora): not of piece size, parallelism, restarts or kills.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.corpora.compatibility import check_same_run, check_same_settings
+from perennial.corpora.encoders import choose_engine
+from perennial.corpora.inbox import inspect
+from perennial.corpora.ingest.decontaminate import (
+    RUN_WORDS,
+    read_evaluation_texts,
+    write_evaluation_texts,
+)
+from perennial.corpora.ingest.exact_dedup import CompareResult, compare
+from perennial.corpora.ingest.jobs import Passes
+from perennial.corpora.ingest.partition import piece_size, plan_pieces
+from perennial.corpora.ingest.read import PieceResult, scatter
+from perennial.corpora.ingest.sample import sample_texts
+from perennial.corpora.ingest.write import gather, hold, written
+from perennial.corpora.manifest import (
+    CorpusManifest,
+    IngestSettings,
+    InputFile,
+    ShardResult,
+    manifest_key,
+    read_manifest,
+)
+from perennial.corpora.names import check_name
+from perennial.corpora.reuse import borrow
+from perennial.corpora.tokenizer import load_tokenizer
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from perennial.store import Store
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""called with the pass ("read", "compare", "hold out" or "write"), the tasks done and all tasks"""
+
+_ENGINE_SAMPLE_BYTES = 1 << 18
+_TASKS_AT_ONCE = 256  # Ray Data makes an object for every task before the first one runs
+
+
+def ingest(
+    store: Store,
+    inbox: Store,
+    name: str,
+    settings: IngestSettings,
+    *,
+    earlier: Sequence[str] = (),
+    decontaminate: Sequence[Path] = (),
+    lender: Store | None = None,
+    cpus_per_task: float = 1.0,
+    progress: Progress | None = None,
+) -> CorpusManifest:
+    """Tokenises a landed corpus into `corpora/<name>/` and returns its manifest.
+
+    `earlier` are the corpora of the run that it is compared with, in their order; `decontaminate`
+    are files of evaluation texts, whose digest becomes part of the settings. `lender`
+    is the store of another run: what it has tokenised of the same files is copied. Ray must be
+    initialised. Safe to repeat and to kill: finished pieces and shards are not redone, and an
+    ingested corpus is returned as it is. Raises InputError when the corpus is missing, when too
+    much of it is bad (nothing is committed then), when it has no text to train on, or when it or
+    an earlier corpus was ingested with another tokenizer, sequence length or seed.
+    """
+    check_name(name)
+    tokenizer = load_tokenizer(store)
+    evaluation = read_evaluation_texts(decontaminate, settings.text_field)
+    settings = settings.model_copy(update={"decontaminate": evaluation.digest})
+    if store.exists(manifest_key(name)):
+        return check_same_settings(store, name, tokenizer, settings)
+    if lender is not None:
+        borrowed = borrow(store, lender, inspect(inbox, name), tokenizer, settings)
+        if borrowed is not None:
+            return borrowed
+    before = tuple(read_manifest(store, each) for each in earlier)
+    for manifest in before:
+        check_same_run(store, manifest, tokenizer, settings)
+    inputs = tuple(
+        InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag)
+        for f in inspect(inbox, name).files
+    )
+    size = piece_size(inputs, settings.piece_bytes)
+    settings = settings.model_copy(update={"piece_bytes": size})
+    report = progress or (lambda _pass, _done, _all: None)
+    passes = Passes(store, inbox, name, inputs, tokenizer, settings, before, evaluation)
+    try:
+        return _ingest(passes, cpus_per_task, report)
+    except Exception:
+        # Another ingest that finished first took the staged files away from this one.
+        if store.exists(manifest_key(name)):
+            return check_same_settings(store, name, tokenizer, settings)
+        raise
+
+
+def _ingest(passes: Passes, cpus: float, report: Progress) -> CorpusManifest:
+    name, settings = passes.name, passes.settings
+
+    def run(step: str, parts: int, do: Callable[[int], BaseModel]) -> list[str]:
+        def task(row: dict[str, Any]) -> dict[str, Any]:
+            index = int(row["item"])
+            return {"index": index, "result": do(index).model_dump_json()}
+
+        return _run(task, parts, cpus, lambda done: report(step, done, parts))
+
+    if passes.evaluation.short:
+        log.warning(
+            "%s: %d of %d evaluation texts have fewer than %d words and are not looked for",
+            *(name, passes.evaluation.short, len(passes.evaluation.texts), RUN_WORDS),
+        )
+    pieces = plan_pieces(passes.inputs, settings.piece_bytes)
+    reading = passes.scattering()
+    found = run("read", len(pieces), lambda index: scatter(reading, index, pieces[index]))
+    staged = [PieceResult.model_validate_json(result) for result in found]
+    try:
+        _check_quality(passes.inbox, name, passes.inputs, settings, staged)
+    except InputError:
+        passes.target.remove(passes.staging_name)
+        raise
+    comparing = passes.comparing(staged)
+    found = run("compare", passes.layout.digest_parts, lambda part: compare(comparing, part))
+    compared = [CompareResult.model_validate_json(result) for result in found]
+    sample = list(sample_texts(passes.inbox, name, settings, _ENGINE_SAMPLE_BYTES))
+    engine = choose_engine(passes.tokenizer, sample)
+    if engine == "tokenizers":
+        log.info("%s: tiktoken cannot replace this tokenizer; encoding with tokenizers", name)
+    write_evaluation_texts(passes.staging, passes.evaluation)
+    writing = passes.gathering(staged, compared, engine)
+    found = run("hold out", passes.layout.held_parts, lambda part: hold(writing, part))
+    found += run("write", passes.layout.shards, lambda shard: gather(writing, shard))
+    results = [ShardResult.model_validate_json(result) for result in found]
+    manifest = passes.manifest(engine, compared, results)
+    if manifest.counts.documents != sum(piece.documents for piece in staged):
+        raise RuntimeError(f"{name}: documents were lost between the passes")
+    return _commit(passes.store, passes.target, manifest, results)
+
+
+def _run(
+    task: Callable[[dict[str, Any]], dict[str, Any]],
+    tasks: int,
+    cpus: float,
+    done: Callable[[int], None],
+) -> list[str]:
+    """Runs the task once for each index, as one block each; the results in order of index."""
+    results = [""] * tasks
+    finished = 0
+    for start in range(0, tasks, _TASKS_AT_ONCE):
+        for row in _rows(task, range(start, min(start + _TASKS_AT_ONCE, tasks)), cpus):
+            results[row["index"]] = row["result"]
+            finished += 1
+            done(finished)
+    return results
+
+
+def _rows(
+    task: Callable[[dict[str, Any]], dict[str, Any]], indices: Sequence[int], cpus: float
+) -> Iterator[dict[str, Any]]:
+    import ray.data
+    from ray.exceptions import RayTaskError
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # What pyarrow itself does not try again: an answer shorter than the error that took its place.
+    context.retried_map_errors, context.max_map_retries = ["AWS Error"], 5
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    items = ray.data.from_items(list(indices), override_num_blocks=len(indices))
+    try:
+        yield from items.map(task, num_cpus=cpus).iter_rows()
+    except RayTaskError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise cause or error from None
+
+
+def _check_quality(
+    inbox: Store,
+    name: str,
+    inputs: Sequence[InputFile],
+    settings: IngestSettings,
+    pieces: Sequence[PieceResult],
+) -> None:
+    documents = sum(piece.documents for piece in pieces)
+    bad = sum(piece.bad for piece in pieces)
+    lost = sum(piece.lost_bytes for piece in pieces)
+    stored = sum(file.size_bytes for file in inputs)
+    where = f"{inbox.url}/{name}"
+    if bad > settings.max_bad_share * documents or lost > settings.max_bad_share * stored:
+        reasons: dict[str, int] = {}
+        for piece in pieces:
+            for reason, count in piece.quarantined.items():
+                reasons[reason] = reasons.get(reason, 0) + count
+        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        raise InputError(
+            where,
+            "max_bad_share",
+            f"{bad} of {documents} documents and {lost} of {stored} bytes are bad ({listed})",
+            f"repair them, or allow more than {settings.max_bad_share:g}",
+        )
+    if documents == sum(sum(piece.quarantined.values()) for piece in pieces):
+        raise InputError(where, settings.text_field, "it holds no text", "land documents with text")
+
+
+def _commit(
+    store: Store, target: Store, manifest: CorpusManifest, results: Sequence[ShardResult]
+) -> CorpusManifest:
+    """Writes the manifest, then removes what only the way to it needed."""
+    if not all(written(target, result) for result in results):
+        raise RuntimeError(f"{target.url}: its files changed while it was ingested")
+    kept = {file.file for result in results for file in result.files}
+    kept |= {file.file for file in manifest.digests}
+    data = manifest.model_dump_json(indent=1).encode()
+    if not store.create(manifest_key(manifest.name), data):
+        # Another ingest of the same corpus was faster; its staging is its own to remove.
+        return read_manifest(store, manifest.name)
+    for info in target.list(""):
+        if info.key not in kept and info.key != "manifest.json":
+            target.remove(info.key)
+    return manifest

@@ -1,0 +1,228 @@
+"""Pass 1: one piece of the input is read, checked, and staged by destination shard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from perennial.corpora.formats.documents import HARMLESS, Record
+from perennial.corpora.formats.spans import read_span
+from perennial.corpora.ingest.partition import (
+    Layout,
+    Piece,
+    destinations,
+    digest_bounds,
+    file_salts,
+    holdout_bound,
+    layout_of,
+    order_keys,
+    text_digest,
+)
+from perennial.corpora.ingest.spill import SectionFile, digests_section
+from perennial.corpora.manifest import IngestSettings, InputFile
+from perennial.errors import InputMoved
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from perennial.store import Store
+
+_RECORD_BYTES = 200  # what a record costs beside its text
+
+
+class PieceResult(BaseModel):
+    """What one scatter task staged; also its completion marker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runs: int
+    """run files"""
+    documents: int
+    """good and bad"""
+    quarantined: dict[str, int]
+    lost_bytes: int
+    """stored bytes that could not be read"""
+
+    @property
+    def bad(self) -> int:
+        """Bad documents that count towards `max_bad_share`."""
+        return sum(n for reason, n in self.quarantined.items() if reason not in HARMLESS)
+
+
+@dataclass(frozen=True)
+class ScatterJob:
+    """Everything a scatter task needs besides its piece."""
+
+    corpus: Store
+    """the corpus's folder in the inbox"""
+    staging: Store
+    inputs: tuple[InputFile, ...]
+    settings: IngestSettings
+    shards: int
+
+    @property
+    def layout(self) -> Layout:
+        """Where documents go."""
+        return layout_of(self.shards, self.settings.holdout_share)
+
+
+def run_key(piece: int, run: int) -> str:
+    """A run file's place below the staging folder."""
+    return f"pieces/{piece:06d}-{run:04d}.run"
+
+
+def scatter(job: ScatterJob, index: int, piece: Piece) -> PieceResult:
+    """Stages a piece, unless its marker says that it was staged before."""
+    marker = f"pieces/{index:06d}.json"
+    try:
+        return PieceResult.model_validate_json(job.staging.read(marker))
+    except FileNotFoundError:
+        pass
+    result = _stage(job, index, piece)
+    job.staging.write(marker, result.model_dump_json().encode())
+    return result
+
+
+def _stage(job: ScatterJob, index: int, piece: Piece) -> PieceResult:
+    moved: dict[int, str] = {}
+    while True:
+        try:
+            return _attempt(job, index, piece, moved)
+        except InputMoved as error:
+            moved[error.file] = error.reason
+
+
+def _attempt(job: ScatterJob, index: int, piece: Piece, moved: dict[int, str]) -> PieceResult:
+    reasons: Counter[str] = Counter()
+    pending, salts = _Pending(), file_salts([file.name for file in job.inputs], job.settings.seed)
+    runs = documents = lost = 0
+
+    def flush() -> None:
+        nonlocal runs, pending
+        with job.staging.open(run_key(index, runs), "wb") as stream:
+            pending.write(job, salts, stream)
+        runs, pending = runs + 1, _Pending()
+
+    for file, record in _records(job, piece, moved):
+        documents += 1
+        if record.reason:
+            reasons[record.reason] += 1
+            lost += record.lost_bytes
+        pending.add(file, record)
+        if pending.held_bytes >= job.settings.piece_bytes:
+            flush()
+    if pending.texts:
+        flush()
+    quarantined = dict(sorted(reasons.items()))
+    return PieceResult(runs=runs, documents=documents, quarantined=quarantined, lost_bytes=lost)
+
+
+def _records(job: ScatterJob, piece: Piece, moved: dict[int, str]) -> Iterator[tuple[int, Record]]:
+    for span in piece:
+        reason = moved.get(span.file)
+        if reason is not None:
+            lost = span.end - span.start
+            yield span.file, Record(span.start, reason=reason, lost_bytes=lost)
+            continue
+        for record in read_span(job.corpus, job.inputs[span.file], span, job.settings):
+            yield span.file, record
+
+
+class _Pending:
+    """The documents of the next run file, as columns."""
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+        self.texts: list[bytes] = []
+        self._files: list[int] = []
+        self._offsets: list[int] = []
+        self._digests: list[bytes] = []
+        self._domains: list[str] = []
+        self._bad: list[tuple[int, str, str]] = []
+
+    def add(self, file: int, record: Record) -> None:
+        """Takes a record of that file."""
+        if record.reason:
+            self._bad.append((len(self.texts), record.reason, record.detail))
+        self.held_bytes += len(record.text) + _RECORD_BYTES
+        self.texts.append(record.text)
+        self._files.append(file)
+        self._offsets.append(record.offset)
+        self._digests.append(text_digest(record.text))
+        self._domains.append(record.domain)
+
+    def write(self, job: ScatterJob, salts: npt.NDArray[np.uint64], stream: BinaryIO) -> None:
+        """Writes the run file: a section for each part of documents, then one for each of digests.
+
+        In each the documents are in the order in which they were added.
+        """
+        layout, settings = job.layout, job.settings
+        # On this machine compressing costs more than the bytes do; on the network it is the other
+        # way about.
+        compression = None if job.staging.is_local else "lz4"
+        files = np.array(self._files, dtype=np.int32)
+        offsets = np.array(self._offsets, dtype=np.int64)
+        digests = np.frombuffer(b"".join(self._digests), dtype="<u8").reshape(-1, 2)
+        good = np.ones(len(files), dtype=bool)
+        good[[row for row, _, _ in self._bad]] = False
+        orders = order_keys(salts[files], offsets)
+        parts = destinations(orders, layout.shards)
+        held = good & (digests[:, 0] < np.uint64(holdout_bound(settings.holdout_share)))
+        parts[held] = layout.shards + destinations(orders[held], layout.held_parts)
+        columns: dict[str, npt.NDArray[Any]] = {
+            "file": files,
+            "offset": offsets,
+            "order": orders,
+            "digest": digests[:, 0],
+        }
+        strings = self._strings(settings)
+        file = SectionFile(stream, layout.parts + layout.digest_parts)
+        for rows in grouped(parts, layout.parts):
+            chosen: dict[str, Any] = {name: values[rows] for name, values in columns.items()}
+            listed = rows.tolist()
+            for name, column in strings.items():
+                chosen[name] = column and [column[row] for row in listed]
+            texts = [self.texts[row] for row in listed]
+            file.add_documents(chosen, texts, compression)
+        for section in _digests(layout, digests, files, offsets, good):
+            file.add(section)
+        file.close()
+
+    def _strings(self, settings: IngestSettings) -> dict[str, list[Any] | None]:
+        """The columns of strings; None for one that is empty."""
+        domains = self._domains if settings.domain_field else None
+        if not self._bad:
+            return {"domain": domains, "reason": None, "detail": None}
+        reasons: list[Any] = [None] * len(self.texts)
+        details: list[Any] = [None] * len(self.texts)
+        for row, reason, detail in self._bad:
+            reasons[row], details[row] = reason, detail
+        return {"domain": domains, "reason": reasons, "detail": details}
+
+
+def _digests(
+    layout: Layout,
+    digests: npt.NDArray[np.uint64],
+    files: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    good: npt.NDArray[np.bool_],
+) -> Iterator[bytes]:
+    bounds = np.array(digest_bounds(layout.digest_parts)[1:-1], dtype=np.uint64)
+    parts = np.searchsorted(bounds, digests[:, 0], side="right")
+    parts[~good] = layout.digest_parts
+    for rows in grouped(parts, layout.digest_parts):
+        yield digests_section(digests[rows], files[rows], offsets[rows])
+
+
+def grouped(parts: npt.NDArray[np.int64], count: int) -> Iterator[npt.NDArray[np.int64]]:
+    """For each part below `count` the rows that belong to it, in their order."""
+    rows = np.argsort(parts, kind="stable")
+    bounds = np.searchsorted(parts[rows], np.arange(count + 1))
+    for start, end in pairwise(bounds.tolist()):
+        yield rows[start:end]

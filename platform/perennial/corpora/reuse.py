@@ -1,0 +1,58 @@
+"""Taking over what another run has tokenised already, for a run that is compared with it."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from perennial.corpora.compatibility import check_same_settings
+from perennial.corpora.manifest import CorpusManifest, IngestSettings, manifest_key
+from perennial.corpora.tokenizer import MANIFEST_KEY, TOKENIZER_KEY, RunTokenizer
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from perennial.corpora.inbox import Landed
+    from perennial.store import Store
+
+
+def borrow_tokenizer(store: Store, lender: Store) -> None:
+    """Copy the tokenizer of another run, where it has one and this one has none."""
+    if lender.exists(MANIFEST_KEY) and not store.exists(MANIFEST_KEY):
+        _copy(lender, store, TOKENIZER_KEY)
+        store.create(MANIFEST_KEY, lender.read(MANIFEST_KEY))
+
+
+def borrow(
+    store: Store,
+    lender: Store,
+    landed: Landed,
+    tokenizer: RunTokenizer,
+    settings: IngestSettings,
+) -> CorpusManifest | None:
+    """Copy a corpus that another run tokenised from the same files; None when it has not.
+
+    The manifest comes last (invariant I6), so this may be killed and repeated. Raises InputError
+    when the other run has tokenised other files of that name, or in another way.
+    """
+    name = landed.name
+    if not lender.exists(manifest_key(name)):
+        return None
+    manifest = check_same_settings(lender, name, tokenizer, settings)
+    mine = {(file.name, file.size_bytes, file.etag) for file in landed.files}
+    if mine != {(file.name, file.size_bytes, file.etag) for file in manifest.inputs}:
+        raise InputError(
+            "run file",
+            "corpora.borrow",
+            f"{name} was tokenised from other files in {lender.url}",
+            "name that run's inbox as `inbox`, or leave corpora.borrow out",
+        )
+    stored = (*manifest.shards, *manifest.holdout, *manifest.quarantine, *manifest.digests)
+    for file in stored:
+        _copy(lender, store, f"corpora/{name}/{file.file}")
+    store.create(manifest_key(name), lender.read(manifest_key(name)))
+    return manifest
+
+
+def _copy(lender: Store, store: Store, key: str) -> None:
+    with lender.open(key) as stream, store.open(key, "wb") as sink:
+        shutil.copyfileobj(stream, sink, 1 << 20)

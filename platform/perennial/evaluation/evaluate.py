@@ -1,0 +1,261 @@
+"""Everything that is asked of one folder of weights, answered by one Ray task with one load.
+
+Starting a worker that imports torch and transformers costs several seconds, more than most of the
+questions do; so they are asked together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.corpora import load_tokenizer, read_manifest
+from perennial.errors import InputError
+from perennial.evaluation.cache import keep_items, keep_losses, kept_items, kept_losses
+from perennial.evaluation.heldout import prompts, read_documents
+from perennial.evaluation.loss import Document, HeldoutLoss, document_losses, heldout_loss
+from perennial.evaluation.samples import Sample, generate
+from perennial.evaluation.tasks import (
+    LocalTask,
+    NotRun,
+    TaskScore,
+    paired_stderr,
+    read_task,
+    run_tasks,
+)
+
+if TYPE_CHECKING:
+    from perennial.store import Store
+
+# Logits of one forward pass, in float32: 256 MB. On a CPU, more than 16 windows are slower.
+MAX_LOGITS = 1 << 26
+MAX_WINDOWS = 16
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What to find out about a model.
+
+    corpora: tokenised corpora of the store whose held-out loss is asked for.
+    texts: those whose held-out documents the prompts and tasks are made of; default `corpora`.
+    sequence_length: tokens the model was trained to see at once.
+    max_documents: held-out documents that are used of a corpus at most.
+    prompts: beginnings by the corpus they are meant for; `prompts_per_corpus` more are the first
+        words of held-out documents. Each is continued by `sample_tokens` tokens.
+    tasks: lm-eval tasks by name, or local task folders.
+    seed: of the samples and of the tasks' items.
+    references: by corpus, the model that the change of its loss is counted from.
+    task_reference: the model that the change of a task's score is counted from.
+    """
+
+    corpora: tuple[str, ...]
+    sequence_length: int
+    max_documents: int
+    texts: tuple[str, ...] | None = None
+    prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    prompts_per_corpus: int = 0
+    sample_tokens: int = 40
+    tasks: tuple[str, ...] = ()
+    seed: int = 0
+    references: Mapping[str, str] = field(default_factory=dict)
+    task_reference: str | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The corpora that prompts and tasks are made of."""
+        return self.corpora if self.texts is None else self.texts
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was found out: losses by corpus, samples, and a score or a reason for each task."""
+
+    losses: dict[str, HeldoutLoss]
+    samples: tuple[Sample, ...]
+    tasks: tuple[TaskScore | NotRun, ...]
+
+
+def measure(
+    store: Store,
+    folder_key: str,
+    corpora: Sequence[str],
+    sequence_length: int,
+    max_documents: int,
+    references: Mapping[str, str] | None = None,
+    cpus: int = 1,
+) -> dict[str, HeldoutLoss]:
+    """Held-out loss on each corpus of the checkpoint or release in `folder_key`."""
+    questions = Questions(
+        tuple(corpora), sequence_length, max_documents, references=references or {}
+    )
+    return examine(store, folder_key, questions, cpus).losses
+
+
+def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) -> Answers:
+    """Answer questions about the checkpoint or release in `folder_key`, as one Ray task.
+
+    The task takes `cpus` CPUs, and a GPU where the cluster has any. Only an lm-eval task whose data
+    lies elsewhere touches the network, and HF_HUB_OFFLINE=1 keeps even that from it.
+    Raises InputError, before any compute, when there is no such folder, corpus or local task.
+    """
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    if not store.exists(f"{folder_key}/manifest.json"):
+        raise InputError(store.url, folder_key, "there is no such model", "see `perennial status`")
+    tasks = [read_task(task) for task in questions.tasks]
+    for corpus in {*questions.corpora, *questions.sources}:
+        if not read_manifest(store, corpus).counts.held_out_documents:
+            place = f"corpora/{corpus}"
+            raise InputError(store.url, place, "it has no held-out documents", "land more of them")
+    # Workers of a cluster do not inherit what the person at the command line has set.
+    offline = {name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ}
+    remote = ray.remote(answer).options(
+        num_cpus=cpus,
+        # Outside the caller's placement group, which need not have the CPUs.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
+        num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+        runtime_env={"env_vars": offline},
+    )
+    answers: Answers = ray.get(remote.remote(store, folder_key, questions, tasks, cpus))
+    return answers
+
+
+def answer(
+    store: Store,
+    folder_key: str,
+    questions: Questions,
+    tasks: Sequence[str | LocalTask],
+    cpus: int,
+) -> Answers:
+    """Load the model and answer; what the Ray task runs."""
+    import torch
+
+    torch.set_num_threads(cpus)
+    with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
+        folder = Path(scratch) / "model"
+        fetch(store, folder_key, folder)
+        model = load_model(folder)
+        documents = {
+            corpus: read_documents(store, corpus, questions.max_documents)
+            for corpus in dict.fromkeys([*questions.corpora, *questions.sources])
+        }
+        losses = _losses(store, folder_key, model, documents, questions)
+        if not (tasks or questions.prompts or questions.prompts_per_corpus):
+            return Answers(losses, (), ())
+        tokenizer = tokenizer_of(store, folder)
+        texts = {
+            corpus: [tokenizer.decode(document.tokens[:-1].tolist()) for document in chosen]
+            for corpus, chosen in documents.items()
+            if corpus in questions.sources
+        }
+        samples = _samples(model, tokenizer, texts, questions)
+        outcomes = run_tasks(
+            model,
+            tokenizer,
+            tasks,
+            texts,
+            folder=Path(scratch) / "tasks",
+            context_tokens=questions.sequence_length,
+            seed=questions.seed,
+        )
+        paired = (_paired(store, folder_key, each, questions) for each in outcomes)
+        return Answers(losses, tuple(samples), tuple(paired))
+
+
+def fetch(store: Store, folder_key: str, local: Path) -> None:
+    """Copy a checkpoint or release to a local folder, without its optimizer state."""
+    manifest = json.loads(store.read(f"{folder_key}/manifest.json"))
+    attempt = manifest.get("attempt", "")  # the folder of a checkpoint's files; a release has none
+    for name in manifest["files"]:
+        if not name.startswith("optimizer-"):
+            key = "/".join(filter(None, (folder_key, attempt, name)))
+            store.download(key, local / name)
+
+
+def load_model(folder: Path) -> Any:
+    """The model of a local folder, in float32, on the GPU where there is one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tokenizer_of(store: Store, folder: Path) -> Any:
+    """A release's own tokenizer; the run's for a checkpoint, which has none."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if (folder / "tokenizer.json").exists():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    run = load_tokenizer(store)
+    end = run.manifest.end_of_document_text
+    return PreTrainedTokenizerFast(tokenizer_object=run.build(), eos_token=end)
+
+
+def _losses(
+    store: Store,
+    folder_key: str,
+    model: Any,
+    documents: Mapping[str, Sequence[Document]],
+    questions: Questions,
+) -> dict[str, HeldoutLoss]:
+    room = MAX_LOGITS // (questions.sequence_length * model.config.vocab_size)
+    batch = min(MAX_WINDOWS, max(1, room))
+    told = {}
+    for corpus in questions.corpora:
+        losses = document_losses(model, documents[corpus], questions.sequence_length, batch)
+        keep_losses(store, folder_key, corpus, losses)
+        reference = questions.references.get(corpus)
+        itself = reference in (None, folder_key)
+        before = None if itself else kept_losses(store, str(reference), corpus)
+        told[corpus] = heldout_loss(corpus, losses, before)
+    return told
+
+
+def _paired(
+    store: Store, folder_key: str, outcome: TaskScore | NotRun, questions: Questions
+) -> TaskScore | NotRun:
+    """Keep a score's items, and tell how sure its change from the reference model's is."""
+    if isinstance(outcome, NotRun):
+        return outcome
+    keep_items(store, folder_key, outcome)
+    reference = questions.task_reference
+    before = kept_items(store, reference, outcome) if reference else ()
+    return replace(outcome, stderr_of_change=paired_stderr(outcome.items, before), items=())
+
+
+def _samples(
+    model: Any, tokenizer: Any, texts: Mapping[str, Sequence[str]], questions: Questions
+) -> list[Sample]:
+    asked = [(corpus, prompt) for corpus, given in questions.prompts.items() for prompt in given]
+    asked += [
+        (corpus, prompt)
+        for corpus, chosen in texts.items()
+        for prompt in prompts(chosen, questions.prompts_per_corpus)
+    ]
+    return [
+        Sample(
+            corpus,
+            prompt,
+            generate(
+                model,
+                tokenizer,
+                prompt,
+                new_tokens=questions.sample_tokens,
+                context_tokens=questions.sequence_length,
+                seed=questions.seed,
+            ),
+        )
+        for corpus, prompt in asked
+    ]

@@ -1,0 +1,204 @@
+"""From the plan to batches: Ray Data reads what the plan names, one lazy stream a worker.
+
+Each worker owns one dataset with one read task that yields its blocks one after the other. Ray
+Data runs the task as a streaming generator under backpressure, so nothing has to be split between
+workers, no plan is ever handed over whole, and resuming at any step is a seek: the task starts
+with the block of that step (invariants I2, I3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from perennial.mixture.batches import Batches, rank_rows
+from perennial.mixture.plan import StageMix
+from perennial.mixture.row_reader import CorpusLayout, RowReader
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from perennial.store import Store
+
+BLOCK_BYTES = 4 << 20
+_MOST_STEPS = 1024
+"""Steps of a block, so that a worker of many does not plan for all of them at once."""
+READER_CPUS = 0.1
+"""A reader mostly waits for storage; it must fit beside workers that reserve most CPUs."""
+
+
+def rank_dataset(
+    store: Store,
+    layouts: dict[str, CorpusLayout],
+    mix: StageMix,
+    row_bytes: int,
+    *,
+    rank: int,
+    world_size: int,
+    first_step: int,
+) -> ray.data.Dataset:
+    """The sequences of one rank from `first_step` (of the stage) to the stage's end.
+
+    Rows are `step` (int64) and `tokens` (fixed-size binary of `row_bytes`), in training order; a
+    step has the rows `rank_rows` of every rank. Raises ValueError when a rank would have none.
+    """
+    if mix.global_batch < world_size:
+        raise ValueError(f"{world_size} workers cannot share batches of {mix.global_batch}")
+    blocks = _RankBlocks(store, layouts, mix, row_bytes, rank, world_size, first_step)
+    dataset = ray.data.read_datasource(
+        _PlanSource(blocks), override_num_blocks=1, num_cpus=READER_CPUS
+    )
+    # Ray cuts and joins what a task yields to this size; ours are there already.
+    dataset.context.target_max_block_size = 2 * BLOCK_BYTES
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    return dataset
+
+
+def step_batches(
+    tables: Iterable[pa.Table], rows_per_step: int, first_step: int, dtype: np.dtype[Any]
+) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """(step, tokens `(rows_per_step, sequence)`) from a rank's tables, checked for order.
+
+    Raises RuntimeError when a row does not carry the step that it is read for.
+    """
+    step = first_step
+    begun: _Rows | None = None
+    for table in tables:
+        rows = _Rows.of(table, dtype)
+        rows = rows if begun is None else begun.followed_by(rows)
+        full = len(rows.steps) // rows_per_step
+        whole = rows.steps[: full * rows_per_step]
+        wrong = whole != np.repeat(np.arange(step, step + full), rows_per_step)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise RuntimeError(
+                f"the stream gave a row of step {whole[at]} at step {step + at // rows_per_step}"
+            )
+        for first in range(0, len(whole), rows_per_step):
+            yield step, rows.tokens[first : first + rows_per_step].astype(np.int64)
+            step += 1
+        begun = rows.after(len(whole))
+    if begun is not None and len(begun.steps):
+        raise RuntimeError(f"the stream ended inside step {step}")
+
+
+class _Rows(NamedTuple):
+    """Rows of a rank: `steps` is (rows), `tokens` is (rows, sequence)."""
+
+    steps: npt.NDArray[np.int64]
+    tokens: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, table: pa.Table, dtype: np.dtype[Any]) -> _Rows:
+        """A table's rows, without copying when it is in one chunk."""
+        column = table["tokens"]
+        width = column.type.byte_width
+        parts = [
+            np.frombuffer(chunk.buffers()[1], dtype=np.uint8)[
+                chunk.offset * width : (chunk.offset + len(chunk)) * width
+            ]
+            for chunk in column.chunks
+        ]
+        flat = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
+        return cls(table["step"].to_numpy(), flat.view(dtype).reshape(-1, width // dtype.itemsize))
+
+    def followed_by(self, other: _Rows) -> _Rows:
+        """Both, in this order."""
+        if not len(self.steps):
+            return other
+        return _Rows(
+            np.concatenate([self.steps, other.steps]), np.concatenate([self.tokens, other.tokens])
+        )
+
+    def after(self, rows: int) -> _Rows:
+        """All but the first rows."""
+        return _Rows(self.steps[rows:], self.tokens[rows:])
+
+
+class _RankBlocks:
+    """Yields one rank's tables; a plain object that travels to the read task."""
+
+    def __init__(
+        self,
+        store: Store,
+        layouts: dict[str, CorpusLayout],
+        mix: StageMix,
+        row_bytes: int,
+        rank: int,
+        world_size: int,
+        first_step: int,
+    ) -> None:
+        self._store = store
+        self._layouts = {source.corpus: layouts[source.corpus] for source in mix.sources}
+        self._mix = mix
+        self._row_bytes = row_bytes
+        self._mine = rank_rows(mix.global_batch, rank, world_size)
+        share = self._mine.stop - self._mine.start
+        self._steps_per_block = min(max(1, BLOCK_BYTES // (share * row_bytes)), _MOST_STEPS)
+        self._first_step = first_step
+
+    def tables(self) -> Iterator[pa.Table]:
+        reader = RowReader(self._store, self._layouts, self._row_bytes)
+        batches = Batches(self._mix, self._first_step)
+        step = self._first_step
+        while step < self._mix.steps:
+            steps = min(self._steps_per_block, self._mix.steps - step)
+            sources, rows = (part[:, self._mine] for part in batches.take(steps))
+            tokens = self._tokens(reader, sources.ravel(), rows.ravel())
+            of_step = np.repeat(np.arange(step, step + steps), sources.shape[1])
+            yield pa.table({"step": of_step, "tokens": tokens})
+            step += steps
+
+    def _tokens(
+        self, reader: RowReader, sources: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    ) -> pa.FixedSizeBinaryArray:
+        """The named rows' tokens; read source by source, then put in the order of the steps."""
+        order = np.argsort(sources, kind="stable")
+        present, firsts = np.unique(sources[order], return_index=True)
+        wanted = [
+            (self._mix.sources[source].corpus, part)
+            for source, part in zip(present, np.split(rows[order], firsts[1:]), strict=True)
+        ]
+        data = reader.read(wanted)
+        if len(wanted) > 1:
+            places = np.empty_like(order)
+            places[order] = np.arange(len(order))
+            data = data.take(places, axis=0)
+        return pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(self._row_bytes), len(data), [None, pa.py_buffer(data)]
+        )
+
+
+class _PlanSource(Datasource):  # type: ignore[misc]
+    """One read task whose blocks come from an iterator."""
+
+    def __init__(self, blocks: _RankBlocks) -> None:
+        super().__init__()
+        self._blocks = blocks
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_name(self) -> str:
+        return "Plan"
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        # The layouts of a large corpus are megabytes: too much for a task's own arguments.
+        blocks = ray.put(self._blocks)
+
+        def read() -> Iterator[pa.Table]:
+            yield from ray.get(blocks).tables()
+
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(read, unknown)]

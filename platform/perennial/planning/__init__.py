@@ -1,0 +1,1 @@
+"""Predict a run before any compute: steps, tokens, memory, time, goodput."""

@@ -1,0 +1,164 @@
+"""What a run will do: the controller's own machine, walked ahead of it on a copy. Pure.
+
+Every stage that comes is decided by `decide_stage`, the function that `run` decides it with, so a
+forecast of a corpus that is ingested is the `Started` event that `run` will write.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from perennial.errors import InputError
+from perennial.runs.actions import Outside, next_instruction
+from perennial.runs.events import (
+    Evaluated,
+    Evaluating,
+    Ingesting,
+    Landed,
+    Passed,
+    Ready,
+    Retried,
+    Trained,
+)
+from perennial.runs.stage_planner import decide_stage, order_of
+from perennial.runs.state import RunState, Stage, names_in
+from perennial.training.checkpoint.manifest import folder_of
+
+if TYPE_CHECKING:
+    from perennial.config import RunSpec
+
+Basis = Literal["counted", "estimated", "planned"]
+"""How the size of a corpus is known: counted at ingestion, estimated from its bytes in the inbox,
+or planned, where the run file names it and it is taken to hold its budget."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A corpus that is not ingested yet; `sequences` is None where nothing tells its size."""
+
+    name: str
+    basis: Basis
+    sequences: int | None
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What is left to do.
+
+    stages: those that are not trained to their end, in order, with the basis of their sizes.
+    unknown: corpora that wait for an ingestion to tell their size, or behind one that does.
+    state: the run as it will be after `stages`.
+    """
+
+    stages: tuple[tuple[Stage, Basis], ...]
+    unknown: tuple[str, ...]
+    state: RunState
+
+
+def expected_corpora(
+    spec: RunSpec, state: RunState, inbox: Mapping[str, int]
+) -> tuple[Expected, ...]:
+    """The corpora to come: those of the inbox in the order of landing (their stored bytes), then
+    those that `stages.corpora` names, in the file's order."""
+    waiting = {c.name: c.size_bytes for c in state.corpora.values() if not c.sequences}
+    waiting |= {name: size for name, size in inbox.items() if name not in state.corpora}
+    order = order_of(spec)
+    planned = [
+        name
+        for name in spec.stages.corpora
+        if name not in waiting and name not in state.corpora and order.trains(name)
+    ]
+    per_byte = _sequences_per_byte(state)
+    batch = spec.training.global_batch
+    found = []
+    for name, size in waiting.items():
+        # At least a batch: no corpus is refused on an estimate.
+        sequences = max(batch, int(size * per_byte)) if per_byte else _budgeted(spec, name)
+        found.append(Expected(name, "estimated", sequences))
+    return (*found, *(Expected(name, "planned", _budgeted(spec, name)) for name in planned))
+
+
+def look_ahead(
+    spec: RunSpec, state: RunState, expected: Sequence[Expected], reschedule: bool = False
+) -> Ahead:
+    """Every stage that `run` would train, as far as the sizes of the corpora are known.
+
+    Raises InputError for what `run` would refuse, and for replay weights of unknown corpora.
+    """
+    state = copy.deepcopy(state)
+    sizes = {each.name: each for each in expected}
+    _check_weights(spec, {*state.corpora, *sizes})
+    stages: list[tuple[Stage, Basis]] = []
+    outside, order = Outside(list(sizes)), order_of(spec)
+    # What has not landed lands some time, not together with anything else.
+    planned = [each.name for each in expected if each.basis == "planned"]
+    order = replace(order, alone={*order.alone, *planned})
+    while (step := next_instruction(state, outside, order)) is not None:
+        name = step.subject
+        match step.verb:
+            case "record-landing":
+                state.apply(Landed(at="", corpus=name, size_bytes=0))
+            case "ingest":
+                rows = sizes[name].sequences
+                if rows is None:
+                    break
+                tokens = rows * spec.corpora.sequence_length
+                if state.corpora[name].state == "landed":
+                    state.apply(Ingesting(at="", corpus=name))
+                state.apply(Ready(at="", corpus=name, sequences=rows, tokens=tokens, digest=""))
+            case "start":
+                state.apply(decide_stage(spec, state, name, "", "", reschedule, step.joined))
+            case "train":
+                stage = state.stage_of(name)
+                stages.append((stage, _basis(stage, sizes)))
+                end = folder_of(stage.folder, stage.last_step)
+                state.apply(Trained(at="", corpus=name, checkpoint=end, step=stage.last_step))
+            case "evaluate":
+                if state.corpora[name].state == "trained":
+                    state.apply(Evaluating(at="", corpus=name))
+                state.apply(Evaluated(at="", corpus=name, losses={}))
+            case "judge":
+                state.apply(Passed(at="", corpus=name, verdicts=[]))
+            case "retry":
+                state.apply(Retried(at="", corpus=name, by_person=False))
+            case _:
+                break
+    left = names_in(state.corpora.values(), "landed", "ingesting", "ready")
+    unknown = tuple(name for name in left if order.trains(name))
+    return Ahead(tuple(stages), unknown, state)
+
+
+def _basis(stage: Stage, sizes: Mapping[str, Expected]) -> Basis:
+    """How the size of a stage is known: as that of its least known corpus is."""
+    found: set[Basis] = {sizes[name].basis for name in stage.corpora if name in sizes}
+    ranked: tuple[Basis, ...] = ("planned", "estimated")
+    return next((basis for basis in ranked if basis in found), "counted")
+
+
+def _budgeted(spec: RunSpec, corpus: str) -> int | None:
+    """Sequences of a corpus that holds exactly its budget; None where that is a percentage."""
+    budget = spec.budget(corpus)
+    if budget.unit == "percent":
+        return None
+    return max(1, budget.steps(0, spec.tokens_per_step)) * spec.training.global_batch
+
+
+def _sequences_per_byte(state: RunState) -> float:
+    """What a stored byte became in the corpora so far; 0 before the first."""
+    ready = [c for c in state.corpora.values() if c.sequences and c.size_bytes]
+    stored = sum(corpus.size_bytes for corpus in ready)
+    return sum(corpus.sequences for corpus in ready) / stored if stored else 0.0
+
+
+def _check_weights(spec: RunSpec, known: set[str]) -> None:
+    for name in spec.replay.weights:
+        if name not in known:
+            raise InputError(
+                "run file",
+                f"replay.weights.{name}",
+                "no corpus of that name was trained, has landed or is named in stages.corpora",
+                f"correct it; known are {', '.join(sorted(known)) or 'none yet'}",
+            )

@@ -1,0 +1,322 @@
+"""What a run will cost and do, gathered before any compute: `perennial plan`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from perennial import corpora
+from perennial.config.training import ModelSpec
+from perennial.controller.context import Workspace
+from perennial.controller.loop import check_inbox
+from perennial.errors import InputError
+from perennial.mixture import seen_sequences
+from perennial.planning.lookahead import Basis, expected_corpora, look_ahead
+from perennial.runs.state import RunState, Stage
+from perennial.schedules import Anneal, Schedule, from_dict
+from perennial.schedules.build import release_anneal
+from perennial.training import cost_model as footprint
+from perennial.training.checkpoint import manifest as checkpoint
+from perennial.training.checkpoint.retention import kept
+from perennial.training.cost_model import Memory, ModelSize
+from perennial.training.job import checkpoint_steps
+
+if TYPE_CHECKING:
+    from perennial.config import RunSpec
+
+_RECENT_STEPS = 1000
+"""The trunk's last steps, whose speed is taken for that of the steps to come."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """GPUs as the person states them: peak FLOP/s of one, the share of it that training reaches
+    (model FLOPs utilisation), and its memory, where that is to be checked."""
+
+    peak_flops: float
+    mfu: float
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second of the whole worker group, and where that number is from."""
+
+    tokens_per_second: float
+    source: str
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What a stage takes of one corpus: tokens, and how often it goes through it; `epochs_so_far`
+    is over the trunk's life, this stage included."""
+
+    corpus: str
+    tokens: int
+    epochs: float
+    epochs_so_far: float
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """A stretch of trunk steps in one phase, with its rates at both ends."""
+
+    stage: str
+    phase: str
+    first_step: int
+    last_step: int
+    eta_first: float
+    eta_last: float
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage that is not trained to its end; `displaced_tokens` are those that replay takes from
+    the new corpora, `steps_left` what its checkpoints leave to do."""
+
+    stage: str
+    corpora: tuple[str, ...]
+    basis: Basis
+    first_step: int
+    steps: int
+    steps_left: int
+    tokens: int
+    sources: tuple[SourcePlan, ...]
+    displaced_tokens: int
+    checkpoints: int
+    seconds: float | None
+    gpu_hours: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before compute. Bytes are of one worker; see `footprint`."""
+
+    model: ModelSize
+    flops_per_token: int
+    workers: int
+    zero_stage: int
+    memory: dict[int, Memory]
+    checkpoint_bytes: int
+    stages: tuple[StagePlan, ...]
+    phases: tuple[PhasePlan, ...]
+    unknown: tuple[str, ...]
+    speed: Speed | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form, with the totals."""
+        stages = [asdict(stage) for stage in self.stages]
+        totals = {
+            "steps": sum(stage.steps_left for stage in self.stages),
+            "tokens": sum(stage.tokens for stage in self.stages),
+            "seconds": _sum([stage.seconds for stage in self.stages]),
+            "gpu_hours": _sum([stage.gpu_hours for stage in self.stages]),
+        }
+        return asdict(self) | {"stages": stages, "totals": totals}
+
+
+def plan_run(
+    work: Workspace, hardware: Hardware, reschedule: bool = False
+) -> tuple[Plan, RunState, Anneal | None]:
+    """The plan of what is left to do, the run as it will be then, and a release off its end.
+
+    Reads only. Raises InputError for whatever cannot work.
+    """
+    spec = work.spec
+    work.check_run()
+    check_inbox(work)
+    inbox = {landed.name: landed.total_bytes for landed in corpora.landed(work.inbox)}
+    ahead = look_ahead(spec, work.state, expected_corpora(spec, work.state, inbox), reschedule)
+    size, notes = _model_size(work)
+    memory = {
+        stage: footprint.memory(
+            size, spec.training, spec.corpora.sequence_length, stage, spec.training.workers.min
+        )
+        for stage in footprint.ZERO_STAGES
+    }
+    _check_memory(spec, memory, hardware)
+    speed = _measured(work) or _stated(spec, size, hardware)
+    plan = Plan(
+        model=size,
+        flops_per_token=footprint.flops_per_token(size, spec.corpora.sequence_length),
+        workers=spec.training.workers.min,
+        zero_stage=spec.training.zero_stage,
+        memory=memory,
+        checkpoint_bytes=footprint.checkpoint_bytes(size, spec.training.precision),
+        stages=tuple(
+            _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
+        ),
+        phases=tuple(
+            phase
+            for stage, _ in ahead.stages
+            for phase in phases(
+                stage.name, from_dict(stage.schedule), stage.first_step, stage.last_step
+            )
+        ),
+        unknown=ahead.unknown,
+        speed=speed,
+        notes=notes,
+    )
+    return plan, ahead.state, _release(spec, ahead.state)
+
+
+def phases(name: str, schedule: Schedule, first_step: int, last_step: int) -> list[PhasePlan]:
+    """The phases of the steps `first_step .. last_step - 1`."""
+    starts = {end + 1 for end in schedule.phase_ends().values()}
+    cuts = [first_step, *sorted(s for s in starts if first_step < s < last_step), last_step]
+    return [
+        PhasePlan(
+            stage=name,
+            phase=schedule.phase(first),
+            first_step=first,
+            last_step=end - 1,
+            eta_first=schedule.eta(first),
+            eta_last=schedule.eta(end - 1),
+        )
+        for first, end in pairwise(cuts)
+    ]
+
+
+def _stage_plan(
+    work: Workspace, state: RunState, stage: Stage, basis: Basis, speed: Speed | None
+) -> StagePlan:
+    spec, mix = work.spec, stage.mix
+    length = spec.corpora.sequence_length
+    done = checkpoint.latest_step(work.store, stage.folder) or stage.first_step
+    left = stage.last_step - done
+    every = max(1, spec.training.checkpoint_every.steps(0, spec.tokens_per_step))
+    schedule = from_dict(stage.schedule)
+    due = checkpoint_steps(schedule, stage.first_step, stage.last_step, every)
+    ends = {end + 1 for end in schedule.phase_ends().values()}
+    stay = kept(due, ends, stage.last_step, spec.training.keep_last)
+    seen = seen_sequences(state.history[: state.stages.index(stage) + 1])
+    tokens_left = left * spec.tokens_per_step
+    seconds = tokens_left / speed.tokens_per_second if speed else None
+    gpus = spec.training.workers.max * spec.training.gpus_per_worker
+    return StagePlan(
+        stage=stage.name,
+        corpora=stage.corpora,
+        basis=basis,
+        first_step=stage.first_step,
+        steps=mix.steps,
+        steps_left=left,
+        tokens=mix.steps * mix.global_batch * length,
+        sources=tuple(
+            SourcePlan(
+                source.corpus,
+                source.sequences * length,
+                source.sequences / source.extent,
+                seen[source.corpus] / source.extent,
+            )
+            for source in mix.sources
+        ),
+        displaced_tokens=sum(s.sequences for s in mix.replayed) * length,
+        checkpoints=len(stay),
+        seconds=seconds,
+        gpu_hours=gpus * seconds / 3600 if gpus and seconds is not None else None,
+    )
+
+
+def _release(spec: RunSpec, state: RunState) -> Anneal | None:
+    """The branch that `perennial release` would anneal off the end; None without a trunk."""
+    if not state.stages:
+        return None
+    last = state.stages[-1]
+    trunk = from_dict(last.schedule)
+    return release_anneal(
+        spec.release, spec.schedule.eta_min, trunk, last.last_step, spec.tokens_per_step
+    )
+
+
+def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
+    """The size of the model, and what a person must know about it."""
+    from perennial.training.model.config import model_config
+    from perennial.training.model.initial import FOLDER, has_model
+
+    spec, model = work.spec, work.spec.model
+    if has_model(work.store):
+        model = ModelSpec(path=f"{work.store.url}/{FOLDER}")
+    vocabulary, notes = _vocabulary(work)
+    if not notes:
+        work.check_model()
+    config = model_config(model, vocabulary, 0, spec.corpora.sequence_length)
+    return footprint.model_size(config), notes
+
+
+def model_flops(work: Workspace) -> int:
+    """FLOPs that training one token costs, forward and backward."""
+    size, _ = _model_size(work)
+    return footprint.flops_per_token(size, work.spec.corpora.sequence_length)
+
+
+def _vocabulary(work: Workspace) -> tuple[int, tuple[str, ...]]:
+    """The tokenizer's entries; a missing tokenizer is a note where the model says how many."""
+    tokenizer = work.spec.tokenizer
+    if work.store.exists("tokenizer/manifest.json"):
+        return corpora.load_tokenizer(work.store).vocabulary, ()
+    if tokenizer.path is None:
+        assert tokenizer.vocabulary is not None
+        return tokenizer.vocabulary, ()
+    try:
+        return corpora.read_tokenizer(tokenizer.path).vocabulary, ()
+    except InputError as absent:
+        padded = work.spec.model.config.get("vocab_size")
+        if absent.field != "tokenizer.path" or not isinstance(padded, int):
+            raise
+        return padded, (f"tokenizer.path {tokenizer.path} does not exist; `run` will need it",)
+
+
+def _check_memory(spec: RunSpec, memory: dict[int, Memory], hardware: Hardware) -> None:
+    limit = hardware.memory_bytes
+    if limit is None or memory[spec.training.zero_stage].total <= limit:
+        return
+    fitting = [stage for stage, needed in memory.items() if needed.total <= limit]
+    need = memory[spec.training.zero_stage].total / 2**30
+    raise InputError(
+        "run file",
+        "training.zero_stage",
+        f"a GPU would need {need:.1f} GiB under ZeRO stage {spec.training.zero_stage}, "
+        f"it has {limit / 2**30:.1f}",
+        f"use ZeRO stage {min(fitting)}" if fitting else "use more GPUs or a lower micro_batch",
+    )
+
+
+def _measured(work: Workspace) -> Speed | None:
+    """The speed of the trunk's last checkpoints, their own time included; None without any."""
+    for stage in reversed(work.state.stages):
+        step = checkpoint.latest_step(work.store, stage.folder)
+        if step is None:
+            continue
+        folder = checkpoint.folder_of(stage.folder, step)
+        manifest = checkpoint.read_manifest(work.store, folder)
+        lines = work.store.read(manifest.key_of(folder, checkpoint.METRICS)).splitlines()
+        rows = [json.loads(line) for line in lines[-_RECENT_STEPS:]]
+        if rows:
+            tokens = sum(row["batch_tokens"] for row in rows)
+            seconds = sum(row["batch_tokens"] / row["tokens_per_second"] for row in rows)
+            workers = manifest.world_size
+            source = f"measured over {len(rows):,} steps of {stage.name} on {workers} workers"
+            return Speed(tokens / seconds, source)
+    return None
+
+
+def _stated(spec: RunSpec, size: ModelSize, hardware: Hardware) -> Speed | None:
+    """The speed at the stated utilisation; None on CPUs, where nothing was stated."""
+    gpus = spec.training.workers.max * spec.training.gpus_per_worker
+    if not gpus:
+        return None
+    flops = footprint.flops_per_token(size, spec.corpora.sequence_length)
+    return Speed(
+        gpus * hardware.peak_flops * hardware.mfu / flops,
+        f"{hardware.mfu:.0%} MFU of {hardware.peak_flops / 1e12:g} TFLOP/s on {gpus:g} GPUs, "
+        "stated, not measured",
+    )
+
+
+def _sum(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None

@@ -1,0 +1,1 @@
+"""Show a run: HTML pages, figures, tables, model cards. Observes the controller."""

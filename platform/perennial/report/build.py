@@ -1,0 +1,185 @@
+"""The report of a run: what the ledger says, put on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import perennial
+from perennial.report import tables
+from perennial.report.compare import baseline_gap
+from perennial.report.compare_page import number as change_text
+from perennial.report.figures.run import pictures
+from perennial.report.html import Page, Quote, Section, Table, render
+from perennial.report.search_section import search_sections
+from perennial.runs import summary
+from perennial.runs.history import goodput, read_history
+from perennial.runs.ledger import moment
+
+if TYPE_CHECKING:
+    from perennial.config import RunSpec
+    from perennial.controller.context import Workspace
+    from perennial.evaluation import LossMatrix
+    from perennial.evaluation.compare import Gap
+    from perennial.report.figures.style import Picture
+    from perennial.runs.history import History
+    from perennial.runs.state import RunState
+
+KEY = "report/report.html"
+
+
+def report(work: Workspace, at: str) -> str:
+    """Write the page to the store and to MLflow; its HTML.
+
+    at: the time that the page says it was made.
+    """
+    html = render(page(work, at))
+    work.store.write(KEY, html.encode())
+    work.tracker.parent_run().artifact(html.encode(), "report.html")
+    return html
+
+
+def page(work: Workspace, at: str) -> Page:
+    """What the page says; reads only."""
+    spec, state = work.spec, work.state
+    told, history = summary.matrix(state), read_history(work.store, state, spec.tokens_per_step)
+    gap = baseline_gap(spec, work.store, state)
+    return Page(
+        title=f"{spec.name}: what was gained, what was lost",
+        subtitle=f"As the ledger of {spec.store} stood at {moment(at)}. "
+        f"Perennial {perennial.__version__}.",
+        facts=dict(_facts(spec, state, told, history, gap)),
+        sections=tuple(_sections(work, told, history, gap)),
+        quotes=tuple(_quotes(state)),
+    )
+
+
+def _facts(
+    spec: RunSpec, state: RunState, told: LossMatrix, history: History, gap: Gap | None
+) -> Iterator[tuple[str, str]]:
+    yield "corpora", str(len(state.corpora))
+    if not state.stages:
+        return
+    trained = [stage for stage in state.stages if stage.name in state.ends]
+    steps = trained[-1].last_step if trained else 0
+    yield "trunk stands at", f"{state.stages[-1].name}, step {steps:,}"
+    yield "tokens trained", f"{steps * spec.tokens_per_step:,}"
+    yield "releases", str(len(state.releases))
+    if told.stages:
+        last = len(told.stages) - 1
+        yield "average loss", tables.number(told.average_loss(last))
+        yield "average forgetting", tables.number(told.average_forgetting(last), signed=True)
+    if gap is not None and gap.average is not None:
+        yield "gap to retraining", change_text(gap.average)
+    if (share := goodput(history.times)) is not None:
+        yield "goodput", f"{share:.0%}"
+
+
+def _sections(
+    work: Workspace, told: LossMatrix, history: History, gap: Gap | None
+) -> Iterator[Section]:
+    spec, state = work.spec, work.state
+    drawn = pictures(state, spec.corpora.sequence_length, history)
+    yield Section("Lineage", _LEADS["lineage"], tables=tables.lineage(spec, state))
+    if not drawn:
+        return
+    yield _pictured("Learning rate", "learning-rate", drawn)
+    yield _pictured("Losses", "losses", drawn)
+    if "train-loss" in drawn:
+        yield _pictured("Training loss", "train-loss", drawn)
+    yield _pictured(
+        "Every stage on every corpus", "matrix", drawn, [tables.bits(told), *tables.domains(told)]
+    )
+    if "transfer" in drawn:
+        untrained = summary.untrained_nats(work.store)
+        shown = [
+            tables.transfer(told),
+            tables.transfer_means(told, untrained),
+        ]
+        yield _pictured("Learned and forgotten", "transfer", drawn, shown)
+    if spec.evaluation.baseline is not None:
+        yield _retraining(spec.evaluation.baseline, gap)
+    yield from search_sections(work.store)
+    yield _pictured("Tokens by source", "tokens", drawn)
+    if "time" in drawn:
+        yield _pictured("Goodput and restarts", "time", drawn, [tables.times(history)])
+    if any(state.verdicts.values()):
+        yield Section("Gates", _LEADS["gates"], tables=[tables.gates(state)])
+    if state.scores or any(state.stage_scores.values()):
+        yield Section("Tasks", _LEADS["tasks"], tables=list(tables.scores(state)))
+
+
+def _retraining(baseline: str, gap: Gap | None) -> Section:
+    """How far the run is from one that was retrained from scratch."""
+    title = "Against retraining"
+    if gap is None:
+        return Section(
+            title,
+            f"The run file's baseline is {baseline}. Nothing was measured there yet that compares "
+            "with this run: the same corpora, cut by the same tokenizer.",
+        )
+    ours, theirs = gap.ours, gap.theirs
+    lead = (
+        f"{ours.name} (tokens: {ours.tokens:,}) minus {theirs.name} of {theirs.run} (tokens: "
+        f"{theirs.tokens:,}), over documents paired with themselves: below 0 this run is better, "
+        "above 0 it is worse. ± is one standard error."
+    )
+    rows = [
+        (
+            corpus,
+            tables.number(ours.losses[corpus].nats_per_token),
+            tables.number(theirs.losses[corpus].nats_per_token),
+            change_text(change),
+        )
+        for corpus, change in gap.corpora.items()
+    ]
+    if gap.average is not None:
+        rows.append(("average", "", "", change_text(gap.average)))
+    columns = ("corpus", "this run", "retrained", "gap, nats per token")
+    return Section(title, lead, tables=[Table(columns, rows, frozenset(columns[1:]))])
+
+
+def _quotes(state: RunState) -> Iterator[Quote]:
+    """Each prompt, and how every stage and release went on from it."""
+    texts: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    wrote = [(stage.name, state.stage_samples.get(stage.name, [])) for stage in state.stages]
+    wrote += [(f"release {release.name}", release.samples) for release in state.releases]
+    for name, samples in wrote:
+        for sample in samples:
+            key = (sample["prompt"], sample["corpus"])
+            texts.setdefault(key, []).append((name, sample["text"]))
+    for (prompt, corpus), told in texts.items():
+        yield Quote(prompt, corpus, told)
+
+
+_LEADS = {
+    "lineage": "One corpus, one stage, in the order of the trunk. A release is a branch; the trunk "
+    "itself never decays.",
+    "learning-rate": "Warmup and cooldown happen once; the dashed lines leave the trunk at a "
+    "release.",
+    "losses": "Held-out loss at the end of every stage, lower is better, with two standard errors "
+    "over documents.",
+    "matrix": "A row is a model, a column is held-out text that it never saw. Read down a column "
+    "to see a corpus being learned, then kept or forgotten. Stages are the trunk, not annealed; a "
+    "release is annealed.",
+    "train-loss": "Loss on what each step trained, replay included; the band is the lowest and the "
+    "highest step of each stretch.",
+    "time": "Goodput is the share of a stage's time, from the decision to begin to its last "
+    "checkpoint, that was spent in steps that count. The rest is starting workers, steps that were "
+    "trained twice, and waiting for a machine or for a person.",
+    "transfer": "Left is loss that fell, right is loss that rose. Forgetting is the loss on an "
+    "earlier corpus now minus its loss right after its own stage, on the same documents.",
+    "tokens": "What each stage trained on: the hatched part is replay of earlier corpora, which "
+    "displaces new tokens and adds none.",
+    "gates": "What each stage was held against before the trunk went on from it. What could not be "
+    "measured does not hold.",
+    "tasks": "lm-eval on releases, and on the ends of stages where the run file asks for it: the "
+    "change is that from the checkpoint that the stage started from, ± one standard error over "
+    "items paired with themselves. A task that could not be run has its reason instead.",
+}
+
+
+def _pictured(
+    title: str, name: str, drawn: dict[str, Picture], tables: Sequence[Table] = ()
+) -> Section:
+    return Section(title, _LEADS[name], drawn[name], f"Picture: {_LEADS[name]}", tables)

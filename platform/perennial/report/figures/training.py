@@ -1,0 +1,108 @@
+"""Pictures of how training went: its loss over tokens, and where its time went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from perennial.report.figures.style import (
+    COLOURS,
+    accent,
+    axes_of,
+    broken,
+    grey,
+    legend_below,
+    name_spans,
+    narrow,
+    paper,
+    picture,
+)
+from perennial.runs.history import LossPoint, StageTime
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BINS = 240
+_PARTS = {
+    "computing": (("forward", "backward", "optimizer"), COLOURS[0], ""),
+    "communication": (("communication",), COLOURS[4], "..."),
+    "data": (("data",), COLOURS[1], "///"),
+    "checkpoint": (("checkpoint",), COLOURS[2], "xx"),
+    "other": (("other",), COLOURS[3], "--"),
+}
+"""Label, parts of a step, colour and hatch of each piece of a bar."""
+
+
+@picture
+def train_loss(points: Sequence[LossPoint]) -> Figure:
+    """Training loss over the trunk's tokens: means of equal stretches, and their lows and highs."""
+    figure, axes = axes_of(4.2)
+    width = max(1, (points[-1].tokens - points[0].tokens) // _BINS)
+    starts: dict[str, float] = {}
+    for stage, of_stage in groupby(points, key=lambda p: p.stage):
+        told = list(of_stage)
+        bins = [list(group) for _, group in groupby(told, key=lambda p: p.tokens // width)]
+        xs = [fmean(point.tokens for point in each) for each in bins]
+        losses = [[point.loss for point in each] for each in bins]
+        tint = COLOURS[0]
+        lows, highs = [min(each) for each in losses], [max(each) for each in losses]
+        axes.fill_between(xs, lows, highs, color=tint, alpha=0.25, linewidth=0)
+        axes.plot(xs, [fmean(each) for each in losses], color=tint, linewidth=1.5)
+        starts[stage] = told[0].tokens if starts else 0
+    axes.set_xlim(0, points[-1].tokens * 1.03)
+    name_spans(axes, list(starts), list(starts.values()), points[-1].tokens)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.set_xlabel("tokens that the trunk was trained on")
+    axes.set_ylabel("training nats per token")
+    axes.set_title("Training loss over the whole run")
+    return figure
+
+
+@picture
+def time_spent(times: Sequence[StageTime]) -> Figure:
+    """Where each stage's time went, from the decision to begin to its last checkpoint."""
+    figure, axes = axes_of(2.3 + 0.5 * len(times))
+    for y, time in enumerate(times):
+        left = 0.0
+        for parts, tint, hatch in _PARTS.values():
+            seconds = sum(time.parts.get(part, 0.0) for part in parts)
+            axes.barh(
+                y, seconds, left=left, height=0.62, color=tint, hatch=hatch, edgecolor=paper()
+            )
+            left += seconds
+        outside = max(0.0, (time.whole or left) - left)
+        axes.barh(y, outside, left=left, height=0.62, color=paper(), edgecolor=grey(), hatch="\\")
+        note = "" if time.goodput is None else f"{time.goodput:.0%}"
+        if time.restarts:
+            note += f", {time.restarts} restart{'s' if time.restarts > 1 else ''}"
+        axes.annotate(
+            note,
+            (left + outside, y),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=accent() if time.restarts else None,
+        )
+    axes.set_yticks(range(len(times)), [broken(time.stage) for time in times])
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.margins(x=0.3 if narrow() else 0.16)
+    axes.set_xlim(0, None)
+    axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4 if narrow() else 6))
+    axes.set_xlabel("from the decision to begin to the last checkpoint")
+    axes.set_title("Where the time went (goodput: the share in steps that count)")
+    handles = [
+        Patch(facecolor=tint, edgecolor=paper(), hatch=hatch, label=label)
+        for label, (_, tint, hatch) in _PARTS.items()
+    ]
+    outside_steps = "starts, repeats and waiting"
+    handles.append(Patch(facecolor=paper(), edgecolor=grey(), hatch="\\", label=outside_steps))
+    legend_below(axes, 3, handles=handles)
+    return figure

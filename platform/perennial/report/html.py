@@ -1,0 +1,76 @@
+"""The report: one HTML page that needs no network, for a screen, a phone and paper."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from perennial.report.figures.style import Picture
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a heading; columns named in `numbers` are aligned to the right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence that says how to read what follows, then a picture and tables."""
+
+    title: str
+    lead: str = ""
+    picture: Picture | None = None
+    #: what the picture shows, for whoever cannot see it
+    alt: str = ""
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A prompt, whose manner it is in, and how each model went on: names and texts."""
+
+    prompt: str
+    manner: str
+    texts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The whole report. `facts` are what a person wants first, a few words and a number each."""
+
+    title: str
+    subtitle: str
+    facts: Mapping[str, str]
+    sections: Sequence[Section]
+    quotes: Sequence[Quote] = field(default_factory=tuple)
+
+
+def render(page: Page) -> str:
+    """The page as HTML; every word of the run is escaped, and nothing is loaded from elsewhere."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["looks"] = _looks
+    environment.globals["zip"] = zip
+    template = resources.files("perennial.report").joinpath("page.html").read_text("utf-8")
+    return environment.from_string(template).render(page=page)
+
+
+def _looks(picture: Picture) -> dict[str, str]:
+    """The picture's four looks as data URIs."""
+    looks = {
+        "light": picture.svg(),
+        "dark": picture.svg(dark=True),
+        "light_narrow": picture.svg(narrow=True),
+        "dark_narrow": picture.svg(dark=True, narrow=True),
+    }
+    head = "data:image/svg+xml;base64,"
+    return {name: head + base64.b64encode(svg).decode() for name, svg in looks.items()}

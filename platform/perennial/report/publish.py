@@ -1,0 +1,130 @@
+"""Bringing MLflow up to what the store knows: after an outage, or into an empty database.
+
+Every value is in the store before it is in MLflow. What MLflow has already is not written twice,
+so all of this may be repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from perennial.controller.observer import RunObserver
+from perennial.report.figures.run import pictures
+from perennial.runs import metrics, summary
+from perennial.runs.history import read_history
+from perennial.runs.metrics import stored_rows
+
+if TYPE_CHECKING:
+    from perennial.controller.context import Workspace
+    from perennial.runs.events import Released, Releasing
+    from perennial.runs.state import Stage
+
+
+def catch_up(work: Workspace) -> list[str]:
+    """Log every trained stage, release and the lineage's matrix again; the stages' names."""
+    # A stage that trains is caught up by the controller that trains it.
+    stages = [stage for stage in work.state.stages if stage.name in work.state.ends]
+    for stage in stages:
+        _stage(work, stage)
+    tokens_per_step = work.spec.tokens_per_step
+    for released in work.state.releases:
+        branch = stored_rows(work.store, f"branches/{released.name}", tokens_per_step)
+        work.tracker.child(f"release-{released.name}").log_rows(branch, tokens_per_step)
+        track_release(work, work.state.branches[released.name], released)
+    if work.state.losses:
+        track(work)
+    return [stage.name for stage in stages]
+
+
+def _stage(work: Workspace, stage: Stage) -> None:
+    run = work.tracker.child(
+        stage.name, stage.tracking_run, params=metrics.parameters(work.spec, stage)
+    )
+    tokens_per_step = work.spec.tokens_per_step
+    rows = list(stored_rows(work.store, stage.folder, tokens_per_step))
+    run.log_rows(rows, tokens_per_step)
+    if stage.name in work.state.losses:
+        track_stage(work, stage)
+        run.finish(at_ms=rows[-1][1] if rows else None)
+
+
+def track(work: Workspace) -> None:
+    """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
+    told = summary.matrix(work.state)
+    length = work.spec.corpora.sequence_length
+    history = read_history(work.store, work.state, work.spec.tokens_per_step)
+    drawn = pictures(work.state, length, history)
+    files = {f"{name}.png": picture.png() for name, picture in drawn.items()} | {
+        "times.json": json.dumps([asdict(time) for time in history.times], indent=1).encode(),
+        "matrix.json": json.dumps(
+            told.to_dict(summary.untrained_nats(work.store)), indent=1
+        ).encode(),
+        "matrix.csv": told.to_csv().encode(),
+        "tokens.json": json.dumps(summary.tokens_by_source(work.state, length), indent=1).encode(),
+        "spec.json": work.spec.model_dump_json(indent=1).encode(),
+    }
+    run = work.tracker.parent_run()
+    for name, data in files.items():
+        work.store.write(f"report/{name}", data)
+        run.artifact(data, name)
+    for index, (_, losses) in enumerate(told.stages):
+        step = work.state.stages[index].last_step
+        heldout = {f"heldout/{c}": loss.nats_per_token for c, loss in losses.items()}
+        run.log(step, heldout, work.spec.tokens_per_step)
+        forgetting = told.average_forgetting(index)
+        if forgetting is not None:
+            run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
+
+
+def track_stage(work: Workspace, stage: Stage) -> None:
+    """Log a stage's losses, scores and samples with its own MLflow run."""
+    state = work.state
+    run = work.tracker.child(stage.name, run_id=stage.tracking_run)
+    scores = metrics.score_metrics(state.stage_scores.get(stage.name, []))
+    values = metrics.heldout_metrics(state.losses[stage.name]) | scores
+    run.log(stage.last_step, values, work.spec.tokens_per_step)
+    if samples := state.stage_samples.get(stage.name):
+        run.artifact(metrics.sample_text(samples), "samples.txt")
+
+
+def track_release(work: Workspace, claimed: Releasing, released: Released) -> None:
+    """Log a release's losses and samples, and register it."""
+    run = work.tracker.child(f"release-{released.name}")
+    run.log(claimed.step + released.steps, metrics.heldout_metrics(released.losses))
+    run.artifact(metrics.sample_text(released.samples), "samples.txt")
+    run.register(
+        work.spec.name,
+        released.name,
+        f"{work.store.url}/{released.folder}",
+        aliases=[f"stage-{claimed.stage}"],
+        tags={"perennial.stage": claimed.stage, "perennial.step": claimed.step},
+    )
+    run.finish()
+
+
+class Publisher(RunObserver):
+    """Keeps matrix, pictures and MLflow up to date while a run goes on."""
+
+    def stage_evaluated(self, work: Workspace, stage: Stage) -> None:
+        """Draw the run anew, log the stage and end its MLflow run."""
+        track(work)
+        track_stage(work, stage)
+        work.tracker.child(stage.name, run_id=stage.tracking_run).finish()
+
+    def matrix_filled(self, work: Workspace) -> None:
+        """Draw the run anew."""
+        track(work)
+
+    def release_made(self, work: Workspace, claimed: Releasing, released: Released) -> None:
+        """Draw the run anew, log the release and register it."""
+        track(work)
+        track_release(work, claimed, released)
+
+    def release_scored(self, work: Workspace, released: Released) -> None:
+        """Log the release's scores."""
+        step = released.schedule.get("start_step", 0) + released.steps
+        run = work.tracker.child(f"release-{released.name}")
+        run.log(step, metrics.score_metrics(work.state.scores[released.name]))
+        run.finish()

@@ -1,0 +1,192 @@
+"""The report's tables. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from perennial.evaluation.gates import change_of
+from perennial.report.html import Table
+from perennial.runs import summary
+from perennial.runs.transitions import ON_THE_TRUNK
+
+if TYPE_CHECKING:
+    from perennial.config import RunSpec
+    from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.runs.history import History
+    from perennial.runs.state import RunState, Stage
+
+
+def lineage(spec: RunSpec, state: RunState) -> list[Table]:
+    """Stages, releases, and corpora that are no stage."""
+    length = spec.tokens_per_step
+    stages = [
+        (
+            stage.name,
+            ", ".join(stage.corpora),
+            f"{stage.first_step:,} to {stage.last_step:,}",
+            f"{stage.mix.steps * length:,}",
+            state.corpora[stage.corpora[0]].state,
+            stage.start or "random weights",
+        )
+        for stage in state.stages
+    ]
+    releases = [(r.name, r.source, f"{r.steps:,}") for r in state.releases]
+    waiting = [
+        (corpus.name, corpus.state, corpus.reason)
+        for corpus in state.corpora.values()
+        if corpus.stands_at not in ON_THE_TRUNK
+    ]
+    columns = ("stage", "new corpora", "steps", "tokens", "state", "starts from")
+    tables = [Table(columns, stages, frozenset({"steps", "tokens"}))] if stages else []
+    if releases:
+        named = ("release", "branches off", "anneal steps")
+        tables.append(Table(named, releases, frozenset({"anneal steps"})))
+    if waiting:
+        tables.append(Table(("corpus without a stage", "state", "reason"), waiting))
+    return tables
+
+
+def bits(told: LossMatrix) -> Table:
+    """Bits per byte, which compare across tokenizers."""
+    rows = [*told.stages, *((f"release {name}", losses) for name, losses in told.releases)]
+    cells = [
+        (name, *(number(losses[c].bits_per_byte) if c in losses else "-" for c in told.corpora))
+        for name, losses in rows
+    ]
+    return Table(("bits per byte after", *told.corpora), cells, frozenset(told.corpora))
+
+
+def domains(told: LossMatrix) -> list[Table]:
+    """The last row of the matrix by domain, where documents name one."""
+    name, losses = (*told.stages, *told.releases)[-1]
+    rows = [row for corpus, loss in losses.items() for row in _domain_rows(corpus, loss)]
+    columns = (f"domain, {name}", "corpus", "nats per token", "standard error", "documents")
+    return [Table(columns, rows, frozenset(columns[2:]))] if rows else []
+
+
+def _domain_rows(corpus: str, loss: HeldoutLoss) -> list[Sequence[str]]:
+    if not loss.domains:
+        return []
+    rows = [
+        (
+            domain,
+            corpus,
+            number(part.nats_per_token),
+            number(part.stderr_nats_per_token),
+            f"{part.documents:,}",
+        )
+        for domain, part in loss.domains.items()
+    ]
+    mean = ("mean of domains", corpus, number(loss.macro_nats_per_token), "-", "")
+    return [*rows, mean]
+
+
+def transfer(told: LossMatrix) -> Table:
+    """What each stage learned and forgot."""
+    rows = []
+    for i, (name, _) in enumerate(told.stages):
+        errors = told.forgetting_stderr(i)
+        lost = ", ".join(
+            f"{corpus} {number(nats, signed=True)}{_error(errors[corpus])}"
+            for corpus, nats in told.forgetting(i).items()
+        )
+        mean = number(told.average_forgetting(i), signed=True)
+        rows.append((name, number(told.adaptation(i)), lost or "-", mean))
+    columns = ("stage", "adaptation", "forgetting by corpus", "average forgetting")
+    return Table(columns, rows, frozenset({"adaptation", "average forgetting"}))
+
+
+def transfer_means(told: LossMatrix, untrained_nats: float) -> Table:
+    """What stages did to corpora before and after their own, on average."""
+    rows = [
+        (
+            "backward transfer",
+            number(told.backward_transfer(), signed=True),
+            "how far later stages lowered the loss on earlier corpora; below 0 they raised it",
+        ),
+        (
+            "forward transfer",
+            number(told.forward_transfer(untrained_nats), signed=True),
+            "how far below a model that knows nothing a corpus stood before its own stage",
+        ),
+    ]
+    return Table(("mean over corpora", "nats per token", ""), rows, frozenset({"nats per token"}))
+
+
+def times(history: History) -> Table:
+    """Where each stage's time went."""
+    rows = [
+        (
+            time.stage,
+            "-" if time.whole is None else f"{time.whole:,.0f}",
+            f"{time.steps:,.0f}",
+            "-" if time.goodput is None else f"{time.goodput:.0%}",
+            "-" if time.restarts is None else str(time.restarts),
+        )
+        for time in history.times
+    ]
+    columns = ("stage", "seconds", "in steps that count", "goodput", "restarts")
+    return Table(columns, rows, frozenset(columns[1:]))
+
+
+def gates(state: RunState) -> Table:
+    """Every bound, and whether it held."""
+    rows = [
+        (
+            stage,
+            verdict["gate"],
+            verdict["subject"],
+            number(verdict["value"]),
+            number(verdict["stderr"]),
+            number(verdict["bound"]),
+            "holds" if verdict["holds"] else f"broken {verdict['reason']}".strip(),
+            state.accepted.get(stage, ""),
+        )
+        for stage, verdicts in state.verdicts.items()
+        for verdict in verdicts
+    ]
+    numbers = ("measured", "standard error", "bound")
+    columns = ("stage", "gate", "of", *numbers, "verdict", "accepted because")
+    return Table(columns, rows, frozenset(numbers))
+
+
+def scores(state: RunState) -> Iterator[Table]:
+    """lm-eval scores of releases, and of stages with their change."""
+    columns = ("task", "metric", "score", "standard error", "items")
+    numbers = frozenset({"score", "standard error", "items", "change"})
+    released = [_score(name, s) for name, scores in state.scores.items() for s in scores]
+    if released:
+        yield Table(("release", *columns), released, numbers)
+    trained = [
+        (*_score(stage.name, score), _change(state, stage, score))
+        for stage in state.stages
+        for score in state.stage_scores.get(stage.name, ())
+    ]
+    if trained:
+        yield Table(("stage", *columns, "change"), trained, numbers)
+
+
+def _change(state: RunState, stage: Stage, score: dict[str, Any]) -> str:
+    if "reason" in score:
+        return ""
+    change = change_of(score, summary.scores_before(state, stage))
+    return "-" if change is None else f"{change.value:+.3f}{_error(change.stderr)}"
+
+
+def _score(release: str, score: dict[str, Any]) -> Sequence[str]:
+    if "reason" in score:
+        return (release, score["task"], f"not run: {score['reason']}", "", "", "")
+    value, error = number(score["value"]), number(score["stderr"])
+    return (release, score["task"], score["metric"], value, error, f"{score['samples']:,}")
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Three places, or a dash."""
+    if value is None:
+        return "-"
+    return f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.3f}"

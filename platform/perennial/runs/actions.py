@@ -1,0 +1,171 @@
+"""What to do next: the one right thing, from the folded state and what is seen outside. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from perennial.runs.state import Corpus, RunState
+
+Verb = Literal[
+    "record-landing", "ingest", "start", "train", "evaluate", "judge", "retry", "release", "wait"
+]
+
+_GO_ON: dict[str, Verb] = {
+    "training": "train",
+    "trained": "evaluate",
+    "evaluating": "evaluate",
+    "evaluated": "judge",
+}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the shell must do next, and to which corpus or release.
+
+    joined: with `start`, the corpora that become one stage with the subject, in their order.
+    until: with `wait`, the UTC time at which there is something to do again; "" waits for a person.
+    """
+
+    verb: Verb
+    subject: str
+    until: str = ""
+    joined: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What the ledger does not know.
+
+    inbox: names of the complete corpora in the inbox, in the order in which they landed.
+    now: UTC time, ISO 8601.
+    due: names of the releases that the policy wants now.
+    """
+
+    inbox: Sequence[str] = ()
+    now: str = "9999-12-31T00:00:00+00:00"
+    due: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order corpora become stages, and which of them become one.
+
+    first: these, in this order and each waiting for the one before it; None is by landing.
+    priority: by corpus; the higher is taken first, among equals the one that landed first.
+    only: corpora that become stages; any other is ingested and no more. None is all.
+    most_corpora, most_tokens: of one stage that several corpora become; 1 merges nothing.
+    alone: corpora that keep a stage of their own, as those in `first` do.
+    """
+
+    first: Sequence[str] = ()
+    priority: Mapping[str, int] = field(default_factory=dict)
+    only: Sequence[str] | None = None
+    most_corpora: int = 1
+    most_tokens: float = math.inf
+    alone: Collection[str] = ()
+
+    def trains(self, name: str) -> bool:
+        """Whether a corpus becomes a stage."""
+        return self.only is None or name in self.only
+
+    def like(self, one: Corpus, other: Corpus) -> bool:
+        """Whether neither must be trained before the other, nor otherwise than the other."""
+        alone = {*self.first, *self.alone} & {one.name, other.name}
+        ranks = {self.priority.get(corpus.name, 0) for corpus in (one, other)}
+        return not alone and len(ranks) == 1 and one.replay == other.replay
+
+
+def next_instruction(
+    state: RunState, outside: Outside, order: Order | None = None
+) -> Instruction | None:
+    """The one right thing to do, or None when the run has caught up.
+
+    What was begun on the trunk is finished first, then releases, then landings are recorded, then
+    stages follow in order. A gated stage, or one that failed for good, stops the line: only
+    landings are recorded.
+    """
+    order = order or Order()
+    at_work = state.corpora[state.at_work.corpora[0]] if state.at_work else None
+    if at_work is not None and at_work.state in _GO_ON:
+        return Instruction(_GO_ON[at_work.state], at_work.name)
+    if at_work is None and outside.due:
+        return Instruction("release", outside.due[0])
+    for name in outside.inbox:
+        if name not in state.corpora:
+            return Instruction("record-landing", name)
+    if at_work is not None:
+        return _again(at_work, outside.now)
+    return _next_stage(state, outside.now, order)
+
+
+def _again(corpus: Corpus, now: str) -> Instruction:
+    """What to do about a corpus that failed or is gated."""
+    if corpus.next_try is None:
+        return Instruction("wait", corpus.name)
+    if datetime.fromisoformat(corpus.next_try) <= datetime.fromisoformat(now):
+        return Instruction("retry", corpus.name)
+    return Instruction("wait", corpus.name, corpus.next_try)
+
+
+def _next_stage(state: RunState, now: str, order: Order) -> Instruction | None:
+    """The next corpus in order; those that a person or a later try must free are passed over."""
+    waiting: list[Instruction] = []
+    queue = in_order(state, order)
+    for place, corpus in enumerate(queue):
+        match corpus.state:
+            case "landed" | "ingesting":
+                return Instruction("ingest", corpus.name)
+            case "ready" if order.trains(corpus.name):
+                return _start(corpus, queue[place + 1 :], order)
+            case "failed":
+                told = _again(corpus, now)
+                if told.verb == "retry":
+                    return told
+                waiting += [told] if told.until else []
+    return min(waiting, key=lambda wait: wait.until, default=None)
+
+
+def _start(first: Corpus, behind: Sequence[Corpus], order: Order) -> Instruction:
+    """Start the stage of a ready corpus, with those behind it that landed and may join it.
+
+    They are ingested first. Nothing overtakes: whoever may not join ends the stage, but for those
+    that are not to be trained now.
+    """
+    joined: list[Corpus] = []
+    tokens = first.tokens
+    for corpus in behind:
+        waits = corpus.state in ("landed", "ingesting", "ready")
+        if not waits or not order.trains(corpus.name):
+            continue
+        if len(joined) + 1 >= order.most_corpora or not order.like(first, corpus):
+            break
+        tokens += corpus.tokens
+        if tokens > order.most_tokens:
+            break
+        if corpus.state != "ready":
+            return Instruction("ingest", corpus.name)
+        joined.append(corpus)
+    return Instruction("start", first.name, joined=tuple(corpus.name for corpus in joined))
+
+
+def in_order(state: RunState, order: Order) -> list[Corpus]:
+    """Corpora that may become stages, next first; those that must wait for another are left out."""
+    named = list(order.first)
+    for index, name in enumerate(named):
+        if name not in state.corpora:
+            # Nothing that is named after it, or not named at all, may overtake it.
+            return [c for c in state.corpora.values() if c.name in named[:index]]
+    landed = list(state.corpora.values())
+    place = {corpus.name: index for index, corpus in enumerate(landed)}
+    return sorted(
+        landed,
+        key=lambda c: (
+            named.index(c.name) if c.name in named else len(named),
+            -order.priority.get(c.name, 0),
+            place[c.name],
+        ),
+    )

@@ -1,0 +1,77 @@
+"""What the state of a run is made of: corpora and stages, as the ledger tells them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from perennial.config.run import OptimizerAtJoin
+from perennial.mixture import StageMix
+from perennial.runs.events import Started
+from perennial.runs.transitions import CorpusState
+
+
+@dataclass
+class Corpus:
+    """What the ledger says of one corpus."""
+
+    name: str
+    state: CorpusState = "unknown"
+    #: kinds of the events that happened to it, in order
+    story: list[str] = field(default_factory=list)
+    size_bytes: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    reason: str = ""
+    #: where `retried` leads to
+    back: CorpusState = "unknown"
+    #: failures in a row of what is being done with it, of so many that are allowed
+    attempt: int = 0
+    attempts: int = 0
+    next_try: str | None = None
+    #: replay share that a person gave its next stage
+    replay: float | None = None
+
+    @property
+    def stands_at(self) -> CorpusState:
+        """Its state, or the one in which it failed."""
+        return self.back if self.state == "failed" else self.state
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, decided by its `Started` event.
+
+    after: number of the trunk's stages that came before it.
+    """
+
+    name: str
+    first_step: int
+    start: str | None
+    mix: StageMix
+    schedule: dict[str, Any]
+    tracking_run: str
+    after: int
+    optimizer: OptimizerAtJoin
+
+    @classmethod
+    def decided(cls, event: Started, after: int) -> Stage:
+        """The stage that the event decides."""
+        mix = StageMix.from_dict(event.mix)
+        told = event.model_dump(exclude={"at", "kind", "corpus", "stage", "mix"})
+        return cls(name=event.stage, mix=mix, after=after, **told)
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """The new corpora; the first gave the stage its name."""
+        return self.mix.corpora
+
+    @property
+    def last_step(self) -> int:
+        """Trunk step after the stage."""
+        return self.first_step + self.mix.steps
+
+    @property
+    def folder(self) -> str:
+        """Key under which the stage's checkpoints lie."""
+        return f"checkpoints/{self.name}"

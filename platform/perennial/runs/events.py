@@ -1,0 +1,331 @@
+"""What can happen to a run: one small record each, written once, never changed."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from perennial.errors import NewerSchema
+
+SCHEMA = 2
+"""Version of the ledger's format; an event without one is of version 1. In version 2 a stage may
+have several new corpora: `mix.corpora` in place of `mix.corpus`."""
+_READ = (1, 2)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: str
+    """UTC time of writing, ISO 8601; for people, and for the timetable of releases"""
+
+
+class Opened(_Record):
+    """The run exists; `spec` is the resolved run file that opened it."""
+
+    kind: Literal["opened"] = "opened"
+    spec: dict[str, Any]
+
+
+class TookOver(_Record):
+    """A controller took charge; every controller with a lower epoch must stop."""
+
+    kind: Literal["took-over"] = "took-over"
+    epoch: int
+    controller: str
+
+
+class Landed(_Record):
+    """A complete corpus was seen in the inbox."""
+
+    kind: Literal["landed"] = "landed"
+    corpus: str
+    size_bytes: int
+
+
+class Ingesting(_Record):
+    """Tokenising the corpus began."""
+
+    kind: Literal["ingesting"] = "ingesting"
+    corpus: str
+
+
+class Ready(_Record):
+    """The corpus is tokenised: `sequences` to train on, its manifest's digest."""
+
+    kind: Literal["ready"] = "ready"
+    corpus: str
+    sequences: int
+    tokens: int
+    digest: str
+
+
+class Refused(_Record):
+    """The corpus is no stage, or its stage, stopped by a gate, is no longer of the trunk."""
+
+    kind: Literal["refused"] = "refused"
+    corpus: str
+    reason: str
+
+
+class Held(_Record):
+    """A person wants the corpus to wait."""
+
+    kind: Literal["held"] = "held"
+    corpus: str
+    reason: str = ""
+
+
+class Retried(_Record):
+    """Go on with a corpus that was held, failed or refused, or train its stage anew.
+
+    by_person: a person's retry counts attempts from the start; the controller's own does not.
+    replay: the share of replay of its next stage, in place of the run file's.
+    """
+
+    kind: Literal["retried"] = "retried"
+    corpus: str
+    by_person: bool = True
+    replay: float | None = None
+
+
+class Retired(_Record):
+    """The trained corpus leaves the replay of later stages; it stays in the lineage."""
+
+    kind: Literal["retired"] = "retired"
+    corpus: str
+    reason: str = ""
+
+
+class Failed(_Record):
+    """What was done with the corpus failed for the `attempt`-th time.
+
+    next_try: UTC time from which on it is tried again; None when it waits for a person.
+    """
+
+    kind: Literal["failed"] = "failed"
+    corpus: str
+    attempt: int
+    attempts: int
+    reason: str
+    next_try: str | None
+
+
+class Started(_Record):
+    """A stage is decided: plan, schedule, and the checkpoint it starts from.
+
+    corpus: the first of its new corpora, `mix.corpora`; what happens to the stage happens to all.
+    """
+
+    kind: Literal["started"] = "started"
+    corpus: str
+    stage: str
+    first_step: int
+    start: str | None
+    mix: dict[str, Any]
+    schedule: dict[str, Any]
+    tracking_run: str
+    optimizer: Literal["reset", "keep", "keep-second-moment"] = "reset"
+
+
+class Trained(_Record):
+    """The trunk has trained the corpus; `checkpoint` is the stage's end.
+
+    skipped: trunk steps whose batch was left out, each the step that it would have led to.
+    """
+
+    kind: Literal["trained"] = "trained"
+    corpus: str
+    checkpoint: str
+    step: int
+    skipped: tuple[int, ...] = ()
+
+
+class Evaluating(_Record):
+    """Measuring the stage's end began."""
+
+    kind: Literal["evaluating"] = "evaluating"
+    corpus: str
+
+
+class Evaluated(_Record):
+    """Held-out losses after the stage, by corpus, scores of the tasks asked for, and samples."""
+
+    kind: Literal["evaluated"] = "evaluated"
+    corpus: str
+    losses: dict[str, dict[str, Any]]
+    scores: list[dict[str, Any]] = Field(default_factory=list)
+    samples: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Passed(_Record):
+    """The stage kept within the gates' bounds; the next one starts from its end."""
+
+    kind: Literal["passed"] = "passed"
+    corpus: str
+    verdicts: list[dict[str, Any]]
+
+
+class Gated(_Record):
+    """The stage broke a gate's bound: the line stops until a person decides."""
+
+    kind: Literal["gated"] = "gated"
+    corpus: str
+    verdicts: list[dict[str, Any]]
+
+
+class Accepted(_Record):
+    """A person takes a stage over that a gate stopped."""
+
+    kind: Literal["accepted"] = "accepted"
+    corpus: str
+    reason: str
+
+
+class Measured(_Record):
+    """Held-out losses of a stage's end on corpora that came later, and scores asked for later."""
+
+    kind: Literal["measured"] = "measured"
+    stage: str
+    losses: dict[str, dict[str, Any]]
+    scores: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Releasing(_Record):
+    """A release is decided, or goes on under a new claim: the latest one alone may commit.
+
+    stage, step: the trunk's checkpoint that it branches from.
+    mix, schedule: of its anneal; None when the trunk had decayed there already.
+    claim: 1, 2, ...: how often somebody began with it.
+    """
+
+    kind: Literal["releasing"] = "releasing"
+    name: str
+    stage: str
+    step: int
+    source: str
+    mix: dict[str, Any] | None
+    schedule: dict[str, Any] | None
+    claim: int
+
+
+class Released(_Record):
+    """A branch was annealed and exported; the trunk is as it was."""
+
+    kind: Literal["released"] = "released"
+    name: str
+    source: str
+    folder: str
+    steps: int
+    schedule: dict[str, Any]
+    losses: dict[str, dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+
+class Scored(_Record):
+    """A release's lm-eval scores, or why a task was not run."""
+
+    kind: Literal["scored"] = "scored"
+    release: str
+    tasks: list[str]
+    scores: list[dict[str, Any]]
+
+
+class Searching(_Record):
+    """A search for a corpus's stage began, or goes on under a new claim: the latest may write.
+
+    source: the checkpoint that its trials branch from.
+    spec: the resolved tuning file.
+    claim: 1, 2, ...: how often somebody began with it.
+    """
+
+    kind: Literal["searching"] = "searching"
+    name: str
+    corpus: str
+    source: str
+    spec: dict[str, Any]
+    claim: int
+
+
+class Branched(_Record):
+    """A trial left the trunk: the beginning of the stage that `run` would train at its point.
+
+    stage, step: the trunk's checkpoint `source` that it branches from.
+    point: what it tries. `mix`, `schedule`, `optimizer`: of the whole stage that it begins.
+    """
+
+    kind: Literal["branched"] = "branched"
+    search: str
+    trial: str
+    corpus: str
+    point: dict[str, Any]
+    stage: str
+    step: int
+    source: str
+    mix: dict[str, Any]
+    schedule: dict[str, Any]
+    optimizer: Literal["reset", "keep", "keep-second-moment"]
+
+
+class Tried(_Record):
+    """A trial was measured when it stood at trunk step `step`.
+
+    checkpoint: what was measured: the trial itself, or an anneal off it.
+    trained_steps: what the trial has cost since it was measured last, anneal included.
+    values: the search's objectives, nats per token, less is better.
+    losses: held-out losses by corpus.
+    """
+
+    kind: Literal["tried"] = "tried"
+    trial: str
+    step: int
+    checkpoint: str
+    trained_steps: int
+    values: dict[str, float]
+    losses: dict[str, dict[str, Any]]
+
+
+CorpusEvent = (
+    Landed
+    | Ingesting
+    | Ready
+    | Refused
+    | Held
+    | Retried
+    | Retired
+    | Failed
+    | Started
+    | Trained
+    | Evaluating
+    | Evaluated
+    | Passed
+    | Gated
+    | Accepted
+)
+ReleaseEvent = Releasing | Released
+SearchEvent = Searching | Branched | Tried
+Event = Opened | TookOver | CorpusEvent | Measured | ReleaseEvent | Scored | SearchEvent
+
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+def decode(data: bytes) -> Event:
+    """The event in one ledger object.
+
+    Raises NewerSchema for a format that this version does not know, ValueError for anything else
+    that is no event.
+    """
+    told = json.loads(data)
+    if not isinstance(told, dict):
+        raise ValueError("it is no JSON object")
+    schema = told.pop("schema", 1)
+    if schema not in _READ:
+        raise NewerSchema(f"its schema is {schema!r}, this version knows up to {SCHEMA}")
+    return _EVENT.validate_python(told)
+
+
+def encode(event: Event) -> bytes:
+    """The ledger object of one event."""
+    return json.dumps({"schema": SCHEMA} | event.model_dump(mode="json"), indent=1).encode()

@@ -1,0 +1,143 @@
+"""Turning a decided stage or release into a training job. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from perennial.mixture import StageMix
+from perennial.mixture.row_reader import CorpusLayout
+from perennial.runs.events import Releasing
+from perennial.runs.state import RunState, Stage
+from perennial.schedules import Schedule, from_dict
+from perennial.training.checkpoint.ownership import Fence
+from perennial.training.job import Job
+
+if TYPE_CHECKING:
+    from perennial.config import RunSpec
+    from perennial.corpora import CorpusManifest
+
+
+def stage_job(
+    spec: RunSpec,
+    state: RunState,
+    stage: Stage,
+    manifests: Mapping[str, CorpusManifest],
+    fence: Fence | None = None,
+) -> Job:
+    """The training job of a started stage; the same however often it is built, but for `fence`."""
+    job = _job(
+        spec,
+        manifests,
+        state.seen(stage, stage.first_step),
+        name=stage.name,
+        folder=stage.folder,
+        mix=stage.mix,
+        schedule=from_dict(stage.schedule),
+        first_step=stage.first_step,
+        start=stage.start,
+    )
+    seen = job.tokens_seen
+    old = sorted((c for c in seen if c not in stage.corpora and seen[c]), key=seen.__getitem__)
+    return replace(
+        job,
+        tracking_run=stage.tracking_run,
+        fence=fence,
+        optimizer=stage.optimizer,
+        old=tuple(reversed(old)),
+    )
+
+
+def release_job(
+    spec: RunSpec,
+    state: RunState,
+    decided: Releasing,
+    manifests: Mapping[str, CorpusManifest],
+    tracking_run: str,
+    fence: Fence | None = None,
+) -> Job:
+    """The job that anneals a decided release; the trunk is left as it is (invariant I7)."""
+    assert decided.mix is not None and decided.schedule is not None
+    stage = state.stage(decided.stage)
+    job = branch_job(
+        spec,
+        state.seen(stage, decided.step),
+        manifests,
+        name=decided.name,
+        mix=StageMix.from_dict(decided.mix),
+        schedule=from_dict(decided.schedule),
+        first_step=decided.step,
+        start=decided.source,
+    )
+    return replace(job, optimizer="keep", tracking_run=tracking_run, fence=fence)
+
+
+def branch_job(
+    spec: RunSpec,
+    seen: Mapping[str, int],
+    manifests: Mapping[str, CorpusManifest],
+    *,
+    name: str,
+    mix: StageMix,
+    schedule: Schedule,
+    first_step: int,
+    start: str,
+) -> Job:
+    """A job that leaves the trunk at `first_step` and does not come back.
+
+    seen: sequences that the trunk has trained of each corpus until there.
+    """
+    return _job(
+        spec,
+        manifests,
+        seen,
+        name=name,
+        folder=f"branches/{name}",
+        mix=mix,
+        schedule=schedule,
+        first_step=first_step,
+        start=start,
+    )
+
+
+def _job(
+    spec: RunSpec,
+    manifests: Mapping[str, CorpusManifest],
+    seen: Mapping[str, int],
+    *,
+    name: str,
+    folder: str,
+    mix: StageMix,
+    schedule: Schedule,
+    first_step: int,
+    start: str | None,
+) -> Job:
+    length = spec.corpora.sequence_length
+    own = manifests[mix.corpora[0]]
+    return Job(
+        store_url=spec.store,
+        name=name,
+        folder=folder,
+        mix=mix,
+        layouts={s.corpus: layout(manifests[s.corpus]) for s in mix.sources},
+        first_step=first_step,
+        start=start,
+        schedule=schedule,
+        model=spec.model,
+        training=spec.training,
+        sequence_length=length,
+        vocabulary=own.vocabulary,
+        end_of_document=own.end_of_document,
+        dtype=f"<u{own.token_bytes}",
+        seed=spec.seed,
+        tokens_seen={corpus: count * length for corpus, count in seen.items()},
+    )
+
+
+def layout(manifest: CorpusManifest) -> CorpusLayout:
+    """Where a corpus's rows lie in the store."""
+    return CorpusLayout(
+        tuple(f"corpora/{manifest.name}/{shard.file}" for shard in manifest.shards),
+        tuple(sum(shard.row_groups) for shard in manifest.shards),
+    )

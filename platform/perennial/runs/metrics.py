@@ -1,0 +1,109 @@
+"""MLflow's metrics and parameters of steps, stages and releases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from perennial.training.checkpoint.manifest import kept_rows
+from perennial.training.engine.step_timer import shares
+
+if TYPE_CHECKING:
+    from perennial.config import RunSpec
+    from perennial.runs.state import Stage
+    from perennial.store import Store
+    from perennial.training.job import Job
+
+Points = tuple[int, int, dict[str, float]]
+
+
+_TOLD = ("loss", "eta", "gradient_norm", "tokens_per_second", "spikes")
+
+
+def metrics(job: Job, rows: Sequence[dict[str, Any]], at_ms: int) -> list[Points]:
+    """MLflow's metrics of finished steps: each step's, and at the last one the shares of time.
+
+    The shares are over all the rows that arrived together: of single steps they would be most of
+    what MLflow has to store.
+    """
+    points = [point for row in rows for point in of_row(row, at_ms, job.tokens_per_step)]
+    last, _, values = points[-1]
+    parts = shares([row["seconds"] for row in rows])
+    points[-1] = (last, at_ms, values | {f"time/{part}": share for part, share in parts.items()})
+    return points
+
+
+def of_row(row: dict[str, Any], at_ms: int, tokens_per_step: int) -> Iterator[Points]:
+    """MLflow's metrics of a finished step, and of the moment before it where that was measured."""
+    if "heldout_before" in row:
+        yield row["step"] - 1, at_ms, _join(row["heldout_before"])
+    yield row["step"], at_ms, of_step(row, tokens_per_step)
+
+
+def of_step(row: dict[str, Any], tokens_per_step: int) -> dict[str, float]:
+    """MLflow's metrics of one finished step."""
+    told = {f"train/{name}": row[name] for name in _TOLD if name in row}
+    seen = row.get("tokens_seen", row["step"] * tokens_per_step)
+    return told | {"train/tokens_seen": seen} | _join(row.get("heldout", {}))
+
+
+def _join(losses: Mapping[str, float]) -> dict[str, float]:
+    """Held-out losses of a stage's first steps, apart from `heldout/<corpus>` of its end."""
+    return {f"join/heldout_{side}": loss for side, loss in losses.items()}
+
+
+def stored_rows(store: Store, folder: str, tokens_per_step: int) -> Iterator[Points]:
+    """The finished steps that the last committed checkpoint below `folder` tells, in order.
+
+    Their times follow from the checkpoint's own and from their speeds.
+    """
+    key, rows = kept_rows(store, folder)
+    if key is None:
+        return
+    at_ms = store.info(key).modified.timestamp() * 1000 - sum(map(_milliseconds, rows))
+    for row in rows:
+        at_ms += _milliseconds(row)
+        yield from of_row(row, int(at_ms), tokens_per_step)
+
+
+def _milliseconds(row: dict[str, Any]) -> float:
+    return 1000.0 * float(row["batch_tokens"]) / max(float(row["tokens_per_second"]), 1e-9)
+
+
+def sample_text(samples: Sequence[dict[str, Any]]) -> bytes:
+    """Samples as plain text."""
+    lines = [f"[{s['corpus'] or 'prompt'}] {s['prompt']} ...{s['text']}" for s in samples]
+    return "\n\n".join(lines).encode()
+
+
+def score_metrics(scores: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """MLflow metrics of lm-eval scores, with their standard errors."""
+    found: dict[str, float] = {}
+    for score in scores:
+        if "value" in score:
+            key = f"tasks/{score['task']}/{score['metric']}"
+            values = {key: score["value"], f"{key}_stderr": score["stderr"]}
+            found |= {name: value for name, value in values.items() if value is not None}
+    return found
+
+
+def heldout_metrics(losses: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """MLflow metrics of held-out losses."""
+    nats = {f"heldout/{name}": loss["nats_per_token"] for name, loss in losses.items()}
+    bits = {f"heldout_bits_per_byte/{n}": loss["bits_per_byte"] for n, loss in losses.items()}
+    return nats | bits
+
+
+def parameters(spec: RunSpec, stage: Stage) -> dict[str, object]:
+    """MLflow parameters of a stage: what decided its result."""
+    return {
+        "corpus": ", ".join(stage.corpora),
+        "first_step": stage.first_step,
+        "steps": stage.mix.steps,
+        "global_batch": stage.mix.global_batch,
+        "sequence_length": spec.corpora.sequence_length,
+        "replay": stage.mix.replay.share,
+        "optimizer": stage.optimizer,
+        "start": stage.start or "random weights",
+        **{f"schedule.{name}": value for name, value in stage.schedule.items()},
+    }

@@ -1,0 +1,106 @@
+"""What the ledger says of searches: claims, trials, and what was measured. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from perennial.errors import InvalidTransition
+from perennial.mixture import StageMix
+from perennial.runs.entities import Stage
+from perennial.runs.events import Branched, Searching, Started, Tried
+
+
+@dataclass
+class Trial:
+    """One branch off the trunk, and its measurements in the order of its steps."""
+
+    branched: Branched
+    tried: list[Tried] = field(default_factory=list)
+
+    @property
+    def folder(self) -> str:
+        """Key under which its checkpoints lie."""
+        return f"branches/{self.branched.trial}"
+
+    def at(self, step: int) -> Tried | None:
+        """What was measured when it stood at that trunk step."""
+        return next((tried for tried in self.tried if tried.step == step), None)
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps that it has cost, anneals included."""
+        return sum(tried.trained_steps for tried in self.tried)
+
+
+@dataclass
+class Searches:
+    """Every search's last claim by its name, and every trial by its own."""
+
+    claims: dict[str, Searching] = field(default_factory=dict)
+    trials: dict[str, Trial] = field(default_factory=dict)
+
+    def check(self, event: Searching | Branched | Tried) -> None:
+        """Raise InvalidTransition when the event cannot follow; changes nothing."""
+        match event:
+            case Searching():
+                last = self.claims.get(event.name)
+                if event.claim != (last.claim if last else 0) + 1:
+                    told = [f"searching (claim {last.claim})"] if last else []
+                    raise InvalidTransition(event.name, "known", f"claim {event.claim}", told)
+            case Branched():
+                if event.search not in self.claims:
+                    raise InvalidTransition(event.trial, "of no search", event.kind, [])
+                if event.trial in self.trials:
+                    raise InvalidTransition(event.trial, "branched", event.kind, ["branched"])
+            case Tried():
+                trial = self.trials.get(event.trial)
+                if trial is None:
+                    raise InvalidTransition(event.trial, "unknown", event.kind, [])
+                last_step = trial.tried[-1].step if trial.tried else trial.branched.step
+                if event.step <= last_step:
+                    state = f"measured at step {last_step}"
+                    raise InvalidTransition(event.trial, state, f"tried at {event.step}", [])
+
+    def apply(self, event: Searching | Branched | Tried) -> None:
+        """Fold one event in that `check` lets pass."""
+        match event:
+            case Searching():
+                self.claims[event.name] = event
+            case Branched():
+                self.trials[event.trial] = Trial(event)
+            case Tried():
+                self.trials[event.trial].tried.append(event)
+
+    def of(self, search: str) -> dict[str, Trial]:
+        """The trials of one search, in the order in which they branched."""
+        return {n: t for n, t in self.trials.items() if t.branched.search == search}
+
+
+def shifted(mix: StageMix, seed: int) -> StageMix:
+    """The mix on other documents: every source starts `seed` times its own length further on."""
+    sources = tuple(
+        replace(s, start=(s.start + seed * s.sequences) % s.extent) if s.extent else s
+        for s in mix.sources
+    )
+    return replace(mix, sources=sources)
+
+
+def trial_stage(decided: Branched, after: int) -> Stage:
+    """The stage that a trial is the beginning of, under the trial's name.
+
+    after: number of the trunk's stages before it.
+    """
+    return Stage.decided(
+        Started(
+            at=decided.at,
+            corpus=decided.corpus,
+            stage=decided.trial,
+            first_step=decided.step,
+            start=decided.source,
+            mix=decided.mix,
+            schedule=decided.schedule,
+            tracking_run="",
+            optimizer=decided.optimizer,
+        ),
+        after,
+    )

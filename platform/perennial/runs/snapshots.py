@@ -1,0 +1,96 @@
+"""Folded states beside the ledger, so that reading costs its tail and not its length.
+
+Only an accelerator: whoever deletes every snapshot changes nothing. A snapshot is believed when
+this version made it and the event that it follows is the one that it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+import perennial
+from perennial.runs.state import RunState
+from perennial.store import Log, Store
+
+FOLDER = "ledger/snapshots"
+EVERY_EVENTS = 200
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state after the first `events` entries of the ledger."""
+
+    events: int
+    state: RunState
+
+
+def due(events: int) -> bool:
+    """Whether a snapshot is written after so many events."""
+    return events % EVERY_EVENTS == 0
+
+
+def write(store: Store, state: RunState, events: int, last_event: bytes) -> None:
+    """Keep the state after `events` entries; the snapshot that is there stands."""
+    document = {
+        "shape": _shape(),
+        "events": events,
+        "last_event_sha256": hashlib.sha256(last_event).hexdigest(),
+        "state": json.loads(_adapter().dump_json(state)),
+    }
+    store.create(_key(events), json.dumps(document).encode())
+    for key in _keys(store)[:-_KEPT]:
+        store.remove(key)
+
+
+def newest(store: Store, log: Log, say: Callable[[str], None]) -> Snapshot | None:
+    """The newest snapshot that can be believed, or None; `say` hears of those that cannot."""
+    for key in reversed(_keys(store)):
+        try:
+            return _read(store, log, key)
+        except FileNotFoundError:
+            continue  # a newer one took its place since the listing
+        except (ValueError, LookupError, TypeError) as wrong:
+            problem = "of another form" if isinstance(wrong, ValidationError) else wrong
+            say(f"{key} is ignored: {problem}; the ledger is read instead")
+    return None
+
+
+def _read(store: Store, log: Log, key: str) -> Snapshot:
+    document: dict[str, Any] = json.loads(store.read(key))
+    if document["shape"] != _shape():
+        raise ValueError("another version of perennial made it")
+    events = int(document["events"])
+    last = log.read(events - 1)
+    if key != _key(events) or last is None:
+        raise ValueError("it follows no event of this ledger")
+    if hashlib.sha256(last).hexdigest() != document["last_event_sha256"]:
+        raise ValueError("the event that it follows is another one")
+    return Snapshot(events, _adapter().validate_python(document["state"]))
+
+
+def _keys(store: Store) -> list[str]:
+    return [info.key for info in store.list(FOLDER)]
+
+
+def _key(events: int) -> str:
+    return f"{FOLDER}/{events:012d}.json"
+
+
+@cache
+def _adapter() -> TypeAdapter[RunState]:
+    return TypeAdapter(RunState)
+
+
+@cache
+def _shape() -> str:
+    """Tells states of other versions apart: their fields, and the version that folded them."""
+    fields = json.dumps(_adapter().json_schema(), sort_keys=True)
+    return hashlib.sha256(f"{perennial.__version__}\n{fields}".encode()).hexdigest()

@@ -1,0 +1,168 @@
+"""Deciding a stage or a release, and turning the decision into a training job. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from perennial.errors import InputError
+from perennial.mixture import ReplayRule, branch_mix, cut, stage_mix
+from perennial.runs.actions import Order
+from perennial.runs.events import Releasing, Started
+from perennial.runs.state import RunState, Stage
+from perennial.schedules import Schedule, differences, from_dict, to_dict
+from perennial.schedules.build import release_anneal, stage_schedule
+from perennial.training.checkpoint.manifest import folder_of
+
+if TYPE_CHECKING:
+    from perennial.config import AmountValue, RunSpec
+
+_OF_THE_TRUNK = ("infinite", "constant")
+"""Kinds of schedule that are made once and span every stage."""
+
+
+def decide_stage(
+    spec: RunSpec,
+    state: RunState,
+    corpus: str,
+    at: str,
+    tracking_run: str,
+    reschedule: bool,
+    joined: Sequence[str] = (),
+) -> Started:
+    """The stage of a ready corpus, next on the trunk.
+
+    joined: other ready corpora that are new in the same stage.
+    Raises InputError when the corpus or the budget gives no full batch, when the schedule does
+    not fit, or when it is not the one that the trunk was trained under (invariant I1).
+    """
+    rows = {name: state.corpora[name].sequences for name in (corpus, *joined)}
+    steps = stage_steps(spec, corpus, sum(rows.values()))
+    first_step = state.stages[-1].last_step if state.stages else 0
+    asked = state.corpora[corpus].replay
+    rule = replay_rule(spec, state, spec.replay_share(corpus) if asked is None else asked)
+    mix = stage_mix(state.history, rows, steps, spec.training.global_batch, rule)
+    return Started(
+        at=at,
+        corpus=corpus,
+        stage=stage_name(len(state.started_stages), mix.corpora),
+        first_step=first_step,
+        start=state.ends[state.stages[-1].name] if state.stages else None,
+        mix=mix.to_dict(),
+        schedule=to_dict(_schedule(spec, state, first_step, steps, reschedule)),
+        tracking_run=tracking_run,
+        optimizer=spec.optimizer_at_join(corpus),
+    )
+
+
+def stage_name(number: int, corpora: Sequence[str]) -> str:
+    """`01-french`, or `01-french-and-2-more` for a stage of three corpora: the first's name."""
+    more = f"-and-{len(corpora) - 1}-more" if len(corpora) > 1 else ""
+    return f"{number:02d}-{corpora[0]}{more}"
+
+
+def order_of(spec: RunSpec) -> Order:
+    """In which order the run file wants its corpora, and which it lets become one stage."""
+    stages = spec.stages
+    named = () if stages.order == "landing" else stages.order
+    priority = {name: each.priority for name, each in stages.corpora.items()}
+    order = Order(named, priority, stages.only)
+    batch = stages.batch_arrivals
+    if batch is None:
+        return order
+    most = math.inf
+    if batch.max_tokens is not None:
+        scale = 1 if batch.max_tokens.unit == "tokens" else spec.tokens_per_step
+        most = float(batch.max_tokens.number * scale)
+    alone = frozenset(name for name, each in stages.corpora.items() if each.changes_the_stage)
+    return replace(order, most_corpora=batch.max_corpora, most_tokens=most, alone=alone)
+
+
+def replay_rule(spec: RunSpec, state: RunState, share: float) -> ReplayRule:
+    """The run's rule of replay with that share, as of now: without the corpora that retired."""
+    replay = spec.replay
+    return ReplayRule(share, replay.weighting, replay.weights, replay.max_epochs, state.retired)
+
+
+def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
+    """Optimizer steps of the stage of a corpus of `rows` sequences."""
+    batch = spec.training.global_batch
+    if rows < batch:
+        raise InputError(
+            "inbox",
+            corpus,
+            f"{rows} sequences of {spec.corpora.sequence_length} tokens are less than one global "
+            f"batch of {batch}",
+            "land more text, or lower training.global_batch",
+        )
+    budget = spec.budget(corpus)
+    steps = budget.steps(rows // batch, spec.tokens_per_step)
+    _check_budget(spec, budget, steps)
+    return steps
+
+
+def check_first_stage(spec: RunSpec, corpus: str) -> None:
+    """Refuse a schedule that cannot fit, where the first stage's length is known beforehand."""
+    budget = spec.budget(corpus)
+    if budget.unit != "percent":
+        steps = budget.steps(0, spec.tokens_per_step)
+        _check_budget(spec, budget, steps)
+        stage_schedule(spec.schedule, 0, steps, spec.tokens_per_step)
+
+
+def _check_budget(spec: RunSpec, budget: AmountValue, steps: int) -> None:
+    if steps < 1:
+        raise InputError(
+            "run file",
+            "stages.budget",
+            f"{budget} is less than one step of {spec.tokens_per_step} tokens",
+            "give at least one step",
+        )
+
+
+def _schedule(
+    spec: RunSpec, state: RunState, first_step: int, steps: int, reschedule: bool
+) -> Schedule:
+    """The schedule of a stage that begins at `first_step`; the trunk's own where it has one."""
+    if spec.schedule.kind not in _OF_THE_TRUNK or not state.stages:
+        return stage_schedule(spec.schedule, first_step, steps, spec.tokens_per_step)
+    wanted = stage_schedule(spec.schedule, 0, state.stages[0].mix.steps, spec.tokens_per_step)
+    changed = differences(from_dict(state.stages[-1].schedule), wanted)
+    if changed and not reschedule:
+        raise InputError(
+            "run file",
+            "schedule",
+            f"the trunk was trained under another one ({'; '.join(changed)})",
+            "restore it, or insist with --reschedule",
+        )
+    return wanted
+
+
+def decide_release(
+    spec: RunSpec, state: RunState, stage: Stage, step: int, anneal: AmountValue | None, at: str
+) -> Releasing:
+    """A release off the trunk's checkpoint at a step of a stage (invariant I7).
+
+    anneal: its length in place of the run file's; a percentage is of the trunk's steps so far.
+    Raises InputError for an anneal of fewer than two steps.
+    """
+    settings = (
+        spec.release if anneal is None else spec.release.model_copy(update={"anneal": anneal})
+    )
+    eta = release_anneal(
+        settings, spec.schedule.eta_min, from_dict(stage.schedule), step, spec.tokens_per_step
+    )
+    trained = [*state.history_of(stage), cut(stage.mix, step - stage.first_step)]
+    mix = None if eta is None else branch_mix(trained, eta.steps, state.retired)
+    return Releasing(
+        at=at,
+        name=f"{stage.name}-{step}" + (f"-anneal{eta.steps}" if eta else ""),
+        stage=stage.name,
+        step=step,
+        source=folder_of(stage.folder, step),
+        mix=None if mix is None else mix.to_dict(),
+        schedule=None if eta is None else to_dict(eta),
+        claim=1,
+    )

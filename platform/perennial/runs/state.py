@@ -1,0 +1,347 @@
+"""The pure controller's memory: a fold over the ledger. No I/O, no clock.
+
+Every corpus and every release walks one transition table (`transitions`); what to do next follows
+from the state that is folded here (`instructions`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from perennial.errors import InvalidTransition
+from perennial.mixture import StageMix, trained_sequences
+from perennial.runs.entities import Corpus, Stage
+from perennial.runs.events import (
+    Accepted,
+    Branched,
+    CorpusEvent,
+    Evaluated,
+    Event,
+    Failed,
+    Gated,
+    Landed,
+    Measured,
+    Opened,
+    Passed,
+    Ready,
+    Refused,
+    Released,
+    Releasing,
+    Retried,
+    Scored,
+    Searching,
+    Started,
+    TookOver,
+    Trained,
+    Tried,
+)
+from perennial.runs.search_state import Searches
+from perennial.runs.transitions import (
+    ON_THE_TRUNK,
+    RELEASE_TRANSITIONS,
+    TRANSITIONS,
+    CorpusState,
+    ReleaseState,
+)
+
+__all__ = ["Corpus", "CorpusState", "InvalidTransition", "RunState", "Stage"]
+
+_ASIDE = ("held", "failed", "refused")
+"""States from which `retried` leads back."""
+
+
+@dataclass
+class RunState:
+    """The whole run, as the ledger tells it."""
+
+    spec: dict[str, Any] | None = None
+    epoch: int = 0
+    controller: str = ""
+    #: corpora by name, in the order in which they landed
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+    #: stages in the order of the trunk
+    stages: list[Stage] = field(default_factory=list)
+    #: stages that were started and are no longer of the trunk, in the order of leaving it
+    abandoned: list[Stage] = field(default_factory=list)
+    #: checkpoint at the end of each trained stage, by stage name
+    ends: dict[str, str] = field(default_factory=dict)
+    #: UTC times at which each stage was `started` and `trained`, by stage name
+    times: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: trunk steps whose batch a trained stage left out, by the stage's folder
+    skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    #: held-out losses after each evaluated stage, by stage name and corpus
+    losses: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    #: scores that the gates asked for, and their verdicts, by stage name
+    stage_scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    verdicts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    #: what each stage's end wrote, by stage name
+    stage_samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    #: why a person accepted a stage in spite of its verdicts, by stage name
+    accepted: dict[str, str] = field(default_factory=dict)
+    #: releases that were begun and are not there yet, by name
+    releasing: dict[str, Releasing] = field(default_factory=dict)
+    releases: list[Released] = field(default_factory=list)
+    #: how each release was decided, by name
+    branches: dict[str, Releasing] = field(default_factory=dict)
+    #: lm-eval scores by release, and the tasks of the run file that gave them
+    scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tasks: dict[str, list[str]] = field(default_factory=dict)
+    #: what was searched for the stages to come, and the trials
+    searches: Searches = field(default_factory=Searches)
+
+    def apply(self, event: Event) -> None:
+        """Fold one event in. Raises InvalidTransition, changing nothing, when it cannot follow."""
+        self.check(event)
+        match event:
+            case Opened():
+                self.spec = event.spec
+            case TookOver():
+                self.epoch, self.controller = event.epoch, event.controller
+            case Releasing():
+                self.releasing[event.name] = self.branches[event.name] = event
+            case Released():
+                del self.releasing[event.name]
+                self.releases.append(event)
+            case Measured():
+                self.losses[event.stage] = event.losses | self.losses[event.stage]
+                self.stage_scores[event.stage] += event.scores
+            case Scored():
+                self.scores.setdefault(event.release, []).extend(event.scores)
+                self.tasks.setdefault(event.release, []).extend(event.tasks)
+            case Searching() | Branched() | Tried():
+                self.searches.apply(event)
+            case _:
+                self._apply_to_corpus(event)
+
+    def check(self, event: Event) -> None:
+        """Raise InvalidTransition when the event cannot follow; changes nothing."""
+        match event:
+            case Opened():
+                if self.spec is not None:
+                    raise InvalidTransition("the run", "open", "opened", ["opened"])
+            case TookOver():
+                if event.epoch != self.epoch + 1:
+                    raise InvalidTransition("the run", f"at epoch {self.epoch}", event.kind, [])
+            case Releasing() | Released():
+                self._check_release(event)
+            case Measured():
+                if event.stage not in self.losses:
+                    raise InvalidTransition(event.stage, "not evaluated", event.kind, [])
+            case Scored():
+                if event.release not in self.branches or event.release in self.releasing:
+                    raise InvalidTransition(event.release, "not released", event.kind, [])
+            case Searching() | Branched() | Tried():
+                self.searches.check(event)
+            case _:
+                self._check_corpus(event)
+
+    def _check_release(self, event: Releasing | Released) -> None:
+        state, last = self.release_state(event.name), self.releasing.get(event.name)
+        story = [f"{last.kind} (claim {last.claim})"] if last else []
+        if (state, event.kind) not in RELEASE_TRANSITIONS:
+            raise InvalidTransition(event.name, state, event.kind, story)
+        if isinstance(event, Releasing) and event.claim != (last.claim if last else 0) + 1:
+            raise InvalidTransition(event.name, state, f"claim {event.claim}", story)
+
+    def _check_corpus(self, event: CorpusEvent) -> None:
+        if isinstance(event, Started):
+            mix = StageMix.from_dict(event.mix)  # a ValueError now, not in the middle of the fold
+            if mix.corpora[:1] != (event.corpus,):
+                told = " and ".join(mix.corpora)
+                raise ValueError(f"the stage of {event.corpus} has a mix that trains {told}")
+        for name, kind in self._happenings(event).items():
+            corpus = self.corpora.get(name) or Corpus(name)
+            late = isinstance(event, Failed) and event.attempt != corpus.attempt + 1
+            if late or (corpus.state, kind) not in TRANSITIONS:
+                raise InvalidTransition(name, corpus.state, kind, corpus.story)
+
+    def _happenings(self, event: CorpusEvent) -> dict[str, str]:
+        """What the event means for which corpora: for those of one stage, the same.
+
+        But a refused one leaves the stage alone, and so frees the others.
+        """
+        if isinstance(event, Started):
+            return dict.fromkeys(StageMix.from_dict(event.mix).corpora, event.kind)
+        together = self.together(event.corpus)
+        if isinstance(event, Refused):
+            return {**dict.fromkeys(together, "freed"), event.corpus: event.kind}
+        return dict.fromkeys(together, event.kind)
+
+    def together(self, corpus: str) -> tuple[str, ...]:
+        """The corpora of the stage at work where this is one of them, else this one alone."""
+        stage = self.at_work
+        return stage.corpora if stage is not None and corpus in stage.corpora else (corpus,)
+
+    @property
+    def at_work(self) -> Stage | None:
+        """The stage that the trunk is in, which has neither passed nor left it."""
+        last = self.stages[-1] if self.stages else None
+        return None if last is None or self.has_passed(last) else last
+
+    @property
+    def gated(self) -> Stage | None:
+        """The stage that a gate stopped."""
+        stage = self.at_work
+        stopped = stage is not None and self.corpora[stage.corpora[0]].state == "gated"
+        return stage if stopped else None
+
+    def has_passed(self, stage: Stage) -> bool:
+        """Whether the trunk went on, or may go on, from the stage's end."""
+        return self.corpora[stage.corpora[0]].state in ("passed", "retired")
+
+    def _apply_to_corpus(self, event: CorpusEvent) -> None:
+        happenings, stage = self._happenings(event), self.at_work
+        for name, kind in happenings.items():
+            corpus = self.corpora.setdefault(name, Corpus(name))
+            self._move(corpus, kind)
+            self._note(corpus, event)
+            corpus.reason = getattr(event, "reason", "") if kind == event.kind else ""
+        if stage is not None and self.corpora[stage.corpora[0]].stands_at not in ON_THE_TRUNK:
+            self.abandoned.append(self.stages.pop())
+        self._note_stage(event)
+
+    def _move(self, corpus: Corpus, kind: str) -> None:
+        """Walk the table."""
+        target = TRANSITIONS[corpus.state, kind]
+        if target in _ASIDE and corpus.state not in _ASIDE:
+            corpus.back = corpus.state
+        if target == "refused":
+            corpus.back = "ready" if corpus.sequences else "landed"
+        corpus.state = corpus.back if target == "back" else target
+        corpus.story.append(kind)
+
+    def _note(self, corpus: Corpus, event: CorpusEvent) -> None:
+        """Keep what the event says of a corpus besides that it happened."""
+        if isinstance(event, Failed):
+            corpus.attempt, corpus.attempts = event.attempt, event.attempts
+            corpus.next_try = event.next_try
+        elif not isinstance(event, Retried) or event.by_person:
+            corpus.attempt, corpus.next_try = 0, None
+        match event:
+            case Landed():
+                corpus.size_bytes = event.size_bytes
+            case Ready():
+                corpus.sequences, corpus.tokens = event.sequences, event.tokens
+            case Retried():
+                corpus.replay = event.replay if event.by_person else corpus.replay
+
+    def _note_stage(self, event: CorpusEvent) -> None:
+        """Keep what the event says of a stage."""
+        match event:
+            case Started():
+                self.times[event.stage] = {event.kind: event.at}
+                self.stages.append(Stage.decided(event, after=len(self.stages)))
+            case Trained():
+                self.ends[self.stages[-1].name] = event.checkpoint
+                self.times[self.stages[-1].name][event.kind] = event.at
+                self.skipped[self.stages[-1].folder] = event.skipped
+            case Evaluated():
+                self.losses[self.stages[-1].name] = event.losses
+                self.stage_scores[self.stages[-1].name] = [*event.scores]
+                self.stage_samples[self.stages[-1].name] = event.samples
+            case Passed() | Gated():
+                self.verdicts[self.stages[-1].name] = event.verdicts
+            case Accepted():
+                self.accepted[self.stages[-1].name] = event.reason
+
+    def stage_of(self, corpus: str) -> Stage:
+        """The stage of a corpus on the trunk."""
+        return next(stage for stage in reversed(self.stages) if corpus in stage.corpora)
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name, abandoned or not."""
+        return next(stage for stage in self.started_stages if stage.name == name)
+
+    def release_state(self, name: str) -> ReleaseState:
+        """Where a release stands."""
+        if name in self.releasing:
+            return "releasing"
+        return "released" if name in self.branches else "unknown"
+
+    @property
+    def history(self) -> list[StageMix]:
+        """The mixes of all stages, in the order of the trunk."""
+        return [stage.mix for stage in self.stages]
+
+    @property
+    def retired(self) -> tuple[str, ...]:
+        """Corpora that later stages do not replay."""
+        return tuple(name for name, c in self.corpora.items() if c.state == "retired")
+
+    @property
+    def started_stages(self) -> list[Stage]:
+        """Every stage that was ever started, the abandoned ones last."""
+        return [*self.stages, *self.abandoned]
+
+    def history_of(self, stage: Stage) -> list[StageMix]:
+        """The mixes of the trunk before a stage, abandoned or not."""
+        return [each.mix for each in self.stages[: stage.after]]
+
+    def trained(
+        self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None = None
+    ) -> dict[str, int]:
+        """Sequences of each corpus that a stage has trained when the trunk stands at `step`.
+
+        skipped: the steps whose batch each folder leaves out; default what the ledger says.
+        """
+        told = (self.skipped if skipped is None else skipped).get(stage.folder, ())
+        past = [each - 1 - stage.first_step for each in told if each <= step]
+        return trained_sequences(stage.mix, step - stage.first_step, past)
+
+    def seen(
+        self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None = None
+    ) -> dict[str, int]:
+        """Sequences of each corpus that the trunk has trained when it stands at `step` of a stage.
+
+        skipped: as for `trained`.
+        """
+        seen: Counter[str] = Counter()
+        for each in self.stages[: stage.after]:
+            seen.update(self.trained(each, each.last_step, skipped))
+        if step > stage.first_step:
+            seen.update(self.trained(stage, step, skipped))
+        return dict(seen)
+
+    def validate(self) -> None:
+        """Check what must hold after any sequence of events; AssertionError names what does not."""
+        on_trunk = [n for n, c in self.corpora.items() if c.stands_at in ON_THE_TRUNK]
+        trained = [corpus for stage in self.stages for corpus in stage.corpora]
+        assert sorted(on_trunk) == sorted(trained), "one corpus, one stage"
+        running = {n for n in on_trunk if self.corpora[n].state not in ("passed", "retired")}
+        at_work = set(self.at_work.corpora) if self.at_work else set()
+        assert running == at_work, f"the last stage is at work, not {running}"
+        assert len({self.corpora[name].state for name in at_work}) <= 1, "a stage has one state"
+        self._validate_trunk()
+        for corpus in self.corpora.values():
+            assert corpus.state in get_args(CorpusState)
+            assert corpus.state not in _ASIDE or corpus.back != "unknown", "there is a way back"
+            assert not corpus.attempt or corpus.attempts, "attempts are of so many"
+        names = [stage.name for stage in self.started_stages]
+        assert len(set(names)) == len(names), "no two stages have one name"
+        released = {release.name for release in self.releases}
+        assert len(released) == len(self.releases), "a release is made once"
+        assert released.isdisjoint(self.releasing), "a release is there or on its way"
+        assert self.branches.keys() == released | self.releasing.keys(), "each was decided"
+
+    def _validate_trunk(self) -> None:
+        step = 0
+        for index, stage in enumerate(self.stages):
+            assert stage.first_step == step, f"{stage.name} begins where the trunk stands"
+            assert stage.after == index, f"{stage.name} is the trunk's stage {index}"
+            before = self.ends.get(self.stages[index - 1].name) if index else None
+            assert stage.start == before, f"{stage.name} starts from the trunk's end"
+            done = self.corpora[stage.corpora[0]].stands_at
+            assert (stage.name in self.ends) == (done != "training"), "an end is a trained stage's"
+            step = stage.last_step
+        for stage in self.abandoned:
+            assert stage.after <= len(self.stages), f"{stage.name} left a trunk that is there"
+        numbers = sorted(int(stage.name.partition("-")[0]) for stage in self.started_stages)
+        assert numbers == list(range(len(numbers))), "stages are numbered as they were started"
+
+
+def names_in(corpora: Iterable[Corpus], *states: CorpusState) -> list[str]:
+    """Names of the corpora in one of these states, in the order of landing."""
+    return [corpus.name for corpus in corpora if corpus.state in states]

@@ -1,0 +1,82 @@
+"""The one table of what can happen to what; anything else raises with the history."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+CorpusState = Literal[
+    "unknown",
+    "landed",
+    "ingesting",
+    "ready",
+    "training",
+    "trained",
+    "evaluating",
+    "evaluated",
+    "gated",
+    "passed",
+    "held",
+    "failed",
+    "refused",
+    "retired",
+]
+Back = Literal["back"]
+"""to the state from which the corpus was held, failed or refused"""
+
+TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
+    ("unknown", "landed"): "landed",
+    ("landed", "ingesting"): "ingesting",
+    ("ingesting", "ready"): "ready",
+    ("ready", "started"): "training",
+    ("training", "trained"): "trained",
+    ("trained", "evaluating"): "evaluating",
+    ("evaluating", "evaluated"): "evaluated",
+    ("evaluated", "passed"): "passed",
+    ("evaluated", "gated"): "gated",
+    ("gated", "accepted"): "passed",
+    ("passed", "retired"): "retired",
+    # What goes wrong is tried again from where it was.
+    ("landed", "failed"): "failed",
+    ("ingesting", "failed"): "failed",
+    ("ready", "failed"): "failed",
+    ("training", "failed"): "failed",
+    ("trained", "failed"): "failed",
+    ("evaluating", "failed"): "failed",
+    ("evaluated", "failed"): "failed",
+    ("failed", "retried"): "back",
+    # What a person decides, and what cannot be.
+    ("landed", "held"): "held",
+    ("ready", "held"): "held",
+    ("held", "retried"): "back",
+    ("landed", "refused"): "refused",
+    ("ingesting", "refused"): "refused",
+    ("ready", "refused"): "refused",
+    ("held", "refused"): "refused",
+    ("failed", "refused"): "refused",
+    ("refused", "retried"): "back",
+    # A stage that a gate stopped leaves the trunk, which then stands where the stage began.
+    ("gated", "retried"): "ready",
+    ("gated", "refused"): "refused",
+    # Of a stage of several corpora one is refused: the others are trained without it.
+    ("failed", "freed"): "ready",
+    ("gated", "freed"): "ready",
+}
+
+ReleaseState = Literal["unknown", "releasing", "released"]
+
+RELEASE_TRANSITIONS: dict[tuple[ReleaseState, str], ReleaseState] = {
+    ("unknown", "releasing"): "releasing",
+    ("releasing", "releasing"): "releasing",
+    ("releasing", "released"): "released",
+}
+
+ON_THE_TRUNK: tuple[CorpusState, ...] = (
+    "training",
+    "trained",
+    "evaluating",
+    "evaluated",
+    "gated",
+    "passed",
+    "retired",
+)
+"""States of a corpus that has a stage of the trunk, besides `failed` in one of these."""

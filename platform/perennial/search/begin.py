@@ -1,0 +1,275 @@
+"""Beginning a search: from the tuning file and the trunk as it stands to a bench for its trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from perennial.config import AmountValue, RunSpec, parse_amount
+from perennial.config.search import Point
+from perennial.controller.context import Workspace
+from perennial.controller.evaluate_stage import measure
+from perennial.controller.ingest_stage import usable
+from perennial.controller.loop import ingest_landed
+from perennial.controller.ray_cluster import check_concurrent
+from perennial.errors import InputError, LostRace
+from perennial.evaluation.cache import kept_losses
+from perennial.mixture import cut
+from perennial.runs.events import Searching
+from perennial.runs.ledger import now
+from perennial.runs.stage_planner import stage_steps
+from perennial.runs.state import Corpus, RunState
+from perennial.schedules import InfiniteSchedule, Schedule, from_dict
+from perennial.search.trials import WHOLE, Bench, check_objectives
+from perennial.training.checkpoint.manifest import committed_steps, folder_of
+from perennial.training.checkpoint.ownership import Fence
+
+if TYPE_CHECKING:
+    from perennial.config.search import TuningSpec
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that can begin.
+
+    here: the point that the run file itself is.
+    rungs: steps of a trial after which trials are compared; the last is the whole budget.
+    stage_steps: optimizer steps of the stage that is searched.
+    """
+
+    bench: Bench
+    here: Point
+    rungs: tuple[int, ...]
+    stage_steps: int
+
+
+def plan_search(work: Workspace, where: str, spec: TuningSpec, *, ingest: bool = True) -> Search:
+    """What a search is made of; trains nothing.
+
+    ingest: tokenise what has landed and was not yet; without it nothing is written.
+
+    Raises InputError for a stage, corpus or objective that does not exist, a checkpoint that is
+    not of the constant phase, a rate that the run's schedule does not have, or a budget that is
+    too small or too large.
+    """
+    rate = _rate(work.spec, where, spec)
+    origin = _origin(work, where, spec)
+    if ingest:
+        ingest_landed(work)
+    corpus = _corpus(work, where, spec, origin)
+    origin = replace(origin, corpora=_without_wishes(work.state))
+    old = tuple(n for s in origin.stages for n in s.corpora if n != corpus)
+    check_objectives(where, spec.objectives, old)
+    check_concurrent(where, work.spec.training, spec.concurrent)
+    in_stage = stage_steps(work.spec, corpus, origin.corpora[corpus].sequences)
+    rungs = _rungs(work.spec, where, spec, in_stage)
+    bench = Bench(
+        where=where,
+        search=spec.name,
+        spec=_pinned(work.spec, origin),
+        origin=origin,
+        corpus=corpus,
+        old=old,
+        rate=rate,
+        steps=rungs[-1],
+        objectives=spec.objectives,
+        manifests=work.manifests(),
+        before={},
+    )
+    schedule = work.spec.schedule
+    here = Point(
+        eta=schedule.constant_rate if rate == "eta_const" else schedule.eta_max,
+        replay=work.spec.replay_share(corpus),
+        weighting=work.spec.replay.weighting,
+    )
+    _check_warmup(bench, where, here, rungs)
+    return Search(bench, here, rungs, in_stage)
+
+
+def begin(work: Workspace, spec: TuningSpec, search: Search) -> Bench:
+    """Claim the search in the ledger and measure where it begins; the bench of this claim."""
+    before = _before(work, search.bench)
+    while True:
+        last = work.ledger.read().searches.claims.get(spec.name)
+        claim = Searching(
+            at=now(),
+            name=spec.name,
+            corpus=search.bench.corpus,
+            source=search.bench.source,
+            spec=spec.model_dump(mode="json"),
+            claim=last.claim + 1 if last else 1,
+        )
+        try:
+            work.ledger.append(claim)
+        except LostRace:
+            continue
+        fence = Fence(work.ledger.next, claim.kind, spec.name)
+        return replace(search.bench, before=before, claim=claim.claim, fence=fence)
+
+
+def _before(work: Workspace, bench: Bench) -> dict[str, float]:
+    """Loss on the old corpora where every trial begins; measured where it was not."""
+    documents = {corpus: kept_losses(work.store, bench.source, corpus) for corpus in bench.old}
+    missing = [corpus for corpus, kept in documents.items() if kept is None]
+    if missing:
+        measure(work, bench.source, missing)
+        documents |= {corpus: kept_losses(work.store, bench.source, corpus) for corpus in missing}
+    return {
+        corpus: sum(loss.nats for loss in kept) / sum(loss.tokens for loss in kept)
+        for corpus, kept in documents.items()
+        if kept
+    }
+
+
+def _rate(run: RunSpec, where: str, spec: TuningSpec) -> str:
+    """The schedule's field that is searched, or would be."""
+    rate, other = "eta_const", "eta_max"
+    if run.schedule.kind not in WHOLE:
+        rate, other = other, rate
+    if getattr(spec, other) is not None:
+        why = {
+            "eta_max": f"its first stage is behind the {run.schedule.kind} schedule's peak",
+            "eta_const": f"a {run.schedule.kind} schedule has no constant phase",
+        }[other]
+        raise InputError(where, other, why, f"give {rate}, or another run's file")
+    return rate
+
+
+def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
+    """The run as it was at the checkpoint that the search names, as the end of its last stage."""
+    state = work.state
+    names = [stage.name for stage in state.stages if stage.name in state.ends]
+    if not names:
+        raise InputError(where, "run", "the trunk has no finished stage", "use `perennial run`")
+    name, _, at = (spec.after or names[-1]).partition("@")
+    if name not in names:
+        raise InputError(
+            where, "after", f"{name!r} is not a finished stage", f"give one of {', '.join(names)}"
+        )
+    stages = list(state.stages[: names.index(name) + 1])
+    last = stages[-1]
+    steps = committed_steps(work.store, last.folder)
+    if at and at not in map(str, steps):
+        there = ", ".join(f"{name}@{each}" for each in steps)
+        raise InputError(
+            where, "after", f"there is no checkpoint {spec.after}", f"give one of {there}"
+        )
+    step = int(at) if at else last.last_step
+    kind, trunk, whole = work.spec.schedule.kind, from_dict(last.schedule), step == last.last_step
+    check_constant(where, kind, trunk, f"{name}@{step}", step, whole=whole)
+    if step < last.last_step:
+        stages[-1] = replace(last, mix=cut(last.mix, step - last.first_step))
+    ends = state.ends | {name: folder_of(last.folder, step)}
+    return replace(state, stages=stages, ends=ends, abandoned=[])
+
+
+def check_constant(
+    where: str, kind: str, trunk: Schedule, checkpoint: str, step: int, *, whole: bool
+) -> None:
+    """A branch goes on where the trunk would: at its constant rate, or anew after a whole decay.
+
+    kind: of the run's schedule; `trunk`: the one that the checkpoint was trained under.
+    checkpoint: how a person names it; `whole`: whether it is the end of its stage.
+    """
+    if trunk.kind in WHOLE:
+        phase = trunk.phase(step + 1)
+        if phase != "constant":
+            raise InputError(
+                where,
+                "after",
+                f"{checkpoint} is of the {phase} phase, and trials branch off the constant one",
+                "give a later step, or the stage's end",
+            )
+    elif kind in WHOLE or not whole:
+        raise InputError(
+            where,
+            "after",
+            f"{checkpoint} is of the {trunk.phase(step - 1)} phase of a {trunk.kind} schedule, "
+            "which has no constant one to branch from",
+            "search a trunk with an infinite schedule, or eta_max from the end of a whole stage",
+        )
+
+
+def _pinned(run: RunSpec, origin: RunState) -> RunSpec:
+    """The run with its warmup and cooldown in steps, which a cut first stage does not change."""
+    trunk = from_dict(origin.stages[0].schedule)
+    if run.schedule.kind != "infinite" or not isinstance(trunk, InfiniteSchedule):
+        return run
+    phases = {"warmup": trunk.warmup_steps, "cooldown": trunk.cooldown_steps}
+    steps = {name: parse_amount(f"{count} steps") for name, count in phases.items()}
+    return run.model_copy(update={"schedule": run.schedule.model_copy(update=steps)})
+
+
+def _without_wishes(state: RunState) -> dict[str, Corpus]:
+    """The corpora without the replay shares that people gave: a trial has its point's."""
+    return {name: replace(corpus, replay=None) for name, corpus in state.corpora.items()}
+
+
+def _corpus(work: Workspace, where: str, spec: TuningSpec, origin: RunState) -> str:
+    trained = {name for stage in origin.stages for name in stage.corpora}
+    ready = [name for name in usable(work.state) if name not in trained]
+    if spec.corpus is None and ready:
+        return ready[0]
+    if spec.corpus is not None and spec.corpus in ready:
+        return spec.corpus
+    raise InputError(
+        where,
+        "corpus",
+        f"{spec.corpus or 'no corpus'} is there that {origin.stages[-1].name} has not trained",
+        "land one with `perennial land`, and tokenise it with `perennial ingest`"
+        + (f", or give {', '.join(ready)}" if ready else ""),
+    )
+
+
+def _rungs(run: RunSpec, where: str, spec: TuningSpec, in_stage: int) -> tuple[int, ...]:
+    budget = _steps(run, where, "budget", spec.budget, in_stage)
+    if budget > in_stage:
+        raise InputError(
+            where,
+            "budget",
+            f"{spec.budget} is {budget:,} steps, and the stage itself has {in_stage:,}",
+            "give at most 100%",
+        )
+    if spec.halving is None:
+        return (budget,)
+    rung = _steps(run, where, "halving.first", spec.halving.first, in_stage)
+    if rung >= budget:
+        raise InputError(
+            where,
+            "halving.first",
+            f"{spec.halving.first} is {rung:,} steps, and the budget only {budget:,}",
+            "give less than the budget",
+        )
+    rungs = []
+    while rung < budget:
+        rungs.append(rung)
+        rung *= spec.halving.factor
+    return (*rungs, budget)
+
+
+def _steps(run: RunSpec, where: str, field: str, amount: AmountValue, in_stage: int) -> int:
+    steps = amount.steps(in_stage, run.tokens_per_step)
+    if steps < 1:
+        raise InputError(
+            where,
+            field,
+            f"{amount} is less than one step of {run.tokens_per_step:,} tokens",
+            "give at least one step",
+        )
+    return steps
+
+
+def _check_warmup(bench: Bench, where: str, here: Point, rungs: tuple[int, ...]) -> None:
+    """A trial that never leaves its warmup says nothing of the rate that it warms up to."""
+    schedule = bench.spec.schedule
+    in_stage = bench.origin.stages[0].mix.steps if bench.is_whole else rungs[-1]
+    warmup = schedule.warmup.steps(in_stage, bench.spec.tokens_per_step)
+    if rungs[0] <= warmup:
+        raise InputError(
+            where,
+            "budget" if len(rungs) == 1 else "halving.first",
+            f"{rungs[0]:,} steps are not more than the {warmup:,} of the warmup "
+            f"(schedule.warmup is {schedule.warmup})",
+            f"give more than {warmup:,} steps",
+        )
+    bench.branched(here)  # whatever else cannot be is known before anything is trained

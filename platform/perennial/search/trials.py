@@ -1,0 +1,250 @@
+"""The trials of a search: branches off one trunk checkpoint, trained and measured.
+
+A trial is the beginning of the stage that `run` would train with the trial's fragment in its run
+file: the same plan, schedule and optimizer, ended early. So what a trial has trained can become the
+stage's own beginning (`perennial.controller.reuse_trial`). The trials of a cosine or wsd run are
+the whole stage made short, because half of a decay says nothing; they cannot be continued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from perennial.config import RunSpec, parse, parse_amount
+from perennial.config.deepspeed_overrides import merged
+from perennial.errors import InputError, LostRace, Superseded
+from perennial.mixture import StageMix, branch_mix, cut
+from perennial.runs.events import Branched, Event, Tried
+from perennial.runs.job_factory import branch_job, stage_job
+from perennial.runs.ledger import Ledger, now
+from perennial.runs.search_state import shifted, trial_stage
+from perennial.runs.stage_planner import decide_stage
+from perennial.runs.state import RunState, Stage
+from perennial.schedules import from_dict
+from perennial.schedules.build import release_anneal
+from perennial.store import open_store
+from perennial.training.checkpoint.manifest import folder_of
+
+if TYPE_CHECKING:
+    from perennial.config.search import Point
+    from perennial.corpora import CorpusManifest
+    from perennial.training.checkpoint.ownership import Fence
+    from perennial.training.job import Job
+
+WHOLE = ("infinite", "constant")
+"""Kinds of schedule under which a trial is the beginning of the whole stage."""
+_ANNEALED = "anneal"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Trains and measures the trials of one search; plain data, so that any process can.
+
+    where: the tuning file, for errors.
+    spec: the run as it is without a search.
+    origin: the run as it was at the checkpoint that all branch off, the end of its last stage.
+    corpus: whose stage is searched.
+    old: corpora that the trunk knows.
+    rate: the schedule's field that a point's `eta` is.
+    steps: optimizer steps of a trial at most.
+    objectives: names of the two values that are measured.
+    before: held-out loss of the origin on the old corpora, nats per token.
+    claim, fence: of this search; whoever has a later one takes over.
+    """
+
+    where: str
+    search: str
+    spec: RunSpec
+    origin: RunState
+    corpus: str
+    old: tuple[str, ...]
+    rate: str
+    steps: int
+    objectives: tuple[str, ...]
+    manifests: Mapping[str, CorpusManifest]
+    before: Mapping[str, float]
+    claim: int = 0
+    fence: Fence | None = None
+
+    @property
+    def first_step(self) -> int:
+        """Trunk step at which every trial begins."""
+        return self.origin.stages[-1].last_step
+
+    @property
+    def source(self) -> str:
+        """Key of the checkpoint that every trial begins with."""
+        return self.origin.ends[self.origin.stages[-1].name]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a trial is the beginning of the whole stage."""
+        return self.spec.schedule.kind in WHOLE
+
+    def run_spec(self, point: Point) -> RunSpec:
+        """The run file with the point's fragment, checked; InputError when it cannot be."""
+        fragment = point.fragment(self.corpus, self.rate)
+        if not self.is_whole:
+            fragment["stages"]["corpora"][self.corpus]["budget"] = f"{self.steps} steps"
+        return parse(merged(self.spec.model_dump(mode="json"), fragment), RunSpec, self.where)
+
+    def branched(self, point: Point) -> Branched:
+        """The trial of a point; the same however often it is asked for, but for the time."""
+        spec = self.run_spec(point)
+        stage = decide_stage(spec, self.origin, self.corpus, now(), "", reschedule=True)
+        mix = shifted(StageMix.from_dict(stage.mix), point.seed).to_dict()
+        told = [self.source, mix, stage.schedule, stage.optimizer, point.anneal]
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return Branched(
+            at=now(),
+            search=self.search,
+            trial=f"tune-{self.search}-{point.name}-{digest[:6]}",
+            corpus=self.corpus,
+            point=asdict(point),
+            stage=self.origin.stages[-1].name,
+            step=self.first_step,
+            source=self.source,
+            mix=mix,
+            schedule=stage.schedule,
+            optimizer=stage.optimizer,
+        )
+
+    def measure(self, point: Point, steps: int) -> dict[str, float]:
+        """Train a point's trial until it has `steps` steps and measure it, once.
+
+        What the ledger has is not done again. Ray must be initialised.
+        Raises Superseded when somebody else took the search over.
+        """
+        store = open_store(self.spec.store)
+        ledger = Ledger(store, lambda line: None)
+        decided = self.branched(point)
+        if decided.trial not in ledger.read().searches.trials:
+            self._write(ledger, decided)
+        trial = ledger.state.searches.trials[decided.trial]
+        step = self.first_step + steps
+        done = trial.at(step)
+        if done is not None:
+            return done.values
+        before = trial.tried[-1].step if trial.tried else self.first_step
+        tried = self._tried(point, decided, step, step - before)
+        self._write(ledger, tried)
+        return tried.values
+
+    def _write(self, ledger: Ledger, event: Event) -> None:
+        while True:
+            claimed = ledger.read().searches.claims[self.search].claim
+            if claimed != self.claim:
+                raise Superseded(f"another process took search {self.search} over; this one stops")
+            try:
+                ledger.append(event)
+                return
+            except LostRace:
+                continue
+
+    def _tried(self, point: Point, decided: Branched, step: int, trained: int) -> Tried:
+        from perennial.evaluation import measure
+        from perennial.training.launcher import run_job
+
+        spec = self.run_spec(point)
+        checkpoint = run_job(self.job(spec, decided, step), _quiet)
+        anneal = self.anneal_job(spec, decided, step) if point.anneal else None
+        if anneal is not None:
+            checkpoint = run_job(anneal, _quiet)
+            trained += anneal.mix.steps
+        losses = measure(
+            open_store(self.spec.store),
+            checkpoint,
+            (self.corpus, *self.old),
+            spec.corpora.sequence_length,
+            spec.evaluation.documents,
+        )
+        nats = {corpus: loss.nats_per_token for corpus, loss in losses.items()}
+        return Tried(
+            at=now(),
+            trial=decided.trial,
+            step=step,
+            checkpoint=checkpoint,
+            trained_steps=trained,
+            values=objective_values(self.objectives, nats, self.before, self.corpus, self.old),
+            losses={corpus: asdict(loss) for corpus, loss in losses.items()},
+        )
+
+    def job(self, spec: RunSpec, decided: Branched, until: int) -> Job:
+        """The job that trains a trial to trunk step `until`."""
+        job = stage_job(spec, self.origin, self._stage(decided), self.manifests, self.fence)
+        folder = f"branches/{decided.trial}"
+        return replace(job, name=decided.trial, folder=folder, until=until)
+
+    def anneal_job(self, spec: RunSpec, decided: Branched, step: int) -> Job | None:
+        """The job that anneals a trial off its trunk step `step`; None where it has decayed."""
+        stage = self._stage(decided)
+        amount = parse_amount(decided.point["anneal"])
+        settings = spec.release.model_copy(update={"anneal": amount})
+        schedule = from_dict(decided.schedule)
+        eta = release_anneal(settings, spec.schedule.eta_min, schedule, step, spec.tokens_per_step)
+        if eta is None:
+            return None
+        trained = [*self.origin.history, cut(stage.mix, step - self.first_step)]
+        job = branch_job(
+            spec,
+            self._seen(stage, step),
+            self.manifests,
+            name=f"{decided.trial}-{step}-{_ANNEALED}{eta.steps}",
+            mix=branch_mix(trained, eta.steps, self.origin.retired),
+            schedule=eta,
+            first_step=step,
+            start=folder_of(f"branches/{decided.trial}", step),
+        )
+        return replace(job, optimizer="keep", fence=self.fence)
+
+    def _stage(self, decided: Branched) -> Stage:
+        return trial_stage(decided, after=len(self.origin.stages))
+
+    def _seen(self, stage: Stage, step: int) -> dict[str, int]:
+        seen = self.origin.seen(stage, stage.first_step)
+        for corpus, count in self.origin.trained(stage, step, {}).items():
+            seen[corpus] = seen.get(corpus, 0) + count
+        return seen
+
+
+def objective_values(
+    objectives: Sequence[str],
+    nats: Mapping[str, float],
+    before: Mapping[str, float],
+    new: str,
+    old: Sequence[str],
+) -> dict[str, float]:
+    """The objectives from held-out losses, nats per token; less is better in each.
+
+    nats, before: by corpus, after the trial and where it began.
+    """
+    rises = {f"forgetting/{corpus}": nats[corpus] - before[corpus] for corpus in old}
+    known = {"adaptation": nats[new], "forgetting": fmean(rises.values()), **rises}
+    return {name: known[name] for name in objectives}
+
+
+def known_objectives(old: Sequence[str]) -> list[str]:
+    """The objectives that a search has whose trunk knows these corpora."""
+    return ["adaptation", "forgetting", *(f"forgetting/{corpus}" for corpus in old)]
+
+
+def check_objectives(where: str, objectives: Sequence[str], old: Sequence[str]) -> None:
+    """Refuse an objective that the trunk has no corpus for."""
+    known = known_objectives(old)
+    for objective in objectives:
+        if objective not in known:
+            raise InputError(
+                where,
+                "objectives",
+                f"there is no objective {objective!r}: the trunk has not trained that corpus",
+                f"give two of {', '.join(known)}",
+            )
+
+
+def _quiet(progress: object) -> None:
+    """Nobody looks at a single trial."""

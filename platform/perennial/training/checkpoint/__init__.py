@@ -1,0 +1,1 @@
+"""Write, commit, read and thin out checkpoints."""

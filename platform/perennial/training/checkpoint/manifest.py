@@ -1,0 +1,167 @@
+"""Checkpoints in the store: files of one attempt, committed by their manifest.
+
+A checkpoint is `<step>/manifest.json`, written last (invariant I6), and the files that it names in
+`<step>/<attempt>/`: `config.json` and `model.safetensors`, which transformers loads from there, one
+`optimizer-RR-of-WW.safetensors` a worker, and `metrics.jsonl` (every step of the stage so far).
+Each worker group writes under an attempt of its own and a manifest is only ever created, so nothing
+can change a committed checkpoint, not even a group that is thought dead and still uploads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from perennial.errors import Damaged
+from perennial.store import Store
+
+MANIFEST = "manifest.json"
+QUARANTINED = "manifest.damaged.json"
+METRICS = "metrics.jsonl"
+OPTIMIZER = "optimizer-"
+"""Beginning of the names of the workers' files."""
+_CHUNK_BYTES = 1 << 20
+
+
+class FileEntry(BaseModel):
+    """One file of a checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size_bytes: int
+    sha256: str
+
+
+class CheckpointManifest(BaseModel):
+    """What a checkpoint says of itself; it exists when this does."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    step: int
+    phase: str
+    eta: float
+    schedule: dict[str, Any]
+    mix: dict[str, Any]
+    mix_step: int
+    tokens_seen: dict[str, int]
+    skipped: tuple[int, ...] = ()
+    optimizer_steps: int
+    world_size: int
+    code_version: str
+    tracking_run: str
+    attempt: str = ""
+    files: dict[str, FileEntry]
+
+    def key_of(self, checkpoint: str, name: str) -> str:
+        """Key of one of the files of this manifest, which lies in `checkpoint`."""
+        return f"{place_of(checkpoint, self.attempt)}/{name}"
+
+
+def folder_of(folder: str, step: int) -> str:
+    """Key of the checkpoint of `step` in a stage's or branch's folder."""
+    return f"{folder}/{step:08d}"
+
+
+def place_of(checkpoint: str, attempt: str) -> str:
+    """Key of the folder of an attempt's files, which transformers can load."""
+    return f"{checkpoint}/{attempt}" if attempt else checkpoint
+
+
+def committed_steps(store: Store, folder: str) -> list[int]:
+    """Steps with a committed checkpoint below `folder`, ascending."""
+    suffix = f"/{MANIFEST}"
+    keys = [entry.key for entry in store.list(folder) if entry.key.endswith(suffix)]
+    return sorted(int(key.removesuffix(suffix).rsplit("/", 1)[-1]) for key in keys)
+
+
+def latest_step(store: Store, folder: str) -> int | None:
+    """Highest committed step below `folder`, or None."""
+    return max(committed_steps(store, folder), default=None)
+
+
+def read_manifest(store: Store, checkpoint: str) -> CheckpointManifest:
+    """The manifest of a committed checkpoint; FileNotFoundError when there is none.
+
+    Raises Damaged when it cannot be understood.
+    """
+    try:
+        return CheckpointManifest.model_validate_json(store.read(f"{checkpoint}/{MANIFEST}"))
+    except ValueError as broken:
+        raise Damaged(f"{checkpoint}/{MANIFEST}", "cannot be read") from broken
+
+
+def upload(store: Store, folder: str, files: Iterable[Path]) -> dict[str, FileEntry]:
+    """Copy files below the key `folder`; their sizes and digests."""
+    entries = {}
+    for path in files:
+        entries[path.name] = FileEntry(size_bytes=path.stat().st_size, sha256=digest(path))
+        store.upload(path, f"{folder}/{path.name}")
+    return entries
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a local file, in constant memory."""
+    sha256 = hashlib.sha256()
+    with path.open("rb", buffering=0) as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+def commit(store: Store, checkpoint: str, manifest: CheckpointManifest) -> bool:
+    """Make the checkpoint exist; False when another attempt's commit of the step stands.
+
+    Raises FileNotFoundError when a file that the manifest names is not there, whole.
+    """
+    place = place_of(checkpoint, manifest.attempt)
+    sizes = {entry.key: entry.size_bytes for entry in store.list(place)}
+    for name, file in manifest.files.items():
+        if sizes.get(f"{place}/{name}") != file.size_bytes:
+            raise FileNotFoundError(f"{place}/{name} is not whole in the store")
+    data = manifest.model_dump_json(indent=1).encode()
+    return store.create(f"{checkpoint}/{MANIFEST}", data)
+
+
+def quarantine(store: Store, checkpoint: str) -> None:
+    """Take a damaged checkpoint out of the line, so that its step can be committed again."""
+    key = f"{checkpoint}/{MANIFEST}"
+    store.write(f"{checkpoint}/{QUARANTINED}", store.read(key))
+    store.remove(key)
+
+
+def download(
+    store: Store,
+    checkpoint: str,
+    manifest: CheckpointManifest,
+    names: Iterable[str],
+    target: Path,
+) -> None:
+    """Copy some of a committed checkpoint's files to a local folder.
+
+    Raises Damaged for one that is missing or has another digest than its manifest says.
+    """
+    for name in names:
+        key = manifest.key_of(checkpoint, name)
+        try:
+            store.download(key, target / name)
+        except FileNotFoundError:
+            raise Damaged(key, "is missing") from None
+        if digest(target / name) != manifest.files[name].sha256:
+            raise Damaged(key, "is damaged (its digest is not the one in its manifest)")
+
+
+def kept_rows(store: Store, folder: str) -> tuple[str | None, list[dict[str, Any]]]:
+    """Key and rows of the finished steps of the last committed checkpoint below `folder`."""
+    step = latest_step(store, folder)
+    if step is None:
+        return None, []
+    checkpoint = folder_of(folder, step)
+    key = read_manifest(store, checkpoint).key_of(checkpoint, METRICS)
+    lines = [json.loads(line) for line in store.read(key).splitlines()]
+    return key, [row for row in lines if "loss" in row]  # and not a batch that was left out

@@ -1,0 +1,192 @@
+"""Where training goes on: the latest sound checkpoint, the same on every rank.
+
+A checkpoint of a large model is many times larger than what one worker needs of it. So the weights
+are fetched once a node, and of the optimizer's files each worker fetches those that hold its part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from perennial.errors import Damaged, StartDamaged, Unsound, Vanished
+from perennial.store import Store
+from perennial.training.checkpoint import manifest as checkpoints
+from perennial.training.checkpoint.manifest import MANIFEST, METRICS, OPTIMIZER, CheckpointManifest
+from perennial.training.job import Job
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the job goes on.
+
+    step: trunk step.
+    folder: local files of the checkpoint, shared by the workers of a node; None for random weights.
+    optimizer_steps: steps that the moments have taken; None when they start from zero.
+    optimizer_files: the moments' files, read once; fetched as they are asked for, and those that
+        hold this rank's part come first. Raises Damaged.
+    resumed: whether the checkpoint is the job's own.
+    """
+
+    step: int
+    folder: Path | None = None
+    optimizer_steps: int | None = None
+    optimizer_files: Iterator[Path] = field(default_factory=lambda: iter(()), repr=False)
+    resumed: bool = False
+
+    @property
+    def history(self) -> Path | None:
+        """Metrics of the steps before `step`."""
+        return self.folder / METRICS if self.folder and self.resumed else None
+
+    def last_rows(self, count: int) -> list[dict[str, Any]]:
+        """The last `count` steps' rows before `step`; fewer where there are fewer."""
+        if self.history is None:
+            return []
+        with self.history.open() as lines:
+            return [json.loads(line) for line in deque(lines, maxlen=count)]
+
+
+def begin_from_latest(
+    job: Job, store: Store, scratch: Path, tap: Any, begin: Callable[[Start], T]
+) -> T:
+    """What `begin` makes of the latest checkpoint that is sound on every rank; all call together.
+
+    One that turns out to be damaged, here or in `begin`, is told, set aside and the one before
+    taken; without any, the job begins again. `begin` holds no collective after its first use of
+    `optimizer_files`. The files in `scratch` are of use until this returns.
+    Raises StartDamaged when what the job itself starts from is damaged.
+    """
+    while (step := _latest(job, store)) is not None:
+        key = checkpoints.folder_of(job.folder, step)
+        try:
+            return _begin_from(job, store, key, scratch / key, begin, resumed=True)
+        except Unsound as unsound:
+            _set_aside(job, store, key, unsound.found, tap)
+        dist.barrier()
+    if job.start is None:
+        return begin(Start(job.first_step))
+    try:
+        return _begin_from(job, store, job.start, scratch / job.start, begin, resumed=False)
+    except Unsound as unsound:
+        raise StartDamaged(
+            f"{unsound.found[0]}; {job.name} starts from there, so restore that file from a copy"
+        ) from None
+
+
+def _latest(job: Job, store: Store) -> int | None:
+    """Rank 0 asks the store, the others are told."""
+    chosen: list[int | None] = [None]
+    if dist.get_rank() == 0:
+        chosen[0] = checkpoints.latest_step(store, job.folder)
+    dist.broadcast_object_list(chosen, src=0)
+    return chosen[0]
+
+
+def _set_aside(job: Job, store: Store, key: str, found: list[Damaged], tap: Any) -> None:
+    """Rank 0 takes a damaged checkpoint out of the line; one that vanished needs no more."""
+    if dist.get_rank() != 0 or any(isinstance(each, Vanished) for each in found):
+        return
+    checkpoints.quarantine(store, key)
+    before = checkpoints.latest_step(store, job.folder)
+    where = "its beginning" if before is None else f"the checkpoint of step {before:,}"
+    tap.notice.remote(f"{found[0]}; going on from {where}")
+
+
+def _begin_from(
+    job: Job,
+    store: Store,
+    key: str,
+    folder: Path,
+    begin: Callable[[Start], T],
+    *,
+    resumed: bool,
+) -> T:
+    """Raises Unsound on every rank when any of them found damage."""
+    manifest = _agreed(lambda: _fetch_shared(store, key, folder))
+    with_moments = resumed or job.optimizer != "reset"
+    start = Start(
+        manifest.step if resumed else job.first_step,
+        _folder_of_node(folder),
+        manifest.optimizer_steps if with_moments else None,
+        _optimizer_files(store, key, manifest, folder),
+        resumed,
+    )
+    return _agreed(lambda: begin(start))
+
+
+def _agreed(action: Callable[[], T]) -> T:
+    """Do it on every rank; raises Unsound on all when any of them found damage."""
+    damage, done = None, []
+    try:
+        done.append(action())
+    except Damaged as damaged:
+        damage = damaged
+    told: list[Damaged | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, damage)
+    found = [each for each in told if each is not None]
+    if found:
+        raise Unsound(found)
+    return done[0]
+
+
+def _fetch_shared(store: Store, key: str, folder: Path) -> CheckpointManifest:
+    """The manifest; one worker of each node also fetches all files but the optimizer's."""
+    try:
+        manifest = checkpoints.read_manifest(store, key)
+    except FileNotFoundError:
+        raise Vanished(f"{key}/{MANIFEST}", "is missing") from None
+    if int(os.environ["LOCAL_RANK"]) == 0:
+        names = [name for name in manifest.files if not name.startswith(OPTIMIZER)]
+        checkpoints.download(store, key, manifest, names, folder)
+    return manifest
+
+
+def _folder_of_node(mine: Path) -> Path:
+    """The folder of the worker that fetched for this worker's node."""
+    node = os.environ.get("NODE_RANK", "0")
+    first = int(os.environ["LOCAL_RANK"]) == 0
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (node, str(mine)) if first else None)
+    return Path(dict(each for each in told if each is not None)[node])
+
+
+def _optimizer_files(
+    store: Store, key: str, manifest: CheckpointManifest, folder: Path
+) -> Iterator[Path]:
+    """Fetch the optimizer's files one by one, this rank's part first.
+
+    Every worker owns a run of the whole state in the order of the ranks. How the runs are cut
+    depends on the ZeRO stage and its padding, so the order is a guess that is right but at the
+    edges, and the reader goes on asking until it has all.
+    """
+    names = sorted(
+        (name for name in manifest.files if name.startswith(OPTIMIZER)),
+        key=lambda name: int(name.split("-")[1]),
+    )
+    order = nearest_first(len(names), dist.get_rank(), dist.get_world_size())
+    for name in (names[index] for index in order):
+        checkpoints.download(store, key, manifest, [name], folder)
+        yield folder / name
+
+
+def nearest_first(parts: int, rank: int, world_size: int) -> list[int]:
+    """Indices of `parts` equal parts of a whole, in the order of their nearness to a rank's share.
+
+    Parts that overlap the most with the share come first, then those that touch it, and so on.
+    """
+
+    def distance(part: int) -> int:
+        first, last = part * world_size, (part + 1) * world_size
+        return max(first - (rank + 1) * parts, rank * parts - last)
+
+    return sorted(range(parts), key=distance)

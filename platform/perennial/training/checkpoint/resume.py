@@ -1,0 +1,58 @@
+"""The engine and the data of a worker at a step of its job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from perennial.mixture.batches import rank_rows
+from perennial.mixture.ray_stream import rank_dataset, step_batches
+from perennial.store import Store
+from perennial.training.checkpoint.reader import Start
+from perennial.training.engine.engine import build_engine
+from perennial.training.engine.optimizer_state import forget_direction, load_optimizer
+from perennial.training.job import Job
+from perennial.training.model.config import stored_model
+from perennial.training.model.initial import initial_model
+
+
+def batches_from(
+    store: Store, job: Job, mix_step: int, rank: int, world_size: int
+) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """The steps of the mix from `mix_step` on, each with the rank's sequences of it
+    `(sequences, sequence_length)`.
+    """
+    dtype = np.dtype(job.dtype)
+    dataset = rank_dataset(
+        store,
+        job.layouts,
+        job.mix,
+        job.sequence_length * dtype.itemsize,
+        rank=rank,
+        world_size=world_size,
+        first_step=mix_step,
+    )
+    tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    mine = rank_rows(job.mix.global_batch, rank, world_size)
+    return step_batches(tables, mine.stop - mine.start, mix_step, dtype)
+
+
+def engine_at(store: Store, job: Job, start: Start, world_size: int) -> Any:
+    """The engine with the checkpoint's weights, or with new ones."""
+    model: torch.nn.Module = (
+        initial_model(store, job) if start.folder is None else stored_model(start.folder)
+    )
+    return build_engine(model, job.training, job.mix.global_batch, world_size, job.end_of_document)
+
+
+def load_moments(engine: Any, job: Job, start: Start) -> None:
+    """This rank's part of the checkpoint's moments. Raises Damaged."""
+    if start.optimizer_steps is None:
+        return
+    load_optimizer(engine, start.optimizer_files, start.optimizer_steps)
+    if not start.resumed and job.optimizer == "keep-second-moment":
+        forget_direction(engine)

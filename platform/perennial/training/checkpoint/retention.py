@@ -1,0 +1,49 @@
+"""Which checkpoints stay: each phase's end, the stage's end, and the last few."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from perennial.store import Store
+from perennial.training.checkpoint import manifest as checkpoints
+
+
+def kept(
+    steps: Iterable[int], phase_ends: Collection[int], stage_end: int, last_k: int
+) -> set[int]:
+    """The steps whose checkpoints stay, of those that are committed."""
+    ordered = sorted(steps)
+    always = {step for step in ordered if step in phase_ends or step == stage_end}
+    return always | set(ordered[-last_k:])
+
+
+def sweep(
+    store: Store, folder: str, phase_ends: Collection[int], stage_end: int, last_k: int
+) -> None:
+    """Remove what `kept` does not name below `folder`, and what never became a checkpoint.
+
+    A checkpoint's manifest goes before its files (invariant I6). Nothing at or above the newest
+    committed step is touched, except attempts that lost the race for a committed step.
+    """
+    attempts: dict[int, set[str]] = {}
+    committed = set()
+    for entry in store.list(folder):
+        number, _, rest = entry.key.removeprefix(f"{folder}/").partition("/")
+        if not number.isdecimal():
+            continue
+        step = int(number)
+        found = attempts.setdefault(step, set())
+        attempt, below, _ = rest.partition("/")
+        if below:
+            found.add(attempt)
+        elif attempt == checkpoints.MANIFEST:
+            committed.add(step)
+    stay = kept(committed, phase_ends, stage_end, last_k)
+    newest = max(committed, default=-1)
+    for step, found in attempts.items():
+        key = checkpoints.folder_of(folder, step)
+        if step < newest and step not in stay:
+            store.remove(key)
+        elif step in committed and len(found) > 1:
+            for lost in found - {checkpoints.read_manifest(store, key).attempt}:
+                store.remove(checkpoints.place_of(key, lost))

@@ -1,0 +1,286 @@
+"""Saving checkpoints while training goes on.
+
+A thread of each worker writes what the worker holds to local files (the snapshot, one at a time),
+and copies them to the store; rank 0's commits when all have told theirs. Nothing changes weights or
+moments before the next optimizer step, so training goes on at once, and only that step waits for
+the snapshot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tenacity
+import torch
+import torch.distributed as dist
+
+import perennial
+from perennial.errors import StoreFailed
+from perennial.schedules import to_dict
+from perennial.store import Store
+from perennial.training.checkpoint import manifest as checkpoints
+from perennial.training.checkpoint.manifest import METRICS, OPTIMIZER
+from perennial.training.checkpoint.retention import sweep
+from perennial.training.checkpoint.tensors import write_tensors
+from perennial.training.engine.engine import gather_weights
+from perennial.training.engine.optimizer_state import optimizer_state
+from perennial.training.job import Job
+from perennial.training.model.hf_folder import write_model_folder
+
+_MODEL = "model"
+_PREFIX = "perennial-checkpoint-"
+_TAKEN_OVER = "another controller took this job over, and its workers write the checkpoints"
+_UPLOADS_TRIED = 3
+_PATIENCE_SECONDS = 5.0
+"""Wait after a needed checkpoint failed; doubles with every further failure."""
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A step's state in this worker's local files; `needed` ones are tried until they are there."""
+
+    step: int
+    optimizer_steps: int
+    needed: bool
+
+
+class Saver:
+    """Takes and stores the checkpoints of a job on one rank; every rank makes the same calls."""
+
+    def __init__(
+        self,
+        job: Job,
+        store: Store,
+        tap: Any,
+        history: Path | None,
+        skipped: tuple[int, ...] = (),
+    ) -> None:
+        """history: the metrics of the checkpoint that training goes on from.
+
+        skipped: trunk steps whose batch is left out.
+        """
+        self._job = job
+        self._store = store
+        self._tap = tap
+        self._skipped = skipped
+        self._rank = dist.get_rank()
+        self._world = dist.get_world_size()
+        # Collectives of the background threads, apart from those of training.
+        self._group = dist.new_group(backend="gloo")
+        attempt = [uuid.uuid4().hex[:12]]
+        dist.broadcast_object_list(attempt, src=0, group=self._group)
+        self._attempt: str = attempt[0]
+        _remove_left_over()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        if history is not None and self._rank == 0:
+            shutil.copyfile(history, self._folder / METRICS)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[None] | None = None
+        self._under_way: Future[None] | None = None
+        self._owed = False
+        self._put_off = False
+        self._failures = 0
+        self.hopeless = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank's last snapshot is not in the store yet."""
+        return self._under_way is not None and not self._under_way.done()
+
+    def wants(self, step: int) -> bool:
+        """Whether a checkpoint is due at trunk step `step`, or one that was put off still is."""
+        self._owed |= (step - self._job.first_step) % self._job.checkpoint_interval_steps == 0
+        return self._owed or self.needs(step)
+
+    def needs(self, step: int) -> bool:
+        """Whether trunk step `step` is the end of a phase or of the job."""
+        return step in self._job.phase_ends or step == self._job.last_step
+
+    def save(
+        self, engine: Any, step: int, rows: list[dict[str, Any]], *, needed: bool = False
+    ) -> None:
+        """Begin the snapshot of trunk step `step`; `wait_for_snapshot` before the engine steps on.
+
+        Waits until the one before is stored; raises StoreFailed when that was one failure too many.
+        rows: the steps since the last call.
+        needed: try until it is stored; the ends of phases and of the job always are.
+        """
+        self.finish()
+        self._owed = False
+        moments, steps = optimizer_state(engine)
+        weights = gather_weights(engine)
+        snapshot = _Snapshot(step, steps, needed or self.needs(step))
+        self._written = self._thread.submit(self._write, engine.module, moments, weights, rows)
+        self._under_way = self._thread.submit(self._store_snapshot, self._written, snapshot)
+
+    def wait_for_snapshot(self) -> None:
+        """Until weights and moments may change. Raises OSError when they could not be written."""
+        if self._written is not None:
+            self._written.result()
+
+    def put_off(self, step: int) -> None:
+        """Tell that a due checkpoint waits for the one before."""
+        if self._rank == 0 and not self._put_off:
+            self._tap.notice.remote(
+                f"the checkpoint due at step {step:,} waits until the one before is stored; "
+                "lengthen training.checkpoint_every if this happens often"
+            )
+        self._put_off = True
+
+    def wait(self) -> None:
+        """Until nothing is under way."""
+        if self._under_way is not None:
+            self._under_way.result()
+
+    def finish(self) -> None:
+        """Wait, and raise StoreFailed on every rank when too many could not be stored."""
+        self.wait()
+        if self.hopeless:
+            raise StoreFailed(self.hopeless)
+
+    def close(self) -> None:
+        """Drop the local files; what is still under way fails."""
+        self._thread.shutdown(wait=False)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _optimizer_name(self) -> str:
+        return f"{OPTIMIZER}{self._rank:02d}-of-{self._world:02d}.safetensors"
+
+    def _write(
+        self,
+        module: Any,
+        moments: dict[str, torch.Tensor],
+        weights: dict[str, torch.Tensor] | None,
+        rows: list[dict[str, Any]],
+    ) -> None:
+        """The snapshot, on this rank's own thread."""
+        write_tensors(moments, self._folder / self._optimizer_name)
+        if weights is not None:
+            write_model_folder(module, weights, self._folder / _MODEL)
+            with (self._folder / METRICS).open("a") as sink:
+                sink.writelines(f"{json.dumps(row)}\n" for row in rows)
+
+    def _store_snapshot(self, written: Future[None], snapshot: _Snapshot) -> None:
+        """Everything after the snapshot, on the same thread. Raises what writing it raised."""
+        written.result()
+        limit = self._job.training.max_failed_checkpoints
+        while not self.hopeless:
+            problem = self._try_to_store(snapshot)
+            if not problem:
+                self._failures = 0
+                return
+            if problem == _TAKEN_OVER:
+                self.hopeless = problem
+                return
+            self._failures += 1
+            if self._rank == 0:
+                self._tap.failed_save.remote(
+                    snapshot.step,
+                    f"the checkpoint of step {snapshot.step:,} could not be stored ({problem})",
+                )
+            if self._failures >= limit:
+                self.hopeless = (
+                    f"{self._failures} checkpoints in a row could not be stored, "
+                    f"the last at step {snapshot.step:,}: {problem}"
+                )
+            elif not snapshot.needed:
+                return
+            else:
+                time.sleep(_PATIENCE_SECONDS * 2 ** (self._failures - 1))
+
+    def _try_to_store(self, snapshot: _Snapshot) -> str:
+        """Upload on every rank, then commit on rank 0; what went wrong on any, or ""."""
+        told: list[Any] = [None] * self._world
+        dist.all_gather_object(told, self._upload(snapshot), group=self._group)
+        problems = [part for part in told if isinstance(part, str)]
+        outcome = [problems[0] if problems else ""]
+        if self._rank == 0 and not problems:
+            outcome = [self._commit(snapshot, told)]
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        return outcome[0]
+
+    def _upload(self, snapshot: _Snapshot) -> dict[str, checkpoints.FileEntry] | str:
+        key = checkpoints.folder_of(self._job.folder, snapshot.step)
+        place = checkpoints.place_of(key, self._attempt)
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(_UPLOADS_TRIED),
+            wait=tenacity.wait_exponential(0.5),
+            retry=tenacity.retry_if_exception_type(OSError),
+            reraise=True,
+        )
+        try:
+            return retrying(checkpoints.upload, self._store, place, self._files())
+        except Exception as failed:  # told to every rank, and counted
+            return _in_one_line(failed)
+
+    def _files(self) -> list[Path]:
+        """This rank's files as they go to the store."""
+        files = [self._folder / self._optimizer_name]
+        if self._rank == 0:
+            files += [*sorted((self._folder / _MODEL).iterdir()), self._folder / METRICS]
+        return files
+
+    def _commit(self, snapshot: _Snapshot, parts: list[dict[str, checkpoints.FileEntry]]) -> str:
+        """Commit and thin out the older ones; what went wrong, or ""."""
+        job = self._job
+        key = checkpoints.folder_of(job.folder, snapshot.step)
+        files = {name: entry for part in parts for name, entry in part.items()}
+        try:
+            if not job.may_commit(self._store):
+                return _TAKEN_OVER
+            checkpoints.commit(self._store, key, self._manifest(snapshot, files))
+        except Exception as failed:
+            return _in_one_line(failed)
+        self._tap.saved.remote(key)
+        try:
+            sweep(self._store, job.folder, job.phase_ends, job.last_step, job.training.keep_last)
+        except Exception as failed:
+            self._tap.notice.remote(
+                f"older checkpoints could not be removed ({_in_one_line(failed)}); "
+                "the next one tries again"
+            )
+        return ""
+
+    def _manifest(
+        self, snapshot: _Snapshot, files: dict[str, checkpoints.FileEntry]
+    ) -> checkpoints.CheckpointManifest:
+        job, step = self._job, snapshot.step
+        return checkpoints.CheckpointManifest(
+            name=job.name,
+            step=step,
+            phase=job.phase(step - 1),
+            eta=job.eta(step - 1),
+            schedule=to_dict(job.schedule),
+            mix=job.mix.to_dict(),
+            mix_step=step - job.first_step,
+            tokens_seen=job.tokens_at(step, self._skipped),
+            skipped=tuple(skipped for skipped in self._skipped if skipped <= step),
+            optimizer_steps=snapshot.optimizer_steps,
+            world_size=self._world,
+            code_version=perennial.__version__,
+            tracking_run=job.tracking_run,
+            attempt=self._attempt,
+            files=files,
+        )
+
+
+def _remove_left_over() -> None:
+    """Local files of workers that were killed on this machine."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        process = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_one_line(failed: BaseException) -> str:
+    return " ".join(f"{type(failed).__name__}: {failed}".split())[:300]

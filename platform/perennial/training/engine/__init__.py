@@ -1,0 +1,1 @@
+"""Build the DeepSpeed engine and run its steps."""

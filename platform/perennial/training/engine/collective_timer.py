@@ -1,0 +1,61 @@
+"""Timing DeepSpeed's collectives, wherever in a step it calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from perennial.training.engine.step_timer import Meter
+
+_COLLECTIVES = (
+    "all_reduce",
+    "inference_all_reduce",
+    "all_reduce_coalesced",
+    "reduce",
+    "reduce_scatter_tensor",
+    "reduce_scatter",
+    "all_gather_into_tensor",
+    "all_gather",
+    "all_gather_coalesced",
+    "all_to_all_single",
+    "broadcast",
+    "barrier",
+)
+
+
+def meter_collectives(meter: Meter) -> None:
+    """Charge the time that this process spends in DeepSpeed's collectives to communication.
+
+    A collective that blocks takes its time and what this rank waits for the others; one that does
+    not is charged when it is waited for. What the hardware does meanwhile is not counted.
+    """
+    from deepspeed.comm import comm
+
+    backend = comm.cdb
+    for name in _COLLECTIVES:
+        call = getattr(type(backend), name, None)
+        if call is not None:
+            setattr(backend, name, _timed(call.__get__(backend), meter))
+
+
+def _timed(call: Callable[..., Any], meter: Meter) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        before = meter.to("communication")
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            meter.to(before)
+        return _Handle(result, meter) if hasattr(result, "wait") else result
+
+    return timed
+
+
+class _Handle:
+    """A collective under way; waiting for it is communication."""
+
+    def __init__(self, handle: Any, meter: Meter) -> None:
+        self._handle = handle
+        self.wait = _timed(handle.wait, meter)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)

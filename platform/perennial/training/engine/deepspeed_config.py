@@ -1,0 +1,45 @@
+"""DeepSpeed's configuration for a run, as plain data. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from perennial.config.deepspeed_overrides import merged
+from perennial.training.engine.microbatch import micro_batches_per_rank
+
+if TYPE_CHECKING:
+    from perennial.config.training import TrainingSpec
+
+
+def deepspeed_settings(spec: TrainingSpec, global_batch: int, world_size: int) -> dict[str, Any]:
+    """What DeepSpeed is told: the run file's fields, and its block `deepspeed` beside them.
+
+    Gradient accumulation takes up what `world_size` workers of `micro_batch` sequences leave; see
+    `share` for the losses' weights.
+    """
+    accumulation = micro_batches_per_rank(global_batch, spec.micro_batch, world_size)
+    ours = {
+        # DeepSpeed wants this product; with parts of unlike sizes it is more than `global_batch`.
+        "train_batch_size": spec.micro_batch * accumulation * world_size,
+        "train_micro_batch_size_per_gpu": spec.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": spec.gradient_clip,
+        "zero_optimization": {"stage": spec.zero_stage} | _offload(spec),
+        "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own Adam for offloaded state is compiled on first use; torch's needs nothing.
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": spec.precision == "bf16"},
+        "fp16": {"enabled": spec.precision == "fp16"},
+        "steps_per_print": 10**9,
+    }
+    return merged(ours, spec.deepspeed)
+
+
+def _offload(spec: TrainingSpec) -> dict[str, Any]:
+    pinned = {"device": "cpu", "pin_memory": spec.gpus_per_worker > 0}
+    parts = {
+        "none": (),
+        "optimizer": ("offload_optimizer",),
+        "weights": ("offload_optimizer", "offload_param"),
+    }
+    return {part: pinned for part in parts[spec.cpu_offload]}

@@ -1,0 +1,118 @@
+"""The DeepSpeed engine around a model, and its whole weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.ops import __compatible_ops__
+
+from perennial.training.engine.deepspeed_config import deepspeed_settings
+from perennial.training.model.features import document_positions, prepare
+
+if TYPE_CHECKING:
+    from perennial.config.training import TrainingSpec
+
+
+def build_engine(
+    model: Any, spec: TrainingSpec, global_batch: int, world_size: int, end_of_document: int
+) -> Any:
+    """A DeepSpeed engine around the model, with torch's AdamW and a constant global batch.
+
+    Raises InputError when the architecture cannot do what the run file asks of it.
+    """
+    # A shared-memory all-reduce that would be compiled on first use; gloo serves without it.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    prepare(model, spec, end_of_document)
+    optimizer = torch.optim.AdamW(
+        _decay_groups(model, spec.weight_decay),
+        lr=0.0,
+        betas=spec.betas,
+        eps=spec.epsilon,
+        fused=True if spec.cpu_offload != "none" else None,
+    )
+    settings = deepspeed_settings(spec, global_batch, world_size)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    # DeepSpeed 0.19.8 steps once on zero gradients where ZeRO 0 keeps fp32 copies, and would
+    # correct the moments' bias for one step too many.
+    if spec.zero_stage == 0:
+        optimizer.state.clear()
+    if spec.zero_stage == 3 and spec.loss == "chunked":
+        # The loss reads the head's weights outside the head, so the whole model gathers them.
+        head = model.get_output_embeddings()
+        for parameter in head.parameters():
+            deepspeed.zero.register_external_parameter(model, parameter)
+    if spec.compile:
+        engine.compile()
+    return engine
+
+
+def loss_of(engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document: int) -> Any:
+    """Mean nats per token of a micro-batch of ids `(micro_batch, sequence)`, to go backward from.
+
+    Every token after a sequence's first is predicted, the first of a next document too: the
+    number of tokens that a step averages over does not depend on what is in them.
+    """
+    inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
+    if spec.mask == "document":
+        inputs["position_ids"] = document_positions(ids, end_of_document)
+    return engine(**inputs).loss
+
+
+def set_eta(engine: Any, eta: float) -> None:
+    """The learning rate of the next optimizer step, for every parameter group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = eta
+
+
+def gradient_norm(engine: Any) -> torch.Tensor | None:
+    """The norm of the whole gradient, before clipping, where DeepSpeed keeps none; else None.
+
+    ZeRO 0 in fp32 is stepped by torch alone. Call it between backward and step; it is None inside
+    an accumulation, where no step is taken.
+    """
+    if not isinstance(engine.optimizer, torch.optim.Optimizer):
+        return None
+    if not engine.is_gradient_accumulation_boundary():
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def overflowed(engine: Any) -> bool:
+    """Whether fp16 left out the step just taken: its scaled gradient was not finite, and the scale
+    is lowered for the next one."""
+    return bool(engine.fp16_enabled() and not engine.was_step_applied())
+
+
+def gather_weights(engine: Any) -> dict[str, torch.Tensor] | None:
+    """The model's whole weights, for rank 0; None for the others.
+
+    A collective: every rank must call it. Under ZeRO 3 the tensors are copies on the CPU; otherwise
+    they are the live ones, to be written before the next step. A parameter that two modules share
+    is there once, as transformers stores it.
+    """
+    keep = dist.get_rank() == 0
+    weights: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in engine.module.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        divided = hasattr(tensor, "ds_id")
+        with deepspeed.zero.GatheredParameters([tensor], enabled=divided):
+            if keep:
+                whole = tensor.detach()
+                weights[name] = whole.to("cpu", copy=True).contiguous() if divided else whole
+    return weights if keep else None
+
+
+def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]

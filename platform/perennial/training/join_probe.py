@@ -1,0 +1,133 @@
+"""Watching a stage's first steps: held-out losses of the new corpus and of the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from perennial.corpora import read_manifest
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from perennial.corpora import CorpusManifest
+    from perennial.store import Store
+    from perennial.training.job import Job
+
+ROWS = 8
+"""sequences of each side: enough to see a leap, and a fraction of a step to measure"""
+LAST_LOOK = 64
+_DOCUMENTS_AT_ONCE = 32
+
+
+def looks(steps: int) -> set[int]:
+    """Steps of a stage of `steps` after which the join is looked at: 0, 1, 2, 4, ... 64."""
+    return {0} | {2**power for power in range(LAST_LOOK.bit_length())} & set(range(steps + 1))
+
+
+class JoinWatch:
+    """Looks at the join of a stage to the trunk, where its job names old corpora.
+
+    What it measures depends on the weights and the corpora alone, so a resumed job measures the
+    same. Raises InputError when a corpus is not there.
+    """
+
+    def __init__(self, store: Store, job: Job, engine: Any, first_step: int) -> None:
+        steps = looks(job.mix.steps) if job.old else set()
+        self._due = {job.first_step + step for step in steps if job.first_step + step >= first_step}
+        self._engine = engine
+        self._job = job
+        self._rows = _read(store, job) if self._due else {}
+        self._before = self._losses() if first_step == job.first_step and self._due else None
+
+    def after(self, step: int) -> dict[str, dict[str, float]]:
+        """What the row of the step that led to trunk step `step` tells; usually nothing.
+
+        `heldout` is measured after it, `heldout_before` before the stage's first step: losses in
+        nats per token by side, `new` and `old`. A collective.
+        """
+        told: dict[str, dict[str, float]] = {}
+        if self._before is not None:
+            told["heldout_before"], self._before = self._before, None
+        if step in self._due:
+            told["heldout"] = self._losses()
+        return told
+
+    def _losses(self) -> dict[str, float]:
+        """Changes neither weights nor random numbers: dropout is off."""
+        from perennial.training.engine.engine import loss_of
+
+        rank, world = dist.get_rank(), dist.get_world_size()
+        job, engine = self._job, self._engine
+        sums = torch.zeros(len(self._rows), 2, device=engine.device)
+        engine.eval()
+        with torch.no_grad():
+            for total, rows in zip(sums, self._rows.values(), strict=True):
+                for part, counted in shared_out(rows, rank, world, job.training.micro_batch):
+                    ids = torch.from_numpy(part).to(engine.device)
+                    loss = loss_of(engine, ids, job.training, job.end_of_document).float()
+                    total += torch.stack([loss, torch.ones_like(loss)]) * counted
+        engine.train()
+        dist.all_reduce(sums)
+        found = zip(self._rows, sums.tolist(), strict=True)
+        return {side: loss / rows for side, (loss, rows) in found if rows}
+
+
+def shared_out(
+    rows: npt.NDArray[np.int64], rank: int, world_size: int, micro: int
+) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """A rank's parts of at most `micro` rows, and how many of a part's rows count.
+
+    Every rank gets as many parts as every other, as collectives inside the model need; where its
+    rows are used up it gets one that does not count.
+    """
+    mine = rows[rank::world_size]
+    parts = -(-len(rows) // (world_size * micro))
+    for first in range(0, parts * micro, micro):
+        part = mine[first : first + micro]
+        yield (part, len(part)) if len(part) else (rows[:1], 0)
+
+
+def _read(store: Store, job: Job) -> dict[str, npt.NDArray[np.int64]]:
+    """Fixed held-out sequences `(rows, sequence)` of both sides, the same on every rank."""
+    sides = {"new": job.mix.corpora, "old": job.old}
+    return {side: _share_of_each(store, corpora, job) for side, corpora in sides.items()}
+
+
+def _share_of_each(store: Store, corpora: Sequence[str], job: Job) -> npt.NDArray[np.int64]:
+    share, more = divmod(ROWS, min(len(corpora), ROWS))
+    parts = [
+        _heldout(store, corpus, job, share + (index < more))
+        for index, corpus in enumerate(corpora[:ROWS])
+    ]
+    return np.concatenate(parts)
+
+
+def _heldout(store: Store, corpus: str, job: Job, rows: int) -> npt.NDArray[np.int64]:
+    """The first held-out sequences `(rows, sequence)` of a corpus; fewer where it has fewer."""
+    wanted = rows * job.sequence_length
+    parts: list[npt.NDArray[Any]] = []
+    for tokens in _documents(store, read_manifest(store, corpus)):
+        parts.append(tokens)
+        wanted -= len(tokens)
+        if wanted <= 0:
+            break
+    flat = np.concatenate([np.empty(0, np.int64), *parts])
+    full = min(rows, len(flat) // job.sequence_length)
+    return flat[: full * job.sequence_length].reshape(full, -1).astype(np.int64)
+
+
+def _documents(store: Store, manifest: CorpusManifest) -> Iterator[npt.NDArray[Any]]:
+    import pyarrow.parquet as pq
+
+    dtype = np.dtype(f"<u{manifest.token_bytes}")
+    for file in manifest.holdout:
+        with store.open(f"corpora/{manifest.name}/{file.file}") as stream:
+            batches = pq.ParquetFile(stream).iter_batches(_DOCUMENTS_AT_ONCE, columns=["tokens"])
+            for batch in batches:
+                for tokens in batch["tokens"]:
+                    yield np.frombuffer(tokens.as_py(), dtype=dtype)

@@ -1,0 +1,1 @@
+"""Run worker groups under Ray Train: scaling, preemption, clean-up."""

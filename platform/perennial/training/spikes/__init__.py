@@ -1,0 +1,1 @@
+"""Detect loss spikes and record the batches that are skipped."""
