@@ -14,14 +14,15 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "platform" / "perennial"
 
 # Room -> the rooms that it may import. Nothing else is allowed, and no circle is declared.
-_CORE = {"errors", "store", "config", "schedules"}
+_CORE = {"errors", "registry", "store", "config", "schedules"}
 _DATA = _CORE | {"corpora", "mixture"}
 EDGES: dict[str, set[str]] = {
     "errors": set(),
-    "store": {"errors"},
-    "config": {"errors"},
-    "schedules": {"errors", "config"},
-    "corpora": {"errors", "store"},
+    "registry": {"errors"},
+    "store": {"errors", "registry"},
+    "config": {"errors", "registry"},
+    "schedules": {"errors", "registry", "config"},
+    "corpora": {"errors", "registry", "store"},
     "mixture": {"store"},
     "tracking": {"errors", "store"},
     "training": _DATA,
