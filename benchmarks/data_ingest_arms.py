@@ -95,7 +95,7 @@ def perennial_plain_arm(folder: Path) -> Arm:
 def _perennial(folder: Path, near_duplicates: float | None) -> Arm:
     import ray
 
-    from perennial.corpora import IngestSettings, ingest, land
+    from perennial.corpora import IngestSettings, ingest_corpus, land
     from perennial.store import open_store
 
     store = open_store(folder / "store")
@@ -108,8 +108,8 @@ def _perennial(folder: Path, near_duplicates: float | None) -> Arm:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     settings = IngestSettings(sequence_length=SEQUENCE, seed=1, near_duplicates=near_duplicates)
     small = {"piece_bytes": 50_000, "shard_tokens": 20_000}
-    ingest(store, inbox, "warm", settings.model_copy(update=small))
-    return lambda: ingest(store, inbox, "text", settings).counts.tokens, ray.shutdown
+    ingest_corpus(store, inbox, "warm", settings.model_copy(update=small))
+    return lambda: ingest_corpus(store, inbox, "text", settings).counts.tokens, ray.shutdown
 
 
 def datasets_arm(folder: Path) -> Arm:

@@ -77,7 +77,7 @@ def ingest_text(
     ledger.append(Landed(at=now(), corpus=name, size_bytes=file.stat().st_size))
     ledger.append(Ingesting(at=now(), corpus=name))
     earlier = [each for stage in ledger.state.stages for each in stage.corpora]
-    manifest = corpora.ingest(store, inbox, name, settings, earlier=earlier)
+    manifest = corpora.ingest_corpus(store, inbox, name, settings, earlier=earlier)
     ledger.append(
         Ready(
             at=now(),

@@ -93,7 +93,7 @@ def _serve() -> None:
 
 
 def _ingest(task: dict[str, Any], answers: Any) -> dict[str, str]:
-    from perennial.corpora import ingest
+    from perennial.corpora import ingest_corpus
     from perennial.store import open_store
 
     def progress(phase: str, done: int, _all: int) -> None:
@@ -104,7 +104,7 @@ def _ingest(task: dict[str, Any], answers: Any) -> dict[str, str]:
 
     store = open_store(task["store"])
     try:
-        manifest = ingest(store, store.sub("inbox"), "en", SETTINGS, progress=progress)
+        manifest = ingest_corpus(store, store.sub("inbox"), "en", SETTINGS, progress=progress)
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
     return {"digest": manifest.digest}

@@ -26,7 +26,7 @@ from perennial.corpora import (
     Landed,
     borrow_tokenizer,
     fit_warning,
-    ingest,
+    ingest_corpus,
     inspect,
     land,
     load_tokenizer,
@@ -99,7 +99,7 @@ def test_I8_a_landed_corpus_becomes_shards_with_a_manifest(
 ) -> None:
     inbox = prepared(store, files)
     seen: list[tuple[str, int, int]] = []
-    manifest = ingest(store, inbox, "en", SETTINGS, progress=lambda *a: seen.append(a))
+    manifest = ingest_corpus(store, inbox, "en", SETTINGS, progress=lambda *a: seen.append(a))
     assert read_manifest(store, "en") == manifest
     assert seen[0] == ("read", 1, 1)
     assert seen[-1] == ("write", len(manifest.shards), len(manifest.shards))
@@ -110,7 +110,7 @@ def test_I8_a_landed_corpus_becomes_shards_with_a_manifest(
     assert digests(store) == {file.file: file.sha256 for file in named}
     # The same on a local folder, whatever this store is.
     other = local(tmp_path, "other")
-    again = ingest(other, prepared(other, files), "en", SETTINGS)
+    again = ingest_corpus(other, prepared(other, files), "en", SETTINGS)
     assert again.digest == manifest.digest
     assert digests(other) == digests(store)
 
@@ -119,7 +119,7 @@ def test_I5_the_counts_add_up_and_the_rows_hold_the_documents(
     tmp_path: Path, files: list[Path]
 ) -> None:
     store = local(tmp_path, "store")
-    manifest = ingest(store, prepared(store, files), "en", SETTINGS)
+    manifest = ingest_corpus(store, prepared(store, files), "en", SETTINGS)
     counts = manifest.counts.check()
     assert counts.documents >= len(TEXTS)
     assert counts.row_tokens == manifest.tokens == manifest.rows * 64
@@ -158,11 +158,11 @@ def test_the_output_is_the_same_for_any_parallelism_and_piece_size(
     tmp_path: Path, files: list[Path]
 ) -> None:
     store = local(tmp_path, "one")
-    first = ingest(store, prepared(store, files), "en", SETTINGS, cpus_per_task=1)
+    first = ingest_corpus(store, prepared(store, files), "en", SETTINGS, cpus_per_task=1)
     pieces: list[int] = []
     other = local(tmp_path, "two")
     cut = SETTINGS.model_copy(update={"piece_bytes": 20_000})
-    second = ingest(
+    second = ingest_corpus(
         other,
         prepared(other, files),
         "en",
@@ -180,7 +180,7 @@ def test_documents_are_spread_over_all_shards(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps({"text": f"day {i:05d}"}) + "\n" for i in range(4000)))
     store = local(tmp_path, "store")
     settings = IngestSettings(sequence_length=8, seed=1, shard_tokens=5000, holdout_share=0)
-    manifest = ingest(store, prepared(store, [file], settings), "en", settings)
+    manifest = ingest_corpus(store, prepared(store, [file], settings), "en", settings)
     assert len(manifest.shards) == 5
     decoder = load_tokenizer(store).build()
     for shard in manifest.shards:
@@ -198,7 +198,7 @@ def test_I6_an_ingest_that_was_killed_half_way_resumes_to_the_same(
 ) -> None:
     settings = SETTINGS.model_copy(update={"piece_bytes": 60_000})
     undisturbed = local(tmp_path, "undisturbed")
-    expected = ingest(undisturbed, prepared(undisturbed, files, settings), "en", settings)
+    expected = ingest_corpus(undisturbed, prepared(undisturbed, files, settings), "en", settings)
 
     class Killed(Exception):
         pass
@@ -213,14 +213,14 @@ def test_I6_an_ingest_that_was_killed_half_way_resumes_to_the_same(
     inbox = prepared(store, files, settings)
     for phase, count in (("read", 1), ("read", 3), ("write", 1), ("write", 2)):
         with pytest.raises(Killed):
-            ingest(store, inbox, "en", settings, progress=kill_at(phase, count))
+            ingest_corpus(store, inbox, "en", settings, progress=kill_at(phase, count))
         with pytest.raises(InputError, match="not ingested"):
             read_manifest(store, "en")
     written = {i.key: i for i in store.list("corpora/en") if "shard-" in i.key}
     assert written
     lost = min(written)
     store.remove(lost)
-    manifest = ingest(store, inbox, "en", settings)
+    manifest = ingest_corpus(store, inbox, "en", settings)
     assert manifest.digest == expected.digest
     assert digests(store) == digests(undisturbed)
     kept = {i.key: i for i in store.list("corpora/en") if i.key in written and i.key != lost}
@@ -230,15 +230,15 @@ def test_I6_an_ingest_that_was_killed_half_way_resumes_to_the_same(
 def test_an_ingested_corpus_is_not_ingested_again(tmp_path: Path, files: list[Path]) -> None:
     store = local(tmp_path, "store")
     inbox = prepared(store, files)
-    manifest = ingest(store, inbox, "en", SETTINGS)
+    manifest = ingest_corpus(store, inbox, "en", SETTINGS)
     before = store.list("corpora")
     inbox.remove("en")
-    assert ingest(store, inbox, "en", SETTINGS) == manifest
+    assert ingest_corpus(store, inbox, "en", SETTINGS) == manifest
     assert store.list("corpora") == before
     for change in ({"seed": 2}, {"sequence_length": 32}, {"duplicates": "drop"}):
         other = SETTINGS.model_copy(update=change)
         with pytest.raises(InputError, match=f"{next(iter(change))}.*ingested with"):
-            ingest(store, inbox, "en", other)
+            ingest_corpus(store, inbox, "en", other)
 
 
 def test_a_corpus_is_borrowed_from_a_run_that_tokenised_the_same_files(
@@ -246,13 +246,13 @@ def test_a_corpus_is_borrowed_from_a_run_that_tokenised_the_same_files(
 ) -> None:
     lender = local(tmp_path, "lender")
     inbox = prepared(lender, files)
-    lent = ingest(lender, inbox, "en", SETTINGS)
+    lent = ingest_corpus(lender, inbox, "en", SETTINGS)
     borrow_tokenizer(store, lender)
     other = SETTINGS.model_copy(update={"seed": 2})
     with pytest.raises(InputError, match=r"lender.*seed.*ingested with 1, not 2"):
-        ingest(store, inbox, "en", other, lender=lender)
+        ingest_corpus(store, inbox, "en", other, lender=lender)
     passes: list[str] = []
-    borrowed = ingest(
+    borrowed = ingest_corpus(
         store, inbox, "en", SETTINGS, lender=lender, progress=lambda step, *_: passes.append(step)
     )
     assert borrowed == lent == read_manifest(store, "en")
@@ -263,13 +263,13 @@ def test_a_corpus_is_borrowed_from_a_run_that_tokenised_the_same_files(
     third = local(tmp_path, "third")
     borrow_tokenizer(third, lender)
     with pytest.raises(InputError, match="en was tokenised from other files"):
-        ingest(third, local(tmp_path, "second"), "en", SETTINGS, lender=lender)
+        ingest_corpus(third, local(tmp_path, "second"), "en", SETTINGS, lender=lender)
     assert not third.exists("corpora/en/manifest.json")
 
 
 def test_an_altered_manifest_is_noticed(tmp_path: Path, files: list[Path]) -> None:
     store = local(tmp_path, "store")
-    ingest(store, prepared(store, files), "en", SETTINGS)
+    ingest_corpus(store, prepared(store, files), "en", SETTINGS)
     key = "corpora/en/manifest.json"
     content = json.loads(store.read(key))
     content["counts"]["documents"] += 1
@@ -344,7 +344,7 @@ def test_I5_a_file_that_vanished_or_changed_since_it_was_listed_is_quarantined(
         return found
 
     monkeypatch.setattr(pipeline, "inspect", listed)
-    manifest = ingest(store, inbox, "en", SETTINGS)
+    manifest = ingest_corpus(store, inbox, "en", SETTINGS)
     counts = manifest.counts.check()
     records = {(r["file"], r["reason"], r["offset"]) for r in quarantined(store, manifest)}
     assert records == {("gone.jsonl", "vanished", 0), ("other.jsonl", "changed", 0)}
@@ -362,7 +362,7 @@ def test_I5_broken_input_is_quarantined_by_reason_and_the_rest_is_ingested(
     settings = SETTINGS.model_copy(update={"max_bad_share": 1.0})
     store = local(tmp_path, "store")
     inbox = prepared(store, [*files, *folder.iterdir()], settings)
-    manifest = ingest(store, inbox, "en", settings)
+    manifest = ingest_corpus(store, inbox, "en", settings)
     counts = manifest.counts.check()
     records = {record["file"]: record for record in quarantined(store, manifest)}
     assert records.keys() == expected.keys()
@@ -383,7 +383,7 @@ def test_a_corpus_with_too_much_bad_input_is_refused_as_a_whole(
     inbox = prepared(store, [*files, bad])
     before = store.list("")
     with pytest.raises(InputError, match="10 invalid-json") as refused:
-        ingest(store, inbox, "en", SETTINGS)
+        ingest_corpus(store, inbox, "en", SETTINGS)
     assert refused.value.field == "max_bad_share"
     assert store.list("") == before
 
@@ -394,7 +394,7 @@ def test_a_file_that_was_lost_counts_by_its_bytes(tmp_path: Path, files: list[Pa
     store = local(tmp_path, "store")
     inbox = prepared(store, [*files, fake])
     with pytest.raises(InputError, match=r"1 of .* documents and 20000 of .* bytes"):
-        ingest(store, inbox, "en", SETTINGS)
+        ingest_corpus(store, inbox, "en", SETTINGS)
 
 
 def test_a_corpus_without_text_is_refused(tmp_path: Path, files: list[Path]) -> None:
@@ -405,7 +405,7 @@ def test_a_corpus_without_text_is_refused(tmp_path: Path, files: list[Path]) -> 
     land(inbox, "blank", [blank])
     before = store.list("")
     with pytest.raises(InputError, match="no text"):
-        ingest(store, inbox, "blank", SETTINGS)
+        ingest_corpus(store, inbox, "blank", SETTINGS)
     assert store.list("") == before
 
 
@@ -417,7 +417,7 @@ def test_exact_duplicates_are_counted_and_dropped_by_option(tmp_path: Path) -> N
     for duplicates in ("keep", "drop"):
         settings = SETTINGS.model_copy(update={"duplicates": duplicates, "shard_tokens": 2000})
         store = local(tmp_path, duplicates)
-        manifest = ingest(store, prepared(store, [file], settings), "en", settings)
+        manifest = ingest_corpus(store, prepared(store, [file], settings), "en", settings)
         found[duplicates] = manifest.counts.check()
         records = quarantined(store, manifest)
         accounts_hold(store, manifest)
@@ -450,7 +450,7 @@ def landed_and_ingested(
     land(store.sub("inbox"), name, [file])
     if not store.exists("tokenizer/manifest.json"):
         train_tokenizer(store, store.sub("inbox"), name, 1000, settings)
-    return ingest(store, store.sub("inbox"), name, settings, **options)
+    return ingest_corpus(store, store.sub("inbox"), name, settings, **options)
 
 
 def test_I5_near_duplicates_of_held_out_documents_are_not_trained(tmp_path: Path) -> None:
@@ -603,7 +603,7 @@ def test_a_tokenizer_that_fits_a_corpus_badly_gets_a_warning_with_both_numbers(
 
 def test_shard_counts_total_to_the_manifests(tmp_path: Path, files: list[Path]) -> None:
     store = local(tmp_path, "store")
-    manifest = ingest(store, prepared(store, files), "en", SETTINGS)
+    manifest = ingest_corpus(store, prepared(store, files), "en", SETTINGS)
     assert total([manifest.counts, manifest.counts]).tokens == 2 * manifest.counts.tokens
     assert manifest.total_bytes == manifest.counts.trained_bytes + manifest.counts.held_out_bytes
     assert {file.name for file in manifest.inputs} == {path.name for path in files}
@@ -615,10 +615,10 @@ def test_of_two_ingests_at_once_nothing_is_lost_or_doubled(
 ) -> None:
     settings = SETTINGS.model_copy(update={"piece_bytes": 60_000})
     alone = local(tmp_path, "alone")
-    expected = ingest(alone, prepared(alone, files, settings), "en", settings)
+    expected = ingest_corpus(alone, prepared(alone, files, settings), "en", settings)
     inbox = prepared(store, files, settings)
     with ThreadPoolExecutor(2) as pool:
-        racing = [pool.submit(ingest, store, inbox, "en", settings) for _ in range(2)]
+        racing = [pool.submit(ingest_corpus, store, inbox, "en", settings) for _ in range(2)]
         found = [each.result().digest for each in racing]
     assert found == [expected.digest] * 2
     named = {f.file: f.sha256 for f in (*expected.shards, *expected.holdout, *expected.digests)}

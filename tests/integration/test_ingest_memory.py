@@ -12,7 +12,7 @@ from pydoc_data.topics import topics
 import psutil
 import pytest
 
-from perennial.corpora import IngestSettings, ingest, land, train_tokenizer
+from perennial.corpora import IngestSettings, ingest_corpus, land, train_tokenizer
 from perennial.store import open_store
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600), pytest.mark.usefixtures("ray_local")]
@@ -74,7 +74,7 @@ def test_the_heap_of_an_ingest_is_bounded_whatever_the_size_of_the_corpus(tmp_pa
     train_tokenizer(store, inbox, "large", 4096, SETTINGS)
     watch = HeapWatch()
     watch.start()
-    manifest = ingest(store, inbox, "large", SETTINGS)
+    manifest = ingest_corpus(store, inbox, "large", SETTINGS)
     watch.stop()
     assert manifest.counts.check().trained_bytes > 0.8 * SIZE_BYTES
     rows = [sum(shard.row_groups) for shard in manifest.shards]

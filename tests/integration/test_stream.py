@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from perennial.corpora import IngestSettings, ingest, land, read_manifest, train_tokenizer
+from perennial.corpora import IngestSettings, ingest_corpus, land, read_manifest, train_tokenizer
 from perennial.mixture import ReplayRule, Source, StageMix, stage_mix
 from perennial.mixture import ray_stream as stream_room
 from perennial.mixture.batches import rank_rows
@@ -44,7 +44,7 @@ def tokenised(tmp_path_factory: pytest.TempPathFactory) -> Store:
         land(inbox, name, [path])
     train_tokenizer(store, inbox, NAMES[0], 500, settings)
     for name in NAMES:
-        ingest(store, inbox, name, settings)
+        ingest_corpus(store, inbox, name, settings)
     return store
 
 

@@ -78,7 +78,7 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
     elif work.spec.tokenizer.vocabulary is not None:
         vocabulary = work.spec.tokenizer.vocabulary
         corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings)
-    return corpora.ingest(
+    return corpora.ingest_corpus(
         work.store,
         work.inbox,
         name,

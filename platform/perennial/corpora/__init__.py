@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         land_stored,
         landed,
     )
-    from perennial.corpora.ingest.pipeline import ingest
+    from perennial.corpora.ingest.pipeline import ingest_corpus
     from perennial.corpora.manifest import (
         CorpusManifest,
         IngestSettings,
@@ -46,7 +46,7 @@ __all__ = [
     "file_format",
     "fit_warning",
     "import_tokenizer",
-    "ingest",
+    "ingest_corpus",
     "inspect",
     "land",
     "land_stored",
@@ -70,7 +70,7 @@ _HOMES = {
     "file_format": "names",
     "fit_warning": "manifest",
     "import_tokenizer": "tokenizer",
-    "ingest": "ingest.pipeline",
+    "ingest_corpus": "ingest.pipeline",
     "inspect": "inbox",
     "land": "inbox",
     "land_stored": "inbox",

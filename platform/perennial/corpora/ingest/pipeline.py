@@ -55,7 +55,7 @@ _ENGINE_SAMPLE_BYTES = 1 << 18
 _TASKS_AT_ONCE = 256  # Ray Data makes an object for every task before the first one runs
 
 
-def ingest(
+def ingest_corpus(
     store: Store,
     inbox: Store,
     name: str,
