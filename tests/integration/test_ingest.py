@@ -568,9 +568,13 @@ def test_I5_documents_with_a_piece_of_an_evaluation_text_are_not_trained(tmp_pat
     with pytest.raises(InputError, match=r"decontaminate.*ingested with"):
         landed_and_ingested(store, "en", file, settings)
     (tmp_path / "items.csv").write_text("x")
-    for name, problem in (("items.csv", "neither"), ("absent.txt", "No such file")):
-        with pytest.raises(InputError, match=problem):
+    for name, code in (
+        ("items.csv", "evaluation-format"),
+        ("absent.txt", "evaluation-unreadable"),
+    ):
+        with pytest.raises(InputError) as refused:
             landed_and_ingested(store, "fr", file, settings, decontaminate=[tmp_path / name])
+        assert refused.value.code == code
 
 
 def test_a_corpus_beside_earlier_ones_of_another_run_is_refused(tmp_path: Path) -> None:

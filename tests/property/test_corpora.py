@@ -57,7 +57,7 @@ def run(
         InputFile(name=i.key, size_bytes=i.size_bytes, etag=i.etag)
         for i in inbox.sub("en").list("")
     )
-    evaluation = read_evaluation_texts([], config.text_field)
+    evaluation = read_evaluation_texts([], config)
     store = open_store(folder / "store")
     passes = Passes(store, inbox, "en", inputs, byte_tokenizer(), config, (), evaluation)
     target, layout, step = passes.target, passes.layout, -1 if backwards else 1

@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from perennial.corpora.formats.documents import Record
-from perennial.corpora.formats.spans import read_span
-from perennial.corpora.ingest.partition import Span
+from perennial.corpora.formats.base import FileSpan, Record
+from perennial.corpora.formats.open import read_span
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import InputMoved
 from perennial.store import open_store
@@ -36,7 +35,7 @@ def read(
     info = store.info(name)
     file = InputFile(name=name, size_bytes=info.size_bytes, etag=info.etag)
     bounds = [0, *cuts, len(content)]
-    spans = [Span(0, a, b) for a, b in pairwise(bounds)]
+    spans = [FileSpan(0, a, b) for a, b in pairwise(bounds)]
     return [record for span in spans for record in read_span(store, file, span, settings)]
 
 
@@ -215,7 +214,7 @@ def test_a_file_that_vanished_or_changed_is_noticed(tmp_path: Path) -> None:
     store.write("a.jsonl", lines({"text": "a"}))
     listed = store.info("a.jsonl")
     file = InputFile(name="a.jsonl", size_bytes=listed.size_bytes, etag=listed.etag)
-    span = Span(3, 0, listed.size_bytes)
+    span = FileSpan(3, 0, listed.size_bytes)
     reading = read_span(store, file, span, SETTINGS)
     assert next(reading).text == b"a"
     store.write("a.jsonl", lines({"text": "b"}))

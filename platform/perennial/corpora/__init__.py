@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perennial.corpora.compatibility import check_same_run
+    from perennial.corpora.formats.open import find_kind
     from perennial.corpora.inbox import (
         Landed,
         StoredFile,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         fit_warning,
         read_manifest,
     )
-    from perennial.corpora.names import check_name, file_format
+    from perennial.corpora.names import check_name
     from perennial.corpora.reuse import borrow_tokenizer
     from perennial.corpora.tokenizer import (
         RunTokenizer,
@@ -43,7 +44,7 @@ __all__ = [
     "check_files",
     "check_name",
     "check_same_run",
-    "file_format",
+    "find_kind",
     "fit_warning",
     "import_tokenizer",
     "ingest_corpus",
@@ -67,7 +68,7 @@ _HOMES = {
     "check_files": "inbox",
     "check_name": "names",
     "check_same_run": "compatibility",
-    "file_format": "names",
+    "find_kind": "formats.open",
     "fit_warning": "manifest",
     "import_tokenizer": "tokenizer",
     "ingest_corpus": "ingest.pipeline",

@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial.corpora.names import check_name, file_format
+from perennial.corpora.formats.open import describe_suffixes, find_kind
+from perennial.corpora.names import check_name
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 MARKER = "_SUCCESS"
 # A producer that writes a manifest of its own need not write the marker too.
 _MARKERS = (MARKER, "manifest.json")
-_SUFFIXES = ".jsonl, .parquet or .txt (.jsonl and .txt also with .gz or .zst)"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def inspect(inbox: Store, name: str) -> Landed:
         raise InputError(where, "", problem, f"land it: `perennial land RUN_FILE {name} FILES...`")
     if corpus.total_bytes == 0:
         problem = "every file is empty" if corpus.files else "it holds no files"
-        raise InputError(where, "", problem, f"land files with text: {_SUFFIXES}")
+        raise InputError(where, "", problem, f"land files with text: {describe_suffixes()}")
     return corpus
 
 
@@ -150,13 +150,18 @@ def _landed(name: str, infos: Sequence[ObjectInfo]) -> Landed | None:
 def check_files(files: Sequence[Path]) -> None:
     """Raises InputError for files that cannot be landed together: see `land`."""
     if not files:
-        raise InputError("land", "files", "no files were given", f"name at least one {_SUFFIXES}")
+        raise InputError(
+            "land", "files", "no files were given", f"name at least one {describe_suffixes()}"
+        )
     for path in files:
         if not path.is_file():
             raise InputError("land", str(path), "there is no such file", "name a file that exists")
-        if file_format(path.name) is None:
+        if find_kind(path.name) is None:
             raise InputError(
-                "land", str(path), f"its suffix {path.suffix!r} is unknown", f"use {_SUFFIXES}"
+                "land",
+                str(path),
+                f"its suffix {path.suffix!r} is unknown",
+                f"use {describe_suffixes()}",
             )
         if path.name.startswith(("_", ".")):
             raise InputError(

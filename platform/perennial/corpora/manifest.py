@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from perennial.corpora.formats.documents import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
     from perennial.store import Store
 
 FORMAT: Final = 1
+DUPLICATE: Final = "duplicate"
+"""reason to remove a document: an equal one is there already"""
+NEAR_DUPLICATE: Final = "near-duplicate-of-held-out"
+CONTAMINATED: Final = "contaminated"
+"""reason to remove a document: it holds a piece of an evaluation text"""
 BAD_FIT: Final = 1.5
 """tokens per byte over those of the first corpus, from which on a person is told"""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from perennial.corpora import file_format
+from perennial.corpora import find_kind
 
 _ODD = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST = 120
@@ -49,7 +49,7 @@ class Pull:
         base = name.rpartition("/")[2]
         if not base or base.startswith(("_", ".")) or not fnmatchcase(base, self.match):
             return False
-        if file_format(base) is None:
+        if find_kind(base) is None:
             self.passed_over += 1
             return False
         return True

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from perennial.corpora.formats import open as formats
+from perennial.corpora.formats.open import describe_suffixes, find_kind
 from perennial.corpora.ingest.near_dedup import WORDS
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
     from perennial.corpora.ingest.documents import Documents
+    from perennial.corpora.manifest import IngestSettings
     from perennial.store import Store
 
 RUN_WORDS = 13
@@ -36,17 +39,22 @@ class EvaluationTexts:
         return sum(len(_words(text)) < RUN_WORDS for text in self.texts)
 
 
-def read_evaluation_texts(paths: Sequence[Path], text_field: str) -> EvaluationTexts:
-    """The texts of .jsonl files (the field, or every string of a line) and .txt files (paragraphs).
+def read_evaluation_texts(paths: Sequence[Path], settings: IngestSettings) -> EvaluationTexts:
+    """Return the texts of files of any format: see `FileFormat.read_evaluation_texts`.
 
-    Raises InputError for a file that is missing, unreadable, or of another kind.
+    Raises InputError for a file that is missing, unreadable, or of no known format.
     """
     texts: set[str] = set()
     for path in paths:
+        kind = find_kind(path.name)
+        if kind is None:
+            raise _unreadable(path, f"its suffix {path.suffix!r} is unknown", "evaluation-format")
         try:
-            texts.update(_texts(path, path.read_text(encoding="utf-8"), text_field))
+            with path.open("rb") as stream:
+                size = path.stat().st_size
+                texts.update(formats.read_evaluation_texts(stream, kind, size, settings))
         except (OSError, ValueError) as error:
-            raise _unreadable(path, str(error)) from error
+            raise _unreadable(path, str(error), "evaluation-unreadable") from error
     ordered = tuple(sorted(texts))
     return EvaluationTexts(hashlib.sha256(_json(ordered)).hexdigest() if paths else "", ordered)
 
@@ -103,32 +111,13 @@ def _run_digest(words: list[str]) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _texts(path: Path, content: str, text_field: str) -> Iterator[str]:
-    if path.suffix == ".txt":
-        yield from filter(None, (part.strip() for part in content.split("\n\n")))
-    elif path.suffix == ".jsonl":
-        for line in filter(None, map(str.strip, content.split("\n"))):
-            value = json.loads(line)
-            named = value.get(text_field) if isinstance(value, dict) else None
-            yield from [named] if isinstance(named, str) else _strings(value)
-    else:
-        raise _unreadable(path, "its name ends in neither .jsonl nor .txt")
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
-
-
-def _unreadable(path: Path, problem: str) -> InputError:
+def _unreadable(path: Path, problem: str, code: str) -> InputError:
     return InputError(
         str(path),
         "corpora.decontaminate",
         f"it cannot be read: {problem}",
-        "name UTF-8 files of evaluation texts, .jsonl or .txt",
+        f"name UTF-8 files of evaluation texts: {describe_suffixes()}",
+        code=code,
     )
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from perennial.corpora.formats.documents import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
 from perennial.corpora.ingest.spill import SCHEMA
+from perennial.corpora.manifest import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from perennial.corpora.formats.documents import DUPLICATE
 from perennial.corpora.ingest.documents import Documents
 from perennial.corpora.ingest.partition import (
     Layout,
@@ -26,7 +25,7 @@ from perennial.corpora.ingest.partition import (
 )
 from perennial.corpora.ingest.read import grouped, run_key
 from perennial.corpora.ingest.spill import ENTRY, SectionFile, read_sections
-from perennial.corpora.manifest import Counts, DigestFile, InputFile
+from perennial.corpora.manifest import DUPLICATE, Counts, DigestFile, InputFile
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from perennial.corpora.formats.base import FileSpan
+from perennial.corpora.formats.open import find_kind
 from perennial.corpora.manifest import InputFile
-from perennial.corpora.names import file_format
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,39 +24,28 @@ _SHARDS_PER_DIGEST_PART = 4
 _MOST_PIECES = 4096
 _LARGEST_PIECE_BYTES = 512 << 20
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}
 
 
-@dataclass(frozen=True)
-class Span:
-    """Bytes [start, end) of the input with that index."""
-
-    file: int
-    start: int
-    end: int
-
-
-Piece = tuple[Span, ...]
+Piece = tuple[FileSpan, ...]
 """what one scatter task reads"""
 
 
 def plan_pieces(inputs: Sequence[InputFile], piece_bytes: int) -> list[Piece]:
     """Divides the inputs, in order, into pieces of about `piece_bytes`.
 
-    Plain .jsonl and .parquet files are cut (at the next line or row group), others stay whole;
-    small files share a piece.
+    Files are split where their format allows it, others stay whole; small files share a piece.
     """
     pieces: list[Piece] = []
-    current: list[Span] = []
+    current: list[FileSpan] = []
     held = 0
     for index, file in enumerate(inputs):
-        parts = max(1, math.ceil(file.size_bytes / piece_bytes)) if _can_be_cut(file) else 1
+        parts = max(1, math.ceil(file.size_bytes / piece_bytes)) if _is_splittable(file) else 1
         bounds = [file.size_bytes * part // parts for part in range(parts + 1)]
         for start, end in pairwise(bounds):
             if current and held + end - start > piece_bytes:
                 pieces.append(tuple(current))
                 current, held = [], 0
-            current.append(Span(index, start, end))
+            current.append(FileSpan(index, start, end))
             held += end - start
     return [*pieces, tuple(current)] if current else pieces
 
@@ -77,8 +67,8 @@ def piece_size(inputs: Sequence[InputFile], least_bytes: int) -> int:
 
 def text_bytes(file: InputFile) -> int:
     """About how much text a file holds; nothing where its format is unknown."""
-    form = file_format(file.name)
-    return 0 if form is None else file.size_bytes * _EXPANSION.get(form[1] or form[0], 1)
+    kind = find_kind(file.name)
+    return 0 if kind is None else file.size_bytes * kind.expansion
 
 
 @dataclass(frozen=True)
@@ -154,5 +144,6 @@ def holdout_bound(share: float) -> int:
     return int(share * 2**64)
 
 
-def _can_be_cut(file: InputFile) -> bool:
-    return file_format(file.name) in ((".jsonl", ""), (".parquet", ""))
+def _is_splittable(file: InputFile) -> bool:
+    kind = find_kind(file.name)
+    return kind is not None and kind.splittable

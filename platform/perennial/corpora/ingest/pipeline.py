@@ -79,7 +79,7 @@ def ingest_corpus(
     """
     check_name(name)
     tokenizer = load_tokenizer(store)
-    evaluation = read_evaluation_texts(decontaminate, settings.text_field)
+    evaluation = read_evaluation_texts(decontaminate, settings)
     settings = settings.model_copy(update={"decontaminate": evaluation.digest})
     if store.exists(manifest_key(name)):
         return check_same_settings(store, name, tokenizer, settings)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from perennial.corpora.formats.documents import HARMLESS, Record
-from perennial.corpora.formats.spans import read_span
+from perennial.corpora.formats.base import HARMLESS, Record
+from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.partition import (
     Layout,
     Piece,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from perennial.corpora.formats.spans import read_span
+from perennial.corpora.formats.open import read_span
 from perennial.corpora.inbox import inspect
 from perennial.corpora.ingest.partition import holdout_bound, plan_pieces, text_digest
 from perennial.corpora.manifest import IngestSettings, InputFile

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perennial.corpora.encoders import EngineName, make_encoder, stored_type
-from perennial.corpora.formats.documents import CONTAMINATED, NEAR_DUPLICATE
 from perennial.corpora.ingest.decontaminate import load_contamination
 from perennial.corpora.ingest.documents import (
     Documents,
@@ -27,6 +26,8 @@ from perennial.corpora.ingest.partition import Layout, holdout_bound
 from perennial.corpora.ingest.read import run_key
 from perennial.corpora.ingest.spill import read_documents, read_sections
 from perennial.corpora.manifest import (
+    CONTAMINATED,
+    NEAR_DUPLICATE,
     Counts,
     HoldoutFile,
     IngestSettings,

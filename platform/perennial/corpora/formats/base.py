@@ -1,0 +1,214 @@
+"""Base class of file formats: what a format implements, and the records that it yields."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
+
+from perennial.registry import Registry
+
+if TYPE_CHECKING:
+    from perennial.corpora.manifest import IngestSettings
+
+TRUNCATED = "truncated"
+"""the compressed stream ends early or is damaged"""
+UNREADABLE = "unreadable"
+"""not a file of its format, or a damaged one"""
+INVALID_UTF8 = "invalid-utf8"
+INVALID_JSON = "invalid-json"
+MISSING_TEXT = "missing-text"
+TEXT_NOT_STRING = "text-not-string"
+TOO_LONG = "too-long"
+EMPTY_TEXT = "empty-text"
+EMPTY_FILE = "empty-file"
+UNKNOWN_FORMAT = "unknown-format"
+VANISHED = "vanished"
+"""the file was removed after the corpus was listed"""
+CHANGED = "changed"
+"""the file was replaced after the corpus was listed"""
+
+HARMLESS = frozenset({EMPTY_TEXT, EMPTY_FILE})
+"""nothing was lost, so these do not count towards `max_bad_share`"""
+
+# A JSON line also holds other fields, and escapes make its text longer.
+_LINE_FACTOR = 4
+_SKIP_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+class Record(NamedTuple):
+    """A document, or (with a reason) a part of a file that is not one.
+
+    `offset` identifies the record in its file and decides its place in the shards: the byte at
+    which its line (.jsonl) or first line (.txt) begins in the decompressed file, or its row number
+    (.parquet). `lost_bytes` are stored bytes that could not be read at all.
+    """
+
+    offset: int
+    text: bytes = b""
+    domain: str = ""
+    reason: str = ""
+    detail: str = ""
+    lost_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class FileSpan:
+    """Stored bytes [start, end) of the input file with that index."""
+
+    file: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """An open file and the part of it to read.
+
+    `stream` is seekable unless the file is compressed; then it is decompressed, `start` is 0 and
+    `end` is None, because a compressed file is read as a whole. `size_bytes` is the size of the
+    whole stored file.
+    """
+
+    stream: BinaryIO
+    start: int
+    end: int | None
+    size_bytes: int
+
+
+class FileFormat(ABC):
+    """A format of landed files; this docstring is the recipe for another one.
+
+    Subclass it in one module, set the class variables and implement `read`. A built-in format
+    registers itself with `@FORMATS.register(name)`; another package names its class in an entry
+    point, and the package must be installed on every node that ingests:
+
+        [project.entry-points."perennial.formats"]
+        csv = "my_package.csv_format:CsvFormat"
+
+    Everything else follows from the class: landing and sources accept its suffixes (with .gz and
+    .zst too where it is compressible), messages list them, and evaluation texts may come from it.
+
+    An instance has no state: tasks in many processes read parts of one file, in any order, and a
+    part is read again after a failure. So `read` must yield the same records for the same bytes.
+
+    Attributes:
+        suffixes: lower-case ends of file names, such as (".csv",).
+        splittable: whether a plain file is divided into parts of bytes that are read in parallel.
+            A record then belongs to the part that holds its first byte (of its line, of its row
+            group): over any division of the file, every record is yielded exactly once.
+        compressible: whether `read` can do with a stream that cannot seek, so that files inside
+            .gz and .zst are read too.
+        expansion: bytes of text in a stored byte, roughly. It influences how many shards a corpus
+            has, and nothing else; it must never change for files that were ingested.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]]
+    splittable: ClassVar[bool] = False
+    compressible: ClassVar[bool] = True
+    expansion: ClassVar[int] = 1
+
+    @abstractmethod
+    def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
+        """Yield the records of a part of a file, in bounded memory and in the order of the file.
+
+        Offsets must increase and be unique in the file. What is no document is yielded with a
+        reason, by `make_record` or as a Record of its own with a reason in kebab-case, never
+        raised: one bad line must not cost the rest of the file. Errors of the stream itself
+        (OSError, EOFError) pass through; the caller tells damage from a failing storage.
+
+        Args:
+            part: the open file, and the bytes of it to read. A format that is not splittable gets
+                the whole file and may ignore `start` and `end`.
+            settings: `text_field` and `domain_field` name a document's fields,
+                `max_document_bytes` bounds its text.
+        """
+
+    def read_evaluation_texts(self, part: FilePart, settings: IngestSettings) -> Iterator[str]:
+        """Yield the texts that documents to train must not repeat: every document by default.
+
+        Raises ValueError for what is no document, since a text that is left out unseen would be
+        trained on.
+        """
+        for record in self.read(part, settings):
+            if record.reason and record.reason not in HARMLESS:
+                raise ValueError(f"{record.reason} at {record.offset}: {record.detail}")
+            if not record.reason:
+                yield record.text.decode()
+
+
+FORMATS: Registry[type[FileFormat]] = Registry("file format", "perennial.formats")
+
+
+def make_record(offset: int, text: object, domain: object, settings: IngestSettings) -> Record:
+    """Return the document if its text is a string of valid UTF-8 (or such bytes) that fits.
+
+    Anything else is returned with the reason why it is none.
+
+    Args:
+        offset: what identifies the record in its file.
+        text: the value that was read as the document's text.
+        domain: the value that was read as its domain; None for none.
+        settings: bounds the size of a text.
+    """
+    if text is None:
+        return Record(offset, reason=MISSING_TEXT, detail="null")
+    if not isinstance(text, str | bytes):
+        return Record(offset, reason=TEXT_NOT_STRING, detail=type(text).__name__)
+    try:
+        data = text.encode() if isinstance(text, str) else text
+        if isinstance(text, bytes):
+            text.decode()
+        name = domain.decode() if isinstance(domain, bytes) else str(domain or "")
+        name.encode()
+    except UnicodeError as error:
+        return Record(offset, reason=INVALID_UTF8, detail=str(error)[-200:])
+    if len(data) > settings.max_document_bytes:
+        return Record(offset, reason=TOO_LONG, detail=f"a text of {len(data)} bytes")
+    if not data or data.isspace():
+        return Record(offset, reason=EMPTY_TEXT)
+    return Record(offset, data, name)
+
+
+def read_lines(part: FilePart, settings: IngestSettings) -> Iterator[tuple[int, bytes | None, int]]:
+    """Yield (offset, line, bytes) of the lines that begin in a part; None for too long a line.
+
+    Lines keep their ends. A byte-order mark at the beginning of the file is left out.
+    """
+    limit = settings.max_document_bytes * _LINE_FACTOR
+    stream, offset = part.stream, part.start
+    if offset:
+        # The line that holds the byte before the part belongs to the part with that byte.
+        stream.seek(offset - 1)
+        offset += _skip_line(stream) - 1
+    while part.end is None or offset < part.end:
+        line = stream.readline(limit + 1)
+        if not line:
+            return
+        size = len(line)
+        if size > limit and not line.endswith(b"\n"):
+            size += _skip_line(stream)
+            yield offset, None, size
+        else:
+            yield offset, line.removeprefix(_BOM) if offset == 0 else line, size
+        offset += size
+
+
+def read_text(part: FilePart) -> str:
+    """Return a whole part as text with plain newlines, for small files only.
+
+    Raises ValueError where it is not UTF-8.
+    """
+    return part.stream.read().decode().replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _skip_line(stream: BinaryIO) -> int:
+    """Read to the end of the line in bounded memory; return the bytes read."""
+    skipped = 0
+    while line := stream.readline(_SKIP_BYTES):
+        skipped += len(line)
+        if line.endswith(b"\n"):
+            break
+    return skipped

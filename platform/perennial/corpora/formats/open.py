@@ -1,0 +1,251 @@
+"""Opening landed files: format and compression by name, and spans read as they were listed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+
+# Imported for their registration.
+from perennial.corpora.formats import jsonl, parquet, text  # noqa: F401
+from perennial.corpora.formats.base import (
+    CHANGED,
+    EMPTY_FILE,
+    FORMATS,
+    TRUNCATED,
+    UNKNOWN_FORMAT,
+    VANISHED,
+    FileFormat,
+    FilePart,
+    FileSpan,
+    Record,
+)
+from perennial.errors import InputError, InputMoved
+
+if TYPE_CHECKING:
+    from perennial.corpora.manifest import IngestSettings, InputFile
+    from perennial.store import Store
+
+COMPRESSIONS = {".gz": 3, ".zst": 3}
+"""bytes of text in a compressed byte, roughly; see `FileFormat.expansion`"""
+
+_BUFFER_BYTES = 1 << 20
+_DAMAGE_BYTES = 1 << 14
+"""What decompresses at once: where the stream breaks off, up to so much readable text is lost."""
+
+
+class FileKind(NamedTuple):
+    """The format of a file, and the suffix of the compression around it ("" for none)."""
+
+    format: FileFormat
+    compression: str
+
+    @property
+    def splittable(self) -> bool:
+        """Whether parts of the file can be read by themselves."""
+        return self.format.splittable and not self.compression
+
+    @property
+    def expansion(self) -> int:
+        """Bytes of text in a stored byte, roughly."""
+        return self.format.expansion * COMPRESSIONS.get(self.compression, 1)
+
+
+def find_kind(name: str) -> FileKind | None:
+    """Return what a file is by its suffixes, such as `.jsonl.gz`; None if that is unknown.
+
+    Raises InputError for a plug-in that is broken or takes a suffix that is in use.
+    """
+    _load_plugins()
+    lowered = name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if lowered.endswith(suffix)), "")
+    stem = lowered.removesuffix(compression)
+    matches = {
+        suffix: FORMATS[key]
+        for key in FORMATS
+        for suffix in FORMATS[key].suffixes
+        if stem.endswith(suffix)
+    }
+    if not matches:
+        return None
+    # The longest suffix is the most specific one: `.log.txt` of a plug-in goes before `.txt`.
+    form = _instance(matches[max(matches, key=len)])
+    return None if compression and not form.compressible else FileKind(form, compression)
+
+
+def describe_suffixes() -> str:
+    """Return the suffixes that a corpus may hold, for a message."""
+    _load_plugins()
+    forms = [FORMATS[key] for key in sorted(FORMATS)]
+    plain = sorted(suffix for form in forms for suffix in form.suffixes)
+    packed = sorted(suffix for form in forms if form.compressible for suffix in form.suffixes)
+    compressions = " or ".join(COMPRESSIONS)
+    return f"{_join(plain, 'or')} ({_join(packed, 'and')} also with {compressions})"
+
+
+def _join(words: list[str], last: str) -> str:
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+@cache
+def _load_plugins() -> None:
+    # Ray's workers look up formats too, and have loaded no run file.
+    FORMATS.load_plugins()
+    owners: dict[str, str] = {}
+    for key in FORMATS:
+        for suffix in FORMATS[key].suffixes:
+            if suffix in owners:
+                raise InputError(
+                    f"package {FORMATS.provider(key)}",
+                    f"{FORMATS.group}: {key}",
+                    f"its suffix {suffix} belongs to the format {owners[suffix]!r}",
+                    "give it another suffix",
+                    code="plugin-suffix-taken",
+                )
+            owners[suffix] = key
+
+
+@cache
+def _instance(form: type[FileFormat]) -> FileFormat:
+    return form()
+
+
+class _CountingStream(io.RawIOBase):
+    """A raw stream that counts what it gave and remembers the storage's own failure.
+
+    Decompressors and Parquet report damaged data as OSError too: only what `failure` holds came
+    from the storage, and must not be taken for bad input.
+    """
+
+    def __init__(self, source: BinaryIO, at_once: int = _BUFFER_BYTES) -> None:
+        self._source = source
+        self._at_once = at_once
+        self.failure: Exception | None = None
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._source.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._source.read(min(len(buffer), self._at_once))
+        except Exception as error:
+            # Any class: each storage client has its own. Kept for `read_span`, which raises it
+            # where the reader above took it for damage.
+            self.failure = error
+            raise
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def read_span(
+    corpus: Store, file: InputFile, span: FileSpan, settings: IngestSettings
+) -> Iterator[Record]:
+    """Yield the records of a part of a landed file.
+
+    Args:
+        corpus: the corpus's folder in the inbox.
+        file: the file as it was listed.
+        span: the stored bytes to read.
+        settings: how documents are found in it.
+
+    Raises:
+        InputMoved: possibly after records, when the file is gone or another than was listed.
+    """
+    kind = find_kind(file.name)
+    if kind is None:
+        yield Record(0, reason=UNKNOWN_FORMAT, lost_bytes=file.size_bytes)
+        return
+    _check_unchanged(corpus, file, span)
+    if file.size_bytes == 0:
+        yield Record(0, reason=EMPTY_FILE)
+        return
+    try:
+        source = corpus.open(file.name)
+    except FileNotFoundError:
+        raise InputMoved(span.file, VANISHED) from None
+    with source:
+        raw = _CountingStream(source)
+        stream = io.BufferedReader(raw, _BUFFER_BYTES)
+        part = FilePart(stream, span.start, span.end, file.size_bytes)
+        try:
+            if kind.compression:
+                yield from _read_compressed(kind, part, settings)
+            else:
+                yield from kind.format.read(part, settings)
+            if raw.failure is not None:
+                raise raw.failure
+        except FileNotFoundError:
+            raise InputMoved(span.file, VANISHED) from None
+    # Once more, since the file may have been replaced while it was read.
+    _check_unchanged(corpus, file, span)
+
+
+def read_evaluation_texts(
+    source: BinaryIO, kind: FileKind, size_bytes: int, settings: IngestSettings
+) -> Iterator[str]:
+    """Yield the evaluation texts of an open file.
+
+    Args:
+        source: the stored bytes.
+        kind: the file's format and compression.
+        size_bytes: the size of the stored file.
+        settings: how documents are found in it.
+
+    Raises:
+        ValueError: for what is no text, and for a damaged file.
+    """
+    try:
+        opened = _decompress(source, kind.compression) if kind.compression else source
+        stream = io.BufferedReader(_CountingStream(opened), _BUFFER_BYTES)
+        part = FilePart(stream, 0, None if kind.compression else size_bytes, size_bytes)
+        yield from kind.format.read_evaluation_texts(part, settings)
+    except (EOFError, zlib.error) as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_unchanged(corpus: Store, file: InputFile, span: FileSpan) -> None:
+    try:
+        info = corpus.info(file.name)
+    except FileNotFoundError:
+        raise InputMoved(span.file, VANISHED) from None
+    if (info.size_bytes, info.etag) != (file.size_bytes, file.etag):
+        raise InputMoved(span.file, CHANGED)
+
+
+def _read_compressed(
+    kind: FileKind, stored: FilePart, settings: IngestSettings
+) -> Iterator[Record]:
+    """Yield the records of a compressed file, and a last one for what could not be decompressed."""
+    raw = _CountingStream(_decompress(stored.stream, kind.compression), _DAMAGE_BYTES)
+    part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, stored.size_bytes)
+    try:
+        yield from kind.format.read(part, settings)
+        if raw.position == 0:
+            yield Record(0, reason=EMPTY_FILE, detail="nothing was compressed")
+    except (EOFError, OSError, zlib.error) as error:
+        # `position` is where the text ends; the line that it breaks off in is part of the loss.
+        lost = max(0, stored.size_bytes - stored.stream.tell())
+        yield Record(raw.position, reason=TRUNCATED, detail=str(error)[:200], lost_bytes=lost)
+
+
+def _decompress(stream: BinaryIO, compression: str) -> BinaryIO:
+    if compression == ".gz":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    import pyarrow as pa
+
+    opened = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
+    return cast(BinaryIO, opened)

@@ -1,0 +1,60 @@
+"""Plain text: a document is a paragraph, or the whole file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from perennial.corpora.formats.base import (
+    FORMATS,
+    TOO_LONG,
+    FileFormat,
+    FilePart,
+    Record,
+    make_record,
+    read_lines,
+    read_text,
+)
+
+if TYPE_CHECKING:
+    from perennial.corpora.manifest import IngestSettings
+
+
+@FORMATS.register("text")
+class TextFormat(FileFormat):
+    """`.txt`: paragraphs between blank lines, or the file, by `txt_documents`.
+
+    An offset is the first byte of a document's first line. A file is not split: whether a line
+    begins a paragraph depends on the lines before it.
+    """
+
+    suffixes = (".txt",)
+
+    def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
+        """Yield the documents of a file."""
+        limit = settings.max_document_bytes
+        begin, size, kept = 0, 0, bytearray()
+
+        def document() -> Record:
+            if size > limit:
+                return Record(begin, reason=TOO_LONG, detail=f"a document of {size} bytes")
+            return make_record(begin, bytes(kept).rstrip(b"\r\n"), None, settings)
+
+        for offset, line, line_bytes in read_lines(part, settings):
+            blank = line is not None and not line.strip()
+            if blank and (not size or settings.txt_documents == "paragraph"):
+                if size:
+                    yield document()
+                size, kept = 0, bytearray()
+                continue
+            begin = begin if size else offset
+            size += line_bytes
+            # What is too long is measured, not kept.
+            if line is not None and size <= limit:
+                kept += line
+        if size:
+            yield document()
+
+    def read_evaluation_texts(self, part: FilePart, settings: IngestSettings) -> Iterator[str]:
+        """Yield the paragraphs, whatever `txt_documents` says: one text for each item."""
+        yield from filter(None, (text.strip() for text in read_text(part).split("\n\n")))
