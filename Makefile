@@ -57,7 +57,7 @@ check: $(VENV)/installed-test  ## style and types
 	$(BIN)/mypy
 
 test-services:  ## real S3, PostgreSQL and a browser for the tests, where Debian's packages can be had
-	@sh tests/install_services.sh
+	@sh tests/support/install_services.sh
 
 $(VENV)/installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)

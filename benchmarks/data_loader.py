@@ -124,7 +124,7 @@ def _arm(python: str, arm: str, sequence: int, data: str, seconds: float) -> str
 
 
 def _s3_server(scratch: Path) -> Any:
-    from tests.s3server import CephServer, MotoServer, _has_ceph
+    from tests.support.s3_server import CephServer, MotoServer, _has_ceph
 
     folder = scratch / "s3"
     folder.mkdir()

@@ -206,7 +206,7 @@ def _sections() -> Iterator[tuple[str, str]]:
     from perennial.corpora.ingest import spill as staging
     from perennial.corpora.ingest.spill import SectionFile, read_sections
     from perennial.store import open_store
-    from tests.s3server import CephServer, MotoServer, _has_ceph
+    from tests.support.s3_server import CephServer, MotoServer, _has_ceph
 
     runs = 400
     with tempfile.TemporaryDirectory(prefix="s3-") as scratch:

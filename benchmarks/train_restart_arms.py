@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.nodes import Nodes
+    from tests.support.ray_nodes import Nodes
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # for the tests' cluster of several nodes
@@ -203,7 +203,7 @@ def _resized(
     from train_models import write_job
 
     from perennial.training.launcher import run_job
-    from tests.nodes import ray_nodes
+    from tests.support.ray_nodes import ray_nodes
 
     job = write_job(folder, model, {"min": 1, "max": 2}, steps, EVERY_STEPS)
     with ray_nodes(count=nodes) as cluster:

@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
-pytest_plugins = ("tests.s3server", "tests.raylocal", "tests.lineage", "tests.postgres")
+pytest_plugins = (
+    "tests.support.s3_server",
+    "tests.support.local_ray",
+    "tests.support.trained_run",
+    "tests.support.postgres_server",
+)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from perennial.cli.app import app
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
-from tests.tiny import tiny_run, write_run, write_texts
+from tests.support.tiny_run import tiny_run, write_run, write_texts
 
 
 def _refused(*words: object) -> str:

@@ -19,9 +19,9 @@ from perennial.controller.context import Workspace
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from tests.command import perennial, perennial_json, start
-from tests.lineage import STEPS, Lineage, document
-from tests.tiny import tiny_run, write_run, write_texts
+from tests.support.cli import perennial, perennial_json, start
+from tests.support.tiny_run import tiny_run, write_run, write_texts
+from tests.support.trained_run import STEPS, Lineage, document
 
 pytestmark = pytest.mark.long
 FOLDER = "checkpoints/01-code"

@@ -24,12 +24,12 @@ import pytest
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from tests.command import perennial
-from tests.disturbed import DisturbedRun
-from tests.nodes import Nodes, ray_nodes
-from tests.road import Road, bumpy, smooth
-from tests.s3server import CephServer, S3Server
-from tests.tiny import tiny_run, write_run, write_texts
+from tests.support.chaos_run import DisturbedRun
+from tests.support.cli import perennial
+from tests.support.faulty_proxy import Road, bumpy, smooth
+from tests.support.ray_nodes import Nodes, ray_nodes
+from tests.support.s3_server import CephServer, S3Server
+from tests.support.tiny_run import tiny_run, write_run, write_texts
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3 * 3600)]
 

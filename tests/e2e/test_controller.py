@@ -22,10 +22,10 @@ from perennial.runs.stage_planner import decide_stage
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.launcher import run_job
-from tests import lineage as shared
-from tests.crafted import ingest_text
-from tests.lineage import Lineage
-from tests.tiny import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
+from tests.support import trained_run as shared
+from tests.support.synthetic_run import ingest_text
+from tests.support.tiny_run import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
+from tests.support.trained_run import Lineage
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 STEPS = 6

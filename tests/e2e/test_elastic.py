@@ -14,11 +14,11 @@ import pytest
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from tests.command import perennial
-from tests.disturbed import DisturbedRun, Moment, Victim
-from tests.lineage import STEPS, Lineage, document
-from tests.nodes import Nodes, ray_nodes
-from tests.tiny import tiny_run, write_run, write_texts
+from tests.support.chaos_run import DisturbedRun, Moment, Victim
+from tests.support.cli import perennial
+from tests.support.ray_nodes import Nodes, ray_nodes
+from tests.support.tiny_run import tiny_run, write_run, write_texts
+from tests.support.trained_run import STEPS, Lineage, document
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 

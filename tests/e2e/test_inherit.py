@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from perennial.store import open_store
-from tests.command import perennial, perennial_json
-from tests.tiny import write_run, write_texts
+from tests.support.cli import perennial, perennial_json
+from tests.support.tiny_run import write_run, write_texts
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "build" / "smollm" / "SmolLM2-135M-Instruct.Q4_1.gguf"

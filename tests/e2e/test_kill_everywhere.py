@@ -11,8 +11,8 @@ import pytest
 
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
-from tests.command import perennial, start
-from tests.tiny import tiny_run, write_run, write_texts
+from tests.support.cli import perennial, start
+from tests.support.tiny_run import tiny_run, write_run, write_texts
 
 pytestmark = pytest.mark.long
 

@@ -20,12 +20,12 @@ import yaml
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from tests.command import perennial
-from tests.manifests import find, overlay, pods
-from tests.played import Machine, mlflow, ray_cluster
-from tests.postgres import Postgres
-from tests.s3server import S3Server
-from tests.tiny import tiny_run, write_texts
+from tests.support.cli import perennial
+from tests.support.kubernetes_manifests import find, overlay, pods
+from tests.support.kubernetes_processes import Machine, mlflow, ray_cluster
+from tests.support.postgres_server import Postgres
+from tests.support.s3_server import S3Server
+from tests.support.tiny_run import tiny_run, write_texts
 
 BUCKET = "perennial"
 STEPS = 400

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from perennial.cli.app import app
 from perennial.cli.plan import curve
 from perennial.runs.ledger import Ledger
-from tests.command import SOURCE, perennial_json
-from tests.lineage import STEPS, Lineage
-from tests.tiny import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
+from tests.support.cli import SOURCE, perennial_json
+from tests.support.tiny_run import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
+from tests.support.trained_run import STEPS, Lineage
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 

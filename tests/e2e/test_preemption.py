@@ -12,9 +12,9 @@ import pytest
 
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from tests.command import perennial, start
-from tests.lineage import STEPS, Lineage, document
-from tests.tiny import write_run, write_texts
+from tests.support.cli import perennial, start
+from tests.support.tiny_run import write_run, write_texts
+from tests.support.trained_run import STEPS, Lineage, document
 
 
 @pytest.mark.long

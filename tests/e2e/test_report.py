@@ -19,9 +19,9 @@ from perennial.report.compare import compare
 from perennial.report.html import Section
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.worker_starts import read_starts
-from tests.browser import CHROMIUM, look_at_page
-from tests.command import perennial, perennial_json
-from tests.lineage import STEPS, Lineage
+from tests.support.browser import CHROMIUM, look_at_page
+from tests.support.cli import perennial, perennial_json
+from tests.support.trained_run import STEPS, Lineage
 
 
 @pytest.fixture(scope="module")

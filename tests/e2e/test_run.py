@@ -17,9 +17,9 @@ from perennial.report.publish import catch_up
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from tests.command import perennial, perennial_json, start
-from tests.lineage import STEPS, Lineage, document
-from tests.tiny import SEQUENCE_LENGTH, write_run, write_texts
+from tests.support.cli import perennial, perennial_json, start
+from tests.support.tiny_run import SEQUENCE_LENGTH, write_run, write_texts
+from tests.support.trained_run import STEPS, Lineage, document
 
 
 def test_each_corpus_that_landed_became_one_stage(lineage: Lineage) -> None:

@@ -10,10 +10,10 @@ import pytest
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from tests.command import perennial, perennial_json, start
-from tests.lineage import STEPS, Lineage, document
-from tests.s3server import CephServer, S3Server
-from tests.tiny import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
+from tests.support.cli import perennial, perennial_json, start
+from tests.support.s3_server import CephServer, S3Server
+from tests.support.tiny_run import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
+from tests.support.trained_run import STEPS, Lineage, document
 
 
 def test_i8_two_stages_train_in_a_bucket(s3_url: str, s3_server: S3Server, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from perennial.cli.console import Screen
 from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.controller.source_poller import Puller
-from tests.command import perennial_json
-from tests.tiny import tiny_run, write_run, write_texts
+from tests.support.cli import perennial_json
+from tests.support.tiny_run import tiny_run, write_run, write_texts
 
 PATIENCE_SECONDS = 60
 

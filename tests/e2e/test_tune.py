@@ -15,9 +15,9 @@ from perennial.cli.app import app
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from tests.command import perennial, perennial_json, start
-from tests.lineage import STEPS, Lineage, document
-from tests.tiny import write_run, write_texts
+from tests.support.cli import perennial, perennial_json, start
+from tests.support.tiny_run import write_run, write_texts
+from tests.support.trained_run import STEPS, Lineage, document
 
 
 def test_a_search_advises_a_fragment_and_the_stage_goes_on_from_its_trial(

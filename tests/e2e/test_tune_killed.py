@@ -19,10 +19,10 @@ import yaml
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from tests.command import perennial, perennial_json, start
-from tests.lineage import STEPS, Lineage, document
-from tests.nodes import Nodes, kill_tree, ray_nodes
-from tests.tiny import write_run, write_texts
+from tests.support.cli import perennial, perennial_json, start
+from tests.support.ray_nodes import Nodes, kill_tree, ray_nodes
+from tests.support.tiny_run import write_run, write_texts
+from tests.support.trained_run import STEPS, Lineage, document
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 

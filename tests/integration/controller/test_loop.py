@@ -1,0 +1,192 @@
+"""What the controller writes of what goes wrong, and what a person reads of it; without compute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from perennial.cli.app import app
+from perennial.cli.console import Screen
+from perennial.config import RunSpec
+from perennial.controller.context import Workspace
+from perennial.controller.decisions import choices
+from perennial.controller.loop import _Controller, advance, todo
+from perennial.errors import InputError, Superseded
+from perennial.runs.ledger import Ledger
+from perennial.runs.stage_planner import decide_stage
+from tests.support.event_factory import AT, WALK, event_of, released, releasing
+from tests.support.tiny_run import tiny_run, write_run
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    document = tiny_run(tmp_path)
+    document["stages"] |= {"attempts": 2, "retry_after_seconds": 3600, "batch_arrivals": {}}
+    return write_run(tmp_path, document)
+
+
+@pytest.fixture
+def work(run_file: Path, tmp_path: Path) -> Workspace:
+    document = tiny_run(tmp_path)
+    document["stages"] |= {"attempts": 2, "retry_after_seconds": 3600, "batch_arrivals": {}}
+    opened = Workspace(RunSpec.model_validate(document), str(run_file), Screen())
+    opened.take_over()
+    return opened
+
+
+def _write(work: Workspace, corpus: str, *kinds: str, joined: tuple[str, ...] = ()) -> None:
+    for kind in kinds:
+        work.record(event_of(kind, work.state, corpus, joined=joined))
+
+
+def _raising(failure: Exception) -> None:
+    raise failure
+
+
+@pytest.mark.parametrize("at", range(1, len(WALK)))
+def test_whatever_was_being_done_its_failure_is_written_down(work: Workspace, at: int) -> None:
+    _write(work, "a", *WALK[:at])
+    before, controller = work.state.corpora["a"].state, _Controller(work, reschedule=False)
+    for attempt in (1, 2):
+        controller._try("a", lambda: _raising(OSError("the store is away")))
+        corpus = work.state.corpora["a"]
+        assert (corpus.state, corpus.back, corpus.attempt) == ("failed", before, attempt)
+        assert (corpus.next_try is None) == (attempt == 2)
+        if attempt == 1:
+            assert todo(work)[0] == f"wait a until {corpus.next_try}"
+            assert controller.gave_up is None
+            work.record(
+                event_of("retried", work.state, "a").model_copy(update={"by_person": False})
+            )
+    assert isinstance(controller.gave_up, OSError)
+
+
+def test_a_mistake_is_not_tried_again_and_its_kind_is_told(work: Workspace) -> None:
+    _write(work, "a", *WALK[:4])
+    controller = _Controller(work, reschedule=False)
+    controller._try("a", lambda: _raising(TypeError("no such operand")))
+    corpus = work.state.corpora["a"]
+    assert (corpus.attempt, corpus.next_try) == (1, None)
+    assert corpus.reason == "TypeError: no such operand"
+    assert isinstance(controller.gave_up, TypeError)
+
+
+@pytest.mark.parametrize("end", [InputError("w", "f", "p", "r"), Superseded("another")])
+def test_what_is_no_failure_of_the_corpus_is_not_written_of_it(
+    work: Workspace, end: Exception
+) -> None:
+    _write(work, "a", *WALK[:4])
+    with pytest.raises(type(end)):
+        _Controller(work, reschedule=False)._try("a", lambda: _raising(end))
+    assert work.state.corpora["a"].state == "training"
+
+
+def test_a_controller_that_lost_its_charge_writes_no_failure(work: Workspace) -> None:
+    _write(work, "a", *WALK[:4])
+    Workspace(work.spec, work.where, Screen()).take_over()
+    with pytest.raises(Superseded):
+        _Controller(work, reschedule=False)._try("a", lambda: _raising(OSError("away")))
+    assert work.ledger.read().corpora["a"].state == "training"
+
+
+def test_a_release_by_policy_that_fails_is_not_tried_at_every_look(
+    run_file: Path, tmp_path: Path
+) -> None:
+    document = tiny_run(tmp_path)
+    document["release"]["policy"] = "each-stage"
+    document["schedule"] = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
+    work = Workspace(RunSpec.model_validate(document), str(run_file), Screen())
+    work.take_over()
+    _write(work, "a", *WALK[:3])
+    work.record(decide_stage(work.spec, work.state, "a", AT, "", reschedule=False))
+    _write(work, "a", *WALK[4:])
+    # Decayed already, it needs no anneal; but its corpus is in no store.
+    with pytest.raises(InputError, match="corpora/a"):
+        advance(work, wait=False)
+    (begun,) = work.state.releasing.values()
+    assert begun.claim == 1
+    assert work.setbacks[begun.name].next_try is not None
+    assert advance(work, wait=False) == 0
+    assert Ledger(work.store).read().releasing[begun.name].claim == 1
+
+
+TOLD = {
+    "landed": ["landed"],
+    "ingesting": WALK[:2],
+    "ready": WALK[:3],
+    "training (starting, step 10)": WALK[:4],
+    "trained": WALK[:5],
+    "evaluating": WALK[:6],
+    "evaluated": WALK[:7],
+    "gated": [*WALK[:7], "gated"],
+    "passed": WALK,
+    "held": ["landed", "held"],
+    "refused": ["landed", "refused"],
+    "failed (attempt 1 of 3, next waits for `retry`)": [*WALK[:4], "failed"],
+    "retired": [*WALK, "retired"],
+}
+
+
+@pytest.mark.parametrize("told", TOLD)
+def test_a_person_reads_each_state_and_why(work: Workspace, run_file: Path, told: str) -> None:
+    _write(work, "first", *WALK)
+    _write(work, "b", *TOLD[told])
+    done = CliRunner().invoke(app, ["status", str(run_file), "--json"])
+    status = json.loads(done.stdout)
+    assert status["corpora"]["b"] == told
+    reasons = {"held": "later", "refused": "too small", "failed": "it broke"}
+    why = reasons.get(told.split()[0])
+    assert status["reasons"] == ({"b": why} if why else {})
+
+
+def test_a_person_reads_that_a_stages_end_is_being_released_and_was(
+    work: Workspace, run_file: Path
+) -> None:
+    _write(work, "first", *WALK)
+
+    def told() -> str:
+        status = CliRunner().invoke(app, ["status", str(run_file), "--json"])
+        return str(json.loads(status.stdout)["corpora"]["first"])
+
+    work.record(releasing(work.state, "r"))
+    assert told() == "releasing"
+    work.record(released("r"))
+    assert told() == "released"
+
+
+def test_a_corpus_that_a_person_retired_is_replayed_no_more_and_stays_in_the_lineage(
+    work: Workspace, run_file: Path
+) -> None:
+    for name in ("a", "b"):
+        _write(work, name, *WALK)
+    _write(work, "c", *WALK[:3])
+    done = CliRunner().invoke(app, ["retire", str(run_file), "a", "--json"])
+    assert json.loads(done.stdout)["state"] == "retired"
+    state = work.ledger.read()
+    started = decide_stage(work.spec, state, "c", AT, "", reschedule=True)
+    assert [source["corpus"] for source in started.mix["sources"]] == ["c", "b"]
+    assert [stage.name for stage in state.stages] == ["00-a", "01-b"]
+
+
+def test_of_a_gated_stage_of_several_corpora_each_choice_says_whom_it_concerns(
+    work: Workspace, run_file: Path
+) -> None:
+    for name in ("a", "b"):
+        _write(work, name, *WALK[:3])
+    assert todo(work) == ["start a and b"]
+    _write(work, "a", *WALK[3:7], "gated", joined=("b",))
+    done = CliRunner().invoke(app, ["status", str(run_file), "--json"])
+    gated = json.loads(done.stdout)["gated"]
+    assert (gated["stage"], gated["corpora"]) == ("00-a-and-1-more", ["a", "b"])
+    said = CliRunner().invoke(app, ["status", str(run_file)]).stdout
+    assert "together  00-a-and-1-more: a, b" in said
+    assert choices(work.state, "run.yaml")[2] == (
+        "perennial refuse run.yaml a",
+        "leave a out; b will be trained without it",
+    )
+    accepted = CliRunner().invoke(app, ["accept", str(run_file), "b", "--json"])
+    assert json.loads(accepted.stdout)["state"] == "passed"
+    assert work.ledger.read().gated is None

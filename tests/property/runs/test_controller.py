@@ -1,0 +1,176 @@
+"""The controller under every interleaving: arrivals, duplicates, kills, races, people (I4)."""
+
+from __future__ import annotations
+
+import tempfile
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from perennial.errors import InvalidTransition, LostRace
+from perennial.runs import events
+from perennial.runs.actions import Instruction, Order, Outside, next_instruction
+from perennial.runs.ledger import Ledger
+from perennial.runs.state import RunState
+from perennial.store import open_store
+from tests.support.event_factory import AT, TOKENS, event_of
+
+CORPORA = ("a", "b", "c", "d")
+LATER = "2026-01-01T00:01:00+00:00"
+ORDERS = [
+    Order(),
+    Order(most_corpora=2),
+    Order(most_corpora=4, most_tokens=3 * TOKENS),
+    Order(most_corpora=3, priority={"c": 1, "d": 1}),
+    Order(most_corpora=4, alone={"b"}),
+    Order(most_corpora=4, first=["b", "a"]),
+]
+"""one stage a corpus, and several corpora a stage within bounds of every kind"""
+
+
+class Controller:
+    """A controller as the shell is one: reads, asks, does, writes; it may die at any of these."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.epoch = 0
+        self.step: Instruction | None = None
+
+
+class Controllers(RuleBasedStateMachine):
+    """Three controllers on one real store, in any order, with people and failures between."""
+
+    @initialize(order=st.sampled_from(ORDERS))
+    def open(self, order: Order) -> None:
+        self.order = order
+        self._folder = tempfile.TemporaryDirectory(prefix="perennial-")
+        self.store = open_store(self._folder.name)
+        self.inbox: list[str] = []
+        self.controllers = [Controller(Ledger(self.store)) for _ in range(3)]
+        self.written: list[events.Started] = []
+
+    def teardown(self) -> None:
+        if hasattr(self, "_folder"):
+            self._folder.cleanup()
+
+    @rule(corpus=st.sampled_from(CORPORA))
+    def arrive(self, corpus: str) -> None:
+        """A signal; a corpus may be signalled any number of times."""
+        if corpus not in self.inbox or len(self.inbox) < 8:
+            self.inbox.append(corpus)
+
+    @rule(who=st.integers(0, 2))
+    def kill(self, who: int) -> None:
+        """kill -9, and a new process in its place that knows nothing."""
+        self.controllers[who] = Controller(Ledger(self.store))
+
+    @rule(who=st.integers(0, 2))
+    def look(self, who: int) -> None:
+        """Read and decide, and be slow to act on it."""
+        mine = self.controllers[who]
+        mine.ledger.read()
+        outside = Outside(self.inbox, LATER)
+        mine.step = next_instruction(mine.ledger.state, outside, self.order)
+
+    @precondition(lambda self: any(c.step for c in self.controllers))
+    @rule(who=st.integers(0, 2), outcome=st.sampled_from(["well", "well", "badly", "gated"]))
+    def act(self, who: int, outcome: str) -> None:
+        """Do what was decided, perhaps long ago."""
+        mine = self.controllers[who]
+        if mine.step is None or mine.step.verb == "wait":
+            return
+        if not mine.epoch and not self._take_over(mine):
+            return
+        step, mine.step = mine.step, None
+        for kind in _outcome(mine, step, outcome):
+            event = event_of(kind, mine.ledger.state, step.subject, AT, step.joined)
+            if not self._write(mine, event):
+                return
+
+    @rule(
+        corpus=st.sampled_from(CORPORA),
+        kind=st.sampled_from(["held", "retried", "refused", "retired", "accepted"]),
+    )
+    def decide(self, corpus: str, kind: str) -> None:
+        """A person writes a decision, whoever is in charge."""
+        ledger = Ledger(self.store)
+        ledger.read()
+        try:
+            ledger.append(event_of(kind, ledger.state, corpus))
+        except InvalidTransition:
+            return
+
+    def _take_over(self, mine: Controller) -> bool:
+        epoch = mine.ledger.state.epoch + 1
+        taken = self._write(mine, events.TookOver(at=AT, epoch=epoch, controller="x"))
+        mine.epoch = epoch if taken else 0
+        return taken
+
+    def _write(self, mine: Controller, event: events.Event) -> bool:
+        try:
+            mine.ledger.append(event)
+        except (LostRace, InvalidTransition):
+            mine.ledger.read()
+            mine.step = None
+            if mine.epoch and mine.ledger.state.epoch != mine.epoch:
+                self.controllers[self.controllers.index(mine)] = Controller(Ledger(self.store))
+            return False
+        if isinstance(event, events.Started):
+            self.written.append(event)
+        return True
+
+    @invariant()
+    def everything_holds(self) -> None:
+        """The ledger folds, and what it folds to is sound, after whatever happened."""
+        if not hasattr(self, "store"):
+            return
+        state = Ledger(self.store).read()
+        state.validate()
+        for name, corpus in state.corpora.items():
+            # Only a person gives a corpus another stage: by a retry after a gate or a refusal, or
+            # by refusing another corpus of the same stage.
+            again = corpus.story.count("retried") + corpus.story.count("freed")
+            assert corpus.story.count("started") <= 1 + again, name
+            assert corpus.story.count("landed") == 1
+        self._stages_are_as_they_were_written(state)
+
+    def _stages_are_as_they_were_written(self, state: RunState) -> None:
+        """What was merged stays merged, whoever goes on with it, and within the bounds."""
+        told = {stage.name: stage.corpora for stage in state.started_stages}
+        written = {e.stage: tuple(e.mix["corpora"]) for e in self.written}
+        assert told == written
+        for corpora in told.values():
+            if len(corpora) > 1:
+                assert len(corpora) <= self.order.most_corpora
+                assert len(corpora) * TOKENS <= self.order.most_tokens
+                assert not {*corpora} & {*self.order.first, *self.order.alone}
+                assert len({self.order.priority.get(name, 0) for name in corpora}) == 1
+
+
+def _outcome(mine: Controller, step: Instruction, outcome: str) -> list[str]:
+    corpus = mine.ledger.state.corpora.get(step.subject)
+    at = corpus.state if corpus else "unknown"
+    if outcome == "badly" and at in ("ingesting", "training", "evaluating"):
+        return ["failed"]
+    match step.verb:
+        case "record-landing":
+            return ["landed"]
+        case "ingest":
+            return ["ingesting"] * (at == "landed") + ["ready"]
+        case "start":
+            return ["started"]
+        case "train":
+            return ["trained"]
+        case "evaluate":
+            return ["evaluating"] * (at == "trained") + ["evaluated"]
+        case "judge":
+            return ["gated" if outcome == "gated" else "passed"]
+        case "retry":
+            return ["retried"]
+        case _:
+            return []
+
+
+TestControllers = Controllers.TestCase
+TestControllers.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

@@ -1,0 +1,102 @@
+"""What `verify` proves of a stage of several corpora, from events alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from perennial.audit.checks import Line, check_checkpoint, check_stages, fold
+from perennial.mixture import StageMix
+from perennial.runs import events
+from perennial.runs.state import RunState
+from perennial.training.checkpoint.manifest import CheckpointManifest
+from tests.support.event_factory import AT, ROWS, WALK, event_of
+
+READY = ["landed", "ingesting", "ready"]
+Change = Callable[[Any], None]
+
+
+def _ledger(change: Change = lambda _: None) -> dict[str, bytes]:
+    """A first stage, then one of two corpora, as objects; `change` alters the mix of the second."""
+    state, told = RunState(), []
+    kinds = [("a", kind) for kind in WALK]
+    kinds += [(name, kind) for name in ("b", "c") for kind in READY]
+    for corpus, kind in [*kinds, ("b", "started")]:
+        event = event_of(kind, state, corpus, joined=("c",) if corpus == "b" else ())
+        state.apply(event)
+        told.append(json.loads(events.encode(event)))
+    change(told[-1]["mix"])
+    return {f"ledger/{n:012d}.json": json.dumps(each).encode() for n, each in enumerate(told)}
+
+
+def _findings(change: Change = lambda _: None) -> list[str]:
+    """What is found of the second stage; the walk's checkpoints are not where they would be."""
+    ledger = _ledger(change)
+    story = fold(ledger)
+    found = [*story.findings, *check_stages(story, dict.fromkeys("abc", ROWS))]
+    return [str(each) for each in found if each.key == max(ledger)]
+
+
+def test_a_stage_of_several_corpora_follows_from_its_history() -> None:
+    assert _findings() == []
+
+
+def _favour(mix: Any) -> None:
+    """One sequence more of one new corpus than its tokens give it."""
+    mix["sources"][0]["sequences"] += 1
+    mix["sources"][1]["sequences"] -= 1
+
+
+def _swap(mix: Any) -> None:
+    mix["corpora"].reverse()
+
+
+def _leave_out(mix: Any) -> None:
+    mix["corpora"].remove("c")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_favour, "takes 31 sequences of b .*; its history gives 30 sequences of b"),
+        (_swap, "the stage of b has a mix that trains c and b"),
+        (_leave_out, "takes .* 30 sequences of c .*; its history gives 60 sequences of b"),
+    ],
+)
+def test_a_stage_that_took_other_shares_of_its_corpora_is_found(change: Change, told: str) -> None:
+    (found,) = _findings(change)
+    assert re.search(told, found), found
+
+
+def test_a_checkpoint_that_tells_its_mix_in_the_older_form_is_the_same() -> None:
+    state = RunState()
+    for kind in WALK[:4]:
+        state.apply(event_of(kind, state, "a"))
+    (stage,) = state.stages
+    line = Line(stage.name, stage.folder, 0, stage.mix, stage.schedule, {}, 32)
+    older = {k: v for k, v in stage.mix.to_dict().items() if k != "corpora"} | {"corpus": "a"}
+    for mix, problems in ((older, set()), (older | {"steps": 9}, {"mix"})):
+        manifest = CheckpointManifest(
+            name=stage.name,
+            step=10,
+            phase="constant",
+            eta=1e-3,
+            schedule=stage.schedule,
+            mix=mix,
+            mix_step=10,
+            tokens_seen=line.tokens_seen(10),
+            optimizer_steps=10,
+            world_size=0,
+            code_version="0",
+            tracking_run="",
+            attempt=AT,
+            files={},
+        )
+        found = check_checkpoint("checkpoints/00-a/00000010", manifest, line)
+        told = {f.problem.split(":")[0] for f in found if "names no" not in f.problem}
+        assert told == problems
+    assert StageMix.from_dict(older) == stage.mix

@@ -1,0 +1,182 @@
+"""The run file: amounts, overrides, and one line for every mistake."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from perennial.config import load_run, parse_amount
+from perennial.errors import InputError
+from tests.support.tiny_run import tiny_run
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "unit"),
+    [
+        ("2%", Fraction(2), "percent"),
+        ("0.5 %", Fraction(1, 2), "percent"),
+        ("500 steps", Fraction(500), "steps"),
+        ("1 step", Fraction(1), "steps"),
+        ("4M tokens", Fraction(4_000_000), "tokens"),
+        ("1.5B tokens", Fraction(1_500_000_000), "tokens"),
+        ("10_000 tokens", Fraction(10_000), "tokens"),
+    ],
+)
+def test_an_amount_says_its_unit(text: str, number: Fraction, unit: str) -> None:
+    amount = parse_amount(text)
+    assert (amount.number, amount.unit, str(amount)) == (number, unit, text)
+
+
+@pytest.mark.parametrize("text", ["500", 500, "4M", "4 sequences", "-1 steps", "4M %", "", None])
+def test_an_amount_without_its_unit_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match=r"amount|percentage"):
+        parse_amount(text)
+
+
+def test_an_amount_in_steps_is_rounded_down() -> None:
+    assert parse_amount("50%").steps(total_steps=7, tokens_per_step=10) == 3
+    assert parse_amount("99 tokens").steps(total_steps=7, tokens_per_step=10) == 9
+    assert parse_amount("12 steps").steps(total_steps=7, tokens_per_step=10) == 12
+
+
+def test_every_committed_run_file_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    files = sorted((ROOT / "pipelines").rglob("*.yaml"))
+    files = [path for path in files if "tasks" not in path.parts]
+    assert files
+    for path in files:
+        load_run(path)
+
+
+def test_a_file_says_what_differs_from_its_base(tmp_path: Path) -> None:
+    base = _write(tmp_path, tiny_run(tmp_path) | {"stages": {"corpora": {"a": {"priority": 1}}}})
+    path = tmp_path / "other.yaml"
+    path.write_text(f"base: {base}\nname: other\nreplay: {{share: 0}}\nstages: {{corpora: null}}\n")
+    spec, told = load_run(path), load_run(base)
+    assert (spec.name, spec.replay.share, spec.stages.corpora) == ("other", 0, {})
+    kept = told.model_copy(update={"name": spec.name, "replay": spec.replay, "stages": spec.stages})
+    assert spec == kept
+    assert load_run(path, ["replay.share=0.5"]).replay.share == 0.5
+
+
+def test_a_file_that_is_its_own_base_is_refused(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(f"base: {second}\n")
+    second.write_text(f"base: {first}\n")
+    with pytest.raises(InputError, match="is based on this file"):
+        load_run(first)
+    first.write_text("base: [a]\n")
+    with pytest.raises(InputError, match=r"\['a'\] is no path"):
+        load_run(first)
+    first.write_text(f"base: {tmp_path / 'absent.yaml'}\n")
+    with pytest.raises(InputError, match=r"absent\.yaml: there is no such file"):
+        load_run(first)
+
+
+def test_overrides_replace_fields(tmp_path: Path) -> None:
+    path = _write(tmp_path, tiny_run(tmp_path))
+    spec = load_run(path, ["replay.share=0.5", "stages.corpora.b.budget=3 steps"])
+    assert spec.replay.share == 0.5
+    assert str(spec.budget("b")) == "3 steps"
+    assert spec.budget("a") == spec.stages.budget
+
+
+def test_the_resolved_spec_loads_to_itself(tmp_path: Path) -> None:
+    spec = load_run(_write(tmp_path, tiny_run(tmp_path)))
+    again = load_run(_write(tmp_path, spec.model_dump(mode="json")))
+    assert again == spec
+
+
+def test_workers_are_a_number_or_a_range(tmp_path: Path) -> None:
+    path = _write(tmp_path, tiny_run(tmp_path))
+    fixed = load_run(path, ["training.workers=3"]).training.workers
+    assert (fixed.min, fixed.max, fixed.elastic, str(fixed)) == (3, 3, False, "3")
+    elastic = load_run(path, ["training.workers={min: 1, max: 3}"]).training.workers
+    assert (elastic.min, elastic.max, elastic.elastic, str(elastic)) == (1, 3, True, "1 to 3")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"replay": {"shares": 0.1}}, "replay.shares: there is no such key; did you mean share?"),
+        ({"replai": {}}, "replai: there is no such key; did you mean replay?"),
+        ({"replay": {"share": 1.5}}, "replay.share: 1.5 is refused"),
+        ({"replay": {"share": -0.1}}, "replay.share: -0.1 is refused"),
+        ({"replay": {"share": "lots"}}, "replay.share: 'lots' is refused"),
+        ({"stages": {"batch_arrivals": {"max_corpora": 1}}}, "max_corpora: 1 is refused"),
+        ({"stages": {"batch_arrivals": {"max_tokens": "50%"}}}, "not a percentage"),
+        ({"replay": {"weighting": "old"}}, "replay.weighting: 'old' is refused"),
+        ({"replay": {"weighting": "fixed"}}, "give `weights: {corpus: number}`"),
+        ({"replay": {"weighting": "fixed", "weights": {"a": -1}}}, "replay.weights.a: -1 is"),
+        ({"replay": {"weights": {"a": 1}}}, "weights are not used with weighting seen"),
+        ({"replay": {"max_epochs": 0}}, "replay.max_epochs: 0 is refused"),
+        ({"schedule": {"eta_min": 0}}, "schedule.eta_min: 0 is refused"),
+        ({"schedule": {"eta_max": 1e-5}}, "eta_min <= eta_const <= eta_max"),
+        ({"schedule": {"warmup": "50%"}}, "overlap"),
+        ({"schedule": {"warmup": "50"}}, "schedule.warmup: '50' is not an amount"),
+        ({"training": {"global_batch": 1}}, "use a global_batch of at least 2, or fewer workers"),
+        ({"training": {"workers": 0}}, "training.workers: 0 is refused"),
+        ({"training": {"workers": True}}, "training.workers: True is refused"),
+        ({"training": {"workers": {"min": 1}}}, "training.workers.max: is missing"),
+        ({"training": {"workers": {"min": 0, "max": 2}}}, "training.workers.min: 0 is refused"),
+        ({"training": {"workers": {"min": 3, "max": 2}}}, "min 3 is above max 2; use min <= max"),
+        ({"training": {"workers": {"min": 1, "max": 9}}}, "leaves some of 9 workers without one"),
+        ({"training": {"workers": "two"}}, "training.workers: 'two' is refused"),
+        ({"training": {"zero_stage": 7}}, "training.zero_stage: 7 is refused"),
+        ({"tokenizer": {"path": "x"}}, "exactly one of vocabulary and path"),
+        ({"name": "../up"}, "name: '../up' is refused"),
+        ({"model": {"architecture": None}}, "model: architecture and path: neither given"),
+        ({"model": {"path": "x"}}, "model: architecture and path: both given"),
+        ({"model": {"inherit_layers": 2}}, "inherit_layers needs a reference model"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_field_problem_and_remedy(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    document = tiny_run(tmp_path)
+    for section, value in change.items():
+        document[section] = document.get(section, {}) | value if isinstance(value, dict) else value
+    path = _write(tmp_path, document)
+    with pytest.raises(InputError) as caught:
+        load_run(path)
+    assert told in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_a_missing_section_says_what_to_give(tmp_path: Path) -> None:
+    document = tiny_run(tmp_path)
+    del document["schedule"]["eta_max"]
+    with pytest.raises(InputError, match=r"schedule\.eta_max: is missing; give peak learning rate"):
+        load_run(_write(tmp_path, document))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("a: [", "line"), ("- 1\n", "not a mapping"), ("\xff", "cannot be read")],
+)
+def test_a_file_that_is_no_run_file_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=told):
+        load_run(path)
+
+
+@pytest.mark.parametrize("override", ["replay.share", "=1", "name.deeper=1"])
+def test_an_override_that_is_none_is_refused(tmp_path: Path, override: str) -> None:
+    path = _write(tmp_path, tiny_run(tmp_path))
+    with pytest.raises(InputError, match="command line"):
+        load_run(path, [override])
+
+
+def _write(folder: Path, document: dict[str, Any]) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path

@@ -1,0 +1,129 @@
+"""Deciding a stage: steps, schedule, mix, start; and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial.config import RunSpec
+from perennial.errors import InputError
+from perennial.runs import events, metrics
+from perennial.runs.stage_planner import check_first_stage, decide_stage, stage_steps
+from perennial.runs.state import RunState, Stage
+from perennial.schedules import CosineSchedule, InfiniteSchedule, from_dict
+from perennial.schedules.build import release_anneal
+from tests.support.tiny_run import tiny_run
+
+AT = "2026-01-01T00:00:00+00:00"
+
+
+def _spec(changes: dict[str, Any] | None = None) -> RunSpec:
+    document = tiny_run(Path("/nowhere"))
+    for section, value in (changes or {}).items():
+        document[section] |= value
+    return RunSpec.model_validate(document)
+
+
+def _state(*corpora: str, rows: int = 800) -> RunState:
+    state = RunState()
+    for name in corpora:
+        state.apply(events.Landed(at=AT, corpus=name, size_bytes=1))
+        state.apply(events.Ingesting(at=AT, corpus=name))
+        ready = events.Ready(at=AT, corpus=name, sequences=rows, tokens=rows * 128, digest="d")
+        state.apply(ready)
+    return state
+
+
+def _train(spec: RunSpec, state: RunState, corpus: str) -> events.Started:
+    started = decide_stage(spec, state, corpus, AT, "", reschedule=False)
+    state.apply(started)
+    step = state.stages[-1].last_step
+    state.apply(events.Trained(at=AT, corpus=corpus, checkpoint=f"end/{corpus}", step=step))
+    state.apply(events.Evaluating(at=AT, corpus=corpus))
+    state.apply(events.Evaluated(at=AT, corpus=corpus, losses={}))
+    state.apply(events.Passed(at=AT, corpus=corpus, verdicts=[]))
+    return started
+
+
+def test_the_first_stage_sets_the_trunks_schedule_and_later_ones_keep_it() -> None:
+    spec, state = _spec(), _state("a", "b")
+    first, second = _train(spec, state, "a"), _train(spec, state, "b")
+    schedule = from_dict(first.schedule)
+    assert isinstance(schedule, InfiniteSchedule)
+    assert (schedule.warmup_steps, schedule.cooldown_steps) == (1, 7)  # 10% and 60% of 12 steps
+    assert second.schedule == first.schedule
+    assert (first.first_step, first.start) == (0, None)
+    assert (second.first_step, second.start) == (12, "end/a")
+    assert [first.stage, second.stage] == ["00-a", "01-b"]
+    state.validate()
+
+
+def test_i1_another_schedule_than_the_trunks_is_refused_with_the_difference() -> None:
+    state = _state("a", "b")
+    _train(_spec(), state, "a")
+    changed = _spec({"schedule": {"eta_const": 1e-3}})
+    with pytest.raises(InputError, match=r"eta_const: 0.00165 -> 0.001.*--reschedule"):
+        decide_stage(changed, state, "b", AT, "", reschedule=False)
+    insisted = decide_stage(changed, state, "b", AT, "", reschedule=True)
+    assert insisted.schedule["eta_const"] == 1e-3
+
+
+def test_a_cosine_trunk_warms_up_again_in_every_stage() -> None:
+    spec, state = _spec({"schedule": {"kind": "cosine"}}), _state("a", "b")
+    _train(spec, state, "a")
+    schedule = from_dict(_train(spec, state, "b").schedule)
+    assert isinstance(schedule, CosineSchedule)
+    assert (schedule.first_step, schedule.steps) == (12, 12)
+    assert release_anneal(spec.release, 3e-4, schedule, 24, spec.tokens_per_step) is None
+
+
+def test_a_stage_told_again_has_the_parameters_that_it_began_with() -> None:
+    spec = _spec({"stages": {"optimizer": "keep"}})
+    state = _state("english", "french")
+    _train(spec, state, "english")
+    decided = _train(spec, state, "french")
+    before = metrics.parameters(spec, Stage.decided(decided, after=1))
+    assert before["optimizer"] == "keep"
+    assert before["steps"] == decided.mix["steps"]
+    assert metrics.parameters(spec, state.stages[1]) == before
+
+
+def test_the_replay_share_and_the_budget_may_differ_by_corpus() -> None:
+    overrides = {"corpora": {"b": {"budget": "20 steps", "replay": 0.5}}}
+    spec, state = _spec({"stages": overrides}), _state("a", "b")
+    _train(spec, state, "a")
+    mix = _train(spec, state, "b").mix
+    assert (mix["steps"], [s["sequences"] for s in mix["sources"]]) == (20, [80, 80])
+
+
+def test_a_percentage_budget_is_of_the_corpus() -> None:
+    spec = _spec({"stages": {"budget": "50%"}})
+    assert stage_steps(spec, "a", rows=807) == 50
+
+
+def test_a_corpus_smaller_than_one_global_batch_is_refused() -> None:
+    with pytest.raises(InputError, match="7 sequences of 128 tokens are less than one"):
+        stage_steps(_spec(), "a", rows=7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schedule": {"warmup": "8 steps"}}, "do not fit into a first stage of 12 steps"),
+        ({"stages": {"budget": "1 tokens"}}, "less than one step"),
+    ],
+)
+def test_what_cannot_fit_is_known_before_anything_is_read(
+    changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        check_first_stage(_spec(changes), "a")
+
+
+def test_an_anneal_of_one_step_is_refused() -> None:
+    spec, state = _spec({"release": {"anneal": "1 steps"}}), _state("a")
+    trunk = from_dict(_train(spec, state, "a").schedule)
+    with pytest.raises(InputError, match="at least 2 steps"):
+        release_anneal(spec.release, 3e-4, trunk, 12, spec.tokens_per_step)

@@ -1,0 +1,486 @@
+"""The pure controller: events in, instructions out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+
+from perennial.errors import InvalidTransition, NewerSchema
+from perennial.runs import events
+from perennial.runs.actions import Instruction, Order, Outside, next_instruction
+from perennial.runs.state import CorpusState, RunState
+from perennial.runs.transitions import TRANSITIONS
+from tests.support.event_factory import (
+    AT,
+    TOKENS,
+    WALK,
+    event_of,
+    released,
+    releasing,
+    search_of,
+    started,
+    walk,
+)
+
+DOES = {
+    "record-landing": ["landed"],
+    "ingest": ["ingesting", "ready"],
+    "start": ["started"],
+    "train": ["trained"],
+    "evaluate": ["evaluating", "evaluated"],
+    "judge": ["passed"],
+}
+
+
+@pytest.fixture
+def state() -> Iterator[RunState]:
+    """A run that must hold together after every test."""
+    run = RunState()
+    yield run
+    run.validate()
+
+
+def _next(state: RunState, *inbox: str, order: Order | None = None) -> Instruction | None:
+    return next_instruction(state, Outside(inbox), order)
+
+
+def test_a_corpus_is_led_from_landing_through_its_gates(state: RunState) -> None:
+    seen = []
+    while (instruction := _next(state, "a")) is not None:
+        seen.append(instruction.verb)
+        walk(state, "a", *DOES[instruction.verb])
+    assert seen == ["record-landing", "ingest", "start", "train", "evaluate", "judge"]
+    assert state.corpora["a"].story == WALK
+
+
+def test_stages_follow_in_the_order_of_landing(state: RunState) -> None:
+    walk(state, "z")
+    walk(state, "m", "landed")
+    walk(state, "a", "landed")
+    walk(state, "m", "ingesting", "ready")
+    assert _next(state, "z", "m", "a") == Instruction("start", "m")
+
+
+def test_a_priority_goes_before_the_order_of_landing(state: RunState) -> None:
+    for name in ("a", "b", "c"):
+        walk(state, name, "landed")
+    order = Order(priority={"c": 2, "b": 1})
+    assert _next(state, order=order) == Instruction("ingest", "c")
+
+
+def test_a_named_order_waits_for_the_corpus_that_has_not_landed(state: RunState) -> None:
+    order = Order(first=["x", "y"])
+    walk(state, "y", "landed")
+    walk(state, "other", "landed")
+    assert _next(state, order=order) is None
+    walk(state, "x", "landed")
+    assert _next(state, order=order) == Instruction("ingest", "x")
+    walk(state, "x", "refused")
+    assert _next(state, order=order) == Instruction("ingest", "y")
+    walk(state, "y", "held")
+    assert _next(state, order=order) == Instruction("ingest", "other")
+
+
+def test_what_is_only_measured_is_ingested_and_never_started(state: RunState) -> None:
+    order = Order(only=["b"])
+    for name in ("a", "b"):
+        walk(state, name, "landed")
+    assert _next(state, order=order) == Instruction("ingest", "a")
+    walk(state, "a", "ingesting", "ready")
+    assert _next(state, order=order) == Instruction("ingest", "b")
+    walk(state, "b", "ingesting", "ready")
+    assert _next(state, order=order) == Instruction("start", "b")
+    walk(state, "b", *WALK[3:])
+    assert _next(state, order=order) is None
+
+
+def test_what_was_begun_is_finished_before_anything_new(state: RunState) -> None:
+    walk(state, "a", "landed", "ingesting", "ready", "started")
+    assert _next(state, "a", "b") == Instruction("train", "a")
+    walk(state, "a", "trained")
+    assert _next(state, "a", "b") == Instruction("evaluate", "a")
+    walk(state, "a", "evaluating", "evaluated")
+    assert _next(state, "a", "b") == Instruction("judge", "a")
+    walk(state, "a", "passed")
+    assert _next(state, "a", "b") == Instruction("record-landing", "b")
+
+
+def test_a_release_that_is_due_goes_before_the_next_stage(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b", "landed")
+    outside = Outside(["a", "b"], due=["00-a-10"])
+    assert next_instruction(state, outside) == Instruction("release", "00-a-10")
+
+
+@pytest.mark.parametrize("aside", ["refused", "held"])
+def test_a_corpus_that_is_set_aside_stands_in_nobodys_way(state: RunState, aside: str) -> None:
+    walk(state, "bad", "landed")
+    walk(state, "good", "landed")
+    walk(state, "bad", aside)
+    assert _next(state, "bad", "good") == Instruction("ingest", "good")
+    walk(state, "bad", "retried")
+    assert _next(state, "bad", "good") == Instruction("ingest", "bad")
+
+
+def test_a_failed_ingest_waits_for_its_time_while_others_go_on(state: RunState) -> None:
+    walk(state, "a", "landed", "ingesting")
+    walk(state, "b", "landed")
+    later = "2026-01-01T00:01:00+00:00"
+    state.apply(event_of("failed", state, "a", later))
+    assert next_instruction(state, Outside(now=AT)) == Instruction("ingest", "b")
+    walk(state, "b", "refused")
+    assert next_instruction(state, Outside(now=AT)) == Instruction("wait", "a", later)
+    assert next_instruction(state, Outside(now=later)) == Instruction("retry", "a")
+    state.apply(events.Retried(at=AT, corpus="a", by_person=False))
+    assert next_instruction(state, Outside(now=later)) == Instruction("ingest", "a")
+    state.apply(event_of("failed", state, "a"))
+    assert (state.corpora["a"].attempt, next_instruction(state, Outside())) == (2, None)
+    walk(state, "a", "retried")
+    assert state.corpora["a"].attempt == 0
+
+
+def test_a_failed_stage_stops_the_line_and_goes_on_where_it_was(state: RunState) -> None:
+    walk(state, "a", "landed", "ingesting", "ready", "started", "failed")
+    walk(state, "b", "landed")
+    assert _next(state, "a", "b", "c") == Instruction("record-landing", "c")
+    assert _next(state, "a", "b") == Instruction("wait", "a")
+    walk(state, "a", "retried")
+    assert _next(state, "a", "b") == Instruction("train", "a")
+    assert state.corpora["a"].story.count("started") == 1
+
+
+def test_a_gate_stops_the_line_until_a_person_decides(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b", *WALK[:-1], "gated")
+    walk(state, "c", "landed")
+    assert _next(state, "a", "b", "c") == Instruction("wait", "b")
+    assert _next(state, "a", "b", "c", "d") == Instruction("record-landing", "d")
+
+
+def test_an_accepted_stage_is_what_the_next_one_starts_from(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b", *WALK[:-1], "gated", "accepted")
+    walk(state, "c", "landed", "ingesting", "ready", "started")
+    assert [stage.name for stage in state.stages] == ["00-a", "01-b", "02-c"]
+    assert state.stages[2].start == "c/b"
+    assert state.accepted == {"01-b": "good enough"}
+
+
+def test_a_refused_stage_leaves_the_trunk_and_the_next_starts_from_before(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b", *WALK[:-1], "gated", "refused")
+    walk(state, "c", "landed", "ingesting", "ready", "started")
+    assert [stage.name for stage in state.stages] == ["00-a", "02-c"]
+    assert (state.stages[1].start, state.stages[1].first_step) == ("c/a", 10)
+    assert {source.corpus for source in state.stages[1].mix.sources} == {"a", "c"}
+    assert [stage.name for stage in state.abandoned] == ["01-b"]
+    assert state.ends["01-b"] == "c/b"  # everything is kept
+
+
+def test_a_retried_stage_is_trained_anew_with_the_share_that_a_person_gave(
+    state: RunState,
+) -> None:
+    walk(state, "a")
+    walk(state, "b", *WALK[:-1], "gated")
+    state.apply(events.Retried(at=AT, corpus="b", replay=0.5))
+    assert _next(state, "a", "b") == Instruction("start", "b")
+    assert state.corpora["b"].replay == 0.5
+    walk(state, "b", *WALK[3:])
+    assert [stage.name for stage in state.stages] == ["00-a", "02-b"]
+
+
+def test_a_retired_corpus_leaves_replay_and_stays_in_the_lineage(state: RunState) -> None:
+    walk(state, "a")
+    walk(state, "b")
+    walk(state, "a", "retired")
+    walk(state, "c", "landed", "ingesting", "ready", "started")
+    assert {source.corpus for source in state.stages[2].mix.sources} == {"b", "c"}
+    assert [stage.name for stage in state.stages] == ["00-a", "01-b", "02-c"]
+
+
+def test_i4_a_corpus_that_is_signalled_again_gives_no_second_stage(state: RunState) -> None:
+    walk(state, "a")
+    assert _next(state, "a", "a") is None
+    with pytest.raises(InvalidTransition):
+        walk(state, "a", "landed")
+    assert len(state.stages) == 1
+
+
+READY = ["landed", "ingesting", "ready"]
+BATCH = Order(most_corpora=3)
+
+
+def test_what_landed_at_once_is_ingested_and_then_one_stage(state: RunState) -> None:
+    seen = []
+    while (instruction := _next(state, "a", "b", order=BATCH)) is not None:
+        seen.append((instruction.verb, instruction.subject, *instruction.joined))
+        walk(state, instruction.subject, *DOES[instruction.verb], joined=instruction.joined)
+    assert seen == [
+        ("record-landing", "a"),
+        ("record-landing", "b"),
+        ("ingest", "a"),
+        ("ingest", "b"),
+        ("start", "a", "b"),
+        ("train", "a"),
+        ("evaluate", "a"),
+        ("judge", "a"),
+    ]
+    (stage,) = state.stages
+    assert (stage.name, stage.corpora) == ("00-a-and-1-more", ("a", "b"))
+    assert state.corpora["a"].story == state.corpora["b"].story == WALK
+    assert state.stage_of("b") == stage
+
+
+def test_without_the_option_each_corpus_is_a_stage(state: RunState) -> None:
+    walk(state, "a", *READY)
+    walk(state, "b", *READY)
+    assert _next(state) == Instruction("start", "a")
+
+
+JOINED: list[tuple[Order, tuple[str, ...]]] = [
+    (Order(most_corpora=4), ("b", "c", "d")),
+    (Order(most_corpora=2), ("b",)),
+    (Order(most_corpora=4, most_tokens=3 * TOKENS), ("b", "c")),
+    (Order(most_corpora=4, most_tokens=TOKENS - 1), ()),
+    # Nothing overtakes a corpus that keeps a stage of its own.
+    (Order(most_corpora=4, alone=["c"]), ("b",)),
+    (Order(most_corpora=4, alone=["a"]), ()),
+    (Order(most_corpora=4, first=["a", "b"]), ()),
+    (Order(most_corpora=4, priority={"a": 1, "c": 1}), ("c",)),
+    (Order(most_corpora=4, only=["a", "c"]), ("c",)),
+]
+
+
+@pytest.mark.parametrize(("order", "joined"), JOINED)
+def test_corpora_become_one_stage_within_the_bounds_and_in_their_order(
+    state: RunState, order: Order, joined: tuple[str, ...]
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        walk(state, name, *READY)
+    assert _next(state, order=order) == Instruction("start", "a", joined=joined)
+
+
+@pytest.mark.parametrize("kind", ["held", "refused"])
+def test_a_corpus_that_is_held_or_refused_joins_no_stage(state: RunState, kind: str) -> None:
+    for name in ("a", "b", "c"):
+        walk(state, name, *READY)
+    walk(state, "b", kind)
+    assert _next(state, order=BATCH) == Instruction("start", "a", joined=("c",))
+
+
+def test_a_stage_does_not_wait_for_a_corpus_whose_ingest_is_tried_again_later(
+    state: RunState,
+) -> None:
+    walk(state, "a", *READY)
+    walk(state, "b", "landed", "ingesting")
+    state.apply(event_of("failed", state, "b", next_try="2026-01-01T00:05:00+00:00"))
+    assert next_instruction(state, Outside([], AT), BATCH) == Instruction("start", "a")
+
+
+def test_a_corpus_that_lands_while_a_stage_is_at_work_waits_for_the_next(state: RunState) -> None:
+    walk(state, "a", *READY)
+    walk(state, "a", "started")
+    walk(state, "b", *READY)
+    assert _next(state, order=BATCH) == Instruction("train", "a")
+    assert state.stages[0].corpora == ("a",)
+
+
+def _merged(state: RunState, *kinds: str) -> None:
+    for name in ("a", "b", "c"):
+        walk(state, name, *READY)
+    walk(state, "a", *WALK[3:-1], *kinds, joined=("b", "c"))
+
+
+def test_of_a_gated_stage_one_is_refused_and_the_others_are_trained_without_it(
+    state: RunState,
+) -> None:
+    _merged(state, "gated")
+    walk(state, "b", "refused")
+    assert {n: c.state for n, c in state.corpora.items()} == {
+        "a": "ready",
+        "b": "refused",
+        "c": "ready",
+    }
+    assert ([s.name for s in state.abandoned], state.stages) == (["00-a-and-2-more"], [])
+    assert _next(state, order=BATCH) == Instruction("start", "a", joined=("c",))
+
+
+def test_a_retried_stage_is_the_same_corpora_again_whichever_of_them_is_named(
+    state: RunState,
+) -> None:
+    _merged(state, "gated")
+    walk(state, "d", *READY)
+    state.apply(events.Retried(at=AT, corpus="c", replay=0.5))
+    # What landed since has another share of replay, and so a stage of its own.
+    assert _next(state, order=Order(most_corpora=9)) == Instruction("start", "a", joined=("b", "c"))
+
+
+@pytest.mark.parametrize("named", ["a", "c"])
+def test_a_gated_stage_is_accepted_by_any_of_its_corpora(state: RunState, named: str) -> None:
+    _merged(state, "gated")
+    assert state.gated == state.stages[0]
+    walk(state, named, "accepted")
+    assert {corpus.state for corpus in state.corpora.values()} == {"passed"}
+    walk(state, "a", "retired")
+    assert (state.retired, state.at_work) == (("a",), None)
+
+
+def test_what_was_merged_stays_merged_under_another_run_file(state: RunState) -> None:
+    for name in ("a", "b", "c"):
+        walk(state, name, *READY)
+    walk(state, "a", "started", joined=("b", "c"))
+    for order in (Order(), Order(most_corpora=2), Order(first=["c"]), Order(alone=["b"])):
+        assert _next(state, order=order) == Instruction("train", "a")
+    assert state.stages[0].corpora == ("a", "b", "c")
+
+
+def test_a_stage_of_several_fails_and_is_tried_again_as_one(state: RunState) -> None:
+    for name in ("a", "b"):
+        walk(state, name, *READY)
+    walk(state, "a", "started", "failed", joined=("b",))
+    assert {corpus.stands_at for corpus in state.corpora.values()} == {"training"}
+    assert {corpus.attempt for corpus in state.corpora.values()} == {1}
+    walk(state, "b", "retried")
+    assert _next(state, order=BATCH) == Instruction("train", "a")
+
+
+def test_a_stage_is_named_by_the_first_corpus_of_its_mix(state: RunState) -> None:
+    walk(state, "a", *READY)
+    walk(state, "b", *READY)
+    other = started(state, "a").model_copy(update={"corpus": "b"})
+    with pytest.raises(ValueError, match="the stage of b has a mix that trains a"):
+        state.apply(other)
+
+
+def test_an_event_of_the_first_schema_is_read_as_it_was_meant(state: RunState) -> None:
+    walk(state, "a", *READY)
+    now = started(state, "a")
+    older = {k: v for k, v in now.mix.items() if k != "corpora"} | {"corpus": "a"}
+    told = json.loads(events.encode(now)) | {"schema": 1, "mix": older}
+    state.apply(events.decode(json.dumps(told).encode()))
+    assert state.stages[0].corpora == ("a",)
+
+
+WALKS: dict[CorpusState, list[str]] = {
+    "unknown": [],
+    **{
+        here: WALK[: n + 1]
+        for n, here in enumerate(
+            get_args(CorpusState)[1:8]  # landed .. evaluated
+        )
+    },
+    "gated": [*WALK[:-1], "gated"],
+    "passed": WALK,
+    "held": ["landed", "held"],
+    "failed": [*WALK[:4], "failed"],
+    "refused": ["landed", "refused"],
+    "retired": [*WALK, "retired"],
+}
+KINDS = sorted({kind for _, kind in TRANSITIONS} - {"freed"})
+"""Kinds of events; `freed` is what another corpus's refusal means for the rest of its stage."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("here", get_args(CorpusState))
+def test_only_the_table_moves_a_corpus(here: CorpusState, kind: str) -> None:
+    """Any (state, event) pair that the table lacks raises with the corpus's history."""
+    state = RunState()
+    walk(state, "first")
+    for walked in WALKS[here]:
+        walk(state, "x", walked)
+    if "x" in state.corpora:
+        assert state.corpora["x"].state == here
+    state.validate()
+    if (here, kind) in TRANSITIONS:
+        target = TRANSITIONS[here, kind]
+        back = state.corpora["x"].back if here != "unknown" else "unknown"
+        walk(state, "x", kind)
+        assert state.corpora["x"].state == (back if target == "back" else target)
+        state.validate()
+        return
+    before = _told(state)
+    with pytest.raises(InvalidTransition) as caught:
+        walk(state, "x", kind)
+    assert " -> ".join(WALKS[here] or ["nothing yet"]) in str(caught.value)
+    assert _told(state) == before
+
+
+def _told(state: RunState) -> str:
+    return repr(state)
+
+
+def test_a_controller_takes_over_with_the_next_epoch_only(state: RunState) -> None:
+    state.apply(events.TookOver(at=AT, epoch=1, controller="a"))
+    with pytest.raises(InvalidTransition):
+        state.apply(events.TookOver(at=AT, epoch=3, controller="b"))
+    state.apply(events.TookOver(at=AT, epoch=2, controller="b"))
+    assert (state.epoch, state.controller) == (2, "b")
+
+
+def test_a_run_is_opened_once(state: RunState) -> None:
+    state.apply(events.Opened(at=AT, spec={"name": "x"}))
+    with pytest.raises(InvalidTransition):
+        state.apply(events.Opened(at=AT, spec={"name": "y"}))
+
+
+def test_a_release_is_claimed_anew_by_whoever_goes_on_and_made_once(state: RunState) -> None:
+    walk(state, "a")
+    state.apply(releasing(state, "r"))
+    with pytest.raises(InvalidTransition, match="claim 1"):
+        state.apply(releasing(RunState(stages=state.stages, ends=state.ends), "r"))
+    state.apply(releasing(state, "r"))
+    assert (state.releasing["r"].claim, state.release_state("r")) == (2, "releasing")
+    state.apply(released("r"))
+    assert state.release_state("r") == "released"
+    for again in (released("r"), releasing(state, "r")):
+        with pytest.raises(InvalidTransition):
+            state.apply(again)
+
+
+def test_cells_measured_later_join_the_stages_losses(state: RunState) -> None:
+    walk(state, "a")
+    cell = {"b": {"nats_per_token": 2.0}}
+    state.apply(events.Measured(at=AT, stage="00-a", losses=cell))
+    assert set(state.losses["00-a"]) == {"a", "b"}
+    with pytest.raises(InvalidTransition):
+        state.apply(events.Measured(at=AT, stage="01-b", losses=cell))
+
+
+def test_validate_finds_a_trunk_with_a_gap() -> None:
+    broken = RunState()
+    walk(broken, "a")
+    walk(broken, "b", "landed", "ingesting", "ready")
+    broken.apply(started(broken, "b").model_copy(update={"first_step": 99}))
+    with pytest.raises(AssertionError, match="begins where the trunk stands"):
+        broken.validate()
+
+
+def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) -> None:
+    walk(state, "a")
+    told: list[events.Event] = [
+        *(event_of(kind, state, "a") for kind in KINDS),
+        events.Opened(at=AT, spec={}),
+        events.TookOver(at=AT, epoch=1, controller="c"),
+        events.Measured(at=AT, stage="00-a", losses={}),
+        events.Scored(at=AT, release="r", tasks=["t"], scores=[]),
+        releasing(state, "r"),
+        released("r"),
+        *search_of(state),
+    ]
+    assert {event.kind for event in told} == {
+        each.model_fields["kind"].default for each in get_args(events.Event)
+    }
+    for event in told:
+        data = events.encode(event)
+        assert json.loads(data)["schema"] == events.SCHEMA
+        assert events.decode(data) == event
+
+
+def test_an_event_of_a_newer_schema_is_told_apart_from_a_broken_one() -> None:
+    with pytest.raises(NewerSchema, match="its schema is 3, this version knows up to 2"):
+        events.decode(b'{"schema": 3, "kind": "from-the-future"}')
+    before_schemas = b'{"kind": "took-over", "at": "", "epoch": 1, "controller": "c"}'
+    assert isinstance(events.decode(before_schemas), events.TookOver)
