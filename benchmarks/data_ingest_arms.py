@@ -95,7 +95,8 @@ def perennial_plain_arm(folder: Path) -> Arm:
 def _perennial(folder: Path, near_duplicates: float | None) -> Arm:
     import ray
 
-    from perennial.corpora import IngestSettings, ingest_corpus, land
+    from perennial.corpora import IngestSettings, land
+    from perennial.corpora.ingest.pipeline import ingest_corpus
     from perennial.store import open_store
 
     store = open_store(folder / "store")

@@ -1,6 +1,7 @@
 """Pages in a real browser: Debian's chromium, driven by Playwright.
 
-`python -m tests.support.browser URI EXPERIMENT LINEAGE PICTURE STAGES...` makes a picture of the docs.
+`python -m tests.support.browser URI EXPERIMENT LINEAGE PICTURE STAGES...` makes a picture of
+the docs.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _serve() -> None:
 
 
 def _ingest(task: dict[str, Any], answers: Any) -> dict[str, str]:
-    from perennial.corpora import ingest_corpus
+    from perennial.corpora.ingest.pipeline import ingest_corpus
     from perennial.store import open_store
 
     def progress(phase: str, done: int, _all: int) -> None:

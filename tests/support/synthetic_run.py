@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from perennial import corpora
 from perennial.config import RunSpec
+from perennial.corpora.ingest.pipeline import ingest_corpus
 from perennial.runs.events import (
     Evaluated,
     Evaluating,
@@ -77,7 +78,7 @@ def ingest_text(
     ledger.append(Landed(at=now(), corpus=name, size_bytes=file.stat().st_size))
     ledger.append(Ingesting(at=now(), corpus=name))
     earlier = [each for stage in ledger.state.stages for each in stage.corpora]
-    manifest = corpora.ingest_corpus(store, inbox, name, settings, earlier=earlier)
+    manifest = ingest_corpus(store, inbox, name, settings, earlier=earlier)
     ledger.append(
         Ready(
             at=now(),

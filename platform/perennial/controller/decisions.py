@@ -49,7 +49,7 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
     state = work.ledger.read()
     corpus = state.corpora.get(name)
     if corpus is None:
-        if name not in [landed.name for landed in corpora.landed(work.inbox)]:
+        if name not in [landed.name for landed in corpora.list_landed(work.inbox)]:
             known = ", ".join(state.corpora) or "none yet"
             raise InputError(work.where, name, "there is no such corpus", f"corpora: {known}")
         corpus = Corpus(name, state="landed")
@@ -72,7 +72,7 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
 
 def _record_landings(work: Workspace, name: str) -> None:
     """Let the ledger know a corpus of the inbox, after those that landed before it."""
-    for landed in corpora.landed(work.inbox):
+    for landed in corpora.list_landed(work.inbox):
         if landed.name not in work.ledger.read().corpora:
             size = landed.total_bytes
             with suppress(InvalidTransition):  # a controller saw it at this very moment

@@ -22,7 +22,7 @@ def ingest(work: Workspace, name: str) -> None:
     """Tokenise a landed corpus; one that cannot become a stage is refused, with a warning."""
     try:
         if work.state.corpora[name].state == "landed":
-            check_size(work, name, corpora.inspect(work.inbox, name).total_bytes)
+            check_size(work, name, corpora.read_landed(work.inbox, name).total_bytes)
             work.record(Ingesting(at=now(), corpus=name))
         work.use_ray()
         _ = work.tracker
@@ -59,6 +59,9 @@ def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
 
 
 def _tokenise(work: Workspace, name: str) -> CorpusManifest:
+    # Imported here: it loads pyarrow and Ray Data, which a look at the run's state needs not.
+    from perennial.corpora.ingest.pipeline import ingest_corpus
+
     settings = corpora.IngestSettings(
         text_field=work.spec.corpora.text_field,
         domain_field=work.spec.corpora.domain_field,
@@ -78,7 +81,7 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
     elif work.spec.tokenizer.vocabulary is not None:
         vocabulary = work.spec.tokenizer.vocabulary
         corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings)
-    return corpora.ingest_corpus(
+    return ingest_corpus(
         work.store,
         work.inbox,
         name,

@@ -97,7 +97,7 @@ def check_inbox(work: Workspace) -> None:
 
 
 def _outside(work: Workspace, due: Sequence[str] = ()) -> Outside:
-    return Outside([landed.name for landed in corpora.landed(work.inbox)], now(), due)
+    return Outside([landed.name for landed in corpora.list_landed(work.inbox)], now(), due)
 
 
 def _due(work: Workspace) -> list[Releasing]:
@@ -201,7 +201,7 @@ class _Controller:
             self.gave_up = failure
 
     def _land(self, name: str) -> None:
-        seen = {landed.name: landed for landed in corpora.landed(self._work.inbox)}
+        seen = {landed.name: landed for landed in corpora.list_landed(self._work.inbox)}
         if name in seen:
             size = seen[name].total_bytes
             self._work.record(Landed(at=now(), corpus=name, size_bytes=size))

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 from perennial.controller.context import Workspace
 
 if TYPE_CHECKING:
-    from perennial.sources import Source
+    from perennial.sources import DataSource
 
 
-def open_sources(work: Workspace) -> list[Source]:
+def open_sources(work: Workspace) -> list[DataSource]:
     """The sources of the run file; nothing is contacted."""
     if not work.spec.sources:
         return []
-    from perennial.sources import Source
+    from perennial.sources import DataSource
 
     # Plain text gives at most a token a byte, compressed text about 16: see `ingestion.check_size`.
     least_bytes = max(1, work.spec.tokens_per_step // 16)
     return [
-        Source(name, spec, work.store, work.inbox, least_bytes)
+        DataSource(name, spec, work.store, work.inbox, least_bytes)
         for name, spec in work.spec.sources.items()
     ]
 
 
-def pull_due(work: Workspace, sources: Sequence[Source], now: datetime) -> list[str]:
+def pull_due(work: Workspace, sources: Sequence[DataSource], now: datetime) -> list[str]:
     """Pull the sources that are due and land what is enough; the corpora that landed.
 
     Writes to the inbox and to `sources/` only, never to the ledger: no controller is disturbed.

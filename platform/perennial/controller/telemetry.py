@@ -37,7 +37,7 @@ class Instruments:
         """Show the state, the queue and the data's lag as they are now."""
         self._looked = time.monotonic()
         work, now = self._work, datetime.now(UTC)
-        landed_at = {landed.name: landed.landed_at for landed in corpora.landed(work.inbox)}
+        landed_at = {landed.name: landed.landed_at for landed in corpora.list_landed(work.inbox)}
         gauges = read_gauges(work.state, landed_at, now, order_of(work.spec))
         self._exported.controller(gauges)
         told = (gauges.doing, gauges.queue)
@@ -53,7 +53,7 @@ class Instruments:
 
     def trained(self, stage: Stage) -> None:
         """Show how long the oldest data of the stage that was just trained had waited."""
-        inbox = corpora.landed(self._work.inbox)
+        inbox = corpora.list_landed(self._work.inbox)
         landed_at = [each.landed_at for each in inbox if each.name in stage.corpora]
         if not landed_at:
             return

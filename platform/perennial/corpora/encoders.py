@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from perennial.corpora.tokenizer import RunTokenizer
 
-EngineName = Literal["tiktoken", "tokenizers"]
+EncoderName = Literal["tiktoken", "tokenizers"]
 
 # tiktoken's regular expressions overflow their stack on long runs of white space.
 _LONG_RUNS = (" " * 1000, "\n" * 1000, "\t" * 1000, "\r\n" * 500)
@@ -132,14 +132,14 @@ def stored_type(tokenizer: RunTokenizer) -> np.dtype[Any]:
 
 
 @lru_cache(maxsize=1)
-def make_encoder(tokenizer: RunTokenizer, engine: EngineName) -> Encoder:
+def make_encoder(tokenizer: RunTokenizer, engine: EncoderName) -> Encoder:
     """The engine of that name for a tokenizer; kept for a worker's next task."""
     if engine == "tiktoken":
         return TiktokenEncoder(tokenizer)
     return TokenizersEncoder(tokenizer)
 
 
-def choose_engine(tokenizer: RunTokenizer, sample: Sequence[str]) -> EngineName:
+def choose_encoder(tokenizer: RunTokenizer, sample: Sequence[str]) -> EncoderName:
     """tiktoken where it can express the tokenizer and yields equal ids on the sample."""
     if tiktoken_of(tokenizer.json) is None:
         return "tokenizers"
@@ -172,7 +172,7 @@ def tiktoken_of(tokenizer_json: str) -> tuple[tiktoken.Encoding, npt.NDArray[np.
 
     marks = {_MARK.decode(): len(ids)}
     encoding = tiktoken.Encoding(
-        "run", pat_str=grouped(pattern), mergeable_ranks=ranks, special_tokens=marks
+        "run", pat_str=group_alternatives(pattern), mergeable_ranks=ranks, special_tokens=marks
     )
     return encoding, np.array(ids, dtype=np.uint32)
 
@@ -203,7 +203,7 @@ def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
     return None
 
 
-def grouped(pattern: str) -> str:
+def group_alternatives(pattern: str) -> str:
     """The same regular expression with neighbouring plain alternatives in one group.
 
     tiktoken's regular expressions give a group that has no look-around as a whole to an automaton,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.corpora.formats.open import describe_suffixes, find_kind
-from perennial.corpora.names import check_name
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MARKER = "_SUCCESS"
 # A producer that writes a manifest of its own need not write the marker too.
 _MARKERS = (MARKER, "manifest.json")
+MAX_NAME_CHARACTERS = 64
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class LandedFile:
 
 
 @dataclass(frozen=True)
-class StoredFile:
+class FileToLand:
     """A file that waits in another store: its key there, and its name in the corpus."""
 
     key: str
@@ -44,7 +46,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class Landed:
+class LandedCorpus:
     """A corpus whose marker exists."""
 
     name: str
@@ -55,6 +57,19 @@ class Landed:
     def total_bytes(self) -> int:
         """Bytes of all files as they are stored."""
         return sum(file.size_bytes for file in self.files)
+
+
+def check_name(name: str) -> str:
+    """The name itself, when it can be a folder of a store; InputError otherwise."""
+    if len(name) <= MAX_NAME_CHARACTERS and _NAME.fullmatch(name) and ".." not in name:
+        return name
+    raise InputError(
+        "corpus",
+        "name",
+        f"{name!r} cannot be a corpus's name",
+        f"use at most {MAX_NAME_CHARACTERS} lower-case letters, digits, dashes, underscores and "
+        "single dots, beginning and ending with a letter or digit, such as french-2024.1",
+    )
 
 
 def land(inbox: Store, name: str, files: Sequence[Path]) -> list[str]:
@@ -69,7 +84,7 @@ def land(inbox: Store, name: str, files: Sequence[Path]) -> list[str]:
     return _land(inbox, name, _describe(files), lambda file, key: inbox.upload(by_name[file], key))
 
 
-def land_stored(inbox: Store, name: str, files: Sequence[StoredFile], source: Store) -> list[str]:
+def land_stored(inbox: Store, name: str, files: Sequence[FileToLand], source: Store) -> list[str]:
     """`land` for files that lie in a store already: they are copied."""
     by_name = {file.name: file for file in files}
 
@@ -107,7 +122,7 @@ def _land(
     return keys
 
 
-def landed(inbox: Store) -> list[Landed]:
+def list_landed(inbox: Store) -> list[LandedCorpus]:
     """The complete corpora in the order in which they landed (the marker's time, then name)."""
     folders: dict[str, list[ObjectInfo]] = {}
     for info in inbox.list(""):
@@ -118,7 +133,7 @@ def landed(inbox: Store) -> list[Landed]:
     return sorted((c for c in found if c is not None), key=lambda c: (c.landed_at, c.name))
 
 
-def inspect(inbox: Store, name: str) -> Landed:
+def read_landed(inbox: Store, name: str) -> LandedCorpus:
     """The landed corpus of that name; InputError if it is missing, unfinished or empty."""
     check_name(name)
     infos = inbox.list(f"{name}/")
@@ -133,7 +148,7 @@ def inspect(inbox: Store, name: str) -> Landed:
     return corpus
 
 
-def _landed(name: str, infos: Sequence[ObjectInfo]) -> Landed | None:
+def _landed(name: str, infos: Sequence[ObjectInfo]) -> LandedCorpus | None:
     markers = [i for i in infos if i.key.removeprefix(f"{name}/") in _MARKERS]
     if not markers:
         return None
@@ -144,7 +159,7 @@ def _landed(name: str, infos: Sequence[ObjectInfo]) -> Landed | None:
     )
     # Spark and Hadoop leave files such as _metadata and .part-0.crc beside the data.
     kept = tuple(f for f in files if not f.name.rpartition("/")[2].startswith(("_", ".")))
-    return Landed(name, kept, min(marker.modified for marker in markers))
+    return LandedCorpus(name, kept, min(marker.modified for marker in markers))
 
 
 def check_files(files: Sequence[Path]) -> None:

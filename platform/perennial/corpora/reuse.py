@@ -11,7 +11,7 @@ from perennial.corpora.tokenizer import MANIFEST_KEY, TOKENIZER_KEY, RunTokenize
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
-    from perennial.corpora.inbox import Landed
+    from perennial.corpora.inbox import LandedCorpus
     from perennial.store import Store
 
 
@@ -25,7 +25,7 @@ def borrow_tokenizer(store: Store, lender: Store) -> None:
 def borrow(
     store: Store,
     lender: Store,
-    landed: Landed,
+    landed: LandedCorpus,
     tokenizer: RunTokenizer,
     settings: IngestSettings,
 ) -> CorpusManifest | None:

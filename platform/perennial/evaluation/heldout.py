@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from perennial.corpora import read_manifest
+from perennial.corpora import read_holdout, read_manifest
 from perennial.evaluation.loss import Document
 
 if TYPE_CHECKING:
@@ -29,27 +29,12 @@ def read_documents(store: Store, corpus: str, max_documents: int) -> list[Docume
 
     Raises InputError when the corpus was not ingested.
     """
-    import numpy as np
-    import pyarrow.parquet as pq
-
     manifest = read_manifest(store, corpus)
-    wanted = spread(sum(file.documents for file in manifest.holdout), max_documents)
-    dtype = np.dtype(f"<u{manifest.token_bytes}")
-    documents: list[Document] = []
-    first = 0
-    for file in manifest.holdout:
-        rows = [i - first for i in wanted if first <= i < first + file.documents]
-        first += file.documents
-        if not rows:
-            continue
-        with store.open(f"corpora/{corpus}/{file.file}") as stream:
-            table = pq.read_table(stream, columns=["tokens", "bytes", "domain"]).take(rows)
-        columns = (table.column(name).to_pylist() for name in ("tokens", "bytes", "domain"))
-        documents += [
-            Document(np.frombuffer(tokens, dtype=dtype), size_bytes, domain)
-            for tokens, size_bytes, domain in zip(*columns, strict=True)
-        ]
-    return documents
+    chosen = spread(sum(file.documents for file in manifest.holdout), max_documents)
+    return [
+        Document(document.tokens, document.size_bytes, document.domain)
+        for document in read_holdout(store, manifest, chosen)
+    ]
 
 
 def continuation_items(texts: Sequence[str], seed: int) -> list[dict[str, Any]]:

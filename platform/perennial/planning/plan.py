@@ -129,7 +129,7 @@ def plan_run(
     spec = work.spec
     work.check_run()
     check_inbox(work)
-    inbox = {landed.name: landed.total_bytes for landed in corpora.landed(work.inbox)}
+    inbox = {landed.name: landed.total_bytes for landed in corpora.list_landed(work.inbox)}
     ahead = look_ahead(spec, work.state, expected_corpora(spec, work.state, inbox), reschedule)
     size, notes = _model_size(work)
     memory = {

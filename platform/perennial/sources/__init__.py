@@ -4,6 +4,6 @@ What was pulled, and what of it became which corpus, is an append-only log in th
 a landing that was killed is found there and neither lost nor repeated.
 """
 
-from perennial.sources.source import Source, SourceStatus
+from perennial.sources.source import DataSource, SourceStatus
 
-__all__ = ["Source", "SourceStatus"]
+__all__ = ["DataSource", "SourceStatus"]

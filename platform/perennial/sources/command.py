@@ -15,7 +15,9 @@ WATERMARK_FILE = "_WATERMARK"
 _SHOWN_CHARACTERS = 300
 
 
-def fetch(command: Sequence[str], timeout_seconds: float, pull: Pull) -> Iterator[FetchedFile]:
+def fetch_command(
+    command: Sequence[str], timeout_seconds: float, pull: Pull
+) -> Iterator[FetchedFile]:
     """What the program writes into $OUT when it is told $WATERMARK, "" the first time.
 
     The new watermark is what it leaves in $OUT/_WATERMARK, else its last line on standard output,

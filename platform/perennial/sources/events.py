@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 
-class _Record(BaseModel):
+class _Timed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     at: AwareDatetime
@@ -29,7 +29,7 @@ class PulledFile(BaseModel):
     sha256: str
 
 
-class Pulled(_Record):
+class FilesPulled(_Timed):
     """Everything that was new by then lies in `folder`; may be nothing.
 
     watermark: what the next pull begins after: a command's own, or the newest file's.
@@ -43,14 +43,14 @@ class Pulled(_Record):
     passed_over: int = 0
 
 
-class Failed(_Record):
+class AttemptFailed(_Timed):
     """A pull, or a landing, could not be done."""
 
     kind: Literal["failed"] = "failed"
     reason: str
 
 
-class Chosen(_Record):
+class CorpusChosen(_Timed):
     """What the first `pulls` pulls gathered, and no corpus has yet, becomes this corpus."""
 
     kind: Literal["chosen"] = "chosen"
@@ -58,23 +58,23 @@ class Chosen(_Record):
     pulls: int
 
 
-class Landed(_Record):
+class CorpusLanded(_Timed):
     """The corpus that was chosen is complete in the inbox."""
 
     kind: Literal["landed"] = "landed"
     corpus: str
 
 
-Event = Pulled | Failed | Chosen | Landed
+SourceEvent = FilesPulled | AttemptFailed | CorpusChosen | CorpusLanded
 
-_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+_EVENT: TypeAdapter[SourceEvent] = TypeAdapter(Annotated[SourceEvent, Field(discriminator="kind")])
 
 
-def decode(data: bytes) -> Event:
+def decode_event(data: bytes) -> SourceEvent:
     """The event in one object of the log."""
     return _EVENT.validate_json(data)
 
 
-def encode(event: Event) -> bytes:
+def encode_event(event: SourceEvent) -> bytes:
     """The log's object of one event."""
     return event.model_dump_json(indent=1).encode()

@@ -39,7 +39,7 @@ class Entry(NamedTuple):
     version: str = ""
 
 
-def fetch(index: str, pull: Pull) -> Iterator[FetchedFile]:
+def fetch_index(index: str, pull: Pull) -> Iterator[FetchedFile]:
     """Every file that is new or has changed, in the order of addresses.
 
     Whether a file that was pulled before has changed, the index's own `version` tells, else the

@@ -10,7 +10,7 @@ from perennial.sources.base import FetchedFile, Pull
 from perennial.store import Store, open_store
 
 
-def fetch(url: str, pull: Pull) -> Iterator[FetchedFile]:
+def fetch_prefix(url: str, pull: Pull) -> Iterator[FetchedFile]:
     """Every file whose key or ETag is new, in the order of keys.
 
     Times are not asked: a large upload to S3 carries the time at which it began, and would be

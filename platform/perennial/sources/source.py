@@ -11,27 +11,28 @@ from datetime import datetime
 from pathlib import Path
 
 from perennial.config import SourceSpec
-from perennial.corpora import StoredFile, land_stored
+from perennial.corpora import FileToLand, land_stored
 from perennial.errors import InputError
-from perennial.sources import command, prefix
-from perennial.sources import index as web_index
 from perennial.sources.base import FetchedFile, Pull, plain_name
+from perennial.sources.command import fetch_command
 from perennial.sources.events import (
-    Chosen,
-    Event,
-    Failed,
-    Landed,
-    Pulled,
+    AttemptFailed,
+    CorpusChosen,
+    CorpusLanded,
+    FilesPulled,
     PulledFile,
-    decode,
-    encode,
+    SourceEvent,
+    decode_event,
+    encode_event,
 )
+from perennial.sources.index import fetch_index
+from perennial.sources.prefix import fetch_prefix
 from perennial.sources.state import SourceState, corpus_name, enough, next_due
 from perennial.store import Store
 from perennial.store.append_log import Log
 from perennial.tracking.redaction import hide_secrets
 
-Say = Callable[[str], None]
+WriteLine = Callable[[str], None]
 _REASON_CHARACTERS = 500
 
 
@@ -48,7 +49,7 @@ class SourceStatus:
     error: str
 
 
-class Source:
+class DataSource:
     """A source with its log at `sources/<name>/log/` and what it pulled at `.../pulled/`.
 
     least_bytes: what no stage can be made of less than; it waits for more.
@@ -69,7 +70,7 @@ class Source:
     def read(self) -> SourceState:
         """Fold in what was written since the last read."""
         for _, data in self._log.tail(self._events):
-            self._fold(decode(data))
+            self._fold(decode_event(data))
         return self.state
 
     def status(self, now: datetime) -> SourceStatus:
@@ -85,7 +86,7 @@ class Source:
             state.error,
         )
 
-    def look(self, now: datetime, say: Say) -> list[str]:
+    def look(self, now: datetime, say: WriteLine) -> list[str]:
         """Do what is due: finish a landing that was killed, pull, land; the corpora that landed.
 
         A failure is said, kept in the log, and tried again later: it is never raised.
@@ -104,18 +105,18 @@ class Source:
     def _due(self, now: datetime) -> bool:
         return now >= next_due(self._spec, self.state, now)
 
-    def _fail(self, error: Exception, now: datetime, say: Say) -> None:
+    def _fail(self, error: Exception, now: datetime, say: WriteLine) -> None:
         text = " ".join(str(error).split()) or type(error).__name__
         reason = hide_secrets(text)[:_REASON_CHARACTERS]
         try:
-            self._append(Failed(at=now, reason=reason), lambda: True)
+            self._append(AttemptFailed(at=now, reason=reason), lambda: True)
         except OSError:
             say(f"source {self.name} failed ({reason}), and its log cannot be written")
             return
         again = next_due(self._spec, self.state, now)
         say(f"source {self.name} failed ({reason}); again at {again:%Y-%m-%d %H:%M:%S} UTC")
 
-    def _pull(self, now: datetime, say: Say) -> None:
+    def _pull(self, now: datetime, say: WriteLine) -> None:
         before = self.state.pulls
         self._sweep()
         folder = f"pulled/{before:06d}-{uuid.uuid4().hex[:8]}"
@@ -131,7 +132,7 @@ class Source:
             over = f", passed over {pulled.passed_over}" if pulled.passed_over else ""
             say(f"source {self.name}: pulled {len(pulled.files)} files, {size:,} bytes{over}")
 
-    def _copy(self, now: datetime, number: int, folder: str) -> Pulled:
+    def _copy(self, now: datetime, number: int, folder: str) -> FilesPulled:
         """Copy everything that is new into `folder` of the store."""
         with tempfile.TemporaryDirectory(prefix="perennial-pull-") as scratch:
             pull = Pull(self._spec.match, self.state.seen, Path(scratch), self.state.watermark)
@@ -139,7 +140,7 @@ class Source:
                 self._keep(folder, plain_name(number, index, fetched.name), fetched)
                 for index, fetched in enumerate(self._fetch(pull))
             )
-        return Pulled(
+        return FilesPulled(
             at=now,
             folder=folder,
             files=files,
@@ -150,10 +151,10 @@ class Source:
     def _fetch(self, pull: Pull) -> Iterator[FetchedFile]:
         spec = self._spec
         if spec.prefix is not None:
-            return prefix.fetch(spec.prefix, pull)
+            return fetch_prefix(spec.prefix, pull)
         if spec.index is not None:
-            return web_index.fetch(spec.index, pull)
-        return command.fetch(spec.command or (), spec.timeout.total_seconds(), pull)
+            return fetch_index(spec.index, pull)
+        return fetch_command(spec.command or (), spec.timeout.total_seconds(), pull)
 
     def _keep(self, folder: str, name: str, fetched: FetchedFile) -> PulledFile:
         with fetched.local.open("rb") as stream:
@@ -169,7 +170,7 @@ class Source:
             sha256=sha256,
         )
 
-    def _land(self, now: datetime, say: Say) -> list[str]:
+    def _land(self, now: datetime, say: WriteLine) -> list[str]:
         """Land what is chosen already, or what is enough by now."""
         if self.state.chosen is None:
             if not enough(self._spec, self.state, now, self._least_bytes):
@@ -188,7 +189,7 @@ class Source:
                     raise
                 continue  # another process has landed it and removed its own copy
             if self._append(
-                Landed(at=now, corpus=chosen.corpus), lambda: self.state.chosen == chosen
+                CorpusLanded(at=now, corpus=chosen.corpus), lambda: self.state.chosen == chosen
             ):
                 landed.append(chosen.corpus)
                 say(f"source {self.name}: landed {chosen.corpus}, {len(_files(pulls))} files")
@@ -196,13 +197,13 @@ class Source:
                 self._store.remove(pull.folder)
         return landed
 
-    def _choose(self, now: datetime, instead_of: Chosen | None = None) -> None:
+    def _choose(self, now: datetime, instead_of: CorpusChosen | None = None) -> None:
         """Decide, before a byte is copied, what the next corpus is called and made of."""
         taken = {info.key.partition("/")[0] for info in self._inbox.list("")}
         name = corpus_name(self.name, now, taken | set(self.state.names))
         pulls = self.state.pulls
         self._append(
-            Chosen(at=now, corpus=name, pulls=pulls),
+            CorpusChosen(at=now, corpus=name, pulls=pulls),
             lambda: self.state.chosen == instead_of and self.state.pulls == pulls,
         )
 
@@ -214,23 +215,23 @@ class Source:
             if folder not in kept and number < self.state.pulls:
                 self._store.remove(folder)
 
-    def _append(self, event: Event, still: Callable[[], bool]) -> bool:
+    def _append(self, event: SourceEvent, still: Callable[[], bool]) -> bool:
         """Write the event, while `still` holds after everything that others wrote."""
         while still():
-            if self._log.append(self._events, encode(event)):
+            if self._log.append(self._events, encode_event(event)):
                 self._fold(event)
                 return True
             self.read()
         return False
 
-    def _fold(self, event: Event) -> None:
+    def _fold(self, event: SourceEvent) -> None:
         self.state.apply(event)
         self._events += 1
 
 
-def _files(pulls: list[Pulled]) -> list[StoredFile]:
+def _files(pulls: list[FilesPulled]) -> list[FileToLand]:
     return [
-        StoredFile(f"{pull.folder}/{file.name}", file.name, file.size_bytes, file.sha256)
+        FileToLand(f"{pull.folder}/{file.name}", file.name, file.size_bytes, file.sha256)
         for pull in pulls
         for file in pull.files
     ]

@@ -8,7 +8,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 
 from perennial.config.sources import SourceSpec
-from perennial.sources.events import Chosen, Event, Failed, Landed, Pulled
+from perennial.sources.events import (
+    AttemptFailed,
+    CorpusChosen,
+    CorpusLanded,
+    FilesPulled,
+    SourceEvent,
+)
 
 _FIRST_RETRY = timedelta(minutes=1)
 _LAST_RETRY = timedelta(hours=1)
@@ -24,10 +30,10 @@ class SourceState:
     #: version of every file that was pulled, by origin
     seen: dict[str, str] = field(default_factory=dict)
     #: pulls with files that no corpus was chosen for, oldest first
-    waiting: list[Pulled] = field(default_factory=list)
+    waiting: list[FilesPulled] = field(default_factory=list)
     #: the corpus that is being landed, and its pulls
-    chosen: Chosen | None = None
-    landing: list[Pulled] = field(default_factory=list)
+    chosen: CorpusChosen | None = None
+    landing: list[FilesPulled] = field(default_factory=list)
     #: names of all corpora that were ever chosen, and those that landed
     names: list[str] = field(default_factory=list)
     landed: list[str] = field(default_factory=list)
@@ -36,24 +42,24 @@ class SourceState:
     failed_at: datetime | None = None
     error: str = ""
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: SourceEvent) -> None:
         """Fold one event in."""
         match event:
-            case Failed():
+            case AttemptFailed():
                 self.failures += 1
                 self.failed_at, self.error = event.at, event.reason
                 return
-            case Pulled():
+            case FilesPulled():
                 self.pulls += 1
                 self.pulled_at, self.watermark = event.at, event.watermark
                 self.seen |= {file.origin: file.version for file in event.files}
                 self.waiting += [event] if event.files else []
-            case Chosen():
+            case CorpusChosen():
                 # A second choice for the same pulls: the first name was taken by somebody else.
                 self.landing, self.waiting = [*self.landing, *self.waiting], []
                 self.chosen = event
                 self.names.append(event.corpus)
-            case Landed():
+            case CorpusLanded():
                 self.chosen, self.landing = None, []
                 self.landed.append(event.corpus)
         self.failures, self.failed_at, self.error = 0, None, ""

@@ -9,19 +9,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from perennial.corpora import read_manifest
+from perennial.corpora import read_holdout, read_manifest
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from perennial.corpora import CorpusManifest
     from perennial.store import Store
     from perennial.training.job import Job
 
 ROWS = 8
 """sequences of each side: enough to see a leap, and a fraction of a step to measure"""
 LAST_LOOK = 64
-_DOCUMENTS_AT_ONCE = 32
 
 
 def looks(steps: int) -> set[int]:
@@ -111,23 +109,11 @@ def _heldout(store: Store, corpus: str, job: Job, rows: int) -> npt.NDArray[np.i
     """The first held-out sequences `(rows, sequence)` of a corpus; fewer where it has fewer."""
     wanted = rows * job.sequence_length
     parts: list[npt.NDArray[Any]] = []
-    for tokens in _documents(store, read_manifest(store, corpus)):
-        parts.append(tokens)
-        wanted -= len(tokens)
+    for document in read_holdout(store, read_manifest(store, corpus)):
+        parts.append(document.tokens)
+        wanted -= len(document.tokens)
         if wanted <= 0:
             break
     flat = np.concatenate([np.empty(0, np.int64), *parts])
     full = min(rows, len(flat) // job.sequence_length)
     return flat[: full * job.sequence_length].reshape(full, -1).astype(np.int64)
-
-
-def _documents(store: Store, manifest: CorpusManifest) -> Iterator[npt.NDArray[Any]]:
-    import pyarrow.parquet as pq
-
-    dtype = np.dtype(f"<u{manifest.token_bytes}")
-    for file in manifest.holdout:
-        with store.open(f"corpora/{manifest.name}/{file.file}") as stream:
-            batches = pq.ParquetFile(stream).iter_batches(_DOCUMENTS_AT_ONCE, columns=["tokens"])
-            for batch in batches:
-                for tokens in batch["tokens"]:
-                    yield np.frombuffer(tokens.as_py(), dtype=dtype)

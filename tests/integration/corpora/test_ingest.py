@@ -23,17 +23,17 @@ from perennial.audit.files import QuarantineContents, read_file, read_holdout, r
 from perennial.corpora import (
     CorpusManifest,
     IngestSettings,
-    Landed,
+    LandedCorpus,
     borrow_tokenizer,
     fit_warning,
-    ingest_corpus,
-    inspect,
     land,
     load_tokenizer,
+    read_landed,
     read_manifest,
     train_tokenizer,
 )
 from perennial.corpora.ingest import pipeline
+from perennial.corpora.ingest.pipeline import ingest_corpus
 from perennial.corpora.manifest import StoredFile, total
 from perennial.errors import InputError
 from perennial.store import Store, open_store
@@ -337,13 +337,13 @@ def test_I5_a_file_that_vanished_or_changed_since_it_was_listed_is_quarantined(
         jsonl(tmp_path / name, ["some text"])
     inbox = prepared(store, [*files, tmp_path / "gone.jsonl", tmp_path / "other.jsonl"])
 
-    def listed(inbox: Store, name: str) -> Landed:
-        found = inspect(inbox, name)
+    def listed(inbox: Store, name: str) -> LandedCorpus:
+        found = read_landed(inbox, name)
         inbox.remove("en/gone.jsonl")
         inbox.write("en/other.jsonl", b'{"text": "more text"}\n')
         return found
 
-    monkeypatch.setattr(pipeline, "inspect", listed)
+    monkeypatch.setattr(pipeline, "read_landed", listed)
     manifest = ingest_corpus(store, inbox, "en", SETTINGS)
     counts = manifest.counts.check()
     records = {(r["file"], r["reason"], r["offset"]) for r in quarantined(store, manifest)}

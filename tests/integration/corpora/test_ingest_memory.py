@@ -12,7 +12,8 @@ from pydoc_data.topics import topics
 import psutil
 import pytest
 
-from perennial.corpora import IngestSettings, ingest_corpus, land, train_tokenizer
+from perennial.corpora import IngestSettings, land, train_tokenizer
+from perennial.corpora.ingest.pipeline import ingest_corpus
 from perennial.store import open_store
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600), pytest.mark.usefixtures("ray_local")]

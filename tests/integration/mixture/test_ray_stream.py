@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from perennial.corpora import IngestSettings, ingest_corpus, land, read_manifest, train_tokenizer
+from perennial.corpora import IngestSettings, land, read_manifest, train_tokenizer
+from perennial.corpora.ingest.pipeline import ingest_corpus
 from perennial.mixture import ReplayRule, Source, StageMix, stage_mix
 from perennial.mixture import ray_stream as stream_room
 from perennial.mixture.batches import rank_rows

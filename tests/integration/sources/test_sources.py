@@ -19,7 +19,7 @@ import pytest
 
 from perennial import corpora
 from perennial.config import SourceSpec, parse
-from perennial.sources import Source, index
+from perennial.sources import DataSource, index
 from perennial.store import Store, open_store
 
 START = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
@@ -36,9 +36,9 @@ class Place:
         self.told: list[str] = []
         self._least_bytes = least_bytes
 
-    def source(self) -> Source:
+    def source(self) -> DataSource:
         """As a new process finds it."""
-        return Source("news", self.spec, self.store, self.inbox, self._least_bytes)
+        return DataSource("news", self.spec, self.store, self.inbox, self._least_bytes)
 
     def look(self, days: float = 0) -> list[str]:
         self.now += timedelta(days=days)
@@ -50,7 +50,7 @@ class Place:
             corpus.name: [
                 self.inbox.read(f"{corpus.name}/{file.name}").decode() for file in corpus.files
             ]
-            for corpus in corpora.landed(self.inbox)
+            for corpus in corpora.list_landed(self.inbox)
         }
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from perennial import corpora
 from perennial.config import SourceSpec, parse
 from perennial.config.cron import parse_duration, parse_timetable, show_duration
-from perennial.sources import Source
-from perennial.sources.events import Failed, Pulled
+from perennial.sources import DataSource
+from perennial.sources.events import AttemptFailed, FilesPulled
 from perennial.sources.state import SourceState, next_due
 from perennial.store import Store, open_store
 from perennial.store.local import LocalStore
@@ -52,7 +52,7 @@ def test_each_slot_that_was_seen_is_pulled_once(
     for wait in waits:
         now += timedelta(seconds=wait)
         if now >= next_due(spec, state, now):
-            state.apply(Pulled(at=now, folder="f", files=(), watermark=""))
+            state.apply(FilesPulled(at=now, folder="f", files=(), watermark=""))
             pulled.append(table.slot(now))
     assert pulled == sorted(set(pulled))
     looked, now = [], start
@@ -69,7 +69,7 @@ def test_after_a_failure_the_wait_grows_to_an_hour_at_most(
     spec = SourceSpec(prefix="x", schedule=table)
     state, now = SourceState(), start
     for _ in range(failures):
-        state.apply(Failed(at=now, reason="no"))
+        state.apply(AttemptFailed(at=now, reason="no"))
         again = next_due(spec, state, now)
         assert timedelta(0) < again - now <= timedelta(hours=1)
         assert again <= table.following(now)
@@ -116,7 +116,7 @@ class MortalStore(LocalStore):
 
 def look(spec: SourceSpec, store: Store, now: datetime) -> None:
     told: list[str] = []
-    Source("news", spec, store, store.sub("inbox"), least_bytes=1).look(now, told.append)
+    DataSource("news", spec, store, store.sub("inbox"), least_bytes=1).look(now, told.append)
     assert not any("failed" in line for line in told), told
 
 
@@ -124,7 +124,7 @@ def landed_texts(store: Store) -> dict[str, list[str]]:
     inbox = store.sub("inbox")
     return {
         corpus.name: [inbox.read(f"{corpus.name}/{file.name}").decode() for file in corpus.files]
-        for corpus in corpora.landed(inbox)
+        for corpus in corpora.list_landed(inbox)
     }
 
 

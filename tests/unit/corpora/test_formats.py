@@ -40,10 +40,10 @@ import gzip, json, sys
 from pathlib import Path
 
 from perennial.corpora.formats.open import describe_suffixes
-from perennial.corpora.inbox import inspect, land
+from perennial.corpora.inbox import read_landed, land
 from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.partition import plan_pieces
-from perennial.corpora.ingest.read import ScatterJob, scatter
+from perennial.corpora.ingest.read import ScatterJob, scatter_piece
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import InputError
 from perennial.store import open_store
@@ -60,11 +60,11 @@ try:
 except InputError as refused:
     print(json.dumps({"code": refused.code, "problem": refused.problem}))
     raise SystemExit(2)
-files = inspect(inbox, "en").files
+files = read_landed(inbox, "en").files
 inputs = tuple(InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag) for f in files)
 job = ScatterJob(inbox.sub("en"), open_store(folder / "staging"), inputs, settings, shards=1)
 (piece,) = plan_pieces(inputs, settings.piece_bytes)
-result = scatter(job, 0, piece)
+result = scatter_piece(job, 0, piece)
 texts = read_evaluation_texts([folder / "items.csv"], settings).texts
 print(json.dumps([describe_suffixes(), result.model_dump(), texts]))
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perennial.corpora import check_name, inspect, land, landed
+from perennial.corpora import check_name, land, list_landed, read_landed
 from perennial.errors import InputError
 from perennial.store import Store, open_store
 
@@ -101,16 +101,16 @@ def test_corpora_are_listed_once_complete_in_the_order_of_landing(
     inbox.write("unfinished/a.txt", b"x")
     for name in ("zulu", "alpha"):
         land(inbox, name, [made(tmp_path, "a.txt", name)])
-    times = {c.name: c.landed_at for c in landed(inbox)}
+    times = {c.name: c.landed_at for c in list_landed(inbox)}
     assert times["zulu"] <= times["alpha"]
     expected = ["zulu", "alpha"] if times["zulu"] < times["alpha"] else ["alpha", "zulu"]
-    assert [c.name for c in landed(inbox)] == expected
+    assert [c.name for c in list_landed(inbox)] == expected
 
 
 def test_a_corpus_of_another_producer_is_complete_by_its_manifest(inbox: Store) -> None:
     for key in ("en/2024/part-0.jsonl", "en/_metadata", "en/2024/.part-0.crc", "en/manifest.json"):
         inbox.write(key, b"{}")
-    (corpus,) = landed(inbox)
+    (corpus,) = list_landed(inbox)
     assert [file.name for file in corpus.files] == ["2024/part-0.jsonl"]
     assert corpus.total_bytes == 2
 
@@ -129,6 +129,6 @@ def test_inspection_finds_missing_unfinished_and_empty_corpora(
         "hollow": "every file is empty",
     }.items():
         with pytest.raises(InputError, match=problem):
-            inspect(inbox, name)
+            read_landed(inbox, name)
     land(inbox, "en", [made(tmp_path, "a.txt", "abc")])
-    assert inspect(inbox, "en").total_bytes == 3
+    assert read_landed(inbox, "en").total_bytes == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from perennial.corpora.ingest.partition import plan_pieces
-from perennial.corpora.ingest.read import PieceResult, ScatterJob, scatter
+from perennial.corpora.ingest.read import PieceResult, ScatterJob, scatter_piece
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.store import open_store
 
@@ -29,13 +29,13 @@ def test_I5_a_file_that_is_not_what_was_listed_is_quarantined_and_its_neighbours
         inbox.write("b.jsonl", b'{"text": "eno"}\n{"text": "owt"}\n')
     job = ScatterJob(inbox, staging, inputs, SETTINGS, shards=3)
     (piece,) = plan_pieces(inputs, SETTINGS.piece_bytes)
-    result = scatter(job, 0, piece)
+    result = scatter_piece(job, 0, piece)
     lost = inputs[1].size_bytes
     expected = PieceResult(runs=1, documents=5, quarantined={reason: 1}, lost_bytes=lost)
     assert result == expected
     # Done is done: the marker answers, whatever the inbox holds by now.
     inbox.remove("a.jsonl")
-    assert scatter(job, 0, piece) == expected
+    assert scatter_piece(job, 0, piece) == expected
 
 
 def test_what_a_task_holds_is_bounded_however_large_its_file(tmp_path: Path) -> None:
@@ -46,5 +46,5 @@ def test_what_a_task_holds_is_bounded_however_large_its_file(tmp_path: Path) -> 
     settings = SETTINGS.model_copy(update={"piece_bytes": 100_000})
     job = ScatterJob(inbox, staging, inputs, settings, shards=2)
     (piece,) = plan_pieces(inputs, settings.piece_bytes)
-    assert scatter(job, 0, piece).runs == 9
+    assert scatter_piece(job, 0, piece).runs == 9
     assert len([i for i in staging.list("") if i.key.endswith(".run")]) == 9

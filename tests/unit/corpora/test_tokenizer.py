@@ -29,8 +29,8 @@ from perennial.corpora.encoders import (
     Encoder,
     TiktokenEncoder,
     TokenizersEncoder,
-    choose_engine,
-    grouped,
+    choose_encoder,
+    group_alternatives,
 )
 from perennial.errors import InputError
 from perennial.store import Store, open_store
@@ -84,7 +84,7 @@ def test_both_engines_give_the_same_ids(trained: RunTokenizer) -> None:
     slow, fast = TokenizersEncoder(trained), TiktokenEncoder(trained)
     for text, expected, found in zip(TEXTS, slow.encode(TEXTS), fast.encode(TEXTS), strict=True):
         np.testing.assert_array_equal(found, expected, err_msg=text[:40])
-    assert choose_engine(trained, TEXTS) == "tiktoken"
+    assert choose_encoder(trained, TEXTS) == "tiktoken"
 
 
 @pytest.mark.parametrize("engine", [TokenizersEncoder, TiktokenEncoder])
@@ -144,7 +144,7 @@ def test_a_tokenizer_that_tiktoken_cannot_express_keeps_its_own_engine(
     spaced = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}
     spaced["trim_offsets"] = True
     for changes in ({"normalizer": {"type": "NFC"}}, {"pre_tokenizer": spaced}):
-        assert choose_engine(altered(trained, **changes), TEXTS) == "tokenizers"
+        assert choose_encoder(altered(trained, **changes), TEXTS) == "tokenizers"
 
 
 def test_a_tokenizer_whose_ids_differ_on_the_sample_keeps_its_own_engine(
@@ -153,7 +153,7 @@ def test_a_tokenizer_whose_ids_differ_on_the_sample_keeps_its_own_engine(
     model = json.loads(trained.json)["model"]
     model["merges"] = [["t", "h"], ["h", "e"], ["t", "he"]]
     # "the" is ["th", "e"] here: no merge joins those two. tiktoken joins whatever makes "the".
-    assert choose_engine(altered(trained, model=model), ["the"]) == "tokenizers"
+    assert choose_encoder(altered(trained, model=model), ["the"]) == "tokenizers"
 
 
 def test_a_split_by_regular_expression_uses_tiktoken_too(trained: RunTokenizer) -> None:
@@ -162,7 +162,7 @@ def test_a_split_by_regular_expression_uses_tiktoken_too(trained: RunTokenizer) 
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     sequence = [{**split, "invert": False}, {**bytes_, "trim_offsets": True}]
     changed = altered(trained, pre_tokenizer={"type": "Sequence", "pretokenizers": sequence})
-    assert choose_engine(changed, TEXTS) == "tiktoken"
+    assert choose_encoder(changed, TEXTS) == "tiktoken"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_split_by_regular_expression_uses_tiktoken_too(trained: RunTokenizer) 
     ],
 )
 def test_plain_alternatives_of_a_split_are_grouped(pattern: str, expected: str) -> None:
-    assert grouped(pattern) == expected
+    assert group_alternatives(pattern) == expected
 
 
 SPLITS = [
@@ -193,7 +193,7 @@ SPLITS = [
 @given(text=st.text(alphabet="aB1'sé日 \t\r\n.\u2003\U0001f389") | st.text())
 def test_a_grouped_split_cuts_like_the_one_that_it_was_made_of(pattern: str, text: str) -> None:
     # Ranks of bytes and of every pair of them, so that each piece's borders show in the ids.
-    ids = [splitter(each).encode_ordinary(text) for each in (pattern, grouped(pattern))]
+    ids = [splitter(each).encode_ordinary(text) for each in (pattern, group_alternatives(pattern))]
     assert ids[0] == ids[1]
 
 

@@ -10,7 +10,7 @@ import pytest
 from perennial.config import SourceSpec, parse
 from perennial.errors import InputError, PullFailed
 from perennial.sources.base import plain_name
-from perennial.sources.events import Chosen, Pulled, PulledFile
+from perennial.sources.events import CorpusChosen, FilesPulled, PulledFile
 from perennial.sources.index import Entry, read_index
 from perennial.sources.state import SourceState, corpus_name, enough
 
@@ -23,9 +23,9 @@ def spec(**fields: Any) -> SourceSpec:
     return parse({"prefix": "crawl", "schedule": "1d", **fields}, SourceSpec, "run.yaml")
 
 
-def pulled(at: datetime, size_bytes: int) -> Pulled:
+def pulled(at: datetime, size_bytes: int) -> FilesPulled:
     file = PulledFile(name="a.txt", origin="a", version="1", size_bytes=size_bytes, sha256="")
-    return Pulled(at=at, folder="pulled/0", files=(file,), watermark="")
+    return FilesPulled(at=at, folder="pulled/0", files=(file,), watermark="")
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_a_corpus_is_named_by_its_date_and_then_numbered() -> None:
 def test_a_second_choice_keeps_what_the_first_gathered() -> None:
     state = SourceState()
     state.apply(pulled(NOW, 60))
-    state.apply(Chosen(at=NOW, corpus="news-2026-11-22", pulls=1))
-    state.apply(Chosen(at=NOW, corpus="news-2026-11-22.2", pulls=1))
+    state.apply(CorpusChosen(at=NOW, corpus="news-2026-11-22", pulls=1))
+    state.apply(CorpusChosen(at=NOW, corpus="news-2026-11-22.2", pulls=1))
     assert [len(pull.files) for pull in state.landing] == [1]
     assert state.waiting == []
 

@@ -18,7 +18,7 @@ from perennial.corpora.ingest.near_dedup import WORDS
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
-    from perennial.corpora.ingest.documents import Documents
+    from perennial.corpora.ingest.documents import StagedDocuments
     from perennial.corpora.manifest import IngestSettings
     from perennial.store import Store
 
@@ -76,7 +76,7 @@ class Contamination:
                 self._runs.add(_run_digest(words[start : start + RUN_WORDS]))
             self._vocabulary.update(words)
 
-    def found(self, documents: Documents) -> dict[int, str]:
+    def found(self, documents: StagedDocuments) -> dict[int, str]:
         """The documents that share a run with an evaluation text, and the first such run."""
         runs = ((row, self._run(str(t, "utf-8"))) for row, t in enumerate(documents.texts()))
         return {row: f"holds {run!r} of an evaluation text" for row, run in runs if run}

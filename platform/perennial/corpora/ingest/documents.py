@@ -33,7 +33,7 @@ class Removed(NamedTuple):
 
 
 @dataclass
-class Documents:
+class StagedDocuments:
     """Documents by row, in the order in which they are trained; texts are not copied."""
 
     file: npt.NDArray[np.int32]
@@ -63,9 +63,9 @@ class Documents:
         """The domain of each document; "" for none."""
         return [domain or "" for domain in self._domains.take(pa.array(self._row)).to_pylist()]
 
-    def take(self, rows: Any) -> Documents:
+    def take(self, rows: Any) -> StagedDocuments:
         """Those documents, by number or mask; the record of what was removed stays the same one."""
-        return Documents(
+        return StagedDocuments(
             file=self.file[rows],
             offset=self.offset[rows],
             digest=self.digest[rows],
@@ -78,7 +78,7 @@ class Documents:
             _row=self._row[rows],
         )
 
-    def without(self, reason: str, details: dict[int, str]) -> Documents:
+    def without(self, reason: str, details: dict[int, str]) -> StagedDocuments:
         """The documents but those of the given rows, which are recorded with their details."""
         if not details:
             return self
@@ -88,7 +88,7 @@ class Documents:
             self.removed.append(Removed(int(self.file[row]), int(self.offset[row]), reason, detail))
         return self.take(keep)
 
-    def batches(self) -> Iterator[Documents]:
+    def batches(self) -> Iterator[StagedDocuments]:
         """All documents, some at a time: of bounded size, or one."""
         bounds = np.cumsum(self.sizes) // _BATCH_BYTES
         cuts = [0, *(np.flatnonzero(np.diff(bounds)) + 1).tolist(), len(self)]
@@ -118,7 +118,7 @@ class _Columns:
         return np.concatenate([empty, *self.parts[name]])
 
 
-def gathered(batches: Iterable[pa.RecordBatch]) -> Documents:
+def collect_documents(batches: Iterable[pa.RecordBatch]) -> StagedDocuments:
     """The good documents of staged batches in their order; the order of the batches has no part."""
     columns, removed = _Columns(), list[Removed]()
     buffers, domains = list[memoryview](), [pa.array([], pa.string())]
@@ -136,7 +136,7 @@ def gathered(batches: Iterable[pa.RecordBatch]) -> Documents:
         sizes.append(np.diff(bounds))
         good.append(batch["reason"].is_null().to_numpy(zero_copy_only=False))
         removed += _quarantined(batch)
-    documents = Documents(
+    documents = StagedDocuments(
         file=columns.joined("file"),
         offset=columns.joined("offset"),
         digest=columns.joined("digest"),

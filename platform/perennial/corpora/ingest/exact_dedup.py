@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from perennial.corpora.ingest.documents import Documents
+from perennial.corpora.ingest.documents import StagedDocuments
 from perennial.corpora.ingest.partition import (
     Layout,
     destinations,
@@ -23,7 +23,7 @@ from perennial.corpora.ingest.partition import (
     holdout_bound,
     order_keys,
 )
-from perennial.corpora.ingest.read import grouped, run_key
+from perennial.corpora.ingest.read import group_rows, run_key
 from perennial.corpora.ingest.spill import ENTRY, SectionFile, read_sections
 from perennial.corpora.manifest import DUPLICATE, Counts, DigestFile, InputFile
 
@@ -61,7 +61,7 @@ class CompareResult(BaseModel):
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierDigests:
     """A corpus of the run that was ingested before, and its digest files."""
 
     name: str
@@ -80,7 +80,7 @@ class CompareJob:
     inputs: tuple[InputFile, ...]
     settings: IngestSettings
     layout: Layout
-    earlier: tuple[Earlier, ...] = ()
+    earlier: tuple[EarlierDigests, ...] = ()
 
 
 def drops_key(part: int) -> str:
@@ -88,7 +88,7 @@ def drops_key(part: int) -> str:
     return f"compared/{part:05d}.drops"
 
 
-def compare(job: CompareJob, part: int) -> CompareResult:
+def compare_digests(job: CompareJob, part: int) -> CompareResult:
     """Finds the equal texts of a part, unless its marker says that it was done before."""
     marker, target = f"compared/{part:05d}.json", job.corpora.sub(job.name)
     try:
@@ -197,19 +197,19 @@ def _write_drops(
         drops[name], drops[f"first_{name}"] = entries[name], first[name]
     drops["earlier"] = earlier
     file = SectionFile(stream, job.layout.parts)
-    for rows in grouped(parts, job.layout.parts):
+    for rows in group_rows(parts, job.layout.parts):
         file.add(drops[rows].tobytes())
     file.close()
 
 
 def without_dropped(
-    documents: Documents,
+    documents: StagedDocuments,
     staging: Store,
     lists: Sequence[int],
     parts: Sequence[int],
     inputs: Sequence[InputFile],
     names: Sequence[str],
-) -> Documents:
+) -> StagedDocuments:
     """The documents of these parts but those that the lists (parts of digests) say to drop.
 
     `names` are the earlier corpora's.

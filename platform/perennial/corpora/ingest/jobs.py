@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from perennial.corpora.ingest.exact_dedup import CompareJob, CompareResult, Earlier
+from perennial.corpora.ingest.exact_dedup import CompareJob, CompareResult, EarlierDigests
 from perennial.corpora.ingest.partition import Layout, holdout_bound, layout_of, shard_count
 from perennial.corpora.ingest.read import PieceResult, ScatterJob
 from perennial.corpora.ingest.write import GatherJob
@@ -23,7 +23,7 @@ from perennial.corpora.manifest import (
 )
 
 if TYPE_CHECKING:
-    from perennial.corpora.encoders import EngineName
+    from perennial.corpora.encoders import EncoderName
     from perennial.corpora.ingest.decontaminate import EvaluationTexts
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
@@ -71,12 +71,12 @@ class Passes:
         """That folder."""
         return self.target.sub(self.staging_name)
 
-    def scattering(self) -> ScatterJob:
+    def scatter_job(self) -> ScatterJob:
         """The first pass."""
         corpus = self.inbox.sub(self.name)
         return ScatterJob(corpus, self.staging, self.inputs, self.settings, self.layout.shards)
 
-    def comparing(self, staged: Sequence[PieceResult]) -> CompareJob:
+    def compare_job(self, staged: Sequence[PieceResult]) -> CompareJob:
         """The second pass, of what the first one staged."""
         return CompareJob(
             corpora=self.store.sub("corpora"),
@@ -86,14 +86,14 @@ class Passes:
             inputs=self.inputs,
             settings=self.settings,
             layout=self.layout,
-            earlier=tuple(Earlier(each.name, each.digests) for each in self.earlier),
+            earlier=tuple(EarlierDigests(each.name, each.digests) for each in self.earlier),
         )
 
-    def gathering(
+    def gather_job(
         self,
         staged: Sequence[PieceResult],
         compared: Sequence[CompareResult],
-        engine: EngineName,
+        encoder: EncoderName,
     ) -> GatherJob:
         """The passes that write the held-out files and the shards."""
         return GatherJob(
@@ -104,15 +104,15 @@ class Passes:
             settings=self.settings,
             layout=self.layout,
             tokenizer=self.tokenizer,
-            engine=engine,
+            encoder=encoder,
             holdout_bound=_holdout_bound(self.settings.holdout_share, compared),
             drops=tuple(part for part, result in enumerate(compared) if result.drops),
             earlier=tuple(manifest.name for manifest in self.earlier),
         )
 
-    def manifest(
+    def build_manifest(
         self,
-        engine: EngineName,
+        encoder: EncoderName,
         compared: Sequence[CompareResult],
         results: Sequence[ShardResult],
     ) -> CorpusManifest:
@@ -123,7 +123,7 @@ class Passes:
         manifest = CorpusManifest(
             name=self.name,
             tokenizer=self.tokenizer.fingerprint,
-            engine=engine,
+            engine=encoder,
             vocabulary=self.tokenizer.vocabulary,
             end_of_document=self.tokenizer.end_of_document,
             settings=self.settings,

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perennial.corpora.encoders import byte_alphabet
-from perennial.corpora.ingest.partition import mix
+from perennial.corpora.ingest.partition import splitmix64
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import numpy.typing as npt
 
-    from perennial.corpora.ingest.documents import Documents
+    from perennial.corpora.ingest.documents import StagedDocuments
     from perennial.corpora.manifest import InputFile
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
@@ -39,7 +39,7 @@ _WORDS = 5  # in a run that similarity is measured by
 _RUN = 3  # tokens in a run that the cheap look compares
 _BANDS, _ROWS = 6, 2
 _PERMUTATIONS = 128
-_ODD = mix(np.arange(1, _WORDS + 2 * _PERMUTATIONS + 1, dtype=np.uint64)) | np.uint64(1)
+_ODD = splitmix64(np.arange(1, _WORDS + 2 * _PERMUTATIONS + 1, dtype=np.uint64)) | np.uint64(1)
 _ADDENDS, _FACTORS, _PLACES = np.split(_ODD, [_PERMUTATIONS, 2 * _PERMUTATIONS])
 _MINHASH_BYTES = 4 * _PERMUTATIONS
 _ANCHORS = np.uint64(1 << 61)  # an eighth of all classes of tokens
@@ -50,16 +50,17 @@ _NOTHING, _END = 0, 1  # classes of tokens
 _ENTRY = np.dtype([("file", "<i4"), ("offset", "<i8"), ("keys", "<u8", (_BANDS,))])
 
 
-class Screen:
+class BandHasher:
     """The cheap look at documents through their token ids."""
 
     def __init__(self, tokenizer: RunTokenizer) -> None:
         self._end = tokenizer.end_of_document
         self._classes = _token_classes(tokenizer.json, self._end)
-        self._anchors = mix(self._classes.astype(np.uint64)) < _ANCHORS
+        self._anchors = splitmix64(self._classes.astype(np.uint64)) < _ANCHORS
         self._anchors[self._classes == _NOTHING] = False
         self._anchors[self._end] = True
-        self._odd = mix(np.arange(1, _RUN + _BANDS * _ROWS + 1, dtype=np.uint64)) | np.uint64(1)
+        numbers = np.arange(1, _RUN + _BANDS * _ROWS + 1, dtype=np.uint64)
+        self._odd = splitmix64(numbers) | np.uint64(1)
 
     def keys(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
         """The bands `(documents, bands)` of documents, each with its end; 0 for one too short."""
@@ -73,7 +74,7 @@ class Screen:
             part = classes[place : place + count]
             runs += part * self._odd[place]
             inside &= part != _END
-        runs, documents = mix(runs[inside]), np.repeat(np.arange(len(lengths)), lengths)
+        runs, documents = splitmix64(runs[inside]), np.repeat(np.arange(len(lengths)), lengths)
         some, first = np.unique(documents[:count][inside], return_index=True)
         if not len(some):
             return keys
@@ -81,7 +82,7 @@ class Screen:
             key = np.full(len(some), band + 1, dtype=np.uint64)
             for row in range(_ROWS):
                 permuted = runs * self._odd[_RUN + band * _ROWS + row]
-                key = mix(key + np.minimum.reduceat(permuted, first))
+                key = splitmix64(key + np.minimum.reduceat(permuted, first))
             keys[some, band] = key
         return keys
 
@@ -134,7 +135,7 @@ def minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
     runs = np.zeros(count, dtype=np.uint64)
     for place, factor in enumerate(_PLACES):
         runs += numbers[place : place + count] * factor
-    runs = mix(runs)
+    runs = splitmix64(runs)
     lowest = np.full(_PERMUTATIONS, ~np.uint64(0))
     for start in range(0, count, _SHINGLES_AT_ONCE):
         permuted = runs[start : start + _SHINGLES_AT_ONCE, None] * _FACTORS + _ADDENDS
@@ -142,7 +143,7 @@ def minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
     return (lowest >> np.uint64(32)).astype("<u4")
 
 
-def write_index(staging: Store, part: int, documents: Documents, keys: Iterable[Any]) -> None:
+def write_index(staging: Store, part: int, documents: StagedDocuments, keys: Iterable[Any]) -> None:
     """Writes what a part of the held-out documents is found by (`keys`: their bands)."""
     entries = np.empty(len(documents), dtype=_ENTRY)
     entries["file"], entries["offset"] = documents.file, documents.offset
@@ -154,7 +155,7 @@ def write_index(staging: Store, part: int, documents: Documents, keys: Iterable[
     staging.write(_entries_key(part), entries.tobytes())
 
 
-class Neighbours:
+class NearDuplicateIndex:
     """The index of the held-out documents, and the search in it."""
 
     def __init__(
@@ -169,7 +170,7 @@ class Neighbours:
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
 
-    def found(self, documents: Documents, keys: npt.NDArray[np.uint64]) -> dict[int, str]:
+    def found(self, documents: StagedDocuments, keys: npt.NDArray[np.uint64]) -> dict[int, str]:
         """The documents (with their bands) that are near duplicates, and what each is like."""
         result: dict[int, str] = {}
         if not len(self._keys):

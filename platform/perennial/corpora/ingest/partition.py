@@ -1,4 +1,4 @@
-"""How a corpus is divided for the scatter, and where each document goes. Pure."""
+"""How a corpus is divided for the scatter_piece, and where each document goes. Pure."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _LARGEST_PIECE_BYTES = 512 << 20
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-Piece = tuple[FileSpan, ...]
+InputPiece = tuple[FileSpan, ...]
 """what one scatter task reads"""
 
 
-def plan_pieces(inputs: Sequence[InputFile], piece_bytes: int) -> list[Piece]:
+def plan_pieces(inputs: Sequence[InputFile], piece_bytes: int) -> list[InputPiece]:
     """Divides the inputs, in order, into pieces of about `piece_bytes`.
 
     Files are split where their format allows it, others stay whole; small files share a piece.
     """
-    pieces: list[Piece] = []
+    pieces: list[InputPiece] = []
     current: list[FileSpan] = []
     held = 0
     for index, file in enumerate(inputs):
@@ -112,7 +112,7 @@ def order_keys(
 
     Of one file no two are equal.
     """
-    return mix(salts + offsets.astype(np.uint64) * _GOLDEN)
+    return splitmix64(salts + offsets.astype(np.uint64) * _GOLDEN)
 
 
 def destinations(orders: npt.NDArray[np.uint64], parts: int) -> npt.NDArray[np.int64]:
@@ -120,10 +120,10 @@ def destinations(orders: npt.NDArray[np.uint64], parts: int) -> npt.NDArray[np.i
 
     So parts are of one size whatever the texts are: copies of a text are spread over all of them.
     """
-    return (mix(orders + _GOLDEN) % np.uint64(parts)).astype(np.int64)
+    return (splitmix64(orders + _GOLDEN) % np.uint64(parts)).astype(np.int64)
 
 
-def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """A bijection of 64-bit numbers after which every bit depends on all (splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

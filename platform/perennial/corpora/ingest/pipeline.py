@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.corpora.compatibility import check_same_run, check_same_settings
-from perennial.corpora.encoders import choose_engine
-from perennial.corpora.inbox import inspect
+from perennial.corpora.encoders import choose_encoder
+from perennial.corpora.inbox import check_name, read_landed
 from perennial.corpora.ingest.decontaminate import (
     RUN_WORDS,
     read_evaluation_texts,
     write_evaluation_texts,
 )
-from perennial.corpora.ingest.exact_dedup import CompareResult, compare
+from perennial.corpora.ingest.exact_dedup import CompareResult, compare_digests
 from perennial.corpora.ingest.jobs import Passes
 from perennial.corpora.ingest.partition import piece_size, plan_pieces
-from perennial.corpora.ingest.read import PieceResult, scatter
+from perennial.corpora.ingest.read import PieceResult, scatter_piece
 from perennial.corpora.ingest.sample import sample_texts
-from perennial.corpora.ingest.write import gather, hold, written
+from perennial.corpora.ingest.write import gather_shard, has_files, write_holdout
 from perennial.corpora.manifest import (
     CorpusManifest,
     IngestSettings,
@@ -36,7 +36,6 @@ from perennial.corpora.manifest import (
     manifest_key,
     read_manifest,
 )
-from perennial.corpora.names import check_name
 from perennial.corpora.reuse import borrow
 from perennial.corpora.tokenizer import load_tokenizer
 from perennial.errors import InputError
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
+IngestProgress = Callable[[str, int, int], None]
 """called with the pass ("read", "compare", "hold out" or "write"), the tasks done and all tasks"""
 
 _ENGINE_SAMPLE_BYTES = 1 << 18
@@ -65,7 +64,7 @@ def ingest_corpus(
     decontaminate: Sequence[Path] = (),
     lender: Store | None = None,
     cpus_per_task: float = 1.0,
-    progress: Progress | None = None,
+    progress: IngestProgress | None = None,
 ) -> CorpusManifest:
     """Tokenises a landed corpus into `corpora/<name>/` and returns its manifest.
 
@@ -84,7 +83,7 @@ def ingest_corpus(
     if store.exists(manifest_key(name)):
         return check_same_settings(store, name, tokenizer, settings)
     if lender is not None:
-        borrowed = borrow(store, lender, inspect(inbox, name), tokenizer, settings)
+        borrowed = borrow(store, lender, read_landed(inbox, name), tokenizer, settings)
         if borrowed is not None:
             return borrowed
     before = tuple(read_manifest(store, each) for each in earlier)
@@ -92,7 +91,7 @@ def ingest_corpus(
         check_same_run(store, manifest, tokenizer, settings)
     inputs = tuple(
         InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag)
-        for f in inspect(inbox, name).files
+        for f in read_landed(inbox, name).files
     )
     size = piece_size(inputs, settings.piece_bytes)
     settings = settings.model_copy(update={"piece_bytes": size})
@@ -107,7 +106,7 @@ def ingest_corpus(
         raise
 
 
-def _ingest(passes: Passes, cpus: float, report: Progress) -> CorpusManifest:
+def _ingest(passes: Passes, cpus: float, report: IngestProgress) -> CorpusManifest:
     name, settings = passes.name, passes.settings
 
     def run(step: str, parts: int, do: Callable[[int], BaseModel]) -> list[str]:
@@ -123,27 +122,27 @@ def _ingest(passes: Passes, cpus: float, report: Progress) -> CorpusManifest:
             *(name, passes.evaluation.short, len(passes.evaluation.texts), RUN_WORDS),
         )
     pieces = plan_pieces(passes.inputs, settings.piece_bytes)
-    reading = passes.scattering()
-    found = run("read", len(pieces), lambda index: scatter(reading, index, pieces[index]))
+    reading = passes.scatter_job()
+    found = run("read", len(pieces), lambda index: scatter_piece(reading, index, pieces[index]))
     staged = [PieceResult.model_validate_json(result) for result in found]
     try:
         _check_quality(passes.inbox, name, passes.inputs, settings, staged)
     except InputError:
         passes.target.remove(passes.staging_name)
         raise
-    comparing = passes.comparing(staged)
-    found = run("compare", passes.layout.digest_parts, lambda part: compare(comparing, part))
+    compare = passes.compare_job(staged)
+    found = run("compare", passes.layout.digest_parts, lambda part: compare_digests(compare, part))
     compared = [CompareResult.model_validate_json(result) for result in found]
     sample = list(sample_texts(passes.inbox, name, settings, _ENGINE_SAMPLE_BYTES))
-    engine = choose_engine(passes.tokenizer, sample)
+    engine = choose_encoder(passes.tokenizer, sample)
     if engine == "tokenizers":
         log.info("%s: tiktoken cannot replace this tokenizer; encoding with tokenizers", name)
     write_evaluation_texts(passes.staging, passes.evaluation)
-    writing = passes.gathering(staged, compared, engine)
-    found = run("hold out", passes.layout.held_parts, lambda part: hold(writing, part))
-    found += run("write", passes.layout.shards, lambda shard: gather(writing, shard))
+    writing = passes.gather_job(staged, compared, engine)
+    found = run("hold out", passes.layout.held_parts, lambda part: write_holdout(writing, part))
+    found += run("write", passes.layout.shards, lambda shard: gather_shard(writing, shard))
     results = [ShardResult.model_validate_json(result) for result in found]
-    manifest = passes.manifest(engine, compared, results)
+    manifest = passes.build_manifest(engine, compared, results)
     if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
     return _commit(passes.store, passes.target, manifest, results)
@@ -220,7 +219,7 @@ def _commit(
     store: Store, target: Store, manifest: CorpusManifest, results: Sequence[ShardResult]
 ) -> CorpusManifest:
     """Writes the manifest, then removes what only the way to it needed."""
-    if not all(written(target, result) for result in results):
+    if not all(has_files(target, result) for result in results):
         raise RuntimeError(f"{target.url}: its files changed while it was ingested")
     kept = {file.file for result in results for file in result.files}
     kept |= {file.file for file in manifest.digests}

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from perennial.corpora.formats.base import HARMLESS, Record
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.partition import (
+    InputPiece,
     Layout,
-    Piece,
     destinations,
     digest_bounds,
     file_salts,
@@ -77,7 +77,7 @@ def run_key(piece: int, run: int) -> str:
     return f"pieces/{piece:06d}-{run:04d}.run"
 
 
-def scatter(job: ScatterJob, index: int, piece: Piece) -> PieceResult:
+def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
     """Stages a piece, unless its marker says that it was staged before."""
     marker = f"pieces/{index:06d}.json"
     try:
@@ -89,7 +89,7 @@ def scatter(job: ScatterJob, index: int, piece: Piece) -> PieceResult:
     return result
 
 
-def _stage(job: ScatterJob, index: int, piece: Piece) -> PieceResult:
+def _stage(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
     moved: dict[int, str] = {}
     while True:
         try:
@@ -98,7 +98,7 @@ def _stage(job: ScatterJob, index: int, piece: Piece) -> PieceResult:
             moved[error.file] = error.reason
 
 
-def _attempt(job: ScatterJob, index: int, piece: Piece, moved: dict[int, str]) -> PieceResult:
+def _attempt(job: ScatterJob, index: int, piece: InputPiece, moved: dict[int, str]) -> PieceResult:
     reasons: Counter[str] = Counter()
     pending, salts = _Pending(), file_salts([file.name for file in job.inputs], job.settings.seed)
     runs = documents = lost = 0
@@ -123,7 +123,9 @@ def _attempt(job: ScatterJob, index: int, piece: Piece, moved: dict[int, str]) -
     return PieceResult(runs=runs, documents=documents, quarantined=quarantined, lost_bytes=lost)
 
 
-def _records(job: ScatterJob, piece: Piece, moved: dict[int, str]) -> Iterator[tuple[int, Record]]:
+def _records(
+    job: ScatterJob, piece: InputPiece, moved: dict[int, str]
+) -> Iterator[tuple[int, Record]]:
     for span in piece:
         reason = moved.get(span.file)
         if reason is not None:
@@ -183,7 +185,7 @@ class _Pending:
         }
         strings = self._strings(settings)
         file = SectionFile(stream, layout.parts + layout.digest_parts)
-        for rows in grouped(parts, layout.parts):
+        for rows in group_rows(parts, layout.parts):
             chosen: dict[str, Any] = {name: values[rows] for name, values in columns.items()}
             listed = rows.tolist()
             for name, column in strings.items():
@@ -216,11 +218,11 @@ def _digests(
     bounds = np.array(digest_bounds(layout.digest_parts)[1:-1], dtype=np.uint64)
     parts = np.searchsorted(bounds, digests[:, 0], side="right")
     parts[~good] = layout.digest_parts
-    for rows in grouped(parts, layout.digest_parts):
+    for rows in group_rows(parts, layout.digest_parts):
         yield digests_section(digests[rows], files[rows], offsets[rows])
 
 
-def grouped(parts: npt.NDArray[np.int64], count: int) -> Iterator[npt.NDArray[np.int64]]:
+def group_rows(parts: npt.NDArray[np.int64], count: int) -> Iterator[npt.NDArray[np.int64]]:
     """For each part below `count` the rows that belong to it, in their order."""
     rows = np.argsort(parts, kind="stable")
     bounds = np.searchsorted(parts[rows], np.arange(count + 1))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from perennial.corpora.formats.open import read_span
-from perennial.corpora.inbox import inspect
+from perennial.corpora.inbox import read_landed
 from perennial.corpora.ingest.partition import holdout_bound, plan_pieces, text_digest
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import InputMoved
@@ -24,7 +24,7 @@ def sample_texts(
 
     Held-out documents and unreadable parts are left out.
     """
-    landed = inspect(inbox, name)
+    landed = read_landed(inbox, name)
     inputs = [InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag) for f in landed.files]
     part_bytes = max(1, landed.total_bytes // _PARTS, max_bytes // _PARTS)
     spans = [span for piece in plan_pieces(inputs, part_bytes) for span in piece]

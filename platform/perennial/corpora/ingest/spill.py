@@ -126,7 +126,7 @@ def _batches(columns: dict[str, Any], texts: Sequence[bytes]) -> Iterator[pa.Rec
         yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def read_documents(section: pa.Buffer) -> list[pa.RecordBatch]:
+def decode_documents(section: pa.Buffer) -> list[pa.RecordBatch]:
     """The documents of a section."""
     return list(pa.ipc.open_stream(section))
 

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perennial.corpora.encoders import EngineName, make_encoder, stored_type
+from perennial.corpora.encoders import EncoderName, make_encoder, stored_type
 from perennial.corpora.ingest.decontaminate import load_contamination
 from perennial.corpora.ingest.documents import (
-    Documents,
     Removed,
-    gathered,
+    StagedDocuments,
+    collect_documents,
     record_lines,
     removed_counts,
 )
 from perennial.corpora.ingest.exact_dedup import without_dropped
-from perennial.corpora.ingest.near_dedup import Neighbours, Screen, write_index
+from perennial.corpora.ingest.near_dedup import BandHasher, NearDuplicateIndex, write_index
 from perennial.corpora.ingest.partition import Layout, holdout_bound
 from perennial.corpora.ingest.read import run_key
-from perennial.corpora.ingest.spill import read_documents, read_sections
+from perennial.corpora.ingest.spill import decode_documents, read_sections
 from perennial.corpora.manifest import (
     CONTAMINATED,
     NEAR_DUPLICATE,
@@ -59,7 +59,7 @@ class GatherJob:
     settings: IngestSettings
     layout: Layout
     tokenizer: RunTokenizer
-    engine: EngineName
+    encoder: EncoderName
     holdout_bound: int
     """documents whose digest is below it are held out"""
     drops: tuple[int, ...] = ()
@@ -68,7 +68,7 @@ class GatherJob:
     """names of the earlier corpora"""
 
 
-def gather(job: GatherJob, shard: int) -> ShardResult:
+def gather_shard(job: GatherJob, shard: int) -> ShardResult:
     """Writes a shard's files, unless its marker says that they were written and they are there."""
     return _once(job, f"shards/{shard:05d}.json", shard, _gather)
 
@@ -81,14 +81,14 @@ def _once(
     except FileNotFoundError:
         pass
     else:
-        if written(job.target, result):
+        if has_files(job.target, result):
             return result
     result = do(job, part)
     job.staging.write(marker, result.model_dump_json().encode())
     return result
 
 
-def written(target: Store, result: ShardResult) -> bool:
+def has_files(target: Store, result: ShardResult) -> bool:
     """Whether the files of a shard are there with their sizes."""
     try:
         return all(target.info(f.file).size_bytes == f.size_bytes for f in result.files)
@@ -107,10 +107,10 @@ def _gather(job: GatherJob, shard: int) -> ShardResult:
     return ShardResult(shard=rows, quarantine=quarantine, counts=counts)
 
 
-def hold(job: GatherJob, part: int) -> ShardResult:
+def write_holdout(job: GatherJob, part: int) -> ShardResult:
     """Writes a part of the held-out documents, and what near duplicates of them are found by.
 
-    Done is done, as in `gather`.
+    Done is done, as in `gather_shard`.
     """
     return _once(job, f"held/{part:05d}.json", part, _hold)
 
@@ -124,8 +124,8 @@ def _hold(job: GatherJob, part: int) -> ShardResult:
     documents = _documents(job, sections)
     documents = documents.take(documents.digest < np.uint64(job.holdout_bound))
     held: list[npt.NDArray[Any]] = []
-    encoder, end = make_encoder(job.tokenizer, job.engine), job.tokenizer.end_of_document
-    screen = Screen(job.tokenizer) if job.settings.near_duplicates else None
+    encoder, end = make_encoder(job.tokenizer, job.encoder), job.tokenizer.end_of_document
+    screen = BandHasher(job.tokenizer) if job.settings.near_duplicates else None
     keys: list[npt.NDArray[np.uint64]] = []
     for batch in documents.batches():
         ids = encoder.encode_documents(batch.texts())
@@ -140,7 +140,7 @@ def _hold(job: GatherJob, part: int) -> ShardResult:
 def _written_holdout(
     job: GatherJob,
     part: int,
-    documents: Documents,
+    documents: StagedDocuments,
     held: list[npt.NDArray[Any]],
     removed: list[Removed],
 ) -> ShardResult:
@@ -166,7 +166,7 @@ def _written_holdout(
     return ShardResult(holdout=file, quarantine=quarantine, counts=mine.plus(counts))
 
 
-def _documents(job: GatherJob, sections: list[int]) -> Documents:
+def _documents(job: GatherJob, sections: list[int]) -> StagedDocuments:
     """The documents of sections of all runs, without the equal ones that are to be dropped."""
     places = (
         (run_key(piece, run), section)
@@ -175,11 +175,13 @@ def _documents(job: GatherJob, sections: list[int]) -> Documents:
         for section in sections
     )
     found = read_sections(job.staging, places)
-    documents = gathered(batch for section in found for batch in read_documents(section))
+    documents = collect_documents(batch for section in found for batch in decode_documents(section))
     return without_dropped(documents, job.staging, job.drops, sections, job.inputs, job.earlier)
 
 
-def _write_rows(job: GatherJob, key: str, documents: Documents) -> tuple[Shard | None, Counts]:
+def _write_rows(
+    job: GatherJob, key: str, documents: StagedDocuments
+) -> tuple[Shard | None, Counts]:
     sums: dict[str, Any] = defaultdict(int)
     groups = _row_groups(job, documents, sums)
     first = next(groups, None)
@@ -195,7 +197,7 @@ def _write_rows(job: GatherJob, key: str, documents: Documents) -> tuple[Shard |
 
 
 def _row_groups(
-    job: GatherJob, documents: Documents, sums: dict[str, Any]
+    job: GatherJob, documents: StagedDocuments, sums: dict[str, Any]
 ) -> Iterator[npt.NDArray[Any]]:
     """Groups of rows `(rows, sequence)`, each valid until the next; `sums` are fields of Counts."""
     length, dtype = job.settings.sequence_length, stored_type(job.tokenizer)
@@ -213,10 +215,12 @@ def _row_groups(
         yield rest
 
 
-def _encoded(job: GatherJob, documents: Documents) -> Iterator[tuple[Documents, npt.NDArray[Any]]]:
+def _encoded(
+    job: GatherJob, documents: StagedDocuments
+) -> Iterator[tuple[StagedDocuments, npt.NDArray[Any]]]:
     """Batches of documents to train and their ids, an end after each document."""
     settings = job.settings
-    encoder = make_encoder(job.tokenizer, job.engine)
+    encoder = make_encoder(job.tokenizer, job.encoder)
     near = _Near(job, settings.near_duplicates) if settings.near_duplicates else None
     banned = settings.decontaminate
     contamination = load_contamination(job.staging, banned) if banned else None
@@ -233,12 +237,12 @@ class _Near:
 
     def __init__(self, job: GatherJob, similarity: float) -> None:
         parts = job.layout.held_parts
-        self._neighbours = Neighbours(job.staging, parts, job.inputs, similarity)
-        self._screen, self._end = Screen(job.tokenizer), job.tokenizer.end_of_document
+        self._neighbours = NearDuplicateIndex(job.staging, parts, job.inputs, similarity)
+        self._screen, self._end = BandHasher(job.tokenizer), job.tokenizer.end_of_document
 
     def filtered(
-        self, batch: Documents, ids: npt.NDArray[Any]
-    ) -> tuple[Documents, npt.NDArray[Any]]:
+        self, batch: StagedDocuments, ids: npt.NDArray[Any]
+    ) -> tuple[StagedDocuments, npt.NDArray[Any]]:
         found = self._neighbours.found(batch, self._screen.keys(ids))
         if found:
             parts = np.split(ids, np.flatnonzero(ids == self._end)[:-1] + 1)
