@@ -40,7 +40,7 @@ def main() -> None:
     for corpora in asked.corpora:
         history = _history(corpora - 1)
         began = time.perf_counter()
-        mix = stage_mix(history, {"new": STEPS * BATCH}, STEPS, BATCH, ReplayRule(0.25))
+        mix = stage_mix(history, {"new": STEPS * BATCH}, STEPS, BATCH, ReplayRule(share=0.25))
         decide = time.perf_counter() - began
         seek = _median(lambda m=mix: Batches(m, STEPS // 2), asked.rounds)
         batches = Batches(mix, STEPS // 2)

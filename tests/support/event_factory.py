@@ -60,7 +60,7 @@ def started(state: RunState, corpus: str, joined: Sequence[str] = ()) -> events.
     """The stage of a corpus, or of several, next on the trunk."""
     stages, new = state.stages, dict.fromkeys((corpus, *joined), ROWS)
     # A corpus that was trained may not be: that is for the machine to say.
-    rule = ReplayRule(0.25, retired=(*state.retired, *new))
+    rule = ReplayRule(share=0.25, retired=(*state.retired, *new))
     mix = stage_mix(state.history, new, STEPS, BATCH, rule)
     return events.Started(
         at=AT,

@@ -14,20 +14,21 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "platform" / "perennial"
 
 # Room -> the rooms that it may import. Nothing else is allowed, and no circle is declared.
-_CORE = {"errors", "registry", "store", "config", "schedules"}
-_DATA = _CORE | {"corpora", "mixture"}
+_CORE = {"errors", "registry", "fields", "store", "config", "schedules", "mixture"}
+_DATA = _CORE | {"corpora"}
 EDGES: dict[str, set[str]] = {
     "errors": set(),
     "registry": {"errors"},
     "store": {"errors", "registry"},
-    "config": {"errors", "registry"},
-    "schedules": {"errors", "registry", "config"},
+    "fields": {"registry"},
+    "schedules": {"errors", "registry", "fields"},
+    "config": {"errors", "registry", "fields", "schedules", "mixture"},
     "corpora": {"errors", "registry", "store"},
-    "mixture": {"store"},
+    "mixture": {"errors", "registry", "fields", "store"},
     "tracking": {"errors", "store"},
     "training": _DATA,
-    "evaluation": {"errors", "store", "config", "corpora"},
-    "sources": {"errors", "store", "config", "corpora", "tracking"},
+    "evaluation": {"errors", "store", "fields", "config", "corpora"},
+    "sources": {"errors", "store", "fields", "config", "corpora", "tracking"},
     "runs": _DATA | {"training", "evaluation"},
     "audit": _DATA | {"training", "runs"},
     "controller": _DATA | {"tracking", "training", "evaluation", "sources", "runs", "report"},

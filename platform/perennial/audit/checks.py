@@ -10,12 +10,12 @@ from typing import Any
 
 from perennial.audit.files import MetricsContents
 from perennial.audit.finding import Finding, unequal
-from perennial.errors import InvalidTransition
+from perennial.errors import InputError, InvalidTransition
 from perennial.mixture import StageMix, branch_mix, cut, stage_mix, trained_sequences
 from perennial.runs.events import Branched, Event, Releasing, Started, Trained, decode
 from perennial.runs.search_state import shifted
 from perennial.runs.state import RunState
-from perennial.schedules import from_dict
+from perennial.schedules import AbsentSchedule, from_dict
 from perennial.training.checkpoint.manifest import MANIFEST, CheckpointManifest, folder_of
 
 
@@ -84,7 +84,11 @@ def check_stages(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
         if set(stage.corpora) <= rows.keys():
             new = {name: rows[name] for name in stage.corpora}
             history = story.state.history_of(stage)
-            right = stage_mix(history, new, mix.steps, mix.global_batch, mix.replay)
+            try:
+                right = stage_mix(history, new, mix.steps, mix.global_batch, mix.replay)
+            except InputError as absent:
+                yield _uncheckable(key, stage.name, absent)
+                continue
             if mix != right:
                 yield Finding(
                     key,
@@ -229,17 +233,22 @@ def check_trials(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
         mix = StageMix.from_dict(told.mix)
         if told.corpus not in rows:
             continue
-        whole = stage_mix(
-            _trained_before(story.state, told),
-            {told.corpus: rows[told.corpus]},
-            mix.steps,
-            mix.global_batch,
-            mix.replay,
-        )
+        key = story.key("branched", trial=name)
+        new = {told.corpus: rows[told.corpus]}
+        history = _trained_before(story.state, told)
+        try:
+            whole = stage_mix(history, new, mix.steps, mix.global_batch, mix.replay)
+        except InputError as absent:
+            yield _uncheckable(key, name, absent)
+            continue
         right = shifted(whole, told.point["seed"])
         if mix != right:
-            key = story.key("branched", trial=name)
             yield Finding(key, f"{name} takes {_shown(mix)}", f"its history gives {_shown(right)}")
+
+
+def _uncheckable(key: str, name: str, absent: InputError) -> Finding:
+    """Return the finding for a plan that cannot be made again: its replay policy is missing."""
+    return Finding(key, f"the plan of {name} cannot be checked", absent.problem)
 
 
 def _trained_before(state: RunState, branch: Releasing | Branched) -> list[StageMix]:
@@ -258,18 +267,25 @@ def check_checkpoint(key: str, manifest: CheckpointManifest, line: Line) -> Iter
         )
         return
     schedule = from_dict(line.schedule)
+    is_known = not isinstance(schedule, AbsentSchedule)
+    if not is_known:
+        yield Finding(
+            where,
+            f"the learning rate of {line.name} cannot be checked",
+            f"no installed package brings its schedule {line.schedule['kind']!r}",
+        )
     pairs = {
         "name": (manifest.name, line.name),
         "mix": (_in_this_form(manifest.mix), line.mix.to_dict()),
         "mix_step": (manifest.mix_step, step - line.first_step),
         "schedule": (manifest.schedule, line.schedule),
-        "phase": (manifest.phase, schedule.phase(step - 1)),
+        "phase": (manifest.phase, schedule.phase(step - 1) if is_known else manifest.phase),
         "tokens_seen": (manifest.tokens_seen, line.tokens_seen(step)),
         "skipped": (list(manifest.skipped), list(line.skipped_until(step))),
     }
     yield from unequal(where, pairs)
     # Another machine's cosine may differ in the last bit.
-    if not math.isclose(manifest.eta, schedule.eta(step - 1), rel_tol=1e-9):
+    if is_known and not math.isclose(manifest.eta, schedule.eta(step - 1), rel_tol=1e-9):
         yield from unequal(where, {"eta": (manifest.eta, schedule.eta(step - 1))})
     world = manifest.world_size
     wanted = [f"optimizer-{rank:02d}-of-{world:02d}.safetensors" for rank in range(world)]

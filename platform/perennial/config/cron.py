@@ -88,7 +88,7 @@ Duration = Annotated[
     PlainSerializer(show_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _DURATION.pattern}),
 ]
-Schedule = Annotated[
+TimetableText = Annotated[
     Timetable,
     BeforeValidator(parse_timetable),
     PlainSerializer(str, return_type=str),

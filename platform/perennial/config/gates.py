@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from perennial.config.base import Section
+from perennial.fields import Section
 
 
 class TaskGate(Section):

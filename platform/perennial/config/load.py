@@ -1,161 +1,268 @@
-"""Reading YAML files into sections, with errors for the person who wrote the file."""
+"""Reading YAML files into sections, with errors for the user who wrote the file."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from perennial.config.base import Section
 from perennial.config.run import RunSpec
 from perennial.errors import InputError
+from perennial.fields import ByKind, Section
+from perennial.registry import load_plugins
 
 S = TypeVar("S", bound=Section)
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
-    """The run file at `path` with overrides applied, checked.
+    """Return the run file at `path` with overrides applied, checked.
 
-    An override is `section.key=value`, or a YAML file that holds a part of a run file.
-    Raises InputError naming the file, the field, what is wrong and what would be right.
+    Args:
+        path: the run file.
+        overrides: `section.key=value`, or YAML files that hold a part of a run file; later
+            ones win.
+
+    Raises:
+        InputError: names the file, the field, what is wrong and what would be right.
     """
     return load(path, RunSpec, overrides)
 
 
 def load(path: Path, schema: type[S], overrides: Sequence[str] = ()) -> S:
-    """Any YAML file of the project read into its schema; see `load_run`.
+    """Return any YAML file of the project as its schema; see `load_run`.
 
     A file's key `base` names another one, from the working directory as all paths: what the file
-    does not say is as the base says it; `null` for a section forgets what the base says of it.
+    does not say is as the base says it. `null` for a key that cannot be null forgets what the base
+    says of it. Where a file chooses another `kind` than its base, the base's keys that this kind
+    does not have are left out.
     """
-    document = _read_with_base(path)
+    # Not at import: a command that reads no run file must not fail for a broken plug-in.
+    load_plugins()
+    document = _read_with_base(path, schema)
+    for override in overrides:
+        _forget_other_kinds(document, schema, override)
     for override in overrides:
         if "=" not in override and override.endswith((".yaml", ".yml")):
-            document = _laid_over(document, _read_with_base(Path(override)))
+            document = _lay_over(document, _read_with_base(Path(override), schema), schema)
         else:
             _apply(document, override)
-    return parse(document, schema, str(path))
+    return parse(_drop_nulls(document, schema), schema, str(path))
 
 
 def parse(document: Any, schema: type[S], where: str) -> S:
-    """A document checked against its schema; the first error becomes an InputError."""
+    """Return a document as its schema.
+
+    Args:
+        document: mappings, lists and values, as YAML gives them.
+        schema: what it must be.
+        where: name of the document in errors.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
     try:
         return schema.model_validate(document)
     except ValidationError as invalid:
-        raise _explain(where, schema, invalid.errors()[0]) from None
+        raise _explain(where, schema, document, invalid.errors()[0]) from None
 
 
-def _read_with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_stored_run(document: Mapping[str, Any]) -> RunSpec:
+    """Return the resolved run file that a ledger holds, of this version or an earlier one.
+
+    A schedule whose plug-in is not installed is replaced by a stand-in that cannot be trained with.
+    """
+    return RunSpec.model_validate(document, context={"stored": True})
+
+
+def _read_with_base(
+    path: Path, schema: type[BaseModel], above: tuple[Path, ...] = ()
+) -> dict[str, Any]:
     document = _read_yaml(path)
     if "base" not in document:
         return document
     base = document.pop("base")
     if not isinstance(base, str):
-        raise InputError(str(path), "base", f"{base!r} is no path", "give another file's path")
+        raise InputError(
+            str(path), "base", f"{base!r} is not a path", "give another file's path",
+            code="base-invalid",
+        )  # fmt: skip
     if Path(base) in (*above, path):
-        raise InputError(str(path), "base", f"{base} is based on this file", "end the circle")
-    return _laid_over(_read_with_base(Path(base), (*above, path)), document)
+        raise InputError(
+            str(path), "base", f"{base} is based on this file", "remove the circular `base`",
+            code="base-circular",
+        )  # fmt: skip
+    return _lay_over(_read_with_base(Path(base), schema, (*above, path)), document, schema)
 
 
-def _laid_over(base: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-    """The base with the document's values in place of its own, section by section."""
+def _lay_over(
+    base: dict[str, Any], document: dict[str, Any], section: type[BaseModel] | None
+) -> dict[str, Any]:
+    """Return the base with the document's values in place of its own, section by section."""
     both = dict(base)
     for key, value in document.items():
         before = both.get(key)
         if isinstance(before, dict) and value is None:
             del both[key]
         elif isinstance(before, dict) and isinstance(value, dict):
-            both[key] = _laid_over(before, value)
+            info = section.model_fields.get(key) if section else None
+            choice = _choice_of(info)
+            if choice and value.get("kind", before.get("kind")) != before.get("kind"):
+                before = _known_keys(before, choice.choose(value))
+            both[key] = _lay_over(before, value, _section_of(info, value))
         else:
             both[key] = value
     return both
+
+
+def _forget_other_kinds(document: dict[str, Any], schema: type[BaseModel], override: str) -> None:
+    """Remove the keys of a section that do not belong to the kind that an override chooses."""
+    field, _, text = override.partition("=")
+    name, _, last = field.rpartition(".")
+    choice, before = _choice_of(schema.model_fields.get(name)), document.get(name)
+    if choice and last == "kind" and isinstance(before, dict) and text != before.get("kind"):
+        document[name] = _known_keys(before, choice.choose({"kind": text}))
+
+
+def _known_keys(values: dict[str, Any], section: type[BaseModel] | None) -> dict[str, Any]:
+    if section is None:
+        return values
+    return {key: value for key, value in values.items() if key in section.model_fields}
+
+
+def _drop_nulls(document: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """Return the document without the nulls of keys that cannot be null: they forget a base's."""
+    kept = {}
+    for key, value in document.items():
+        info = section.model_fields.get(key)
+        if value is None and info is not None and type(None) not in get_args(info.annotation):
+            continue
+        inner = _section_of(info, value)
+        if inner is not None and isinstance(value, dict):
+            value = _drop_inner_nulls(value, info, inner)
+        kept[key] = value
+    return kept
+
+
+def _drop_inner_nulls(
+    value: dict[str, Any], info: FieldInfo | None, section: type[BaseModel]
+) -> dict[str, Any]:
+    if info is not None and get_origin(info.annotation) is dict:
+        return {
+            name: _drop_nulls(item, section) if isinstance(item, dict) else item
+            for name, item in value.items()
+            if item is not None
+        }
+    if choice := _choice_of(info):
+        # A null may forget a key that another kind has; a misspelt key stays, and is refused.
+        others = {name for kind in choice.registry for name in choice.registry[kind].model_fields}
+        others -= section.model_fields.keys()
+        value = {k: v for k, v in value.items() if v is not None or k not in others}
+    return _drop_nulls(value, section)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(str(path), "", "there is no such file", "give a run file's path") from None
+        problem, remedy = "there is no such file", "give a run file's path"
+        raise InputError(str(path), "", problem, remedy, code="file-missing") from None
     except (OSError, UnicodeDecodeError) as broken:
-        raise InputError(str(path), "", f"cannot be read ({broken})", "give a UTF-8 file") from None
+        problem, remedy = f"cannot be read ({broken})", "give a UTF-8 file"
+        raise InputError(str(path), "", problem, remedy, code="file-unreadable") from None
     except yaml.YAMLError as broken:
         mark = getattr(broken, "problem_mark", None)
         line = f"line {mark.line + 1}" if mark else ""
         problem = getattr(broken, "problem", None) or "not YAML"
-        raise InputError(str(path), line, problem, "write `key: value` lines") from None
+        remedy = "write `key: value` lines"
+        raise InputError(str(path), line, problem, remedy, code="yaml-invalid") from None
     if not isinstance(document, dict):
-        raise InputError(str(path), "", "is not a mapping of sections", "write `key: value` lines")
+        problem, remedy = "is not a mapping of sections", "write `key: value` lines"
+        raise InputError(str(path), "", problem, remedy, code="yaml-invalid")
     return document
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
+    """Set the field that an override names."""
     field, equals, text = override.partition("=")
     keys = field.split(".")
     if not equals or not all(keys):
-        raise InputError(
-            "command line", override, "is not an override", "write it as section.key=value"
-        )
+        problem, remedy = "is not an override", "write it as section.key=value"
+        raise InputError("command line", override, problem, remedy, code="override-invalid")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise InputError("command line", field, f"{text!r} is not YAML", "quote it") from None
+        problem = f"{text!r} is not YAML"
+        raise InputError("command line", field, problem, "quote it", code="yaml-invalid") from None
     for key in keys[:-1]:
         inner = document.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise InputError("command line", field, f"{key} is not a section", "shorten the path")
+            problem = f"{key} is not a section"
+            raise InputError(
+                "command line", field, problem, "shorten the path", code="override-invalid"
+            )
         document = inner
     document[keys[-1]] = value
 
 
-def _explain(where: str, schema: type[BaseModel], error: ErrorDetails) -> InputError:
+def _explain(where: str, schema: type[BaseModel], document: Any, error: ErrorDetails) -> InputError:
+    """Return the error of pydantic in this project's form."""
     keys = [str(key) for key in error["loc"]]
-    section, description = _locate(schema, keys)
-    field = ".".join(keys)
+    section, description = _locate(schema, keys, document)
+    field, message = ".".join(keys), str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(keys[-1], section.model_fields, n=1)
-        remedy = (
-            f"did you mean {close[0]}?"
-            if close
-            else f"known keys are {', '.join(section.model_fields)}"
-        )
-        return InputError(where, field, "there is no such key", remedy)
+        known = f"known keys are {', '.join(section.model_fields)}"
+        remedy = f"did you mean {close[0]}? {known}" if close else known
+        return InputError(where, field, "there is no such key", remedy, code="unknown-key")
     if error["type"] == "missing":
-        return InputError(where, field, "is missing", f"give {description}")
-    message = str(error["msg"]).removeprefix("Value error, ")
+        return InputError(where, field, "is missing", f"give {description}", code="missing-key")
     if error["type"] == "value_error" and not isinstance(error["input"], str):
         problem, _, remedy = message.partition("; ")
-        return InputError(where, field, problem, remedy or f"see the section {field}")
+        remedy = remedy or f"see the section {field}"
+        return InputError(where, field, problem, remedy, code="invalid-section")
     if error["type"] == "value_error":
-        return InputError(where, field, message, f"give {description}")
-    found = error["input"]
-    problem = f"{found!r} is refused ({message[0].lower()}{message[1:]})"
-    return InputError(where, field, problem, f"give {description}")
+        return InputError(where, field, message, f"give {description}", code="invalid-value")
+    problem = f"{error['input']!r} is refused ({message[0].lower()}{message[1:]})"
+    if error["type"] == "unknown_name":
+        remedy = "correct it, or install the package that brings it"
+        return InputError(where, field, problem, remedy, code="plugin-missing")
+    return InputError(where, field, problem, f"give {description}", code="invalid-value")
 
 
-def _locate(schema: type[BaseModel], keys: Sequence[str]) -> tuple[type[BaseModel], str]:
-    """The innermost section on the way to a field, and the field's description."""
+def _locate(
+    schema: type[BaseModel], keys: Sequence[str], document: Any
+) -> tuple[type[BaseModel], str]:
+    """Return the innermost section on the way to a field, and the field's description."""
     section, description = schema, "a value"
     for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
         info = section.model_fields.get(key)
         if info is None:
             continue
         description = " ".join((info.description or key).split())
-        inner = _section_of(info.annotation)
-        if inner is not None:
-            section = inner
+        section = _section_of(info, document) or section
     return section, description
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def _choice_of(info: FieldInfo | None) -> ByKind | None:
+    return next((m for m in info.metadata if isinstance(m, ByKind)), None) if info else None
+
+
+def _section_of(info: FieldInfo | None, value: Any) -> type[BaseModel] | None:
+    """Return the section that a field's value is, or that each of its values is."""
+    choice = _choice_of(info)
+    if choice is not None:
+        return choice.choose(value)
+    return _section_in(info.annotation) if info else None
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for argument in get_args(annotation):
-        found = _section_of(argument)
-        if found is not None:
-            return found
-    return None
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

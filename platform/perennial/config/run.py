@@ -6,16 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from perennial.config.amounts import Amount, AmountValue, parse_amount
-from perennial.config.base import Count, Rate, Section, Share, Weight
-from perennial.config.cron import Schedule
+from perennial.config.cron import TimetableText
 from perennial.config.gates import GatesSpec
 from perennial.config.sources import SourceName, SourceSpec
 from perennial.config.training import ModelSpec, TrainingSpec
-
-
-def _amount(text: str) -> AmountValue:
-    return parse_amount(text)
+from perennial.fields import Amount, ByKind, Count, Section, Share, parse_amount
+from perennial.mixture import ReplaySpec
+from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, ScheduleConfig
 
 
 class CorporaSpec(Section):
@@ -61,86 +58,7 @@ class TokenizerSpec(Section):
         return self
 
 
-class ScheduleSpec(Section):
-    """The learning rate over the whole life of the trunk (arXiv 2403.08763, section 7)."""
-
-    kind: Literal["infinite", "constant", "cosine", "wsd"] = "infinite"
-    """infinite (warmup, cooldown, constant for ever; a release anneals), constant (warmup, then
-    eta_const for ever), cosine (re-warmed and re-decayed in every stage) or wsd (warmup, constant
-    at eta_max, decay, in every stage)"""
-    eta_max: Rate
-    """peak learning rate, above 0 and at most 1"""
-    eta_const: Rate | None = None
-    """the infinite schedule's constant rate, between eta_min and eta_max; default their midpoint"""
-    eta_min: Rate
-    """lowest learning rate, above 0 (an exponential anneal divides by it)"""
-    warmup: Amount = Field(default_factory=lambda: _amount("1%"))
-    """linear rise to eta_max, such as `1%` or `200 steps`; a percentage is of the first stage
-    (infinite) or of each stage (cosine)"""
-    cooldown: Amount = Field(default_factory=lambda: _amount("60%"))
-    """fall from eta_max to eta_const, such as `60%` of the first stage"""
-    cooldown_shape: Literal["cosine", "inverse-sqrt"] = "cosine"
-    """cosine or inverse-sqrt"""
-    alpha: Annotated[float, Field(gt=0)] = 10.0
-    """time scale of the inverse-sqrt cooldown, above 0"""
-    decay: Amount = Field(default_factory=lambda: _amount("10%"))
-    """the last part of a wsd stage, which falls to eta_min, such as `10%` of the stage"""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ScheduleSpec:
-        if self.eta_min > self.eta_max:
-            raise ValueError(
-                f"eta_min {self.eta_min:g} is above eta_max {self.eta_max:g}; "
-                "use eta_min <= eta_const <= eta_max"
-            )
-        if not self.eta_min <= self.constant_rate <= self.eta_max:
-            raise ValueError(
-                f"eta_const {self.eta_const:g} is outside eta_min {self.eta_min:g} .. eta_max "
-                f"{self.eta_max:g}; use eta_min <= eta_const <= eta_max"
-            )
-        percent = [a.number for a in (self.warmup, self.cooldown) if a.unit == "percent"]
-        if sum(percent) > 100:
-            raise ValueError(
-                f"warmup {self.warmup} and cooldown {self.cooldown} overlap: together they are "
-                "more than the first stage; use at most 100%"
-            )
-        return self
-
-    @property
-    def constant_rate(self) -> float:
-        """eta_const, or the midpoint of eta_max and eta_min as in the paper's table 14."""
-        return (self.eta_max + self.eta_min) / 2 if self.eta_const is None else self.eta_const
-
-
-class ReplaySpec(Section):
-    """Compute-equivalent replay (arXiv 2403.08763, section 4)."""
-
-    share: Share = 0.05
-    """share of every batch drawn from earlier corpora, from 0 to 1; 0.05 for a weak shift, 0.25
-    for a strong one"""
-    weighting: Literal["seen", "uniform", "recent", "fixed"] = "seen"
-    """how the share is split over earlier corpora: seen (in proportion to what the trunk has seen
-    of each, the paper's rule), uniform (equal parts), recent (the latest twice as much as the one
-    before it, and so on) or fixed (by `weights`)"""
-    weights: dict[str, Weight] = Field(default_factory=dict)
-    """with `weighting: fixed`, a number by corpus name, at least 0; a corpus without one is not
-    replayed"""
-    max_epochs: Count | None = None
-    """how often any sequence may be replayed over the trunk's life, at least 1; what the cap
-    forbids goes to the other corpora, and to new tokens when all are capped; default no limit"""
-
-    @model_validator(mode="after")
-    def _weights_for_fixed(self) -> ReplaySpec:
-        if self.weighting == "fixed" and not any(self.weights.values()):
-            raise ValueError(
-                "weighting fixed needs weights; give `weights: {corpus: number}` with one above 0"
-            )
-        if self.weighting != "fixed" and self.weights:
-            raise ValueError(
-                f"weights are not used with weighting {self.weighting}; "
-                "remove them, or set weighting: fixed"
-            )
-        return self
+ScheduleSection = Annotated[ScheduleConfig, ByKind(SCHEDULES, "infinite", AbsentScheduleConfig)]
 
 
 OptimizerAtJoin = Literal["reset", "keep", "keep-second-moment"]
@@ -185,7 +103,7 @@ class BatchArrivals(Section):
 class StagesSpec(Section):
     """How much each stage trains, in which order, and how often it is tried."""
 
-    budget: Amount = Field(default_factory=lambda: _amount("100%"))
+    budget: Amount = Field(default_factory=lambda: parse_amount("100%"))
     """tokens of a stage, new and replayed together; 100% is the corpus's own training tokens"""
     optimizer: OptimizerAtJoin = "reset"
     """what a stage takes over of AdamW's state from the one before it: reset (nothing, as in the
@@ -211,10 +129,10 @@ class StagesSpec(Section):
 class ReleaseSpec(Section):
     """The branch that is annealed and exported."""
 
-    anneal: Amount = Field(default_factory=lambda: _amount("10%"))
+    anneal: Amount = Field(default_factory=lambda: parse_amount("10%"))
     """length of the anneal; a percentage is of the trunk's steps so far"""
-    shape: Literal["exponential", "1-sqrt"] = "exponential"
-    """exponential (the paper's) or 1-sqrt"""
+    shape: AnnealShape = "exponential"
+    """exponential (the paper's), 1-sqrt, linear or cosine"""
     sample_tokens: Annotated[int, Field(ge=0)] = 40
     """tokens of each sampled line; 0 samples nothing"""
     policy: Literal["on-demand", "each-stage", "every", "schedule"] = "on-demand"
@@ -223,7 +141,7 @@ class ReleaseSpec(Section):
     every: Amount | None = None
     """with `policy: every`, the tokens or steps of the trunk between two releases, such as
     `4M tokens`"""
-    schedule: Schedule | None = None
+    schedule: TimetableText | None = None
     """with `policy: schedule`, when the end of the last stage is released, unless it was: a period
     such as `7d`, or five cron fields such as `0 2 * * 1`; in UTC"""
 
@@ -288,7 +206,7 @@ class RunSpec(Section):
     tokenizer: TokenizerSpec
     model: ModelSpec
     training: TrainingSpec
-    schedule: ScheduleSpec
+    schedule: ScheduleSection
     replay: ReplaySpec = Field(default_factory=ReplaySpec)
     stages: StagesSpec = Field(default_factory=StagesSpec)
     release: ReleaseSpec = Field(default_factory=ReleaseSpec)
@@ -300,22 +218,3 @@ class RunSpec(Section):
     def tokens_per_step(self) -> int:
         """Tokens in one global batch."""
         return self.training.global_batch * self.corpora.sequence_length
-
-    def replay_share(self, corpus: str) -> float:
-        """Replay share of the stage of this corpus."""
-        override = self.stages.corpora.get(corpus)
-        return self.replay.share if override is None or override.replay is None else override.replay
-
-    def optimizer_at_join(self, corpus: str) -> OptimizerAtJoin:
-        """What the stage of this corpus takes over of AdamW's state."""
-        override = self.stages.corpora.get(corpus)
-        if override is None or override.optimizer is None:
-            return self.stages.optimizer
-        return override.optimizer
-
-    def budget(self, corpus: str) -> AmountValue:
-        """Token budget of the stage of this corpus."""
-        override = self.stages.corpora.get(corpus)
-        if override is None or override.budget is None:
-            return self.stages.budget
-        return override.budget

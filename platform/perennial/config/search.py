@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from perennial.config.amounts import Amount
-from perennial.config.base import Count, Section
+from perennial.fields import Amount, Count, Section
 
 OBJECTIVES = ("adaptation", "forgetting")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from perennial.config.base import Section
+from perennial.fields import Section
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from perennial.config.base import Section
-from perennial.config.cron import Duration, Schedule, parse_duration
+from perennial.config.cron import Duration, TimetableText, parse_duration
+from perennial.fields import Section
 
 _SIZE = re.compile(r"(\d+)\s*(|k|M|G|T)B")
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -48,7 +48,7 @@ class SourceSpec(Section):
     """the http(s) address of a page of links, or of a JSON list of files"""
     command: tuple[str, ...] | None = None
     """a program and its arguments, started without a shell; it writes files into the folder $OUT"""
-    schedule: Schedule
+    schedule: TimetableText
     """when to pull: a period such as `6h` or `1d`, or five cron fields such as `0 2 * * *` (UTC)"""
     match: str = "*"
     """which file names to take, such as `*.jsonl.gz`"""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from perennial.config.base import Section
+from perennial.fields import Section
 
 
 class SpikesSpec(Section):

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from perennial.config.amounts import Amount, parse_amount
-from perennial.config.base import Count, Section
 from perennial.config.deepspeed_overrides import check_passthrough
 from perennial.config.spikes import SpikesSpec
+from perennial.fields import Amount, Count, Section, parse_amount
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class ModelSpec(Section):
@@ -99,7 +100,7 @@ class TrainingSpec(Section):
     cpu_offload: Literal["none", "optimizer", "weights"] = "none"
     """what waits in the CPU's memory instead of the GPU's: none, optimizer (its state and the fp32
     weights, from zero_stage 1 on) or weights (those too, with zero_stage 3)"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """number format of the forward and backward pass: fp32, bf16 or fp16 (on GPUs; with a dynamic
     loss scale)"""
     attention: (

@@ -9,10 +9,15 @@ from perennial.mixture.plan import (
     stage_mix,
     trained_sequences,
 )
-from perennial.mixture.replay import ReplayRule
+from perennial.mixture.policies import REPLAY_POLICIES, CorpusHistory, ReplayPolicy
+from perennial.mixture.replay import ReplayRule, ReplaySpec
 
 __all__ = [
+    "REPLAY_POLICIES",
+    "CorpusHistory",
+    "ReplayPolicy",
     "ReplayRule",
+    "ReplaySpec",
     "Source",
     "StageMix",
     "branch_mix",

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from perennial.mixture.replay import Earlier, ReplayRule, apportion, split_replay
+from perennial.mixture.policies import CorpusHistory
+from perennial.mixture.replay import ReplayRule, apportion, split_replay
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -89,10 +90,14 @@ class StageMix:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; the few integers that are a stage's whole data state."""
-        replay = asdict(self.replay) | {"retired": list(self.replay.retired)}
-        sources = [asdict(source) for source in self.sources]
-        told = {"corpora": list(self.corpora), "sources": sources, "replay": replay}
-        return asdict(self) | told
+        return {
+            "corpora": list(self.corpora),
+            "steps": self.steps,
+            "global_batch": self.global_batch,
+            "sources": [asdict(source) for source in self.sources],
+            "replay": self.replay.to_dict(),
+            "unreplayed": self.unreplayed,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StageMix:
@@ -160,7 +165,7 @@ def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str]
         for s in last.sources
         if counts.get(s.corpus)
     )
-    rule = replace(last.replay, retired=tuple(retired))
+    rule = ReplayRule.resolve(last.replay, retired)
     return StageMix(last.corpora, steps, last.global_batch, sources, rule)
 
 
@@ -194,7 +199,7 @@ def trained_sequences(mix: StageMix, steps: int, skipped: Iterable[int] = ()) ->
     return {s.corpus: count for s, count in zip(mix.sources, trained, strict=True)}
 
 
-def _earlier(history: Sequence[StageMix]) -> dict[str, Earlier]:
+def _earlier(history: Sequence[StageMix]) -> dict[str, CorpusHistory]:
     """What the stages did with each corpus, in the order of the stages."""
     replayed: Counter[str] = Counter()
     firsts: dict[str, tuple[int, int]] = {}
@@ -206,7 +211,7 @@ def _earlier(history: Sequence[StageMix]) -> dict[str, Earlier]:
     seen = seen_sequences(history)
     # A stage of nothing but replay leaves nothing of its own corpora to replay.
     return {
-        name: Earlier(stage, seen[name], replayed[name], extent)
+        name: CorpusHistory(stage, seen[name], replayed[name], extent)
         for name, (stage, extent) in firsts.items()
         if extent
     }

@@ -1,66 +1,110 @@
-"""How the replayed share of a stage is split over the earlier corpora: pure integer arithmetic."""
+"""The rule of replay: how much of a stage is drawn from earlier corpora, and of which."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
 
-Weighting = Literal["seen", "uniform", "recent", "fixed"]
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+
+from perennial.fields import Count, Section, Share, Weight, unknown_name
+from perennial.mixture.policies import REPLAY_POLICIES, CorpusHistory, replay_policy
 
 
-@dataclass(frozen=True)
-class ReplayRule:
-    """How much of a stage is replay, and of what.
+def _check_policy(name: str) -> str:
+    if name not in REPLAY_POLICIES:
+        REPLAY_POLICIES.load_plugins()
+    if name not in REPLAY_POLICIES:
+        raise unknown_name(REPLAY_POLICIES)
+    return name
 
-    share: part of the budget that is drawn from earlier corpora, 0..1.
-    weighting: what an earlier corpus's part of it is in proportion to. `seen`: the sequences that
-        the trunk has seen of it, replays included (arXiv 2403.08763, configs of the 3 x 100B
-        experiment). `uniform`: equal parts. `recent`: 1 for each corpus of the last stage, a half
-        for those of the one before, a quarter for those before that, and so on. `fixed`:
-        `weights`; a corpus without one is not replayed.
-    weights: by corpus, at least 0, for `fixed` alone; corpora to come may be named.
-    max_epochs: how often any sequence may be replayed over the trunk's life; None is no limit.
-    retired: corpora that are not replayed any more, whatever the weighting.
-    """
 
-    share: float = 0.0
-    weighting: Weighting = "seen"
-    weights: Mapping[str, float] = field(default_factory=dict)
-    max_epochs: int | None = None
+PolicyName = Annotated[
+    str,
+    AfterValidator(_check_policy),
+    WithJsonSchema({"type": "string", "enum": list(REPLAY_POLICIES)}),
+]
+
+
+class ReplaySpec(Section):
+    """Compute-equivalent replay (arXiv 2403.08763, section 4)."""
+
+    share: Share = 0.05
+    """share of every batch drawn from earlier corpora, from 0 to 1; 0.05 for a weak shift, 0.25
+    for a strong one"""
+    weighting: PolicyName = "seen"
+    """how the share is split over earlier corpora: seen (in proportion to what the trunk has seen
+    of each, the paper's rule), uniform (equal parts), recent (the latest twice as much as the one
+    before it, and so on) or fixed (by `weights`)"""
+    weights: dict[str, Weight] = Field(default_factory=dict)
+    """with `weighting: fixed`, a number by corpus name, at least 0; a corpus without one is not
+    replayed"""
+    max_epochs: Count | None = None
+    """how often any sequence may be replayed over the trunk's life, at least 1; what the cap
+    forbids goes to the other corpora, and to new tokens when all are capped; default no limit"""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> ReplaySpec:
+        needed = REPLAY_POLICIES[self.weighting].uses_weights
+        if needed and not any(self.weights.values()):
+            raise ValueError(
+                f"weighting {self.weighting} needs weights; give `weights: {{corpus: number}}` "
+                "with one above 0"
+            )
+        if not needed and self.weights:
+            raise ValueError(
+                f"weights are not used with weighting {self.weighting}; "
+                "remove them, or set weighting: fixed"
+            )
+        return self
+
+
+class ReplayRule(ReplaySpec):
+    """The section `replay` as it holds for one stage; it is stored with the stage's mix."""
+
+    share: Share = 0.0
+    """share of every batch drawn from earlier corpora, from 0 to 1"""
     retired: tuple[str, ...] = ()
+    """corpora that are not replayed any more, whatever the weighting"""
+
+    @classmethod
+    def resolve(cls, spec: ReplaySpec, retired: Collection[str]) -> ReplayRule:
+        """Return the rule of a stage from the settings of that stage.
+
+        Args:
+            spec: the settings; their share is that of the stage.
+            retired: corpora that a user retired from replay.
+        """
+        return cls.model_construct(**{**dict(spec), "retired": tuple(retired)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that ledgers and checkpoints hold."""
+        return self.model_dump() | {"retired": list(self.retired)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ReplayRule:
-        """The inverse of `dataclasses.asdict`, from JSON."""
-        return cls(**{**data, "retired": tuple(data.get("retired", ()))})
+        """Return the rule that `to_dict` wrote.
+
+        Unchecked: a stored stage must be readable where the plug-in of its policy is missing.
+        """
+        return cls.model_construct(**{**data, "retired": tuple(data.get("retired", ()))})
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """What the trunk has done with an earlier corpus.
-
-    stage: number of the stage that it was new in.
-    seen: sequences trained, replays included.
-    replayed: sequences replayed.
-    extent: different sequences trained; what is replayed over and over.
-    """
-
-    stage: int
-    seen: int
-    replayed: int
-    extent: int
-
-
-def split_replay(rule: ReplayRule, total: int, earlier: Mapping[str, Earlier]) -> dict[str, int]:
-    """Sequences to replay of each earlier corpus (in stage order): `total` by the rule's weights.
+def split_replay(
+    rule: ReplayRule, total: int, earlier: Mapping[str, CorpusHistory]
+) -> dict[str, int]:
+    """Return the sequences to replay of each earlier corpus, by the rule's weights.
 
     What a corpus at its cap cannot give goes to the others in proportion to their weights; the
     sum is below `total` only when none is left.
+
+    Args:
+        rule: policy, weights and cap.
+        total: sequences to replay.
+        earlier: what was trained so far, by corpus, in the order of the stages.
     """
-    weights = {name: weight for name, weight in _weights(rule, earlier).items() if weight}
+    weigh = replay_policy(rule.weighting).weigh
+    weights = {name: weight for name, weight in weigh(earlier, rule.weights).items() if weight}
     if rule.max_epochs is None:
         return apportion(total, weights)
     room = {
@@ -79,7 +123,10 @@ def split_replay(rule: ReplayRule, total: int, earlier: Mapping[str, Earlier]) -
 
 
 def apportion(total: int, weights: Mapping[str, int]) -> dict[str, int]:
-    """Whole numbers in proportion to the weights that add up to `total` (largest remainders)."""
+    """Return whole numbers in proportion to the weights that add up to `total`.
+
+    What the rounding leaves over goes to the largest remainders. Without any weight all are 0.
+    """
     sum_of_weights = sum(weights.values())
     if not sum_of_weights:
         return dict.fromkeys(weights, 0)
@@ -88,17 +135,3 @@ def apportion(total: int, weights: Mapping[str, int]) -> dict[str, int]:
     for name in by_remainder[: total - sum(counts.values())]:
         counts[name] += 1
     return counts
-
-
-def _weights(rule: ReplayRule, earlier: Mapping[str, Earlier]) -> dict[str, int]:
-    if rule.weighting == "seen":
-        return {name: corpus.seen for name, corpus in earlier.items()}
-    if rule.weighting == "uniform":
-        return dict.fromkeys(earlier, 1)
-    if rule.weighting == "recent":
-        stages = sorted({corpus.stage for corpus in earlier.values()})
-        return {name: 1 << stages.index(corpus.stage) for name, corpus in earlier.items()}
-    # As they are written, so that 0.1 : 0.2 is 1 : 2.
-    exact = {name: Fraction(str(rule.weights.get(name, 0))) for name in earlier}
-    scale = math.lcm(*(weight.denominator for weight in exact.values()))
-    return {name: int(weight * scale) for name, weight in exact.items()}

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
 from perennial.runs.actions import Outside, next_instruction
 from perennial.runs.events import (
@@ -140,7 +141,7 @@ def _basis(stage: Stage, sizes: Mapping[str, Expected]) -> Basis:
 
 def _budgeted(spec: RunSpec, corpus: str) -> int | None:
     """Sequences of a corpus that holds exactly its budget; None where that is a percentage."""
-    budget = spec.budget(corpus)
+    budget = stage_settings(spec, corpus).budget
     if budget.unit == "percent":
         return None
     return max(1, budget.steps(0, spec.tokens_per_step)) * spec.training.global_batch

@@ -16,8 +16,7 @@ from perennial.errors import InputError
 from perennial.mixture import seen_sequences
 from perennial.planning.lookahead import Basis, expected_corpora, look_ahead
 from perennial.runs.state import RunState, Stage
-from perennial.schedules import Anneal, Schedule, from_dict
-from perennial.schedules.build import release_anneal
+from perennial.schedules import Anneal, Schedule, from_dict, release_anneal
 from perennial.training import cost_model as footprint
 from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.checkpoint.retention import kept
@@ -228,7 +227,7 @@ def _release(spec: RunSpec, state: RunState) -> Anneal | None:
     last = state.stages[-1]
     trunk = from_dict(last.schedule)
     return release_anneal(
-        spec.release, spec.schedule.eta_min, trunk, last.last_step, spec.tokens_per_step
+        spec.release, spec.schedule.anneal_end, trunk, last.last_step, spec.tokens_per_step
     )
 
 

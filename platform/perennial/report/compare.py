@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from perennial.config import RunSpec
+from perennial.config import RunSpec, read_stored_run
 from perennial.errors import InputError
 from perennial.evaluation.cache import kept_losses
 from perennial.evaluation.compare import (
@@ -190,7 +190,7 @@ def baseline_gap(spec: RunSpec, store: Store, state: RunState) -> Gap | None:
     other = open_store(spec.evaluation.baseline)
     told = Ledger(other).read()
     ours = read_run(spec, store, state)
-    theirs = read_run(RunSpec.model_validate(told.spec), other, told) if told.spec else None
+    theirs = read_run(read_stored_run(told.spec), other, told) if told.spec else None
     if ours is None or theirs is None:
         return None
     pairs = [(mine, each) for mine in reversed(ours.final) for each in reversed(theirs.final)]

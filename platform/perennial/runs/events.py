@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from perennial.config.run import OptimizerAtJoin
 from perennial.errors import NewerSchema
 
 SCHEMA = 2
@@ -127,7 +128,7 @@ class Started(_Record):
     mix: dict[str, Any]
     schedule: dict[str, Any]
     tracking_run: str
-    optimizer: Literal["reset", "keep", "keep-second-moment"] = "reset"
+    optimizer: OptimizerAtJoin = "reset"
 
 
 class Trained(_Record):
@@ -266,7 +267,7 @@ class Branched(_Record):
     source: str
     mix: dict[str, Any]
     schedule: dict[str, Any]
-    optimizer: Literal["reset", "keep", "keep-second-moment"]
+    optimizer: OptimizerAtJoin
 
 
 class Tried(_Record):

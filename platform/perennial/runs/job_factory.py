@@ -123,7 +123,7 @@ def _job(
         layouts={s.corpus: layout(manifests[s.corpus]) for s in mix.sources},
         first_step=first_step,
         start=start,
-        schedule=schedule,
+        schedule=schedule.installed(),
         model=spec.model,
         training=spec.training,
         sequence_length=length,

@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
 from perennial.mixture import ReplayRule, branch_mix, cut, stage_mix
 from perennial.runs.actions import Order
 from perennial.runs.events import Releasing, Started
 from perennial.runs.state import RunState, Stage
-from perennial.schedules import Schedule, differences, from_dict, to_dict
-from perennial.schedules.build import release_anneal, stage_schedule
+from perennial.schedules import (
+    Schedule,
+    build_curve,
+    differences,
+    from_dict,
+    release_anneal,
+    to_dict,
+)
 from perennial.training.checkpoint.manifest import folder_of
 
 if TYPE_CHECKING:
     from perennial.config import AmountValue, RunSpec
-
-_OF_THE_TRUNK = ("infinite", "constant")
-"""Kinds of schedule that are made once and span every stage."""
 
 
 def decide_stage(
@@ -41,8 +45,8 @@ def decide_stage(
     rows = {name: state.corpora[name].sequences for name in (corpus, *joined)}
     steps = stage_steps(spec, corpus, sum(rows.values()))
     first_step = state.stages[-1].last_step if state.stages else 0
-    asked = state.corpora[corpus].replay
-    rule = replay_rule(spec, state, spec.replay_share(corpus) if asked is None else asked)
+    settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
+    rule = ReplayRule.resolve(settings.replay, state.retired)
     mix = stage_mix(state.history, rows, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
@@ -53,7 +57,7 @@ def decide_stage(
         mix=mix.to_dict(),
         schedule=to_dict(_schedule(spec, state, first_step, steps, reschedule)),
         tracking_run=tracking_run,
-        optimizer=spec.optimizer_at_join(corpus),
+        optimizer=settings.optimizer,
     )
 
 
@@ -80,12 +84,6 @@ def order_of(spec: RunSpec) -> Order:
     return replace(order, most_corpora=batch.max_corpora, most_tokens=most, alone=alone)
 
 
-def replay_rule(spec: RunSpec, state: RunState, share: float) -> ReplayRule:
-    """The run's rule of replay with that share, as of now: without the corpora that retired."""
-    replay = spec.replay
-    return ReplayRule(share, replay.weighting, replay.weights, replay.max_epochs, state.retired)
-
-
 def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
     """Optimizer steps of the stage of a corpus of `rows` sequences."""
     batch = spec.training.global_batch
@@ -97,7 +95,7 @@ def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
             f"batch of {batch}",
             "land more text, or lower training.global_batch",
         )
-    budget = spec.budget(corpus)
+    budget = stage_settings(spec, corpus).budget
     steps = budget.steps(rows // batch, spec.tokens_per_step)
     _check_budget(spec, budget, steps)
     return steps
@@ -105,11 +103,11 @@ def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
 
 def check_first_stage(spec: RunSpec, corpus: str) -> None:
     """Refuse a schedule that cannot fit, where the first stage's length is known beforehand."""
-    budget = spec.budget(corpus)
+    budget = stage_settings(spec, corpus).budget
     if budget.unit != "percent":
         steps = budget.steps(0, spec.tokens_per_step)
         _check_budget(spec, budget, steps)
-        stage_schedule(spec.schedule, 0, steps, spec.tokens_per_step)
+        build_curve(spec.schedule, 0, steps, spec.tokens_per_step)
 
 
 def _check_budget(spec: RunSpec, budget: AmountValue, steps: int) -> None:
@@ -126,9 +124,9 @@ def _schedule(
     spec: RunSpec, state: RunState, first_step: int, steps: int, reschedule: bool
 ) -> Schedule:
     """The schedule of a stage that begins at `first_step`; the trunk's own where it has one."""
-    if spec.schedule.kind not in _OF_THE_TRUNK or not state.stages:
-        return stage_schedule(spec.schedule, first_step, steps, spec.tokens_per_step)
-    wanted = stage_schedule(spec.schedule, 0, state.stages[0].mix.steps, spec.tokens_per_step)
+    if not spec.schedule.spans_trunk or not state.stages:
+        return build_curve(spec.schedule, first_step, steps, spec.tokens_per_step)
+    wanted = build_curve(spec.schedule, 0, state.stages[0].mix.steps, spec.tokens_per_step)
     changed = differences(from_dict(state.stages[-1].schedule), wanted)
     if changed and not reschedule:
         raise InputError(
@@ -152,7 +150,7 @@ def decide_release(
         spec.release if anneal is None else spec.release.model_copy(update={"anneal": anneal})
     )
     eta = release_anneal(
-        settings, spec.schedule.eta_min, from_dict(stage.schedule), step, spec.tokens_per_step
+        settings, spec.schedule.anneal_end, from_dict(stage.schedule), step, spec.tokens_per_step
     )
     trained = [*state.history_of(stage), cut(stage.mix, step - stage.first_step)]
     mix = None if eta is None else branch_mix(trained, eta.steps, state.retired)

@@ -1,47 +1,119 @@
-"""Schedules as plain records, for checkpoints: out, back in, and where two of them differ."""
+"""Curves as plain records, for checkpoints and the ledger: out, back in, and how two differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any, get_args
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NoReturn
 
-from perennial.schedules.kinds import Schedule
+from pydantic import ConfigDict
 
-_KINDS: dict[str, type[Schedule]] = {kind.kind: kind for kind in get_args(Schedule)}
+from perennial.errors import InputError
+from perennial.schedules.anneal import Anneal
+from perennial.schedules.base import SCHEDULES, Phase, Schedule, ScheduleConfig
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentSchedule(Schedule):
+    """The stand-in of a stored curve whose plug-in is not installed: to show, not to train with.
+
+    Its rate is NaN and its phase unknown at every step.
+    """
+
+    kind: ClassVar[str] = "absent"
+    spans_trunk: ClassVar[bool] = False
+
+    record: Mapping[str, Any]
+
+    def eta(self, step: int) -> float:
+        """Return NaN."""
+        return float("nan")
+
+    def phase(self, step: int) -> Phase:
+        """Return "unknown"."""
+        return "unknown"
+
+    def phase_ends(self) -> dict[Phase, int]:
+        """Return no phase."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as it was stored."""
+        return dict(self.record)
+
+    def installed(self) -> NoReturn:
+        """Raise InputError that names the kind that is missing."""
+        raise InputError(
+            "the store",
+            "schedule",
+            f"the trunk was trained under the schedule {self.record.get('kind')!r}, which no "
+            "installed package brings",
+            "install the package that brings it",
+            code="plugin-missing",
+        )
+
+
+class AbsentScheduleConfig(ScheduleConfig):
+    """The stand-in of a section that a run stored and whose plug-in is not installed."""
+
+    model_config = ConfigDict(extra="allow")
+    curve: ClassVar[type[Schedule]] = AbsentSchedule
+
+    @property
+    def anneal_end(self) -> float:
+        """Return NaN."""
+        return float("nan")
+
+    def build(self, first_step: int, steps: int, tokens_per_step: int) -> Schedule:
+        """Return a stand-in of the curve."""
+        return AbsentSchedule(self.model_dump())
 
 
 def to_dict(schedule: Schedule) -> dict[str, Any]:
-    """Every field, and the kind; JSON carries it without loss."""
-    return {"kind": schedule.kind, **asdict(schedule)}
+    """Return every field of a curve and its kind; JSON carries it without loss."""
+    return schedule.to_dict()
 
 
 def from_dict(record: Mapping[str, Any]) -> Schedule:
-    """The schedule that `to_dict` wrote.
+    """Return the curve that `to_dict` wrote; an `AbsentSchedule` for a kind that is not installed.
 
-    Raises ValueError for an unknown kind, a field that is missing (no default is filled in: a
-    resumed run must not depend on the code's version) or not one of the kind's, or a wrong value.
+    Raises:
+        ValueError: the record names no kind, lacks a field (no default is filled in, because a
+            resumed run must not depend on the code's version), has one that the kind has not, or
+            holds a wrong value.
     """
     kind = record.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(_KINDS)}")
-    wanted = {field.name for field in fields(_KINDS[kind])}
-    found = set(record) - {"kind"}
-    if missing := sorted(wanted - found):
+    if not isinstance(kind, str):
+        raise ValueError(f"kind is {kind!r}; it must be the name of a schedule")
+    curve = _curve_of(kind)
+    if curve is None:
+        return AbsentSchedule(dict(record))
+    wanted = {field.name for field in fields(curve)}
+    given = set(record) - {"kind"}
+    if missing := sorted(wanted - given):
         raise ValueError(f"{missing[0]} is missing; a record of kind {kind!r} needs it")
-    if unknown := sorted(found - wanted):
+    if unknown := sorted(given - wanted):
         raise ValueError(f"{unknown[0]} is not a field of kind {kind!r}; remove it")
-    return _KINDS[kind](**{name: record[name] for name in wanted})
+    return curve(**{name: record[name] for name in wanted})
 
 
 def differences(a: Schedule, b: Schedule) -> list[str]:
-    """One line "field: value in a -> value in b" for each field that differs; empty when equal."""
+    """Return a line "field: value in a -> value in b" for each field in which two curves differ."""
     left, right = to_dict(a), to_dict(b)
     return [
         f"{name}: {_shown(left, name)} -> {_shown(right, name)}"
         for name in {**left, **right}
         if name not in left or name not in right or left[name] != right[name]
     ]
+
+
+def _curve_of(kind: str) -> type[Schedule] | None:
+    if kind == Anneal.kind:
+        return Anneal
+    if kind not in SCHEDULES:
+        # Worker processes read a job's schedule without having loaded a run file.
+        SCHEDULES.load_plugins()
+    return SCHEDULES[kind].curve if kind in SCHEDULES else None
 
 
 def _shown(record: dict[str, Any], name: str) -> str:

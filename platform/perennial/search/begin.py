@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from perennial.config import AmountValue, RunSpec, parse_amount
+from perennial.config import AmountValue, RunSpec, stage_settings
 from perennial.config.search import Point
 from perennial.controller.context import Workspace
 from perennial.controller.evaluate_stage import measure
@@ -19,8 +19,8 @@ from perennial.runs.events import Searching
 from perennial.runs.ledger import now
 from perennial.runs.stage_planner import stage_steps
 from perennial.runs.state import Corpus, RunState
-from perennial.schedules import InfiniteSchedule, Schedule, from_dict
-from perennial.search.trials import WHOLE, Bench, check_objectives
+from perennial.schedules import RateField, Schedule, ScheduleConfig, from_dict
+from perennial.search.trials import Bench, check_objectives
 from perennial.training.checkpoint.manifest import committed_steps, folder_of
 from perennial.training.checkpoint.ownership import Fence
 
@@ -78,8 +78,8 @@ def plan_search(work: Workspace, where: str, spec: TuningSpec, *, ingest: bool =
     )
     schedule = work.spec.schedule
     here = Point(
-        eta=schedule.constant_rate if rate == "eta_const" else schedule.eta_max,
-        replay=work.spec.replay_share(corpus),
+        eta=schedule.searched_rate,
+        replay=stage_settings(work.spec, corpus).replay.share,
         weighting=work.spec.replay.weighting,
     )
     _check_warmup(bench, where, here, rungs)
@@ -121,17 +121,26 @@ def _before(work: Workspace, bench: Bench) -> dict[str, float]:
     }
 
 
-def _rate(run: RunSpec, where: str, spec: TuningSpec) -> str:
-    """The schedule's field that is searched, or would be."""
-    rate, other = "eta_const", "eta_max"
-    if run.schedule.kind not in WHOLE:
-        rate, other = other, rate
+def _rate(run: RunSpec, where: str, spec: TuningSpec) -> RateField:
+    """Return the schedule's key that is searched, or would be."""
+    rate, kind = run.schedule.rate_field, run.schedule.kind
+    if rate is None:
+        raise InputError(
+            where,
+            "run",
+            f"a {kind} schedule has no rate that can be searched",
+            "give another run's file",
+            code="rate-not-searchable",
+        )
+    other = "eta_max" if rate == "eta_const" else "eta_const"
     if getattr(spec, other) is not None:
-        why = {
-            "eta_max": f"its first stage is behind the {run.schedule.kind} schedule's peak",
-            "eta_const": f"a {run.schedule.kind} schedule has no constant phase",
-        }[other]
-        raise InputError(where, other, why, f"give {rate}, or another run's file")
+        raise InputError(
+            where,
+            other,
+            f"a search of a {kind} schedule varies {rate}",
+            f"give {rate}, or another run's file",
+            code="rate-not-searchable",
+        )
     return rate
 
 
@@ -155,8 +164,8 @@ def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
             where, "after", f"there is no checkpoint {spec.after}", f"give one of {there}"
         )
     step = int(at) if at else last.last_step
-    kind, trunk, whole = work.spec.schedule.kind, from_dict(last.schedule), step == last.last_step
-    check_constant(where, kind, trunk, f"{name}@{step}", step, whole=whole)
+    trunk, whole = from_dict(last.schedule).installed(), step == last.last_step
+    check_constant(where, work.spec.schedule, trunk, f"{name}@{step}", step, whole=whole)
     if step < last.last_step:
         stages[-1] = replace(last, mix=cut(last.mix, step - last.first_step))
     ends = state.ends | {name: folder_of(last.folder, step)}
@@ -164,14 +173,28 @@ def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
 
 
 def check_constant(
-    where: str, kind: str, trunk: Schedule, checkpoint: str, step: int, *, whole: bool
+    where: str,
+    config: ScheduleConfig,
+    trunk: Schedule,
+    checkpoint: str,
+    step: int,
+    *,
+    whole: bool,
 ) -> None:
-    """A branch goes on where the trunk would: at its constant rate, or anew after a whole decay.
+    """Refuse a checkpoint at which the trunk is neither at its constant rate nor fully decayed.
 
-    kind: of the run's schedule; `trunk`: the one that the checkpoint was trained under.
-    checkpoint: how a person names it; `whole`: whether it is the end of its stage.
+    Args:
+        where: the tuning file, for errors.
+        config: the run's schedule.
+        trunk: curve that the checkpoint was trained under.
+        checkpoint: name of the checkpoint in the error.
+        step: its trunk step.
+        whole: the checkpoint is the end of its stage.
+
+    Raises:
+        InputError: trials cannot branch off there.
     """
-    if trunk.kind in WHOLE:
+    if trunk.spans_trunk:
         phase = trunk.phase(step + 1)
         if phase != "constant":
             raise InputError(
@@ -180,7 +203,7 @@ def check_constant(
                 f"{checkpoint} is of the {phase} phase, and trials branch off the constant one",
                 "give a later step, or the stage's end",
             )
-    elif kind in WHOLE or not whole:
+    elif config.spans_trunk or not whole:
         raise InputError(
             where,
             "after",
@@ -191,13 +214,9 @@ def check_constant(
 
 
 def _pinned(run: RunSpec, origin: RunState) -> RunSpec:
-    """The run with its warmup and cooldown in steps, which a cut first stage does not change."""
+    """Return the run with its phases in steps, which a first stage that is cut does not change."""
     trunk = from_dict(origin.stages[0].schedule)
-    if run.schedule.kind != "infinite" or not isinstance(trunk, InfiniteSchedule):
-        return run
-    phases = {"warmup": trunk.warmup_steps, "cooldown": trunk.cooldown_steps}
-    steps = {name: parse_amount(f"{count} steps") for name, count in phases.items()}
-    return run.model_copy(update={"schedule": run.schedule.model_copy(update=steps)})
+    return run.model_copy(update={"schedule": run.schedule.pinned(trunk)})
 
 
 def _without_wishes(state: RunState) -> dict[str, Corpus]:
@@ -263,13 +282,12 @@ def _check_warmup(bench: Bench, where: str, here: Point, rungs: tuple[int, ...])
     """A trial that never leaves its warmup says nothing of the rate that it warms up to."""
     schedule = bench.spec.schedule
     in_stage = bench.origin.stages[0].mix.steps if bench.is_whole else rungs[-1]
-    warmup = schedule.warmup.steps(in_stage, bench.spec.tokens_per_step)
+    warmup = schedule.warmup_steps(in_stage, bench.spec.tokens_per_step)
     if rungs[0] <= warmup:
         raise InputError(
             where,
             "budget" if len(rungs) == 1 else "halving.first",
-            f"{rungs[0]:,} steps are not more than the {warmup:,} of the warmup "
-            f"(schedule.warmup is {schedule.warmup})",
+            f"{rungs[0]:,} steps are not more than the {warmup:,} of the schedule's warmup",
             f"give more than {warmup:,} steps",
         )
     bench.branched(here)  # whatever else cannot be is known before anything is trained

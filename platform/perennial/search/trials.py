@@ -25,8 +25,7 @@ from perennial.runs.ledger import Ledger, now
 from perennial.runs.search_state import shifted, trial_stage
 from perennial.runs.stage_planner import decide_stage
 from perennial.runs.state import RunState, Stage
-from perennial.schedules import from_dict
-from perennial.schedules.build import release_anneal
+from perennial.schedules import from_dict, release_anneal
 from perennial.store import open_store
 from perennial.training.checkpoint.manifest import folder_of
 
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from perennial.training.checkpoint.ownership import Fence
     from perennial.training.job import Job
 
-WHOLE = ("infinite", "constant")
-"""Kinds of schedule under which a trial is the beginning of the whole stage."""
 _ANNEALED = "anneal"
 
 
@@ -84,7 +81,7 @@ class Bench:
     @property
     def is_whole(self) -> bool:
         """Whether a trial is the beginning of the whole stage."""
-        return self.spec.schedule.kind in WHOLE
+        return self.spec.schedule.spans_trunk
 
     def run_spec(self, point: Point) -> RunSpec:
         """The run file with the point's fragment, checked; InputError when it cannot be."""
@@ -186,7 +183,9 @@ class Bench:
         amount = parse_amount(decided.point["anneal"])
         settings = spec.release.model_copy(update={"anneal": amount})
         schedule = from_dict(decided.schedule)
-        eta = release_anneal(settings, spec.schedule.eta_min, schedule, step, spec.tokens_per_step)
+        eta = release_anneal(
+            settings, spec.schedule.anneal_end, schedule, step, spec.tokens_per_step
+        )
         if eta is None:
             return None
         trained = [*self.origin.history, cut(stage.mix, step - self.first_step)]

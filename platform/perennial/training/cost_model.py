@@ -9,12 +9,12 @@ arXiv 2204.02311, appendix B).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from perennial.config.training import TrainingSpec
+    from perennial.config.training import Precision, TrainingSpec
 
 ZERO_STAGES = (0, 1, 2, 3)
 _OPTIMIZER_BYTES = 12
@@ -153,13 +153,13 @@ def activation_bytes(
     return layers * bytes_per_number // 2 + output
 
 
-def checkpoint_bytes(size: ModelSize, precision: Literal["fp32", "bf16", "fp16"]) -> int:
+def checkpoint_bytes(size: ModelSize, precision: Precision) -> int:
     """Bytes of one checkpoint: weights as they are trained, two fp32 moments, and below fp32 the
     fp32 weights beside them."""
     master = 0 if precision == "fp32" else 4
     return size.parameters * (number_bytes(precision) + 8 + master)
 
 
-def number_bytes(precision: Literal["fp32", "bf16", "fp16"]) -> int:
+def number_bytes(precision: Precision) -> int:
     """Bytes of one number of the forward pass."""
     return 4 if precision == "fp32" else 2

@@ -67,7 +67,7 @@ def store(store_url: str, tokenised: Store) -> Store:
 def mix(layouts: dict[str, CorpusLayout]) -> StageMix:
     """A second stage with replay, whose replayed corpus wraps."""
     first = stage_mix([], {"help": layouts["help"].rows}, 5, BATCH, ReplayRule())
-    return stage_mix([first], {"code": layouts["code"].rows}, STEPS, BATCH, ReplayRule(0.3))
+    return stage_mix([first], {"code": layouts["code"].rows}, STEPS, BATCH, ReplayRule(share=0.3))
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def _job(url: str, **training: Any) -> Job:
         store_url=url,
         name="00-text",
         folder=FOLDER,
-        mix=stage_mix([], {"text": 100}, 40, 2, ReplayRule(0.0)),
+        mix=stage_mix([], {"text": 100}, 40, 2, ReplayRule(share=0.0)),
         layouts={},
         first_step=0,
         start=None,

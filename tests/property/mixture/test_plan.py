@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 
 from perennial.mixture import ReplayRule, StageMix, branch_mix, seen_sequences, stage_mix
 from perennial.mixture.batches import Batches
-from perennial.mixture.replay import Earlier, apportion, split_replay
+from perennial.mixture.policies import CorpusHistory
+from perennial.mixture.replay import apportion, split_replay
 
 
 def rows(mix: StageMix, step: int) -> list[tuple[int, int]]:
@@ -25,11 +25,21 @@ def rows(mix: StageMix, step: int) -> list[tuple[int, int]]:
     ]
 
 
+RECENT_HALF = ReplayRule(share=0.5, weighting="recent")
+
+
+def whole(
+    weighting: str, weights: dict[str, float] | None = None, max_epochs: int | None = None
+) -> ReplayRule:
+    """Return a rule of nothing but replay."""
+    return ReplayRule(share=1.0, weighting=weighting, weights=weights or {}, max_epochs=max_epochs)
+
+
 def rules() -> st.SearchStrategy[ReplayRule]:
     """Any rule, over the corpora c0 to c3 and one that never comes."""
     names = st.sampled_from(["c0", "c1", "c2", "c3", "other"])
     return st.builds(
-        ReplayRule,
+        ReplayRule.model_construct,  # any weights with any policy, as a stored rule may have
         share=st.sampled_from([0.0, 0.05, 0.25, 1 / 3, 0.5, 1.0]),
         weighting=st.sampled_from(["seen", "seen", "uniform", "recent", "fixed"]),
         weights=st.dictionaries(names, st.sampled_from([0, 0.1, 0.2, 1, 3])),
@@ -172,16 +182,19 @@ def _trained_before(history: list[StageMix]) -> bool:
 
 
 WEIGHTINGS = [
-    (ReplayRule(1.0, "seen"), {"a": 10, "b": 30, "c": 60}),
-    (ReplayRule(1.0, "uniform"), {"a": 34, "b": 33, "c": 33}),
-    (ReplayRule(1.0, "recent"), {"a": 14, "b": 29, "c": 57}),
-    (ReplayRule(1.0, "fixed", {"a": 0.1, "c": 0.3, "later": 5}), {"a": 25, "c": 75}),
-    (ReplayRule(1.0, "fixed", {"later": 5}), {}),
+    (whole("seen"), {"a": 10, "b": 30, "c": 60}),
+    (whole("uniform"), {"a": 34, "b": 33, "c": 33}),
+    (whole("recent"), {"a": 14, "b": 29, "c": 57}),
+    (
+        whole("fixed", weights={"a": 0.1, "c": 0.3, "later": 5}),
+        {"a": 25, "c": 75},
+    ),
+    (whole("fixed", weights={"later": 5}), {}),
     # What the one or two capped corpora cannot give goes to the rest by the same rule.
-    (ReplayRule(1.0, "seen", max_epochs=1), {"a": 18, "b": 52, "c": 30}),
-    (ReplayRule(1.0, "uniform", max_epochs=1), {"a": 35, "b": 35, "c": 30}),
-    (ReplayRule(1.0, "recent", max_epochs=2), {"a": 14, "b": 29, "c": 57}),
-    (ReplayRule(1.0, "fixed", {"c": 1}, max_epochs=2), {"c": 80}),
+    (whole("seen", max_epochs=1), {"a": 18, "b": 52, "c": 30}),
+    (whole("uniform", max_epochs=1), {"a": 35, "b": 35, "c": 30}),
+    (whole("recent", max_epochs=2), {"a": 14, "b": 29, "c": 57}),
+    (whole("fixed", weights={"c": 1}, max_epochs=2), {"c": 80}),
 ]
 
 
@@ -190,9 +203,9 @@ def test_the_share_is_split_by_the_rules_weights_and_cap(
     rule: ReplayRule, counts: dict[str, int]
 ) -> None:
     earlier = {
-        "a": Earlier(0, 20, 0, 50),
-        "b": Earlier(1, 60, 0, 100),
-        "c": Earlier(2, 120, 20, 50),
+        "a": CorpusHistory(0, 20, 0, 50),
+        "b": CorpusHistory(1, 60, 0, 100),
+        "c": CorpusHistory(2, 120, 20, 50),
     }
     assert split_replay(rule, 100, earlier) == counts
 
@@ -200,7 +213,7 @@ def test_the_share_is_split_by_the_rules_weights_and_cap(
 @given(
     st.lists(
         st.builds(
-            Earlier,
+            CorpusHistory,
             stage=st.integers(0, 3),
             seen=st.integers(1, 1000),
             replayed=st.integers(0, 300),
@@ -213,11 +226,11 @@ def test_the_share_is_split_by_the_rules_weights_and_cap(
     rules(),
 )
 def test_a_cap_that_binds_leaves_the_others_in_proportion(
-    known: list[Earlier], total: int, rule: ReplayRule
+    known: list[CorpusHistory], total: int, rule: ReplayRule
 ) -> None:
     earlier = {f"c{index}": each for index, each in enumerate(known)}
     counts = split_replay(rule, total, earlier)
-    free = split_replay(replace(rule, max_epochs=None), total, earlier)
+    free = split_replay(rule.model_copy(update={"max_epochs": None}), total, earlier)
     epochs = rule.max_epochs or 10**9
     room = {name: max(0, epochs * each.extent - each.replayed) for name, each in earlier.items()}
     assert all(count <= room[name] for name, count in counts.items())
@@ -234,7 +247,7 @@ def test_a_cap_that_binds_leaves_the_others_in_proportion(
         assert counts == free
 
 
-def free_weight(rule: ReplayRule, earlier: dict[str, Earlier], name: str) -> int:
+def free_weight(rule: ReplayRule, earlier: dict[str, CorpusHistory], name: str) -> int:
     """The corpus's weight as a whole number; ten times what a fixed rule writes."""
     weights: dict[str, int] = {
         "seen": earlier[name].seen,
@@ -276,8 +289,8 @@ def test_i2_batches_dealt_in_blocks_of_any_size_are_those_of_the_plan(
 @given(st.integers(10**5, 10**7), st.integers(0, 10**7))
 def test_i2_a_seek_far_into_a_large_plan_agrees_with_counting_on(steps: int, at: int) -> None:
     batch = 1104
-    first = stage_mix([], {"a": steps * batch}, steps, batch, ReplayRule(0.05))
-    mix = stage_mix([first], {"b": steps * batch}, steps, batch, ReplayRule(0.05))
+    first = stage_mix([], {"a": steps * batch}, steps, batch, ReplayRule(share=0.05))
+    mix = stage_mix([first], {"b": steps * batch}, steps, batch, ReplayRule(share=0.05))
     at %= steps
     here, there = mix.taken(at), mix.taken(min(at + 50, steps))
     counted = Counter(i for step in range(at, min(at + 50, steps)) for i, _ in rows(mix, step))
@@ -290,19 +303,19 @@ def test_i2_a_seek_far_into_a_large_plan_agrees_with_counting_on(steps: int, at:
 def test_the_papers_three_stage_shares_are_reproduced() -> None:
     """Two stages of 300 : 100 with 5% replay have seen 305 : 95, so the third's 5% is split so."""
     batch, scale = 1000, 1000
-    first = stage_mix([], {"pile": 10**9}, 300 * scale, batch, ReplayRule(0.05))
-    second = stage_mix([first], {"sp1": 10**9}, 100 * scale, batch, ReplayRule(0.05))
+    first = stage_mix([], {"pile": 10**9}, 300 * scale, batch, ReplayRule(share=0.05))
+    second = stage_mix([first], {"sp1": 10**9}, 100 * scale, batch, ReplayRule(share=0.05))
     seen = seen_sequences([first, second])
     assert seen == {"pile": 305 * scale * batch, "sp1": 95 * scale * batch}
-    third = stage_mix([first, second], {"sp2": 10**9}, 100 * scale, batch, ReplayRule(0.05))
+    third = stage_mix([first, second], {"sp2": 10**9}, 100 * scale, batch, ReplayRule(share=0.05))
     budget = third.steps * batch
     shares = {source.corpus: source.sequences / budget for source in third.sources}
     assert shares == {"sp2": 0.95, "pile": 0.038125, "sp1": 0.011875}
 
 
 def test_a_branch_goes_on_where_its_stage_stopped() -> None:
-    first = stage_mix([], {"a": 100}, 10, 8, ReplayRule(0.25))
-    second = stage_mix([first], {"b": 100}, 10, 8, ReplayRule(0.25))
+    first = stage_mix([], {"a": 100}, 10, 8, ReplayRule(share=0.25))
+    second = stage_mix([first], {"b": 100}, 10, 8, ReplayRule(share=0.25))
     branch = branch_mix([first, second], 5)
     assert {s.corpus: s.sequences for s in branch.sources} == {"b": 30, "a": 10}
     assert {s.corpus: s.start for s in branch.sources} == {"b": 60, "a": 20}
@@ -311,7 +324,7 @@ def test_a_branch_goes_on_where_its_stage_stopped() -> None:
 def test_corpora_of_one_stage_are_equally_recent() -> None:
     first = stage_mix([], {"a": 100}, 10, 8, ReplayRule())
     second = stage_mix([first], {"b": 60, "c": 30}, 10, 8, ReplayRule())
-    third = stage_mix([first, second], {"d": 100}, 10, 10, ReplayRule(0.5, "recent"))
+    third = stage_mix([first, second], {"d": 100}, 10, 10, RECENT_HALF)
     assert {s.corpus: s.sequences for s in third.replayed} == {"a": 10, "b": 20, "c": 20}
 
 
@@ -325,16 +338,16 @@ def test_a_mix_of_one_corpus_is_read_in_its_older_form() -> None:
 def test_a_corpus_is_one_source_of_a_stage() -> None:
     first = stage_mix([], {"a": 80}, 10, 8, ReplayRule())
     with pytest.raises(ValueError, match="a corpus is two sources of one stage: a, a"):
-        stage_mix([first], {"a": 80}, 10, 8, ReplayRule(0.5))
+        stage_mix([first], {"a": 80}, 10, 8, ReplayRule(share=0.5))
 
 
 def test_without_an_earlier_corpus_nothing_is_replayed() -> None:
-    mix = stage_mix([], {"a": 80}, 10, 8, ReplayRule(0.9))
+    mix = stage_mix([], {"a": 80}, 10, 8, ReplayRule(share=0.9))
     assert [source.corpus for source in mix.sources] == ["a"]
 
 
 def test_a_mix_that_does_not_fill_its_batches_is_refused() -> None:
-    whole = stage_mix([], {"a": 80}, 10, 8, ReplayRule(0.0))
+    whole = stage_mix([], {"a": 80}, 10, 8, ReplayRule(share=0.0))
     with pytest.raises(ValueError, match="sources give 80 sequences, the stage has 11 x 8"):
         StageMix(("a",), 11, 8, whole.sources)
 

@@ -131,6 +131,7 @@ def peak(schedule: Schedule) -> float:
         return schedule.eta_start
     if isinstance(schedule, ConstantSchedule):
         return schedule.eta_const
+    assert isinstance(schedule, InfiniteSchedule | CosineSchedule | WarmupStableDecay)
     return schedule.eta_max
 
 
@@ -161,8 +162,8 @@ def largest_change(schedule: Schedule, phase: Phase) -> float:
         case WarmupStableDecay(eta_max=high, eta_min=low, decay_steps=n) if phase == "anneal":
             return steepest(schedule.decay_shape, high, low, n - 1)
         case _:
-            assert phase == "warmup" and not isinstance(schedule, Anneal)
-            return peak(schedule) / schedule.warmup_steps
+            assert phase == "warmup"
+            return peak(schedule) / (schedule.phase_ends()["warmup"] - first_step(schedule))
 
 
 @untimed
@@ -238,7 +239,7 @@ def test_phases_partition_the_axis(schedule: Schedule) -> None:
 @given(st.data(), schedules())
 def test_rate_stays_within_the_schedule_s_range(data: st.DataObject, schedule: Schedule) -> None:
     step = data.draw(steps_of(schedule))
-    floor = schedule.eta_const if isinstance(schedule, ConstantSchedule) else schedule.eta_min
+    floor = float(getattr(schedule, "eta_min", peak(schedule)))
     assert 0.0 <= schedule.eta(step) <= peak(schedule)
     if step >= schedule.phase_ends().get("warmup", 0):
         assert schedule.eta(step) >= floor

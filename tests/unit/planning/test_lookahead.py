@@ -23,12 +23,17 @@ from perennial.runs.state import RunState
 from tests.support.tiny_run import tiny_run
 
 AT = "2026-01-01T00:00:00+00:00"
+SCHEDULES_OF_ALL_KINDS: list[dict[str, Any]] = [
+    {"kind": "infinite", "eta_max": 3e-3, "eta_min": 3e-4},
+    {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4},
+    {"kind": "constant", "eta_const": 1e-3},
+]
 
 
 def _spec(**changes: Any) -> RunSpec:
     document = tiny_run(Path("/nowhere"))
     for section, value in changes.items():
-        document[section] |= value
+        document[section] = value if "kind" in value else document[section] | value
     return RunSpec.model_validate(document)
 
 
@@ -63,16 +68,16 @@ def _train_all(spec: RunSpec, state: RunState, count: int) -> None:
     rows=st.lists(st.integers(8, 900), min_size=1, max_size=5),
     trained=st.integers(0, 5),
     share=st.sampled_from([0.0, 0.05, 0.25, 1.0]),
-    kind=st.sampled_from(["infinite", "cosine", "constant"]),
+    schedule=st.sampled_from(SCHEDULES_OF_ALL_KINDS),
     budget=st.sampled_from(["12 steps", "100%", "9k tokens"]),
     batch=st.sampled_from([None, {}, {"max_corpora": 2}, {"max_tokens": "100k tokens"}]),
 )
 def test_i4_the_forecast_of_counted_corpora_is_what_the_run_then_starts(
-    rows: list[int], trained: int, share: float, kind: str, budget: str, batch: Any
+    rows: list[int], trained: int, share: float, schedule: Any, budget: str, batch: Any
 ) -> None:
     spec = _spec(
         replay={"share": share},
-        schedule={"kind": kind, "warmup": "0 steps"},
+        schedule=schedule | {"warmup": "0 steps"},
         stages={"budget": budget, "batch_arrivals": batch},
     )
     state = RunState()

@@ -12,17 +12,19 @@ from perennial.errors import InputError
 from perennial.runs import events, metrics
 from perennial.runs.stage_planner import check_first_stage, decide_stage, stage_steps
 from perennial.runs.state import RunState, Stage
-from perennial.schedules import CosineSchedule, InfiniteSchedule, from_dict
-from perennial.schedules.build import release_anneal
+from perennial.schedules import CosineSchedule, InfiniteSchedule, from_dict, release_anneal
 from tests.support.tiny_run import tiny_run
 
 AT = "2026-01-01T00:00:00+00:00"
 
 
+COSINE = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4, "warmup": "10%"}
+
+
 def _spec(changes: dict[str, Any] | None = None) -> RunSpec:
     document = tiny_run(Path("/nowhere"))
     for section, value in (changes or {}).items():
-        document[section] |= value
+        document[section] = value if "kind" in value else document[section] | value
     return RunSpec.model_validate(document)
 
 
@@ -71,7 +73,10 @@ def test_i1_another_schedule_than_the_trunks_is_refused_with_the_difference() ->
 
 
 def test_a_cosine_trunk_warms_up_again_in_every_stage() -> None:
-    spec, state = _spec({"schedule": {"kind": "cosine"}}), _state("a", "b")
+    spec, state = (
+        _spec({"schedule": COSINE}),
+        _state("a", "b"),
+    )
     _train(spec, state, "a")
     schedule = from_dict(_train(spec, state, "b").schedule)
     assert isinstance(schedule, CosineSchedule)

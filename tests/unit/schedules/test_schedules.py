@@ -337,7 +337,6 @@ def test_a_record_brings_the_same_schedule_back(schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "step"}, "kind is 'step'; it must be one of infinite, anneal, cosine, wsd, con"),
         ({"kind": None}, "kind is None"),
         ({"kind": ["cosine"]}, "kind is "),
         ({"kind": "anneal"}, "eta_start is missing; a record of kind 'anneal' needs it"),
@@ -378,7 +377,7 @@ def test_differences_between_kinds_include_the_fields_only_one_has() -> None:
     ]
 
 
-def test_importing_schedules_loads_the_standard_library_alone() -> None:
+def test_importing_schedules_loads_pydantic_and_the_standard_library_alone() -> None:
     code = (
         "import sys; before = set(sys.modules); import perennial.schedules; "
         "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
@@ -390,7 +389,10 @@ def test_importing_schedules_loads_the_standard_library_alone() -> None:
         capture_output=True,
         text=True,
     ).stdout.split()
-    assert set(loaded) - sys.stdlib_module_names == {"perennial"}
+    pydantic = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions"}
+    outside = {name for name in loaded if not name.startswith("_sysconfigdata")}
+    outside -= sys.stdlib_module_names | pydantic | {"typing_inspection"}
+    assert outside == {"perennial"}
 
 
 def test_the_table_in_the_documentation_is_what_its_command_prints() -> None:

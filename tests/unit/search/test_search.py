@@ -10,15 +10,23 @@ import numpy as np
 import pytest
 import yaml
 
-from perennial.config import RunSpec, load_run, parse
+from perennial.config import RunSpec, load_run, parse, stage_settings
 from perennial.config.search import Choices, Point, Span, TuningSpec
 from perennial.controller.reuse_trial import beginnings
 from perennial.errors import InputError, InvalidTransition
 from perennial.runs import events
 from perennial.runs.stage_planner import decide_stage
 from perennial.runs.state import RunState, Stage
-from perennial.schedules import CosineSchedule, InfiniteSchedule, Schedule, to_dict
-from perennial.schedules.build import stage_schedule
+from perennial.schedules import (
+    SCHEDULES,
+    CosineSchedule,
+    InfiniteConfig,
+    InfiniteSchedule,
+    Schedule,
+    ScheduleConfig,
+    build_curve,
+    to_dict,
+)
 from perennial.search.begin import check_constant
 from perennial.search.results import Outcome, Setting, result
 from perennial.search.space import Space, space_of
@@ -98,7 +106,7 @@ def _bench(folder: Path, **changes: Any) -> Bench:
         state.apply(event_of(kind, state, "a"))
     for kind in ("landed", "ingesting", "ready"):
         state.apply(event_of(kind, state, "b"))
-    rate = "eta_const" if run.schedule.kind in ("infinite", "constant") else "eta_max"
+    rate = run.schedule.rate_field or ""
     names = ("adaptation", "forgetting")
     return Bench("t.yaml", "s", run, state, "b", ("a",), rate, 6, names, {}, {"a": 3.0})
 
@@ -142,7 +150,7 @@ def test_a_trial_of_a_cosine_run_is_the_whole_stage_made_short(tmp_path: Path) -
     cosine = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4, "warmup": "10%"}
     bench = _bench(tmp_path, schedule=cosine)
     trial = bench.branched(Point(1e-3, 0.25, "seen"))
-    wanted = stage_schedule(bench.run_spec(HERE).schedule, 12, 6, 1024)
+    wanted = build_curve(bench.run_spec(HERE).schedule, 12, 6, 1024)
     assert trial.mix["steps"] == 6
     assert trial.schedule == to_dict(wanted) | {"eta_max": 1e-3}
 
@@ -155,6 +163,11 @@ def test_another_seed_trains_other_documents_and_never_becomes_a_stage(tmp_path:
     for mine, shifted in sources:
         assert mine["sequences"] == shifted["sequences"]
         assert shifted["start"] == (mine["start"] + mine["sequences"]) % mine["extent"]
+
+
+def _config(kind: str) -> ScheduleConfig:
+    keys = {"kind": kind, "eta_max": 3e-3, "eta_min": 3e-4}
+    return SCHEDULES[kind].model_validate(keys)
 
 
 COSINE = CosineSchedule(3e-3, 3e-4, 2, 12)
@@ -175,7 +188,7 @@ def test_a_checkpoint_that_is_not_of_the_constant_phase_is_refused(
     kind: str, trunk: Schedule, step: int, told: str
 ) -> None:
     with pytest.raises(InputError, match=told) as refused:
-        check_constant("t.yaml", kind, trunk, f"00-a@{step}", step, whole=step == 12)
+        check_constant("t.yaml", _config(kind), trunk, f"00-a@{step}", step, whole=step == 12)
     assert refused.value.field == "after"
 
 
@@ -187,7 +200,7 @@ def test_a_checkpoint_that_is_not_of_the_constant_phase_is_refused(
 def test_trials_branch_off_a_constant_phase_or_a_whole_decay(
     kind: str, trunk: Schedule, step: int
 ) -> None:
-    check_constant("t.yaml", kind, trunk, f"00-a@{step}", step, whole=step == 12)
+    check_constant("t.yaml", _config(kind), trunk, f"00-a@{step}", step, whole=step == 12)
 
 
 def test_a_point_that_the_run_cannot_have_is_refused(tmp_path: Path) -> None:
@@ -290,8 +303,10 @@ def test_advice_is_run_as_it_is_written(tmp_path: Path) -> None:
     part = tmp_path / "balanced.yaml"
     part.write_text(yaml.safe_dump(fragment))
     run = load_run(document, [str(part), "replay.max_epochs=2"])
+    assert isinstance(run.schedule, InfiniteConfig)
     assert (run.schedule.eta_const, run.schedule.eta_max) == (5e-4, 3e-3)
-    assert (run.replay_share("b"), run.replay_share("c")) == (0.5, 0.25)
+    shares = [stage_settings(run, corpus).replay.share for corpus in "bc"]
+    assert shares == [0.5, 0.25]
     assert (run.replay.weighting, run.replay.max_epochs) == ("recent", 2)
     assert str(run.release.anneal) == "12%"
     with pytest.raises(InputError, match="there is no such file"):

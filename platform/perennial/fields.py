@@ -1,0 +1,183 @@
+"""Building blocks of every section of a file: `Section`, number types, amounts, choices by kind.
+
+Rooms that bring a section of their own (a schedule, a replay policy) import this module instead of
+the run file's schema, which imports them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    SerializationInfo,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+from perennial.registry import Registry
+
+
+class Section(BaseModel):
+    """A mapping in a file: unknown keys are errors, and it never changes after it was read.
+
+    The text below a field is its documentation, in the reference and in error messages.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+_PATTERN = re.compile(r"^\s*(\d+(?:[._]\d+)*)\s*([kMBT]?)\s*(%|steps?|tokens?)\s*$")
+_SCALE = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True)
+class AmountValue:
+    """A number of optimizer steps, a number of tokens, or a percentage of a total."""
+
+    number: Fraction
+    unit: Literal["steps", "tokens", "percent"]
+    text: str
+
+    def steps(self, total_steps: int, tokens_per_step: int) -> int:
+        """Return this amount in whole optimizer steps, rounded down.
+
+        Args:
+            total_steps: steps that 100% stands for.
+            tokens_per_step: tokens in one global batch.
+        """
+        if self.unit == "steps":
+            return int(self.number)
+        if self.unit == "tokens":
+            return int(self.number / tokens_per_step)
+        return int(self.number * total_steps / 100)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_amount(value: Any) -> AmountValue:
+    """Read `2%`, `500 steps` or `4M tokens` (k, M, B, T).
+
+    Raises:
+        ValueError: the text has no unit, or is no amount.
+    """
+    if isinstance(value, AmountValue):
+        return value
+    match = _PATTERN.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is not an amount with its unit")
+    digits, scale, unit = match.groups()
+    number = Fraction(digits.replace("_", "")) * _SCALE[scale]
+    kind: Literal["steps", "tokens", "percent"] = (
+        "percent" if unit == "%" else "steps" if unit.startswith("step") else "tokens"
+    )
+    if kind == "percent" and scale:
+        raise ValueError(f"{value!r} scales a percentage")
+    return AmountValue(number, kind, " ".join(value.split()))
+
+
+Amount = Annotated[
+    AmountValue,
+    BeforeValidator(parse_amount),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": _PATTERN.pattern}),
+]
+
+
+@dataclass(frozen=True)
+class ByKind:
+    """Mark a field whose section is chosen by the section's own key `kind`.
+
+    The sections are looked up in a registry when a value is validated, so that the ones that
+    plug-ins bring are found. A validation context `{"stored": True}` reads what an earlier version
+    or an absent plug-in wrote, through the section's `read_stored`.
+
+    Args:
+        registry: section classes by kind; each has a field `kind`.
+        default: the kind of a section that names none.
+        absent: section that stands for a stored one whose kind is not known.
+    """
+
+    registry: Registry[Any]
+    default: str
+    absent: type[Section]
+
+    def choose(self, value: Any) -> type[Section] | None:
+        """Return the section class that `value` asks for; None for a kind that is not known."""
+        if isinstance(value, Section):
+            return type(value)
+        kind = value.get("kind", self.default) if isinstance(value, Mapping) else self.default
+        if not isinstance(kind, str):
+            return None
+        if kind not in self.registry:
+            # Worker processes read a section without having loaded a run file.
+            self.registry.load_plugins()
+        if kind not in self.registry:
+            return None
+        section: type[Section] = self.registry[kind]
+        return section
+
+    def __hash__(self) -> int:
+        return id(self.registry)
+
+    def __get_pydantic_core_schema__(
+        self, source: type[Section], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def dump(section: Section, info: SerializationInfo) -> dict[str, Any]:
+            return section.model_dump(mode=info.mode)
+
+        return core_schema.with_info_plain_validator_function(
+            self._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        built_in = [k for k in self.registry if self.registry.provider(k) == "perennial"]
+        sections = [self.registry[kind] for kind in built_in]
+        return {"anyOf": [handler(section.__pydantic_core_schema__) for section in sections]}
+
+    def _validate(self, value: Any, info: ValidationInfo) -> Section:
+        if isinstance(value, Section):
+            return value
+        section = self.choose(value)
+        stored = bool(info.context and info.context.get("stored"))
+        if stored and isinstance(value, Mapping):
+            return self.absent(**value) if section is None else section.read_stored(value)  # type: ignore[attr-defined]
+        if section is None:
+            raise self._unknown(value["kind"])
+        return section.model_validate(value)
+
+    def _unknown(self, kind: Any) -> ValidationError:
+        error = unknown_name(self.registry)
+        details = InitErrorDetails(type=error, loc=("kind",), input=kind)
+        return ValidationError.from_exception_data("kind", [details])
+
+
+def unknown_name(registry: Registry[Any]) -> PydanticCustomError:
+    """Return the validation error of a name that a registry does not have."""
+    return PydanticCustomError(
+        "unknown_name",
+        "there is no {what} of that name; known are {known}",
+        {"what": registry.kind, "known": ", ".join(registry)},
+    )

@@ -1,0 +1,112 @@
+"""The constant schedule: warmup, then one rate without an end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from perennial.fields import Amount, Rate, parse_amount
+from perennial.schedules.base import (
+    SCHEDULES,
+    Phase,
+    RateField,
+    Schedule,
+    ScheduleConfig,
+    check_fit,
+    check_percentages,
+    phase_at,
+    warm,
+)
+from perennial.schedules.validation import check_number, check_step_from, check_steps
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantSchedule(Schedule):
+    """A rate for the whole trunk: warmup, then constant at `eta_const`."""
+
+    kind: ClassVar[str] = "constant"
+    spans_trunk: ClassVar[bool] = True
+
+    eta_const: float
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("eta_const", self.eta_const)
+        check_steps("warmup_steps", self.warmup_steps, 0)
+
+    def eta(self, step: int) -> float:
+        """Return the rate of the optimizer step from `step` to `step + 1`."""
+        check_step_from(step, 0)
+        if step < self.warmup_steps:
+            return warm(self.eta_const, step, self.warmup_steps)
+        return self.eta_const
+
+    def phase(self, step: int) -> Phase:
+        """Return "warmup" or "constant"."""
+        check_step_from(step, 0)
+        return phase_at(step, self.phase_ends(), "constant")
+
+    def phase_ends(self) -> dict[Phase, int]:
+        """Return the last step of the warmup, if there is one."""
+        return {"warmup": self.warmup_steps} if self.warmup_steps else {}
+
+
+@SCHEDULES.register("constant")
+class ConstantConfig(ScheduleConfig):
+    """Warmup once, then a constant rate: for a search or a baseline with nothing else moving.
+
+    Releases anneal on a branch, as with the infinite schedule. Percentages are of the first stage.
+    """
+
+    curve: ClassVar[type[Schedule]] = ConstantSchedule
+    rate_field: ClassVar[RateField | None] = "eta_const"
+
+    kind: Literal["constant"]
+    """constant"""
+    eta_const: Rate
+    """learning rate after the warmup, above 0 and at most 1"""
+    eta_min: Rate | None = None
+    """rate at which the anneal of a release ends, above 0 and at most eta_const; default a tenth of
+    eta_const"""
+    warmup: Amount = Field(default_factory=lambda: parse_amount("1%"))
+    """linear rise to eta_const, such as `1%` of the first stage or `200 steps`"""
+
+    @model_validator(mode="after")
+    def _check(self) -> ConstantConfig:
+        if self.anneal_end > self.eta_const:
+            raise ValueError(
+                f"eta_min {self.anneal_end:g} is above eta_const {self.eta_const:g}; "
+                "use eta_min <= eta_const"
+            )
+        check_percentages("the first stage", warmup=self.warmup)
+        return self
+
+    @property
+    def anneal_end(self) -> float:
+        """Return eta_min, or a tenth of eta_const."""
+        return self.eta_const / 10 if self.eta_min is None else self.eta_min
+
+    def build(self, first_step: int, steps: int, tokens_per_step: int) -> ConstantSchedule:
+        """Return the trunk's curve from the length of its first stage."""
+        warmup = self.warmup.steps(steps, tokens_per_step)
+        check_fit("a first stage", steps, warmup=warmup)
+        return ConstantSchedule(eta_const=self.eta_const, warmup_steps=warmup)
+
+    def pinned(self, trunk: Schedule) -> Self:
+        """Return the section with the warmup in the steps of `trunk`."""
+        if not isinstance(trunk, ConstantSchedule):
+            return self
+        return self.model_copy(update={"warmup": parse_amount(f"{trunk.warmup_steps} steps")})
+
+    @classmethod
+    def read_stored(cls, record: Mapping[str, Any]) -> Self:
+        """Return the section that a run stored.
+
+        Until version 0.1 eta_const could be left out and was the midpoint of eta_max and eta_min.
+        """
+        if record.get("eta_const") is None and "eta_max" in record:
+            record = {**record, "eta_const": (record["eta_max"] + record["eta_min"]) / 2}
+        return super().read_stored(record)
