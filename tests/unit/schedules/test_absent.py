@@ -18,8 +18,8 @@ from perennial.runs.state import RunState
 from perennial.runs.summary import rate_points
 from perennial.schedules import AbsentSchedule, differences, from_dict, to_dict
 from perennial.training.checkpoint.manifest import CheckpointManifest
-from tests.support.tiny_run import tiny_run
 from tests.support.event_factory import AT, event_of
+from tests.support.tiny_run import tiny_run
 
 RECORD = {"kind": "sawtooth", "teeth": 3, "eta_max": 1e-3}
 
