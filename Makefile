@@ -6,7 +6,7 @@ QUICKSTART := build/quickstart
 RUN := pipelines/quickstart.yaml
 BASELINES := union no-replay cosine english french spanish
 
-.PHONY: quickstart baselines test test-long bench-data bench-train test-services check clean
+.PHONY: docs quickstart baselines test test-long bench-data bench-train test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
 	$(BIN)/python pipelines/fetch_quickstart.py $(QUICKSTART)/text
@@ -50,6 +50,9 @@ bench-train: $(VENV)/installed-test  ## the training loop beside a bare one and 
 		$(BIN)/python benchmarks/train_$$name.py > build/train_$$name.md \
 			&& mv build/train_$$name.md benchmarks/results/ || exit 1; \
 	done
+
+docs: $(VENV)/installed  ## write the generated reference pages and the schemas for editors
+	$(BIN)/python -m perennial.config.reference .
 
 check: $(VENV)/installed-test  ## style and types
 	$(BIN)/ruff check .

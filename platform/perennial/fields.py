@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,7 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
 )
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
@@ -99,7 +100,7 @@ Amount = Annotated[
     AmountValue,
     BeforeValidator(parse_amount),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": _PATTERN.pattern}),
+    WithJsonSchema({"$comment": "amount", "type": "string", "pattern": _PATTERN.pattern}),
 ]
 
 
@@ -181,3 +182,20 @@ def unknown_name(registry: Registry[Any]) -> PydanticCustomError:
         "there is no {what} of that name; known are {known}",
         {"what": registry.kind, "known": ", ".join(registry)},
     )
+
+
+def choice_of(info: FieldInfo | None) -> ByKind | None:
+    """Return the choice by kind that a field is; None for any other field."""
+    return next((m for m in info.metadata if isinstance(m, ByKind)), None) if info else None
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that values of a type are or hold; None for a type without one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(section_in, get_args(annotation))), None)
+
+
+def is_mapping_of_sections(info: FieldInfo) -> bool:
+    """Return whether a field holds sections by names that the user chooses."""
+    return get_origin(info.annotation) is dict and section_in(info.annotation) is not None

@@ -86,11 +86,11 @@ Duration = Annotated[
     timedelta,
     BeforeValidator(parse_duration),
     PlainSerializer(show_duration, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": _DURATION.pattern}),
+    WithJsonSchema({"$comment": "duration", "type": "string", "pattern": f"^{_DURATION.pattern}$"}),
 ]
 TimetableText = Annotated[
     Timetable,
     BeforeValidator(parse_timetable),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string"}),
+    WithJsonSchema({"$comment": "period or cron fields", "type": "string"}),
 ]

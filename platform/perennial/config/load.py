@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from perennial.config.run import RunSpec
 from perennial.errors import InputError
-from perennial.fields import ByKind, Section
+from perennial.fields import Section, choice_of, is_mapping_of_sections, section_in
 from perennial.registry import load_plugins
 
 S = TypeVar("S", bound=Section)
@@ -111,7 +111,7 @@ def _lay_over(
             del both[key]
         elif isinstance(before, dict) and isinstance(value, dict):
             info = section.model_fields.get(key) if section else None
-            choice = _choice_of(info)
+            choice = choice_of(info)
             if choice and value.get("kind", before.get("kind")) != before.get("kind"):
                 before = _known_keys(before, choice.choose(value))
             both[key] = _lay_over(before, value, _section_of(info, value))
@@ -124,7 +124,7 @@ def _forget_other_kinds(document: dict[str, Any], schema: type[BaseModel], overr
     """Remove the keys of a section that do not belong to the kind that an override chooses."""
     field, _, text = override.partition("=")
     name, _, last = field.rpartition(".")
-    choice, before = _choice_of(schema.model_fields.get(name)), document.get(name)
+    choice, before = choice_of(schema.model_fields.get(name)), document.get(name)
     if choice and last == "kind" and isinstance(before, dict) and text != before.get("kind"):
         document[name] = _known_keys(before, choice.choose({"kind": text}))
 
@@ -152,13 +152,13 @@ def _drop_nulls(document: dict[str, Any], section: type[BaseModel]) -> dict[str,
 def _drop_inner_nulls(
     value: dict[str, Any], info: FieldInfo | None, section: type[BaseModel]
 ) -> dict[str, Any]:
-    if info is not None and get_origin(info.annotation) is dict:
+    if info is not None and is_mapping_of_sections(info):
         return {
             name: _drop_nulls(item, section) if isinstance(item, dict) else item
             for name, item in value.items()
             if item is not None
         }
-    if choice := _choice_of(info):
+    if choice := choice_of(info):
         # A null may forget a key that another kind has; a misspelt key stays, and is refused.
         others = {name for kind in choice.registry for name in choice.registry[kind].model_fields}
         others -= section.model_fields.keys()
@@ -250,19 +250,9 @@ def _locate(
     return section, description
 
 
-def _choice_of(info: FieldInfo | None) -> ByKind | None:
-    return next((m for m in info.metadata if isinstance(m, ByKind)), None) if info else None
-
-
 def _section_of(info: FieldInfo | None, value: Any) -> type[BaseModel] | None:
     """Return the section that a field's value is, or that each of its values is."""
-    choice = _choice_of(info)
+    choice = choice_of(info)
     if choice is not None:
         return choice.choose(value)
-    return _section_in(info.annotation) if info else None
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
+    return section_in(info.annotation) if info else None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from perennial.fields import Amount, Count, Section
 
@@ -111,8 +111,23 @@ def _shown(axis: Choices | Span) -> Any:
 
 
 _Shown = PlainSerializer(_shown)
-Rates = Annotated[Choices | Span, BeforeValidator(partial(_axis, zero=False)), _Shown]
-Shares = Annotated[Choices | Span, BeforeValidator(partial(_axis, zero=True)), _Shown]
+_NUMBER = {"type": ["number", "string"]}
+_AXIS = WithJsonSchema(
+    {
+        "$comment": "list of numbers, or {low: , high: }",
+        "anyOf": [
+            {"type": "array", "items": _NUMBER},
+            {
+                "type": "object",
+                "properties": {"low": _NUMBER, "high": _NUMBER},
+                "required": ["low", "high"],
+                "additionalProperties": False,
+            },
+        ],
+    }
+)
+Rates = Annotated[Choices | Span, BeforeValidator(partial(_axis, zero=False)), _Shown, _AXIS]
+Shares = Annotated[Choices | Span, BeforeValidator(partial(_axis, zero=True)), _Shown, _AXIS]
 
 
 class HalvingSpec(Section):

@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from perennial.config.cron import Duration, TimetableText, parse_duration
 from perennial.fields import Section
@@ -34,7 +34,15 @@ def show_size(size_bytes: int) -> str:
 
 
 Size = Annotated[
-    int, BeforeValidator(parse_size), PlainSerializer(show_size, return_type=str, when_used="json")
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(show_size, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {
+            "$comment": "size",
+            "anyOf": [{"type": "string", "pattern": f"^{_SIZE.pattern}$"}, {"const": 0}],
+        }
+    ),
 ]
 SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 

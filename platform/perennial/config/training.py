@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from perennial.config.deepspeed_overrides import check_passthrough
 from perennial.config.spikes import SpikesSpec
@@ -70,6 +72,12 @@ class WorkersSpec(Section):
         if self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}; use min <= max")
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "integer", "minimum": 1}, handler(schema)]}
 
     @property
     def elastic(self) -> bool:

@@ -65,7 +65,7 @@ class ConstantConfig(ScheduleConfig):
     rate_field: ClassVar[RateField | None] = "eta_const"
 
     kind: Literal["constant"]
-    """constant"""
+    """name of the schedule"""
     eta_const: Rate
     """learning rate after the warmup, above 0 and at most 1"""
     eta_min: Rate | None = None

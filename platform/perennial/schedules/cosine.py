@@ -89,7 +89,7 @@ class CosineConfig(ScheduleConfig):
     rate_field: ClassVar[RateField | None] = "eta_max"
 
     kind: Literal["cosine"]
-    """cosine"""
+    """name of the schedule"""
     eta_max: Rate
     """peak learning rate of every stage, above 0 and at most 1"""
     eta_min: Rate

@@ -102,7 +102,7 @@ class InfiniteConfig(ScheduleConfig):
     rate_field: ClassVar[RateField | None] = "eta_const"
 
     kind: Literal["infinite"] = "infinite"
-    """infinite"""
+    """name of the schedule"""
     eta_max: Rate
     """peak learning rate, above 0 and at most 1"""
     eta_const: Rate | None = None

@@ -100,7 +100,7 @@ class WarmupStableDecayConfig(ScheduleConfig):
     rate_field: ClassVar[RateField | None] = "eta_max"
 
     kind: Literal["wsd"]
-    """wsd"""
+    """name of the schedule"""
     eta_max: Rate
     """learning rate between warmup and decay, above 0 and at most 1"""
     eta_min: Rate

@@ -1,0 +1,163 @@
+"""The reference pages of the run file and the tuning file, and their schemas for editors.
+
+`python -m perennial.config.reference` writes all of them (`make docs`); a test keeps them current.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from perennial.config.json_schema import describe_type, file_schema, property_schemas
+from perennial.config.run import RunSpec
+from perennial.config.search import TuningSpec
+from perennial.fields import ByKind, Section, choice_of, is_mapping_of_sections, section_in
+
+_SCHEMAS = Path("platform/perennial/config")
+_PAGES = Path("docs/reference")
+_NOTE = "<!-- Written by `make docs` from the schema in platform/perennial. Do not edit. -->"
+
+_RUN_INTRODUCTION = """\
+A run file is YAML: one trunk, its corpora, and everything that decides its result. A key that is
+not listed here is an error. Every key can be overridden on the command line, as
+`section.key=value`, or by a YAML file that holds a part of a run file.
+
+- **base**: a file's key `base` names another file, from the working directory. What the file does
+  not say is as the base says it. `null` for a key that cannot be null forgets what the base says
+  of it. A file that chooses another schedule `kind` keeps the keys of its base that this kind has.
+- **amount**: a number with its unit, `2%`, `500 steps` or `4M tokens` (k, M, B, T).
+- **duration**: `90s`, `10m`, `6h` or `7d`. **size**: `500 kB`, `10 MB` or `2 GB`.
+- **editors**: the schema is in the package, `perennial/config/run-file.schema.json`. With the YAML
+  language server, the first line of a file names it:
+  `# yaml-language-server: $schema=PATH/run-file.schema.json`.
+"""
+_TUNING_INTRODUCTION = """\
+A tuning file is YAML: a search for the settings of the next stage, for `perennial tune`. `base`,
+amounts and overrides are as in the [run file](run-file.md); its schema for editors is
+`perennial/config/tuning-file.schema.json`.
+"""
+
+
+def write_references(root: Path) -> None:
+    """Write the pages and schemas into the source tree at `root`."""
+    for path, text in reference_files().items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+
+
+def reference_files() -> dict[Path, str]:
+    """Return the text of each generated file by its path in the source tree."""
+    run, tuning = (
+        file_schema(RunSpec, "Perennial run file"),
+        file_schema(TuningSpec, "Perennial tuning file"),
+    )
+    return {
+        _PAGES / "run-file.md": _page("The run file", _RUN_INTRODUCTION, RunSpec),
+        _PAGES / "tuning-file.md": _page("The tuning file", _TUNING_INTRODUCTION, TuningSpec),
+        _SCHEMAS / "run-file.schema.json": json.dumps(run, indent=1) + "\n",
+        _SCHEMAS / "tuning-file.schema.json": json.dumps(tuning, indent=1) + "\n",
+    }
+
+
+def documented_keys(schema: type[Section]) -> list[str]:
+    """Return the dotted name of every leaf key of a file, as its page shows it."""
+    tables = _tables("", "", schema)
+    return [f"{table.name}.{key}".removeprefix(".") for table in tables for key in table.keys]
+
+
+def _page(title: str, introduction: str, schema: type[Section]) -> str:
+    lines = [f"# {title}", "", _NOTE, "", introduction]
+    for table in _tables("", "", schema):
+        if table.name:
+            level = "###" if "." in table.name else "##"
+            lines += [f"{level} {table.name}", "", *_introduction(table.section), ""]
+        if table.meaning:
+            lines += [f"Here: {table.meaning}.", ""]
+        if table.keys:
+            lines += ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+            lines += [_row(table.section, key) for key in table.keys]
+            lines += [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A section as its page shows it.
+
+    name: dotted name of the section; "" for the whole file.
+    meaning: documentation of the key that holds it.
+    keys: those of its keys that are no sections themselves.
+    """
+
+    name: str
+    meaning: str
+    section: type[BaseModel]
+    keys: list[str]
+
+
+def _tables(name: str, meaning: str, section: type[BaseModel]) -> Iterator[_Table]:
+    """Yield a section and those in it, in the order of the file."""
+    fields = section.model_fields
+    inner = {key: _inner(info) for key, info in fields.items()}
+    yield _Table(name, meaning, section, [key for key in fields if not inner[key]])
+    for key, sections in inner.items():
+        for suffix, inner_section in sections.items():
+            inner_name = f"{name}.{key}".removeprefix(".") + suffix
+            yield from _tables(inner_name, _meaning(fields[key]), inner_section)
+
+
+def _inner(info: FieldInfo) -> Mapping[str, type[BaseModel]]:
+    """Return the sections that a field may hold, by what follows its name in a heading."""
+    choice = choice_of(info)
+    if choice is not None:
+        return {f" of kind {kind}": choice.registry[kind] for kind in _kinds(choice)}
+    section = section_in(info.annotation)
+    if section is None:
+        return {}
+    return {".NAME" if is_mapping_of_sections(info) else "": section}
+
+
+def _kinds(choice: ByKind) -> list[str]:
+    """Return the built-in kinds, the default first."""
+    kinds = [k for k in choice.registry if choice.registry.provider(k) == "perennial"]
+    return sorted(kinds, key=lambda kind: kind != choice.default)
+
+
+def _introduction(section: type[BaseModel]) -> list[str]:
+    return [line.strip() for line in (section.__doc__ or "").strip().splitlines()]
+
+
+def _meaning(info: FieldInfo) -> str:
+    text = " ".join((info.description or "").split())
+    return text.replace("<", "&lt;")
+
+
+def _row(section: type[BaseModel], key: str) -> str:
+    info = section.model_fields[key]
+    kind = describe_type(property_schemas(section)[key])
+    cells = (f"`{key}`", kind, _default(section, info, key), _meaning(info))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _default(section: type[BaseModel], info: FieldInfo, key: str) -> str:
+    if info.is_required():
+        return "required"
+    value: Any = info.get_default(call_default_factory=True)
+    if value is None:
+        return "none"
+    # As a file would hold it: an amount as its text, a duration in its largest unit.
+    shown = section.model_construct(**{key: value}).model_dump(mode="json", include={key})[key]
+    if shown in ("", [], {}):
+        return "empty"
+    return f"`{json.dumps(shown) if not isinstance(shown, str) else shown}`"
+
+
+if __name__ == "__main__":
+    write_references(Path(sys.argv[1] if len(sys.argv) > 1 else "."))
