@@ -9,7 +9,6 @@ import typer
 from perennial.cli.app import AsJson, DryRun, Overrides, RunFile, verb
 from perennial.cli.console import log, out, print_gate, print_json, print_matrix, print_tokens
 from perennial.cli.opening import show_plan, workspace
-from perennial.errors import Superseded
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -80,48 +79,31 @@ def watch(
     ] = None,
 ) -> None:
     """Pull the sources that are due and poll the inbox: each corpus that lands becomes a stage."""
-    from perennial.controller.loop import advance, check_inbox, todo
+    from perennial.controller import loop
     from perennial.controller.source_poller import Puller, open_sources, pull_due, utc_now
     from perennial.controller.webhook import Wakeup
 
     with workspace(run_file, overrides) as work:
         if dry_run or once:
-            check_inbox(work)
+            loop.check_inbox(work)
         if dry_run:
-            show_plan(work.spec, todo(work))
+            show_plan(work.spec, loop.todo(work))
             return
         if once:
             pull_due(work, open_sources(work), utc_now())
-            _tell(work, str(run_file), advance(work, reschedule=reschedule), as_json)
+            _tell(work, str(run_file), loop.advance(work, reschedule=reschedule), as_json)
             return
+
+        def report(look: loop.Look) -> None:
+            if look.failure is not None:
+                log.print(f"perennial: {look.failure}", soft_wrap=True, markup=False)
+            elif look.trained:
+                _tell(work, str(run_file), look.trained, as_json, end=False)
+            log.print(f"watching {work.inbox.url}, next look in {interval:g} s", soft_wrap=True)
+
         Puller(work, interval).start()
         with Wakeup(webhook, work.narrator.say) as wakeup:
-            while True:
-                _look(work, str(run_file), reschedule, as_json)
-                log.print(f"watching {work.inbox.url}, next look in {interval:g} s", soft_wrap=True)
-                wakeup.wait(interval)
-
-
-def _look(work: Workspace, run_file: str, reschedule: bool, as_json: bool) -> None:
-    """One look of a watch without end: what one corpus has wrong must not end it."""
-
-    from perennial.controller.loop import advance, check_inbox
-    from perennial.errors import InputError
-
-    try:
-        check_inbox(work)
-        trained = advance(work, reschedule=reschedule, wait=False)
-    except Superseded:
-        raise
-    except InputError as wrong:
-        log.print(f"perennial: {wrong}", soft_wrap=True)
-        return
-    except Exception as failure:
-        # It is written down, and the corpus waits for a person; the others go on.
-        log.print(f"perennial: {failure}", soft_wrap=True, markup=False)
-        return
-    if trained:
-        _tell(work, run_file, trained, as_json, end=False)
+            loop.watch(work, lambda: wakeup.wait(interval), report, reschedule=reschedule)
 
 
 def _tell(work: Workspace, run_file: str, trained: int, as_json: bool, *, end: bool = True) -> None:

@@ -47,6 +47,7 @@ class Workspace:
         self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
         self.ledger = Ledger(self.store, narrator.say)
         self.instruments = Instruments(self)
+        self._noticed: set[tuple[RunObserver, type[Exception]]] = set()
         self.setbacks: dict[str, Failed] = {}
         """releases by policy that failed in this process, and when they are tried again"""
         self._epoch = 0
@@ -58,13 +59,19 @@ class Workspace:
         return self.ledger.state
 
     def notify(self, call: Callable[[RunObserver], None]) -> None:
-        """Call every observer; one that fails is a notice, and changes nothing of the run."""
+        """Call every observer; one that fails is a notice, and changes nothing of the run.
+
+        The same kind of failure is said once: an observer may be called at every step.
+        """
         for observer in self._observers:
             try:
                 call(observer)
             except Exception as failed:
-                name = type(observer).__name__
-                self.narrator.say(f"notice: {name} failed ({type(failed).__name__}: {failed})")
+                kind = type(failed)
+                if (observer, kind) not in self._noticed:
+                    self._noticed.add((observer, kind))
+                    name = type(observer).__name__
+                    self.narrator.say(f"notice: {name} failed ({kind.__name__}: {failed})")
 
     @property
     def in_charge(self) -> bool:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import FrameType
+from typing import NoReturn
 
 from perennial import corpora
 from perennial.controller import evaluate_stage as judging
@@ -13,7 +19,7 @@ from perennial.controller.ingest_stage import ingest
 from perennial.controller.release import carry_out
 from perennial.controller.reuse_trial import adopt
 from perennial.controller.train_stage import train
-from perennial.errors import InputError, Overtaken, Superseded
+from perennial.errors import InputError, LedgerError, Overtaken, Superseded, Terminated
 from perennial.runs import metrics
 from perennial.runs import release_policy as policy
 from perennial.runs import retry_policy as attempts
@@ -43,13 +49,81 @@ def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> 
             _sleep_until(work, step)
             continue
         work.take_over()
-        try:
-            controller.do(step)
-        except Overtaken as overtaken:
-            work.narrator.say(f"decided anew: {overtaken}")
+        controller.perform(step)
     if controller.gave_up is not None:
         raise controller.gave_up
     return controller.trained
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look of a watch.
+
+    trained: stages that were trained.
+    failure: what kept it from more; it is in the ledger, or the next look meets it again.
+    """
+
+    trained: int = 0
+    failure: Exception | None = None
+
+
+def watch(
+    work: Workspace,
+    pause: Callable[[], object],
+    report: Callable[[Look], None],
+    *,
+    reschedule: bool = False,
+) -> NoReturn:
+    """Look again and again, until the process is asked to end or another controller takes charge.
+
+    What goes wrong with one corpus, or with the store for a while, does not end it.
+
+    Args:
+        work: the run.
+        pause: returns when it is time for the next look.
+        report: called after each look.
+        reschedule: as for `advance`.
+
+    Raises:
+        Terminated: on SIGTERM.
+        Superseded: when another controller took charge.
+    """
+    with _terminated_by_sigterm():
+        while True:
+            report(_look(work, reschedule))
+            pause()
+
+
+def _look(work: Workspace, reschedule: bool) -> Look:
+    try:
+        check_inbox(work)
+        return Look(advance(work, reschedule=reschedule, wait=False))
+    except Superseded:
+        raise
+    except Exception as failure:
+        return Look(failure=failure)
+
+
+@contextmanager
+def _terminated_by_sigterm() -> Iterator[None]:
+    """Raise Terminated in the main thread on SIGTERM.
+
+    While a job trains, its own handler lets the workers save first; once Ray runs, its handler
+    raises SystemExit instead. Without either, Python's default would kill the process before
+    MLflow has its last values.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread set handlers
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated("stopped on request; the same command goes on from the last checkpoint")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def ingest_landed(work: Workspace) -> None:
@@ -64,9 +138,11 @@ def ingest_landed(work: Workspace) -> None:
                 work.where, "", f"the stage of {step.subject} is unfinished", "use `perennial run`"
             )
         if step.verb in ("start", "wait", "release"):
-            return
+            break
         work.take_over()
-        controller.do(step)
+        controller.perform(step)
+    if controller.gave_up is not None:
+        raise controller.gave_up
 
 
 def unfinished(work: Workspace) -> str | None:
@@ -140,8 +216,14 @@ class _Controller:
         outside = _outside(self._work, due)
         return next_instruction(self._work.state, outside, order_of(self._work.spec))
 
-    def do(self, step: Instruction) -> None:
-        """Carry an instruction out and write down what came of it."""
+    def perform(self, step: Instruction) -> None:
+        """Carry an instruction out, unless the ledger changed meanwhile: then decide again."""
+        try:
+            self._do(step)
+        except Overtaken as overtaken:
+            self._work.narrator.say(f"ledger changed; re-planning: {overtaken}")
+
+    def _do(self, step: Instruction) -> None:
         match step.verb:
             case "record-landing":
                 self._land(step.subject)
@@ -165,8 +247,8 @@ class _Controller:
         work = self._work
         try:
             action()
-        except (InputError, Superseded, Overtaken):
-            raise
+        except (InputError, LedgerError):
+            raise  # wrong input, or another process wrote first: not the corpus's failure
         except Exception as failure:
             work.refresh()  # a controller that lost its charge writes nothing
             before = work.state.corpora[name].attempt
@@ -186,11 +268,13 @@ class _Controller:
     def _release(self, name: str) -> None:
         """Make a release that is due; one that fails does not keep the trunk from going on."""
         decided = next(each for each in _due(self._work) if each.name == name)
+        work = self._work
         try:
-            carry_out(self._work, decided)
+            carry_out(work, decided)
+        except Overtaken:
+            raise
         except Exception as failure:
-            work = self._work
-            work.refresh()
+            work.refresh()  # a controller that lost its charge stops here
             before = work.setbacks[name].attempt if name in work.setbacks else 0
             told = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
             work.setbacks[name] = told
@@ -198,7 +282,8 @@ class _Controller:
             work.narrator.say(
                 f"release {name} failed ({told.reason}); the trunk goes on; another try {again}"
             )
-            self.gave_up = failure
+            if not isinstance(failure, Superseded):
+                self.gave_up = failure  # whoever superseded this process makes the release
 
     def _land(self, name: str) -> None:
         seen = {landed.name: landed for landed in corpora.list_landed(self._work.inbox)}

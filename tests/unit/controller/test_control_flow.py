@@ -1,0 +1,338 @@
+"""Every class of exception at every catch site of the controller: who stops, who goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial import errors
+from perennial.config import RunSpec
+from perennial.controller import evaluate_stage, loop, telemetry
+from perennial.controller.context import Workspace
+from perennial.controller.loop import advance, ingest_landed, watch
+from perennial.controller.observer import RunObserver
+from perennial.errors import (
+    MISTAKES,
+    Damaged,
+    InputError,
+    InputMoved,
+    InvalidTransition,
+    LedgerError,
+    Overtaken,
+    PerennialError,
+    Spike,
+    Superseded,
+    Terminated,
+    TrainingStopped,
+    Unsound,
+    Vanished,
+)
+from perennial.runs.ledger import Ledger
+from perennial.runs.stage_planner import decide_stage
+from perennial.runs.state import RunState
+from tests.support.event_factory import AT, WALK, event_of
+from tests.support.tiny_run import tiny_run
+
+_ARGUMENTS: dict[type[BaseException], tuple[Any, ...]] = {
+    InputError: ("run.yaml", "field", "is wrong", "mend it"),
+    InvalidTransition: ("a", "landed", "trained", ()),
+    Damaged: ("checkpoints/a", "is altered"),
+    Vanished: ("checkpoints/a", "is gone"),
+    Unsound: ([],),
+    Spike: (3, "a leap", True),
+    InputMoved: (0, "it grew"),
+}
+
+
+def _tree(root: type[BaseException]) -> Iterator[type[BaseException]]:
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from _tree(child)
+
+
+ENDS = (Terminated, KeyboardInterrupt, SystemExit)
+CLASSES = [*ENDS, OSError, RuntimeError, ValueError, *_tree(PerennialError)]
+
+
+def _raised(kind: type[BaseException]) -> BaseException:
+    return kind(*_ARGUMENTS.get(kind, ("it broke",)))
+
+
+@pytest.fixture(params=CLASSES, ids=lambda kind: kind.__name__)
+def error(request: pytest.FixtureRequest) -> BaseException:
+    return _raised(request.param)
+
+
+class Lines(RunObserver):
+    """Keeps the lines that the controller logs."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def begin(self, job: object) -> None: ...
+
+    def news(self, job: object, progress: object) -> None: ...
+
+    def end(self, job: object) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Workspace, "tracker", None)
+    monkeypatch.setattr(telemetry.Instruments, "look", lambda _: None)
+
+
+@pytest.fixture
+def lines() -> Lines:
+    return Lines()
+
+
+@pytest.fixture
+def work(tmp_path: Path, lines: Lines) -> Workspace:
+    document = tiny_run(tmp_path)
+    document["stages"] |= {"attempts": 2, "retry_after_seconds": 3600}
+    document["schedule"] = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
+    opened = Workspace(RunSpec.model_validate(document), "run.yaml", lines)
+    opened.take_over()
+    return opened
+
+
+def _write(work: Workspace, *kinds: str) -> None:
+    for kind in kinds:
+        if kind == "started":
+            work.record(decide_stage(work.spec, work.state, "a", AT, "", reschedule=False))
+        else:
+            work.record(event_of(kind, work.state, "a"))
+
+
+def _once(error: BaseException) -> Callable[..., Any]:
+    """A stand-in that raises the error when it is called first, and ends the test's run then."""
+    errors_left = [error]
+
+    def stand_in(*_: object, **__: object) -> None:
+        raise errors_left.pop() if errors_left else Terminated("called again")
+
+    return stand_in
+
+
+def _ledger(work: Workspace) -> RunState:
+    return Ledger(work.store).read()
+
+
+STAGE_SITES = {
+    "ingest": (WALK[:1], "ingest"),
+    "start": (WALK[:3], "decide_stage"),
+    "train": (WALK[:4], "train"),
+    "evaluate": (WALK[:5], "evaluate"),
+    "judge": (WALK[:7], "judge"),
+}
+
+
+@pytest.fixture(params=STAGE_SITES)
+def site(request: pytest.FixtureRequest, work: Workspace, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name in the loop of what is done next; `work` stands right before it."""
+    kinds, name = STAGE_SITES[request.param]
+    _write(work, *kinds)
+    for unused in ("adopt", "stage_job"):
+        monkeypatch.setattr(loop, unused, lambda *_: None)
+    for unused in ("import_model", "use_ray", "manifests"):
+        monkeypatch.setattr(Workspace, unused, lambda *_: None)
+    return name
+
+
+def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
+    owner: object = evaluate_stage if name in ("evaluate", "judge") else loop
+    monkeypatch.setattr(owner, name, _once(error))
+
+
+def test_an_action_on_a_corpus(
+    work: Workspace,
+    lines: Lines,
+    site: str,
+    error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _stand_in(monkeypatch, site, error)
+    before = _ledger(work)
+    if isinstance(error, Overtaken):
+        with pytest.raises(Terminated, match="called again"):
+            advance(work, wait=False)
+        assert [line for line in lines.lines if str(error) in line]
+        assert _ledger(work) == before
+    elif isinstance(error, (*ENDS, LedgerError, InputError)):
+        with pytest.raises(type(error)) as raised:
+            advance(work, wait=False)
+        assert raised.value is error
+        assert _ledger(work) == before
+    else:
+        hopeless = isinstance(error, (*MISTAKES, TrainingStopped))
+        if hopeless:
+            with pytest.raises(type(error)):
+                advance(work, wait=False)
+        else:
+            assert advance(work, wait=False) == 0
+        corpus = _ledger(work).corpora["a"]
+        assert (corpus.state, corpus.attempt) == ("failed", 1)
+        assert (corpus.next_try is None) == hopeless
+
+
+def test_ingest_without_training(
+    work: Workspace, lines: Lines, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`perennial ingest` decides again, like `perennial run`, when a user refuses the corpus."""
+    _write(work, "landed")
+    monkeypatch.setattr(loop, "ingest", _once(error))
+    if isinstance(error, Overtaken):
+        with pytest.raises(Terminated, match="called again"):
+            ingest_landed(work)
+        assert [line for line in lines.lines if str(error) in line]
+    elif isinstance(error, (*ENDS, LedgerError, InputError)):
+        with pytest.raises(type(error)):
+            ingest_landed(work)
+        assert _ledger(work).corpora["a"].state == "landed"
+    else:
+        if isinstance(error, (*MISTAKES, TrainingStopped)):
+            with pytest.raises(type(error)):
+                ingest_landed(work)
+        else:
+            ingest_landed(work)
+        assert _ledger(work).corpora["a"].state == "failed"
+
+
+def test_a_corpus_that_is_refused_while_it_is_ingested(
+    work: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(work, "landed", "ingesting")
+
+    def refused_meanwhile(*_: object) -> None:
+        other = Ledger(work.store)
+        other.read()
+        other.append(event_of("refused", other.state, "a"))
+        work.record(event_of("ready", work.state, "a"))
+
+    monkeypatch.setattr(loop, "ingest", refused_meanwhile)
+    ingest_landed(work)
+    assert _ledger(work).corpora["a"].state == "refused"
+    assert [line for line in lines.lines if "a is refused" in line]
+
+
+def test_tokenising(work: Workspace, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong input refuses the corpus, and nothing else does."""
+    from perennial.controller import ingest_stage
+
+    _write(work, "landed", "ingesting")
+    monkeypatch.setattr(Workspace, "use_ray", lambda _: None)
+    monkeypatch.setattr(ingest_stage, "_tokenise", _once(error))
+    if isinstance(error, InputError):
+        ingest_stage.ingest(work, "a")
+        corpus = _ledger(work).corpora["a"]
+        assert (corpus.state, corpus.reason) == ("refused", str(error))
+        return
+    with pytest.raises(type(error)) as raised:
+        ingest_stage.ingest(work, "a")
+    assert raised.value is error
+    assert _ledger(work).corpora["a"].state == "ingesting"
+
+
+def test_another_try(
+    work: Workspace, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(work, *WALK[:4])
+    work.record(event_of("failed", work.state, "a", next_try="2026-01-01T00:00:00+00:00"))
+    monkeypatch.setattr(Workspace, "decide", _once(error))
+    expected = Terminated if isinstance(error, Overtaken) else type(error)
+    with pytest.raises(expected):
+        advance(work, wait=False)
+    assert _ledger(work).corpora["a"].state == "failed"
+
+
+@pytest.fixture
+def releases(work: Workspace) -> Workspace:
+    """A run whose policy wants a release of its only stage."""
+    policy = work.spec.release.model_copy(update={"policy": "each-stage"})
+    work.spec = work.spec.model_copy(update={"release": policy})
+    _write(work, *WALK)
+    return work
+
+
+def test_a_release_by_policy(
+    releases: Workspace, lines: Lines, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "carry_out", _once(error))
+    if isinstance(error, (*ENDS, Overtaken)):
+        with pytest.raises(Terminated if isinstance(error, Overtaken) else type(error)):
+            advance(releases, wait=False)
+        assert not releases.setbacks
+        return
+    if isinstance(error, Superseded):  # by whoever makes this very release
+        assert advance(releases, wait=False) == 0
+    else:
+        with pytest.raises(type(error)) as raised:
+            advance(releases, wait=False)
+        assert raised.value is error
+    (setback,) = releases.setbacks.values()
+    hopeless = isinstance(error, (*MISTAKES, TrainingStopped))
+    assert (setback.next_try is None) == hopeless
+    assert [line for line in lines.lines if "the trunk goes on" in line]
+    assert _ledger(releases).corpora["a"].state == "passed"
+
+
+def test_a_release_under_another_controller(
+    releases: Workspace, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends it, a controller that is no longer in charge stops."""
+
+    def superseded_meanwhile(*_: object) -> None:
+        Workspace(releases.spec, "run.yaml", Lines()).take_over()
+        raise error
+
+    monkeypatch.setattr(loop, "carry_out", superseded_meanwhile)
+    stops = type(error) if isinstance(error, ENDS) else Superseded
+    with pytest.raises(stops):
+        advance(releases, wait=False)
+
+
+def test_a_watch(work: Workspace, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "advance", _once(error))
+    looks: list[loop.Look] = []
+    ends = isinstance(error, (*ENDS, Superseded))
+    with pytest.raises(type(error) if ends else Terminated):
+        watch(work, lambda: None, looks.append)
+    assert [look.failure for look in looks] == ([] if ends else [error])
+
+
+def test_a_watch_ends_when_another_controller_takes_charge(work: Workspace) -> None:
+    def pause() -> None:
+        Workspace(work.spec, "run.yaml", Lines()).take_over()
+
+    with pytest.raises(Superseded):
+        watch(work, pause, lambda _: None)
+
+
+class Failing(RunObserver):
+    """Raises in every hook."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def stage_evaluated(self, work: Workspace, stage: object) -> None:
+        raise self._error
+
+
+def test_an_observer(work: Workspace, lines: Lines, error: BaseException) -> None:
+    work = Workspace(work.spec, "run.yaml", lines, [Failing(error)])
+    for _ in range(3):
+        if isinstance(error, ENDS):
+            with pytest.raises(type(error)):
+                work.notify(lambda observer: observer.stage_evaluated(work, None))  # type: ignore[arg-type]
+        else:
+            work.notify(lambda observer: observer.stage_evaluated(work, None))  # type: ignore[arg-type]
+    notices = [line for line in lines.lines if "notice" in line]
+    assert len(notices) == (0 if isinstance(error, ENDS) else 1), "said once, not once a step"
