@@ -63,8 +63,7 @@ def read_chaos(text: str) -> Disturbed:
 
 def main() -> None:
     from perennial.config import load
-    from perennial.config.simulation import CostsSpec
-    from perennial.planning.spot_fleet import Costs, Fleet, simulate
+    from perennial.planning.spot_fleet import Costs, CostsSpec, Fleet, simulate
 
     costs_file, chaos_file = Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else CHAOS
     costs, run = load(costs_file, CostsSpec), read_chaos(chaos_file.read_text("utf-8"))

@@ -14,8 +14,7 @@ from perennial.cli.console import out, print_json
 from perennial.cli.opening import read_run
 
 if TYPE_CHECKING:
-    from perennial.config.simulation import CostsSpec
-    from perennial.planning.spot_fleet import Fleet, Goodput, Search
+    from perennial.planning.spot_fleet import CostsSpec, Fleet, Goodput, Search
 
 
 class _Choice(NamedTuple):
@@ -50,8 +49,8 @@ def simulate(
 ) -> None:
     """Goodput on a spot fleet, the best checkpoint interval and the best worker range."""
     from perennial.config import load
-    from perennial.config.simulation import CostsSpec
     from perennial.planning import spot_fleet as simulation
+    from perennial.planning.spot_fleet import CostsSpec
 
     spec = read_run(run_file, overrides)
     known = load(costs, CostsSpec)

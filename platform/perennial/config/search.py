@@ -8,9 +8,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from perennial.fields import Amount, Count, Section
+from perennial.mixture import REPLAY_POLICIES, PolicyName
 
 OBJECTIVES = ("adaptation", "forgetting")
 
@@ -130,6 +139,24 @@ Rates = Annotated[Choices | Span, BeforeValidator(partial(_axis, zero=False)), _
 Shares = Annotated[Choices | Span, BeforeValidator(partial(_axis, zero=True)), _Shown, _AXIS]
 
 
+def _check_unweighted(name: str) -> str:
+    if REPLAY_POLICIES[name].uses_weights:
+        raise PydanticCustomError("weighted", "it needs weights, which a search does not vary")
+    return name
+
+
+UnweightedPolicy = Annotated[
+    PolicyName,
+    AfterValidator(_check_unweighted),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "enum": [name for name in REPLAY_POLICIES if not REPLAY_POLICIES[name].uses_weights],
+        }
+    ),
+]
+
+
 class HalvingSpec(Section):
     """Trials that lose are stopped early (successive halving)."""
 
@@ -160,7 +187,7 @@ class TuningSpec(Section):
     """peak learning rates to try, of a cosine or wsd schedule: a list, or {low: , high: }"""
     replay: Shares | None = None
     """replay shares to try, each from 0 to 1: a list, or {low: , high: }"""
-    weighting: tuple[Literal["seen", "uniform", "recent"], ...] | None = None
+    weighting: tuple[UnweightedPolicy, ...] | None = None
     """ways of splitting the replayed share over earlier corpora: seen, uniform, recent"""
     anneal: tuple[Amount, ...] | None = None
     """anneals to try, such as `12%`: each trial is annealed as a release would be, then measured;

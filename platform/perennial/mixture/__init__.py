@@ -10,11 +10,12 @@ from perennial.mixture.plan import (
     trained_sequences,
 )
 from perennial.mixture.policies import REPLAY_POLICIES, CorpusHistory, ReplayPolicy
-from perennial.mixture.replay import ReplayRule, ReplaySpec
+from perennial.mixture.replay import PolicyName, ReplayRule, ReplaySpec
 
 __all__ = [
     "REPLAY_POLICIES",
     "CorpusHistory",
+    "PolicyName",
     "ReplayPolicy",
     "ReplayRule",
     "ReplaySpec",
