@@ -67,7 +67,7 @@ def perennial(data: str, sequence: int) -> Any:
     import ray
 
     from perennial.mixture import Source, StageMix
-    from perennial.mixture.ray_stream import rank_dataset, step_batches
+    from perennial.mixture.ray_stream import build_rank_dataset, read_step_batches
     from perennial.mixture.row_reader import CorpusLayout
     from perennial.store import open_store
 
@@ -79,7 +79,7 @@ def perennial(data: str, sequence: int) -> Any:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def batches() -> Iterator[torch.Tensor]:
-        dataset = rank_dataset(
+        dataset = build_rank_dataset(
             open_store(data),
             {"a": layout},
             mix,
@@ -89,7 +89,7 @@ def perennial(data: str, sequence: int) -> Any:
             first_step=0,
         )
         tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-        for _, tokens in step_batches(tables, batch, 0, np.dtype("<u2")):
+        for _, tokens in read_step_batches(tables, batch, 0, np.dtype("<u2")):
             yield torch.from_numpy(tokens)
 
     return batches

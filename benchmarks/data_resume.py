@@ -123,7 +123,7 @@ def _seconds(url: str, step: int) -> float:
     import ray.data
 
     from perennial.mixture import Source, StageMix
-    from perennial.mixture.ray_stream import rank_dataset, step_batches
+    from perennial.mixture.ray_stream import build_rank_dataset, read_step_batches
     from perennial.mixture.row_reader import CorpusLayout
     from perennial.store import open_store
 
@@ -140,11 +140,11 @@ def _seconds(url: str, step: int) -> float:
     )
     steps = layout.rows // BATCH
     mix = StageMix("a", steps, BATCH, (Source("a", steps * BATCH, 0, layout.rows),))
-    dataset = rank_dataset(
+    dataset = build_rank_dataset(
         open_store(url), {"a": layout}, mix, 2 * SEQUENCE, rank=0, world_size=1, first_step=step
     )
     tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-    found, tokens = next(step_batches(tables, BATCH, step, np.dtype("<u2")))
+    found, tokens = next(read_step_batches(tables, BATCH, step, np.dtype("<u2")))
     took = time.monotonic() - began
     rows = (step * BATCH + np.arange(BATCH)) % SHARD_ROWS % 50_000
     assert found == step

@@ -168,7 +168,7 @@ def _steps() -> Iterator[tuple[str, str]]:
 
 def _ranges() -> Iterator[tuple[str, str]]:
     """Ranges of shards that all ranks together read for their rows, alone and with replay."""
-    from perennial.mixture.batches import Batches, rank_rows
+    from perennial.mixture.batches import Batches, slice_rank_rows
     from perennial.mixture.plan import Source, StageMix
     from perennial.mixture.row_reader import CorpusLayout, RowReader
     from perennial.store import open_store
@@ -188,7 +188,7 @@ def _ranges() -> Iterator[tuple[str, str]]:
         with tempfile.TemporaryDirectory() as scratch:
             reader = RowReader(open_store(scratch), layouts, 2 * SEQUENCE)
             for rank in range(WORKERS):
-                mine = rank_rows(GLOBAL_BATCH, rank, WORKERS)
+                mine = slice_rank_rows(GLOBAL_BATCH, rank, WORKERS)
                 for index, name in enumerate(counts):
                     wanted = rows[:, mine][named[:, mine] == index]
                     if len(wanted):

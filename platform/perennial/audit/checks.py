@@ -11,7 +11,7 @@ from typing import Any
 from perennial.audit.files import MetricsContents
 from perennial.audit.finding import Finding, unequal
 from perennial.errors import InputError, InvalidTransition
-from perennial.mixture import StageMix, branch_mix, cut, stage_mix, trained_sequences
+from perennial.mixture import StageMix, branch_mix, stage_mix, trained_sequences, truncate_mix
 from perennial.runs.events import Branched, Event, Releasing, Started, Trained, decode
 from perennial.runs.search_state import shifted
 from perennial.runs.state import RunState
@@ -253,7 +253,7 @@ def _uncheckable(key: str, name: str, absent: InputError) -> Finding:
 
 def _trained_before(state: RunState, branch: Releasing | Branched) -> list[StageMix]:
     stage = state.stage(branch.stage)
-    return [*state.history_of(stage), cut(stage.mix, branch.step - stage.first_step)]
+    return [*state.history_of(stage), truncate_mix(stage.mix, branch.step - stage.first_step)]
 
 
 def check_checkpoint(key: str, manifest: CheckpointManifest, line: Line) -> Iterator[Finding]:

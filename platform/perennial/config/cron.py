@@ -42,17 +42,17 @@ class Timetable:
     text: str
     period: timedelta | None
 
-    def slot(self, now: datetime) -> datetime:
+    def last_due(self, now: datetime) -> datetime:
         """The last moment at or before `now`."""
         if self.period is not None:
             return _EPOCH + (now - _EPOCH) // self.period * self.period
         after = now.astimezone(UTC).replace(microsecond=0) + timedelta(seconds=1)
         return next(CronSim(self.text, after, reverse=True))
 
-    def following(self, now: datetime) -> datetime:
+    def next_due(self, now: datetime) -> datetime:
         """The first moment after `now`."""
         if self.period is not None:
-            return self.slot(now) + self.period
+            return self.last_due(now) + self.period
         return next(CronSim(self.text, now.astimezone(UTC)))
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ def parse_timetable(value: Any) -> Timetable:
         return Timetable(text, period)
     try:
         table = Timetable(text, None)
-        table.following(_EPOCH)
+        table.next_due(_EPOCH)
     except (CronSimError, StopIteration) as wrong:
         raise ValueError(f"{text!r} is no cron schedule ({wrong})") from None
     return table

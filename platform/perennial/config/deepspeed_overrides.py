@@ -40,7 +40,7 @@ _UNSTORED = {
 """What would leave a state that a checkpoint does not know how to store."""
 
 
-def check_passthrough(block: Mapping[str, Any], zero_stage: int) -> None:
+def check_overrides(block: Mapping[str, Any], zero_stage: int) -> None:
     """Raise ValueError for a key that has a field of its own, or that checkpoints cannot follow."""
     for key in _keys(block):
         if key in _OWNED:
@@ -58,13 +58,13 @@ def check_passthrough(block: Mapping[str, Any], zero_stage: int) -> None:
         )
 
 
-def merged(ours: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(ours: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
     """Our settings and the block's, nested mappings key by key; no key is in both."""
     result = dict(ours)
     for key, value in block.items():
         inner = result.get(key)
         result[key] = (
-            merged(inner, value)
+            merge_settings(inner, value)
             if isinstance(inner, Mapping) and isinstance(value, Mapping)
             else value
         )

@@ -8,7 +8,7 @@ from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from perennial.config.deepspeed_overrides import check_passthrough
+from perennial.config.deepspeed_overrides import check_overrides
 from perennial.config.spikes import SpikesSpec
 from perennial.fields import Amount, Count, Section, parse_amount
 
@@ -158,7 +158,7 @@ class TrainingSpec(Section):
 
     @model_validator(mode="after")
     def _engine_agrees(self) -> TrainingSpec:
-        check_passthrough(self.deepspeed, self.zero_stage)
+        check_overrides(self.deepspeed, self.zero_stage)
         if self.cpu_offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("cpu_offload optimizer needs ZeRO; set zero_stage to 1, 2 or 3")
         if self.cpu_offload == "weights" and self.zero_stage != 3:

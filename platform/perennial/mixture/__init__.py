@@ -4,10 +4,10 @@ from perennial.mixture.plan import (
     Source,
     StageMix,
     branch_mix,
-    cut,
     seen_sequences,
     stage_mix,
     trained_sequences,
+    truncate_mix,
 )
 from perennial.mixture.policies import REPLAY_POLICIES, CorpusHistory, ReplayPolicy
 from perennial.mixture.replay import PolicyName, ReplayRule, ReplaySpec
@@ -22,8 +22,8 @@ __all__ = [
     "Source",
     "StageMix",
     "branch_mix",
-    "cut",
     "seen_sequences",
     "stage_mix",
     "trained_sequences",
+    "truncate_mix",
 ]

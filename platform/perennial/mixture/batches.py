@@ -1,4 +1,4 @@
-"""The plan's batches as arrays: what `StageMix.taken` counts, dealt out for many steps at once."""
+"""The plan's batches as arrays: the rows that `StageMix.count_taken` counts, many steps at once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,34 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.int64]
 
 
-def rank_rows(global_batch: int, rank: int, world_size: int) -> slice:
-    """The part of every global batch that one rank trains; parts differ by one sequence at most."""
+def slice_rank_rows(global_batch: int, rank: int, world_size: int) -> slice:
+    """Return the part of every global batch that one rank trains.
+
+    Parts differ by one sequence at most, and together they are the whole batch.
+
+    Args:
+        global_batch: sequences of a global batch.
+        rank: number of the worker, from 0.
+        world_size: number of workers.
+    """
     return slice(rank * global_batch // world_size, (rank + 1) * global_batch // world_size)
 
 
 class Batches:
-    """Deals the batches of a stage from any step on; a block costs what its sequences cost."""
+    """The batches of a stage, from any step on.
+
+    Starting at a step costs the same for every step, so that resuming is a seek.
+
+    Args:
+        mix: the stage.
+        step: first step (of the stage) whose batch `take` returns.
+    """
 
     def __init__(self, mix: StageMix, step: int) -> None:
         sources = mix.sources
         self._mix = mix
         self._step = step
-        self._taken = np.array(mix.taken(step), dtype=np.int64)
+        self._taken = np.array(mix.count_taken(step), dtype=np.int64)
         self._starts = np.array([source.start for source in sources], dtype=np.int64)
         self._extents = np.array([source.extent for source in sources], dtype=np.int64)
         quotas = np.array([source.sequences for source in sources], dtype=np.int64)
@@ -34,7 +49,7 @@ class Batches:
         self._arc_ends = np.cumsum(quotas % mix.steps)
 
     def take(self, steps: int) -> tuple[Numbers, Numbers]:
-        """The next batches: their sources' indices and rows, each `(steps, global_batch)`.
+        """Return the next batches as source indices and rows, two arrays `(steps, global_batch)`.
 
         A batch is in the order of its sources, and within a source in that of its rows.
         """
@@ -43,6 +58,8 @@ class Batches:
         order = np.argsort(flat, kind="stable")
         counts = np.bincount(flat, minlength=len(self._taken))
         first = self._taken - np.cumsum(counts) + counts
+        # Within a source, rows are numbered on from what was taken before: the first of a source
+        # stands at `first` in the sorted order, which `order` undoes.
         rows = np.empty_like(flat)
         rows[order] = first[flat[order]] + np.arange(len(flat))
         rows = (self._starts[flat] + rows) % self._extents[flat]
@@ -51,7 +68,10 @@ class Batches:
         return sources, rows.reshape(sources.shape)
 
     def _sources(self, steps: int) -> Numbers:
-        """Every batch has the whole parts, and one of each source whose arc holds its point."""
+        """Return the source of each sequence of the next batches, `(steps, global_batch)`.
+
+        Every batch has the whole parts, and one of each source whose arc holds its point.
+        """
         circle, stride = self._mix.steps, self._mix.stride
         points = (self._step * stride % circle + np.arange(steps) * stride) % circle
         rounds = np.arange(self._mix.global_batch - len(self._whole)) * circle

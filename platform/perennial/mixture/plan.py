@@ -26,10 +26,10 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class Source:
-    """What one stage takes of one corpus.
+    """The part of a stage that comes from one corpus.
 
-    sequences: how many it takes over the whole stage.
-    start: position, in the corpus's training order, of the first one.
+    sequences: sequences that the whole stage takes.
+    start: position of the first one in the corpus's training order.
     extent: length of that order; positions wrap there.
     """
 
@@ -68,7 +68,7 @@ class StageMix:
 
     @cached_property
     def stride(self) -> int:
-        """How far the point of a step lies from the last one's on the circle of steps."""
+        """Return the distance between the points of successive steps on the circle of steps."""
         guess = max(1, round(self.steps * _GOLDEN))
         return next(p for p in range(guess, 2 * self.steps + 2) if math.gcd(p, self.steps) == 1)
 
@@ -80,8 +80,11 @@ class StageMix:
             end = (end + source.sequences % self.steps) % self.steps
         return tuple(starts)
 
-    def taken(self, step: int) -> tuple[int, ...]:
-        """Sequences taken of each source before `step` (0 .. steps), in O(log steps) a source."""
+    def count_taken(self, step: int) -> tuple[int, ...]:
+        """Return the sequences taken of each source before `step` (0 .. steps).
+
+        Costs O(log steps) a source, whatever the step.
+        """
         return tuple(
             source.sequences // self.steps * step
             + _visits(step, self.stride, self.steps, start, source.sequences % self.steps)
@@ -89,7 +92,7 @@ class StageMix:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form; the few integers that are a stage's whole data state."""
+        """Return the JSON form: the few integers that are a stage's whole data state."""
         return {
             "corpora": list(self.corpora),
             "steps": self.steps,
@@ -101,21 +104,24 @@ class StageMix:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StageMix:
-        """The inverse of `to_dict`; reads the older form too, whose one new corpus is `corpus`."""
-        told = {name: value for name, value in data.items() if name != "corpus"}
-        told["corpora"] = tuple(data["corpora"] if "corpora" in data else [data["corpus"]])
-        told["sources"] = tuple(Source(**source) for source in data["sources"])
-        told["replay"] = ReplayRule.from_dict(data["replay"])
-        return cls(**told)
+        """Return the mix that `to_dict` wrote.
+
+        Reads the form of ledger schema 1 too, whose one new corpus is `corpus`.
+        """
+        fields = {name: value for name, value in data.items() if name != "corpus"}
+        fields["corpora"] = tuple(data["corpora"] if "corpora" in data else [data["corpus"]])
+        fields["sources"] = tuple(Source(**source) for source in data["sources"])
+        fields["replay"] = ReplayRule.from_dict(data["replay"])
+        return cls(**fields)
 
     @property
     def new(self) -> tuple[Source, ...]:
-        """The sources that are new to the trunk."""
+        """Return the sources that are new to the trunk."""
         return tuple(source for source in self.sources if source.corpus in self.corpora)
 
     @property
     def replayed(self) -> tuple[Source, ...]:
-        """The sources that it knows."""
+        """Return the sources that the trunk has trained before."""
         return tuple(source for source in self.sources if source.corpus not in self.corpora)
 
 
@@ -126,15 +132,18 @@ def stage_mix(
     global_batch: int,
     replay: ReplayRule,
 ) -> StageMix:
-    """The next stage: sequences of the new corpora, and a compute-equivalent share of replay.
-
-    history: the mixes of all earlier stages, in order.
-    new: training sequences by new corpus; they share the budget in proportion to these.
-    replay: how much is drawn from earlier corpora; without any nothing is.
+    """Return the next stage: the new corpora, and a compute-equivalent share of replay.
 
     Each corpus is replayed in the order in which it was first trained, from where the last replay
-    stopped, wrapping at the end of what was trained. What the rule's cap forbids to replay is new
-    sequences instead, and the mix says how many.
+    stopped, wrapping at the end of what was trained. What the rule's cap forbids to replay becomes
+    new sequences, which the mix counts in `unreplayed`.
+
+    Args:
+        history: the mixes of all earlier stages, in order.
+        new: training sequences by new corpus; they share the budget in proportion to these.
+        steps: optimizer steps of the stage.
+        global_batch: sequences in one step.
+        replay: how much is drawn from earlier corpora; nothing where there are none.
     """
     budget = steps * global_batch
     earlier = {n: known for n, known in _earlier(history).items() if n not in replay.retired}
@@ -152,9 +161,14 @@ def stage_mix(
 
 
 def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str] = ()) -> StageMix:
-    """A branch off the end of the trunk: the last stage's shares go on from where it stopped.
+    """Return a branch off the end of the trunk, with the last stage's shares.
 
-    retired: corpora that the branch leaves out; the others take their part.
+    Its sources go on from where the last stage stopped.
+
+    Args:
+        history: the mixes of all stages until there, in order.
+        steps: optimizer steps of the branch.
+        retired: corpora that the branch leaves out; the others take their part.
     """
     last = history[-1]
     budget = steps * last.global_batch
@@ -169,19 +183,19 @@ def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str]
     return StageMix(last.corpora, steps, last.global_batch, sources, rule)
 
 
-def cut(mix: StageMix, steps: int) -> StageMix:
-    """What a stage has trained in its first `steps` steps (1 .. its last), as a mix of its own."""
+def truncate_mix(mix: StageMix, steps: int) -> StageMix:
+    """Return the first `steps` steps (1 .. its last) of a stage as a mix of its own."""
     if steps == mix.steps:
         return mix
     sources = tuple(
         replace(source, sequences=taken)
-        for source, taken in zip(mix.sources, mix.taken(steps), strict=True)
+        for source, taken in zip(mix.sources, mix.count_taken(steps), strict=True)
     )
     return replace(mix, steps=steps, sources=sources)
 
 
 def seen_sequences(history: Sequence[StageMix]) -> dict[str, int]:
-    """Sequences that the trunk has trained of each corpus, replays included, in stage order."""
+    """Return the sequences trained of each corpus, replays included, in the order of the stages."""
     seen: dict[str, int] = {}
     for mix in history:
         for source in mix.sources:
@@ -190,17 +204,23 @@ def seen_sequences(history: Sequence[StageMix]) -> dict[str, int]:
 
 
 def trained_sequences(mix: StageMix, steps: int, skipped: Iterable[int] = ()) -> dict[str, int]:
-    """Sequences of each corpus in the first `steps` batches, without those of skipped steps."""
-    trained = list(mix.taken(steps))
+    """Return the sequences of each corpus in the first batches of a stage.
+
+    Args:
+        mix: the stage.
+        steps: how many batches, from the first one on.
+        skipped: steps (of the stage) whose batch was left out.
+    """
+    trained = list(mix.count_taken(steps))
     for step in skipped:
-        pair = zip(mix.taken(step), mix.taken(step + 1), strict=True)
+        pair = zip(mix.count_taken(step), mix.count_taken(step + 1), strict=True)
         for index, (before, after) in enumerate(pair):
             trained[index] -= after - before
     return {s.corpus: count for s, count in zip(mix.sources, trained, strict=True)}
 
 
 def _earlier(history: Sequence[StageMix]) -> dict[str, CorpusHistory]:
-    """What the stages did with each corpus, in the order of the stages."""
+    """Return what the stages did with each corpus, in the order of the stages."""
     replayed: Counter[str] = Counter()
     firsts: dict[str, tuple[int, int]] = {}
     for stage, mix in enumerate(history):
@@ -218,7 +238,7 @@ def _earlier(history: Sequence[StageMix]) -> dict[str, CorpusHistory]:
 
 
 def _visits(steps: int, stride: int, circle: int, start: int, length: int) -> int:
-    """How many s < steps have `s * stride mod circle` in [start, start + length) mod circle."""
+    """Count the s < steps with `s * stride mod circle` in [start, start + length) mod circle."""
     offset = circle - start
     return (
         _floor_sum(steps, circle, stride, offset)
@@ -228,7 +248,10 @@ def _visits(steps: int, stride: int, circle: int, start: int, length: int) -> in
 
 
 def _floor_sum(n: int, m: int, a: int, b: int) -> int:
-    """Sum of floor((a*i + b) / m) for 0 <= i < n, for n, a, b >= 0 and m > 0, as Euclid divides."""
+    """Return the sum of floor((a*i + b) / m) for 0 <= i < n, for n, a, b >= 0 and m > 0.
+
+    Takes O(log) steps, as Euclid's algorithm does.
+    """
     total = 0
     while n:
         total += (n - 1) * n // 2 * (a // m) + n * (b // m)

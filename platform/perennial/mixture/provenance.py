@@ -1,4 +1,4 @@
-"""Where the sequences of one step come from, in words a person can follow. Pure."""
+"""Provenance of the sequences of one step: corpora, shards and rows. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from perennial.mixture.row_reader import CorpusLayout
 
 @dataclass(frozen=True)
 class Origin:
-    """A run of rows that lie one after the other in one shard; all ends are inclusive.
+    """Successive rows of one shard.
 
-    first, last: rows of the corpus; shard_first, shard_last: the same rows, counted in the shard.
+    first, last: first and last row, counted in the corpus.
+    shard_first, shard_last: the same two rows, counted in the shard.
     """
 
     corpus: str
@@ -38,12 +39,18 @@ class Origin:
         return f"{rows} of {self.shard}"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form."""
+        """Return the JSON form."""
         return asdict(self)
 
 
-def origins(mix: StageMix, layouts: Mapping[str, CorpusLayout], step: int) -> list[Origin]:
-    """The rows of all ranks at `step` of the stage, in the order of its sources."""
+def trace_origins(mix: StageMix, layouts: Mapping[str, CorpusLayout], step: int) -> list[Origin]:
+    """Return the rows that all ranks train at one step, in the order of the stage's sources.
+
+    Args:
+        mix: the stage.
+        layouts: shards of its corpora, by name.
+        step: step of the stage, from 0.
+    """
     sources, rows = (part[0] for part in Batches(mix, step).take(1))
     return [
         origin

@@ -18,7 +18,7 @@ import ray.data
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from perennial.mixture.batches import Batches, rank_rows
+from perennial.mixture.batches import Batches, slice_rank_rows
 from perennial.mixture.plan import StageMix
 from perennial.mixture.row_reader import CorpusLayout, RowReader
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 4 << 20
 _MOST_STEPS = 1024
-"""Steps of a block, so that a worker of many does not plan for all of them at once."""
+"""Most steps of a block, so that a worker of many, with few rows each, plans a part at a time."""
 READER_CPUS = 0.1
 """A reader mostly waits for storage; it must fit beside workers that reserve most CPUs."""
 
 
-def rank_dataset(
+def build_rank_dataset(
     store: Store,
     layouts: dict[str, CorpusLayout],
     mix: StageMix,
@@ -44,10 +44,22 @@ def rank_dataset(
     world_size: int,
     first_step: int,
 ) -> ray.data.Dataset:
-    """The sequences of one rank from `first_step` (of the stage) to the stage's end.
+    """Return the sequences of one rank from a step on to the stage's end.
 
-    Rows are `step` (int64) and `tokens` (fixed-size binary of `row_bytes`), in training order; a
-    step has the rows `rank_rows` of every rank. Raises ValueError when a rank would have none.
+    Rows are `step` (int64) and `tokens` (fixed-size binary of `row_bytes`), in training order. The
+    ranks' parts of a batch are those of `slice_rank_rows`.
+
+    Args:
+        store: where the corpora are.
+        layouts: shards of the stage's corpora, by name.
+        mix: the stage.
+        row_bytes: bytes of one sequence.
+        rank: number of the worker, from 0.
+        world_size: number of workers.
+        first_step: step of the stage, from 0.
+
+    Raises:
+        ValueError: there are more workers than sequences in a batch.
     """
     if mix.global_batch < world_size:
         raise ValueError(f"{world_size} workers cannot share batches of {mix.global_batch}")
@@ -55,7 +67,7 @@ def rank_dataset(
     dataset = ray.data.read_datasource(
         _PlanSource(blocks), override_num_blocks=1, num_cpus=READER_CPUS
     )
-    # Ray cuts and joins what a task yields to this size; ours are there already.
+    # Ray splits and joins what a task yields to this size; these blocks have it already.
     dataset.context.target_max_block_size = 2 * BLOCK_BYTES
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
@@ -63,12 +75,20 @@ def rank_dataset(
     return dataset
 
 
-def step_batches(
+def read_step_batches(
     tables: Iterable[pa.Table], rows_per_step: int, first_step: int, dtype: np.dtype[Any]
 ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """(step, tokens `(rows_per_step, sequence)`) from a rank's tables, checked for order.
+    """Yield each step with its tokens `(rows_per_step, sequence)` from a rank's tables.
 
-    Raises RuntimeError when a row does not carry the step that it is read for.
+    Args:
+        tables: tables of a rank's dataset, in order; a step may go over their borders.
+        rows_per_step: rows of this rank in a batch.
+        first_step: step of the first row.
+        dtype: stored type of a token.
+
+    Raises:
+        RuntimeError: a row does not carry the step that it is read for, or the tables end inside
+            a step.
     """
     step = first_step
     begun: _Rows | None = None
@@ -99,7 +119,7 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, table: pa.Table, dtype: np.dtype[Any]) -> _Rows:
-        """A table's rows, without copying when it is in one chunk."""
+        """Return the rows of a table, without a copy when it is in one chunk."""
         column = table["tokens"]
         width = column.type.byte_width
         parts = [
@@ -112,7 +132,7 @@ class _Rows(NamedTuple):
         return cls(table["step"].to_numpy(), flat.view(dtype).reshape(-1, width // dtype.itemsize))
 
     def followed_by(self, other: _Rows) -> _Rows:
-        """Both, in this order."""
+        """Return these rows and then the others."""
         if not len(self.steps):
             return other
         return _Rows(
@@ -120,12 +140,12 @@ class _Rows(NamedTuple):
         )
 
     def after(self, rows: int) -> _Rows:
-        """All but the first rows."""
+        """Return all but the first `rows` rows."""
         return _Rows(self.steps[rows:], self.tokens[rows:])
 
 
 class _RankBlocks:
-    """Yields one rank's tables; a plain object that travels to the read task."""
+    """One rank's tables: a plain object, so that it can travel to the read task."""
 
     def __init__(
         self,
@@ -141,7 +161,7 @@ class _RankBlocks:
         self._layouts = {source.corpus: layouts[source.corpus] for source in mix.sources}
         self._mix = mix
         self._row_bytes = row_bytes
-        self._mine = rank_rows(mix.global_batch, rank, world_size)
+        self._mine = slice_rank_rows(mix.global_batch, rank, world_size)
         share = self._mine.stop - self._mine.start
         self._steps_per_block = min(max(1, BLOCK_BYTES // (share * row_bytes)), _MOST_STEPS)
         self._first_step = first_step
@@ -161,7 +181,7 @@ class _RankBlocks:
     def _tokens(
         self, reader: RowReader, sources: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
     ) -> pa.FixedSizeBinaryArray:
-        """The named rows' tokens; read source by source, then put in the order of the steps."""
+        """Return the tokens of rows, read source by source and put in the order of the steps."""
         order = np.argsort(sources, kind="stable")
         present, firsts = np.unique(sources[order], return_index=True)
         wanted = [
@@ -179,7 +199,7 @@ class _RankBlocks:
 
 
 class _PlanSource(Datasource):  # type: ignore[misc]
-    """One read task whose blocks come from an iterator."""
+    """A Ray Data source of one read task, whose blocks come from an iterator."""
 
     def __init__(self, blocks: _RankBlocks) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Reading rows of tokenised corpora by their number: the bytes that are asked for, no more."""
+"""Reading rows of tokenised corpora by their number, with little more than the bytes asked for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _OPEN_SHARDS = 128
 _HOLE_BYTES = 1 << 20
-"""Bytes that nobody asked for are read through up to here: another request would take longer."""
+"""Rows this close are read in one request, with the bytes between them: another request takes
+longer."""
 _REQUESTS_AT_ONCE = 4
 _ATTEMPTS = 6
 _LONGEST_PAGE_HEADER = 32
@@ -30,14 +31,14 @@ _LONGEST_PAGE_HEADER = 32
 
 @dataclass(frozen=True)
 class CorpusLayout:
-    """Where a corpus's rows lie: the keys of its shards and how many rows each has."""
+    """The shards of a corpus: their keys, and the number of rows in each."""
 
     keys: tuple[str, ...]
     shard_rows: tuple[int, ...]
 
     @property
     def rows(self) -> int:
-        """Training sequences of the corpus."""
+        """Return the number of training sequences of the corpus."""
         return int(self._ends[-1]) if self.keys else 0
 
     @cached_property
@@ -47,9 +48,10 @@ class CorpusLayout:
     def locate(
         self, rows: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(number of the shard, row in that shard) of rows of the corpus.
+        """Return the shard number and the row inside the shard of each row of the corpus.
 
-        Raises IndexError for a row that the corpus does not have.
+        Raises:
+            IndexError: the corpus does not have one of the rows.
         """
         if len(rows) and (rows.min() < 0 or rows.max() >= self.rows):
             raise IndexError(f"rows {rows.min()} .. {rows.max()} of a corpus of {self.rows}")
@@ -59,7 +61,13 @@ class CorpusLayout:
 
 
 class RowReader:
-    """Reads rows of several corpora; local shards are mapped, remote ones read in ranges."""
+    """A reader of rows of several corpora; local shards are mapped, remote ones read in ranges.
+
+    Args:
+        store: where the shards are.
+        layouts: shards of each corpus, by name.
+        row_bytes: bytes of one row.
+    """
 
     def __init__(self, store: Store, layouts: dict[str, CorpusLayout], row_bytes: int) -> None:
         filesystem, self._base = store.arrow()
@@ -72,23 +80,27 @@ class RowReader:
         self._threads = None if store.is_local else ThreadPoolExecutor(_REQUESTS_AT_ONCE)
 
     def read(self, wanted: Sequence[tuple[str, npt.NDArray[np.int64]]]) -> npt.NDArray[np.uint8]:
-        """The bytes `(rows, row_bytes)` of rows of corpora, at least one each, in this order.
+        """Return the bytes `(rows, row_bytes)` of rows, in the order in which they are wanted.
 
-        Raises ValueError for a shard that does not hold the rows that its layout says.
+        Args:
+            wanted: pairs of a corpus and at least one of its rows.
+
+        Raises:
+            ValueError: a shard does not hold the rows that its layout says.
         """
         out = np.empty((sum(len(rows) for _, rows in wanted), self._row_bytes), dtype=np.uint8)
         if self._threads is None:
             for piece in self._pieces(wanted, out):
                 self._fill(piece)
         else:
-            for _ in self._threads.map(_patiently(self._fill), self._pieces(wanted, out)):
+            for _ in self._threads.map(_with_retries(self._fill), self._pieces(wanted, out)):
                 pass  # raises what a thread raised
         return out
 
     def _pieces(
         self, wanted: Sequence[tuple[str, npt.NDArray[np.int64]]], out: npt.NDArray[np.uint8]
     ) -> Iterator[_Piece]:
-        """Cut at shards' borders, at large holes, and where the order wraps."""
+        """Yield runs of rows, cut at shards' borders, at large holes, and where the order wraps."""
         done = 0
         for corpus, rows in wanted:
             layout = self._layouts[corpus]
@@ -112,8 +124,8 @@ class RowReader:
         for group in np.unique(groups):
             chosen = slice(*np.searchsorted(groups, [group, group + 1]))
             rows = piece.rows[chosen]
-            found = shard.span(int(group), int(rows[0]), int(rows[-1]) + 1)
-            np.take(found, rows - rows[0], axis=0, out=piece.out[chosen], mode="clip")
+            span = shard.read_span(int(group), int(rows[0]), int(rows[-1]) + 1)
+            np.take(span, rows - rows[0], axis=0, out=piece.out[chosen], mode="clip")
 
     def _open(self, key: str, shard_rows: int) -> _Shard:
         path = f"{self._base}/{key}"
@@ -126,8 +138,8 @@ class RowReader:
         return shard
 
 
-def _patiently(read: Callable[[_Piece], None]) -> Callable[[_Piece], None]:
-    """Read again after an error of the network, which pyarrow does not always do itself."""
+def _with_retries(read: Callable[[_Piece], None]) -> Callable[[_Piece], None]:
+    """Return `read` with retries after a network error, which pyarrow does not always do itself."""
     again = tenacity.retry(
         retry=tenacity.retry_if_exception(lambda e: isinstance(e, OSError) and "AWS" in str(e)),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
@@ -138,7 +150,7 @@ def _patiently(read: Callable[[_Piece], None]) -> Callable[[_Piece], None]:
 
 
 class _Piece(NamedTuple):
-    """Ascending rows of one shard, and where their bytes go."""
+    """Ascending rows of one shard, and the array that their bytes go into."""
 
     key: str
     shard_rows: int
@@ -147,7 +159,7 @@ class _Piece(NamedTuple):
 
 
 class _Shard:
-    """An open shard. Plain fixed-size values lie one after the other, so a row has an address."""
+    """An open shard: in a page of plain fixed-size values, every row has an address."""
 
     def __init__(self, file: Any, row_bytes: int) -> None:
         self._file = file
@@ -160,8 +172,8 @@ class _Shard:
         self.rows = metadata.num_rows if fits else 0
         self._addresses = [_address(group, row_bytes) for group in groups]
 
-    def span(self, group: int, first: int, last: int) -> npt.NDArray[np.uint8]:
-        """The bytes `(last - first, row_bytes)` of rows of the shard that lie in one row group."""
+    def read_span(self, group: int, first: int, last: int) -> npt.NDArray[np.uint8]:
+        """Return the bytes `(last - first, row_bytes)` of successive rows of one row group."""
         first -= self._starts[group]
         last -= self._starts[group]
         address = self._addresses[group]
@@ -177,7 +189,7 @@ class _Shard:
 
 
 def _address(group: Any, row_bytes: int) -> int | None:
-    """Where a row group's values begin in the file; None unless they lie in one plain page."""
+    """Return the offset of a row group's values; None unless they are one plain page."""
     column = group.column(0)
     header_bytes: int = column.total_compressed_size - group.num_rows * row_bytes
     plain = column.compression == "UNCOMPRESSED" and not column.has_dictionary_page

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import perennial
-from perennial.mixture import StageMix, cut
+from perennial.mixture import StageMix, truncate_mix
 from perennial.runs.events import Releasing
 from perennial.runs.state import RunState, Stage
 
@@ -24,7 +24,7 @@ def model_card(
     """Markdown for the release's README.md."""
     stage = state.stage(release.stage)
     trained = [*state.stages[: stage.after], stage]
-    mixes = [*state.history_of(stage), cut(stage.mix, release.step - stage.first_step)]
+    mixes = [*state.history_of(stage), truncate_mix(stage.mix, release.step - stage.first_step)]
     length = spec.corpora.sequence_length
     seen = state.seen(stage, release.step)
     return "\n".join(

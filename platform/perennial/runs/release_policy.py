@@ -57,4 +57,4 @@ def _slot_is_open(spec: RunSpec, state: RunState, now: str) -> bool:
     if not state.releases:
         return True
     last = datetime.fromisoformat(state.releases[-1].at)
-    return last < spec.release.schedule.slot(datetime.fromisoformat(now))
+    return last < spec.release.schedule.last_due(datetime.fromisoformat(now))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
-from perennial.mixture import ReplayRule, branch_mix, cut, stage_mix
+from perennial.mixture import ReplayRule, branch_mix, stage_mix, truncate_mix
 from perennial.runs.actions import Order
 from perennial.runs.events import Releasing, Started
 from perennial.runs.state import RunState, Stage
@@ -152,7 +152,7 @@ def decide_release(
     eta = release_anneal(
         settings, spec.schedule.anneal_end, from_dict(stage.schedule), step, spec.tokens_per_step
     )
-    trained = [*state.history_of(stage), cut(stage.mix, step - stage.first_step)]
+    trained = [*state.history_of(stage), truncate_mix(stage.mix, step - stage.first_step)]
     mix = None if eta is None else branch_mix(trained, eta.steps, state.retired)
     return Releasing(
         at=at,

@@ -14,7 +14,7 @@ from perennial.controller.loop import ingest_landed
 from perennial.controller.ray_cluster import check_concurrent
 from perennial.errors import InputError, LostRace
 from perennial.evaluation.cache import kept_losses
-from perennial.mixture import cut
+from perennial.mixture import truncate_mix
 from perennial.runs.events import Searching
 from perennial.runs.ledger import now
 from perennial.runs.stage_planner import stage_steps
@@ -167,7 +167,7 @@ def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
     trunk, whole = from_dict(last.schedule).installed(), step == last.last_step
     check_constant(where, work.spec.schedule, trunk, f"{name}@{step}", step, whole=whole)
     if step < last.last_step:
-        stages[-1] = replace(last, mix=cut(last.mix, step - last.first_step))
+        stages[-1] = replace(last, mix=truncate_mix(last.mix, step - last.first_step))
     ends = state.ends | {name: folder_of(last.folder, step)}
     return replace(state, stages=stages, ends=ends, abandoned=[])
 

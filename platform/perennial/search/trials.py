@@ -16,9 +16,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from perennial.config import RunSpec, parse, parse_amount
-from perennial.config.deepspeed_overrides import merged
+from perennial.config.deepspeed_overrides import merge_settings
 from perennial.errors import InputError, LostRace, Superseded
-from perennial.mixture import StageMix, branch_mix, cut
+from perennial.mixture import StageMix, branch_mix, truncate_mix
 from perennial.runs.events import Branched, Event, Tried
 from perennial.runs.job_factory import branch_job, stage_job
 from perennial.runs.ledger import Ledger, now
@@ -88,7 +88,9 @@ class Bench:
         fragment = point.fragment(self.corpus, self.rate)
         if not self.is_whole:
             fragment["stages"]["corpora"][self.corpus]["budget"] = f"{self.steps} steps"
-        return parse(merged(self.spec.model_dump(mode="json"), fragment), RunSpec, self.where)
+        return parse(
+            merge_settings(self.spec.model_dump(mode="json"), fragment), RunSpec, self.where
+        )
 
     def branched(self, point: Point) -> Branched:
         """The trial of a point; the same however often it is asked for, but for the time."""
@@ -188,7 +190,7 @@ class Bench:
         )
         if eta is None:
             return None
-        trained = [*self.origin.history, cut(stage.mix, step - self.first_step)]
+        trained = [*self.origin.history, truncate_mix(stage.mix, step - self.first_step)]
         job = branch_job(
             spec,
             self._seen(stage, step),

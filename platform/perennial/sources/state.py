@@ -78,11 +78,11 @@ def next_due(spec: SourceSpec, state: SourceState, now: datetime) -> datetime:
     """
     if state.failed_at is not None:
         wait = min(_FIRST_RETRY * (1 << min(state.failures - 1, 10)), _LAST_RETRY)
-        return min(state.failed_at + wait, spec.schedule.following(state.failed_at))
+        return min(state.failed_at + wait, spec.schedule.next_due(state.failed_at))
     return (
-        spec.schedule.slot(now)
+        spec.schedule.last_due(now)
         if state.pulled_at is None
-        else spec.schedule.following(state.pulled_at)
+        else spec.schedule.next_due(state.pulled_at)
     )
 
 

@@ -16,8 +16,8 @@ from perennial.corpora import IngestSettings, land, read_manifest, train_tokeniz
 from perennial.corpora.ingest.pipeline import ingest_corpus
 from perennial.mixture import ReplayRule, Source, StageMix, stage_mix
 from perennial.mixture import ray_stream as stream_room
-from perennial.mixture.batches import rank_rows
-from perennial.mixture.ray_stream import rank_dataset, step_batches
+from perennial.mixture.batches import slice_rank_rows
+from perennial.mixture.ray_stream import build_rank_dataset, read_step_batches
 from perennial.mixture.row_reader import CorpusLayout
 from perennial.runs.job_factory import layout
 from perennial.store import Store, open_store
@@ -79,7 +79,7 @@ def batches(tokenised: Store, layouts: dict[str, CorpusLayout], mix: StageMix) -
     }
     expected = []
     for step in range(mix.steps):
-        counts = zip(mix.sources, mix.taken(step), mix.taken(step + 1), strict=True)
+        counts = zip(mix.sources, mix.count_taken(step), mix.count_taken(step + 1), strict=True)
         parts = [
             corpora[source.corpus][(source.start + np.arange(before, after)) % source.extent]
             for source, before, after in counts
@@ -104,7 +104,7 @@ def global_batches(
     """(step, tokens) of all ranks' streams, side by side, in the order of the ranks."""
     ranks = []
     for rank in range(workers):
-        dataset = rank_dataset(
+        dataset = build_rank_dataset(
             store,
             layouts,
             mix,
@@ -116,8 +116,8 @@ def global_batches(
         tables = dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch
         )
-        mine = rank_rows(mix.global_batch, rank, workers)
-        ranks.append(step_batches(tables, mine.stop - mine.start, first_step, UINT16))
+        mine = slice_rank_rows(mix.global_batch, rank, workers)
+        ranks.append(read_step_batches(tables, mine.stop - mine.start, first_step, UINT16))
     even = {mix.global_batch // workers, -(-mix.global_batch // workers)}
     for parts in zip(*ranks, strict=True):
         (step,) = {step for step, _ in parts}
@@ -211,9 +211,9 @@ def test_steps_are_the_same_however_the_tables_are_cut(cuts: tuple[int, ...]) ->
     whole = table(4, 4, 5, 5, 6, 6)
     bounds = [0, *cuts, 6]
     parts = [whole.slice(a, b - a) for a, b in pairwise(bounds)]
-    found = [(step, tokens.tolist()) for step, tokens in step_batches(parts, 2, 4, UINT16)]
+    found = [(step, tokens.tolist()) for step, tokens in read_step_batches(parts, 2, 4, UINT16)]
     assert found == [(4, [[4], [4]]), (5, [[5], [5]]), (6, [[6], [6]])]
-    joined = list(step_batches([pa.concat_tables(parts)], 2, 4, UINT16))
+    joined = list(read_step_batches([pa.concat_tables(parts)], 2, 4, UINT16))
     assert [(step, tokens.tolist()) for step, tokens in joined] == found
 
 
@@ -229,4 +229,4 @@ def test_steps_are_the_same_however_the_tables_are_cut(cuts: tuple[int, ...]) ->
 )
 def test_rows_out_of_order_or_of_another_step_raise(steps: tuple[int, ...], told: str) -> None:
     with pytest.raises(RuntimeError, match=told):
-        list(step_batches([table(*steps)], 2, 4, UINT16))
+        list(read_step_batches([table(*steps)], 2, 4, UINT16))

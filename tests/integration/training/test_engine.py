@@ -25,7 +25,7 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
     """Steps first..last on every rank; from and to `folder`, with the whole state for comparing."""
     import torch.distributed as dist
 
-    from perennial.mixture.batches import rank_rows
+    from perennial.mixture.batches import slice_rank_rows
     from perennial.training.checkpoint.reader import nearest_first
     from perennial.training.checkpoint.tensors import write_tensors
     from perennial.training.engine.engine import (
@@ -54,7 +54,7 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
             assert len(list(left)) == world - 1, "a rank of a group of this size needs its own"
     for step in range(first, last):
         batch = torch.randint(0, 64, (GLOBAL_BATCH, 8), generator=torch.manual_seed(step))
-        mine = batch[rank_rows(GLOBAL_BATCH, rank, world)]
+        mine = batch[slice_rank_rows(GLOBAL_BATCH, rank, world)]
         set_eta(engine, 1e-2)
         for part in micro_batches(GLOBAL_BATCH, 1, rank, world):
             loss = loss_of(engine, mine[part.rows], spec, 0)

@@ -13,7 +13,7 @@ from perennial.audit.verify import verify
 from perennial.config import RunSpec
 from perennial.corpora.packing import RowFile
 from perennial.errors import TrainingFailed, TrainingStopped
-from perennial.mixture.provenance import Origin, origins
+from perennial.mixture.provenance import Origin, trace_origins
 from perennial.runs.events import Opened, TookOver, Trained
 from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import Ledger, now
@@ -58,7 +58,7 @@ def _started(folder: Path) -> tuple[Store, Ledger, Job]:
 
 def _plant(store: Store, job: Job) -> tuple[list[Origin], dict[str, bytes]]:
     """Replace the step's rows by one token over and over; where, and the shards as they were."""
-    places = origins(job.mix, job.layouts, POISONED - 1)
+    places = trace_origins(job.mix, job.layouts, POISONED - 1)
     before = {place.shard: store.read(place.shard) for place in places}
     for place in places:
         with store.open(place.shard) as stream:

@@ -17,7 +17,7 @@ from perennial.mixture.replay import apportion, split_replay
 
 def rows(mix: StageMix, step: int) -> list[tuple[int, int]]:
     """The batch of `step` as (source index, row), as the counts before and after it define it."""
-    before, after = mix.taken(step), mix.taken(step + 1)
+    before, after = mix.count_taken(step), mix.count_taken(step + 1)
     return [
         (index, (source.start + taken) % source.extent)
         for index, source in enumerate(mix.sources)
@@ -64,10 +64,10 @@ def lineages(draw: st.DrawFn) -> list[StageMix]:
 @given(lineages())
 def test_every_batch_holds_its_shares_within_one_sequence(history: list[StageMix]) -> None:
     for mix in history:
-        before = mix.taken(0)
+        before = mix.count_taken(0)
         assert before == (0,) * len(mix.sources)
         for step in range(mix.steps):
-            after = mix.taken(step + 1)
+            after = mix.count_taken(step + 1)
             counts = [b - a for a, b in zip(before, after, strict=True)]
             assert sum(counts) == mix.global_batch
             for count, source in zip(counts, mix.sources, strict=True):
@@ -292,12 +292,12 @@ def test_i2_a_seek_far_into_a_large_plan_agrees_with_counting_on(steps: int, at:
     first = stage_mix([], {"a": steps * batch}, steps, batch, ReplayRule(share=0.05))
     mix = stage_mix([first], {"b": steps * batch}, steps, batch, ReplayRule(share=0.05))
     at %= steps
-    here, there = mix.taken(at), mix.taken(min(at + 50, steps))
+    here, there = mix.count_taken(at), mix.count_taken(min(at + 50, steps))
     counted = Counter(i for step in range(at, min(at + 50, steps)) for i, _ in rows(mix, step))
     assert tuple(counted[i] for i in range(len(here))) == tuple(
         b - a for a, b in zip(here, there, strict=True)
     )
-    assert mix.taken(steps) == tuple(source.sequences for source in mix.sources)
+    assert mix.count_taken(steps) == tuple(source.sequences for source in mix.sources)
 
 
 def test_the_papers_three_stage_shares_are_reproduced() -> None:

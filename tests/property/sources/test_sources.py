@@ -31,10 +31,10 @@ TABLES = st.one_of(
 
 @given(table=TABLES, now=TIMES)
 def test_the_slot_and_the_following_one_enclose_now(table: Any, now: datetime) -> None:
-    slot, following = table.slot(now), table.following(now)
+    slot, following = table.last_due(now), table.next_due(now)
     assert slot <= now < following
-    assert table.slot(slot) == slot
-    assert table.following(slot) == following
+    assert table.last_due(slot) == slot
+    assert table.next_due(slot) == following
 
 
 @given(st.integers(1, 999_999), st.sampled_from("smhd"))
@@ -53,12 +53,12 @@ def test_each_slot_that_was_seen_is_pulled_once(
         now += timedelta(seconds=wait)
         if now >= next_due(spec, state, now):
             state.apply(FilesPulled(at=now, folder="f", files=(), watermark=""))
-            pulled.append(table.slot(now))
+            pulled.append(table.last_due(now))
     assert pulled == sorted(set(pulled))
     looked, now = [], start
     for wait in waits:
         now += timedelta(seconds=wait)
-        looked.append(table.slot(now))
+        looked.append(table.last_due(now))
     assert pulled == sorted(set(looked))
 
 
@@ -72,7 +72,7 @@ def test_after_a_failure_the_wait_grows_to_an_hour_at_most(
         state.apply(AttemptFailed(at=now, reason="no"))
         again = next_due(spec, state, now)
         assert timedelta(0) < again - now <= timedelta(hours=1)
-        assert again <= table.following(now)
+        assert again <= table.next_due(now)
         now = again
 
 

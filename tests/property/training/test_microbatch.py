@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as some
 
-from perennial.mixture.batches import rank_rows
+from perennial.mixture.batches import slice_rank_rows
 from perennial.training.engine.microbatch import micro_batches, micro_batches_per_rank
 
 
@@ -25,7 +25,7 @@ def test_I3_every_sequence_belongs_to_one_rank_and_to_one_micro_batch(
     global_batch, micro, world = found
     taken: list[int] = []
     for rank in range(world):
-        mine = rank_rows(global_batch, rank, world)
+        mine = slice_rank_rows(global_batch, rank, world)
         rows = list(range(global_batch))[mine]
         assert len(rows) in (global_batch // world, -(-global_batch // world))
         for part in micro_batches(global_batch, micro, rank, world):

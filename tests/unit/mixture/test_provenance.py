@@ -6,7 +6,7 @@ import numpy as np
 
 from perennial.mixture import Source, StageMix
 from perennial.mixture.batches import Batches
-from perennial.mixture.provenance import origins
+from perennial.mixture.provenance import trace_origins
 from perennial.mixture.row_reader import CorpusLayout
 
 LAYOUTS = {
@@ -20,7 +20,7 @@ def test_every_row_of_the_batch_is_named_once_and_found_in_its_shard() -> None:
     for step in range(MIX.steps):
         named = [
             (origin.corpus, origin.first + i, origin.shard, origin.shard_first + i)
-            for origin in origins(MIX, LAYOUTS, step)
+            for origin in trace_origins(MIX, LAYOUTS, step)
             for i in range(origin.last - origin.first + 1)
         ]
         sources, rows = (part[0] for part in Batches(MIX, step).take(1))
@@ -34,7 +34,7 @@ def test_every_row_of_the_batch_is_named_once_and_found_in_its_shard() -> None:
 
 def test_rows_that_follow_each_other_are_one_run_and_a_shards_end_cuts_it() -> None:
     mix = StageMix(("new",), 1, 12, (Source("new", 12, 4, 40),))
-    assert [str(origin) for origin in origins(mix, LAYOUTS, 0)] == [
+    assert [str(origin) for origin in trace_origins(mix, LAYOUTS, 0)] == [
         "rows 4 to 9 of new/0",
         "rows 0 to 5 of new/1",
     ]

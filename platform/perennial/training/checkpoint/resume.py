@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from perennial.mixture.batches import rank_rows
-from perennial.mixture.ray_stream import rank_dataset, step_batches
+from perennial.mixture.batches import slice_rank_rows
+from perennial.mixture.ray_stream import build_rank_dataset, read_step_batches
 from perennial.store import Store
 from perennial.training.checkpoint.reader import Start
 from perennial.training.engine.engine import build_engine
@@ -27,7 +27,7 @@ def batches_from(
     `(sequences, sequence_length)`.
     """
     dtype = np.dtype(job.dtype)
-    dataset = rank_dataset(
+    dataset = build_rank_dataset(
         store,
         job.layouts,
         job.mix,
@@ -37,8 +37,8 @@ def batches_from(
         first_step=mix_step,
     )
     tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-    mine = rank_rows(job.mix.global_batch, rank, world_size)
-    return step_batches(tables, mine.stop - mine.start, mix_step, dtype)
+    mine = slice_rank_rows(job.mix.global_batch, rank, world_size)
+    return read_step_batches(tables, mine.stop - mine.start, mix_step, dtype)
 
 
 def engine_at(store: Store, job: Job, start: Start, world_size: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from perennial.config.deepspeed_overrides import merged
+from perennial.config.deepspeed_overrides import merge_settings
 from perennial.training.engine.microbatch import micro_batches_per_rank
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def deepspeed_settings(spec: TrainingSpec, global_batch: int, world_size: int) -
         "fp16": {"enabled": spec.precision == "fp16"},
         "steps_per_print": 10**9,
     }
-    return merged(ours, spec.deepspeed)
+    return merge_settings(ours, spec.deepspeed)
 
 
 def _offload(spec: TrainingSpec) -> dict[str, Any]:

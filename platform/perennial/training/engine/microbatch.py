@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perennial.mixture.batches import rank_rows
+from perennial.mixture.batches import slice_rank_rows
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def micro_batches(
     global_batch: int, micro_batch: int, rank: int, world_size: int
 ) -> list[MicroBatch]:
     """The micro batches of one rank's part of a step, as even as they can be."""
-    mine = rank_rows(global_batch, rank, world_size)
+    mine = slice_rank_rows(global_batch, rank, world_size)
     rows = mine.stop - mine.start
     count = micro_batches_per_rank(global_batch, micro_batch, world_size)
     found = []

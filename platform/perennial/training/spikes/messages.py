@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perennial.errors import Spike
-from perennial.mixture.provenance import Origin, origins
+from perennial.mixture.provenance import Origin, trace_origins
 from perennial.training.checkpoint.manifest import folder_of
 from perennial.training.spikes.skips import Skip
 
@@ -50,4 +50,4 @@ def advice(job: Job, spike: Spike, committed: int | None) -> str:
 
 
 def _origins(job: Job, spike: Spike) -> list[Origin]:
-    return origins(job.mix, job.layouts, spike.step - 1 - job.first_step)
+    return trace_origins(job.mix, job.layouts, spike.step - 1 - job.first_step)
