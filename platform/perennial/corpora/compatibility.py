@@ -46,4 +46,5 @@ def _check_same(
                 field,
                 f"the corpus was ingested with {then[field]}, not {now[field]}",
                 "keep the run's value, land the corpus under another name, or start another run",
+                code="ingested-differently",
             )

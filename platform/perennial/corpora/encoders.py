@@ -65,6 +65,7 @@ class TokenizersEncoder:
                 "end of document",
                 "the tokenizer turns text into its end-of-document token",
                 "use a tokenizer whose end-of-document token is special and not a piece of text",
+                code="end-of-document-in-text",
             )
         return arrays
 
@@ -119,7 +120,8 @@ class TiktokenEncoder:
                 text, allowed_special=marks, disallowed_special=()
             )
         except BaseException as error:
-            # The Rust panic of an overflow is no Exception, and its class cannot be imported.
+            # A stack overflow in tiktoken's Rust is a PanicException, which is no Exception and
+            # cannot be imported; everything else, a request to end included, passes through.
             if type(error).__name__ != "PanicException":
                 raise
             return None

@@ -69,6 +69,7 @@ def check_name(name: str) -> str:
         f"{name!r} cannot be a corpus's name",
         f"use at most {MAX_NAME_CHARACTERS} lower-case letters, digits, dashes, underscores and "
         "single dots, beginning and ending with a letter or digit, such as french-2024.1",
+        code="corpus-name-invalid",
     )
 
 
@@ -140,11 +141,21 @@ def read_landed(inbox: Store, name: str) -> LandedCorpus:
     corpus = _landed(name, infos)
     where = f"{inbox.url}/{name}"
     if corpus is None:
-        problem = f"its marker {MARKER} does not exist" if infos else "there is no such corpus"
-        raise InputError(where, "", problem, f"land it: `perennial land RUN_FILE {name} FILES...`")
+        raise InputError(
+            where,
+            "",
+            f"its marker {MARKER} does not exist" if infos else "there is no such corpus",
+            f"land it: `perennial land RUN_FILE {name} FILES...`",
+            code="corpus-unfinished" if infos else "corpus-missing",
+        )
     if corpus.total_bytes == 0:
-        problem = "every file is empty" if corpus.files else "it holds no files"
-        raise InputError(where, "", problem, f"land files with text: {describe_suffixes()}")
+        raise InputError(
+            where,
+            "",
+            "every file is empty" if corpus.files else "it holds no files",
+            f"land files with text: {describe_suffixes()}",
+            code="corpus-empty" if corpus.files else "corpus-without-files",
+        )
     return corpus
 
 
@@ -166,17 +177,28 @@ def check_files(files: Sequence[Path]) -> None:
     """Raises InputError for files that cannot be landed together: see `land`."""
     if not files:
         raise InputError(
-            "land", "files", "no files were given", f"name at least one {describe_suffixes()}"
+            "land",
+            "files",
+            "no files were given",
+            f"name at least one {describe_suffixes()}",
+            code="no-files",
         )
     for path in files:
         if not path.is_file():
-            raise InputError("land", str(path), "there is no such file", "name a file that exists")
+            raise InputError(
+                "land",
+                str(path),
+                "there is no such file",
+                "name a file that exists",
+                code="file-missing",
+            )
         if find_kind(path.name) is None:
             raise InputError(
                 "land",
                 str(path),
                 f"its suffix {path.suffix!r} is unknown",
                 f"use {describe_suffixes()}",
+                code="format-unknown",
             )
         if path.name.startswith(("_", ".")):
             raise InputError(
@@ -184,11 +206,18 @@ def check_files(files: Sequence[Path]) -> None:
                 str(path),
                 "names that begin with an underscore or a dot are ignored in an inbox",
                 "rename it",
+                code="file-name-ignored",
             )
     names = sorted(path.name for path in files)
     for first, second in pairwise(names):
         if first == second:
-            raise InputError("land", first, "two files have this name", "rename one of them")
+            raise InputError(
+                "land",
+                first,
+                "two files have this name",
+                "rename one of them",
+                code="file-name-twice",
+            )
 
 
 def _describe(files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -211,4 +240,5 @@ def _check_same(inbox: Store, name: str, marker: bytes) -> None:
             "",
             "a complete corpus of this name has other content",
             "land the new files under another name; a landed corpus never changes",
+            code="corpus-differs",
         )

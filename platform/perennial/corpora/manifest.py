@@ -294,17 +294,29 @@ def read_manifest(store: Store, name: str) -> CorpusManifest:
         data = store.read(key)
     except FileNotFoundError:
         raise InputError(
-            f"{store.url}/{key}", "", "the corpus was not ingested", "ingest it first"
+            f"{store.url}/{key}",
+            "",
+            "the corpus was not ingested",
+            "ingest it first",
+            code="corpus-not-ingested",
         ) from None
     try:
         manifest = CorpusManifest.model_validate_json(data)
     except ValueError as error:
         raise InputError(
-            f"{store.url}/{key}", "", f"it cannot be read: {error}", "restore it or ingest again"
+            f"{store.url}/{key}",
+            "",
+            f"it cannot be read: {error}",
+            "restore it or ingest again",
+            code="manifest-unreadable",
         ) from error
     if manifest.digest != manifest.computed_digest():
         raise InputError(
-            f"{store.url}/{key}", "digest", "the content was altered", "restore it or ingest again"
+            f"{store.url}/{key}",
+            "digest",
+            "the content was altered",
+            "restore it or ingest again",
+            code="manifest-altered",
         )
     return manifest
 

@@ -45,6 +45,7 @@ def borrow(
             "corpora.borrow",
             f"{name} was tokenised from other files in {lender.url}",
             "name that run's inbox as `inbox`, or leave corpora.borrow out",
+            code="borrowed-files-differ",
         )
     stored = (*manifest.shards, *manifest.holdout, *manifest.quarantine, *manifest.digests)
     for file in stored:

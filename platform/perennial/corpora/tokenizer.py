@@ -103,6 +103,7 @@ def train_tokenizer(
             "vocabulary",
             f"{vocabulary} entries cannot hold every byte",
             f"use at least {SMALLEST_VOCABULARY}",
+            code="vocabulary-too-small",
         )
     if store.exists(MANIFEST_KEY):
         return _existing(store, "asked_vocabulary", vocabulary)
@@ -114,6 +115,7 @@ def train_tokenizer(
             settings.text_field,
             "there is no text to train a tokenizer on",
             "land documents with text",
+            code="no-text",
         )
     tokenizer = _described(trained.to_str(), END_OF_DOCUMENT, "trained", vocabulary)
     return _commit(store, tokenizer)
@@ -143,25 +145,21 @@ def read_tokenizer(path: str | Path) -> RunTokenizer:
             "tokenizer.path",
             f"{where}: there is no such file",
             "name a tokenizer.json, a folder with one or a .gguf file",
+            code="file-missing",
         )
-    try:
-        text = (
-            _gguf_tokenizer(source, name)
-            if name.endswith(".gguf")
-            else json.dumps(json.loads(source.read(name)), ensure_ascii=False)
-        )
-        vocabulary = _vocabulary(text)
-    except Exception as error:  # tokenizers raises plain Exception for malformed content
-        raise InputError(
-            where, "", f"not a tokenizer ({error})", "name a tokenizer.json of `tokenizers`"
-        ) from error
+    # What the store raises passes through: a network that fails is no malformed tokenizer.
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(source.url if source.is_local else scratch, name)
+        if not source.is_local:
+            source.download(name, local)
+        text, vocabulary = _parse(where, local)
     end = _end_of_document(source, where, vocabulary)
     return _described(text, end, "imported", None)
 
 
 def _located(path: str) -> tuple[Store, str]:
     """The folder that holds the tokenizer, and the file's name in it."""
-    if path.endswith((".json", ".gguf")) or (not path.startswith("s3://") and Path(path).is_file()):
+    if path.endswith((".json", ".gguf")) or ("://" not in path and Path(path).is_file()):
         parent, _, name = path.rpartition("/")
         return open_store(parent or "."), name
     return open_store(path), "tokenizer.json"
@@ -174,7 +172,11 @@ def load_tokenizer(store: Store) -> RunTokenizer:
         text = store.read(TOKENIZER_KEY).decode()
     except FileNotFoundError:
         raise InputError(
-            f"{store.url}/tokenizer", "", "the run has no tokenizer", "train or import one first"
+            f"{store.url}/tokenizer",
+            "",
+            "the run has no tokenizer",
+            "train or import one first",
+            code="tokenizer-missing",
         ) from None
     if _fingerprint(text) != manifest.fingerprint:
         raise InputError(
@@ -182,6 +184,7 @@ def load_tokenizer(store: Store) -> RunTokenizer:
             "",
             "it is not the tokenizer that its manifest names",
             "restore the original file",
+            code="tokenizer-altered",
         )
     return RunTokenizer(text, manifest)
 
@@ -209,15 +212,34 @@ def _vocabulary(text: str) -> dict[str, int]:
     return vocabulary
 
 
-def _gguf_tokenizer(source: Store, name: str) -> str:
-    """The text of the tokenizer.json that a GGUF file's own tokenizer is; needs package gguf."""
+def _parse(where: str, local: Path) -> tuple[str, dict[str, int]]:
+    """Return the text of the tokenizer.json that a file holds, and its vocabulary."""
+    try:
+        text = (
+            _convert_gguf(local)
+            if local.suffix == ".gguf"
+            else json.dumps(json.loads(local.read_bytes()), ensure_ascii=False)
+        )
+        return text, _vocabulary(text)
+    except Exception as error:
+        # Any class: `tokenizers` raises Exception itself for malformed content, and transformers
+        # whatever its GGUF reader does.
+        raise InputError(
+            where,
+            "",
+            f"not a tokenizer ({error})",
+            "name a tokenizer.json of `tokenizers`",
+            code="tokenizer-unreadable",
+        ) from error
+
+
+def _convert_gguf(local: Path) -> str:
+    """Return the tokenizer.json of a GGUF file's own tokenizer; needs the package gguf."""
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(source.url) if source.is_local else Path(scratch)
-        if not source.is_local:
-            source.download(name, folder / name)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        local.parent, gguf_file=local.name, local_files_only=True
+    )
     text: str = tokenizer.backend_tokenizer.to_str()
     return text
 
@@ -260,6 +282,7 @@ def _existing(store: Store, field: str, wanted: object) -> RunTokenizer:
             field,
             f"the run has another tokenizer ({found}, not {wanted})",
             "keep the run's tokenizer, or start a run in another store",
+            code="tokenizer-differs",
         )
     return tokenizer
 
@@ -275,11 +298,23 @@ def _end_of_document(source: Store, where: str, vocabulary: dict[str, int]) -> s
         "eos_token",
         "the tokenizer has no end-of-document token",
         f"name one in tokenizer_config.json beside it, or add {END_OF_DOCUMENT} to the vocabulary",
+        code="tokenizer-without-end",
     )
 
 
 def _eos_token(source: Store, config: str) -> str:
+    """Return the end-of-document token that a configuration file names; "" where it names none."""
     if not source.exists(config):
         return ""
-    token: Any = json.loads(source.read(config)).get("eos_token")
+    try:
+        content: Any = json.loads(source.read(config))
+    except ValueError as error:
+        raise InputError(
+            f"{source.url}/{config}",
+            "",
+            f"it is no JSON ({error})",
+            "correct or remove it",
+            code="tokenizer-unreadable",
+        ) from error
+    token = content.get("eos_token") if isinstance(content, dict) else None
     return str((token.get("content") if isinstance(token, dict) else token) or "")

@@ -98,7 +98,9 @@ class DataSource:
                 if self._due(now):
                     self._pull(now, say)
                 landed += self._land(now, say)
-        except Exception as error:  # whatever it is, training goes on
+        except Exception as error:
+            # Any class: a source depends on networks, other people's pages and programs, and
+            # none of their failures may stop the training that runs beside it.
             self._fail(error, now, say)
         return landed
 
@@ -123,6 +125,7 @@ class DataSource:
         try:
             pulled = self._copy(now, before, folder)
         except Exception:
+            # After a kill the folder stays, and `_sweep` of a later pull removes it.
             self._store.remove(folder)
             raise
         if not self._append(pulled, lambda: self.state.pulls == before):

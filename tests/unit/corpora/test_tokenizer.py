@@ -32,8 +32,9 @@ from perennial.corpora.encoders import (
     choose_encoder,
     group_alternatives,
 )
-from perennial.errors import InputError
+from perennial.errors import Terminated
 from perennial.store import Store, open_store
+from tests.support.refusal import refused
 
 SETTINGS = IngestSettings(sequence_length=8, seed=0)
 no_deadline = settings(deadline=None, max_examples=60)
@@ -71,12 +72,12 @@ def test_training_twice_gives_the_same_tokenizer(
     assert (again.vocabulary, again.token_bytes) == (1000, 2)
     assert load_tokenizer(store) == again
     assert train_tokenizer(store, inbox, "en", 1000, SETTINGS) == again
-    with pytest.raises(InputError, match="another tokenizer"):
+    with refused("tokenizer-differs"):
         train_tokenizer(store, inbox, "en", 2000, SETTINGS)
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(inbox: Store, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="257"):
+    with refused("vocabulary-too-small", "vocabulary"):
         train_tokenizer(open_store(tmp_path), inbox, "en", 256, SETTINGS)
 
 
@@ -238,7 +239,7 @@ def test_importing_another_tokenizer_than_the_runs_is_refused(
     (tmp_path / "a.json").write_text(trained.json)
     (tmp_path / "b.json").write_text(altered(trained, normalizer={"type": "NFC"}).json)
     import_tokenizer(store, tmp_path / "a.json")
-    with pytest.raises(InputError, match="another tokenizer"):
+    with refused("tokenizer-differs"):
         import_tokenizer(store, tmp_path / "b.json")
 
 
@@ -247,7 +248,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None) ->
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     store = open_store(tmp_path / "store")
-    with pytest.raises(InputError, match=r"tokenizer\.json"):
+    with refused("file-missing" if content is None else "tokenizer-unreadable"):
         import_tokenizer(store, tmp_path)
     assert store.list("") == []
 
@@ -257,15 +258,37 @@ def test_a_tokenizer_without_an_end_of_document_is_refused(
 ) -> None:
     content = trained.json.replace("<|endoftext|>", "<unnamed>")
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(InputError, match="end-of-document"):
+    with refused("tokenizer-without-end"):
         import_tokenizer(open_store(tmp_path / "store"), tmp_path)
+
+
+def test_a_configuration_that_is_no_json_is_refused(trained: RunTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(trained.json)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with refused("tokenizer-unreadable") as broken:
+        import_tokenizer(open_store(tmp_path / "store"), tmp_path)
+    assert broken.value.where.endswith("tokenizer_config.json")
+
+
+@pytest.mark.parametrize("ending", [Terminated, KeyboardInterrupt, SystemExit])
+def test_a_request_to_end_passes_through_the_encoder(
+    trained: RunTokenizer, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    class Ending:
+        def encode_to_numpy(self, *_: object, **__: object) -> None:
+            raise ending
+
+    encoder = TiktokenEncoder(trained)
+    monkeypatch.setattr(encoder, "_encoding", Ending())
+    with pytest.raises(ending):
+        encoder.encode(["a text"])
 
 
 def test_an_altered_tokenizer_is_noticed(inbox: Store, tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    with pytest.raises(InputError, match="no tokenizer"):
+    with refused("tokenizer-missing"):
         load_tokenizer(store)
     tokenizer = train_tokenizer(store, inbox, "en", 500, SETTINGS)
     store.write("tokenizer/tokenizer.json", tokenizer.json.replace('"the"', '"eht"').encode())
-    with pytest.raises(InputError, match="manifest"):
+    with refused("tokenizer-altered"):
         load_tokenizer(store)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perennial.config import SourceSpec, parse
-from perennial.errors import InputError, PullFailed
+from perennial.errors import InputError, PullFailed, Terminated
+from perennial.sources import DataSource
 from perennial.sources.base import plain_name
 from perennial.sources.events import CorpusChosen, FilesPulled, PulledFile
 from perennial.sources.index import Entry, read_index
 from perennial.sources.state import SourceState, corpus_name, enough
+from perennial.store import open_store
 
 NOW = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
 PAGE = """<html><a href="../">up</a> <a href="?C=N">by name</a> <a href="a.jsonl.gz">a</a>
@@ -127,3 +130,36 @@ def test_a_second_choice_keeps_what_the_first_gathered() -> None:
 def test_names_from_outside_are_made_plain() -> None:
     assert plain_name(3, 1, "a/b/../../x y\\%2f.jsonl.gz") == "000003-000001-x-y-2f.jsonl.gz"
     assert len(plain_name(0, 0, "x" * 500 + ".txt")) < 140
+
+
+def failing_source(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> DataSource:
+    def fetch(*_: object) -> None:
+        raise failure("why")
+
+    monkeypatch.setattr("perennial.sources.source.fetch_prefix", fetch)
+    store = open_store(folder / "store")
+    return DataSource("news", spec(), store, store.sub("inbox"), least_bytes=1)
+
+
+@pytest.mark.parametrize("failure", [PullFailed, OSError, RuntimeError, KeyError])
+def test_a_failure_is_logged_and_never_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
+) -> None:
+    lines: list[str] = []
+    source = failing_source(tmp_path, monkeypatch, failure)
+    assert source.look(NOW, lines.append) == []
+    assert source.state.failures == 1
+    assert "why" in source.state.error
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("ending", [Terminated, KeyboardInterrupt, SystemExit])
+def test_a_request_to_end_passes_through_a_pull(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    source = failing_source(tmp_path, monkeypatch, ending)
+    with pytest.raises(ending):
+        source.look(NOW, print)
+    assert source.read().failures == 0

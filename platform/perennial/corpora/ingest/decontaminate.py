@@ -48,13 +48,13 @@ def read_evaluation_texts(paths: Sequence[Path], settings: IngestSettings) -> Ev
     for path in paths:
         kind = find_kind(path.name)
         if kind is None:
-            raise _unreadable(path, f"its suffix {path.suffix!r} is unknown", "evaluation-format")
+            raise _unreadable(path, f"its suffix {path.suffix!r} is unknown", "format-unknown")
         try:
             with path.open("rb") as stream:
                 size = path.stat().st_size
                 texts.update(formats.read_evaluation_texts(stream, kind, size, settings))
         except (OSError, ValueError) as error:
-            raise _unreadable(path, str(error), "evaluation-unreadable") from error
+            raise _unreadable(path, str(error), "file-unreadable") from error
     ordered = tuple(sorted(texts))
     return EvaluationTexts(hashlib.sha256(_json(ordered)).hexdigest() if paths else "", ordered)
 

@@ -97,10 +97,13 @@ def ingest_corpus(
     settings = settings.model_copy(update={"piece_bytes": size})
     report = progress or (lambda _pass, _done, _all: None)
     passes = Passes(store, inbox, name, inputs, tokenizer, settings, before, evaluation)
+    # Imported here: a corpus that is borrowed, or ingested already, needs no Ray.
+    from ray.exceptions import RayError
+
     try:
         return _ingest(passes, cpus_per_task, report)
-    except Exception:
-        # Another ingest that finished first took the staged files away from this one.
+    except (OSError, RuntimeError, RayError):
+        # Another ingest that finished first removed the staged files that this one was reading.
         if store.exists(manifest_key(name)):
             return check_same_settings(store, name, tokenizer, settings)
         raise
@@ -210,9 +213,16 @@ def _check_quality(
             "max_bad_share",
             f"{bad} of {documents} documents and {lost} of {stored} bytes are bad ({listed})",
             f"repair them, or allow more than {settings.max_bad_share:g}",
+            code="too-much-bad",
         )
     if documents == sum(sum(piece.quarantined.values()) for piece in pieces):
-        raise InputError(where, settings.text_field, "it holds no text", "land documents with text")
+        raise InputError(
+            where,
+            settings.text_field,
+            "it holds no text",
+            "land documents with text",
+            code="no-text",
+        )
 
 
 def _commit(
