@@ -119,10 +119,10 @@ def test_a_gated_stage_is_trained_anew_with_another_share_and_then_accepted(
     (verdict,) = [each for each in told["gated"]["verdicts"] if not each["holds"]]
     assert (told["gated"]["stage"], verdict["gate"]) == ("01-code", "min_gain")
     losses = Ledger(store).read().losses
-    gain = losses["00-help"]["code"]["nats_per_token"] - losses["01-code"]["code"]["nats_per_token"]
+    gain = losses["00-help"]["code"].nats_per_token - losses["01-code"]["code"].nats_per_token
     assert verdict["value"] == pytest.approx(gain)
     # Documents paired with themselves: what makes one harder than another cancels.
-    assert 0 < verdict["stderr"] < losses["01-code"]["code"]["stderr_nats_per_token"]
+    assert 0 < verdict["stderr"] < (losses["01-code"]["code"].stderr_nats_per_token or 0.0)
     assert _do("run", run_file, never, code=1)["trained"] == 0
     assert "a gate stopped 01-code" in _said("release", run_file, "--from", "01-code", code=2)
 

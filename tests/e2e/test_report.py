@@ -53,7 +53,7 @@ def test_the_page_tells_the_run(lineage: Lineage, page: Path) -> None:
         assert f">{heading}</h2>" in html
     state = Ledger(lineage.store).read()
     for sample in state.stage_samples["00-help"]:
-        assert sample["prompt"] in unescape(html)
+        assert sample.prompt in unescape(html)
     for name in ("train-loss", "time", "matrix", "losses", "learning-rate", "tokens", "transfer"):
         assert lineage.store.read(f"report/{name}.png").startswith(b"\x89PNG")
     # A worker group was started once for each stage, and kept.

@@ -111,26 +111,26 @@ def test_a_stage_is_held_against_the_scores_of_the_checkpoint_that_it_started_fr
 ) -> None:
     state = Ledger(lineage.store).read()
     assert state.verdicts["00-help"] == []
-    verdicts = {each["subject"]: each for each in state.verdicts["01-code"]}
+    verdicts = {each.subject: each for each in state.verdicts["01-code"]}
     assert set(verdicts) == {"continuation_help", "continuation_code"}
     for task, verdict in verdicts.items():
         before, after = (
             next(score for score in state.stage_scores[stage] if score["task"] == task)
             for stage in ("00-help", "01-code")
         )
-        assert verdict["gate"] == "tasks.max_drop"
-        assert verdict["value"] == pytest.approx(before["value"] - after["value"])
-        assert verdict["stderr"] == after["stderr_of_change"], "over items paired"
+        assert verdict.gate == "tasks.max_drop"
+        assert verdict.value == pytest.approx(before["value"] - after["value"])
+        assert verdict.stderr == after["stderr_of_change"], "over items paired"
         assert after["stderr_of_change"] is not None
-        assert verdict["holds"]
+        assert verdict.holds
 
 
 def test_every_stage_writes_from_the_same_prompts(lineage: Lineage) -> None:
     samples = Ledger(lineage.store).read().stage_samples
-    first, second = ([s["prompt"] for s in samples[name]] for name in ("00-help", "01-code"))
+    first, second = ([s.prompt for s in samples[name]] for name in ("00-help", "01-code"))
     assert second[: len(first)] == first
     assert first[0] == "import"
-    assert all(sample["text"] for sample in samples["01-code"])
+    assert all(sample.text for sample in samples["01-code"])
 
 
 def test_mlflow_has_one_run_a_stage_below_the_lineage(lineage: Lineage) -> None:

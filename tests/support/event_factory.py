@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
+from perennial.config.search import Point
 from perennial.evaluation import HeldoutLoss
 from perennial.evaluation.gates import Verdict
 from perennial.mixture import ReplayRule, stage_mix
@@ -32,8 +32,8 @@ def event_of(
     if kind == "started":
         return started(state, corpus, joined)
     known = state.corpora.get(corpus)
-    loss = asdict(HeldoutLoss(corpus, 1.0, 0.5, 2, 10, 40, 0.1))
-    verdict = asdict(Verdict("max_adaptation", corpus, 1.0, 0.1, 0.9, False))
+    loss = HeldoutLoss(corpus, 1.0, 0.5, 2, 10, 40, 0.1)
+    verdict = Verdict("max_adaptation", corpus, 1.0, 0.1, 0.9, False)
     attempt = known.attempt + 1 if known else 1
     made: list[events.CorpusEvent] = [
         events.Landed(at=AT, corpus=corpus, size_bytes=100),
@@ -68,7 +68,7 @@ def started(state: RunState, corpus: str, joined: Sequence[str] = ()) -> events.
         stage=stage_name(len(state.started_stages), mix.corpora),
         first_step=stages[-1].last_step if stages else 0,
         start=state.ends.get(stages[-1].name) if stages else None,
-        mix=mix.to_dict(),
+        mix=mix,
         schedule=to_dict(ConstantSchedule(1e-3)),
         tracking_run="r",
     )
@@ -127,11 +127,11 @@ def search_of(state: RunState) -> list[events.SearchEvent]:
             search="s",
             trial="tune-s",
             corpus="z",
-            point={"eta": 1e-3, "replay": 0.1, "weighting": "seen", "anneal": "", "seed": 0},
+            point=Point(1e-3, 0.1, "seen"),
             stage=stage.name,
             step=stage.last_step,
             source=source,
-            mix=stage.mix.to_dict(),
+            mix=stage.mix,
             schedule=stage.schedule,
             optimizer="reset",
         ),

@@ -182,7 +182,7 @@ def lines_of(
                 branch.name,
                 folder,
                 branch.step,
-                StageMix.from_dict(branch.mix),
+                branch.mix,
                 branch.schedule,
                 state.seen(state.stage(branch.stage), branch.step, skipped),
                 sequence_length,
@@ -194,7 +194,7 @@ def lines_of(
             name,
             trial.folder,
             told.step,
-            StageMix.from_dict(told.mix),
+            told.mix,
             told.schedule,
             state.seen(state.stage(told.stage), told.step, skipped),
             sequence_length,
@@ -215,7 +215,7 @@ def check_branches(story: Story) -> Iterator[Finding]:
                 f"{stage.name} has steps {stage.first_step + 1} to {stage.last_step}",
             )
         elif branch.mix is not None:
-            mix = StageMix.from_dict(branch.mix)
+            mix = branch.mix
             history = _trained_before(story.state, branch)
             right = branch_mix(history, mix.steps, mix.replay.retired)
             if mix != right:
@@ -230,7 +230,7 @@ def check_trials(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
     """I2: each trial of a search begins the stage that its point and the trunk's history give."""
     for name, trial in story.state.searches.trials.items():
         told = trial.branched
-        mix = StageMix.from_dict(told.mix)
+        mix = told.mix
         if told.corpus not in rows:
             continue
         key = story.key("branched", trial=name)
@@ -241,7 +241,7 @@ def check_trials(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
         except InputError as absent:
             yield _uncheckable(key, name, absent)
             continue
-        right = shifted(whole, told.point["seed"])
+        right = shifted(whole, told.point.seed)
         if mix != right:
             yield Finding(key, f"{name} takes {_shown(mix)}", f"its history gives {_shown(right)}")
 

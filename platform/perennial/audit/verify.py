@@ -19,7 +19,7 @@ from perennial.audit import counts as accounts
 from perennial.audit import files as inspection
 from perennial.audit.finding import Finding, unequal
 from perennial.errors import InputError
-from perennial.runs.events import Ready
+from perennial.runs.events import Ready, field_of
 from perennial.runs.ledger import FOLDER
 from perennial.store import Log
 from perennial.training.checkpoint.manifest import (
@@ -192,7 +192,9 @@ def _lines(done: Verification) -> dict[str, proofs.Line]:
     spec = done.story.state.spec
     if spec is None:
         return {}
-    return proofs.lines_of(done.story.state, spec["corpora"]["sequence_length"], done.skipped)
+    length = field_of(spec, "corpora.sequence_length")
+    assert isinstance(length, int), "the resolved run file was checked when it was written"
+    return proofs.lines_of(done.story.state, length, done.skipped)
 
 
 def _files(folder: str, files: Mapping[str, FileEntry]) -> Iterator[ReadTask]:

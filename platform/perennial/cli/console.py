@@ -16,6 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.evaluation.tasks import Score
     from perennial.sources import SourceStatus
     from perennial.training.job import Job
     from perennial.training.launcher import Progress
@@ -219,7 +220,7 @@ def _moment(text: str) -> str:
     return text[:16].replace("T", " ") or "-"
 
 
-def print_scores(release: str, scores: Sequence[dict[str, Any]]) -> None:
+def print_scores(release: str, scores: Sequence[Score]) -> None:
     """lm-eval scores of a release, with their standard errors, or why a task was not run."""
     table = Table(title=f"lm-eval on release {release}", title_justify="left")
     for column in ("task", "metric", "score", "standard error", "items"):

@@ -45,8 +45,8 @@ def release(
         print_matrix(summary.matrix(work.state))
         for sample in made.samples:
             out.print(
-                f"[bold]{sample['corpus']}[/bold]  {sample['prompt']} [dim]…[/dim]"
-                f"{' '.join(sample['text'].split())}",
+                f"[bold]{sample.corpus}[/bold]  {sample.prompt} [dim]…[/dim]"
+                f"{' '.join(sample.text.split())}",
                 markup=True,
             )
         out.print(f"release   {work.store.url}/{made.folder}")

@@ -93,7 +93,7 @@ def _run(work: Workspace, spec: TuningSpec, search: Search, bench: Bench, space:
 
     trials = Trials(bench, spec.concurrent, spec.seeds, _say)
     earlier = [
-        Point(**trial.branched.point)
+        trial.branched.point
         for trial in work.state.searches.of(spec.name).values()
         if trial.branched.source == bench.source
     ]

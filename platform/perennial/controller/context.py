@@ -6,16 +6,18 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from perennial import corpora, tracking
 from perennial.config import RunSpec
 from perennial.controller.observer import Narrator, RunObserver
 from perennial.controller.ray_cluster import check_fits, use_ray
 from perennial.controller.telemetry import Instruments
-from perennial.errors import InputError, InvalidTransition, LostRace, Overtaken, Superseded
+from perennial.errors import InputError, InvalidTransition, Overtaken, Superseded
 from perennial.evaluation.tasks import read_task
-from perennial.runs.events import Event, Failed, Opened, TookOver
+from perennial.runs.events import Document, Event, Failed, Opened, TookOver, field_of
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.state import RunState
 from perennial.store import Store, open_store
@@ -97,7 +99,7 @@ class Workspace:
             return
         wanted = self.spec.model_dump(mode="json")
         for field in _PINNED:
-            before, after = _lookup(state.spec, field), _lookup(wanted, field)
+            before, after = _stated(state.spec, field), _stated(wanted, field)
             if before != after:
                 raise InputError(
                     self.where,
@@ -162,66 +164,73 @@ class Workspace:
         if self._epoch:
             return
         who = f"{socket.gethostname()}:{os.getpid()}"
-        while True:
-            self.ledger.read()
-            try:
-                if self.state.spec is None:
-                    self.ledger.append(Opened(at=now(), spec=self.spec.model_dump(mode="json")))
-                self.ledger.append(TookOver(at=now(), epoch=self.state.epoch + 1, controller=who))
-            except LostRace:
-                continue
-            self._epoch = self.state.epoch
-            return
+
+        def open_run(state: RunState) -> Opened | None:
+            document = self.spec.model_dump(mode="json")
+            return Opened(at=now(), spec=document) if state.spec is None else None
+
+        def raise_epoch(state: RunState) -> TookOver:
+            return TookOver(at=now(), epoch=state.epoch + 1, controller=who)
+
+        self.ledger.transact(open_run)
+        self.ledger.transact(raise_epoch)
+        self._epoch = self.state.epoch
 
     def refresh(self) -> RunState:
         """Read what others wrote. Raises Superseded when another controller took charge."""
         state = self.ledger.read()
+        self._check_in_charge(state)
+        return state
+
+    def _check_in_charge(self, state: RunState) -> None:
         if self._epoch and state.epoch != self._epoch:
             raise Superseded("another controller took charge of this run; this one stops")
-        return state
 
     def fence(self) -> Fence:
         """Lets the workers of a job commit for as long as no other controller takes charge."""
         return Fence(self.ledger.next, TookOver.model_fields["kind"].default)
 
     def record(self, event: Event) -> None:
-        """Write what happened.
+        """Write what happened, whatever users decided meanwhile about other corpora.
 
-        Raises Superseded when another controller took charge, Overtaken when a person's decision
-        came first and the event does not follow it.
+        Raises:
+            Superseded: another controller took charge.
+            Overtaken: a decision was written first, and the event cannot follow it.
         """
-        while True:
-            try:
-                self.ledger.append(event)
-                return
-            except LostRace:
-                self.refresh()
-            except InvalidTransition as impossible:
-                raise Overtaken(str(impossible)) from None
+
+        def unless_superseded(state: RunState) -> Event:
+            self._check_in_charge(state)
+            return event
+
+        try:
+            self.ledger.transact(unless_superseded)
+        except InvalidTransition as impossible:
+            raise Overtaken(str(impossible)) from None
 
     def decide(self, event: Event) -> None:
-        """Write a decision that rests on the whole state.
+        """Write a decision that rests on the whole state as of the last read.
 
-        Raises Superseded as `record` does, Overtaken when anything else was written first.
+        Raises:
+            Superseded: another controller took charge.
+            Overtaken: anything else was written since the last read.
         """
-        try:
-            self.ledger.append(event)
-        except LostRace as lost:
-            self.refresh()
-            raise Overtaken(f"{lost} was written meanwhile") from None
+        number = self.ledger.next
+
+        def unless_changed(state: RunState) -> Event:
+            self._check_in_charge(state)
+            if self.ledger.next != number:
+                raise Overtaken(f"{self.ledger.key(number)} was written meanwhile")
+            return event
+
+        self.ledger.transact(unless_changed)
 
     def amend(self, event: Event) -> None:
-        """Write what a person decided or measured, whichever controller is in charge.
+        """Write what a user decided or measured, whichever controller is in charge.
 
-        Raises InvalidTransition when it cannot follow.
+        Raises:
+            InvalidTransition: it cannot follow.
         """
-        while True:
-            self.ledger.read()
-            try:
-                self.ledger.append(event)
-                return
-            except LostRace:
-                continue
+        self.ledger.transact(lambda _: event)
 
     def use_ray(self) -> None:
         """Have a Ray cluster."""
@@ -247,10 +256,9 @@ class Workspace:
         return {name: corpora.read_manifest(self.store, name) for name in ingested}
 
 
-def _lookup(document: dict[str, Any], field: str) -> Any:
-    value: Any = document
-    for key in field.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    if isinstance(value, dict):  # a field that an older version did not know says nothing
-        return {key: each for key, each in value.items() if each is not None}
+def _stated(document: Document, name: str) -> JsonValue:
+    """Return a field without its nulls: a field that an older version did not know says nothing."""
+    value = field_of(document, name)
+    if isinstance(value, dict):
+        return {key: inner for key, inner in value.items() if inner is not None}
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from perennial.config import RunSpec
@@ -15,7 +15,7 @@ from perennial.evaluation import measure as measure_losses
 from perennial.evaluation.cache import kept_losses
 from perennial.evaluation.gates import Measured as Measurements
 from perennial.evaluation.gates import judge as judge_gates
-from perennial.evaluation.loss import Change, paired_change
+from perennial.evaluation.loss import Change, HeldoutLoss, paired_change
 from perennial.evaluation.tasks import is_per_corpus, plain
 from perennial.runs import summary
 from perennial.runs.events import Evaluated, Evaluating, Gated, Measured, Passed
@@ -37,9 +37,9 @@ def evaluate(work: Workspace, name: str) -> None:
         Evaluated(
             at=now(),
             corpus=name,
-            losses={corpus: asdict(loss) for corpus, loss in answers.losses.items()},
+            losses=dict(answers.losses),
             scores=[plain(score) for score in answers.tasks],
-            samples=[asdict(sample) for sample in answers.samples],
+            samples=list(answers.samples),
         )
     )
     work.notify(lambda observer: observer.stage_evaluated(work, stage))
@@ -56,11 +56,10 @@ def judge(work: Workspace, name: str) -> None:
         summary.scores_before(state, stage),
     )
     verdicts = judge_gates(work.spec.gates, measured)
-    told = [asdict(verdict) for verdict in verdicts]
     if all(verdict.holds for verdict in verdicts):
-        work.decide(Passed(at=now(), corpus=name, verdicts=told))
+        work.decide(Passed(at=now(), corpus=name, verdicts=list(verdicts)))
         return
-    work.decide(Gated(at=now(), corpus=name, verdicts=told))
+    work.decide(Gated(at=now(), corpus=name, verdicts=list(verdicts)))
     work.narrator.say(f"{stage.name} broke a gate's bound; the line stops")
 
 
@@ -148,7 +147,7 @@ def _questions(work: Workspace) -> Questions:
     )
 
 
-def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, dict[str, Any]]:
+def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, HeldoutLoss]:
     """Held-out losses of a checkpoint or release, ready for the ledger."""
     work.use_ray()
     losses = measure_losses(
@@ -159,7 +158,7 @@ def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, d
         work.spec.evaluation.documents,
         summary.references(work.state),
     )
-    return {corpus: asdict(loss) for corpus, loss in losses.items()}
+    return dict(losses)
 
 
 _PROMPTS_PER_CORPUS = 2

@@ -297,7 +297,7 @@ class _Controller:
         decided = decide_stage(
             work.spec, work.state, step.subject, now(), "", self._reschedule, step.joined
         )
-        unreplayed = decided.mix["unreplayed"]
+        unreplayed = decided.mix.unreplayed
         if unreplayed and work.state.stages:
             work.narrator.say(
                 f"{decided.stage}: {unreplayed:,} sequences of the replay share are new ones "

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from perennial.config import parse_amount
 from perennial.controller.context import Workspace
 from perennial.controller.evaluate_stage import measure, sampling
 from perennial.controller.ingest_stage import usable
 from perennial.controller.train_stage import train
-from perennial.errors import InputError, LostRace, Superseded
+from perennial.errors import InputError, Superseded
 from perennial.evaluation import Questions, examine
 from perennial.evaluation.tasks import plain
 from perennial.runs import summary
@@ -18,7 +16,7 @@ from perennial.runs.job_factory import release_job
 from perennial.runs.ledger import now
 from perennial.runs.model_card import model_card
 from perennial.runs.stage_planner import decide_release
-from perennial.runs.state import Stage
+from perennial.runs.state import RunState, Stage
 from perennial.training.checkpoint.manifest import committed_steps
 from perennial.training.checkpoint.ownership import Fence
 
@@ -63,20 +61,20 @@ def _done(work: Workspace, name: str) -> Released | None:
 
 
 def _steps(decided: Releasing) -> int:
-    return int(decided.mix["steps"]) if decided.mix else 0
+    return decided.mix.steps if decided.mix else 0
 
 
 def _claim(work: Workspace, decided: Releasing) -> Releasing:
-    """Begin with a release; one that was begun already goes on as it was decided then."""
-    while True:
-        begun = work.ledger.read().releasing.get(decided.name)
-        claim = {"claim": begun.claim + 1 if begun else 1, "at": now()}
-        claimed = (begun or decided).model_copy(update=claim)
-        try:
-            work.ledger.append(claimed)
-            return claimed
-        except LostRace:
-            continue
+    """Begin a release; one that was begun already continues as it was decided then."""
+
+    def claim(state: RunState) -> Releasing:
+        begun = state.releasing.get(decided.name)
+        number = begun.claim + 1 if begun else 1
+        return (begun or decided).model_copy(update={"claim": number, "at": now()})
+
+    claimed = work.ledger.transact(claim)
+    assert claimed is not None
+    return claimed
 
 
 def evaluate(work: Workspace) -> None:
@@ -206,8 +204,8 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
         folder=folder,
         steps=_steps(claimed),
         schedule=claimed.schedule or stage.schedule,
-        losses={corpus: asdict(loss) for corpus, loss in answers.losses.items()},
-        samples=[asdict(sample) for sample in answers.samples],
+        losses=dict(answers.losses),
+        samples=list(answers.samples),
     )
     _record(work, claimed, released)
     work.notify(lambda observer: observer.release_made(work, claimed, released))
@@ -215,11 +213,11 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
 
 
 def _record(work: Workspace, claimed: Releasing, released: Released) -> None:
-    while True:
-        if work.ledger.read().releasing.get(claimed.name) != claimed:
+    """Write a release that was made, unless another process claimed it meanwhile."""
+
+    def unless_claimed(state: RunState) -> Released:
+        if state.releasing.get(claimed.name) != claimed:
             raise Superseded(f"another process began with release {claimed.name}; this one stops")
-        try:
-            work.ledger.append(released)
-            return
-        except LostRace:
-            continue
+        return released
+
+    work.ledger.transact(unless_claimed)

@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from typing_extensions import TypedDict
 
 from perennial.errors import InputError
 from perennial.evaluation.heldout import CHOICES, continuation_items
@@ -63,9 +65,24 @@ class NotRun:
     asked: str = ""
 
 
-def plain(outcome: TaskScore | NotRun) -> dict[str, Any]:
-    """The outcome ready for the ledger, which need not know every item."""
-    return {name: value for name, value in asdict(outcome).items() if name != "items"}
+class Score(TypedDict, total=False):
+    """A task's score, or the reason for which it was not run, as ledger and reports hold it."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    version: str
+    samples: int
+    reason: str
+    asked: str
+    stderr_of_change: float | None
+
+
+def plain(outcome: TaskScore | NotRun) -> Score:
+    """Return the outcome ready for the ledger, which need not know every item."""
+    fields = {name: value for name, value in asdict(outcome).items() if name != "items"}
+    return cast(Score, fields)
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,8 @@ def _quotes(state: RunState) -> Iterator[Quote]:
     wrote += [(f"release {release.name}", release.samples) for release in state.releases]
     for name, samples in wrote:
         for sample in samples:
-            key = (sample["prompt"], sample["corpus"])
-            texts.setdefault(key, []).append((name, sample["text"]))
+            key = (sample.prompt, sample.corpus)
+            texts.setdefault(key, []).append((name, sample.text))
     for (prompt, corpus), told in texts.items():
         yield Quote(prompt, corpus, told)
 

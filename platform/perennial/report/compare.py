@@ -209,7 +209,7 @@ def _stage_model(spec: RunSpec, state: RunState, stage: Stage) -> Model:
         key=state.ends[stage.name],
         tokens=stage.last_step * spec.tokens_per_step,
         decayed=from_dict(stage.schedule).phase(stage.last_step - 1) == "anneal",
-        losses=_losses(state.losses[stage.name]),
+        losses=state.losses[stage.name],
         sources=_sources(spec, state, stage, stage.last_step),
         scores=state.stage_scores.get(stage.name, ()),
     )
@@ -221,15 +221,15 @@ def _release_model(spec: RunSpec, state: RunState, index: int) -> Model:
     stage = state.stage(decided.stage)
     sources = Counter(_sources(spec, state, stage, decided.step))
     if decided.mix is not None:
-        for source in decided.mix["sources"]:
-            sources[source["corpus"]] += source["sequences"] * spec.corpora.sequence_length
+        for source in decided.mix.sources:
+            sources[source.corpus] += source.sequences * spec.corpora.sequence_length
     return Model(
         run=spec.name,
         name=release.name,
         key=release.folder,
         tokens=(decided.step + release.steps) * spec.tokens_per_step,
         decayed=True,
-        losses=_losses(release.losses),
+        losses=release.losses,
         sources=dict(sources),
         scores=state.scores.get(release.name, ()),
     )

@@ -124,7 +124,7 @@ class Publisher(RunObserver):
 
     def release_scored(self, work: Workspace, released: Released) -> None:
         """Log the release's scores."""
-        step = released.schedule.get("start_step", 0) + released.steps
+        step = work.state.branches[released.name].step + released.steps
         run = work.tracker.child(f"release-{released.name}")
         run.log(step, metrics.score_metrics(work.state.scores[released.name]))
         run.finish()

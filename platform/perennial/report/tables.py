@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perennial.evaluation.gates import change_of
 from perennial.report.html import Table
@@ -13,6 +13,7 @@ from perennial.runs.transitions import ON_THE_TRUNK
 if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.evaluation.tasks import Score
     from perennial.runs.history import History
     from perennial.runs.state import RunState, Stage
 
@@ -135,12 +136,12 @@ def gates(state: RunState) -> Table:
     rows = [
         (
             stage,
-            verdict["gate"],
-            verdict["subject"],
-            number(verdict["value"]),
-            number(verdict["stderr"]),
-            number(verdict["bound"]),
-            "holds" if verdict["holds"] else f"broken {verdict['reason']}".strip(),
+            verdict.gate,
+            verdict.subject,
+            number(verdict.value),
+            number(verdict.stderr),
+            number(verdict.bound),
+            "holds" if verdict.holds else f"broken {verdict.reason}".strip(),
             state.accepted.get(stage, ""),
         )
         for stage, verdicts in state.verdicts.items()
@@ -167,14 +168,14 @@ def scores(state: RunState) -> Iterator[Table]:
         yield Table(("stage", *columns, "change"), trained, numbers)
 
 
-def _change(state: RunState, stage: Stage, score: dict[str, Any]) -> str:
+def _change(state: RunState, stage: Stage, score: Score) -> str:
     if "reason" in score:
         return ""
     change = change_of(score, summary.scores_before(state, stage))
     return "-" if change is None else f"{change.value:+.3f}{_error(change.stderr)}"
 
 
-def _score(release: str, score: dict[str, Any]) -> Sequence[str]:
+def _score(release: str, score: Score) -> Sequence[str]:
     if "reason" in score:
         return (release, score["task"], f"not run: {score['reason']}", "", "", "")
     value, error = number(score["value"]), number(score["stderr"])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from perennial.config.run import OptimizerAtJoin
 from perennial.mixture import StageMix
-from perennial.runs.events import Started
+from perennial.runs.events import ScheduleRecord, Started
 from perennial.runs.transitions import CorpusState
 
 
@@ -49,7 +48,7 @@ class Stage:
     first_step: int
     start: str | None
     mix: StageMix
-    schedule: dict[str, Any]
+    schedule: ScheduleRecord
     tracking_run: str
     after: int
     optimizer: OptimizerAtJoin
@@ -57,9 +56,16 @@ class Stage:
     @classmethod
     def decided(cls, event: Started, after: int) -> Stage:
         """The stage that the event decides."""
-        mix = StageMix.from_dict(event.mix)
-        told = event.model_dump(exclude={"at", "kind", "corpus", "stage", "mix"})
-        return cls(name=event.stage, mix=mix, after=after, **told)
+        return cls(
+            name=event.stage,
+            first_step=event.first_step,
+            start=event.start,
+            mix=event.mix,
+            schedule=event.schedule,
+            tracking_run=event.tracking_run,
+            after=after,
+            optimizer=event.optimizer,
+        )
 
     @property
     def corpora(self) -> tuple[str, ...]:

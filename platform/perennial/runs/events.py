@@ -3,17 +3,54 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+)
 
 from perennial.config.run import OptimizerAtJoin
+from perennial.config.search import Point
 from perennial.errors import NewerSchema
+from perennial.evaluation.gates import Verdict
+from perennial.evaluation.loss import HeldoutLoss
+from perennial.evaluation.samples import Sample
+from perennial.evaluation.tasks import Score
+from perennial.mixture import StageMix
 
 SCHEMA = 2
 """Version of the ledger's format; an event without one is of version 1. In version 2 a stage may
 have several new corpora: `mix.corpora` in place of `mix.corpus`."""
 _READ = (1, 2)
+
+Document = dict[str, JsonValue]
+"""A resolved run file or tuning file as it was written; read by field name alone."""
+ScheduleRecord = dict[str, str | bool | int | float | None]
+"""A schedule's kind and fields as `schedules.to_dict` wrote them. It stays a record here, so that a
+ledger can be read where the plug-in of its schedule is not installed."""
+
+
+def field_of(document: Document, name: str) -> JsonValue:
+    """Return the value of a dotted field of a document; None where it is not there."""
+    value: JsonValue = document
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _read_mix(value: object) -> object:
+    return StageMix.from_dict(value) if isinstance(value, dict) else value
+
+
+Mix = Annotated[StageMix, BeforeValidator(_read_mix), PlainSerializer(StageMix.to_dict)]
+"""A stage's share of the plan; read once, when its event is."""
 
 
 class _Record(BaseModel):
@@ -27,7 +64,7 @@ class Opened(_Record):
     """The run exists; `spec` is the resolved run file that opened it."""
 
     kind: Literal["opened"] = "opened"
-    spec: dict[str, Any]
+    spec: Document
 
 
 class TookOver(_Record):
@@ -125,8 +162,8 @@ class Started(_Record):
     stage: str
     first_step: int
     start: str | None
-    mix: dict[str, Any]
-    schedule: dict[str, Any]
+    mix: Mix
+    schedule: ScheduleRecord
     tracking_run: str
     optimizer: OptimizerAtJoin = "reset"
 
@@ -156,9 +193,9 @@ class Evaluated(_Record):
 
     kind: Literal["evaluated"] = "evaluated"
     corpus: str
-    losses: dict[str, dict[str, Any]]
-    scores: list[dict[str, Any]] = Field(default_factory=list)
-    samples: list[dict[str, Any]] = Field(default_factory=list)
+    losses: dict[str, HeldoutLoss]
+    scores: list[Score] = Field(default_factory=list)
+    samples: list[Sample] = Field(default_factory=list)
 
 
 class Passed(_Record):
@@ -166,7 +203,7 @@ class Passed(_Record):
 
     kind: Literal["passed"] = "passed"
     corpus: str
-    verdicts: list[dict[str, Any]]
+    verdicts: list[Verdict]
 
 
 class Gated(_Record):
@@ -174,7 +211,7 @@ class Gated(_Record):
 
     kind: Literal["gated"] = "gated"
     corpus: str
-    verdicts: list[dict[str, Any]]
+    verdicts: list[Verdict]
 
 
 class Accepted(_Record):
@@ -190,8 +227,8 @@ class Measured(_Record):
 
     kind: Literal["measured"] = "measured"
     stage: str
-    losses: dict[str, dict[str, Any]]
-    scores: list[dict[str, Any]] = Field(default_factory=list)
+    losses: dict[str, HeldoutLoss]
+    scores: list[Score] = Field(default_factory=list)
 
 
 class Releasing(_Record):
@@ -207,8 +244,8 @@ class Releasing(_Record):
     stage: str
     step: int
     source: str
-    mix: dict[str, Any] | None
-    schedule: dict[str, Any] | None
+    mix: Mix | None
+    schedule: ScheduleRecord | None
     claim: int
 
 
@@ -220,9 +257,9 @@ class Released(_Record):
     source: str
     folder: str
     steps: int
-    schedule: dict[str, Any]
-    losses: dict[str, dict[str, Any]]
-    samples: list[dict[str, Any]]
+    schedule: ScheduleRecord
+    losses: dict[str, HeldoutLoss]
+    samples: list[Sample]
 
 
 class Scored(_Record):
@@ -231,7 +268,7 @@ class Scored(_Record):
     kind: Literal["scored"] = "scored"
     release: str
     tasks: list[str]
-    scores: list[dict[str, Any]]
+    scores: list[Score]
 
 
 class Searching(_Record):
@@ -246,7 +283,7 @@ class Searching(_Record):
     name: str
     corpus: str
     source: str
-    spec: dict[str, Any]
+    spec: Document
     claim: int
 
 
@@ -261,12 +298,12 @@ class Branched(_Record):
     search: str
     trial: str
     corpus: str
-    point: dict[str, Any]
+    point: Point
     stage: str
     step: int
     source: str
-    mix: dict[str, Any]
-    schedule: dict[str, Any]
+    mix: Mix
+    schedule: ScheduleRecord
     optimizer: OptimizerAtJoin
 
 
@@ -285,7 +322,7 @@ class Tried(_Record):
     checkpoint: str
     trained_steps: int
     values: dict[str, float]
-    losses: dict[str, dict[str, Any]]
+    losses: dict[str, HeldoutLoss]
 
 
 CorpusEvent = (
@@ -313,18 +350,31 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="k
 
 
 def decode(data: bytes) -> Event:
-    """The event in one ledger object.
+    """Return the event in one ledger object.
 
-    Raises NewerSchema for a format that this version does not know, ValueError for anything else
-    that is no event.
+    Raises:
+        NewerSchema: its format is one that this version does not know.
+        ValueError: it is no event; the text names the first field that is wrong.
     """
-    told = json.loads(data)
-    if not isinstance(told, dict):
+    document = json.loads(data)
+    if not isinstance(document, dict):
         raise ValueError("it is no JSON object")
-    schema = told.pop("schema", 1)
+    schema = document.pop("schema", 1)
     if schema not in _READ:
         raise NewerSchema(f"its schema is {schema!r}, this version knows up to {SCHEMA}")
-    return _EVENT.validate_python(told)
+    try:
+        return _EVENT.validate_python(document)
+    except ValidationError as invalid:
+        raise ValueError(_first_problem(invalid)) from None
+
+
+def _first_problem(invalid: ValidationError) -> str:
+    """Return the first error of a document; our own validators say the whole by themselves."""
+    error = invalid.errors()[0]
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    field = ".".join(str(key) for key in error["loc"][1:])
+    return f"{field}: {error['msg']}" if field else error["msg"]
 
 
 def encode(event: Event) -> bytes:

@@ -65,7 +65,7 @@ def release_job(
         state.seen(stage, decided.step),
         manifests,
         name=decided.name,
-        mix=StageMix.from_dict(decided.mix),
+        mix=decided.mix,
         schedule=from_dict(decided.schedule),
         first_step=decided.step,
         start=decided.source,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from perennial.errors import InputError, LostRace, NewerSchema
 from perennial.runs import snapshots
@@ -12,6 +13,7 @@ from perennial.runs.state import RunState
 from perennial.store import Log, Store
 
 FOLDER = "ledger"
+E = TypeVar("E", bound=Event)
 
 
 def now() -> str:
@@ -49,20 +51,49 @@ class Ledger:
             self.next = number + 1
         return self.state
 
+    def key(self, number: int) -> str:
+        """Return the key of an entry."""
+        return self._log.key(number)
+
     def _event(self, number: int, data: bytes) -> Event:
         try:
             return decode(data)
         except ValueError as wrong:
-            first = str(wrong).splitlines()[-2].strip() if "\n" in str(wrong) else str(wrong)
             remedy = "restore it, or use the version of perennial that wrote it"
             if isinstance(wrong, NewerSchema):
                 remedy = "use the version of perennial that wrote it, or a later one"
             raise InputError(
                 f"{self._store.url}/{self._log.key(number)}",
                 "",
-                f"is not an event that this version knows ({first})",
+                f"is not an event that this version knows ({wrong})",
                 remedy,
             ) from None
+
+    def transact(self, decide: Callable[[RunState], E | None]) -> E | None:
+        """Append the event that `decide` derives from the state as it is now.
+
+        Where another process writes first, the state is read again and `decide` called again, so
+        no decision rests on a state that was not the last one.
+
+        Args:
+            decide: returns the event, or None to write nothing. What it raises ends the call, and
+                nothing is written.
+
+        Returns:
+            The event that was appended, or None.
+
+        Raises:
+            InvalidTransition: the event cannot follow the state that it was decided on.
+        """
+        while True:
+            event = decide(self.read())
+            if event is None:
+                return None
+            try:
+                self.append(event)
+            except LostRace:
+                continue
+            return event
 
     def append(self, event: Event) -> None:
         """Write the next event.

@@ -10,6 +10,9 @@ from perennial.training.engine.step_timer import shares
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
+    from perennial.evaluation.loss import HeldoutLoss
+    from perennial.evaluation.samples import Sample
+    from perennial.evaluation.tasks import Score
     from perennial.runs.state import Stage
     from perennial.store import Store
     from perennial.training.job import Job
@@ -70,13 +73,13 @@ def _milliseconds(row: dict[str, Any]) -> float:
     return 1000.0 * float(row["batch_tokens"]) / max(float(row["tokens_per_second"]), 1e-9)
 
 
-def sample_text(samples: Sequence[dict[str, Any]]) -> bytes:
+def sample_text(samples: Sequence[Sample]) -> bytes:
     """Samples as plain text."""
-    lines = [f"[{s['corpus'] or 'prompt'}] {s['prompt']} ...{s['text']}" for s in samples]
+    lines = [f"[{s.corpus or 'prompt'}] {s.prompt} ...{s.text}" for s in samples]
     return "\n\n".join(lines).encode()
 
 
-def score_metrics(scores: Sequence[dict[str, Any]]) -> dict[str, float]:
+def score_metrics(scores: Sequence[Score]) -> dict[str, float]:
     """MLflow metrics of lm-eval scores, with their standard errors."""
     found: dict[str, float] = {}
     for score in scores:
@@ -87,10 +90,10 @@ def score_metrics(scores: Sequence[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def heldout_metrics(losses: dict[str, dict[str, Any]]) -> dict[str, float]:
+def heldout_metrics(losses: Mapping[str, HeldoutLoss]) -> dict[str, float]:
     """MLflow metrics of held-out losses."""
-    nats = {f"heldout/{name}": loss["nats_per_token"] for name, loss in losses.items()}
-    bits = {f"heldout_bits_per_byte/{n}": loss["bits_per_byte"] for n, loss in losses.items()}
+    nats = {f"heldout/{name}": loss.nats_per_token for name, loss in losses.items()}
+    bits = {f"heldout_bits_per_byte/{n}": loss.bits_per_byte for n, loss in losses.items()}
     return nats | bits
 
 

@@ -54,7 +54,7 @@ def decide_stage(
         stage=stage_name(len(state.started_stages), mix.corpora),
         first_step=first_step,
         start=state.ends[state.stages[-1].name] if state.stages else None,
-        mix=mix.to_dict(),
+        mix=mix,
         schedule=to_dict(_schedule(spec, state, first_step, steps, reschedule)),
         tracking_run=tracking_run,
         optimizer=settings.optimizer,
@@ -160,7 +160,7 @@ def decide_release(
         stage=stage.name,
         step=step,
         source=folder_of(stage.folder, step),
-        mix=None if mix is None else mix.to_dict(),
+        mix=mix,
         schedule=None if eta is None else to_dict(eta),
         claim=1,
     )

@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import get_args
 
 from perennial.errors import InvalidTransition
+from perennial.evaluation.gates import Verdict
+from perennial.evaluation.loss import HeldoutLoss
+from perennial.evaluation.samples import Sample
+from perennial.evaluation.tasks import Score
 from perennial.mixture import StageMix, trained_sequences
 from perennial.runs.entities import Corpus, Stage
 from perennial.runs.events import (
     Accepted,
     Branched,
     CorpusEvent,
+    Document,
     Evaluated,
     Event,
     Failed,
@@ -57,7 +62,7 @@ _ASIDE = ("held", "failed", "refused")
 class RunState:
     """The whole run, as the ledger tells it."""
 
-    spec: dict[str, Any] | None = None
+    spec: Document | None = None
     epoch: int = 0
     controller: str = ""
     #: corpora by name, in the order in which they landed
@@ -73,12 +78,12 @@ class RunState:
     #: trunk steps whose batch a trained stage left out, by the stage's folder
     skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: held-out losses after each evaluated stage, by stage name and corpus
-    losses: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    losses: dict[str, dict[str, HeldoutLoss]] = field(default_factory=dict)
     #: scores that the gates asked for, and their verdicts, by stage name
-    stage_scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    verdicts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    stage_scores: dict[str, list[Score]] = field(default_factory=dict)
+    verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
     #: what each stage's end wrote, by stage name
-    stage_samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    stage_samples: dict[str, list[Sample]] = field(default_factory=dict)
     #: why a person accepted a stage in spite of its verdicts, by stage name
     accepted: dict[str, str] = field(default_factory=dict)
     #: releases that were begun and are not there yet, by name
@@ -87,7 +92,7 @@ class RunState:
     #: how each release was decided, by name
     branches: dict[str, Releasing] = field(default_factory=dict)
     #: lm-eval scores by release, and the tasks of the run file that gave them
-    scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    scores: dict[str, list[Score]] = field(default_factory=dict)
     tasks: dict[str, list[str]] = field(default_factory=dict)
     #: what was searched for the stages to come, and the trials
     searches: Searches = field(default_factory=Searches)
@@ -147,11 +152,9 @@ class RunState:
             raise InvalidTransition(event.name, state, f"claim {event.claim}", story)
 
     def _check_corpus(self, event: CorpusEvent) -> None:
-        if isinstance(event, Started):
-            mix = StageMix.from_dict(event.mix)  # a ValueError now, not in the middle of the fold
-            if mix.corpora[:1] != (event.corpus,):
-                told = " and ".join(mix.corpora)
-                raise ValueError(f"the stage of {event.corpus} has a mix that trains {told}")
+        if isinstance(event, Started) and event.mix.corpora[:1] != (event.corpus,):
+            corpora = " and ".join(event.mix.corpora)
+            raise ValueError(f"the stage of {event.corpus} has a mix that trains {corpora}")
         for name, kind in self._happenings(event).items():
             corpus = self.corpora.get(name) or Corpus(name)
             late = isinstance(event, Failed) and event.attempt != corpus.attempt + 1
@@ -164,7 +167,7 @@ class RunState:
         But a refused one leaves the stage alone, and so frees the others.
         """
         if isinstance(event, Started):
-            return dict.fromkeys(StageMix.from_dict(event.mix).corpora, event.kind)
+            return dict.fromkeys(event.mix.corpora, event.kind)
         together = self.together(event.corpus)
         if isinstance(event, Refused):
             return {**dict.fromkeys(together, "freed"), event.corpus: event.kind}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perennial.corpora import load_tokenizer
-from perennial.evaluation import HeldoutLoss, LossMatrix
+from perennial.evaluation import LossMatrix
+from perennial.evaluation.tasks import Score
 from perennial.runs.stage_planner import order_of
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import from_dict
@@ -43,11 +45,11 @@ class StageTokens(NamedTuple):
 def matrix(state: RunState) -> LossMatrix:
     """The stage x corpus held-out losses, and those of releases."""
     stages = tuple(
-        (stage.name, _losses(state.losses.get(stage.name, {})))
+        (stage.name, state.losses.get(stage.name, {}))
         for stage in state.stages
         if stage.name in state.losses
     )
-    releases = tuple((r.name, _losses(r.losses)) for r in state.releases)
+    releases = tuple((r.name, r.losses) for r in state.releases)
     together = {s.name: s.corpora for s in state.stages if len(s.corpora) > 1}
     return LossMatrix(stages, releases, together)
 
@@ -80,7 +82,11 @@ def gated(state: RunState) -> dict[str, Any] | None:
     if stage is None:
         return None
     verdicts = state.verdicts[stage.name]
-    return {"stage": stage.name, "corpora": list(stage.corpora), "verdicts": verdicts}
+    return {
+        "stage": stage.name,
+        "corpora": list(stage.corpora),
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+    }
 
 
 _CURVE_POINTS = 600
@@ -108,7 +114,7 @@ def stage_tokens(state: RunState, sequence_length: int) -> list[StageTokens]:
     ]
 
 
-def scores_before(state: RunState, stage: Stage) -> list[dict[str, Any]]:
+def scores_before(state: RunState, stage: Stage) -> list[Score]:
     """Scores of the checkpoint that a stage started from."""
     start = next((s.name for s in state.stages if state.ends.get(s.name) == stage.start), "")
     return state.stage_scores.get(start, [])
@@ -155,7 +161,3 @@ def _released(state: RunState, corpus: str) -> str:
     if not mine:
         return ""
     return "releasing" if any(name in state.releasing for name in mine) else "released"
-
-
-def _losses(cells: dict[str, dict[str, Any]]) -> dict[str, HeldoutLoss]:
-    return {corpus: HeldoutLoss.from_dict(cell) for corpus, cell in cells.items()}

@@ -12,7 +12,7 @@ from perennial.controller.evaluate_stage import measure
 from perennial.controller.ingest_stage import usable
 from perennial.controller.loop import ingest_landed
 from perennial.controller.ray_cluster import check_concurrent
-from perennial.errors import InputError, LostRace
+from perennial.errors import InputError
 from perennial.evaluation.cache import kept_losses
 from perennial.mixture import truncate_mix
 from perennial.runs.events import Searching
@@ -89,9 +89,10 @@ def plan_search(work: Workspace, where: str, spec: TuningSpec, *, ingest: bool =
 def begin(work: Workspace, spec: TuningSpec, search: Search) -> Bench:
     """Claim the search in the ledger and measure where it begins; the bench of this claim."""
     before = _before(work, search.bench)
-    while True:
-        last = work.ledger.read().searches.claims.get(spec.name)
-        claim = Searching(
+
+    def claim(state: RunState) -> Searching:
+        last = state.searches.claims.get(spec.name)
+        return Searching(
             at=now(),
             name=spec.name,
             corpus=search.bench.corpus,
@@ -99,12 +100,11 @@ def begin(work: Workspace, spec: TuningSpec, search: Search) -> Bench:
             spec=spec.model_dump(mode="json"),
             claim=last.claim + 1 if last else 1,
         )
-        try:
-            work.ledger.append(claim)
-        except LostRace:
-            continue
-        fence = Fence(work.ledger.next, claim.kind, spec.name)
-        return replace(search.bench, before=before, claim=claim.claim, fence=fence)
+
+    claimed = work.ledger.transact(claim)
+    assert claimed is not None
+    fence = Fence(work.ledger.next, claimed.kind, spec.name)
+    return replace(search.bench, before=before, claim=claimed.claim, fence=fence)
 
 
 def _before(work: Workspace, bench: Bench) -> dict[str, float]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from perennial.config import RunSpec, parse, parse_amount
 from perennial.config.deepspeed_overrides import merge_settings
-from perennial.errors import InputError, LostRace, Superseded
-from perennial.mixture import StageMix, branch_mix, truncate_mix
+from perennial.errors import InputError, Superseded
+from perennial.mixture import branch_mix, truncate_mix
 from perennial.runs.events import Branched, Event, Tried
 from perennial.runs.job_factory import branch_job, stage_job
 from perennial.runs.ledger import Ledger, now
@@ -96,15 +96,15 @@ class Bench:
         """The trial of a point; the same however often it is asked for, but for the time."""
         spec = self.run_spec(point)
         stage = decide_stage(spec, self.origin, self.corpus, now(), "", reschedule=True)
-        mix = shifted(StageMix.from_dict(stage.mix), point.seed).to_dict()
-        told = [self.source, mix, stage.schedule, stage.optimizer, point.anneal]
+        mix = shifted(stage.mix, point.seed)
+        told = [self.source, mix.to_dict(), stage.schedule, stage.optimizer, point.anneal]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         return Branched(
             at=now(),
             search=self.search,
             trial=f"tune-{self.search}-{point.name}-{digest[:6]}",
             corpus=self.corpus,
-            point=asdict(point),
+            point=point,
             stage=self.origin.stages[-1].name,
             step=self.first_step,
             source=self.source,
@@ -135,15 +135,12 @@ class Bench:
         return tried.values
 
     def _write(self, ledger: Ledger, event: Event) -> None:
-        while True:
-            claimed = ledger.read().searches.claims[self.search].claim
-            if claimed != self.claim:
+        def unless_claimed(state: RunState) -> Event:
+            if state.searches.claims[self.search].claim != self.claim:
                 raise Superseded(f"another process took search {self.search} over; this one stops")
-            try:
-                ledger.append(event)
-                return
-            except LostRace:
-                continue
+            return event
+
+        ledger.transact(unless_claimed)
 
     def _tried(self, point: Point, decided: Branched, step: int, trained: int) -> Tried:
         from perennial.evaluation import measure
@@ -170,7 +167,7 @@ class Bench:
             checkpoint=checkpoint,
             trained_steps=trained,
             values=objective_values(self.objectives, nats, self.before, self.corpus, self.old),
-            losses={corpus: asdict(loss) for corpus, loss in losses.items()},
+            losses=dict(losses),
         )
 
     def job(self, spec: RunSpec, decided: Branched, until: int) -> Job:
@@ -182,7 +179,7 @@ class Bench:
     def anneal_job(self, spec: RunSpec, decided: Branched, step: int) -> Job | None:
         """The job that anneals a trial off its trunk step `step`; None where it has decayed."""
         stage = self._stage(decided)
-        amount = parse_amount(decided.point["anneal"])
+        amount = parse_amount(decided.point.anneal)
         settings = spec.release.model_copy(update={"anneal": amount})
         schedule = from_dict(decided.schedule)
         eta = release_anneal(

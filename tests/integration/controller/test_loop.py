@@ -167,7 +167,7 @@ def test_a_corpus_that_a_person_retired_is_replayed_no_more_and_stays_in_the_lin
     assert json.loads(done.stdout)["state"] == "retired"
     state = work.ledger.read()
     started = decide_stage(work.spec, state, "c", AT, "", reschedule=True)
-    assert [source["corpus"] for source in started.mix["sources"]] == ["c", "b"]
+    assert [source.corpus for source in started.mix.sources] == ["c", "b"]
     assert [stage.name for stage in state.stages] == ["00-a", "01-b"]
 
 

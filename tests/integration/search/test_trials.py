@@ -115,7 +115,8 @@ def _checkpoint(store: Store, decided: events.Branched, steps: int) -> Checkpoin
     entries = {n: {"size_bytes": len(data), "sha256": "0" * 64} for n, data in files.items()}
     told: dict[str, Any] = {
         "name": decided.trial, "step": decided.step + steps, "phase": "constant", "eta": 5e-4,
-        "schedule": decided.schedule, "mix": decided.mix, "mix_step": steps, "tokens_seen": {},
+        "schedule": decided.schedule, "mix": decided.mix.to_dict(), "mix_step": steps,
+        "tokens_seen": {},
         "optimizer_steps": steps, "world_size": 1, "code_version": "0", "tracking_run": "",
         "attempt": "attempt", "files": entries,
     }  # fmt: skip

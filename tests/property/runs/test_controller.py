@@ -138,7 +138,7 @@ class Controllers(RuleBasedStateMachine):
     def _stages_are_as_they_were_written(self, state: RunState) -> None:
         """What was merged stays merged, whoever goes on with it, and within the bounds."""
         told = {stage.name: stage.corpora for stage in state.started_stages}
-        written = {e.stage: tuple(e.mix["corpora"]) for e in self.written}
+        written = {e.stage: e.mix.corpora for e in self.written}
         assert told == written
         for corpora in told.values():
             if len(corpora) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -110,7 +110,7 @@ def run(tmp_path: Path) -> Run:
     walk(state, "a")
     walk(state, "b")
     for stage, nats in (("00-a", 4.0), ("01-b", 4.2)):
-        told = {c: {**_cell(c, nats)} for c in ("a", "b")}
+        told = {c: loss(c, nats) for c in ("a", "b")}
         state.apply(events.Measured(at=AT, stage=stage, losses=told))
         state.losses[stage] = told
     state.apply(
@@ -122,16 +122,12 @@ def run(tmp_path: Path) -> Run:
     state.apply(
         events.Released(
             at=AT, name="r", source="s", folder="releases/r", steps=5, schedule={},
-            losses={c: _cell(c, 3.9) for c in ("a", "b")}, samples=[],
+            losses={c: loss(c, 3.9) for c in ("a", "b")}, samples=[],
         )
     )  # fmt: skip
     found = read_run(spec, open_store(tmp_path / "store"), state)
     assert found is not None
     return found
-
-
-def _cell(corpus: str, nats: float) -> dict[str, Any]:
-    return asdict(loss(corpus, nats))
 
 
 def test_a_run_is_read_from_its_ledger(run: Run) -> None:

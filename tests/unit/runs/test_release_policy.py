@@ -13,7 +13,7 @@ from perennial.config.gates import GatesSpec
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation.gates import Measured, judge
 from perennial.evaluation.loss import Change
-from perennial.mixture import StageMix, seen_sequences, truncate_mix
+from perennial.mixture import seen_sequences, truncate_mix
 from perennial.runs.release_policy import due
 from perennial.runs.stage_planner import decide_release
 from perennial.runs.state import RunState, Stage
@@ -93,7 +93,7 @@ def test_i7_a_release_off_the_middle_of_a_stage_goes_on_from_what_was_trained(
     decided = decide_release(_spec(), state, stage, 14, None, AT)
     assert (decided.source, decided.name) == ("checkpoints/01-b/00000014", "01-b-14-anneal4")
     assert decided.mix is not None and decided.schedule is not None
-    mix, part = StageMix.from_dict(decided.mix), truncate_mix(stage.mix, 4)
+    mix, part = decided.mix, truncate_mix(stage.mix, 4)
     assert decided.schedule["start_step"] == 14
     assert sum(seen_sequences([part]).values()) == 4 * stage.mix.global_batch
     for source, before in zip(mix.sources, part.sources, strict=True):
@@ -104,7 +104,7 @@ def test_a_release_leaves_retired_corpora_out(state: RunState) -> None:
     walk(state, "a", "retired")
     decided = decide_release(_spec(), state, state.stages[1], 20, None, AT)
     assert decided.mix is not None
-    assert [source["corpus"] for source in decided.mix["sources"]] == ["b"]
+    assert [source.corpus for source in decided.mix.sources] == ["b"]
 
 
 def _loss(corpus: str, nats: float, change_stderr: float | None = 0.02) -> HeldoutLoss:

@@ -91,7 +91,7 @@ def test_a_stage_told_again_has_the_parameters_that_it_began_with() -> None:
     decided = _train(spec, state, "french")
     before = metrics.parameters(spec, Stage.decided(decided, after=1))
     assert before["optimizer"] == "keep"
-    assert before["steps"] == decided.mix["steps"]
+    assert before["steps"] == decided.mix.steps
     assert metrics.parameters(spec, state.stages[1]) == before
 
 
@@ -100,7 +100,7 @@ def test_the_replay_share_and_the_budget_may_differ_by_corpus() -> None:
     spec, state = _spec({"stages": overrides}), _state("a", "b")
     _train(spec, state, "a")
     mix = _train(spec, state, "b").mix
-    assert (mix["steps"], [s["sequences"] for s in mix["sources"]]) == (20, [80, 80])
+    assert (mix.steps, [s.sequences for s in mix.sources]) == (20, [80, 80])
 
 
 def test_a_percentage_budget_is_of_the_corpus() -> None:

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 from perennial.errors import InvalidTransition, NewerSchema
+from perennial.evaluation import HeldoutLoss
 from perennial.runs import events
 from perennial.runs.actions import Instruction, Order, Outside, next_instruction
 from perennial.runs.state import CorpusState, RunState
@@ -358,7 +359,7 @@ def test_a_stage_is_named_by_the_first_corpus_of_its_mix(state: RunState) -> Non
 def test_an_event_of_the_first_schema_is_read_as_it_was_meant(state: RunState) -> None:
     walk(state, "a", *READY)
     now = started(state, "a")
-    older = {k: v for k, v in now.mix.items() if k != "corpora"} | {"corpus": "a"}
+    older = {k: v for k, v in now.mix.to_dict().items() if k != "corpora"} | {"corpus": "a"}
     told = json.loads(events.encode(now)) | {"schema": 1, "mix": older}
     state.apply(events.decode(json.dumps(told).encode()))
     assert state.stages[0].corpora == ("a",)
@@ -442,7 +443,7 @@ def test_a_release_is_claimed_anew_by_whoever_goes_on_and_made_once(state: RunSt
 
 def test_cells_measured_later_join_the_stages_losses(state: RunState) -> None:
     walk(state, "a")
-    cell = {"b": {"nats_per_token": 2.0}}
+    cell = {"b": HeldoutLoss("b", 2.0, 1.0, 2, 10, 40, 0.1)}
     state.apply(events.Measured(at=AT, stage="00-a", losses=cell))
     assert set(state.losses["00-a"]) == {"a", "b"}
     with pytest.raises(InvalidTransition):

@@ -126,8 +126,8 @@ def test_a_trial_is_the_beginning_of_the_stage_that_its_fragment_makes(tmp_path:
     assert (trial.mix, trial.schedule) == (stage.mix, stage.schedule)
     assert (trial.source, trial.step) == (stage.start, stage.first_step)
     assert stage.schedule["eta_const"] == 5e-4
-    assert stage.mix["replay"]["share"] == 0.5
-    assert stage.mix["steps"] == 12  # the whole stage, of which the trial trains six
+    assert stage.mix.replay.share == 0.5
+    assert stage.mix.steps == 12  # the whole stage, of which the trial trains six
 
 
 def test_a_stage_is_begun_by_trials_that_are_equal_to_it_in_everything(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_stage_is_begun_by_trials_that_are_equal_to_it_in_everything(tmp_path:
     run = bench.run_spec(points[0])
     decided = decide_stage(run, state, "b", AT, "run", reschedule=True)
     stage = Stage.decided(decided, after=1)
-    assert [t.branched.point["eta"] for t in beginnings(state, stage)] == [5e-4]
+    assert [t.branched.point.eta for t in beginnings(state, stage)] == [5e-4]
     assert not beginnings(state, replace(stage, optimizer="keep"))
     assert not beginnings(state, replace(stage, start="checkpoints/other/00000012"))
 
@@ -151,7 +151,7 @@ def test_a_trial_of_a_cosine_run_is_the_whole_stage_made_short(tmp_path: Path) -
     bench = _bench(tmp_path, schedule=cosine)
     trial = bench.branched(Point(1e-3, 0.25, "seen"))
     wanted = build_curve(bench.run_spec(HERE).schedule, 12, 6, 1024)
-    assert trial.mix["steps"] == 6
+    assert trial.mix.steps == 6
     assert trial.schedule == to_dict(wanted) | {"eta_max": 1e-3}
 
 
@@ -159,10 +159,10 @@ def test_another_seed_trains_other_documents_and_never_becomes_a_stage(tmp_path:
     bench = _bench(tmp_path)
     plain, other = (bench.branched(replace(HERE, seed=seed)) for seed in (0, 1))
     assert plain.trial != other.trial
-    sources = zip(plain.mix["sources"], other.mix["sources"], strict=True)
+    sources = zip(plain.mix.sources, other.mix.sources, strict=True)
     for mine, shifted in sources:
-        assert mine["sequences"] == shifted["sequences"]
-        assert shifted["start"] == (mine["start"] + mine["sequences"]) % mine["extent"]
+        assert mine.sequences == shifted.sequences
+        assert shifted.start == (mine.start + mine.sequences) % mine.extent
 
 
 def _config(kind: str) -> ScheduleConfig:

@@ -336,7 +336,7 @@ def _branches(state: RunState) -> dict[str, list[tuple[int, float]]]:
     for release in state.releases:
         if release.steps:
             anneal = from_dict(release.schedule)
-            first = release.schedule["start_step"]
+            first = state.branches[release.name].step
             steps = range(first, first + release.steps)
             branches[release.name] = [(step, anneal.eta(step)) for step in steps]
     return branches
