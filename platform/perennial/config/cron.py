@@ -1,4 +1,4 @@
-"""When something is due: `6h`, `1d`, or five cron fields; all times are UTC. Pure."""
+"""Durations, and timetables: a period such as `6h`, or five cron fields. All times are UTC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def parse_duration(value: Any) -> timedelta:
-    """Read `90s`, `10m`, `6h` or `7d`; ValueError for anything else."""
+    """Read `90s`, `10m`, `6h` or `7d`.
+
+    Raises:
+        ValueError: the value is not a duration.
+    """
     if isinstance(value, timedelta):
         return value
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -27,7 +31,7 @@ def parse_duration(value: Any) -> timedelta:
 
 
 def show_duration(duration: timedelta) -> str:
-    """The duration as `parse_duration` reads it, in the largest unit that divides it."""
+    """Return a duration as the text that `parse_duration` reads, in the largest unit that fits."""
     seconds = int(duration.total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds and seconds % size == 0:
@@ -37,20 +41,20 @@ def show_duration(duration: timedelta) -> str:
 
 @dataclass(frozen=True)
 class Timetable:
-    """The moments at which something is due: multiples of a period since 1970, or cron's."""
+    """The times at which something is due: multiples of a period since 1970, or those of cron."""
 
     text: str
     period: timedelta | None
 
     def last_due(self, now: datetime) -> datetime:
-        """The last moment at or before `now`."""
+        """Return the last due time at or before `now`."""
         if self.period is not None:
             return _EPOCH + (now - _EPOCH) // self.period * self.period
         after = now.astimezone(UTC).replace(microsecond=0) + timedelta(seconds=1)
         return next(CronSim(self.text, after, reverse=True))
 
     def next_due(self, now: datetime) -> datetime:
-        """The first moment after `now`."""
+        """Return the first due time after `now`."""
         if self.period is not None:
             return self.last_due(now) + self.period
         return next(CronSim(self.text, now.astimezone(UTC)))
@@ -60,7 +64,11 @@ class Timetable:
 
 
 def parse_timetable(value: Any) -> Timetable:
-    """Read `6h` or `0 2 * * *`. Raises ValueError that says what is wrong with it."""
+    """Read a period such as `6h`, or cron fields such as `0 2 * * *`.
+
+    Raises:
+        ValueError: the text is neither, or its cron fields are never due.
+    """
     if isinstance(value, Timetable):
         return value
     if not isinstance(value, str):
@@ -78,7 +86,7 @@ def parse_timetable(value: Any) -> Timetable:
         table = Timetable(text, None)
         table.next_due(_EPOCH)
     except (CronSimError, StopIteration) as wrong:
-        raise ValueError(f"{text!r} is no cron schedule ({wrong})") from None
+        raise ValueError(f"{text!r} is not a cron schedule ({wrong})") from None
     return table
 
 

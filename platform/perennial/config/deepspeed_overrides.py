@@ -1,4 +1,4 @@
-"""The run file's `training.deepspeed` block: what of DeepSpeed's configuration may be passed on."""
+"""The mapping `training.deepspeed` of the run file: further keys of DeepSpeed's configuration."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _OWNED = {
     "zero_optimization.offload_param.device": "training.cpu_offload",
     "zero_allow_untested_optimizer": "the optimizer, which is torch's AdamW",
     "zero_force_ds_cpu_optimizer": "the optimizer, which is torch's AdamW",
-    "steps_per_print": "the command line, which tells the steps",
+    "steps_per_print": "the command line, which shows the steps",
     "elasticity": "training.workers",
     "checkpoint": "training.checkpoint_every and the store",
 }
-"""What Perennial sets itself, and the run file's field for it."""
+"""Keys of DeepSpeed that Perennial sets itself, with the key of the run file for each."""
 
 _UNSTORED = {
     "bf16.bf16_master_weights_and_grads": "keeps no fp32 weights",
@@ -37,11 +37,19 @@ _UNSTORED = {
     "tensor_parallel": "divides the weights otherwise",
     "pipeline": "divides the weights otherwise",
 }
-"""What would leave a state that a checkpoint does not know how to store."""
+"""Keys of DeepSpeed that lead to a state which checkpoints cannot store, with the reason."""
 
 
 def check_overrides(block: Mapping[str, Any], zero_stage: int) -> None:
-    """Raise ValueError for a key that has a field of its own, or that checkpoints cannot follow."""
+    """Refuse keys that Perennial sets itself, and keys that checkpoints cannot store.
+
+    Args:
+        block: the mapping `training.deepspeed`.
+        zero_stage: stage of ZeRO that the run uses.
+
+    Raises:
+        ValueError: "problem; remedy" for the first such key.
+    """
     for key in _keys(block):
         if key in _OWNED:
             raise ValueError(
@@ -53,15 +61,20 @@ def check_overrides(block: Mapping[str, Any], zero_stage: int) -> None:
             )
     if zero_stage < 2 and "grad_accum_dtype" in block.get("data_types", {}):
         raise ValueError(
-            "deepspeed.data_types.grad_accum_dtype takes another optimizer of DeepSpeed's below "
-            "ZeRO 2; set zero_stage to 2 or 3"
+            "deepspeed.data_types.grad_accum_dtype selects another optimizer of DeepSpeed below "
+            "ZeRO 2, which checkpoints do not store; set zero_stage to 2 or 3"
         )
 
 
-def merge_settings(ours: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
-    """Our settings and the block's, nested mappings key by key; no key is in both."""
-    result = dict(ours)
-    for key, value in block.items():
+def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two nested mappings merged key by key.
+
+    Args:
+        below: values that are kept where `above` has none.
+        above: values that win.
+    """
+    result = dict(below)
+    for key, value in above.items():
         inner = result.get(key)
         result[key] = (
             merge_settings(inner, value)
@@ -72,7 +85,7 @@ def merge_settings(ours: Mapping[str, Any], block: Mapping[str, Any]) -> dict[st
 
 
 def _keys(block: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every key at every depth, dotted: `a`, `a.b`."""
+    """Yield every key at every depth, dotted: `a`, `a.b`."""
     for key, value in block.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The run file's `gates` section: what a stage must keep to."""
+"""The section `gates` of the run file: bounds on what a stage may do to the losses and scores."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from perennial.fields import Section
 
 
 class TaskGate(Section):
-    """What a task's score must reach."""
+    """Bounds on the score of an lm-eval task: give min, max_drop or both."""
 
     min: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """lowest score that passes"""
     max_drop: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """how far the score may lie below that of the checkpoint from which the stage started"""
+    """most that the score may be below that of the checkpoint that the stage started from"""
     metric: str | None = None
     """the metric by its lm-eval name, such as `acc`; default the task's first"""
 
     @model_validator(mode="after")
     def _bounds_something(self) -> TaskGate:
         if self.min is None and self.max_drop is None:
-            raise ValueError("it bounds nothing; give min, max_drop or both")
+            raise ValueError("no bound is given; give min, max_drop or both")
         return self
 
 
 class GatesSpec(Section):
-    """Bounds that a stage must keep, or the line stops until a person decides."""
+    """Bounds for a stage. One that breaks a bound pauses the run until the user decides."""
 
     max_forgetting: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """nats per token that the held-out loss on any earlier corpus may be above what it was after
-    that corpus's own stage"""
+    """most that the held-out loss on an earlier corpus may be above its value after that corpus's
+    own stage, in nats per token"""
     max_adaptation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """highest held-out loss on the stage's own corpora after it, each, in nats per token"""
+    """highest held-out loss on any of the stage's own corpora after the stage, in nats per token"""
     min_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """nats per token by which the stage must lower the held-out loss on its own corpora, each"""
+    """least decrease of the held-out loss on every one of the stage's own corpora, in nats per
+    token"""
     tasks: dict[str, TaskGate] = Field(default_factory=dict)
-    """lm-eval tasks (by name, suites, or folders that hold a task's YAML) that the stage's end must
-    pass"""
+    """bounds by lm-eval task: a name, a suite, or a folder that holds a task's YAML; scored at the
+    end of the stage"""
     standard_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """a bound is broken only by more than so many standard errors of what was measured"""
+    """a bound is broken only when the measurement exceeds it by more than this many of its standard
+    errors"""

@@ -1,4 +1,7 @@
-"""The run file's schema. The text below each field is its documentation and its error's remedy."""
+"""The schema of the run file.
+
+The text below a field is its documentation in the reference, and the remedy in its error message.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, Sc
 
 
 class CorporaSpec(Section):
-    """How landed documents become sequences."""
+    """Tokenisation of landed documents into sequences."""
 
     text_field: str = "text"
     """the field of a JSON line or the column of a Parquet file that holds the text"""
     domain_field: str = ""
     """the field or column that names a document's domain, such as `source`; held-out losses are
-    then told by domain as well. Empty: documents have no domains"""
+    then reported by domain as well. Empty: documents have no domains"""
     sequence_length: Annotated[int, Field(ge=8)] = 2048
     """tokens in one sequence"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
@@ -30,24 +33,25 @@ class CorporaSpec(Section):
     max_bad_share: Share = 0.01
     """share of unreadable documents above which the whole corpus is refused, from 0 to 1"""
     duplicates: Literal["keep", "drop"] = "keep"
-    """keep or drop documents whose text occurred before, in the corpus or an earlier one; they are
-    counted either way"""
+    """keep or drop documents whose text occurred before, in this corpus or an earlier one; both
+    count them"""
     near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
-    """similarity with a held-out document (share of runs of 5 words, by MinHash) from which on a
-    document is not trained, above 0 and at most 1; null compares nothing"""
+    """documents at least this similar to a held-out document are not trained; similarity is the
+    share of common runs of 5 words, estimated by MinHash, above 0 and at most 1. null turns it
+    off"""
     borrow: str | None = None
-    """store of another run, a folder or s3://bucket/prefix: its tokenizer, and what it tokenised of
-    this run's inbox, are copied instead of made again; default nothing"""
+    """store of another run, a folder or s3://bucket/prefix: its tokenizer, and the corpora of this
+    run's inbox that it has tokenised, are copied instead of computed again"""
     decontaminate: tuple[str, ...] = ()
-    """files of evaluation texts, .jsonl or .txt; a document that shares 13 words in a row with one
-    is not trained"""
+    """files of evaluation texts, .jsonl or .txt; a document that shares 13 consecutive words with
+    one of them is not trained"""
 
 
 class TokenizerSpec(Section):
-    """Where the tokenizer comes from; it is fixed for the life of the run."""
+    """The tokenizer, which is fixed for the life of the run: give exactly one of the two keys."""
 
     vocabulary: Annotated[int, Field(ge=300, le=2**31)] | None = None
-    """entries of a byte-level BPE that is trained on the first corpus, at least 300"""
+    """entries of a byte-level BPE tokenizer that is trained on the first corpus, at least 300"""
     path: str | None = None
     """a tokenizer.json, a Hugging Face folder that holds one or a .gguf file, local or s3://"""
 
@@ -65,7 +69,7 @@ OptimizerAtJoin = Literal["reset", "keep", "keep-second-moment"]
 
 
 class StageOverride(Section):
-    """What differs for the stage of one corpus."""
+    """Settings of the stage of one corpus, in place of the run's."""
 
     budget: Amount | None = None
     """tokens of this stage, new and replayed together, such as `400k tokens` or `100%`"""
@@ -74,24 +78,25 @@ class StageOverride(Section):
     priority: int = 0
     """of corpora that landed, the one with the highest number is the next stage"""
     optimizer: OptimizerAtJoin | None = None
-    """what this stage takes over of AdamW's state: reset, keep or keep-second-moment"""
+    """the optimizer state that this stage inherits: reset, keep or keep-second-moment"""
 
     @property
     def changes_the_stage(self) -> bool:
-        """Whether the stage is trained otherwise than those of other corpora."""
+        """Return whether the stage is trained differently from those of other corpora."""
         return any(own is not None for own in (self.budget, self.replay, self.optimizer))
 
 
 class BatchArrivals(Section):
-    """How much may become one stage of what landed and is ready at once.
+    """Bounds within which several ready corpora become one stage.
 
-    A sequence of stages, one a domain, does worse than their mixture (arXiv 2403.08763, A.1).
+    A sequence of stages, one per domain, does worse than one stage of their mixture
+    (arXiv 2403.08763, A.1).
     """
 
     max_corpora: Annotated[int, Field(ge=2)] = 8
-    """corpora that one stage may train, at least 2"""
+    """most corpora in one stage, at least 2"""
     max_tokens: Amount | None = None
-    """training tokens that they may have together, such as `2B tokens`; default no limit"""
+    """most training tokens of these corpora together, such as `2B tokens`; default no limit"""
 
     @model_validator(mode="after")
     def _absolute(self) -> BatchArrivals:
@@ -101,29 +106,29 @@ class BatchArrivals(Section):
 
 
 class StagesSpec(Section):
-    """How much each stage trains, in which order, and how often it is tried."""
+    """Length, order and retries of the stages."""
 
     budget: Amount = Field(default_factory=lambda: parse_amount("100%"))
-    """tokens of a stage, new and replayed together; 100% is the corpus's own training tokens"""
+    """length of a stage, new and replayed tokens together; 100% is the corpus's training tokens"""
     optimizer: OptimizerAtJoin = "reset"
-    """what a stage takes over of AdamW's state from the one before it: reset (nothing, as in the
-    paper), keep (all of it) or keep-second-moment (the steps' scale but not their direction)"""
+    """the optimizer state that a stage inherits from the one before it: reset (none, as in the
+    paper), keep (all) or keep-second-moment (the scale of the steps, but not their direction)"""
     corpora: dict[str, StageOverride] = Field(default_factory=dict)
     """overrides by corpus name"""
     order: Literal["landing"] | tuple[str, ...] = "landing"
-    """landing (by priority, then in the order of landing), or names of corpora: these come first,
-    in this order, and each waits for the one before it"""
+    """landing (by priority, then in the order of landing), or a list of corpora: they come first,
+    in this order, and a later one waits for all before it"""
     only: tuple[str, ...] | None = None
-    """names of the corpora that become stages; any other is tokenised and measured but never
+    """names of the corpora that become stages; others are tokenised and evaluated, but never
     trained; default all"""
     batch_arrivals: BatchArrivals | None = None
-    """what landed and is ready at once becomes one stage, within these bounds; `{}` for the default
-    ones. Corpora that are named in `order`, differ in priority, or have a budget, replay share or
-    optimizer of their own keep a stage of their own. Default: each corpus is a stage"""
+    """corpora that are ready at the same time become one stage, within these bounds; `{}` takes the
+    default bounds. A corpus that is named in `order`, has another priority, or has a budget, replay
+    share or optimizer of its own keeps a stage of its own. Default: every corpus is a stage"""
     attempts: Count = 3
-    """how often ingesting, training or evaluating a corpus is tried before it waits for `retry`"""
+    """attempts at ingesting, training or evaluating a corpus before it waits for `retry`"""
     retry_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
-    """pause before the second try; it doubles with each further one"""
+    """delay before the second attempt, in seconds; it doubles with every further one"""
 
 
 class ReleaseSpec(Section):
@@ -134,16 +139,17 @@ class ReleaseSpec(Section):
     shape: AnnealShape = "exponential"
     """exponential (the paper's), 1-sqrt, linear or cosine"""
     sample_tokens: Annotated[int, Field(ge=0)] = 40
-    """tokens of each sampled line; 0 samples nothing"""
+    """tokens that each prompt is continued by; 0 samples nothing"""
     policy: Literal["on-demand", "each-stage", "every", "schedule"] = "on-demand"
-    """on-demand (by `perennial release` alone), each-stage (the end of each stage that passed its
-    gates), every (see `every`) or schedule (see `schedule`); made between two stages"""
+    """on-demand (by `perennial release` alone), each-stage (the end of every stage that passed its
+    gates), every (see `every`) or schedule (see `schedule`). Releases by a policy are made between
+    two stages"""
     every: Amount | None = None
-    """with `policy: every`, the tokens or steps of the trunk between two releases, such as
-    `4M tokens`"""
+    """with `policy: every`, the tokens or steps of the trunk between two releases, such as `4M
+    tokens`"""
     schedule: TimetableText | None = None
-    """with `policy: schedule`, when the end of the last stage is released, unless it was: a period
-    such as `7d`, or five cron fields such as `0 2 * * 1`; in UTC"""
+    """with `policy: schedule`, times at which the end of the last stage is released if it was not
+    yet: a period such as `7d`, or five cron fields such as `0 2 * * 1`, in UTC"""
 
     @model_validator(mode="after")
     def _policy_has_its_field(self) -> ReleaseSpec:
@@ -161,47 +167,48 @@ class ReleaseSpec(Section):
 
 
 class EvaluationSpec(Section):
-    """What is measured after each stage and on a release."""
+    """Measurements after every stage and on a release."""
 
     documents: Count = 1000
-    """held-out documents a corpus that are scored at most"""
+    """most held-out documents that are scored per corpus"""
     tasks: tuple[str, ...] = ()
     """lm-eval tasks by name, suites (paper-english, paper-german), or folders that hold a task's
     YAML"""
     trunk_tasks: bool = False
-    """whether they are scored at the end of every stage too, against the checkpoint from which it
-    started; default on releases alone"""
+    """true scores the tasks at the end of every stage too, and compares with the checkpoint that
+    the stage started from; false scores releases alone"""
     prompts: tuple[str, ...] = ()
-    """beginnings that every stage and every release continues, besides the first words of held-out
+    """prompts that every stage and every release continues, besides the first words of held-out
     documents"""
     baseline: str | None = None
     """store of a run that was retrained from scratch, a folder or s3://bucket/prefix; the report
-    tells the gap to it; default none"""
+    shows the gap to it"""
 
 
 class TrackingSpec(Section):
-    """Where MLflow keeps the run."""
+    """The MLflow server and experiment that record the run."""
 
     uri: str | None = None
     """MLflow tracking URI; default MLFLOW_TRACKING_URI, else an SQLite file in a local store"""
     experiment: str = "perennial"
-    """MLflow experiment"""
+    """name of the MLflow experiment"""
 
 
 class RunSpec(Section):
-    """One run file: a trunk, its corpora, and everything that decides its result."""
+    """A run file: a trunk, its corpora, and everything that decides its result."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     """name of the lineage: lower-case letters, digits, dot, dash, underscore; at most 64"""
     store: Annotated[str, Field(min_length=1)]
     """root folder of the run: a local path or s3://bucket/prefix"""
     inbox: str | None = None
-    """where producers put corpora: a local path or s3://bucket/prefix; default <store>/inbox"""
+    """folder that producers land corpora in: a local path or s3://bucket/prefix; default
+    <store>/inbox"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """seed of the weights, the shuffle and the held-out split"""
     sources: dict[SourceName, SourceSpec] = Field(default_factory=dict)
-    """where new data is pulled from, by name: lower-case letters, digits, dash, underscore; at most
-    40"""
+    """places that new data is pulled from, by name: lower-case letters, digits, dash, underscore;
+    at most 40"""
     corpora: CorporaSpec = Field(default_factory=CorporaSpec)
     tokenizer: TokenizerSpec
     model: ModelSpec
@@ -216,5 +223,5 @@ class RunSpec(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in one global batch."""
+        """Return the tokens in one global batch."""
         return self.training.global_batch * self.corpora.sequence_length

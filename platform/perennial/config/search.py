@@ -1,4 +1,4 @@
-"""The tuning file's schema: what to search for the next stage."""
+"""The schema of the tuning file: a search for the settings of the next stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OBJECTIVES = ("adaptation", "forgetting")
 
 @dataclass(frozen=True)
 class Choices:
-    """Values to try, each one once."""
+    """Values to try."""
 
     values: tuple[float, ...]
 
@@ -41,7 +41,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Point:
-    """What one trial tries.
+    """The settings that one trial tries.
 
     eta: the constant rate of an infinite or constant schedule, the peak of a cosine or wsd one.
     replay: share of the stage's batches that is replay, 0..1.
@@ -58,16 +58,18 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Short and in letters that a key may have."""
+        """Return a short name, in characters that a key of a store may have."""
         parts = [f"eta{self.eta:.4g}", f"replay{self.replay:.4g}", self.weighting]
         parts += [f"anneal{self.anneal.replace('%', 'pc').replace(' ', '')}"] if self.anneal else []
         parts += [f"seed{self.seed}"] if self.seed else []
         return "-".join(parts)
 
     def fragment(self, corpus: str, rate: str) -> dict[str, Any]:
-        """The part of a run file that makes the stage of `corpus` use this point.
+        """Return the part of a run file that makes a stage use this point.
 
-        rate: the schedule's field that `eta` is.
+        Args:
+            corpus: corpus of the stage.
+            rate: key of the section `schedule` that `eta` is the value of.
         """
         release = {"release": {"anneal": self.anneal}} if self.anneal else {}
         return {
@@ -94,9 +96,9 @@ def _axis(value: Any, *, zero: bool) -> Choices | Span:
         raise ValueError(f"{value!r} is neither a list nor a range; {form}")
     if not value:
         raise ValueError(f"there is nothing to try; {form}")
-    numbers = tuple(_number(each, zero, form) for each in value)
+    numbers = tuple(_number(item, zero, form) for item in value)
     if len(set(numbers)) < len(numbers):
-        raise ValueError("a value is there twice; name each one once")
+        raise ValueError("a value is there twice; name every value once")
     return Choices(numbers)
 
 
@@ -108,7 +110,7 @@ def _number(value: Any, zero: bool, form: str) -> float:
 
 
 def _is_number(value: int | float | str) -> bool:
-    """YAML reads 1e-3, without its point, as text."""
+    """Return whether a value is a finite number; YAML reads 1e-3, without a point, as text."""
     try:
         return not isinstance(value, bool) and math.isfinite(float(value))
     except ValueError:
@@ -158,57 +160,57 @@ UnweightedPolicy = Annotated[
 
 
 class HalvingSpec(Section):
-    """Trials that lose are stopped early (successive halving)."""
+    """Successive halving: trials that lose are stopped early."""
 
     first: Amount
-    """tokens after which all trials are compared for the first time, such as `20k tokens`"""
+    """length at which all trials are compared for the first time, such as `20k tokens`"""
     factor: Annotated[int, Field(ge=2)] = 3
-    """one trial in so many goes on after each comparison, and trains so many times as long"""
+    """one trial in this many goes on after a comparison, and trains this many times as long"""
 
 
 class TuningSpec(Section):
-    """A search for the next stage, by short branches off one trunk checkpoint."""
+    """A search for the settings of the next stage, by short branches off one trunk checkpoint."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     """name of the search: lower-case letters, digits, dot, dash, underscore; at most 64"""
     run: Annotated[str, Field(min_length=1)]
-    """the run file whose next stage is searched"""
+    """path of the run file whose next stage is searched"""
     after: str | None = None
-    """where every trial branches off: a stage, for its end, or STAGE@STEP; default the trunk's
-    end"""
+    """checkpoint that every trial branches off: a stage, for its end, or STAGE@STEP; default the
+    trunk's end"""
     corpus: str | None = None
     """the corpus that the trials train; default the next one that has landed"""
     budget: Amount
-    """what a trial trains at most, new and replayed: `100k tokens`, or `20%` of the stage"""
+    """most that a trial trains, new and replayed: `100k tokens`, or `20%` of the stage"""
     eta_const: Rates | None = None
-    """constant learning rates to try, of an infinite or constant schedule: a list, or
-    {low: , high: }"""
+    """constant learning rates to try, of an infinite or constant schedule: a list, or {low: , high:
+    }"""
     eta_max: Rates | None = None
     """peak learning rates to try, of a cosine or wsd schedule: a list, or {low: , high: }"""
     replay: Shares | None = None
-    """replay shares to try, each from 0 to 1: a list, or {low: , high: }"""
+    """replay shares to try, from 0 to 1: a list, or {low: , high: }"""
     weighting: tuple[UnweightedPolicy, ...] | None = None
     """ways of splitting the replayed share over earlier corpora: seen, uniform, recent"""
     anneal: tuple[Amount, ...] | None = None
-    """anneals to try, such as `12%`: each trial is annealed as a release would be, then measured;
-    default measures the trunk itself"""
+    """anneals to try, such as `12%`: a trial is annealed as a release would be, then measured;
+    default measures the trial without an anneal"""
     objectives: tuple[str, ...] = OBJECTIVES
     """two of: adaptation (loss on the new corpus), forgetting (mean rise of the loss on the earlier
-    ones), forgetting/CORPUS (rise on one); in nats per token, less is better"""
+    corpora), forgetting/CORPUS (rise on one of them); in nats per token, less is better"""
     searcher: Literal["grid", "random", "optuna", "advisor"] = "grid"
     """grid (every combination), random, optuna (multi-objective TPE; needs perennial[optuna]) or
-    advisor (a law fitted to the finished trials says what is worth trying next)"""
+    advisor (proposes points by a law that is fitted to the finished trials)"""
     trials: Count | None = None
-    """how many trials, for every searcher but grid"""
+    """number of trials, for every searcher but grid"""
     halving: HalvingSpec | None = None
-    """when losing trials stop; default every trial trains the whole budget"""
+    """early stopping of trials that lose; default every trial trains the whole budget"""
     seeds: Count = 1
-    """how often each point is tried, on other documents of the corpus; more say how much of a
-    difference is chance"""
+    """number of trials per point, on different documents of the corpus; more of them show how much
+    of a difference is chance"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """of the searcher's choices and of the bootstrap"""
+    """seed of the searcher's choices and of the bootstrap"""
     concurrent: Count = 1
-    """trials that run at the same time, at most"""
+    """most trials that run at the same time"""
 
     @model_validator(mode="after")
     def _something_to_search(self) -> TuningSpec:
@@ -241,7 +243,7 @@ class TuningSpec(Section):
                     "remove it, or use another searcher"
                 )
         elif self.trials is None:
-            raise ValueError(f"searcher {self.searcher} needs trials; say how many, such as 8")
+            raise ValueError(f"searcher {self.searcher} needs trials; give a number, such as 8")
         if self.searcher in ("optuna", "advisor") and self.halving is not None:
             raise ValueError(
                 f"halving is not used with searcher {self.searcher}, which learns from whole "
@@ -264,5 +266,5 @@ class TuningSpec(Section):
 
     @property
     def rate(self) -> Choices | Span | None:
-        """The learning rates to try, whichever the schedule calls them."""
+        """Return the learning rates to try, of whichever key the schedule has."""
         return self.eta_const or self.eta_max

@@ -1,4 +1,4 @@
-"""The run file's `sources`: where new data is pulled from, and when."""
+"""The section `sources` of the run file: places that new data is pulled from, and times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def parse_size(value: Any) -> int:
-    """Read `0`, `500 kB`, `10 MB` or `2 GB` as bytes; ValueError for anything else."""
+    """Read `0`, `500 kB`, `10 MB` or `2 GB` as bytes.
+
+    Raises:
+        ValueError: the value is not a size.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value == 0:
         return 0
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -26,7 +30,7 @@ def parse_size(value: Any) -> int:
 
 
 def show_size(size_bytes: int) -> str:
-    """The size as `parse_size` reads it."""
+    """Return a size, in bytes, as the text that `parse_size` reads."""
     for unit in ("T", "G", "M", "k"):
         if size_bytes and size_bytes % _SCALE[unit] == 0:
             return f"{size_bytes // _SCALE[unit]} {unit}B"
@@ -48,24 +52,25 @@ SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 
 
 class SourceSpec(Section):
-    """One place that new data comes from: exactly one of prefix, index and command."""
+    """A place that new data comes from: give exactly one of prefix, index and command."""
 
     prefix: str | None = None
-    """a folder or s3://bucket/prefix, in which every new or changed file is new data"""
+    """a folder or s3://bucket/prefix; every new or changed file in it is new data"""
     index: str | None = None
-    """the http(s) address of a page of links, or of a JSON list of files"""
+    """the http(s) address of a page of links to files, or of a JSON list of files"""
     command: tuple[str, ...] | None = None
-    """a program and its arguments, started without a shell; it writes files into the folder $OUT"""
+    """a program and its arguments, run without a shell; it writes files into the folder $OUT"""
     schedule: TimetableText
-    """when to pull: a period such as `6h` or `1d`, or five cron fields such as `0 2 * * *` (UTC)"""
+    """times to pull: a period such as `6h` or `1d`, or five cron fields such as `0 2 * * *`, in
+    UTC"""
     match: str = "*"
-    """which file names to take, such as `*.jsonl.gz`"""
+    """pattern of the file names to take, such as `*.jsonl.gz`"""
     minimum: Size = 0
-    """bytes that must have gathered before they land as a corpus, such as `10 MB`"""
+    """bytes that must be pulled before they land as a corpus, such as `10 MB`"""
     max_age: Duration | None = None
-    """how long data may wait for `minimum`, such as `7d`; default for ever"""
+    """longest time that data waits for `minimum`, such as `7d`; default no limit"""
     timeout: Duration = Field(default_factory=lambda: parse_duration("1h"))
-    """how long a command may take, such as `1h`"""
+    """longest run time of a command, such as `1h`"""
 
     @model_validator(mode="after")
     def _one_of_three(self) -> SourceSpec:

@@ -1,4 +1,4 @@
-"""The run file's model and engine: what is trained, by how many workers, in which precision."""
+"""The sections `model` and `training` of the run file: the model, the workers and the engine."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class ModelSpec(Section):
-    """The model that stage 0 starts from: of random weights, or a stored one, or a part of it."""
+    """The model that stage 0 starts from: random weights, a stored model, or a part of one."""
 
     architecture: str | None = None
-    """a causal language model type of transformers, such as gpt_neox or llama: random weights"""
+    """random weights of this type of causal language model in transformers, such as gpt_neox or
+    llama"""
     config: dict[str, Any] = Field(default_factory=dict)
-    """with `architecture`, fields of that architecture's transformers configuration"""
+    """with `architecture`, fields of its configuration in transformers"""
     path: str | None = None
     """a stored model: a Hugging Face folder of safetensors or a .gguf file, local or s3://"""
     inherit_layers: Count | None = None
-    """with `path`, how many of its first blocks are taken, with the embeddings, the final norm and
-    the head (Inheritune, arXiv 2404.08634); default all"""
+    """with `path`, number of the model's first blocks that are kept, beside the embeddings, the
+    final norm and the head (Inheritune, arXiv 2404.08634); default all"""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> ModelSpec:
@@ -48,12 +49,12 @@ class ModelSpec(Section):
 
 
 class WorkersSpec(Section):
-    """How many workers train: a fixed number, or as many as there are nodes for."""
+    """The number of workers: a fixed number, or a range within which the cluster decides."""
 
     min: Count
-    """the fewest workers that training goes on with, at least 1"""
+    """minimum number of workers, at least 1; with fewer, training waits"""
     max: Count
-    """the most workers that training makes use of, at least `min`"""
+    """maximum number of workers, at least `min`"""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,7 +82,7 @@ class WorkersSpec(Section):
 
     @property
     def elastic(self) -> bool:
-        """Whether the number may change while a stage trains."""
+        """Return whether the number may change while a stage trains."""
         return self.min < self.max
 
     def __str__(self) -> str:
@@ -89,25 +90,25 @@ class WorkersSpec(Section):
 
 
 class TrainingSpec(Section):
-    """The engine. Defaults are the paper's (arXiv 2403.08763, section 5 and appendix)."""
+    """The training engine. Defaults are the paper's (arXiv 2403.08763, section 5 and appendix)."""
 
     workers: WorkersSpec = Field(default_factory=lambda: WorkersSpec(min=1, max=1))
-    """Ray Train workers: a number of at least 1, or {min: 1, max: 4} to use as many as the cluster
-    has room for at any time"""
+    """number of Ray Train workers, at least 1; or {min: 1, max: 4} to use as many as the cluster
+    has resources for at any time"""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs that one worker reserves; leave some of the machine to Ray Data's readers"""
+    """CPUs that one worker reserves; leave some of the machine for Ray Data's readers"""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that one worker reserves; 0 trains on CPUs"""
     global_batch: Count
     """sequences in one optimizer step, constant for any number of workers"""
     micro_batch: Count
-    """sequences that one worker takes in one forward pass, at most"""
+    """most sequences in one forward pass of one worker"""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """what DeepSpeed's ZeRO divides among the workers: 0 nothing, 1 the optimizer's state, 2 also
+    """what DeepSpeed's ZeRO partitions among the workers: 0 nothing, 1 the optimizer state, 2 also
     the gradients, 3 also the weights"""
     cpu_offload: Literal["none", "optimizer", "weights"] = "none"
-    """what waits in the CPU's memory instead of the GPU's: none, optimizer (its state and the fp32
-    weights, from zero_stage 1 on) or weights (those too, with zero_stage 3)"""
+    """what is kept in CPU memory instead of GPU memory: none, optimizer (its state and the fp32
+    weights; needs zero_stage 1 or more) or weights (these too; needs zero_stage 3)"""
     precision: Precision = "fp32"
     """number format of the forward and backward pass: fp32, bf16 or fp16 (on GPUs; with a dynamic
     loss scale)"""
@@ -124,17 +125,17 @@ class TrainingSpec(Section):
     """full (all logits at once) or chunked (torch's linear_cross_entropy: the logits of a part of
     the tokens at a time, which saves memory where the vocabulary is large)"""
     activation_checkpointing: bool = False
-    """whether the backward pass computes each block's activations again, to save memory"""
+    """true recomputes every block's activations in the backward pass, to save memory"""
     compile: bool = False
-    """whether the model is compiled by torch.compile"""
+    """true compiles the model with torch.compile"""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """further fields of DeepSpeed's configuration, passed on as they are; what this section names
-    may not be in it"""
+    """further keys of DeepSpeed's configuration, passed on unchanged; keys that Perennial sets
+    itself are refused"""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.95,
     )
-    """AdamW's two decay rates, each from 0 to below 1"""
+    """AdamW's two decay rates, from 0 to below 1"""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's epsilon, above 0"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -142,19 +143,20 @@ class TrainingSpec(Section):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """largest norm of the gradient, above 0"""
     checkpoint_every: Amount = Field(default_factory=lambda: parse_amount("500 steps"))
-    """how much is trained between checkpoints, such as `100 steps` or `4M tokens`"""
+    """distance between checkpoints, such as `100 steps` or `4M tokens`"""
     spikes: SpikesSpec = Field(default_factory=SpikesSpec)
-    """what a leap of the loss does"""
+    """detection of loss spikes, and the reaction to one"""
     max_failed_checkpoints: Count = 3
-    """checkpoints in a row that may fail to be stored before training stops, at least 1"""
+    """training stops when this many checkpoints in a row cannot be stored, at least 1"""
     keep_last: Count = 2
-    """latest checkpoints of a stage that stay, at least 1; ends of phases and stages always do"""
+    """number of a stage's latest checkpoints that are kept, at least 1; those at the end of a phase
+    or stage are always kept"""
     profile: bool = False
-    """true writes a PyTorch profiler trace of steps 4 to 7 after every start of the workers, one
-    file a worker, into profiles/ of the store"""
+    """true writes a trace of the PyTorch profiler, of steps 4 to 7 after every start of the
+    workers, one file per worker, into profiles/ of the store"""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """how many failures of the worker group in a row, without a new checkpoint between them, are
-    tried again before the stage gives up"""
+    """number of failures of the worker group in a row, without a new checkpoint between them, that
+    are retried before the stage fails"""
 
     @model_validator(mode="after")
     def _engine_agrees(self) -> TrainingSpec:

@@ -30,8 +30,8 @@ class ReplaySpec(Section):
     """Compute-equivalent replay (arXiv 2403.08763, section 4)."""
 
     share: Share = 0.05
-    """share of every batch drawn from earlier corpora, from 0 to 1; 0.05 for a weak shift, 0.25
-    for a strong one"""
+    """share of every batch drawn from earlier corpora, from 0 to 1; 0.05 for a weak shift, 0.25 for
+    a strong one"""
     weighting: PolicyName = "seen"
     """how the share is split over earlier corpora: seen (in proportion to what the trunk has seen
     of each, the paper's rule), uniform (equal parts), recent (the latest twice as much as the one

@@ -39,8 +39,8 @@ class Schedule(ABC):
     kind: ClassVar[str]
     """name under which the curve is stored, and `kind` of its section in the run file"""
     spans_trunk: ClassVar[bool]
-    """true for a curve that is made once, for the first stage, and holds for the whole trunk;
-    false for one that every stage makes for itself"""
+    """true for a curve that is made once, for the first stage, and holds for the whole trunk; false
+    for one that every stage makes for itself"""
 
     @abstractmethod
     def eta(self, step: int) -> float:

@@ -199,7 +199,7 @@ def test_a_task_gate_compares_with_the_checkpoint_that_the_stage_started_from(
 
 
 def test_a_task_gate_without_a_bound_is_refused() -> None:
-    with pytest.raises(ValueError, match="it bounds nothing; give min, max_drop or both"):
+    with pytest.raises(ValueError, match="no bound is given; give min, max_drop or both"):
         GatesSpec.model_validate({"tasks": {"t": {"metric": "acc"}}})
 
 

@@ -36,8 +36,8 @@ def pulled(at: datetime, size_bytes: int) -> FilesPulled:
     [
         ({"schedule": "hourly"}, "schedule.*neither a period nor five cron fields"),
         ({"schedule": "30s"}, "shorter than a minute"),
-        ({"schedule": "61 2 * * *"}, "no cron schedule.*minute"),
-        ({"schedule": "0 2 30 2 *"}, "no cron schedule"),
+        ({"schedule": "61 2 * * *"}, "not a cron schedule.*minute"),
+        ({"schedule": "0 2 30 2 *"}, "not a cron schedule"),
         ({"minimum": "10"}, "minimum.*not a size such as"),
         ({"minimum": 10}, "minimum"),
         ({"max_age": "soon"}, "max_age.*not a duration"),
