@@ -1,4 +1,4 @@
-"""Whether a corpus was ingested in the way that a run wants."""
+"""Checks that a corpus was ingested with the settings of a run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,19 @@ if TYPE_CHECKING:
 def check_same_settings(
     store: Store, name: str, tokenizer: RunTokenizer, settings: IngestSettings
 ) -> CorpusManifest:
-    """The manifest of an ingested corpus; InputError when it was ingested in another way."""
+    """Return the manifest of an ingested corpus if all its settings are the given ones.
+
+    Args:
+        store: the store that holds the corpus.
+        name: the corpus's name.
+        tokenizer: the tokenizer that it must have been ingested with.
+        settings: the settings that it must have been ingested with.
+
+    Raises:
+        InputError: when it is not ingested, or differs in a setting.
+    """
     manifest = read_manifest(store, name)
+    # The piece size divides the work and has no influence on the result.
     fields = [field for field in IngestSettings.model_fields if field != "piece_bytes"]
     _check_same(store, manifest, tokenizer, settings, fields)
     return manifest
@@ -26,7 +37,16 @@ def check_same_settings(
 def check_same_run(
     store: Store, manifest: CorpusManifest, tokenizer: RunTokenizer, settings: IngestSettings
 ) -> None:
-    """InputError when a corpus has another tokenizer, sequence length or seed than the run."""
+    """Raise InputError if a corpus and a run differ in tokenizer, sequence length or seed.
+
+    Other settings may differ between the corpora of a run.
+
+    Args:
+        store: the store that holds the corpus, for the message.
+        manifest: the corpus's manifest.
+        tokenizer: the run's tokenizer.
+        settings: the run's settings.
+    """
     _check_same(store, manifest, tokenizer, settings, ["sequence_length", "seed"])
 
 

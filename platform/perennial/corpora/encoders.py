@@ -1,4 +1,4 @@
-"""Text to token ids: tiktoken where it yields the ids of `tokenizers`, else `tokenizers` itself.
+"""Encoders of text: tiktoken where it yields the ids of `tokenizers`, else `tokenizers` itself.
 
 In both, the spelling of a special token in a text stays text.
 """
@@ -26,7 +26,7 @@ EncoderName = Literal["tiktoken", "tokenizers"]
 
 # tiktoken's regular expressions overflow their stack on long runs of white space.
 _LONG_RUNS = (" " * 1000, "\n" * 1000, "\t" * 1000, "\r\n" * 500)
-# Between documents that are encoded at once. It begins and ends like no other part of itself, so
+# Separates documents that are encoded at once. No proper beginning of it is an end of it, so
 # occurrences never overlap: as many marks as documents means that no text holds one.
 _MARK = b"\x00\x01end of document\x02"
 _GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
@@ -38,17 +38,17 @@ _HARD = re.compile(r"\(\?(?![a-zA-Z-]*:)|[+*?]\+|\{[\d,]+\}\+|\\[1-9GKXkg]")
 
 
 class Encoder(Protocol):
-    """Turns texts into ids."""
+    """Encoder of texts as token ids."""
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """The ids of each text, without an end-of-document."""
+        """Return the ids of every text, without an end-of-document."""
 
     def encode_documents(self, texts: Sequence[bytes | memoryview]) -> npt.NDArray[Any]:
-        """The ids of all texts (UTF-8), an end-of-document after each, as they are stored."""
+        """Return the stored ids of all texts (UTF-8), an end-of-document after every text."""
 
 
 class TokenizersEncoder:
-    """Hugging Face `tokenizers`: any tokenizer."""
+    """Encoder of any tokenizer, by Hugging Face `tokenizers`."""
 
     def __init__(self, tokenizer: RunTokenizer) -> None:
         self._tokenizer = tokenizer.build()
@@ -56,7 +56,7 @@ class TokenizersEncoder:
         self._dtype = stored_type(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """The ids of each text; InputError if a text would become an end-of-document."""
+        """Return the ids of every text. Raises InputError if one holds an end-of-document."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         arrays = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
         if any((ids == self._end).any() for ids in arrays):
@@ -78,7 +78,7 @@ class TokenizersEncoder:
 
 
 class TiktokenEncoder:
-    """tiktoken over the merges of a byte-level BPE: several times faster, the same ids."""
+    """Encoder of a byte-level BPE by tiktoken: the same ids, several times faster."""
 
     def __init__(self, tokenizer: RunTokenizer) -> None:
         converted = tiktoken_of(tokenizer.json)
@@ -91,12 +91,12 @@ class TiktokenEncoder:
         self._slow = TokenizersEncoder(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """The ids of each text."""
+        """Return the ids of every text."""
         return [self._encode(text) for text in texts]
 
     def encode_documents(self, texts: Sequence[bytes | memoryview]) -> npt.NDArray[Any]:
         """The ids of all texts, an end-of-document after each."""
-        # One call for all: a call, an array and a copy for each would cost a tenth of the time.
+        # One call for all: a call, an array and a copy for every text cost a tenth of the time.
         joined = _MARK.join([*texts, b""])
         if joined.count(_MARK) == len(texts):
             ranks = self._ranks(joined.decode(), {self._mark})
@@ -111,11 +111,11 @@ class TiktokenEncoder:
         return self._slow.encode([text])[0] if ranks is None else np.asarray(self._ids[ranks])
 
     def _ranks(self, text: str, marks: set[str]) -> npt.NDArray[np.uint32] | None:
-        """tiktoken's ids; None for a text that it cannot take."""
+        """Return tiktoken's ids; None for a text that it cannot take."""
         if any(run in text for run in _LONG_RUNS):
             return None
         try:
-            # Not `encode`: its list of numbers costs as much as a tenth of the encoding.
+            # Not `encode`: making its list of numbers costs a tenth of the encoding.
             ranks: npt.NDArray[np.uint32] = self._encoding.encode_to_numpy(
                 text, allowed_special=marks, disallowed_special=()
             )
@@ -129,20 +129,30 @@ class TiktokenEncoder:
 
 
 def stored_type(tokenizer: RunTokenizer) -> np.dtype[Any]:
-    """The type of a stored token id."""
+    """Return the type of a stored token id."""
     return np.dtype(f"<u{tokenizer.token_bytes}")
 
 
 @lru_cache(maxsize=1)
 def make_encoder(tokenizer: RunTokenizer, engine: EncoderName) -> Encoder:
-    """The engine of that name for a tokenizer; kept for a worker's next task."""
+    """Return an encoder; it is kept for a worker's next task, since building it takes seconds.
+
+    Args:
+        tokenizer: the run's tokenizer.
+        engine: the library that encodes; `choose_encoder` returns it.
+    """
     if engine == "tiktoken":
         return TiktokenEncoder(tokenizer)
     return TokenizersEncoder(tokenizer)
 
 
 def choose_encoder(tokenizer: RunTokenizer, sample: Sequence[str]) -> EncoderName:
-    """tiktoken where it can express the tokenizer and yields equal ids on the sample."""
+    """Return "tiktoken" if it can express the tokenizer and yields equal ids on the sample.
+
+    Args:
+        tokenizer: the run's tokenizer.
+        sample: texts of the corpus.
+    """
     if tiktoken_of(tokenizer.json) is None:
         return "tokenizers"
     slow, fast = TokenizersEncoder(tokenizer).encode(sample), TiktokenEncoder(tokenizer)
@@ -151,7 +161,12 @@ def choose_encoder(tokenizer: RunTokenizer, sample: Sequence[str]) -> EncoderNam
 
 
 def tiktoken_of(tokenizer_json: str) -> tuple[tiktoken.Encoding, npt.NDArray[np.uint32]] | None:
-    """tiktoken's form of a byte-level BPE and the table from its ranks to ids, where one exists."""
+    """Convert a byte-level BPE to tiktoken.
+
+    Returns:
+        tiktoken's encoding and the table `(ranks,)` from its ranks to token ids; None where
+        tiktoken cannot express the tokenizer.
+    """
     content = json.loads(tokenizer_json)
     model, pattern = content["model"], _split_pattern(content.get("pre_tokenizer"))
     if pattern is None or content.get("normalizer") or not _is_plain_bpe(model):
@@ -185,7 +200,7 @@ def _is_plain_bpe(model: dict[str, Any]) -> bool:
 
 
 def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
-    """The regular expression that cuts text for a byte-level BPE; None for any other kind."""
+    """Return the regular expression that splits text for a byte-level BPE, None if another kind."""
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
             return _GPT2_SPLIT
@@ -206,7 +221,7 @@ def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
 
 
 def group_alternatives(pattern: str) -> str:
-    """The same regular expression with neighbouring plain alternatives in one group.
+    """Return an equal regular expression with neighbouring plain alternatives in one group.
 
     tiktoken's regular expressions give a group that has no look-around as a whole to an automaton,
     and try alternatives one by one otherwise: this makes the encoding 1.7 times as fast.
@@ -214,7 +229,7 @@ def group_alternatives(pattern: str) -> str:
     alternatives, depth = [""], 0
     for token in _TOKEN.findall(pattern):
         if token == "[" or depth < 0:
-            return pattern  # a class inside a class, or nothing that this can read
+            return pattern  # a class inside a class, or nothing that this parses
         depth += (token == "(") - (token == ")")
         if token == "|" and depth == 0:
             alternatives.append("")
@@ -222,12 +237,12 @@ def group_alternatives(pattern: str) -> str:
             alternatives[-1] += token
     if depth or _FLAGS.search(pattern):
         return pattern
-    hard = groupby(alternatives, key=lambda each: bool(_HARD.search(each)))
-    return "|".join("|".join(run) if is_hard else f"(?:{'|'.join(run)})" for is_hard, run in hard)
+    runs = groupby(alternatives, key=lambda alternative: bool(_HARD.search(alternative)))
+    return "|".join("|".join(run) if is_hard else f"(?:{'|'.join(run)})" for is_hard, run in runs)
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte."""
+    """Return GPT-2's printable characters and the bytes that they stand for."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}

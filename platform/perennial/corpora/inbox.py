@@ -1,4 +1,4 @@
-"""Corpora in the inbox: `<name>/` holds files, and the marker `_SUCCESS`, which is written last."""
+"""Corpora in the inbox: a folder `<name>/` of files, complete once its marker `_SUCCESS` exists."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LandedFile:
 
 @dataclass(frozen=True)
 class FileToLand:
-    """A file that waits in another store: its key there, and its name in the corpus."""
+    """A file of another store: its key there, and the name that it gets in the corpus."""
 
     key: str
     name: str
@@ -47,7 +47,7 @@ class FileToLand:
 
 @dataclass(frozen=True)
 class LandedCorpus:
-    """A corpus whose marker exists."""
+    """A complete corpus: one whose marker exists."""
 
     name: str
     files: tuple[LandedFile, ...]
@@ -55,12 +55,12 @@ class LandedCorpus:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files as they are stored."""
+        """Return the size of all files as they are stored."""
         return sum(file.size_bytes for file in self.files)
 
 
 def check_name(name: str) -> str:
-    """The name itself, when it can be a folder of a store; InputError otherwise."""
+    """Return `name` if it can be a folder of a store. Raises InputError otherwise."""
     if len(name) <= MAX_NAME_CHARACTERS and _NAME.fullmatch(name) and ".." not in name:
         return name
     raise InputError(
@@ -74,11 +74,21 @@ def check_name(name: str) -> str:
 
 
 def land(inbox: Store, name: str, files: Sequence[Path]) -> list[str]:
-    """Uploads files as corpus `name`, marker last, and returns their keys in the inbox.
+    """Upload files as a corpus, the marker last.
 
-    Landing the same content again changes nothing and is safe after a kill. Raises InputError,
-    before anything is written, for a bad name, no file, a missing file, an unknown suffix, two
-    files of one name, or a complete corpus of that name with other content.
+    Landing the same content again changes nothing and is safe after a kill.
+
+    Args:
+        inbox: the store that corpora land in.
+        name: the corpus's name.
+        files: local files; their base names become the names in the corpus.
+
+    Returns:
+        The keys of the files in the inbox.
+
+    Raises:
+        InputError: before anything is written, for a bad name, no file, a missing file, an unknown
+            suffix, two files of one name, or a complete corpus of that name with other content.
     """
     check_files(files)
     by_name = {path.name: path for path in files}
@@ -86,7 +96,17 @@ def land(inbox: Store, name: str, files: Sequence[Path]) -> list[str]:
 
 
 def land_stored(inbox: Store, name: str, files: Sequence[FileToLand], source: Store) -> list[str]:
-    """`land` for files that lie in a store already: they are copied."""
+    """Copy files of another store into the inbox as a corpus, the marker last; see `land`.
+
+    Args:
+        inbox: the store that corpora land in.
+        name: the corpus's name.
+        files: the files to copy, with the names that they get.
+        source: the store that holds them.
+
+    Returns:
+        The keys of the files in the inbox.
+    """
     by_name = {file.name: file for file in files}
 
     def copy(file: str, key: str) -> None:
@@ -104,7 +124,7 @@ def _land(
     inbox: Store,
     name: str,
     described: Sequence[dict[str, Any]],
-    put: Callable[[str, str], None],
+    copy: Callable[[str, str], None],
 ) -> list[str]:
     check_name(name)
     marker = _canonical({"files": described})
@@ -113,32 +133,36 @@ def _land(
         _check_same(inbox, name, marker)
         return keys
     for key, entry in zip(keys, described, strict=True):
-        put(str(entry["name"]), key)
-    # Leftovers of a landing that was killed and then repeated with fewer files.
+        copy(str(entry["name"]), key)
+    # An earlier landing of this name may have been killed and left files that are not in this one.
     for info in inbox.list(f"{name}/"):
         if info.key not in (*keys, f"{name}/{MARKER}"):
             inbox.remove(info.key)
     if not inbox.create(f"{name}/{MARKER}", marker):
+        # Another process landed the name meanwhile, which is fine if the content is the same.
         _check_same(inbox, name, marker)
     return keys
 
 
 def list_landed(inbox: Store) -> list[LandedCorpus]:
-    """The complete corpora in the order in which they landed (the marker's time, then name)."""
+    """Return the complete corpora in the order in which they landed (the marker's time, name)."""
     folders: dict[str, list[ObjectInfo]] = {}
     for info in inbox.list(""):
         name, slash, _ = info.key.partition("/")
         if slash:
             folders.setdefault(name, []).append(info)
-    found = [_landed(name, infos) for name, infos in folders.items()]
-    return sorted((c for c in found if c is not None), key=lambda c: (c.landed_at, c.name))
+    corpora = [_read_folder(name, infos) for name, infos in folders.items()]
+    return sorted((c for c in corpora if c is not None), key=lambda c: (c.landed_at, c.name))
 
 
 def read_landed(inbox: Store, name: str) -> LandedCorpus:
-    """The landed corpus of that name; InputError if it is missing, unfinished or empty."""
+    """Return the landed corpus of a name.
+
+    Raises InputError if it is missing, unfinished or empty.
+    """
     check_name(name)
     infos = inbox.list(f"{name}/")
-    corpus = _landed(name, infos)
+    corpus = _read_folder(name, infos)
     where = f"{inbox.url}/{name}"
     if corpus is None:
         raise InputError(
@@ -159,7 +183,7 @@ def read_landed(inbox: Store, name: str) -> LandedCorpus:
     return corpus
 
 
-def _landed(name: str, infos: Sequence[ObjectInfo]) -> LandedCorpus | None:
+def _read_folder(name: str, infos: Sequence[ObjectInfo]) -> LandedCorpus | None:
     markers = [i for i in infos if i.key.removeprefix(f"{name}/") in _MARKERS]
     if not markers:
         return None
@@ -174,7 +198,7 @@ def _landed(name: str, infos: Sequence[ObjectInfo]) -> LandedCorpus | None:
 
 
 def check_files(files: Sequence[Path]) -> None:
-    """Raises InputError for files that cannot be landed together: see `land`."""
+    """Raise InputError for files that cannot be landed together; see `land`."""
     if not files:
         raise InputError(
             "land",

@@ -1,10 +1,11 @@
-"""What a tokenised corpus is made of: its settings, counts and files. Pure, except reading it."""
+"""Manifest of a tokenised corpus: its settings, counts and files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,7 +22,7 @@ NEAR_DUPLICATE: Final = "near-duplicate-of-held-out"
 CONTAMINATED: Final = "contaminated"
 """reason to remove a document: it holds a piece of an evaluation text"""
 BAD_FIT: Final = 1.5
-"""tokens per byte over those of the first corpus, from which on a person is told"""
+"""tokens per byte over those of the first corpus, from which on the user is warned"""
 
 
 class _Frozen(BaseModel):
@@ -29,7 +30,7 @@ class _Frozen(BaseModel):
 
 
 class IngestSettings(_Frozen):
-    """How landed documents become sequences."""
+    """Settings of an ingest: how landed documents become sequences."""
 
     sequence_length: Annotated[int, Field(ge=2)]
     """tokens in one row"""
@@ -72,7 +73,7 @@ class InputFile(_Frozen):
 
 
 class StoredFile(_Frozen):
-    """A file of the corpus; `file` is its name in the corpus's folder."""
+    """A file of a tokenised corpus; `file` is its name in the corpus's folder."""
 
     file: str
     size_bytes: int
@@ -99,9 +100,9 @@ class QuarantineFile(StoredFile):
 
 
 class DigestFile(StoredFile):
-    """Sorted 64-bit digests of the corpus's texts, little-endian, each once.
+    """Sorted 64-bit digests of the corpus's texts, little-endian and without repeats.
 
-    Each file holds a range of digests, in the order of the manifest.
+    A file holds a range of digests; the ranges are in the order of the manifest.
     """
 
     digests: int
@@ -116,10 +117,10 @@ class EarlierCorpus(_Frozen):
 
 
 class Counts(_Frozen):
-    """What became of every document and token; `check` proves that nothing was dropped."""
+    """Account of every document and token; `check` proves that nothing was dropped."""
 
     documents: int = 0
-    """everything that was read or should have been: documents, and bad parts as one each"""
+    """everything that was read or should have been: a bad part counts as one document"""
     trained_documents: int = 0
     held_out_documents: int = 0
     duplicate_documents: int = 0
@@ -147,7 +148,7 @@ class Counts(_Frozen):
 
     @property
     def removed(self) -> dict[str, int]:
-        """Records of what is neither trained nor held out, by reason."""
+        """Return the number of records that are neither trained nor held out, by reason."""
         dropped = {
             DUPLICATE: self.duplicate_documents,
             NEAR_DUPLICATE: self.near_duplicate_documents,
@@ -156,12 +157,12 @@ class Counts(_Frozen):
         return {reason: count for reason, count in dropped.items() if count} | self.quarantined
 
     def plus(self, other: Counts) -> Counts:
-        """Both counts together."""
+        """Return the sum of both counts."""
         mine, theirs = self.model_dump(), other.model_dump()
         return Counts.model_validate({name: _sum(mine[name], theirs[name]) for name in mine})
 
     def check(self) -> Self:
-        """Itself, when every document and token is accounted for (I5); ValueError otherwise."""
+        """Return itself. Raises ValueError if a document or token is not accounted for (I5)."""
         kept = self.trained_documents + self.held_out_documents
         documents = kept + sum(self.removed.values())
         tokens = self.row_tokens + self.held_out_tokens + self.remainder_tokens
@@ -180,7 +181,10 @@ def _sum(mine: Any, theirs: Any) -> Any:
 
 
 class ShardResult(_Frozen):
-    """What the task of one shard, or of one part of the held-out documents, wrote; its marker."""
+    """Files and counts of one shard, or of one part of the held-out documents.
+
+    It is also the completion marker of the task that wrote them.
+    """
 
     shard: Shard | None = None
     holdout: HoldoutFile | None = None
@@ -189,7 +193,7 @@ class ShardResult(_Frozen):
 
     @property
     def files(self) -> list[StoredFile]:
-        """The files that exist."""
+        """Return the files that were written."""
         return [f for f in (self.shard, self.holdout, self.quarantine) if f is not None]
 
 
@@ -222,41 +226,42 @@ class CorpusManifest(_Frozen):
 
     @property
     def sequence_length(self) -> int:
-        """Tokens in one row."""
+        """Return the tokens of one row."""
         return self.settings.sequence_length
 
     @property
     def seed(self) -> int:
-        """The seed of the documents' order."""
+        """Return the seed of the documents' order."""
         return self.settings.seed
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one stored token id: 2 or 4, little-endian, unsigned."""
+        """Return the bytes of a stored token id: 2 or 4, little-endian, unsigned."""
         return token_bytes(self.vocabulary)
 
     @property
     def rows(self) -> int:
-        """Training sequences."""
+        """Return the number of training sequences."""
         return sum(sum(shard.row_groups) for shard in self.shards)
 
     @property
     def tokens(self) -> int:
-        """Tokens in training sequences."""
+        """Return the number of tokens in training sequences."""
         return self.rows * self.sequence_length
 
     @property
     def total_bytes(self) -> int:
-        """UTF-8 bytes of all texts, trained and held out."""
+        """Return the UTF-8 bytes of all texts, trained and held out."""
         return self.counts.trained_bytes + self.counts.held_out_bytes
 
     def sealed(self) -> CorpusManifest:
-        """The same with its digest."""
-        return self.model_copy(update={"digest": self.computed_digest()})
+        """Return a copy that holds its digest."""
+        return self.model_copy(update={"digest": self.compute_digest()})
 
-    def computed_digest(self) -> str:
-        """What `digest` must be."""
+    def compute_digest(self) -> str:
+        """Return the digest of the content, which `digest` must equal."""
         content = self.model_dump(mode="json", exclude={"digest"})
+        # A corpus that was landed again, or divided otherwise, has the same shards.
         content["settings"].pop("piece_bytes")
         for file in content["inputs"]:
             file.pop("etag")
@@ -264,31 +269,36 @@ class CorpusManifest(_Frozen):
 
 
 def token_bytes(vocabulary: int) -> int:
-    """Bytes that hold any token id of a vocabulary of that size."""
+    """Return the bytes of a token id of a vocabulary of that size."""
     return 2 if vocabulary <= 1 << 16 else 4
 
 
 def digest_of(content: Any) -> str:
-    """sha256 of a JSON value's canonical text."""
+    """Return the sha256 of a JSON value's canonical text."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def total(counts: Iterable[Counts]) -> Counts:
-    """The sum of all counts."""
-    result = Counts()
-    for each in counts:
-        result = result.plus(each)
-    return result
+def sum_counts(counts: Iterable[Counts]) -> Counts:
+    """Return the sum of all counts."""
+    return reduce(Counts.plus, counts, Counts())
 
 
 def manifest_key(name: str) -> str:
-    """Where a corpus's manifest lies in its store."""
+    """Return the key of a corpus's manifest in the run's store."""
     return f"corpora/{name}/manifest.json"
 
 
 def read_manifest(store: Store, name: str) -> CorpusManifest:
-    """The manifest of an ingested corpus; InputError when it does not exist or was altered."""
+    """Return the manifest of an ingested corpus.
+
+    Args:
+        store: the run's store.
+        name: the corpus's name.
+
+    Raises:
+        InputError: when the corpus is not ingested, or its manifest was altered.
+    """
     key = manifest_key(name)
     try:
         data = store.read(key)
@@ -310,7 +320,7 @@ def read_manifest(store: Store, name: str) -> CorpusManifest:
             "restore it or ingest again",
             code="manifest-unreadable",
         ) from error
-    if manifest.digest != manifest.computed_digest():
+    if manifest.digest != manifest.compute_digest():
         raise InputError(
             f"{store.url}/{key}",
             "digest",
@@ -322,7 +332,15 @@ def read_manifest(store: Store, name: str) -> CorpusManifest:
 
 
 def fit_warning(first: CorpusManifest, this: CorpusManifest) -> str | None:
-    """A line for a person when the run's tokenizer fits a corpus much worse than the first one."""
+    """Return a warning if the run's tokenizer fits a corpus much worse than the first one.
+
+    Args:
+        first: manifest of the corpus that the tokenizer was made for.
+        this: manifest of the corpus in question.
+
+    Returns:
+        One line, or None if the tokenizer fits well enough.
+    """
     ratio = this.tokens_per_byte / first.tokens_per_byte
     if ratio < BAD_FIT:
         return None

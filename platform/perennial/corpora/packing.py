@@ -1,4 +1,4 @@
-"""Token ids to rows, and rows to Parquet bytes."""
+"""Packing of token ids into rows, and of rows and held-out documents into Parquet files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ GROUP_BYTES = 4 << 20
 
 
 class Packer:
-    """Cuts a stream of token ids into groups of rows.
+    """Divides a stream of token ids into groups of rows.
 
-    Nothing is lost: ids in = ids in groups + ids of the rest, in the same order.
+    Documents follow each other without padding. Nothing is lost: ids in = ids in groups + ids of
+    the rest, in the same order.
     """
 
     def __init__(self, sequence_length: int, rows_per_group: int, dtype: npt.DTypeLike) -> None:
@@ -31,7 +32,10 @@ class Packer:
         self._filled = 0
 
     def add(self, ids: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-        """Takes ids; yields each full group `(rows, sequence)`, valid until the next one."""
+        """Add ids; yield the groups of rows `(rows, sequence)` that they fill.
+
+        A group is valid until the next one: both are the same memory.
+        """
         taken = 0
         while taken < len(ids):
             part = ids[taken : taken + len(self._group) - self._filled]
@@ -43,32 +47,37 @@ class Packer:
                 yield self._group.reshape(-1, self._length)
 
     def finish(self) -> tuple[npt.NDArray[Any], int]:
-        """The last rows `(rows, sequence)`, possibly none, and how many ids did not fill a row."""
+        """Return the last rows `(rows, sequence)`, possibly none, and the ids that fill no row."""
         rows = self._filled // self._length
         used = rows * self._length
         return self._group[:used].reshape(rows, self._length), self._filled - used
 
 
 def rows_per_group(sequence_length: int, token_bytes: int) -> int:
-    """Rows of a full row group."""
+    """Return the rows of a full row group.
+
+    Args:
+        sequence_length: tokens of a row.
+        token_bytes: bytes of a token.
+    """
     return max(1, GROUP_BYTES // (sequence_length * token_bytes))
 
 
 class RowFile:
-    """A shard under way: one column `tokens` of fixed-size binary, uncompressed.
+    """Writer of a shard: one column `tokens` of fixed-size binary, uncompressed.
 
-    It is hashed on its way to the stream, so that the whole of it is never in memory.
+    The bytes are hashed while they are written, so that the whole shard is never in memory.
     """
 
     def __init__(self, stream: BinaryIO, sequence_length: int, token_bytes: int) -> None:
         self._type = pa.binary(sequence_length * token_bytes)
         schema = pa.schema([pa.field("tokens", self._type, nullable=False)])
-        self._sink = _Hashed(stream)
+        self._sink = _HashingStream(stream)
         self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, **_PLAIN)
         self.row_groups: list[int] = []
 
     def write(self, rows: npt.NDArray[Any]) -> None:
-        """Appends rows `(rows, sequence)` as one row group."""
+        """Append rows `(rows, sequence)` as one row group."""
         column = pa.FixedSizeBinaryArray.from_buffers(
             self._type, len(rows), [None, pa.py_buffer(rows)]
         )
@@ -77,13 +86,13 @@ class RowFile:
         self.row_groups.append(len(rows))
 
     def close(self) -> tuple[int, str]:
-        """Writes the file's end, but does not close the stream; its bytes and their sha256."""
+        """Write the footer, leave the stream open; return the bytes written and their sha256."""
         self._writer.close()
         return self._sink.size_bytes, self._sink.sha256.hexdigest()
 
 
-class _Hashed(io.RawIOBase):
-    """Passes on what is written, and knows how much it was and its sha256."""
+class _HashingStream(io.RawIOBase):
+    """A stream that passes on what is written, and counts and hashes it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -109,7 +118,13 @@ HOLDOUT_SCHEMA = pa.schema(
 
 
 def holdout_bytes(tokens: list[bytes], sizes: list[int], domains: list[str]) -> pa.Buffer:
-    """A held-out file's bytes: a row for each document."""
+    """Return the bytes of a held-out file: a row for each document.
+
+    Args:
+        tokens: the stored token ids of each document, with its end.
+        sizes: UTF-8 bytes of each document's text.
+        domains: the domain of each document; "" for none.
+    """
     table = pa.Table.from_pydict(
         {"tokens": tokens, "bytes": sizes, "domain": domains}, schema=HOLDOUT_SCHEMA
     )

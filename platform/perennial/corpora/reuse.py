@@ -1,4 +1,4 @@
-"""Taking over what another run has tokenised already, for a run that is compared with it."""
+"""Reuse of the corpora that another run tokenised, for a run that is compared with it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,41 @@ if TYPE_CHECKING:
 
 
 def borrow_tokenizer(store: Store, lender: Store) -> None:
-    """Copy the tokenizer of another run, where it has one and this one has none."""
+    """Copy the tokenizer of another run, where it has one and this one has none.
+
+    Args:
+        store: the store of the run that needs a tokenizer.
+        lender: the store of the other run.
+    """
     if lender.exists(MANIFEST_KEY) and not store.exists(MANIFEST_KEY):
         _copy(lender, store, TOKENIZER_KEY)
+        # The manifest comes last: a tokenizer exists when its manifest does (invariant I6).
         store.create(MANIFEST_KEY, lender.read(MANIFEST_KEY))
 
 
-def borrow(
+def borrow_corpus(
     store: Store,
     lender: Store,
     landed: LandedCorpus,
     tokenizer: RunTokenizer,
     settings: IngestSettings,
 ) -> CorpusManifest | None:
-    """Copy a corpus that another run tokenised from the same files; None when it has not.
+    """Copy a corpus that another run tokenised from the same files.
 
-    The manifest comes last (invariant I6), so this may be killed and repeated. Raises InputError
-    when the other run has tokenised other files of that name, or in another way.
+    The manifest comes last (invariant I6), so this may be killed and repeated.
+
+    Args:
+        store: the store of the run that needs the corpus.
+        lender: the store of the other run.
+        landed: the corpus in the inbox.
+        tokenizer: the run's tokenizer.
+        settings: how the run would ingest the corpus.
+
+    Returns:
+        The corpus's manifest; None when the other run has no corpus of that name.
+
+    Raises:
+        InputError: when the other run tokenised other files of that name, or in another way.
     """
     name = landed.name
     if not lender.exists(manifest_key(name)):

@@ -1,4 +1,4 @@
-"""The run's one tokenizer: trained on the first corpus or imported, and fixed from then on."""
+"""The tokenizer of a run: trained on the first corpus or imported, and fixed from then on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _USUAL_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>")
 
 
 class TokenizerManifest(BaseModel):
-    """What identifies a tokenizer; it exists when this does (I6)."""
+    """Identity of a tokenizer, which exists when this does (I6)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,7 +44,7 @@ class TokenizerManifest(BaseModel):
     """token id"""
     end_of_document_text: str
     vocabulary: int
-    """the highest token id and 1"""
+    """the highest token id plus 1"""
     source: Literal["trained", "imported"]
     asked_vocabulary: int | None = None
     """of a trained one; a small corpus yields fewer"""
@@ -52,33 +52,36 @@ class TokenizerManifest(BaseModel):
 
 @dataclass(frozen=True)
 class RunTokenizer:
-    """A tokenizer and its identity. `json` is the text of tokenizer.json."""
+    """A tokenizer and its identity; `json` is the text of its tokenizer.json."""
 
     json: str
     manifest: TokenizerManifest
 
     @property
     def fingerprint(self) -> str:
-        """What corpora and checkpoints name it by."""
+        """Return the identity that corpora and checkpoints refer to."""
         return self.manifest.fingerprint
 
     @property
     def vocabulary(self) -> int:
-        """The highest token id and 1."""
+        """Return the highest token id plus 1."""
         return self.manifest.vocabulary
 
     @property
     def end_of_document(self) -> int:
-        """Token id."""
+        """Return the token id of the end of a document."""
         return self.manifest.end_of_document
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one stored id: 2 or 4."""
+        """Return the bytes of a stored token id: 2 or 4."""
         return token_bytes(self.vocabulary)
 
     def build(self) -> Tokenizer:
-        """A `tokenizers.Tokenizer` that neither cuts nor pads nor takes text for special tokens."""
+        """Return a `tokenizers.Tokenizer` that does not truncate, pad, or parse special tokens.
+
+        The spelling of a special token in a document is text like any other.
+        """
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_str(self.json)
@@ -91,11 +94,21 @@ class RunTokenizer:
 def train_tokenizer(
     store: Store, inbox: Store, name: str, vocabulary: int, settings: IngestSettings
 ) -> RunTokenizer:
-    """A byte-level BPE with GPT-2's split, trained on a sample of a landed corpus.
+    """Train a byte-level BPE with GPT-2's split on a sample of a landed corpus.
 
     Held-out documents are not in the sample. Where the store has a tokenizer that was trained for
-    the same vocabulary, that one is returned. Raises InputError for a vocabulary below 257, a
-    store with another tokenizer, or a corpus without text.
+    the same vocabulary, that one is returned.
+
+    Args:
+        store: the run's store, which gets the tokenizer.
+        inbox: the store that the corpus landed in.
+        name: the corpus's name.
+        vocabulary: entries of the vocabulary, at least 257.
+        settings: how documents are found in the corpus.
+
+    Raises:
+        InputError: for a vocabulary that is too small, a store with another tokenizer, or a corpus
+            without text.
     """
     if vocabulary < SMALLEST_VOCABULARY:
         raise InputError(
@@ -106,7 +119,7 @@ def train_tokenizer(
             code="vocabulary-too-small",
         )
     if store.exists(MANIFEST_KEY):
-        return _existing(store, "asked_vocabulary", vocabulary)
+        return _load_existing(store, "asked_vocabulary", vocabulary)
     texts = sample_texts(inbox, name, settings, _SAMPLE_BYTES)
     trained = _train(texts, vocabulary)
     if trained.get_vocab_size() <= SMALLEST_VOCABULARY < vocabulary:
@@ -117,27 +130,34 @@ def train_tokenizer(
             "land documents with text",
             code="no-text",
         )
-    tokenizer = _described(trained.to_str(), END_OF_DOCUMENT, "trained", vocabulary)
+    tokenizer = _build_tokenizer(trained.to_str(), END_OF_DOCUMENT, "trained", vocabulary)
     return _commit(store, tokenizer)
 
 
 def import_tokenizer(store: Store, path: str | Path) -> RunTokenizer:
-    """Takes an existing tokenizer as the run's; see `read_tokenizer`.
+    """Make an existing tokenizer the run's.
 
-    Importing the same again changes nothing. Raises InputError for a store with another tokenizer.
+    Importing the same again changes nothing.
+
+    Args:
+        store: the run's store, which gets the tokenizer.
+        path: the file or folder to read; see `read_tokenizer`.
+
+    Raises:
+        InputError: for what is no tokenizer, and for a store with another one.
     """
     tokenizer = read_tokenizer(path)
     if store.exists(MANIFEST_KEY):
-        return _existing(store, "fingerprint", tokenizer.fingerprint)
+        return _load_existing(store, "fingerprint", tokenizer.fingerprint)
     return _commit(store, tokenizer)
 
 
 def read_tokenizer(path: str | Path) -> RunTokenizer:
-    """A tokenizer.json, the one in a Hugging Face folder or a GGUF file's; local or s3://.
+    """Read a tokenizer.json, the one in a Hugging Face folder, or a GGUF file's; local or a URL.
 
     Raises InputError for a missing or unreadable file, or no end-of-document token.
     """
-    source, name = _located(os.fspath(path))
+    source, name = _locate(os.fspath(path))
     where = f"{source.url}/{name}"
     if not source.exists(name):
         raise InputError(
@@ -154,11 +174,11 @@ def read_tokenizer(path: str | Path) -> RunTokenizer:
             source.download(name, local)
         text, vocabulary = _parse(where, local)
     end = _end_of_document(source, where, vocabulary)
-    return _described(text, end, "imported", None)
+    return _build_tokenizer(text, end, "imported", None)
 
 
-def _located(path: str) -> tuple[Store, str]:
-    """The folder that holds the tokenizer, and the file's name in it."""
+def _locate(path: str) -> tuple[Store, str]:
+    """Return the folder that holds the tokenizer, and the file's name in it."""
     if path.endswith((".json", ".gguf")) or ("://" not in path and Path(path).is_file()):
         parent, _, name = path.rpartition("/")
         return open_store(parent or "."), name
@@ -166,7 +186,7 @@ def _located(path: str) -> tuple[Store, str]:
 
 
 def load_tokenizer(store: Store) -> RunTokenizer:
-    """The run's tokenizer; InputError when there is none or it was altered."""
+    """Return the run's tokenizer. Raises InputError when there is none or it was altered."""
     try:
         manifest = TokenizerManifest.model_validate_json(store.read(MANIFEST_KEY))
         text = store.read(TOKENIZER_KEY).decode()
@@ -244,7 +264,7 @@ def _convert_gguf(local: Path) -> str:
     return text
 
 
-def _described(
+def _build_tokenizer(
     text: str, end: str, source: Literal["trained", "imported"], asked: int | None
 ) -> RunTokenizer:
     vocabulary = _vocabulary(text)
@@ -270,17 +290,18 @@ def _commit(store: Store, tokenizer: RunTokenizer) -> RunTokenizer:
     store.write(TOKENIZER_KEY, tokenizer.json.encode())
     if store.create(MANIFEST_KEY, tokenizer.manifest.model_dump_json(indent=1).encode()):
         return tokenizer
-    return _existing(store, "fingerprint", tokenizer.fingerprint)
+    return _load_existing(store, "fingerprint", tokenizer.fingerprint)
 
 
-def _existing(store: Store, field: str, wanted: object) -> RunTokenizer:
+def _load_existing(store: Store, field: str, wanted: object) -> RunTokenizer:
+    """Return the store's tokenizer if that field of its manifest is as wanted, else InputError."""
     tokenizer = load_tokenizer(store)
-    found = getattr(tokenizer.manifest, field)
-    if found != wanted:
+    present = getattr(tokenizer.manifest, field)
+    if present != wanted:
         raise InputError(
             f"{store.url}/{MANIFEST_KEY}",
             field,
-            f"the run has another tokenizer ({found}, not {wanted})",
+            f"the run has another tokenizer ({present}, not {wanted})",
             "keep the run's tokenizer, or start a run in another store",
             code="tokenizer-differs",
         )
@@ -288,7 +309,7 @@ def _existing(store: Store, field: str, wanted: object) -> RunTokenizer:
 
 
 def _end_of_document(source: Store, where: str, vocabulary: dict[str, int]) -> str:
-    """The end-of-document token that the folder's configuration names, else a usual one."""
+    """Return the end-of-document token that the folder's configuration names, else a usual one."""
     configs = ("tokenizer_config.json", "special_tokens_map.json")
     for token in (*(_eos_token(source, name) for name in configs), *_USUAL_ENDS):
         if token in vocabulary:

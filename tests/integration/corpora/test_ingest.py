@@ -34,7 +34,7 @@ from perennial.corpora import (
 )
 from perennial.corpora.ingest import pipeline
 from perennial.corpora.ingest.pipeline import ingest_corpus
-from perennial.corpora.manifest import StoredFile, total
+from perennial.corpora.manifest import StoredFile, sum_counts
 from perennial.store import Store, open_store
 from tests.support.refusal import refused
 
@@ -611,7 +611,7 @@ def test_a_tokenizer_that_fits_a_corpus_badly_gets_a_warning_with_both_numbers(
 def test_shard_counts_total_to_the_manifests(tmp_path: Path, files: list[Path]) -> None:
     store = local(tmp_path, "store")
     manifest = ingest_corpus(store, prepared(store, files), "en", SETTINGS)
-    assert total([manifest.counts, manifest.counts]).tokens == 2 * manifest.counts.tokens
+    assert sum_counts([manifest.counts, manifest.counts]).tokens == 2 * manifest.counts.tokens
     assert manifest.total_bytes == manifest.counts.trained_bytes + manifest.counts.held_out_bytes
     assert {file.name for file in manifest.inputs} == {path.name for path in files}
     assert all(file.etag for file in manifest.inputs)

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from perennial.corpora import IngestSettings, RunTokenizer, import_tokenizer
 from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.exact_dedup import compare_digests
-from perennial.corpora.ingest.jobs import Passes
+from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import piece_size, plan_pieces
 from perennial.corpora.ingest.read import scatter_piece
 from perennial.corpora.ingest.write import gather_shard, write_holdout
-from perennial.corpora.manifest import Counts, InputFile, ShardResult, token_bytes, total
+from perennial.corpora.manifest import Counts, InputFile, ShardResult, sum_counts, token_bytes
 from perennial.corpora.packing import Packer
 from perennial.store import Store, open_store
 
@@ -59,20 +59,20 @@ def run(
     )
     evaluation = read_evaluation_texts([], config)
     store = open_store(folder / "store")
-    passes = Passes(store, inbox, "en", inputs, byte_tokenizer(), config, (), evaluation)
-    target, layout, step = passes.target, passes.layout, -1 if backwards else 1
-    pieces, first = plan_pieces(inputs, config.piece_bytes), passes.scatter_job()
+    plan = IngestPlan(store, inbox, "en", inputs, byte_tokenizer(), config, (), evaluation)
+    target, layout, step = plan.target, plan.layout, -1 if backwards else 1
+    pieces, first = plan_pieces(inputs, config.piece_bytes), plan.scatter_job()
     read = {i: scatter_piece(first, i, pieces[i]) for i in range(len(pieces))[::step]}
     staged = [read[i] for i in range(len(pieces))]
-    second = passes.compare_job(staged)
+    second = plan.compare_job(staged)
     found = {part: compare_digests(second, part) for part in range(layout.digest_parts)[::step]}
     compared = [found[part] for part in range(layout.digest_parts)]
-    last = passes.gather_job(staged, compared, "tokenizers")
+    last = plan.gather_job(staged, compared, "tokenizers")
     results = [write_holdout(last, part) for part in range(layout.held_parts)[::step]]
     results += [gather_shard(last, shard) for shard in range(layout.shards)[::step]]
-    counts = total([r.counts for r in compared] + [r.counts for r in results]).check()
+    counts = sum_counts([r.counts for r in compared] + [r.counts for r in results]).check()
     assert counts.documents == sum(piece.documents for piece in staged)
-    target.remove(passes.staging_name)
+    target.remove(plan.staging_name)
     check_rows(target, results, config)
     digests = {i.key: hashlib.sha256(target.read(i.key)).hexdigest() for i in target.list("")}
     files = [*(r.file for r in compared), *(f for r in results for f in r.files)]

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from perennial.corpora.ingest.near_dedup import minhash
+from perennial.corpora.ingest.near_dedup import compute_minhash
 
 WORDS = np.array([f"w{i}" for i in range(2000)])
 
@@ -22,7 +22,7 @@ def similarity(a: str, b: str) -> float:
 
 
 def estimate(a: str, b: str) -> float:
-    first, second = minhash(a.encode()), minhash(b.encode())
+    first, second = compute_minhash(a.encode()), compute_minhash(b.encode())
     assert first is not None
     assert second is not None
     return float(np.mean(first == second))
@@ -53,14 +53,14 @@ def test_the_order_of_words_matters() -> None:
 
 @pytest.mark.parametrize("text", ["", "one two three four", " \n!?"])
 def test_fewer_words_than_a_run_have_none(text: str) -> None:
-    assert minhash(text.encode()) is None
+    assert compute_minhash(text.encode()) is None
 
 
 def test_long_texts_are_taken_in_parts_with_the_same_result() -> None:
     text = " ".join(f"{word} {i % 7}" for i, word in enumerate(np.tile(WORDS, 5)))
-    both = minhash((text + " " + text).encode())
+    both = compute_minhash((text + " " + text).encode())
     assert both is not None
-    found = minhash(text.encode())
+    found = compute_minhash(text.encode())
     assert found is not None
     # The same runs but for the four that span the seam.
     assert np.count_nonzero(both == found) >= 126

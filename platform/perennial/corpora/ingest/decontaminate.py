@@ -1,4 +1,7 @@
-"""Evaluation texts that must not be trained: documents that share 13 words in a row with one."""
+"""Decontamination: documents that share 13 words in a row with an evaluation text are not trained.
+
+Thirteen words are the usual bound since GPT-3 (Brown et al. 2020, appendix C).
+"""
 
 from __future__ import annotations
 
@@ -28,21 +31,26 @@ _KEY = "evaluation.json"
 
 @dataclass(frozen=True)
 class EvaluationTexts:
-    """The texts, and what identifies them whatever their files are called."""
+    """Evaluation texts, and a digest of them that does not depend on their files' names."""
 
     digest: str
     texts: tuple[str, ...]
 
     @property
-    def short(self) -> int:
-        """Texts of fewer than 13 words, which cannot be looked for."""
+    def too_short(self) -> int:
+        """Return the number of texts of fewer than 13 words, which cannot be looked for."""
         return sum(len(_words(text)) < RUN_WORDS for text in self.texts)
 
 
 def read_evaluation_texts(paths: Sequence[Path], settings: IngestSettings) -> EvaluationTexts:
-    """Return the texts of files of any format: see `FileFormat.read_evaluation_texts`.
+    """Return the texts of files of any format; see `FileFormat.read_evaluation_texts`.
 
-    Raises InputError for a file that is missing, unreadable, or of no known format.
+    Args:
+        paths: local files.
+        settings: how texts are found in them.
+
+    Raises:
+        InputError: for a file that is missing, unreadable, or of no known format.
     """
     texts: set[str] = set()
     for path in paths:
@@ -60,12 +68,12 @@ def read_evaluation_texts(paths: Sequence[Path], settings: IngestSettings) -> Ev
 
 
 def write_evaluation_texts(staging: Store, texts: EvaluationTexts) -> None:
-    """Puts the texts where gather tasks find them."""
+    """Write the texts where gather tasks read them."""
     staging.write(_KEY, _json(texts.texts))
 
 
-class Contamination:
-    """The runs of 13 words of the evaluation texts, and the search for them."""
+class ContaminationIndex:
+    """Search for the runs of 13 words of the evaluation texts."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._vocabulary: set[str] = set()
@@ -76,16 +84,18 @@ class Contamination:
                 self._runs.add(_run_digest(words[start : start + RUN_WORDS]))
             self._vocabulary.update(words)
 
-    def found(self, documents: StagedDocuments) -> dict[int, str]:
-        """The documents that share a run with an evaluation text, and the first such run."""
-        runs = ((row, self._run(str(t, "utf-8"))) for row, t in enumerate(documents.texts()))
+    def search(self, documents: StagedDocuments) -> dict[int, str]:
+        """Return, by row, which documents share a run with an evaluation text, and which run."""
+        runs = ((row, self._find_run(str(t, "utf-8"))) for row, t in enumerate(documents.texts()))
         return {row: f"holds {run!r} of an evaluation text" for row, run in runs if run}
 
-    def _run(self, text: str) -> str:
+    def _find_run(self, text: str) -> str:
+        """Return the first run of a text that an evaluation text holds; "" if there is none."""
         words = _words(text)
         if len(words) < RUN_WORDS:
             return ""
-        # Only where 13 words in a row are words of some evaluation text is a run looked up.
+        # A run is hashed only where all its 13 words are words of some evaluation text: most
+        # documents have no such place, and a look at the vocabulary is far cheaper than a hash.
         known = np.fromiter(map(self._vocabulary.__contains__, words), bool, len(words))
         before = np.concatenate([[0], np.cumsum(known)])
         for start in np.flatnonzero(before[RUN_WORDS:] - before[:-RUN_WORDS] == RUN_WORDS).tolist():
@@ -96,14 +106,19 @@ class Contamination:
 
 
 @lru_cache(maxsize=1)
-def load_contamination(staging: Store, digest: str) -> Contamination:
-    """The search for the evaluation texts with that digest; kept for a worker's next task."""
-    return Contamination(json.loads(staging.read(_KEY)))
+def load_contamination(staging: Store, digest: str) -> ContaminationIndex:
+    """Return the index of the evaluation texts; it is kept for a worker's next task.
+
+    Args:
+        staging: the store that `write_evaluation_texts` wrote to.
+        digest: the texts' digest, by which the index is kept.
+    """
+    return ContaminationIndex(json.loads(staging.read(_KEY)))
 
 
 def _words(text: str) -> list[str]:
-    found: list[str] = WORDS.findall(text.casefold())
-    return found
+    words: list[str] = WORDS.findall(text.casefold())
+    return words
 
 
 def _run_digest(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The staged documents of one part, in their order, and the record of those that are removed."""
+"""Staged documents of one part in their final order, and the record of those removed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Removed(NamedTuple):
 
 @dataclass
 class StagedDocuments:
-    """Documents by row, in the order in which they are trained; texts are not copied."""
+    """Documents of a part in the order in which they are trained, as columns.
+
+    The texts are not copied: they stay in the buffers, or memory-mapped files, that were read.
+    """
 
     file: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
@@ -54,17 +57,20 @@ class StagedDocuments:
         return len(self.file)
 
     def texts(self) -> list[memoryview]:
-        """The text of each document, as UTF-8."""
+        """Return the texts, as UTF-8."""
         ends = (self._start + self.sizes).tolist()
         places = zip(self._chunk.tolist(), self._start.tolist(), ends, strict=True)
         return [self._buffers[chunk][start:end] for chunk, start, end in places]
 
     def domains(self) -> list[str]:
-        """The domain of each document; "" for none."""
+        """Return the domains; "" for none."""
         return [domain or "" for domain in self._domains.take(pa.array(self._row)).to_pylist()]
 
     def take(self, rows: Any) -> StagedDocuments:
-        """Those documents, by number or mask; the record of what was removed stays the same one."""
+        """Return the documents of some rows (numbers, a mask or a slice).
+
+        The record of what was removed is shared with the result, so that it stays complete.
+        """
         return StagedDocuments(
             file=self.file[rows],
             offset=self.offset[rows],
@@ -79,7 +85,12 @@ class StagedDocuments:
         )
 
     def without(self, reason: str, details: dict[int, str]) -> StagedDocuments:
-        """The documents but those of the given rows, which are recorded with their details."""
+        """Return the documents but those of some rows, and record these as removed.
+
+        Args:
+            reason: why they are removed.
+            details: by row, what to record besides the reason.
+        """
         if not details:
             return self
         keep = np.ones(len(self), dtype=bool)
@@ -89,22 +100,27 @@ class StagedDocuments:
         return self.take(keep)
 
     def batches(self) -> Iterator[StagedDocuments]:
-        """All documents, some at a time: of bounded size, or one."""
+        """Yield all documents in batches of bounded size, or of one document."""
         bounds = np.cumsum(self.sizes) // _BATCH_BYTES
         cuts = [0, *(np.flatnonzero(np.diff(bounds)) + 1).tolist(), len(self)]
         for start, end in pairwise(cuts):
             if end > start:
                 yield self.take(slice(start, end))
 
-    def rows_at(self, file: npt.NDArray[Any], offset: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """The rows of the documents at these positions, all of which are here, in their order."""
+    def find_rows(self, file: npt.NDArray[Any], offset: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Return the rows `(positions,)` of the documents at some positions, all of which exist.
+
+        Args:
+            file: number of the file of every position `(positions,)`.
+            offset: offset in that file `(positions,)`.
+        """
         files, offsets = np.concatenate([self.file, file]), np.concatenate([self.offset, offset])
         asked = np.arange(len(files)) >= len(self)
         order = np.lexsort((asked, offsets, files))
-        found = np.empty(len(files), dtype=np.int64)
-        # At each position the document itself comes first, then the question.
-        found[order[1:]] = order[:-1]
-        return found[len(self) :]
+        rows = np.empty(len(files), dtype=np.int64)
+        # Sorted by position, every query comes right after the document that it asks for.
+        rows[order[1:]] = order[:-1]
+        return rows[len(self) :]
 
 
 @dataclass
@@ -119,7 +135,7 @@ class _Columns:
 
 
 def collect_documents(batches: Iterable[pa.RecordBatch]) -> StagedDocuments:
-    """The good documents of staged batches in their order; the order of the batches has no part."""
+    """Return the good documents of staged batches, sorted; the batches may come in any order."""
     columns, removed = _Columns(), list[Removed]()
     buffers, domains = list[memoryview](), [pa.array([], pa.string())]
     chunks, starts, sizes, good = [], [], [], []
@@ -159,8 +175,13 @@ def _quarantined(batch: pa.RecordBatch) -> list[Removed]:
     return [Removed(**row) for row in bad.select(list(Removed._fields)).to_pylist()]
 
 
-def record_lines(removed: Sequence[Removed], inputs: Sequence[InputFile]) -> bytes:
-    """A JSON line for each removed record, in the order of their positions."""
+def encode_removed(removed: Sequence[Removed], inputs: Sequence[InputFile]) -> bytes:
+    """Return the quarantine file of removed records: JSON lines in the order of their positions.
+
+    Args:
+        removed: the records.
+        inputs: the files of the corpus.
+    """
     lines = []
     for record in sorted(removed):
         line = {
@@ -173,8 +194,8 @@ def record_lines(removed: Sequence[Removed], inputs: Sequence[InputFile]) -> byt
     return "".join(lines).encode()
 
 
-def removed_counts(removed: Sequence[Removed]) -> dict[str, Any]:
-    """The fields of `Counts` that say what was removed."""
+def count_removed(removed: Sequence[Removed]) -> dict[str, Any]:
+    """Return the fields of `Counts` that say what was removed."""
     reasons = Counter(record.reason for record in removed)
     return {
         "documents": len(removed),

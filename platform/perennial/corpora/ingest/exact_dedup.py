@@ -1,7 +1,7 @@
-"""Equal texts: inside a corpus, and against the corpora that the run holds already.
+"""Second pass: equal texts inside a corpus, and between it and the run's earlier corpora.
 
-Each task takes one range of digests. It holds 28 bytes for each document of its part (of four
-shards) and 8 for each text of that range in one earlier corpus at a time.
+A task takes one range of digests. It holds 28 bytes per document of its part (of four shards) and
+8 bytes per text of that range in one earlier corpus at a time.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ corpus that holds its text (-1 for none)"""
 
 
 class CompareResult(BaseModel):
-    """What one part of the digests came to; also its completion marker."""
+    """Summary of the comparison of one part of the digests; also its completion marker."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: DigestFile
     lowest: int | None
-    """digest of a text; None when there is no text"""
+    """the lowest digest of a text; None when there is no text"""
     drops: bool
-    """whether there is a list of documents to drop"""
+    """a list of documents to drop was written"""
     counts: Counts
 
 
 @dataclass(frozen=True)
 class EarlierDigests:
-    """A corpus of the run that was ingested before, and its digest files."""
+    """Digest files of a corpus of the run that was ingested before."""
 
     name: str
     files: tuple[DigestFile, ...]
@@ -70,7 +70,7 @@ class EarlierDigests:
 
 @dataclass(frozen=True)
 class CompareJob:
-    """Everything a compare task needs besides its part."""
+    """Inputs of all compare tasks; a task gets the number of its part besides."""
 
     corpora: Store
     """the folder of all corpora"""
@@ -84,12 +84,17 @@ class CompareJob:
 
 
 def drops_key(part: int) -> str:
-    """Where the documents to drop of a part of digests are listed, below the staging folder."""
+    """Return the key, below the staging folder, of the documents of a part that are dropped."""
     return f"compared/{part:05d}.drops"
 
 
 def compare_digests(job: CompareJob, part: int) -> CompareResult:
-    """Finds the equal texts of a part, unless its marker says that it was done before."""
+    """Find the equal texts of a part of the digests, unless its marker says that it was done.
+
+    Args:
+        job: what all tasks share.
+        part: the number of the part.
+    """
     marker, target = f"compared/{part:05d}.json", job.corpora.sub(job.name)
     try:
         result = CompareResult.model_validate_json(job.staging.read(marker))
@@ -103,14 +108,16 @@ def compare_digests(job: CompareJob, part: int) -> CompareResult:
 
 
 def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
-    entries = _entries(job, part)
+    entries = _read_entries(job, part)
+    # By digest, then by position: the first of equal texts is the one that stays.
     entries = entries[np.lexsort([entries[name] for name in reversed(_ENTRY_NAMES)])]
-    first = _first_of_each(entries)
+    first = _find_first_equal(entries)
     repeat = first != np.arange(len(entries))
     texts = np.unique(entries["digest"])
     earlier = np.full(len(entries), -1, dtype=np.int32)
+    # Backwards, so that the first of several earlier corpora that hold a text is the one recorded.
     for number in reversed(range(len(job.earlier))):
-        known = _known(job, number, part, texts)
+        known = _find_known(job, number, part, texts)
         earlier[known[np.searchsorted(texts, entries["digest"])]] = number
     data = texts.astype("<u8").tobytes()
     file = f"digests-{part:05d}.bin"
@@ -120,8 +127,8 @@ def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
         rows = np.flatnonzero(drop)
         with job.staging.open(drops_key(part), "wb") as stream:
             _write_drops(stream, job, entries[rows], entries[first[rows]], earlier[rows])
-    names = [each.name for each in job.earlier]
-    numbers, found = np.unique(earlier[earlier >= 0], return_counts=True)
+    names = [corpus.name for corpus in job.earlier]
+    numbers, repeats = np.unique(earlier[earlier >= 0], return_counts=True)
     return CompareResult(
         file=DigestFile(
             file=file,
@@ -134,14 +141,14 @@ def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
         counts=Counts(
             repeats=int(repeat.sum()),
             repeats_of_earlier={
-                names[n]: c for n, c in zip(numbers.tolist(), found.tolist(), strict=True)
+                names[n]: c for n, c in zip(numbers.tolist(), repeats.tolist(), strict=True)
             },
         ),
     )
 
 
-def _entries(job: CompareJob, part: int) -> npt.NDArray[Any]:
-    """The documents of the part, of all runs."""
+def _read_entries(job: CompareJob, part: int) -> npt.NDArray[Any]:
+    """Return the documents of the part, of all run files."""
     places = (
         (run_key(piece, run), job.layout.parts + part)
         for piece, runs in enumerate(job.runs)
@@ -152,8 +159,8 @@ def _entries(job: CompareJob, part: int) -> npt.NDArray[Any]:
     return np.concatenate([np.empty(0, dtype=ENTRY), *parts])
 
 
-def _first_of_each(entries: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """For each entry, sorted, the index of the first one with the same digest."""
+def _find_first_equal(entries: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return, for every one of sorted entries, the index of the first one with its digest."""
     begins = np.ones(len(entries), dtype=bool)
     for name in ("digest", "rest"):
         same = entries[name][1:] == entries[name][:-1]
@@ -161,10 +168,10 @@ def _first_of_each(entries: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.asarray(np.maximum.accumulate(np.where(begins, np.arange(len(entries)), 0)))
 
 
-def _known(
+def _find_known(
     job: CompareJob, number: int, part: int, texts: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.bool_]:
-    """Which of the part's digests that earlier corpus holds."""
+    """Return a mask of the part's digests that an earlier corpus holds."""
     bounds = digest_bounds(job.layout.digest_parts)
     low, high = bounds[part], bounds[part + 1]
     earlier = job.earlier[number]
@@ -186,7 +193,7 @@ def _write_drops(
     first: npt.NDArray[Any],
     earlier: npt.NDArray[np.int32],
 ) -> None:
-    """Writes the list of documents to drop: a section for each part of documents."""
+    """Write the list of documents to drop: a section for every part of documents."""
     salts = file_salts([file.name for file in job.inputs], job.settings.seed)
     orders = order_keys(salts[entries["file"]], entries["offset"])
     parts = destinations(orders, job.layout.shards)
@@ -202,7 +209,7 @@ def _write_drops(
     file.close()
 
 
-def without_dropped(
+def drop_equal(
     documents: StagedDocuments,
     staging: Store,
     lists: Sequence[int],
@@ -210,15 +217,21 @@ def without_dropped(
     inputs: Sequence[InputFile],
     names: Sequence[str],
 ) -> StagedDocuments:
-    """The documents of these parts but those that the lists (parts of digests) say to drop.
+    """Return documents without those that the second pass listed to drop.
 
-    `names` are the earlier corpora's.
+    Args:
+        documents: all documents of `parts`.
+        staging: the store of staged files.
+        lists: parts of digests that have a list of documents to drop.
+        parts: parts of documents.
+        inputs: the files of the corpus, for the records of what is dropped.
+        names: names of the earlier corpora.
     """
     details: dict[int, str] = {}
     places = ((key, part) for key in map(drops_key, lists) for part in parts)
     for section in read_sections(staging, places):
         drops = np.frombuffer(section, dtype=REPEAT)
-        rows = documents.rows_at(drops["file"], drops["offset"]).tolist()
+        rows = documents.find_rows(drops["file"], drops["offset"]).tolist()
         texts = (_detail(drop, inputs, names) for drop in drops.tolist())
         details.update(zip(rows, texts, strict=True))
     return documents.without(DUPLICATE, details)

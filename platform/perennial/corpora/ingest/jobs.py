@@ -1,4 +1,4 @@
-"""What the passes of an ingest need, and what they come to. Pure."""
+"""Jobs of the passes of an ingest, and the manifest that their results make. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from perennial.corpora.ingest.exact_dedup import CompareJob, CompareResult, EarlierDigests
-from perennial.corpora.ingest.partition import Layout, holdout_bound, layout_of, shard_count
+from perennial.corpora.ingest.partition import Layout, holdout_bound, make_layout, shard_count
 from perennial.corpora.ingest.read import PieceResult, ScatterJob
 from perennial.corpora.ingest.write import GatherJob
 from perennial.corpora.manifest import (
@@ -19,7 +19,7 @@ from perennial.corpora.manifest import (
     InputFile,
     ShardResult,
     digest_of,
-    total,
+    sum_counts,
 )
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Passes:
-    """One ingest: its inputs, and the jobs of its passes."""
+class IngestPlan:
+    """Plan of an ingest: its inputs, and the jobs of its passes."""
 
     store: Store
     inbox: Store
@@ -44,18 +44,22 @@ class Passes:
 
     @property
     def target(self) -> Store:
-        """The corpus's folder in the run's store."""
+        """Return the corpus's folder in the run's store."""
         return self.store.sub(f"corpora/{self.name}")
 
     @property
     def layout(self) -> Layout:
-        """Where documents go."""
+        """Return how documents are dealt into parts."""
         shards = shard_count(self.inputs, self.settings.shard_tokens)
-        return layout_of(shards, self.settings.holdout_share)
+        return make_layout(shards, self.settings.holdout_share)
 
     @cached_property
     def staging_name(self) -> str:
-        """The folder, below the corpus's, of everything that this plan stages."""
+        """Return the folder, below the corpus's, of everything that this plan stages.
+
+        Its name depends on all that influences what is staged, so that an ingest with another
+        setting never takes the staged files of this one for its own.
+        """
         content = {
             "format": FORMAT,
             "inputs": [file.model_dump() for file in self.inputs],
@@ -68,16 +72,20 @@ class Passes:
 
     @property
     def staging(self) -> Store:
-        """That folder."""
+        """Return the store of everything that this plan stages."""
         return self.target.sub(self.staging_name)
 
     def scatter_job(self) -> ScatterJob:
-        """The first pass."""
+        """Return the job of the first pass, which stages the documents."""
         corpus = self.inbox.sub(self.name)
         return ScatterJob(corpus, self.staging, self.inputs, self.settings, self.layout.shards)
 
     def compare_job(self, staged: Sequence[PieceResult]) -> CompareJob:
-        """The second pass, of what the first one staged."""
+        """Return the job of the second pass, which finds equal texts.
+
+        Args:
+            staged: results of the first pass, by piece.
+        """
         return CompareJob(
             corpora=self.store.sub("corpora"),
             name=self.name,
@@ -86,7 +94,7 @@ class Passes:
             inputs=self.inputs,
             settings=self.settings,
             layout=self.layout,
-            earlier=tuple(EarlierDigests(each.name, each.digests) for each in self.earlier),
+            earlier=tuple(EarlierDigests(m.name, m.digests) for m in self.earlier),
         )
 
     def gather_job(
@@ -95,7 +103,13 @@ class Passes:
         compared: Sequence[CompareResult],
         encoder: EncoderName,
     ) -> GatherJob:
-        """The passes that write the held-out files and the shards."""
+        """Return the job of the passes that write the held-out files and the shards.
+
+        Args:
+            staged: results of the first pass, by piece.
+            compared: results of the second pass, by part.
+            encoder: the library that encodes text.
+        """
         return GatherJob(
             target=self.target,
             staging=self.staging,
@@ -116,8 +130,17 @@ class Passes:
         compared: Sequence[CompareResult],
         results: Sequence[ShardResult],
     ) -> CorpusManifest:
-        """The manifest; ValueError when a document or token is not accounted for (I5)."""
-        counts = total([r.counts for r in compared] + [r.counts for r in results]).check()
+        """Return the manifest of the finished corpus.
+
+        Args:
+            encoder: the library that encoded the text.
+            compared: results of the second pass, by part.
+            results: results of the last passes.
+
+        Raises:
+            ValueError: when a document or token is not accounted for (I5).
+        """
+        counts = sum_counts([r.counts for r in compared] + [r.counts for r in results]).check()
         documents = counts.trained_documents + counts.held_out_documents
         text_bytes = counts.trained_bytes + counts.held_out_bytes
         manifest = CorpusManifest(
@@ -140,9 +163,10 @@ class Passes:
 
 
 def _holdout_bound(share: float, compared: Sequence[CompareResult]) -> int:
-    """Documents whose digest is below it are held out.
+    """Return the bound below which a document's digest means that it is held out.
 
-    Of a corpus of two texts at least one is held out, the lowest, so that it can be evaluated.
+    Of a corpus of two texts or more at least one is held out, the one with the lowest digest, so
+    that the corpus can be evaluated.
     """
     lowest = min((result.lowest for result in compared if result.lowest is not None), default=0)
     texts = sum(result.file.digests for result in compared)

@@ -1,14 +1,15 @@
-"""Near duplicates of held-out documents: a cheap look at every document, then MinHash.
+"""Near duplicates of held-out documents: a cheap filter for every document, then MinHash.
 
-Every trained document is looked at through its token ids, which are there anyway. An eighth of all
-words' tokens are anchors (spaces and punctuation never are, case has no part); runs of 3 anchors
-give 12 minima, which are compared in 6 bands of 2. At a similarity of 0.8 of these that misses one
-pair in 400, but it also misses a copy in capitals, which is cut into other tokens. What shares a
-band with a held-out document is then compared by the MinHash of all its runs of 5 words.
+The filter works on the token ids, which the ingest computes anyway. An eighth of all words' tokens
+are anchors (spaces and punctuation never are, and case is ignored); runs of 3 anchors give 12
+minima, which are compared in 6 bands of 2 (locality-sensitive hashing). For pairs whose runs are
+0.8 similar it misses one in 400. It also misses a copy in capitals, whose tokens are others.
+Documents that share a band with a held-out document are then compared by the MinHash of all their
+runs of 5 words.
 
 The index is written once, after the held-out documents are known. A gather task holds about 110
-bytes of it for each held-out document (1% of a corpus of 10^9 documents: 1.1 GB), and reads the
-512 bytes of a MinHash when it needs one.
+bytes of it per held-out document (1% of a corpus of 10^9 documents: 1.1 GB), and reads the 512
+bytes of a MinHash when it needs one.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ if TYPE_CHECKING:
 
 WORDS = re.compile(r"\w+")
 _WORDS = 5  # in a run that similarity is measured by
-_RUN = 3  # tokens in a run that the cheap look compares
+_RUN = 3  # tokens in a run that the filter compares
 _BANDS, _ROWS = 6, 2
 _PERMUTATIONS = 128
 _ODD = splitmix64(np.arange(1, _WORDS + 2 * _PERMUTATIONS + 1, dtype=np.uint64)) | np.uint64(1)
 _ADDENDS, _FACTORS, _PLACES = np.split(_ODD, [_PERMUTATIONS, 2 * _PERMUTATIONS])
 _MINHASH_BYTES = 4 * _PERMUTATIONS
 _ANCHORS = np.uint64(1 << 61)  # an eighth of all classes of tokens
-_SHORT = 64  # tokens of a document of which every one is looked at
-_COMPARED = 32  # held-out documents that one document is compared with at most
+_SHORT = 64  # tokens of a document below which all words' tokens are anchors
+_COMPARED = 32  # held-out documents, at most, that one document is compared with
 _SHINGLES_AT_ONCE = 4096
 _NOTHING, _END = 0, 1  # classes of tokens
 _ENTRY = np.dtype([("file", "<i4"), ("offset", "<i8"), ("keys", "<u8", (_BANDS,))])
 
 
 class BandHasher:
-    """The cheap look at documents through their token ids."""
+    """Filter for near duplicates: hashes documents' token ids into bands."""
 
     def __init__(self, tokenizer: RunTokenizer) -> None:
         self._end = tokenizer.end_of_document
@@ -62,14 +63,20 @@ class BandHasher:
         numbers = np.arange(1, _RUN + _BANDS * _ROWS + 1, dtype=np.uint64)
         self._odd = splitmix64(numbers) | np.uint64(1)
 
-    def keys(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-        """The bands `(documents, bands)` of documents, each with its end; 0 for one too short."""
-        classes = self._picked(ids)
+    def hash_documents(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+        """Return the bands `(documents, bands)` of documents; 0 for one that is too short.
+
+        Args:
+            ids: token ids of the documents `(tokens,)`, an end-of-document after every one.
+        """
+        classes = self._select(ids)
         lengths = np.diff(np.flatnonzero(classes == _END), prepend=-1)
         keys = np.zeros((len(lengths), _BANDS), dtype=np.uint64)
         count = max(0, len(classes) - _RUN + 1)
         runs = np.zeros(count, dtype=np.uint64)
         inside = np.ones(count, dtype=bool)
+        # A run is a sum of its classes times odd factors, so that the order of tokens matters; runs
+        # over the end of a document are left out.
         for place in range(_RUN):
             part = classes[place : place + count]
             runs += part * self._odd[place]
@@ -86,8 +93,8 @@ class BandHasher:
             keys[some, band] = key
         return keys
 
-    def _picked(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-        """The classes of the tokens that are looked at, and of the ends."""
+    def _select(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+        """Return the classes of the anchors and of the ends of documents."""
         picked = self._anchors[ids]
         lengths = np.diff(np.flatnonzero(ids == self._end), prepend=-1)
         if (lengths < _SHORT).any():
@@ -97,7 +104,7 @@ class BandHasher:
 
 @lru_cache(maxsize=2)
 def _token_classes(tokenizer_json: str, end: int) -> npt.NDArray[np.uint32]:
-    """For each token id 32 bits that stand for its letters and digits, whatever their case."""
+    """Return, by token id, 32 bits that stand for its letters and digits, whatever their case."""
     from tokenizers import Tokenizer
 
     alphabet = byte_alphabet() if '"ByteLevel"' in tokenizer_json else {}
@@ -117,12 +124,14 @@ def _letters(token: str, alphabet: dict[str, int]) -> str:
         try:
             token = data.decode()
         except UnicodeDecodeError:
-            return data.hex()  # a piece of a letter
+            return data.hex()  # a part of a character's bytes
     return "".join(c for c in token.casefold() if c.isalnum())
 
 
-def minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
-    """MinHash `(permutations,)` of a text's runs of 5 words, without case and punctuation.
+def compute_minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
+    """Return the MinHash `(permutations,)` of a text's runs of 5 words.
+
+    Case and punctuation are ignored.
 
     The share of equal numbers in two of them estimates the Jaccard similarity of their sets of
     runs (Broder 1997), with a standard error of at most 0.045. None for a text of fewer words.
@@ -144,19 +153,27 @@ def minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
 
 
 def write_index(staging: Store, part: int, documents: StagedDocuments, keys: Iterable[Any]) -> None:
-    """Writes what a part of the held-out documents is found by (`keys`: their bands)."""
+    """Write the index of a part of the held-out documents: their bands and their MinHashes.
+
+    Args:
+        staging: the store of staged files.
+        part: the number of the part.
+        documents: the documents.
+        keys: their bands, in arrays `(some documents, bands)`.
+    """
     entries = np.empty(len(documents), dtype=_ENTRY)
     entries["file"], entries["offset"] = documents.file, documents.offset
     entries["keys"] = np.concatenate([np.empty((0, _BANDS), dtype=np.uint64), *keys])
     with staging.open(_minhash_key(part), "wb") as stream:
         for text in documents.texts():
-            found = minhash(text)
-            stream.write(bytes(_MINHASH_BYTES) if found is None else found.tobytes())
+            minhash = compute_minhash(text)
+            # Entries have one size, so that one of them can be read by its number.
+            stream.write(bytes(_MINHASH_BYTES) if minhash is None else minhash.tobytes())
     staging.write(_entries_key(part), entries.tobytes())
 
 
 class NearDuplicateIndex:
-    """The index of the held-out documents, and the search in it."""
+    """Search in the index of all held-out documents."""
 
     def __init__(
         self, staging: Store, parts: int, inputs: tuple[InputFile, ...], similarity: float
@@ -170,8 +187,13 @@ class NearDuplicateIndex:
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
 
-    def found(self, documents: StagedDocuments, keys: npt.NDArray[np.uint64]) -> dict[int, str]:
-        """The documents (with their bands) that are near duplicates, and what each is like."""
+    def search(self, documents: StagedDocuments, keys: npt.NDArray[np.uint64]) -> dict[int, str]:
+        """Return, by row, which documents are near duplicates, and of which held-out document.
+
+        Args:
+            documents: the documents to look for.
+            keys: their bands `(documents, bands)`.
+        """
         result: dict[int, str] = {}
         if not len(self._keys):
             return result
@@ -188,27 +210,28 @@ class NearDuplicateIndex:
         return np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
 
     def _candidates(self, keys: npt.NDArray[np.uint64]) -> list[int]:
-        """Held-out documents that share a band, those that share most of them first."""
+        """Return held-out documents that share a band, those that share most bands first."""
         shared: Counter[int] = Counter()
         for key in keys:
             start = int(np.searchsorted(self._keys, key))
             stop = int(np.searchsorted(self._keys, key, side="right"))
             shared.update((self._order[start : min(stop, start + _COMPARED)] // _BANDS).tolist())
+        # The second key makes the choice independent of the order of counting.
         ranked = sorted(shared, key=lambda held: (-shared[held], held))
         return ranked[:_COMPARED]
 
     def _compare(self, text: memoryview, candidates: list[int]) -> str:
-        mine = minhash(text)
+        mine = compute_minhash(text)
         if mine is None:
             return ""
         for held in candidates:
-            equal = np.count_nonzero(self._minhash(held) == mine) / _PERMUTATIONS
+            equal = np.count_nonzero(self._read_minhash(held) == mine) / _PERMUTATIONS
             if equal >= self._similarity:
                 file, offset = self._places[held].tolist()
                 return f"{equal:.2f} like {self._inputs[file].name} at {offset}"
         return ""
 
-    def _minhash(self, held: int) -> npt.NDArray[np.uint32]:
+    def _read_minhash(self, held: int) -> npt.NDArray[np.uint32]:
         part = int(np.searchsorted(self._bounds, held, side="right")) - 1
         with self._staging.open(_minhash_key(part)) as stream:
             stream.seek(_MINHASH_BYTES * (held - int(self._bounds[part])))

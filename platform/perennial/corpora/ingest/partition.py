@@ -1,4 +1,8 @@
-"""How a corpus is divided for the scatter_piece, and where each document goes. Pure."""
+"""Division of a corpus into pieces for the scatter, and of its documents into shards. Pure.
+
+Nothing here depends on the machine, the number of workers or the order of tasks, so the output
+depends on the inputs and the seed alone.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from perennial.corpora.manifest import InputFile
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-# Rough, and only of influence on how many shards there are.
+# Rough; it influences nothing but the number of shards.
 _BYTES_PER_TOKEN = 4
 _SHARDS_PER_DIGEST_PART = 4
 _MOST_PIECES = 4096
@@ -27,13 +31,17 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 InputPiece = tuple[FileSpan, ...]
-"""what one scatter task reads"""
+"""spans that one scatter task reads"""
 
 
 def plan_pieces(inputs: Sequence[InputFile], piece_bytes: int) -> list[InputPiece]:
-    """Divides the inputs, in order, into pieces of about `piece_bytes`.
+    """Divide the inputs, in order, into pieces.
 
     Files are split where their format allows it, others stay whole; small files share a piece.
+
+    Args:
+        inputs: the files of the corpus.
+        piece_bytes: stored bytes of a piece, roughly.
     """
     pieces: list[InputPiece] = []
     current: list[FileSpan] = []
@@ -51,55 +59,70 @@ def plan_pieces(inputs: Sequence[InputFile], piece_bytes: int) -> list[InputPiec
 
 
 def shard_count(inputs: Sequence[InputFile], shard_tokens: int) -> int:
-    """How many shards a corpus has: a function of its files' sizes alone."""
+    """Return how many shards a corpus has: a function of its files' sizes alone.
+
+    Args:
+        inputs: the files of the corpus.
+        shard_tokens: tokens of a shard, roughly.
+    """
     tokens = sum(text_bytes(file) // _BYTES_PER_TOKEN for file in inputs)
     return max(1, math.ceil(tokens / shard_tokens))
 
 
 def piece_size(inputs: Sequence[InputFile], least_bytes: int) -> int:
-    """Bytes of a piece: larger in a large corpus, because every shard is gathered from all pieces.
+    """Return the bytes of a piece, which grow with the corpus.
 
-    Pieces times shards are ranges to read, which would grow with the square of the corpus.
+    Every shard is gathered from all pieces: with pieces of a fixed size, the ranges to read (pieces
+    times shards) would grow with the square of the corpus.
+
+    Args:
+        inputs: the files of the corpus.
+        least_bytes: the smallest piece, in stored bytes.
     """
     text = sum(map(text_bytes, inputs))
     return max(least_bytes, min(text // _MOST_PIECES, _LARGEST_PIECE_BYTES))
 
 
 def text_bytes(file: InputFile) -> int:
-    """About how much text a file holds; nothing where its format is unknown."""
+    """Return about how much text a file holds; 0 where its format is unknown."""
     kind = find_kind(file.name)
     return 0 if kind is None else file.size_bytes * kind.expansion
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Into how many parts the documents of a corpus are dealt; a function of its files' sizes."""
+    """Numbers of parts that documents are dealt into; a function of the files' sizes."""
 
     shards: int
     held_parts: int
-    """of held-out documents, which are dealt apart from the others"""
+    """parts of held-out documents, which are dealt apart from the others"""
     digest_parts: int
-    """of the digests of all documents"""
+    """parts of the digests of all documents"""
 
     @property
     def parts(self) -> int:
-        """Parts of documents: those of the shards, then the held-out ones."""
+        """Return the parts of documents: those of the shards, then the held-out ones."""
         return self.shards + self.held_parts
 
 
-def layout_of(shards: int, holdout_share: float) -> Layout:
-    """The layout of a corpus with that many shards."""
+def make_layout(shards: int, holdout_share: float) -> Layout:
+    """Return the layout of a corpus.
+
+    Args:
+        shards: shards of the corpus.
+        holdout_share: share of documents that are held out.
+    """
     held = max(1, math.ceil(shards * holdout_share))
     return Layout(shards, held, math.ceil(shards / _SHARDS_PER_DIGEST_PART))
 
 
 def text_digest(text: bytes) -> bytes:
-    """16 bytes that stand for a text; equal texts have equal digests in every corpus."""
+    """Return 16 bytes that identify a text; equal texts have equal digests in every corpus."""
     return hashlib.sha256(text).digest()[:16]
 
 
 def file_salts(names: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
-    """64 random bits for each file, by its name and the seed."""
+    """Return 64 pseudo-random bits `(files,)` for every file, from its name and the seed."""
     key = str(seed).encode()
     salts = [hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names]
     return np.frombuffer(b"".join(salts), dtype="<u8")
@@ -108,38 +131,48 @@ def file_salts(names: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
 def order_keys(
     salts: npt.NDArray[np.uint64], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint64]:
-    """Where each document stands in its shard: 64 random bits by its position in the corpus.
+    """Return the sort keys of documents in their shards: 64 pseudo-random bits.
 
-    Of one file no two are equal.
+    They depend on a document's position in the corpus alone. No two documents of a file have the
+    same key, because the function is a bijection of the offset.
+
+    Args:
+        salts: bits of every document's file `(documents,)`.
+        offsets: offset of every document in its file `(documents,)`.
     """
     return splitmix64(salts + offsets.astype(np.uint64) * _GOLDEN)
 
 
 def destinations(orders: npt.NDArray[np.uint64], parts: int) -> npt.NDArray[np.int64]:
-    """The part of each document, by its position alone.
+    """Return the part of every document `(documents,)`, from its position alone.
 
-    So parts are of one size whatever the texts are: copies of a text are spread over all of them.
+    So all parts have about the same size whatever the texts are: copies of one text are spread over
+    all parts, where a choice by the text would put them into one.
+
+    Args:
+        orders: the documents' sort keys `(documents,)`.
+        parts: the number of parts.
     """
     return (splitmix64(orders + _GOLDEN) % np.uint64(parts)).astype(np.int64)
 
 
 def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A bijection of 64-bit numbers after which every bit depends on all (splitmix64)."""
+    """Mix the bits of 64-bit numbers by the bijection that ends splitmix64 (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(values ^ (values >> np.uint64(31)))
 
 
 def digest_bounds(parts: int) -> list[int]:
-    """The first digest of each part, and 2**64: parts of digests are ranges of them."""
+    """Return the first digest of every part, and 2**64: parts of digests are ranges of them."""
     return [part * 2**64 // parts for part in range(parts)] + [2**64]
 
 
 def holdout_bound(share: float) -> int:
-    """Documents whose digest's first 8 bytes (little-endian) are below it are held out.
+    """Return the bound below which a digest's first 8 bytes (little-endian) mean "held out".
 
-    The seed has no part in it, so a text that is held out of one corpus is never trained as part
-    of another with the same share.
+    The seed has no influence, so a text that is held out of one corpus is never trained as part of
+    another with the same share.
     """
     return int(share * 2**64)
 

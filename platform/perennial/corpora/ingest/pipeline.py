@@ -1,10 +1,13 @@
-"""The ingest: passes of Ray Data tasks, an external shuffle between them, the manifest last.
+"""Ingest of a corpus: passes of Ray Data tasks with an external shuffle, the manifest last.
 
-Read: pieces of the input are staged by destination. Compare: equal texts are found by their
-digests. Hold out: the held-out files are written, and the index of their near duplicates. Write:
-each shard is gathered, tokenised and written. Only counts travel through Ray; documents go from
-the inbox to staged runs to shards. The result is a pure function of (inputs, tokenizer, settings,
-earlier corpora): not of piece size, parallelism, restarts or kills.
+1. Read: pieces of the input are staged by destination.
+2. Compare: equal texts are found by their digests.
+3. Hold out: the held-out files are written, and the index of their near duplicates.
+4. Write: every shard is gathered, tokenised and written.
+
+Only counts travel through Ray; documents go from the inbox to staged run files to shards. The
+result is a pure function of (inputs, tokenizer, settings, earlier corpora): not of piece size,
+parallelism, restarts or kills.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from perennial.corpora.ingest.decontaminate import (
     write_evaluation_texts,
 )
 from perennial.corpora.ingest.exact_dedup import CompareResult, compare_digests
-from perennial.corpora.ingest.jobs import Passes
+from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import piece_size, plan_pieces
 from perennial.corpora.ingest.read import PieceResult, scatter_piece
 from perennial.corpora.ingest.sample import sample_texts
@@ -36,13 +39,15 @@ from perennial.corpora.manifest import (
     manifest_key,
     read_manifest,
 )
-from perennial.corpora.reuse import borrow
+from perennial.corpora.reuse import borrow_corpus
 from perennial.corpora.tokenizer import load_tokenizer
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from perennial.corpora.ingest.decontaminate import EvaluationTexts
+    from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
 
 log = logging.getLogger(__name__)
@@ -66,15 +71,29 @@ def ingest_corpus(
     cpus_per_task: float = 1.0,
     progress: IngestProgress | None = None,
 ) -> CorpusManifest:
-    """Tokenises a landed corpus into `corpora/<name>/` and returns its manifest.
+    """Tokenise a landed corpus into `corpora/<name>/`. Ray must be initialised.
 
-    `earlier` are the corpora of the run that it is compared with, in their order; `decontaminate`
-    are files of evaluation texts, whose digest becomes part of the settings. `lender`
-    is the store of another run: what it has tokenised of the same files is copied. Ray must be
-    initialised. Safe to repeat and to kill: finished pieces and shards are not redone, and an
-    ingested corpus is returned as it is. Raises InputError when the corpus is missing, when too
-    much of it is bad (nothing is committed then), when it has no text to train on, or when it or
-    an earlier corpus was ingested with another tokenizer, sequence length or seed.
+    Safe to repeat and to kill: finished pieces and shards are not redone, and an ingested corpus is
+    returned as it is.
+
+    Args:
+        store: the run's store, which has a tokenizer.
+        inbox: the store that the corpus landed in.
+        name: the corpus's name.
+        settings: how documents become sequences.
+        earlier: names of the run's corpora that it is compared with, in their order.
+        decontaminate: local files of evaluation texts, whose digest becomes part of the settings.
+        lender: the store of another run; what it tokenised of the same files is copied.
+        cpus_per_task: CPUs that Ray reserves for a task.
+        progress: called after every task.
+
+    Returns:
+        The corpus's manifest.
+
+    Raises:
+        InputError: when the corpus is missing, when too much of it is bad (nothing is committed
+            then), when it has no text to train on, or when it or an earlier corpus was ingested
+            with another tokenizer, sequence length or seed.
     """
     check_name(name)
     tokenizer = load_tokenizer(store)
@@ -83,25 +102,17 @@ def ingest_corpus(
     if store.exists(manifest_key(name)):
         return check_same_settings(store, name, tokenizer, settings)
     if lender is not None:
-        borrowed = borrow(store, lender, read_landed(inbox, name), tokenizer, settings)
+        borrowed = borrow_corpus(store, lender, read_landed(inbox, name), tokenizer, settings)
         if borrowed is not None:
             return borrowed
-    before = tuple(read_manifest(store, each) for each in earlier)
-    for manifest in before:
-        check_same_run(store, manifest, tokenizer, settings)
-    inputs = tuple(
-        InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag)
-        for f in read_landed(inbox, name).files
-    )
-    size = piece_size(inputs, settings.piece_bytes)
-    settings = settings.model_copy(update={"piece_bytes": size})
     report = progress or (lambda _pass, _done, _all: None)
-    passes = Passes(store, inbox, name, inputs, tokenizer, settings, before, evaluation)
+    before = [read_manifest(store, corpus) for corpus in earlier]
+    plan = _make_plan(store, inbox, name, tokenizer, settings, before, evaluation)
     # Imported here: a corpus that is borrowed, or ingested already, needs no Ray.
     from ray.exceptions import RayError
 
     try:
-        return _ingest(passes, cpus_per_task, report)
+        return _ingest(plan, cpus_per_task, report)
     except (OSError, RuntimeError, RayError):
         # Another ingest that finished first removed the staged files that this one was reading.
         if store.exists(manifest_key(name)):
@@ -109,46 +120,70 @@ def ingest_corpus(
         raise
 
 
-def _ingest(passes: Passes, cpus: float, report: IngestProgress) -> CorpusManifest:
-    name, settings = passes.name, passes.settings
+def _make_plan(
+    store: Store,
+    inbox: Store,
+    name: str,
+    tokenizer: RunTokenizer,
+    settings: IngestSettings,
+    earlier: Sequence[CorpusManifest],
+    evaluation: EvaluationTexts,
+) -> IngestPlan:
+    for manifest in earlier:
+        check_same_run(store, manifest, tokenizer, settings)
+    inputs = tuple(
+        InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag)
+        for f in read_landed(inbox, name).files
+    )
+    # The piece size is settled before the plan is made, since staged pieces depend on it.
+    size = piece_size(inputs, settings.piece_bytes)
+    settings = settings.model_copy(update={"piece_bytes": size})
+    return IngestPlan(store, inbox, name, inputs, tokenizer, settings, tuple(earlier), evaluation)
 
-    def run(step: str, parts: int, do: Callable[[int], BaseModel]) -> list[str]:
+
+def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusManifest:
+    """Run all passes of an ingest and commit its manifest."""
+    name, settings = plan.name, plan.settings
+
+    def run(pass_name: str, parts: int, do: Callable[[int], BaseModel]) -> list[str]:
         def task(row: dict[str, Any]) -> dict[str, Any]:
             index = int(row["item"])
             return {"index": index, "result": do(index).model_dump_json()}
 
-        return _run(task, parts, cpus, lambda done: report(step, done, parts))
+        return _run(task, parts, cpus, lambda done: report(pass_name, done, parts))
 
-    if passes.evaluation.short:
+    if plan.evaluation.too_short:
         log.warning(
             "%s: %d of %d evaluation texts have fewer than %d words and are not looked for",
-            *(name, passes.evaluation.short, len(passes.evaluation.texts), RUN_WORDS),
+            *(name, plan.evaluation.too_short, len(plan.evaluation.texts), RUN_WORDS),
         )
-    pieces = plan_pieces(passes.inputs, settings.piece_bytes)
-    reading = passes.scatter_job()
-    found = run("read", len(pieces), lambda index: scatter_piece(reading, index, pieces[index]))
-    staged = [PieceResult.model_validate_json(result) for result in found]
+    pieces = plan_pieces(plan.inputs, settings.piece_bytes)
+    scatter = plan.scatter_job()
+    texts = run("read", len(pieces), lambda index: scatter_piece(scatter, index, pieces[index]))
+    staged = [PieceResult.model_validate_json(text) for text in texts]
     try:
-        _check_quality(passes.inbox, name, passes.inputs, settings, staged)
+        _check_quality(plan.inbox, name, plan.inputs, settings, staged)
     except InputError:
-        passes.target.remove(passes.staging_name)
+        # A refused corpus leaves nothing behind; the repaired one has other files anyway.
+        plan.target.remove(plan.staging_name)
         raise
-    compare = passes.compare_job(staged)
-    found = run("compare", passes.layout.digest_parts, lambda part: compare_digests(compare, part))
-    compared = [CompareResult.model_validate_json(result) for result in found]
-    sample = list(sample_texts(passes.inbox, name, settings, _ENGINE_SAMPLE_BYTES))
-    engine = choose_encoder(passes.tokenizer, sample)
-    if engine == "tokenizers":
+    compare = plan.compare_job(staged)
+    texts = run("compare", plan.layout.digest_parts, lambda part: compare_digests(compare, part))
+    compared = [CompareResult.model_validate_json(text) for text in texts]
+    sample = list(sample_texts(plan.inbox, name, settings, _ENGINE_SAMPLE_BYTES))
+    encoder = choose_encoder(plan.tokenizer, sample)
+    if encoder == "tokenizers":
         log.info("%s: tiktoken cannot replace this tokenizer; encoding with tokenizers", name)
-    write_evaluation_texts(passes.staging, passes.evaluation)
-    writing = passes.gather_job(staged, compared, engine)
-    found = run("hold out", passes.layout.held_parts, lambda part: write_holdout(writing, part))
-    found += run("write", passes.layout.shards, lambda shard: gather_shard(writing, shard))
-    results = [ShardResult.model_validate_json(result) for result in found]
-    manifest = passes.build_manifest(engine, compared, results)
+    write_evaluation_texts(plan.staging, plan.evaluation)
+    gather = plan.gather_job(staged, compared, encoder)
+    # Held-out documents first: the shards leave out near duplicates of them.
+    texts = run("hold out", plan.layout.held_parts, lambda part: write_holdout(gather, part))
+    texts += run("write", plan.layout.shards, lambda shard: gather_shard(gather, shard))
+    results = [ShardResult.model_validate_json(text) for text in texts]
+    manifest = plan.build_manifest(encoder, compared, results)
     if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
-    return _commit(passes.store, passes.target, manifest, results)
+    return _commit(plan.store, plan.target, manifest, results)
 
 
 def _run(
@@ -157,18 +192,18 @@ def _run(
     cpus: float,
     done: Callable[[int], None],
 ) -> list[str]:
-    """Runs the task once for each index, as one block each; the results in order of index."""
+    """Run a task for every index, a block per index. Returns the results in order of index."""
     results = [""] * tasks
     finished = 0
     for start in range(0, tasks, _TASKS_AT_ONCE):
-        for row in _rows(task, range(start, min(start + _TASKS_AT_ONCE, tasks)), cpus):
+        for row in _iterate_rows(task, range(start, min(start + _TASKS_AT_ONCE, tasks)), cpus):
             results[row["index"]] = row["result"]
             finished += 1
             done(finished)
     return results
 
 
-def _rows(
+def _iterate_rows(
     task: Callable[[dict[str, Any]], dict[str, Any]], indices: Sequence[int], cpus: float
 ) -> Iterator[dict[str, Any]]:
     import ray.data
@@ -177,13 +212,14 @@ def _rows(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # What pyarrow itself does not try again: an answer shorter than the error that took its place.
+    # pyarrow retries most failures of S3 itself, but not an answer that breaks off in its body.
     context.retried_map_errors, context.max_map_retries = ["AWS Error"], 5
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = ray.data.from_items(list(indices), override_num_blocks=len(indices))
     try:
         yield from items.map(task, num_cpus=cpus).iter_rows()
     except RayTaskError as error:
+        # A refusal inside a task is reported as itself, without Ray's traceback around it.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, InputError):
             cause = getattr(cause, "cause", None) or cause.__cause__
@@ -228,7 +264,7 @@ def _check_quality(
 def _commit(
     store: Store, target: Store, manifest: CorpusManifest, results: Sequence[ShardResult]
 ) -> CorpusManifest:
-    """Writes the manifest, then removes what only the way to it needed."""
+    """Write the manifest, then remove staged files and those of an ingest that was given up."""
     if not all(has_files(target, result) for result in results):
         raise RuntimeError(f"{target.url}: its files changed while it was ingested")
     kept = {file.file for result in results for file in result.files}

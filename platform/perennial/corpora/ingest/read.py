@@ -1,4 +1,4 @@
-"""Pass 1: one piece of the input is read, checked, and staged by destination shard."""
+"""First pass: pieces of the input are read, checked, and staged by destination shard."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from perennial.corpora.ingest.partition import (
     digest_bounds,
     file_salts,
     holdout_bound,
-    layout_of,
+    make_layout,
     order_keys,
     text_digest,
 )
-from perennial.corpora.ingest.spill import SectionFile, digests_section
+from perennial.corpora.ingest.spill import SectionFile, encode_digests
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import InputMoved
 
@@ -37,7 +37,7 @@ _RECORD_BYTES = 200  # what a record costs beside its text
 
 
 class PieceResult(BaseModel):
-    """What one scatter task staged; also its completion marker."""
+    """Summary of what one scatter task staged; also its completion marker."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,13 +51,13 @@ class PieceResult(BaseModel):
 
     @property
     def bad(self) -> int:
-        """Bad documents that count towards `max_bad_share`."""
+        """Return the number of bad documents that count towards `max_bad_share`."""
         return sum(n for reason, n in self.quarantined.items() if reason not in HARMLESS)
 
 
 @dataclass(frozen=True)
 class ScatterJob:
-    """Everything a scatter task needs besides its piece."""
+    """Inputs of all scatter tasks; a task gets a piece besides."""
 
     corpus: Store
     """the corpus's folder in the inbox"""
@@ -68,17 +68,28 @@ class ScatterJob:
 
     @property
     def layout(self) -> Layout:
-        """Where documents go."""
-        return layout_of(self.shards, self.settings.holdout_share)
+        """Return how documents are dealt into parts."""
+        return make_layout(self.shards, self.settings.holdout_share)
 
 
 def run_key(piece: int, run: int) -> str:
-    """A run file's place below the staging folder."""
+    """Return the key of a run file below the staging folder.
+
+    Args:
+        piece: number of the piece.
+        run: number of the run file of that piece.
+    """
     return f"pieces/{piece:06d}-{run:04d}.run"
 
 
 def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
-    """Stages a piece, unless its marker says that it was staged before."""
+    """Stage a piece, unless its marker says that it was staged before.
+
+    Args:
+        job: what all tasks share.
+        index: the piece's number.
+        piece: the spans to read.
+    """
     marker = f"pieces/{index:06d}.json"
     try:
         return PieceResult.model_validate_json(job.staging.read(marker))
@@ -90,15 +101,18 @@ def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult
 
 
 def _stage(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
+    """Stage a piece; start over without a file that is found to have changed meanwhile."""
     moved: dict[int, str] = {}
     while True:
         try:
-            return _attempt(job, index, piece, moved)
+            return _stage_once(job, index, piece, moved)
         except InputMoved as error:
             moved[error.file] = error.reason
 
 
-def _attempt(job: ScatterJob, index: int, piece: InputPiece, moved: dict[int, str]) -> PieceResult:
+def _stage_once(
+    job: ScatterJob, index: int, piece: InputPiece, moved: dict[int, str]
+) -> PieceResult:
     reasons: Counter[str] = Counter()
     pending, salts = _Pending(), file_salts([file.name for file in job.inputs], job.settings.seed)
     runs = documents = lost = 0
@@ -137,7 +151,7 @@ def _records(
 
 
 class _Pending:
-    """The documents of the next run file, as columns."""
+    """Buffer of the documents of the next run file, as columns."""
 
     def __init__(self) -> None:
         self.held_bytes = 0
@@ -149,7 +163,7 @@ class _Pending:
         self._bad: list[tuple[int, str, str]] = []
 
     def add(self, file: int, record: Record) -> None:
-        """Takes a record of that file."""
+        """Add a record of a file."""
         if record.reason:
             self._bad.append((len(self.texts), record.reason, record.detail))
         self.held_bytes += len(record.text) + _RECORD_BYTES
@@ -160,13 +174,17 @@ class _Pending:
         self._domains.append(record.domain)
 
     def write(self, job: ScatterJob, salts: npt.NDArray[np.uint64], stream: BinaryIO) -> None:
-        """Writes the run file: a section for each part of documents, then one for each of digests.
+        """Write the run file: a section for every part of documents, then for those of digests.
 
-        In each the documents are in the order in which they were added.
+        In a section the documents are in the order in which they were added.
+
+        Args:
+            job: what all tasks share.
+            salts: bits of every file of the corpus; see `file_salts`.
+            stream: the run file.
         """
         layout, settings = job.layout, job.settings
-        # On this machine compressing costs more than the bytes do; on the network it is the other
-        # way about.
+        # On a local disk compression costs more time than it saves; on a network it saves more.
         compression = None if job.staging.is_local else "lz4"
         files = np.array(self._files, dtype=np.int32)
         offsets = np.array(self._offsets, dtype=np.int64)
@@ -175,6 +193,7 @@ class _Pending:
         good[[row for row, _, _ in self._bad]] = False
         orders = order_keys(salts[files], offsets)
         parts = destinations(orders, layout.shards)
+        # Held-out documents are chosen by their text, so equal texts are held out together.
         held = good & (digests[:, 0] < np.uint64(holdout_bound(settings.holdout_share)))
         parts[held] = layout.shards + destinations(orders[held], layout.held_parts)
         columns: dict[str, npt.NDArray[Any]] = {
@@ -197,7 +216,7 @@ class _Pending:
         file.close()
 
     def _strings(self, settings: IngestSettings) -> dict[str, list[Any] | None]:
-        """The columns of strings; None for one that is empty."""
+        """Return the columns of strings; None for one that is empty."""
         domains = self._domains if settings.domain_field else None
         if not self._bad:
             return {"domain": domains, "reason": None, "detail": None}
@@ -219,11 +238,16 @@ def _digests(
     parts = np.searchsorted(bounds, digests[:, 0], side="right")
     parts[~good] = layout.digest_parts
     for rows in group_rows(parts, layout.digest_parts):
-        yield digests_section(digests[rows], files[rows], offsets[rows])
+        yield encode_digests(digests[rows], files[rows], offsets[rows])
 
 
 def group_rows(parts: npt.NDArray[np.int64], count: int) -> Iterator[npt.NDArray[np.int64]]:
-    """For each part below `count` the rows that belong to it, in their order."""
+    """Yield, for every part below `count`, the rows that belong to it, in their order.
+
+    Args:
+        parts: the part of every row `(rows,)`; rows of other parts are left out.
+        count: the number of parts.
+    """
     rows = np.argsort(parts, kind="stable")
     bounds = np.searchsorted(parts[rows], np.arange(count + 1))
     for start, end in pairwise(bounds.tolist()):

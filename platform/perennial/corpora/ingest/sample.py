@@ -1,4 +1,4 @@
-"""A bounded sample of a landed corpus, the same one every time."""
+"""Sampling of a landed corpus: bounded, and the same sample every time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ _PARTS = 64
 def sample_texts(
     inbox: Store, name: str, settings: IngestSettings, max_bytes: int
 ) -> Iterator[str]:
-    """Documents from evenly spread parts of the corpus, at most about `max_bytes` of text.
+    """Yield documents of evenly spread parts of a corpus.
 
     Held-out documents and unreadable parts are left out.
+
+    Args:
+        inbox: the store that the corpus landed in.
+        name: the corpus's name.
+        settings: how documents are found in it.
+        max_bytes: bytes of text to yield, roughly.
     """
     landed = read_landed(inbox, name)
     inputs = [InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag) for f in landed.files]
@@ -33,7 +39,7 @@ def sample_texts(
     bound, corpus = holdout_bound(settings.holdout_share), inbox.sub(name)
     taken = 0
     for number, span in enumerate(chosen, start=1):
-        # What short parts leave over goes to those after them.
+        # What short parts leave of their share goes to those after them.
         limit = max_bytes * number // len(chosen)
         try:
             for record in read_span(corpus, inputs[span.file], span, settings):

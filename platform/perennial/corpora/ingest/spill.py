@@ -1,4 +1,4 @@
-"""Staged documents: a run file holds one section per part, found by an index at its head.
+"""Run files of staged documents: a section for every part, located by an index at the head.
 
 Layout: (sections + 1) little-endian 64-bit offsets, then the sections. A reader needs 16 bytes of
 index and one range of the file, however many sections there are. Sections of documents are Arrow
@@ -36,30 +36,37 @@ SCHEMA = pa.schema(
 )
 
 ENTRY = np.dtype([("digest", "<u8"), ("rest", "<u8"), ("file", "<i4"), ("offset", "<i8")])
-"""a document in a section of digests"""
+"""an entry for a document in a section of digests"""
 
 _BATCH_BYTES = 1 << 20
 _REQUESTS_AT_ONCE = 32
 
 
 class SectionFile:
-    """A file of sections under way; `close` ends it, and leaves its stream open."""
+    """Writer of a file of sections; `close` completes it, and leaves its stream open."""
 
     def __init__(self, stream: BinaryIO, sections: int) -> None:
         self._stream = stream
         self._ends = [8 * (sections + 1)]
         self._sections = sections
+        # Room for the index, which `close` writes once all sections have their ends.
         stream.write(bytes(self._ends[0]))
 
     def add(self, data: bytes) -> None:
-        """Appends a section."""
+        """Append a section."""
         self._stream.write(data)
         self._ends.append(self._stream.tell())
 
     def add_documents(
         self, columns: dict[str, Any], texts: Sequence[bytes], compression: str | None
     ) -> None:
-        """Appends the section of these documents: SCHEMA's columns but the text, as arrays."""
+        """Append a section of documents.
+
+        Args:
+            columns: SCHEMA's columns but the text; None for a column of nulls.
+            texts: the texts, as UTF-8.
+            compression: of Arrow's buffers; None for none.
+        """
         if texts:
             options = pa.ipc.IpcWriteOptions(compression=compression)
             sink = pa.PythonFile(self._stream, mode="w")
@@ -69,7 +76,7 @@ class SectionFile:
         self._ends.append(self._stream.tell())
 
     def close(self) -> None:
-        """Writes the index."""
+        """Write the index."""
         if len(self._ends) != self._sections + 1:
             raise ValueError(f"{len(self._ends) - 1} of {self._sections} sections were written")
         self._stream.seek(0)
@@ -77,16 +84,20 @@ class SectionFile:
 
 
 def _open_staged(staging: Store) -> tuple[FileSystem, str]:
-    """The file system and base path of staged files; those of a local folder are mapped."""
+    """Return the file system and base path of staged files; local files are memory-mapped."""
     filesystem, base = staging.arrow()
     return LocalFileSystem(use_mmap=True) if staging.is_local else filesystem, base
 
 
 def read_sections(staging: Store, places: Iterable[tuple[str, int]]) -> Iterator[pa.Buffer]:
-    """The sections (key of the file, number) that are not empty, in this order.
+    """Yield the sections that are not empty, in the order of the places.
 
-    Those in object storage are asked for many at a time: a part of a large corpus has a small
-    section in each of thousands of files, and waiting for one after the other would take days.
+    Object storage gets many requests at a time: a part of a large corpus has a small section in
+    every one of thousands of files, and waiting for one after the other would take days.
+
+    Args:
+        staging: the store of staged files.
+        places: (key of the file, number of the section) pairs.
     """
     filesystem, base = _open_staged(staging)
 
@@ -110,7 +121,7 @@ def _read_section(filesystem: FileSystem, path: str, section: int) -> pa.Buffer 
 
 
 def _batches(columns: dict[str, Any], texts: Sequence[bytes]) -> Iterator[pa.RecordBatch]:
-    """The documents, some at a time: what a small piece of memory holds costs least to write."""
+    """Yield the documents in batches: buffers that fit a cache cost least to write."""
     sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     ends = np.cumsum(sizes)
     cuts = [0, *(np.flatnonzero(np.diff(ends // _BATCH_BYTES)) + 1).tolist(), len(texts)]
@@ -127,14 +138,20 @@ def _batches(columns: dict[str, Any], texts: Sequence[bytes]) -> Iterator[pa.Rec
 
 
 def decode_documents(section: pa.Buffer) -> list[pa.RecordBatch]:
-    """The documents of a section."""
+    """Return the documents of a section."""
     return list(pa.ipc.open_stream(section))
 
 
-def digests_section(
+def encode_digests(
     digests: npt.NDArray[np.uint64], files: npt.NDArray[Any], offsets: npt.NDArray[Any]
 ) -> bytes:
-    """The section of documents with these digests `(documents, 2)`."""
+    """Return the bytes of a section of digests.
+
+    Args:
+        digests: both 64-bit halves of every document's digest `(documents, 2)`.
+        files: the number of every document's file `(documents,)`.
+        offsets: every document's offset in its file `(documents,)`.
+    """
     entries = np.empty(len(digests), dtype=ENTRY)
     entries["digest"], entries["rest"] = digests[:, 0], digests[:, 1]
     entries["file"], entries["offset"] = files, offsets

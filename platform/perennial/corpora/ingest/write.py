@@ -1,4 +1,4 @@
-"""Shards and held-out files: documents are gathered from every run, put in order and written."""
+"""Last passes: documents are gathered from all run files, sorted, tokenised and written."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from perennial.corpora.ingest.documents import (
     Removed,
     StagedDocuments,
     collect_documents,
-    record_lines,
-    removed_counts,
+    count_removed,
+    encode_removed,
 )
-from perennial.corpora.ingest.exact_dedup import without_dropped
+from perennial.corpora.ingest.exact_dedup import drop_equal
 from perennial.corpora.ingest.near_dedup import BandHasher, NearDuplicateIndex, write_index
 from perennial.corpora.ingest.partition import Layout, holdout_bound
 from perennial.corpora.ingest.read import run_key
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GatherJob:
-    """Everything a gather task needs besides its shard's number."""
+    """Inputs of all tasks that write shards or held-out files; a task gets its number besides."""
 
     target: Store
     """the corpus's folder in the run's store"""
@@ -69,12 +69,17 @@ class GatherJob:
 
 
 def gather_shard(job: GatherJob, shard: int) -> ShardResult:
-    """Writes a shard's files, unless its marker says that they were written and they are there."""
-    return _once(job, f"shards/{shard:05d}.json", shard, _gather)
+    """Write a shard's files, unless its marker says that they were written and they exist.
+
+    Args:
+        job: what all tasks share.
+        shard: the shard's number.
+    """
+    return _run_once(job, f"shards/{shard:05d}.json", shard, _write_shard)
 
 
-def _once(
-    job: GatherJob, marker: str, part: int, do: Callable[[GatherJob, int], ShardResult]
+def _run_once(
+    job: GatherJob, marker: str, part: int, write: Callable[[GatherJob, int], ShardResult]
 ) -> ShardResult:
     try:
         result = ShardResult.model_validate_json(job.staging.read(marker))
@@ -83,78 +88,87 @@ def _once(
     else:
         if has_files(job.target, result):
             return result
-    result = do(job, part)
+    result = write(job, part)
     job.staging.write(marker, result.model_dump_json().encode())
     return result
 
 
 def has_files(target: Store, result: ShardResult) -> bool:
-    """Whether the files of a shard are there with their sizes."""
+    """Return whether the files of a shard exist with their sizes.
+
+    Args:
+        target: the corpus's folder in the run's store.
+        result: what was written.
+    """
     try:
         return all(target.info(f.file).size_bytes == f.size_bytes for f in result.files)
     except FileNotFoundError:
         return False
 
 
-def _gather(job: GatherJob, shard: int) -> ShardResult:
-    documents = _documents(job, [shard])
-    # Where no document is below the usual bound, the lowest one of the shards is held out.
+def _write_shard(job: GatherJob, shard: int) -> ShardResult:
+    documents = _read_documents(job, [shard])
+    # Documents below the usual bound were dealt apart. Where there were none, the bound is raised
+    # by one document, which was dealt to a shard and must not be trained.
     documents = documents.take(documents.digest >= np.uint64(job.holdout_bound))
     key = f"shard-{shard:05d}.parquet"
     rows, counts = _write_rows(job, key, documents)
-    quarantine = _write_record(job, f"quarantine-{shard:05d}.jsonl", documents.removed)
-    counts = counts.plus(Counts(**removed_counts(documents.removed)))
+    quarantine = _write_quarantine(job, f"quarantine-{shard:05d}.jsonl", documents.removed)
+    counts = counts.plus(Counts(**count_removed(documents.removed)))
     return ShardResult(shard=rows, quarantine=quarantine, counts=counts)
 
 
 def write_holdout(job: GatherJob, part: int) -> ShardResult:
-    """Writes a part of the held-out documents, and what near duplicates of them are found by.
+    """Write a part of the held-out documents, and the index of their near duplicates.
 
-    Done is done, as in `gather_shard`.
+    Nothing is written twice, as in `gather_shard`.
+
+    Args:
+        job: what all tasks share.
+        part: the number of the part.
     """
-    return _once(job, f"held/{part:05d}.json", part, _hold)
+    return _run_once(job, f"held/{part:05d}.json", part, _write_held)
 
 
-def _hold(job: GatherJob, part: int) -> ShardResult:
+def _write_held(job: GatherJob, part: int) -> ShardResult:
     layout = job.layout
     sections = [layout.shards + part]
     usual = holdout_bound(job.settings.holdout_share)
+    # A raised bound means that the one held-out document was dealt to a shard.
     if part == 0 and job.holdout_bound > usual:
         sections = [*range(layout.shards), *sections]
-    documents = _documents(job, sections)
+    documents = _read_documents(job, sections)
     documents = documents.take(documents.digest < np.uint64(job.holdout_bound))
     held: list[npt.NDArray[Any]] = []
     encoder, end = make_encoder(job.tokenizer, job.encoder), job.tokenizer.end_of_document
-    screen = BandHasher(job.tokenizer) if job.settings.near_duplicates else None
+    hasher = BandHasher(job.tokenizer) if job.settings.near_duplicates else None
     keys: list[npt.NDArray[np.uint64]] = []
     for batch in documents.batches():
         ids = encoder.encode_documents(batch.texts())
         held += np.split(ids, np.flatnonzero(ids == end)[:-1] + 1)
-        keys += [screen.keys(ids)] if screen else []
-    if screen:
+        keys += [hasher.hash_documents(ids)] if hasher else []
+    if hasher:
         write_index(job.staging, part, documents, keys)
+    # What was removed from the shards' sections is recorded with the shards.
     removed = documents.removed if sections == [layout.shards + part] else []
-    return _written_holdout(job, part, documents, held, removed)
+    return _write_holdout_files(job, part, documents, held, removed)
 
 
-def _written_holdout(
+def _write_holdout_files(
     job: GatherJob,
     part: int,
     documents: StagedDocuments,
     held: list[npt.NDArray[Any]],
     removed: list[Removed],
 ) -> ShardResult:
-    quarantine = _write_record(job, f"quarantine-holdout-{part:05d}.jsonl", removed)
-    counts = Counts(**removed_counts(removed))
+    quarantine = _write_quarantine(job, f"quarantine-holdout-{part:05d}.jsonl", removed)
+    counts = Counts(**count_removed(removed))
     if not held:
         return ShardResult(quarantine=quarantine, counts=counts)
-    key, sizes, tokens = (
-        f"holdout-{part:05d}.parquet",
-        documents.sizes.tolist(),
-        sum(map(len, held)),
-    )
+    key, sizes = f"holdout-{part:05d}.parquet", documents.sizes.tolist()
+    tokens = sum(map(len, held))
     data = holdout_bytes([ids.tobytes() for ids in held], sizes, documents.domains())
-    size, digest = _put(job.target, key, data)
+    size, digest = _write_file(job.target, key, data)
     mine = Counts(
         documents=len(held),
         held_out_documents=len(held),
@@ -166,17 +180,17 @@ def _written_holdout(
     return ShardResult(holdout=file, quarantine=quarantine, counts=mine.plus(counts))
 
 
-def _documents(job: GatherJob, sections: list[int]) -> StagedDocuments:
-    """The documents of sections of all runs, without the equal ones that are to be dropped."""
+def _read_documents(job: GatherJob, sections: list[int]) -> StagedDocuments:
+    """Return the documents of sections of all run files, without those dropped as equal."""
     places = (
         (run_key(piece, run), section)
         for piece, runs in enumerate(job.runs)
         for run in range(runs)
         for section in sections
     )
-    found = read_sections(job.staging, places)
-    documents = collect_documents(batch for section in found for batch in decode_documents(section))
-    return without_dropped(documents, job.staging, job.drops, sections, job.inputs, job.earlier)
+    buffers = read_sections(job.staging, places)
+    documents = collect_documents(batch for data in buffers for batch in decode_documents(data))
+    return drop_equal(documents, job.staging, job.drops, sections, job.inputs, job.earlier)
 
 
 def _write_rows(
@@ -199,10 +213,16 @@ def _write_rows(
 def _row_groups(
     job: GatherJob, documents: StagedDocuments, sums: dict[str, Any]
 ) -> Iterator[npt.NDArray[Any]]:
-    """Groups of rows `(rows, sequence)`, each valid until the next; `sums` are fields of Counts."""
+    """Yield groups of rows `(rows, sequence)`, valid until the next one, and sum up the counts.
+
+    Args:
+        job: what all tasks share.
+        documents: the documents of the shard.
+        sums: fields of Counts, complete when all groups were taken.
+    """
     length, dtype = job.settings.sequence_length, stored_type(job.tokenizer)
     packer = Packer(length, rows_per_group(length, dtype.itemsize), dtype)
-    for batch, ids in _encoded(job, documents):
+    for batch, ids in _encode_documents(job, documents):
         sums["documents"] += len(batch)
         sums["trained_bytes"] += int(batch.sizes.sum())
         sums["tokens"] += len(ids)
@@ -215,50 +235,51 @@ def _row_groups(
         yield rest
 
 
-def _encoded(
+def _encode_documents(
     job: GatherJob, documents: StagedDocuments
 ) -> Iterator[tuple[StagedDocuments, npt.NDArray[Any]]]:
-    """Batches of documents to train and their ids, an end after each document."""
+    """Yield batches of documents to train and their ids, an end after every document."""
     settings = job.settings
     encoder = make_encoder(job.tokenizer, job.encoder)
-    near = _Near(job, settings.near_duplicates) if settings.near_duplicates else None
+    near = _NearDuplicateFilter(job, settings.near_duplicates) if settings.near_duplicates else None
     banned = settings.decontaminate
     contamination = load_contamination(job.staging, banned) if banned else None
     for batch in documents.batches():
         if contamination:
-            batch = batch.without(CONTAMINATED, contamination.found(batch))
+            batch = batch.without(CONTAMINATED, contamination.search(batch))
         if len(batch):
             ids = encoder.encode_documents(batch.texts())
-            yield near.filtered(batch, ids) if near else (batch, ids)
+            yield near.apply(batch, ids) if near else (batch, ids)
 
 
-class _Near:
-    """Takes near duplicates of held-out documents out of batches."""
+class _NearDuplicateFilter:
+    """Filter that removes near duplicates of held-out documents from batches."""
 
     def __init__(self, job: GatherJob, similarity: float) -> None:
         parts = job.layout.held_parts
-        self._neighbours = NearDuplicateIndex(job.staging, parts, job.inputs, similarity)
-        self._screen, self._end = BandHasher(job.tokenizer), job.tokenizer.end_of_document
+        self._index = NearDuplicateIndex(job.staging, parts, job.inputs, similarity)
+        self._hasher, self._end = BandHasher(job.tokenizer), job.tokenizer.end_of_document
 
-    def filtered(
+    def apply(
         self, batch: StagedDocuments, ids: npt.NDArray[Any]
     ) -> tuple[StagedDocuments, npt.NDArray[Any]]:
-        found = self._neighbours.found(batch, self._screen.keys(ids))
-        if found:
+        duplicates = self._index.search(batch, self._hasher.hash_documents(ids))
+        if duplicates:
             parts = np.split(ids, np.flatnonzero(ids == self._end)[:-1] + 1)
-            kept = [part for row, part in enumerate(parts) if row not in found]
+            kept = [part for row, part in enumerate(parts) if row not in duplicates]
             ids = np.concatenate([ids[:0], *kept])
-        return batch.without(NEAR_DUPLICATE, found), ids
+        return batch.without(NEAR_DUPLICATE, duplicates), ids
 
 
-def _write_record(job: GatherJob, key: str, removed: list[Removed]) -> QuarantineFile | None:
+def _write_quarantine(job: GatherJob, key: str, removed: list[Removed]) -> QuarantineFile | None:
     if not removed:
         return None
-    size, digest = _put(job.target, key, record_lines(removed, job.inputs))
+    size, digest = _write_file(job.target, key, encode_removed(removed, job.inputs))
     return QuarantineFile(file=key, size_bytes=size, sha256=digest, records=len(removed))
 
 
-def _put(target: Store, key: str, data: bytes | pa.Buffer) -> tuple[int, str]:
+def _write_file(target: Store, key: str, data: bytes | pa.Buffer) -> tuple[int, str]:
+    """Write a file and return its bytes and their sha256."""
     plain = data if isinstance(data, bytes) else data.to_pybytes()
     target.write(key, plain)
     return len(plain), hashlib.sha256(plain).hexdigest()
