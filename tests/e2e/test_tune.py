@@ -86,7 +86,7 @@ def test_a_search_advises_a_fragment_and_the_stage_goes_on_from_its_trial(
         ({"budget": "10 tokens"}, "budget: 10 tokens is less than one step of 1,024 tokens"),
         ({"budget": "90 steps"}, "budget: 90 steps is 90 steps, and the stage itself has 60"),
         ({"halving": {"first": "50%"}}, "halving.first: 50% is 30 steps, and the budget only 20"),
-        ({"eta_max": [1e-3]}, "eta_max: its first stage is behind the infinite schedule's peak"),
+        ({"eta_max": [1e-3]}, "eta_max: a search under the schedule infinite varies eta_const"),
         ({"eta_max": {"low": 1e-4, "high": 1e-3}, "searcher": "random", "trials": 3}, "eta_max: "),
         ({"eta_const": [1e-2]}, "eta_const 0.01 is outside eta_min 0.0003 .. eta_max 0.003"),
         (

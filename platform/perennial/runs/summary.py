@@ -12,7 +12,7 @@ from perennial.evaluation import LossMatrix
 from perennial.evaluation.tasks import Score
 from perennial.runs.stage_planner import order_of
 from perennial.runs.state import RunState, Stage
-from perennial.schedules import from_dict
+from perennial.schedules import AbsentSchedule, from_dict
 from perennial.training.checkpoint.manifest import latest_step
 
 if TYPE_CHECKING:
@@ -128,7 +128,10 @@ def position(store: Store, state: RunState) -> dict[str, Any] | None:
     step = latest_step(store, stage.folder)
     if step is None:
         return {"stage": stage.name, "step": stage.first_step, "phase": "starting"}
-    phase = from_dict(stage.schedule).phase(step - 1)
+    schedule = from_dict(stage.schedule)
+    phase: str = schedule.phase(step - 1)
+    if isinstance(schedule, AbsentSchedule):
+        phase = f"{phase} (no installed package brings the schedule {stage.schedule['kind']!r})"
     return {"stage": stage.name, "step": step, "phase": phase}
 
 

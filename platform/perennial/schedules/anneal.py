@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, get_args
 from perennial.errors import InputError
 from perennial.fields import AmountValue
 from perennial.schedules.base import Phase, Schedule
-from perennial.schedules.curves import AnnealShape, fall
+from perennial.schedules.curves import AnnealShape, decay_rate
 from perennial.schedules.validation import (
     check_choice,
     check_number,
@@ -62,7 +62,7 @@ class Anneal(Schedule):
         """Return the rate of the optimizer step from trunk step `step` to `step + 1`."""
         check_step_from(step, self.start_step)
         x = (step - self.start_step) / (self.steps - 1)
-        return fall(self.shape, self.eta_start, self.eta_min, x)
+        return decay_rate(self.shape, self.eta_start, self.eta_min, x)
 
     def phase(self, step: int) -> Phase:
         """Return "anneal"."""

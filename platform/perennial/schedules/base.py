@@ -207,12 +207,12 @@ def check_fit(whole: str, steps: int, **phases: int) -> None:
         )
 
 
-def warm(peak: float, t: int, warmup_steps: int) -> float:
+def warm_up_rate(peak: float, t: int, warmup_steps: int) -> float:
     """Return the rate of step `t` of a linear rise from 0 to `peak` over `warmup_steps` steps."""
     # The quotient first: it is at most 1, so rounding cannot lift the product above the peak.
     return peak * (t / warmup_steps)
 
 
-def phase_at(step: int, ends: Mapping[Phase, int], last: Phase) -> Phase:
+def find_phase(step: int, ends: Mapping[Phase, int], last: Phase) -> Phase:
     """Return the phase of `step` from the phases' last steps; `last` behind all of them."""
     return next((phase for phase, end in ends.items() if step <= end), last)

@@ -17,8 +17,8 @@ from perennial.schedules.base import (
     ScheduleConfig,
     check_fit,
     check_percentages,
-    phase_at,
-    warm,
+    find_phase,
+    warm_up_rate,
 )
 from perennial.schedules.validation import check_number, check_step_from, check_steps
 
@@ -41,13 +41,13 @@ class ConstantSchedule(Schedule):
         """Return the rate of the optimizer step from `step` to `step + 1`."""
         check_step_from(step, 0)
         if step < self.warmup_steps:
-            return warm(self.eta_const, step, self.warmup_steps)
+            return warm_up_rate(self.eta_const, step, self.warmup_steps)
         return self.eta_const
 
     def phase(self, step: int) -> Phase:
         """Return "warmup" or "constant"."""
         check_step_from(step, 0)
-        return phase_at(step, self.phase_ends(), "constant")
+        return find_phase(step, self.phase_ends(), "constant")
 
     def phase_ends(self) -> dict[Phase, int]:
         """Return the last step of the warmup, if there is one."""

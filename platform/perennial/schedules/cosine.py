@@ -17,10 +17,10 @@ from perennial.schedules.base import (
     check_fit,
     check_percentages,
     check_rates,
-    phase_at,
-    warm,
+    find_phase,
+    warm_up_rate,
 )
-from perennial.schedules.curves import fall
+from perennial.schedules.curves import decay_rate
 from perennial.schedules.validation import check_number, check_order, check_step_from, check_steps
 
 
@@ -59,14 +59,14 @@ class CosineSchedule(Schedule):
         check_step_from(step, self.first_step)
         t = step - self.first_step
         if t < self.warmup_steps:
-            return warm(self.eta_max, t, self.warmup_steps)
+            return warm_up_rate(self.eta_max, t, self.warmup_steps)
         x = (t - self.warmup_steps) / (self.steps - self.warmup_steps)
-        return fall("cosine", self.eta_max, self.eta_min, x)
+        return decay_rate("cosine", self.eta_max, self.eta_min, x)
 
     def phase(self, step: int) -> Phase:
         """Return "warmup" or "anneal"."""
         check_step_from(step, self.first_step)
-        return phase_at(step, self.phase_ends(), "anneal")
+        return find_phase(step, self.phase_ends(), "anneal")
 
     def phase_ends(self) -> dict[Phase, int]:
         """Return the last step of each phase, in order."""

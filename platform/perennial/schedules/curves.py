@@ -12,12 +12,17 @@ CooldownShape = Literal["cosine", "inverse-sqrt"]
 AnnealShape = Literal["exponential", "1-sqrt", "linear", "cosine"]
 
 
-def fall(
+def decay_rate(
     shape: CooldownShape | AnnealShape, start: float, end: float, x: float, alpha: float = 10.0
 ) -> float:
-    """The rate at fraction `x`: exactly `start` for x <= 0, exactly `end` for x >= 1.
+    """Return the rate at fraction `x` of a fall: `start` for x <= 0, `end` for x >= 1, exactly.
 
-    Never outside [end, start], whatever the rounding. `alpha` bends "inverse-sqrt" alone.
+    Args:
+        shape: form of the fall.
+        start: rate at its begin.
+        end: rate at its end, at most `start`.
+        x: fraction of the fall that is over.
+        alpha: time scale of "inverse-sqrt"; the other shapes have none.
     """
     if x <= 0.0:
         return start
@@ -26,14 +31,15 @@ def fall(
     if shape == "exponential":
         rate: float = start * (end / start) ** x
     else:
-        rate = end + (start - end) * _share_left(shape, x, alpha)
+        rate = end + (start - end) * _remaining_share(shape, x, alpha)
+    # Rounding may not take the rate out of [end, start].
     return min(max(rate, end), start)
 
 
-def _share_left(
+def _remaining_share(
     shape: Literal["cosine", "inverse-sqrt", "1-sqrt", "linear"], x: float, alpha: float
 ) -> float:
-    """The share of the way from `start` to `end` that is still to go at fraction `x`."""
+    """Return the share of the way from `start` to `end` that remains at fraction `x`."""
     if shape == "cosine":
         return (1.0 + math.cos(math.pi * x)) / 2.0
     if shape == "1-sqrt":

@@ -17,10 +17,10 @@ from perennial.schedules.base import (
     check_fit,
     check_percentages,
     check_rates,
-    phase_at,
-    warm,
+    find_phase,
+    warm_up_rate,
 )
-from perennial.schedules.curves import CooldownShape, fall
+from perennial.schedules.curves import CooldownShape, decay_rate
 from perennial.schedules.validation import (
     check_choice,
     check_number,
@@ -69,16 +69,16 @@ class InfiniteSchedule(Schedule):
         """Return the rate of the optimizer step from `step` to `step + 1`."""
         check_step_from(step, 0)
         if step < self.warmup_steps:
-            return warm(self.eta_max, step, self.warmup_steps)
+            return warm_up_rate(self.eta_max, step, self.warmup_steps)
         if self.cooldown_steps == 0:
             return self.eta_const
         x = (step - self.warmup_steps) / self.cooldown_steps
-        return fall(self.cooldown_shape, self.eta_max, self.eta_const, x, self.alpha)
+        return decay_rate(self.cooldown_shape, self.eta_max, self.eta_const, x, self.alpha)
 
     def phase(self, step: int) -> Phase:
         """Return the phase that `step` belongs to."""
         check_step_from(step, 0)
-        return phase_at(step, self.phase_ends(), "constant")
+        return find_phase(step, self.phase_ends(), "constant")
 
     def phase_ends(self) -> dict[Phase, int]:
         """Return the last step of each phase that ends, in order."""

@@ -1,4 +1,4 @@
-"""What schedules demand of their fields: each check raises a ValueError that names the field."""
+"""Checks of the fields of curves. A failed check raises a ValueError that names the field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 
 def check_steps(field: str, value: object, least: int) -> None:
-    """`value` is a whole number of optimizer steps, `least` or more."""
+    """Check that `value` is a whole number of optimizer steps, `least` or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(
             f"{field} is {value!r}; it must be a whole number of optimizer steps, {least} or more"
@@ -16,7 +16,7 @@ def check_steps(field: str, value: object, least: int) -> None:
 
 
 def check_number(field: str, value: object, *, zero_allowed: bool = False) -> None:
-    """`value` is a finite number above 0, or 0 where that is allowed."""
+    """Check that `value` is a finite number above 0, or 0 where that is allowed."""
     # Comparisons, so that NaN fails too and an int of any size is no OverflowError.
     if (
         isinstance(value, int | float)
@@ -29,7 +29,7 @@ def check_number(field: str, value: object, *, zero_allowed: bool = False) -> No
 
 
 def check_order(**rates: float) -> None:
-    """The rates, named by their fields, do not fall from one to the next."""
+    """Check that the rates, named by their fields, do not fall from one to the next."""
     for (low_field, low), (high_field, high) in pairwise(rates.items()):
         if low > high:
             raise ValueError(
@@ -39,12 +39,12 @@ def check_order(**rates: float) -> None:
 
 
 def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
-    """`value` is one of `choices`."""
+    """Check that `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{field} is {value!r}; it must be one of {', '.join(choices)}")
 
 
 def check_step_from(step: int, first_step: int) -> None:
-    """`step` is not before `first_step`, where the schedule begins."""
+    """Check that `step` is not before `first_step`, where the curve begins."""
     if step < first_step:
         raise ValueError(f"step is {step}; this schedule begins at step {first_step}")

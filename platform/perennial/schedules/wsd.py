@@ -17,10 +17,10 @@ from perennial.schedules.base import (
     check_fit,
     check_percentages,
     check_rates,
-    phase_at,
-    warm,
+    find_phase,
+    warm_up_rate,
 )
-from perennial.schedules.curves import AnnealShape, fall
+from perennial.schedules.curves import AnnealShape, decay_rate
 from perennial.schedules.validation import (
     check_choice,
     check_number,
@@ -69,14 +69,14 @@ class WarmupStableDecay(Schedule):
         check_step_from(step, self.first_step)
         t = step - self.first_step
         if t < self.warmup_steps:
-            return warm(self.eta_max, t, self.warmup_steps)
+            return warm_up_rate(self.eta_max, t, self.warmup_steps)
         x = (t - (self.steps - self.decay_steps)) / (self.decay_steps - 1)
-        return fall(self.decay_shape, self.eta_max, self.eta_min, x)
+        return decay_rate(self.decay_shape, self.eta_max, self.eta_min, x)
 
     def phase(self, step: int) -> Phase:
         """Return "warmup", "constant" or "anneal"."""
         check_step_from(step, self.first_step)
-        return phase_at(step, self.phase_ends(), "anneal")
+        return find_phase(step, self.phase_ends(), "anneal")
 
     def phase_ends(self) -> dict[Phase, int]:
         """Return the last step of each phase, in order."""

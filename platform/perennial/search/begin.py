@@ -128,7 +128,7 @@ def _rate(run: RunSpec, where: str, spec: TuningSpec) -> RateField:
         raise InputError(
             where,
             "run",
-            f"a {kind} schedule has no rate that can be searched",
+            f"the schedule {kind} has no rate that can be searched",
             "give another run's file",
             code="rate-not-searchable",
         )
@@ -137,7 +137,7 @@ def _rate(run: RunSpec, where: str, spec: TuningSpec) -> RateField:
         raise InputError(
             where,
             other,
-            f"a search of a {kind} schedule varies {rate}",
+            f"a search under the schedule {kind} varies {rate}",
             f"give {rate}, or another run's file",
             code="rate-not-searchable",
         )
@@ -287,7 +287,7 @@ def _check_warmup(bench: Bench, where: str, here: Point, rungs: tuple[int, ...])
         raise InputError(
             where,
             "budget" if len(rungs) == 1 else "halving.first",
-            f"{rungs[0]:,} steps are not more than the {warmup:,} of the schedule's warmup",
+            f"{rungs[0]:,} steps are not more than the {warmup:,} of the warmup",
             f"give more than {warmup:,} steps",
         )
     bench.branched(here)  # whatever else cannot be is known before anything is trained

@@ -12,12 +12,14 @@ import pytest
 from perennial.audit.checks import Line, check_checkpoint
 from perennial.config import RunSpec, parse, parse_amount
 from perennial.errors import InputError
+from perennial.report.figures.run import learning_rate
 from perennial.runs.job_factory import stage_job
 from perennial.runs.stage_planner import decide_release, decide_stage
 from perennial.runs.state import RunState
-from perennial.runs.summary import rate_points
+from perennial.runs.summary import position, rate_points
 from perennial.schedules import AbsentSchedule, differences, from_dict, to_dict
-from perennial.training.checkpoint.manifest import CheckpointManifest
+from perennial.store import open_store
+from perennial.training.checkpoint.manifest import CheckpointManifest, folder_of
 from tests.support.event_factory import AT, event_of
 from tests.support.tiny_run import tiny_run
 
@@ -55,10 +57,16 @@ def test_its_record_comes_back_as_it_was() -> None:
     assert "teeth: 3 -> 4" in differences(absent, from_dict(RECORD | {"teeth": 4}))
 
 
-def test_its_stage_is_shown_and_neither_trained_nor_released() -> None:
+def test_its_stage_is_shown_and_neither_trained_nor_released(tmp_path: Path) -> None:
     state = _trained()
     (stage,) = state.stages
-    assert {point.phase for point in rate_points(state.stages)} == {"unknown"}
+    points = rate_points(state.stages)
+    assert {point.phase for point in points} == {"unknown"}
+    assert learning_rate(points).png().startswith(b"\x89PNG")
+    store = open_store(str(tmp_path))
+    store.write(f"{folder_of(stage.folder, stage.last_step)}/manifest.json", b"{}")
+    where = position(store, state)
+    assert where is not None and "'sawtooth'" in where["phase"]
     with pytest.raises(InputError) as refused:
         stage_job(_spec(), state, stage, _Manifests())
     assert _missing(refused)

@@ -158,7 +158,7 @@ def learning_rate(
     branches = releases or {}
     last = max([trunk[-1].step, *(branch[-1][0] for branch in branches.values())])
     handles: list[Artist] = [
-        Patch(facecolor=PHASES[phase], alpha=2 * PHASE_ALPHA, label=phase)
+        Patch(facecolor=PHASES.get(phase, paper()), alpha=2 * PHASE_ALPHA, label=phase)
         for phase in _shade(axes, trunk)
     ]
     axes.plot([p.step for p in trunk], [p.eta for p in trunk], color=COLOURS[0], linewidth=2)
