@@ -92,7 +92,7 @@ def test_i4_the_workers_of_a_superseded_controller_write_nothing_more(
     training: subprocess.Popen[str], run_file: Path, store: Store
 ) -> None:
     ours = psutil.Process(training.pid).children(recursive=True)
-    Workspace(load_run(run_file), str(run_file), Screen()).take_over()
+    Workspace(load_run(run_file), str(run_file), [Screen()]).take_over()
     before = checkpoint.committed_steps(store, FOLDER)
     _, told = training.communicate()
     assert training.returncode == 1, told

@@ -61,7 +61,7 @@ def test_the_page_tells_the_run(lineage: Lineage, page: Path) -> None:
 
 
 def _workspace(run_file: Path, *overrides: str) -> Workspace:
-    work = Workspace(load_run(run_file, overrides), str(run_file), Screen())
+    work = Workspace(load_run(run_file, overrides), str(run_file), [Screen()])
     work.ledger.read()
     return work
 

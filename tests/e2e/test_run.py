@@ -9,13 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perennial.cli.console import Screen
 from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.corpora import read_manifest
 from perennial.report.publish import catch_up
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
+from perennial.telemetry.mlflow_observer import MlflowObserver
 from perennial.training.checkpoint import manifest as checkpoint
 from tests.support.cli import perennial, perennial_json, start
 from tests.support.tiny_run import SEQUENCE_LENGTH, write_run, write_texts
@@ -172,9 +172,10 @@ def test_an_mlflow_that_was_lost_is_filled_again_from_the_store(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     document = load_run(lineage.run_file, [f"tracking.uri={uri}"])
     for _ in range(2):
-        work = Workspace(document, "", Screen())
+        mlflow = MlflowObserver()
+        work = Workspace(document, "", [mlflow])
         work.ledger.read()
-        assert catch_up(work) == ["00-help", "01-code"]
+        assert catch_up(work, mlflow.tracker(work)) == ["00-help", "01-code"]
         work.close()
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("perennial")

@@ -31,13 +31,15 @@ EDGES: dict[str, set[str]] = {
     "sources": {"errors", "store", "fields", "config", "corpora", "tracking"},
     "runs": _DATA | {"training", "evaluation"},
     "audit": _DATA | {"training", "runs"},
-    "controller": _DATA | {"tracking", "training", "evaluation", "sources", "runs", "report"},
+    "controller": _DATA | {"training", "evaluation", "sources", "runs"},
+    "telemetry": _DATA | {"tracking", "training", "runs", "controller"},
     "planning": _DATA | {"training", "runs", "controller"},
-    "report": _DATA | {"training", "evaluation", "runs", "controller", "planning"},
+    "report": _DATA
+    | {"tracking", "training", "evaluation", "runs", "controller", "telemetry", "planning"},
     "search": _DATA | {"training", "evaluation", "runs", "controller", "report"},
     "cli": _DATA
     | {"tracking", "training", "evaluation", "sources", "runs", "audit", "controller"}
-    | {"planning", "report", "search"},
+    | {"telemetry", "planning", "report", "search"},
 }
 # Library -> the rooms (or modules) that may import it.
 ROOMS = {

@@ -33,7 +33,7 @@ def compare(run_files: RunFiles, output: Output = None, as_json: AsJson = False)
     from perennial.report.compare import compare as beside
 
     check_output(output)
-    told = beside([Workspace(read_run(path, None), str(path), Screen()) for path in run_files])
+    told = beside([Workspace(read_run(path, None), str(path), [Screen()]) for path in run_files])
     if output is not None:
         from perennial.report.compare_page import comparison_html
         from perennial.runs.ledger import now

@@ -14,7 +14,10 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from perennial.controller.observer import RunObserver
+
 if TYPE_CHECKING:
+    from perennial.controller.context import Workspace
     from perennial.evaluation import HeldoutLoss, LossMatrix
     from perennial.evaluation.tasks import Score
     from perennial.sources import SourceStatus
@@ -28,8 +31,8 @@ log = Console(stderr=True, highlight=False)
 out = Console(highlight=False, soft_wrap=True)
 
 
-class Screen:
-    """A narrator that draws one live line on a terminal, and plain lines elsewhere."""
+class Screen(RunObserver):
+    """An observer that draws one live line on a terminal, and plain lines elsewhere."""
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
@@ -39,13 +42,13 @@ class Screen:
         self._told_at = 0.0
         self._phase = ""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """One line about what begins or ended."""
         log.print(f"[bold]{text}[/bold]", soft_wrap=True)
 
-    def begin(self, job: Job) -> None:
+    def job_began(self, work: Workspace, job: Job) -> None:
         """A worker group starts."""
-        self.say(
+        self.message(
             f"training {job.name}: steps {job.first_step:,} to {job.last_step:,}, "
             f"{job.mix.steps * job.tokens_per_step:,} tokens, {job.training.workers} workers "
             "(starting them takes some seconds)"
@@ -61,13 +64,13 @@ class Screen:
             self._task = self._bars.add_task(job.name, total=job.mix.steps, told="starting")
             self._bars.start()
 
-    def news(self, job: Job, progress: Progress) -> None:
+    def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
         """Steps, phase, loss, speed, time left."""
         for step, world_size in progress.started:
             self._began, self._begun_at_step = time.monotonic(), step
             if step > job.first_step:
                 group = "1 worker goes" if world_size == 1 else f"{world_size} workers go"
-                self.say(f"{job.name}: {group} on from step {step:,}")
+                self.message(f"{job.name}: {group} on from step {step:,}")
         if not progress.rows:
             return
         row = progress.rows[-1]
@@ -92,12 +95,12 @@ class Screen:
             f"{left // 60}:{left % 60:02d} left"
         )
 
-    def end(self, job: Job) -> None:
+    def job_ended(self, work: Workspace, job: Job) -> None:
         """The job is done."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
-        self.say(f"trained {job.name}")
+        self.message(f"trained {job.name}")
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def _decide(
     from perennial.controller import decisions
     from perennial.controller.context import Workspace
 
-    work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
+    work = Workspace(read_run(run_file, overrides), str(run_file), [Screen()])
     decisions.check(work, decision, name, replay)
     if dry_run:
         show_plan(work.spec, [f"{decision} {name}"])

@@ -31,7 +31,7 @@ def land(
 
     overrides = [word for word in files if "=" in word and not Path(word).exists()]
     paths = [Path(word) for word in files if word not in overrides]
-    work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
+    work = Workspace(read_run(run_file, overrides), str(run_file), [Screen()])
     corpora.check_name(name)
     corpora.check_files(paths)
     check_size(work, name, sum(path.stat().st_size for path in paths))

@@ -24,8 +24,12 @@ def workspace(path: Path, overrides: Sequence[str] | None) -> Iterator[Workspace
     """A checked workspace; MLflow catches up when it is left."""
     from perennial.controller.context import Workspace
     from perennial.report.publish import Publisher
+    from perennial.telemetry.gauge_observer import GaugeObserver
+    from perennial.telemetry.mlflow_observer import MlflowObserver
 
-    work = Workspace(read_run(path, overrides), str(path), Screen(), [Publisher()])
+    spec, mlflow = read_run(path, overrides), MlflowObserver()
+    observers = [Screen(), mlflow, GaugeObserver(mlflow, spec.name), Publisher(mlflow)]
+    work = Workspace(spec, str(path), observers, run_ids=mlflow)
     try:
         work.check()
         yield work

@@ -53,7 +53,7 @@ def plan(
     from perennial.controller.context import Workspace
     from perennial.planning.plan import Hardware, plan_run
 
-    work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
+    work = Workspace(read_run(run_file, overrides), str(run_file), [Screen()])
     memory = None if gpu_memory is None else int(gpu_memory * 2**30)
     told, state, release = plan_run(work, Hardware(peak_tflops * 1e12, mfu, memory), reschedule)
     if picture is not None:

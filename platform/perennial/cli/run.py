@@ -102,7 +102,7 @@ def watch(
             log.print(f"watching {work.inbox.url}, next look in {interval:g} s", soft_wrap=True)
 
         Puller(work, interval).start()
-        with Wakeup(webhook, work.narrator.say) as wakeup:
+        with Wakeup(webhook, work.log) as wakeup:
             loop.watch(work, lambda: wakeup.wait(interval), report, reschedule=reschedule)
 
 

@@ -29,7 +29,7 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
     from perennial.controller.source_poller import open_sources, utc_now
     from perennial.runs import summary
 
-    work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
+    work = Workspace(read_run(run_file, overrides), str(run_file), [Screen()])
     state = work.ledger.read()
     next_steps = todo(work)
     sources = [source.status(utc_now()) for source in open_sources(work)]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from perennial.search.space import Space
     from perennial.search.trials import Bench
     from perennial.search.tune_runner import Rounds
-    from perennial.tracking.tracker import Run
+    from perennial.tracking import Run, Tracker
 
 TuningFile = Annotated[
     Path,
@@ -172,6 +172,7 @@ def _keep(work: Workspace, found: dict[str, Any], output: Path | None) -> None:
     """The result, its picture and the advice: in the store, in MLflow, and in a local folder."""
     from perennial.report.figures.pareto import pareto
     from perennial.search.results import place
+    from perennial.telemetry.mlflow_observer import mlflow_of
 
     files = {
         "result.json": json.dumps(found, indent=1).encode(),
@@ -181,7 +182,8 @@ def _keep(work: Workspace, found: dict[str, Any], output: Path | None) -> None:
             for each in found["advice"]
         },
     }
-    run = work.tracker.child(f"tune-{found['search']}", params=_params(found))
+    tracker = mlflow_of(work).tracker(work)
+    run = tracker.child(f"tune-{found['search']}", params=_params(found))
     for name, data in files.items():
         work.store.write(place(found["search"], name), data)
         run.artifact(data, name)
@@ -191,7 +193,7 @@ def _keep(work: Workspace, found: dict[str, Any], output: Path | None) -> None:
     run.log(0, {f"cost/{name}": float(value) for name, value in found["cost"].items()})
     run.finish()
     for trial in found["trials"]:
-        _track(work, run, found, trial)
+        _track(work, tracker, run, found, trial)
 
 
 def _command(
@@ -223,12 +225,14 @@ def _params(found: dict[str, Any]) -> dict[str, Any]:
     return {name: found[name] for name in ("corpus", "after", "source", "objectives")}
 
 
-def _track(work: Workspace, parent: Run, found: dict[str, Any], trial: dict[str, Any]) -> None:
+def _track(
+    work: Workspace, tracker: Tracker, parent: Run, found: dict[str, Any], trial: dict[str, Any]
+) -> None:
     """A trial's run under its search's: what it tried, its curve, and what was measured."""
     from perennial.runs.metrics import stored_rows
 
     name = f"tune-{found['search']}/{trial['name']}"
-    run = work.tracker.child(name, params=trial["point"], parent=parent)
+    run = tracker.child(name, params=trial["point"], parent=parent)
     length = work.spec.tokens_per_step
     run.log_rows(stored_rows(work.store, trial["folder"], length))
     step = found["step"] + trial["steps"]

@@ -24,9 +24,10 @@ def ui(
     from perennial import tracking
     from perennial.cli.console import Screen
     from perennial.controller.context import Workspace
+    from perennial.telemetry.mlflow_observer import tracking_uri
 
-    work = Workspace(read_run(run_file, overrides), str(run_file), Screen())
-    command = tracking.ui_command(work.tracking_uri, host=host, port=port)
+    work = Workspace(read_run(run_file, overrides), str(run_file), [Screen()])
+    command = tracking.ui_command(tracking_uri(work), host=host, port=port)
     if dry_run:
         print_json({"command": command})
         return

@@ -5,30 +5,39 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from perennial import corpora, tracking
+from perennial import corpora
 from perennial.config import RunSpec
-from perennial.controller.observer import Narrator, RunObserver
+from perennial.controller.observer import RunIds, RunObserver
 from perennial.controller.ray_cluster import check_fits, use_ray
-from perennial.controller.telemetry import Instruments
 from perennial.errors import InputError, InvalidTransition, Overtaken, Superseded
 from perennial.evaluation.tasks import read_task
 from perennial.runs.events import Document, Event, Failed, Opened, TookOver, field_of
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.state import RunState
+from perennial.runs.worker_starts import Start, note_start
 from perennial.store import Store, open_store
 from perennial.training.checkpoint.ownership import Fence
 
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
-    from perennial.tracking import Tracker
+    from perennial.training.job import Job
+    from perennial.training.launcher import Progress
 
 _PINNED = ("name", "seed", "corpora.sequence_length", "tokenizer", "model")
 """What may not change between the commands of one run."""
+
+
+class WorkerStarts(RunObserver):
+    """Keeps the start of every worker group in the store, for the report."""
+
+    def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
+        """Append the starts since the last call."""
+        for step, workers in progress.started:
+            note_start(work.store, job.folder, Start(now(), step, workers))
 
 
 class Workspace:
@@ -38,22 +47,20 @@ class Workspace:
         self,
         spec: RunSpec,
         where: str,
-        narrator: Narrator,
         observers: Sequence[RunObserver] = (),
+        run_ids: RunIds | None = None,
     ) -> None:
         self.where = where
-        self.narrator = narrator
-        self._observers = observers
+        self.run_ids = run_ids or RunIds()
+        self.observers = (*observers, WorkerStarts())
+        self._noticed: set[tuple[RunObserver, type[Exception]]] = set()
         self.store: Store = open_store(spec.store)
         self.spec = spec.model_copy(update={"store": self.store.url})
         self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
-        self.ledger = Ledger(self.store, narrator.say)
-        self.instruments = Instruments(self)
-        self._noticed: set[tuple[RunObserver, type[Exception]]] = set()
+        self.ledger = Ledger(self.store, self.log)
         self.setbacks: dict[str, Failed] = {}
         """releases by policy that failed in this process, and when they are tried again"""
         self._epoch = 0
-        self._tracker: Tracker | None = None
 
     @property
     def state(self) -> RunState:
@@ -65,15 +72,20 @@ class Workspace:
 
         The same kind of failure is said once: an observer may be called at every step.
         """
-        for observer in self._observers:
+        for observer in self.observers:
             try:
                 call(observer)
             except Exception as failed:
                 kind = type(failed)
                 if (observer, kind) not in self._noticed:
+                    # Before the line: the observer may be the one that cannot show it.
                     self._noticed.add((observer, kind))
                     name = type(observer).__name__
-                    self.narrator.say(f"notice: {name} failed ({kind.__name__}: {failed})")
+                    self.log(f"notice: {name} failed ({kind.__name__}: {failed})")
+
+    def log(self, text: str) -> None:
+        """Show a line to the user."""
+        self.notify(lambda observer: observer.message(text))
 
     @property
     def in_charge(self) -> bool:
@@ -84,7 +96,8 @@ class Workspace:
         """Everything that can be wrong before compute starts; InputError, and nothing written."""
         self.store.check()
         check_fits(self.spec.training, os.cpu_count() or 1)
-        _ = self.tracking_uri
+        for observer in self.observers:
+            observer.check(self)
         self.check_run()
         self.check_model()
 
@@ -142,22 +155,11 @@ class Workspace:
             self.spec.corpora.sequence_length,
         )
         layers = imported.inherit_layers
-        self.narrator.say(
+        self.log(
             f"the trunk starts from {imported.path}"
             + (f", its first {layers} layers" if layers else "")
             + f": {imported.parameters:,} parameters"
         )
-
-    @cached_property
-    def tracking_uri(self) -> str:
-        """Where MLflow keeps the run."""
-        named = self.spec.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        return named or tracking.default_uri(self.store)
-
-    @property
-    def shown_tracking_uri(self) -> str:
-        """The same without a password."""
-        return tracking.hide_secrets(self.tracking_uri)
 
     def take_over(self) -> None:
         """Become the controller in charge; any other one stops at its next write."""
@@ -236,19 +238,9 @@ class Workspace:
         """Have a Ray cluster."""
         use_ray(self.spec.training)
 
-    @property
-    def tracker(self) -> Tracker:
-        """MLflow, opened on first use; it never blocks and never fails the run."""
-        if self._tracker is None:
-            self._tracker = tracking.open_tracker(
-                self.tracking_uri, self.spec.tracking.experiment, self.spec.name
-            )
-        return self._tracker
-
     def close(self) -> None:
-        """Let MLflow catch up."""
-        if self._tracker is not None:
-            self._tracker.close(timeout_seconds=30)
+        """Let the observers deliver what is left."""
+        self.notify(lambda observer: observer.closed())
 
     def manifests(self) -> dict[str, CorpusManifest]:
         """Manifests of the corpora that were ingested."""

@@ -28,7 +28,7 @@ def evaluate(work: Workspace, name: str) -> None:
     stage = work.state.stage_of(name)
     if work.state.corpora[name].state == "trained":
         work.record(Evaluating(at=now(), corpus=name))
-    work.narrator.say(f"evaluating {stage.name} on held-out documents")
+    work.log(f"evaluating {stage.name} on held-out documents")
     if work.spec.gates.min_gain is not None:
         _measure_before(work, stage)
     _score_before(work, stage)
@@ -60,7 +60,7 @@ def judge(work: Workspace, name: str) -> None:
         work.decide(Passed(at=now(), corpus=name, verdicts=list(verdicts)))
         return
     work.decide(Gated(at=now(), corpus=name, verdicts=list(verdicts)))
-    work.narrator.say(f"{stage.name} broke a gate's bound; the line stops")
+    work.log(f"{stage.name} broke a gate's bound; the line stops")
 
 
 def _measure_before(work: Workspace, stage: Stage) -> None:
@@ -109,7 +109,7 @@ def _score_before(work: Workspace, stage: Stage) -> None:
     own = [name for name in wanted if name in asked and is_per_corpus(name)]
     for tasks, texts in ((new, _questions(work).texts), (own, stage.corpora)):
         if tasks:
-            work.narrator.say(f"scoring the checkpoint from which {stage.name} started")
+            work.log(f"scoring the checkpoint from which {stage.name} started")
             work.use_ray()
             questions = replace(_questions(work), corpora=(), tasks=tuple(tasks), texts=texts)
             answers = examine(work.store, stage.start, questions)

@@ -25,16 +25,16 @@ def ingest(work: Workspace, name: str) -> None:
             check_size(work, name, corpora.read_landed(work.inbox, name).total_bytes)
             work.record(Ingesting(at=now(), corpus=name))
         work.use_ray()
-        _ = work.tracker
+        work.notify(lambda observer: observer.ingest_began(work, name))
         manifest = _tokenise(work, name)
         stage_steps(work.spec, name, manifest.rows)
     except InputError as refusal:
         work.record(Refused(at=now(), corpus=name, reason=str(refusal)))
-        work.narrator.say(f"warning: {name} is refused: {refusal}")
+        work.log(f"warning: {name} is refused: {refusal}")
         return
     _warn_of_misfit(work, manifest)
     counts = manifest.counts
-    work.narrator.say(
+    work.log(
         f"ingested {name}: {counts.documents:,} documents, {manifest.tokens:,} training tokens, "
         f"{counts.held_out_documents:,} documents held out"
     )
@@ -55,7 +55,7 @@ def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
     if first is not None:
         told = corpora.fit_warning(corpora.read_manifest(work.store, first), manifest)
         if told is not None:
-            work.narrator.say(f"warning: {told}")
+            work.log(f"warning: {told}")
 
 
 def _tokenise(work: Workspace, name: str) -> CorpusManifest:
@@ -75,7 +75,7 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
     lender = open_store(work.spec.corpora.borrow) if work.spec.corpora.borrow else None
     if lender is not None:
         corpora.borrow_tokenizer(work.store, lender)
-    work.narrator.say(f"ingesting {name}")
+    work.log(f"ingesting {name}")
     if work.spec.tokenizer.path is not None:
         corpora.import_tokenizer(work.store, work.spec.tokenizer.path)
     elif work.spec.tokenizer.vocabulary is not None:

@@ -20,7 +20,6 @@ from perennial.controller.release import carry_out
 from perennial.controller.reuse_trial import adopt
 from perennial.controller.train_stage import train
 from perennial.errors import InputError, LedgerError, Overtaken, Superseded, Terminated
-from perennial.runs import metrics
 from perennial.runs import release_policy as policy
 from perennial.runs import retry_policy as attempts
 from perennial.runs.actions import Instruction, Outside, next_instruction
@@ -189,7 +188,7 @@ def _sleep_until(work: Workspace, step: Instruction) -> None:
     corpus = work.state.corpora[step.subject]
     left = datetime.fromisoformat(step.until) - datetime.now(UTC)
     seconds = max(0.0, left.total_seconds())
-    work.narrator.say(
+    work.log(
         f"{corpus.name} failed ({corpus.reason}); try {corpus.attempt + 1} of {corpus.attempts} "
         f"in {seconds:.0f} s"
     )
@@ -211,7 +210,7 @@ class _Controller:
     def next(self) -> Instruction | None:
         """What is to be done now, from what everybody wrote until now."""
         self._work.refresh()
-        self._work.instruments.look()
+        self._work.notify(lambda observer: observer.looked(self._work))
         due = [each.name for each in _due(self._work) if self._may_be_made(each.name)]
         outside = _outside(self._work, due)
         return next_instruction(self._work.state, outside, order_of(self._work.spec))
@@ -221,7 +220,7 @@ class _Controller:
         try:
             self._do(step)
         except Overtaken as overtaken:
-            self._work.narrator.say(f"ledger changed; re-planning: {overtaken}")
+            self._work.log(f"ledger changed; re-planning: {overtaken}")
 
     def _do(self, step: Instruction) -> None:
         match step.verb:
@@ -279,7 +278,7 @@ class _Controller:
             told = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
             work.setbacks[name] = told
             again = f"not before {told.next_try}" if told.next_try else "by `perennial release`"
-            work.narrator.say(
+            work.log(
                 f"release {name} failed ({told.reason}); the trunk goes on; another try {again}"
             )
             if not isinstance(failure, Superseded):
@@ -293,21 +292,20 @@ class _Controller:
 
     def _start(self, step: Instruction) -> None:
         work = self._work
-        # Decided once without a tracking run: bad input is refused before MLflow hears of it.
+        # Decided once without a tracking run: bad input is refused before MLflow has a run of it.
         decided = decide_stage(
             work.spec, work.state, step.subject, now(), "", self._reschedule, step.joined
         )
         unreplayed = decided.mix.unreplayed
         if unreplayed and work.state.stages:
-            work.narrator.say(
+            work.log(
                 f"{decided.stage}: {unreplayed:,} sequences of the replay share are new ones "
                 "instead, because no earlier corpus may give more"
             )
         stage = Stage.decided(decided, after=len(work.state.stages))
         if step.joined:
-            work.narrator.say(f"{stage.name} trains {', '.join(stage.corpora)} together")
-        run = work.tracker.child(stage.name, params=metrics.parameters(work.spec, stage))
-        run_id = run.wait_id(timeout_seconds=30) or ""
+            work.log(f"{stage.name} trains {', '.join(stage.corpora)} together")
+        run_id = work.run_ids.stage_run_id(work, stage)
         work.decide(decided.model_copy(update={"tracking_run": run_id}))
 
     def _train(self, name: str) -> None:
@@ -329,5 +327,5 @@ class _Controller:
                 skipped=skipped,
             )
         )
-        work.instruments.trained(stage)
+        work.notify(lambda observer: observer.stage_trained(work, stage))
         self.trained += 1

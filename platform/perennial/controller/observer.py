@@ -1,8 +1,8 @@
-"""Who watches a run: narrators draw progress, observers publish what the controller recorded."""
+"""Observers of a run: progress lines, MLflow, gauges and pictures follow the controller here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -12,36 +12,66 @@ if TYPE_CHECKING:
     from perennial.training.launcher import Progress
 
 
-class Narrator(Protocol):
-    """Listens to the shell; nothing that it does changes the run."""
-
-    def say(self, text: str) -> None:
-        """One line about what begins or ended."""
-
-    def begin(self, job: Job) -> None:
-        """A job's worker group is about to start."""
-
-    def news(self, job: Job, progress: Progress) -> None:
-        """What the worker group did since the last call; called from another thread."""
-
-    def end(self, job: Job) -> None:
-        """The job reached its last step."""
-
-
 class RunObserver:
-    """Base of what follows a run: each hook runs after its event is in the ledger.
+    """Base of everything that follows a run; a subclass overrides the hooks that it needs.
 
-    A hook that raises becomes a notice; it never fails what the controller does.
+    A hook about something that was recorded runs after its event is in the ledger. A hook that
+    raises becomes a notice; it never fails what the controller does.
     """
 
+    def check(self, work: Workspace) -> None:
+        """Raise InputError for wrong settings, before anything is written or computed."""
+
+    def message(self, text: str) -> None:
+        """Show one line about what begins or ended."""
+
+    def looked(self, work: Workspace) -> None:
+        """Follow a look of the controller at the ledger and the inbox."""
+
+    def ingest_began(self, work: Workspace, corpus: str) -> None:
+        """Follow the beginning of a corpus's tokenisation."""
+
+    def job_began(self, work: Workspace, job: Job) -> None:
+        """Follow the start of a job's worker group."""
+
+    def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
+        """Follow what the workers did since the last call; called from another thread."""
+
+    def job_ended(self, work: Workspace, job: Job) -> None:
+        """Follow a job's last step."""
+
+    def stage_trained(self, work: Workspace, stage: Stage) -> None:
+        """Follow the end of a stage's training."""
+
     def stage_evaluated(self, work: Workspace, stage: Stage) -> None:
-        """Called after a stage's end was measured."""
+        """Follow the measurement of a stage's end."""
 
     def matrix_filled(self, work: Workspace) -> None:
-        """Called after missing cells of the loss matrix were measured."""
+        """Follow the measurement of missing cells of the loss matrix."""
 
     def release_made(self, work: Workspace, claimed: Releasing, released: Released) -> None:
-        """Called after a release was exported and measured."""
+        """Follow the export and the measurement of a release."""
 
     def release_scored(self, work: Workspace, released: Released) -> None:
-        """Called after a release was scored on lm-eval tasks."""
+        """Follow the scoring of a release on lm-eval tasks."""
+
+    def report_written(self, work: Workspace, html: bytes) -> None:
+        """Follow the writing of the report's page."""
+
+    def closed(self) -> None:
+        """Deliver what is left; nothing follows."""
+
+
+class RunIds:
+    """Gives the ids under which a tracker keeps stages and releases; the ledger records them.
+
+    This one tracks nothing: every id is empty.
+    """
+
+    def stage_run_id(self, work: Workspace, stage: Stage) -> str:
+        """Return the id of a stage that is about to start, or "" where none is known in time."""
+        return ""
+
+    def release_run_id(self, work: Workspace, release: str) -> str:
+        """Return the id of a release that is about to be annealed, or ""."""
+        return ""

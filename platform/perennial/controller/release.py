@@ -32,7 +32,7 @@ def release(work: Workspace, origin: str | None = None, tokens: str | None = Non
     decided = _decide(work, origin, tokens)
     done = _done(work, decided.name)
     if done is not None:
-        work.narrator.say(f"release {decided.name} is there already")
+        work.log(f"release {decided.name} is there already")
         return done
     return carry_out(work, decided)
 
@@ -88,7 +88,7 @@ def evaluate(work: Workspace) -> None:
     if not tasks:
         return
     work.use_ray()
-    work.narrator.say(f"scoring release {latest.name} on {', '.join(tasks)}")
+    work.log(f"scoring release {latest.name} on {', '.join(tasks)}")
     questions = Questions(
         corpora=(),
         texts=tuple(latest.losses),
@@ -109,7 +109,7 @@ def _fill(work: Workspace) -> None:
         measured = work.state.losses.get(stage.name, {})
         missing = [name for name in ready if name not in measured]
         if stage.name in work.state.losses and missing:
-            work.narrator.say(f"measuring {stage.name} on {', '.join(missing)}")
+            work.log(f"measuring {stage.name} on {', '.join(missing)}")
             losses = measure(work, work.state.ends[stage.name], missing)
             work.amend(Measured(at=now(), stage=stage.name, losses=losses))
             work.notify(lambda observer: observer.matrix_filled(work))
@@ -163,8 +163,7 @@ def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
 
 def _anneal(work: Workspace, claimed: Releasing) -> str:
     work.use_ray()
-    run = work.tracker.child(f"release-{claimed.name}")
-    run_id = run.wait_id(timeout_seconds=30) or ""
+    run_id = work.run_ids.release_run_id(work, claimed.name)
     fence = Fence(work.ledger.next, claimed.kind, claimed.name)
     job = release_job(work.spec, work.state, claimed, work.manifests(), run_id, fence)
     return train(work, job)
@@ -176,7 +175,7 @@ def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -
 
     if work.store.exists(f"{folder}/manifest.json"):
         return
-    work.narrator.say(f"exporting release {claimed.name}")
+    work.log(f"exporting release {claimed.name}")
     card = model_card(work.spec, work.state, claimed, work.manifests())
     tokenizer = load_tokenizer(work.store)
     end = tokenizer.manifest.end_of_document_text
@@ -185,7 +184,7 @@ def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -
 
 def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
     work.use_ray()
-    work.narrator.say(f"measuring and sampling release {claimed.name}")
+    work.log(f"measuring and sampling release {claimed.name}")
     stage = work.state.stage(claimed.stage)
     trained = [name for s in work.state.stages[: stage.after + 1] for name in s.corpora]
     questions = Questions(

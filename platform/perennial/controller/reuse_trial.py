@@ -36,7 +36,7 @@ def adopt(work: Workspace, stage: Stage) -> None:
         return
     step, trial = max(found, key=lambda pair: pair[0])
     _copy(work.store, checkpoint.folder_of(trial.folder, step), stage)
-    work.narrator.say(
+    work.log(
         f"{stage.name} goes on from step {step:,} of trial {trial.branched.trial}: "
         f"{step - stage.first_step:,} steps are not trained again"
     )

@@ -32,7 +32,7 @@ def pull_due(work: Workspace, sources: Sequence[DataSource], now: datetime) -> l
 
     Writes to the inbox and to `sources/` only, never to the ledger: no controller is disturbed.
     """
-    return [name for source in sources for name in source.look(now, work.narrator.say)]
+    return [name for source in sources for name in source.look(now, work.log)]
 
 
 def utc_now() -> datetime:

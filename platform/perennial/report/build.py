@@ -35,7 +35,7 @@ def report(work: Workspace, at: str) -> str:
     """
     html = render(page(work, at))
     work.store.write(KEY, html.encode())
-    work.tracker.parent_run().artifact(html.encode(), "report.html")
+    work.notify(lambda observer: observer.report_written(work, html.encode()))
     return html
 
 

@@ -20,37 +20,37 @@ if TYPE_CHECKING:
     from perennial.controller.context import Workspace
     from perennial.runs.events import Released, Releasing
     from perennial.runs.state import Stage
+    from perennial.telemetry.mlflow_observer import MlflowObserver
+    from perennial.tracking import Tracker
 
 
-def catch_up(work: Workspace) -> list[str]:
+def catch_up(work: Workspace, tracker: Tracker) -> list[str]:
     """Log every trained stage, release and the lineage's matrix again; the stages' names."""
     # A stage that trains is caught up by the controller that trains it.
     stages = [stage for stage in work.state.stages if stage.name in work.state.ends]
     for stage in stages:
-        _stage(work, stage)
+        _stage(work, tracker, stage)
     tokens_per_step = work.spec.tokens_per_step
     for released in work.state.releases:
         branch = stored_rows(work.store, f"branches/{released.name}", tokens_per_step)
-        work.tracker.child(f"release-{released.name}").log_rows(branch, tokens_per_step)
-        track_release(work, work.state.branches[released.name], released)
+        tracker.child(f"release-{released.name}").log_rows(branch, tokens_per_step)
+        track_release(work, tracker, work.state.branches[released.name], released)
     if work.state.losses:
-        track(work)
+        track(work, tracker)
     return [stage.name for stage in stages]
 
 
-def _stage(work: Workspace, stage: Stage) -> None:
-    run = work.tracker.child(
-        stage.name, stage.tracking_run, params=metrics.parameters(work.spec, stage)
-    )
+def _stage(work: Workspace, tracker: Tracker, stage: Stage) -> None:
+    run = tracker.child(stage.name, stage.tracking_run, params=metrics.parameters(work.spec, stage))
     tokens_per_step = work.spec.tokens_per_step
     rows = list(stored_rows(work.store, stage.folder, tokens_per_step))
     run.log_rows(rows, tokens_per_step)
     if stage.name in work.state.losses:
-        track_stage(work, stage)
+        track_stage(work, tracker, stage)
         run.finish(at_ms=rows[-1][1] if rows else None)
 
 
-def track(work: Workspace) -> None:
+def track(work: Workspace, tracker: Tracker) -> None:
     """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
     told = summary.matrix(work.state)
     length = work.spec.corpora.sequence_length
@@ -65,7 +65,7 @@ def track(work: Workspace) -> None:
         "tokens.json": json.dumps(summary.tokens_by_source(work.state, length), indent=1).encode(),
         "spec.json": work.spec.model_dump_json(indent=1).encode(),
     }
-    run = work.tracker.parent_run()
+    run = tracker.parent_run()
     for name, data in files.items():
         work.store.write(f"report/{name}", data)
         run.artifact(data, name)
@@ -78,10 +78,10 @@ def track(work: Workspace) -> None:
             run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
 
 
-def track_stage(work: Workspace, stage: Stage) -> None:
+def track_stage(work: Workspace, tracker: Tracker, stage: Stage) -> None:
     """Log a stage's losses, scores and samples with its own MLflow run."""
     state = work.state
-    run = work.tracker.child(stage.name, run_id=stage.tracking_run)
+    run = tracker.child(stage.name, run_id=stage.tracking_run)
     scores = metrics.score_metrics(state.stage_scores.get(stage.name, []))
     values = metrics.heldout_metrics(state.losses[stage.name]) | scores
     run.log(stage.last_step, values, work.spec.tokens_per_step)
@@ -89,9 +89,11 @@ def track_stage(work: Workspace, stage: Stage) -> None:
         run.artifact(metrics.sample_text(samples), "samples.txt")
 
 
-def track_release(work: Workspace, claimed: Releasing, released: Released) -> None:
+def track_release(
+    work: Workspace, tracker: Tracker, claimed: Releasing, released: Released
+) -> None:
     """Log a release's losses and samples, and register it."""
-    run = work.tracker.child(f"release-{released.name}")
+    run = tracker.child(f"release-{released.name}")
     run.log(claimed.step + released.steps, metrics.heldout_metrics(released.losses))
     run.artifact(metrics.sample_text(released.samples), "samples.txt")
     run.register(
@@ -107,24 +109,29 @@ def track_release(work: Workspace, claimed: Releasing, released: Released) -> No
 class Publisher(RunObserver):
     """Keeps matrix, pictures and MLflow up to date while a run goes on."""
 
+    def __init__(self, mlflow: MlflowObserver) -> None:
+        self._mlflow = mlflow
+
     def stage_evaluated(self, work: Workspace, stage: Stage) -> None:
         """Draw the run anew, log the stage and end its MLflow run."""
-        track(work)
-        track_stage(work, stage)
-        work.tracker.child(stage.name, run_id=stage.tracking_run).finish()
+        tracker = self._mlflow.tracker(work)
+        track(work, tracker)
+        track_stage(work, tracker, stage)
+        tracker.child(stage.name, run_id=stage.tracking_run).finish()
 
     def matrix_filled(self, work: Workspace) -> None:
         """Draw the run anew."""
-        track(work)
+        track(work, self._mlflow.tracker(work))
 
     def release_made(self, work: Workspace, claimed: Releasing, released: Released) -> None:
         """Draw the run anew, log the release and register it."""
-        track(work)
-        track_release(work, claimed, released)
+        tracker = self._mlflow.tracker(work)
+        track(work, tracker)
+        track_release(work, tracker, claimed, released)
 
     def release_scored(self, work: Workspace, released: Released) -> None:
         """Log the release's scores."""
         step = work.state.branches[released.name].step + released.steps
-        run = work.tracker.child(f"release-{released.name}")
+        run = self._mlflow.tracker(work).child(f"release-{released.name}")
         run.log(step, metrics.score_metrics(work.state.scores[released.name]))
         run.finish()

@@ -11,6 +11,7 @@ import pytest
 from perennial.config import RunSpec, parse
 from perennial.config.search import Point
 from perennial.controller.context import Workspace
+from perennial.controller.observer import RunObserver
 from perennial.controller.reuse_trial import adopt
 from perennial.errors import Superseded
 from perennial.runs import events
@@ -27,24 +28,29 @@ from tests.support.tiny_run import tiny_run, write_run
 POINT = Point(5e-4, 0.5, "seen")
 
 
-class Told:
-    """A narrator that remembers."""
+class Lines(RunObserver):
+    """An observer that remembers."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.lines.append(text)
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Workspace:
+def lines() -> Lines:
+    return Lines()
+
+
+@pytest.fixture
+def work(tmp_path: Path, lines: Lines) -> Workspace:
     """A run that has trained `a`, with `b` ready."""
     document = tiny_run(tmp_path)
     work = Workspace(
         parse(document, RunSpec, ""),
         str(write_run(tmp_path, document)),
-        Told(),  # type: ignore[arg-type]
+        [lines],
     )
     work.ledger.read()
     for kind in ("landed", "ingesting", "ready"):
@@ -132,7 +138,7 @@ def _stage(work: Workspace, bench: Bench) -> Stage:
     return work.state.stages[-1]
 
 
-def test_a_stage_goes_on_from_the_furthest_trial_of_its_own(work: Workspace) -> None:
+def test_a_stage_goes_on_from_the_furthest_trial_of_its_own(work: Workspace, lines: Lines) -> None:
     bench = _bench(work)
     mine, other = (bench.branched(point) for point in (POINT, replace(POINT, eta=1e-3)))
     for decided in (mine, other):
@@ -150,10 +156,9 @@ def test_a_stage_goes_on_from_the_furthest_trial_of_its_own(work: Workspace) -> 
     renamed = {"name": stage.name, "tracking_run": "run-id"}
     assert adopted == trained.model_copy(update=renamed)
     assert work.store.read(adopted.key_of(folder, "model.safetensors")) == b"weights"
-    told = work.narrator.lines  # type: ignore[attr-defined]
-    assert told[-1].endswith("6 steps are not trained again")
+    assert lines.lines[-1].endswith("6 steps are not trained again")
     adopt(work, stage)  # once
-    assert len(told) == 1
+    assert len(lines.lines) == 1
 
 
 def test_a_trial_that_left_a_batch_out_is_not_taken_over(work: Workspace) -> None:

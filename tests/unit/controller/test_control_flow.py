@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from perennial import errors
 from perennial.config import RunSpec
-from perennial.controller import evaluate_stage, loop, telemetry
+from perennial.controller import evaluate_stage, loop, release
 from perennial.controller.context import Workspace
 from perennial.controller.loop import advance, ingest_landed, watch
 from perennial.controller.observer import RunObserver
+from perennial.controller.train_stage import train
 from perennial.errors import (
     MISTAKES,
     Damaged,
@@ -30,9 +34,12 @@ from perennial.errors import (
     Unsound,
     Vanished,
 )
+from perennial.evaluation import Answers
 from perennial.runs.ledger import Ledger
 from perennial.runs.stage_planner import decide_stage
 from perennial.runs.state import RunState
+from perennial.runs.worker_starts import read_starts
+from perennial.training.job import Job
 from tests.support.event_factory import AT, WALK, event_of
 from tests.support.tiny_run import tiny_run
 
@@ -73,20 +80,8 @@ class Lines(RunObserver):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.lines.append(text)
-
-    def begin(self, job: object) -> None: ...
-
-    def news(self, job: object, progress: object) -> None: ...
-
-    def end(self, job: object) -> None: ...
-
-
-@pytest.fixture(autouse=True)
-def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Workspace, "tracker", None)
-    monkeypatch.setattr(telemetry.Instruments, "look", lambda _: None)
 
 
 @pytest.fixture
@@ -99,7 +94,7 @@ def work(tmp_path: Path, lines: Lines) -> Workspace:
     document = tiny_run(tmp_path)
     document["stages"] |= {"attempts": 2, "retry_after_seconds": 3600}
     document["schedule"] = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
-    opened = Workspace(RunSpec.model_validate(document), "run.yaml", lines)
+    opened = Workspace(RunSpec.model_validate(document), "run.yaml", [lines])
     opened.take_over()
     return opened
 
@@ -290,7 +285,7 @@ def test_a_release_under_another_controller(
     """Whatever ends it, a controller that is no longer in charge stops."""
 
     def superseded_meanwhile(*_: object) -> None:
-        Workspace(releases.spec, "run.yaml", Lines()).take_over()
+        Workspace(releases.spec, "run.yaml").take_over()
         raise error
 
     monkeypatch.setattr(loop, "carry_out", superseded_meanwhile)
@@ -310,29 +305,90 @@ def test_a_watch(work: Workspace, error: BaseException, monkeypatch: pytest.Monk
 
 def test_a_watch_ends_when_another_controller_takes_charge(work: Workspace) -> None:
     def pause() -> None:
-        Workspace(work.spec, "run.yaml", Lines()).take_over()
+        Workspace(work.spec, "run.yaml").take_over()
 
     with pytest.raises(Superseded):
         watch(work, pause, lambda _: None)
 
 
 class Failing(RunObserver):
-    """Raises in every hook."""
+    """Raises in every hook, as a drawing, MLflow or a terminal may."""
 
     def __init__(self, error: BaseException) -> None:
-        self._error = error
+        self.error = error
 
-    def stage_evaluated(self, work: Workspace, stage: object) -> None:
-        raise self._error
+    def message(self, text: str) -> None:
+        raise self.error
+
+    job_began = job_progressed = job_ended = message  # type: ignore[assignment]
+    stage_trained = stage_evaluated = matrix_filled = message  # type: ignore[assignment]
+    looked = release_made = release_scored = message  # type: ignore[assignment]
 
 
-def test_an_observer(work: Workspace, lines: Lines, error: BaseException) -> None:
-    work = Workspace(work.spec, "run.yaml", lines, [Failing(error)])
-    for _ in range(3):
+@pytest.fixture
+def watched(work: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The run, with an observer that raises a ValueError until the test gives it another error."""
+    for unused in ("import_model", "use_ray"):
+        monkeypatch.setattr(Workspace, unused, lambda *_: None)
+    work.observers = (Failing(ValueError("the figure has no axes")), *work.observers)
+    return work
+
+
+def test_an_observer(watched: Workspace, lines: Lines, error: BaseException) -> None:
+    watched.observers = (lines, Failing(error))
+    for step in range(3):
         if isinstance(error, ENDS):
             with pytest.raises(type(error)):
-                work.notify(lambda observer: observer.stage_evaluated(work, None))  # type: ignore[arg-type]
+                watched.log(f"step {step}")
         else:
-            work.notify(lambda observer: observer.stage_evaluated(work, None))  # type: ignore[arg-type]
+            watched.log(f"step {step}")
     notices = [line for line in lines.lines if "notice" in line]
     assert len(notices) == (0 if isinstance(error, ENDS) else 1), "said once, not once a step"
+
+
+def test_a_drawing_that_fails_leaves_the_stage_evaluated(
+    watched: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(watched, *WALK[:5])
+    monkeypatch.setattr(evaluate_stage, "_examine", lambda *_: Answers({}, (), ()))
+    assert advance(watched, wait=False) == 0
+    assert _ledger(watched).corpora["a"].state == "passed"
+    assert [line for line in lines.lines if "Failing failed (ValueError: the figure" in line]
+
+
+def test_a_drawing_that_fails_leaves_the_release_made(
+    watched: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(watched, *WALK)
+    monkeypatch.setattr(release, "_export", lambda *_: None)
+    monkeypatch.setattr(release, "committed_steps", lambda *_: [watched.state.stages[0].last_step])
+    monkeypatch.setattr(release, "examine", lambda *_: Answers({}, (), ()))
+    made = release.release(watched)
+    assert _ledger(watched).releases == [made]
+    assert [line for line in lines.lines if "Failing failed (ValueError: the figure" in line]
+
+
+def test_progress_reaches_the_other_observers_of_a_job(
+    watched: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is called from another thread: what escaped there would stop the news of the job."""
+    progress = SimpleNamespace(
+        started=[(0, 2)], rows=[], notices=["a checkpoint is late"], skipped=[], failed_saves=[]
+    )
+
+    def run_job(_: object, on_progress: Callable[[object], None]) -> str:
+        def follow() -> None:
+            for _ in range(3):
+                on_progress(progress)
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        thread.join()
+        return "checkpoints/a/1"
+
+    launcher = SimpleNamespace(run_job=run_job)
+    monkeypatch.setitem(sys.modules, "perennial.training.launcher", launcher)
+    job = SimpleNamespace(name="00-a", folder="checkpoints/00-a")
+    assert train(watched, cast(Job, job)) == "checkpoints/a/1"
+    assert lines.lines.count("00-a: a checkpoint is late") == 3
+    assert [start.workers for start in read_starts(watched.store, job.folder)] == [2, 2, 2]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.util.metrics import Gauge
 
-    from perennial.controller.gauges import Gauges
+    from perennial.telemetry.gauges import Gauges
     from perennial.training.job import Job
 
 METRICS = {

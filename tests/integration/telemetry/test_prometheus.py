@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import pytest
 
-from perennial.controller.gauges import Gauges
-from perennial.controller.prometheus import METRICS, Exported
+from perennial.telemetry.gauges import Gauges
+from perennial.telemetry.prometheus import METRICS, Exported
 
 DASHBOARD = Path(__file__).parents[3] / "k8s" / "monitoring" / "grafana-dashboard.json"
 PATIENCE_SECONDS = 120

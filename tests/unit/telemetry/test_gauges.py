@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from perennial.controller.gauges import Gauges, read_gauges
 from perennial.runs.actions import Order
 from perennial.runs.state import Corpus, RunState
 from perennial.runs.transitions import CorpusState
+from perennial.telemetry.gauges import Gauges, read_gauges
 from tests.support.event_factory import WALK, walk
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

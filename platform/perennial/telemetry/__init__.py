@@ -1,0 +1,1 @@
+"""Metrics of a run for MLflow and Prometheus, from observers of the controller."""

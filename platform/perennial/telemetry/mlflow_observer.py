@@ -1,0 +1,97 @@
+"""MLflow follows a run: a child run for each stage and release, with the metrics of its steps."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from perennial import tracking
+from perennial.controller.observer import RunIds, RunObserver
+from perennial.runs.metrics import metrics, parameters, stored_rows
+
+if TYPE_CHECKING:
+    from perennial.controller.context import Workspace
+    from perennial.runs.state import Stage
+    from perennial.tracking import Run, Tracker
+    from perennial.training.job import Job
+    from perennial.training.launcher import Progress
+
+_ID_SECONDS = 30.0
+"""longest wait for a new run's id: the ledger records it once, but training does not need it"""
+_CLOSE_SECONDS = 30.0
+
+
+def tracking_uri(work: Workspace) -> str:
+    """Return the URI of the MLflow that keeps the run.
+
+    Raises:
+        InputError: it must be named, because the store is not on this machine.
+    """
+    named = work.spec.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return named or tracking.default_uri(work.store)
+
+
+class MlflowObserver(RunObserver, RunIds):
+    """Logs what a job does. The tracker never waits for MLflow and never fails the run."""
+
+    def __init__(self) -> None:
+        self._tracker: Tracker | None = None
+        self._job_run: Run | None = None
+
+    def tracker(self, work: Workspace) -> Tracker:
+        """Return the run's tracker, opened on first use: loading MLflow takes seconds."""
+        if self._tracker is None:
+            self._tracker = tracking.open_tracker(
+                tracking_uri(work), work.spec.tracking.experiment, work.spec.name
+            )
+        return self._tracker
+
+    def check(self, work: Workspace) -> None:
+        """Raise InputError for a tracking URI that is missing."""
+        tracking_uri(work)
+
+    def ingest_began(self, work: Workspace, corpus: str) -> None:
+        """Open the tracker, so that MLflow loads while the corpus is tokenised."""
+        self.tracker(work)
+
+    def stage_run_id(self, work: Workspace, stage: Stage) -> str:
+        """Return the id of the stage's MLflow run, or "" while MLflow is away."""
+        run = self.tracker(work).child(stage.name, params=parameters(work.spec, stage))
+        return run.wait_id(_ID_SECONDS) or ""
+
+    def release_run_id(self, work: Workspace, release: str) -> str:
+        """Return the id of the release's MLflow run, or "" while MLflow is away."""
+        return self.tracker(work).child(f"release-{release}").wait_id(_ID_SECONDS) or ""
+
+    def job_began(self, work: Workspace, job: Job) -> None:
+        """Log the steps that an outage of MLflow, or a kill, kept from it; it skips what it has."""
+        run = self._job_run = self.tracker(work).child(job.name, run_id=job.tracking_run)
+        run.log_rows(stored_rows(work.store, job.folder, job.tokens_per_step), job.tokens_per_step)
+
+    def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
+        """Log the finished steps and the checkpoints that could not be stored."""
+        run = self._job_run
+        if run is None:
+            return  # it could not be opened; a notice said so
+        if progress.failed_saves:
+            count = float(len(progress.failed_saves))
+            run.log(progress.failed_saves[-1], {"train/failed_checkpoints": count})
+        if progress.rows:
+            at_ms = int(time.time() * 1000)
+            run.log_rows(metrics(job, progress.rows, at_ms), job.tokens_per_step)
+
+    def report_written(self, work: Workspace, html: bytes) -> None:
+        """Keep the page with the lineage's own run."""
+        self.tracker(work).parent_run().artifact(html, "report.html")
+
+    def closed(self) -> None:
+        """Deliver what is left, for a limited time."""
+        if self._tracker is not None:
+            self._tracker.close(_CLOSE_SECONDS)
+
+
+def mlflow_of(work: Workspace) -> MlflowObserver:
+    """Return the observer that keeps the run in MLflow."""
+    assert isinstance(work.run_ids, MlflowObserver), "the run was opened without MLflow"
+    return work.run_ids
