@@ -104,7 +104,7 @@ def test_an_empty_corpus_in_the_inbox_is_refused_with_its_reason_and_can_be_retr
         assert "every corpus was refused, this one because" in done.stderr
         assert "every file is empty" in done.stderr
     state = Ledger(open_store(tmp_path / "store")).read()
-    assert state.corpora["empty"].story == ["landed", "refused"]
+    assert state.corpora["empty"].event_kinds == ["landed", "refused"]
     again = CliRunner().invoke(app, ["retry", str(run_file), "empty", "--json"])
     assert json.loads(again.stdout)["state"] == "landed"
 

@@ -92,7 +92,7 @@ def test_i4_the_workers_of_a_superseded_controller_write_nothing_more(
     training: subprocess.Popen[str], run_file: Path, store: Store
 ) -> None:
     ours = psutil.Process(training.pid).children(recursive=True)
-    Workspace(load_run(run_file), str(run_file), [Screen()]).take_over()
+    Workspace(load_run(run_file), str(run_file), [Screen()]).take_charge()
     before = checkpoint.committed_steps(store, FOLDER)
     _, told = training.communicate()
     assert training.returncode == 1, told
@@ -121,4 +121,4 @@ def test_a_watch_that_sleeps_for_an_hour_is_woken_by_a_hint(tmp_path: Path) -> N
         _until(lambda: "help" in Ledger(store).read().corpora, process)
     finally:
         _kill(process)
-    assert Ledger(store).read().corpora["help"].story.count("landed") == 1
+    assert Ledger(store).read().corpora["help"].event_kinds.count("landed") == 1

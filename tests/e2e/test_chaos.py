@@ -126,7 +126,7 @@ def test_i4_i9_a_run_under_random_kills_ends_like_the_undisturbed_one(
     spoilt = road.fates.total() - road.fates["pass"]
     state = Ledger(run.store).read()
     state.validate()
-    assert [c.story.count("started") for c in state.corpora.values()] == [1, 1, 1]
+    assert [c.event_kinds.count("started") for c in state.corpora.values()] == [1, 1, 1]
     assert _ends(run.store) == _ends(calm)
     perennial("verify", run_file)
     _report(chaos.seconds, calm_seconds, seconds, spoilt)

@@ -50,7 +50,7 @@ def test_i9_killed_at_any_moment_it_ends_with_the_same_weights(
         assert _weights(run.store, end) == _weights(lineage.store, end)
         state = Ledger(run.store).read()
         state.validate()
-        assert state.corpora["code"].story.count("started") == 1
+        assert state.corpora["code"].event_kinds.count("started") == 1
     perennial("verify", run_file)
 
 

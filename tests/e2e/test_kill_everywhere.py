@@ -60,7 +60,7 @@ def _outcome(store: Store) -> tuple[object, ...]:
     state = Ledger(store).read()
     state.validate()
     return (
-        {name: (c.state, _without_tries(c.story)) for name, c in state.corpora.items()},
+        {name: (c.state, _without_tries(c.event_kinds)) for name, c in state.corpora.items()},
         [(s.name, s.first_step, s.start, s.mix, s.schedule) for s in state.stages],
         state.ends,
         state.losses,
@@ -89,7 +89,7 @@ def test_i4_killed_after_every_ledger_write_the_run_ends_in_the_same_state(
     state = Ledger(store).read()
     assert [stage.corpora for stage in state.stages] == [("help", "code")]
     releases = [f"release-{release.name}" for release in state.releases]
-    first, second = (_without_tries(state.corpora[name].story) for name in ("help", "code"))
+    first, second = (_without_tries(state.corpora[name].event_kinds) for name in ("help", "code"))
     own = second[: second.index("started")]  # the rest is the stage's
     events = len(first) + len(own) + len(["releasing", "released"])
     at_once = 3  # ready and ingesting, trained and evaluating; and the last event is the end

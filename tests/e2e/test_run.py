@@ -243,7 +243,7 @@ def test_i9_killed_in_the_middle_of_a_stage_it_ends_with_the_same_weights(
         assert resumed[name].sha256 == undisturbed[name].sha256
     state = Ledger(store).read()
     state.validate()
-    assert state.corpora["code"].story.count("started") == 1
+    assert state.corpora["code"].event_kinds.count("started") == 1
 
 
 def _kill_all(pid: int) -> None:

@@ -105,7 +105,7 @@ class DisturbedRun:
         if moment == "upload":
             return self.uploading(folder)
         corpora = Ledger(self.store).read().corpora
-        begun = corpus in corpora and "started" in corpora[corpus].story
+        begun = corpus in corpora and "started" in corpora[corpus].event_kinds
         return begun and self.saved(folder) < 0 and bool(self.workers())
 
     def _told(self) -> str:

@@ -77,7 +77,7 @@ def _decide(
         return
     corpus = decisions.decide(work, decision, name, reason, replay)
     if as_json:
-        print_json({"corpus": name, "state": corpus.state, "story": corpus.story})
+        print_json({"corpus": name, "state": corpus.state, "story": corpus.event_kinds})
         return
     out.print(f"{name} is {corpus.state} now")
     out.print(f"next      perennial run {run_file}")

@@ -18,7 +18,7 @@ from perennial.evaluation.tasks import read_task
 from perennial.runs.events import Document, Event, Failed, Opened, TookOver, field_of
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.state import RunState
-from perennial.runs.worker_starts import Start, note_start
+from perennial.runs.worker_starts import WorkerStart, note_start
 from perennial.store import Store, open_store
 from perennial.training.checkpoint.ownership import Fence
 
@@ -37,11 +37,11 @@ class WorkerStarts(RunObserver):
     def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
         """Append the starts since the last call."""
         for step, workers in progress.started:
-            note_start(work.store, job.folder, Start(now(), step, workers))
+            note_start(work.store, job.folder, WorkerStart(now(), step, workers))
 
 
 class Workspace:
-    """A checked run file with its store; reading costs nothing, `take_over` before writing."""
+    """A checked run file with its store; reading costs nothing, `take_charge` before writing."""
 
     def __init__(
         self,
@@ -119,6 +119,7 @@ class Workspace:
                     field,
                     f"{after!r}, but the run in {self.store.url} has {before!r}",
                     "restore it, or give this run a store of its own",
+                    code="run-changed",
                 )
 
     def check_model(self) -> None:
@@ -161,7 +162,7 @@ class Workspace:
             + f": {imported.parameters:,} parameters"
         )
 
-    def take_over(self) -> None:
+    def take_charge(self) -> None:
         """Become the controller in charge; any other one stops at its next write."""
         if self._epoch:
             return

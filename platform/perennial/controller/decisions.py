@@ -39,7 +39,11 @@ def decide(
         work.amend(_event(decision, name, reason or "a person decided so", replay))
     except InvalidTransition as impossible:
         raise InputError(
-            work.where, name, str(impossible), "look at `perennial status`, and decide anew"
+            work.where,
+            name,
+            str(impossible),
+            "check `perennial status` and try again",
+            code="decision-not-possible",
         ) from None
     return work.state.corpora[name]
 
@@ -51,7 +55,13 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
     if corpus is None:
         if name not in [landed.name for landed in corpora.list_landed(work.inbox)]:
             known = ", ".join(state.corpora) or "none yet"
-            raise InputError(work.where, name, "there is no such corpus", f"corpora: {known}")
+            raise InputError(
+                work.where,
+                name,
+                "there is no such corpus",
+                f"corpora: {known}",
+                code="corpus-missing",
+            )
         corpus = Corpus(name, state="landed")
     if (corpus.state, _KINDS[decision]) not in TRANSITIONS:
         possible = [verb for verb, kind in _KINDS.items() if (corpus.state, kind) in TRANSITIONS]
@@ -60,6 +70,7 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
             name,
             f"it is {corpus.state}, so there is nothing to {decision}",
             f"possible now: {', '.join(possible) or 'wait until its stage is done'}",
+            code="decision-not-possible",
         )
     if replay is not None and corpus.stands_at == "training":
         raise InputError(
@@ -67,6 +78,7 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
             "--replay",
             f"the stage of {name} is decided already",
             f"refuse {name} first, then retry it with another share",
+            code="stage-already-planned",
         )
 
 

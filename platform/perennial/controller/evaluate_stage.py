@@ -13,7 +13,7 @@ from perennial.corpora import read_manifest
 from perennial.evaluation import Answers, Questions, examine
 from perennial.evaluation import measure as measure_losses
 from perennial.evaluation.cache import kept_losses
-from perennial.evaluation.gates import Measured as Measurements
+from perennial.evaluation.gates import Measurements
 from perennial.evaluation.gates import judge as judge_gates
 from perennial.evaluation.loss import Change, HeldoutLoss, paired_change
 from perennial.evaluation.tasks import is_per_corpus, plain

@@ -104,6 +104,7 @@ def check_size(work: Workspace, name: str, stored_bytes: int) -> None:
             f"{stored_bytes} bytes are less than one global batch of "
             f"{work.spec.tokens_per_step} tokens",
             "land more text, or lower training.global_batch",
+            code="corpus-too-small",
         )
 
 

@@ -22,7 +22,7 @@ from perennial.controller.train_stage import train
 from perennial.errors import InputError, LedgerError, Overtaken, Superseded, Terminated
 from perennial.runs import release_policy as policy
 from perennial.runs import retry_policy as attempts
-from perennial.runs.actions import Instruction, Outside, next_instruction
+from perennial.runs.actions import Action, Outside, next_action
 from perennial.runs.events import Landed, Releasing, Retried, Trained
 from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import now
@@ -41,14 +41,14 @@ def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> 
     Raises what failed for the last time, when nothing else is left to do.
     """
     controller = _Controller(work, reschedule)
-    while (step := controller.next()) is not None:
-        if step.verb == "wait":
-            if not (wait and step.until):
+    while (action := controller.next()) is not None:
+        if action.verb == "wait":
+            if not (wait and action.until):
                 break
-            _sleep_until(work, step)
+            _sleep_until(work, action)
             continue
-        work.take_over()
-        controller.perform(step)
+        work.take_charge()
+        controller.perform(action)
     if controller.gave_up is not None:
         raise controller.gave_up
     return controller.trained
@@ -131,31 +131,35 @@ def ingest_landed(work: Workspace) -> None:
     Raises InputError while a stage is unfinished.
     """
     controller = _Controller(work, reschedule=False)
-    while (step := controller.next()) is not None:
-        if step.verb in ("train", "evaluate", "judge"):
+    while (action := controller.next()) is not None:
+        if action.verb in ("train", "evaluate", "judge"):
             raise InputError(
-                work.where, "", f"the stage of {step.subject} is unfinished", "use `perennial run`"
+                work.where,
+                "",
+                f"the stage of {action.subject} is unfinished",
+                "use `perennial run`",
+                code="stage-unfinished",
             )
-        if step.verb in ("start", "wait", "release"):
+        if action.verb in ("start", "wait", "release"):
             break
-        work.take_over()
-        controller.perform(step)
+        work.take_charge()
+        controller.perform(action)
     if controller.gave_up is not None:
         raise controller.gave_up
 
 
 def unfinished(work: Workspace) -> str | None:
     """The corpus whose stage was begun and is not finished."""
-    step = next_instruction(work.state, _outside(work), order_of(work.spec))
-    if step is None or step.verb not in ("train", "evaluate", "judge"):
+    action = next_action(work.state, _outside(work), order_of(work.spec))
+    if action is None or action.verb not in ("train", "evaluate", "judge"):
         return None
-    return step.subject
+    return action.subject
 
 
 def todo(work: Workspace) -> list[str]:
     """What `advance` would do first, and what waits behind it; writes nothing."""
     outside = _outside(work, [release.name for release in _due(work)])
-    first = next_instruction(work.state, outside, order_of(work.spec))
+    first = next_action(work.state, outside, order_of(work.spec))
     if first is None or (first.verb == "wait" and not first.until):
         return []
     waiting = [n for n in outside.inbox if n not in work.state.corpora and n != first.subject]
@@ -184,9 +188,9 @@ def _due(work: Workspace) -> list[Releasing]:
     return policy.due(work.spec, work.state, checkpoints, now())
 
 
-def _sleep_until(work: Workspace, step: Instruction) -> None:
-    corpus = work.state.corpora[step.subject]
-    left = datetime.fromisoformat(step.until) - datetime.now(UTC)
+def _sleep_until(work: Workspace, action: Action) -> None:
+    corpus = work.state.corpora[action.subject]
+    left = datetime.fromisoformat(action.until) - datetime.now(UTC)
     seconds = max(0.0, left.total_seconds())
     work.log(
         f"{corpus.name} failed ({corpus.reason}); try {corpus.attempt + 1} of {corpus.attempts} "
@@ -207,45 +211,45 @@ class _Controller:
         self.trained = 0
         self.gave_up: Exception | None = None
 
-    def next(self) -> Instruction | None:
+    def next(self) -> Action | None:
         """What is to be done now, from what everybody wrote until now."""
         self._work.refresh()
         self._work.notify(lambda observer: observer.looked(self._work))
         due = [each.name for each in _due(self._work) if self._may_be_made(each.name)]
         outside = _outside(self._work, due)
-        return next_instruction(self._work.state, outside, order_of(self._work.spec))
+        return next_action(self._work.state, outside, order_of(self._work.spec))
 
-    def perform(self, step: Instruction) -> None:
+    def perform(self, action: Action) -> None:
         """Carry an instruction out, unless the ledger changed meanwhile: then decide again."""
         try:
-            self._do(step)
+            self._do(action)
         except Overtaken as overtaken:
             self._work.log(f"ledger changed; re-planning: {overtaken}")
 
-    def _do(self, step: Instruction) -> None:
-        match step.verb:
+    def _do(self, action: Action) -> None:
+        match action.verb:
             case "record-landing":
-                self._land(step.subject)
+                self._land(action.subject)
             case "ingest":
-                self._try(step.subject, lambda: ingest(self._work, step.subject))
+                self._try(action.subject, lambda: ingest(self._work, action.subject))
             case "start":
-                self._try(step.subject, lambda: self._start(step))
+                self._try(action.subject, lambda: self._start(action))
             case "train":
-                self._try(step.subject, lambda: self._train(step.subject))
+                self._try(action.subject, lambda: self._train(action.subject))
             case "evaluate":
-                self._try(step.subject, lambda: judging.evaluate(self._work, step.subject))
+                self._try(action.subject, lambda: judging.evaluate(self._work, action.subject))
             case "judge":
-                self._try(step.subject, lambda: judging.judge(self._work, step.subject))
+                self._try(action.subject, lambda: judging.judge(self._work, action.subject))
             case "release":
-                self._release(step.subject)
+                self._release(action.subject)
             case "retry":
-                self._work.decide(Retried(at=now(), corpus=step.subject, by_person=False))
+                self._work.decide(Retried(at=now(), corpus=action.subject, by_person=False))
 
-    def _try(self, name: str, action: Callable[[], None]) -> None:
+    def _try(self, name: str, carry_out_action: Callable[[], None]) -> None:
         """Do it; a failure is written down, and tried again later where that may help."""
         work = self._work
         try:
-            action()
+            carry_out_action()
         except (InputError, LedgerError):
             raise  # wrong input, or another process wrote first: not the corpus's failure
         except Exception as failure:
@@ -290,11 +294,11 @@ class _Controller:
             size = seen[name].total_bytes
             self._work.record(Landed(at=now(), corpus=name, size_bytes=size))
 
-    def _start(self, step: Instruction) -> None:
+    def _start(self, action: Action) -> None:
         work = self._work
         # Decided once without a tracking run: bad input is refused before MLflow has a run of it.
         decided = decide_stage(
-            work.spec, work.state, step.subject, now(), "", self._reschedule, step.joined
+            work.spec, work.state, action.subject, now(), "", self._reschedule, action.joined
         )
         unreplayed = decided.mix.unreplayed
         if unreplayed and work.state.stages:
@@ -303,7 +307,7 @@ class _Controller:
                 "instead, because no earlier corpus may give more"
             )
         stage = Stage.decided(decided, after=len(work.state.stages))
-        if step.joined:
+        if action.joined:
             work.log(f"{stage.name} trains {', '.join(stage.corpora)} together")
         run_id = work.run_ids.stage_run_id(work, stage)
         work.decide(decided.model_copy(update={"tracking_run": run_id}))

@@ -50,6 +50,7 @@ def check_concurrent(where: str, training: TrainingSpec, concurrent: int) -> Non
             f"{concurrent} trials of {each:g} CPUs each need {concurrent * each:g} CPUs, this "
             f"machine has {cpus}",
             f"give at most {max(1, int(cpus / each))}, or set RAY_ADDRESS",
+            code="machine-too-small",
         )
 
 
@@ -66,4 +67,5 @@ def check_fits(training: TrainingSpec, cpus: int) -> None:
             f"{workers} workers of {training.cpus_per_worker:g} CPUs and their readers "
             f"({_READER_SHARE:g} each) need {needed:g} CPUs, this machine has {cpus}",
             "lower training.workers or training.cpus_per_worker, or set RAY_ADDRESS",
+            code="machine-too-small",
         )

@@ -122,7 +122,9 @@ def _decide(work: Workspace, origin: str | None, tokens: str | None) -> Releasin
         try:
             anneal = parse_amount(tokens)
         except ValueError as wrong:
-            raise InputError("command line", "--tokens", str(wrong), "give `4M tokens`") from None
+            raise InputError(
+                "command line", "--tokens", str(wrong), "give `4M tokens`", code="amount-invalid"
+            ) from None
     return decide_release(work.spec, work.state, stage, step, anneal, now())
 
 
@@ -133,7 +135,11 @@ def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
     if origin is None:
         if not passed:
             raise InputError(
-                work.where, "", "the trunk has no finished stage to release", "use `perennial run`"
+                work.where,
+                "",
+                "the trunk has no finished stage to release",
+                "use `perennial run`",
+                code="nothing-to-release",
             )
         return passed[-1], passed[-1].last_step
     name, at, step = origin.partition("@")
@@ -141,22 +147,31 @@ def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
     if stage is None:
         names = ", ".join(each.name for each in state.stages) or "none yet"
         raise InputError(
-            "command line", "--from", f"the trunk has no stage {name!r}", f"its stages: {names}"
+            "command line",
+            "--from",
+            f"the trunk has no stage {name!r}",
+            f"its stages: {names}",
+            code="stage-missing",
         )
     if state.corpora[stage.corpora[0]].state == "gated":
         raise InputError(
             "command line",
             "--from",
             f"a gate stopped {name}",
-            f"take it over with `perennial accept {work.where} {stage.corpora[0]}`, or release an "
+            f"accept it with `perennial accept {work.where} {stage.corpora[0]}`, or release an "
             "earlier stage",
+            code="stage-gated",
         )
     steps = committed_steps(work.store, stage.folder)
     wanted = step if at else str(stage.last_step)
     if wanted not in map(str, steps):
         there = ", ".join(f"{name}@{each}" for each in steps) or "none yet"
         raise InputError(
-            "command line", "--from", f"there is no checkpoint {name}@{wanted}", f"give {there}"
+            "command line",
+            "--from",
+            f"there is no checkpoint {name}@{wanted}",
+            f"give {there}",
+            code="checkpoint-missing",
         )
     return stage, int(wanted)
 

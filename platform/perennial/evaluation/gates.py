@@ -36,7 +36,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """What the gates judge: the last stage of a matrix.
 
     gains: by corpus of the stage's own, how far its loss fell since the checkpoint that the stage
@@ -52,7 +52,7 @@ class Measured:
     scores_before: Sequence[Mapping[str, Any]] = ()
 
 
-def judge(bounds: GatesSpec, measured: Measured) -> list[Verdict]:
+def judge(bounds: GatesSpec, measured: Measurements) -> list[Verdict]:
     """A verdict for every bound. What could not be measured does not hold."""
     stage = len(measured.matrix.stages) - 1
     return [
@@ -79,7 +79,7 @@ def _forgetting(bounds: GatesSpec, matrix: LossMatrix, stage: int) -> Iterator[V
         )
 
 
-def _own_corpora(bounds: GatesSpec, measured: Measured, stage: int) -> Iterator[Verdict]:
+def _own_corpora(bounds: GatesSpec, measured: Measurements, stage: int) -> Iterator[Verdict]:
     slack = bounds.standard_errors
     for corpus in measured.matrix.own(stage):
         after = measured.matrix.stages[stage][1].get(corpus)
@@ -93,7 +93,7 @@ def _own_corpora(bounds: GatesSpec, measured: Measured, stage: int) -> Iterator[
 
 
 def _task(
-    bounds: GatesSpec, name: str, gate: TaskGate, measured: Measured, stage: int
+    bounds: GatesSpec, name: str, gate: TaskGate, measured: Measurements, stage: int
 ) -> Iterator[Verdict]:
     """Verdicts for each task that a name stands for, on the gate's metric or the task's first."""
     mine = [score for score in measured.scores if score["asked"] == name]

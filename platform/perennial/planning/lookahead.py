@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
-from perennial.runs.actions import Outside, next_instruction
+from perennial.runs.actions import Outside, next_action
 from perennial.runs.events import (
     Evaluated,
     Evaluating,
@@ -97,7 +97,7 @@ def look_ahead(
     # What has not landed lands some time, not together with anything else.
     planned = [each.name for each in expected if each.basis == "planned"]
     order = replace(order, alone={*order.alone, *planned})
-    while (step := next_instruction(state, outside, order)) is not None:
+    while (step := next_action(state, outside, order)) is not None:
         name = step.subject
         match step.verb:
             case "record-landing":

@@ -23,7 +23,7 @@ _GO_ON: dict[str, Verb] = {
 
 
 @dataclass(frozen=True)
-class Instruction:
+class Action:
     """What the shell must do next, and to which corpus or release.
 
     joined: with `start`, the corpora that become one stage with the subject, in their order.
@@ -79,9 +79,7 @@ class Order:
         return not alone and len(ranks) == 1 and one.replay == other.replay
 
 
-def next_instruction(
-    state: RunState, outside: Outside, order: Order | None = None
-) -> Instruction | None:
+def next_action(state: RunState, outside: Outside, order: Order | None = None) -> Action | None:
     """The one right thing to do, or None when the run has caught up.
 
     What was begun on the trunk is finished first, then releases, then landings are recorded, then
@@ -91,34 +89,34 @@ def next_instruction(
     order = order or Order()
     at_work = state.corpora[state.at_work.corpora[0]] if state.at_work else None
     if at_work is not None and at_work.state in _GO_ON:
-        return Instruction(_GO_ON[at_work.state], at_work.name)
+        return Action(_GO_ON[at_work.state], at_work.name)
     if at_work is None and outside.due:
-        return Instruction("release", outside.due[0])
+        return Action("release", outside.due[0])
     for name in outside.inbox:
         if name not in state.corpora:
-            return Instruction("record-landing", name)
+            return Action("record-landing", name)
     if at_work is not None:
         return _again(at_work, outside.now)
     return _next_stage(state, outside.now, order)
 
 
-def _again(corpus: Corpus, now: str) -> Instruction:
+def _again(corpus: Corpus, now: str) -> Action:
     """What to do about a corpus that failed or is gated."""
     if corpus.next_try is None:
-        return Instruction("wait", corpus.name)
+        return Action("wait", corpus.name)
     if datetime.fromisoformat(corpus.next_try) <= datetime.fromisoformat(now):
-        return Instruction("retry", corpus.name)
-    return Instruction("wait", corpus.name, corpus.next_try)
+        return Action("retry", corpus.name)
+    return Action("wait", corpus.name, corpus.next_try)
 
 
-def _next_stage(state: RunState, now: str, order: Order) -> Instruction | None:
+def _next_stage(state: RunState, now: str, order: Order) -> Action | None:
     """The next corpus in order; those that a person or a later try must free are passed over."""
-    waiting: list[Instruction] = []
+    waiting: list[Action] = []
     queue = in_order(state, order)
     for place, corpus in enumerate(queue):
         match corpus.state:
             case "landed" | "ingesting":
-                return Instruction("ingest", corpus.name)
+                return Action("ingest", corpus.name)
             case "ready" if order.trains(corpus.name):
                 return _start(corpus, queue[place + 1 :], order)
             case "failed":
@@ -129,7 +127,7 @@ def _next_stage(state: RunState, now: str, order: Order) -> Instruction | None:
     return min(waiting, key=lambda wait: wait.until, default=None)
 
 
-def _start(first: Corpus, behind: Sequence[Corpus], order: Order) -> Instruction:
+def _start(first: Corpus, behind: Sequence[Corpus], order: Order) -> Action:
     """Start the stage of a ready corpus, with those behind it that landed and may join it.
 
     They are ingested first. Nothing overtakes: whoever may not join ends the stage, but for those
@@ -147,9 +145,9 @@ def _start(first: Corpus, behind: Sequence[Corpus], order: Order) -> Instruction
         if tokens > order.most_tokens:
             break
         if corpus.state != "ready":
-            return Instruction("ingest", corpus.name)
+            return Action("ingest", corpus.name)
         joined.append(corpus)
-    return Instruction("start", first.name, joined=tuple(corpus.name for corpus in joined))
+    return Action("start", first.name, joined=tuple(corpus.name for corpus in joined))
 
 
 def in_order(state: RunState, order: Order) -> list[Corpus]:

@@ -17,7 +17,7 @@ class Corpus:
     name: str
     state: CorpusState = "unknown"
     #: kinds of the events that happened to it, in order
-    story: list[str] = field(default_factory=list)
+    event_kinds: list[str] = field(default_factory=list)
     size_bytes: int = 0
     sequences: int = 0
     tokens: int = 0

@@ -67,6 +67,7 @@ class Ledger:
                 "",
                 f"is not an event that this version knows ({wrong})",
                 remedy,
+                code="ledger-unreadable",
             ) from None
 
     def transact(self, decide: Callable[[RunState], E | None]) -> E | None:

@@ -94,6 +94,7 @@ def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
             f"{rows} sequences of {spec.corpora.sequence_length} tokens are less than one global "
             f"batch of {batch}",
             "land more text, or lower training.global_batch",
+            code="corpus-too-small",
         )
     budget = stage_settings(spec, corpus).budget
     steps = budget.steps(rows // batch, spec.tokens_per_step)
@@ -117,6 +118,7 @@ def _check_budget(spec: RunSpec, budget: AmountValue, steps: int) -> None:
             "stages.budget",
             f"{budget} is less than one step of {spec.tokens_per_step} tokens",
             "give at least one step",
+            code="budget-too-small",
         )
 
 
@@ -134,6 +136,7 @@ def _schedule(
             "schedule",
             f"the trunk was trained under another one ({'; '.join(changed)})",
             "restore it, or insist with --reschedule",
+            code="schedule-changed",
         )
     return wanted
 

@@ -159,7 +159,7 @@ class RunState:
             corpus = self.corpora.get(name) or Corpus(name)
             late = isinstance(event, Failed) and event.attempt != corpus.attempt + 1
             if late or (corpus.state, kind) not in TRANSITIONS:
-                raise InvalidTransition(name, corpus.state, kind, corpus.story)
+                raise InvalidTransition(name, corpus.state, kind, corpus.event_kinds)
 
     def _happenings(self, event: CorpusEvent) -> dict[str, str]:
         """What the event means for which corpora: for those of one stage, the same.
@@ -214,7 +214,7 @@ class RunState:
         if target == "refused":
             corpus.back = "ready" if corpus.sequences else "landed"
         corpus.state = corpus.back if target == "back" else target
-        corpus.story.append(kind)
+        corpus.event_kinds.append(kind)
 
     def _note(self, corpus: Corpus, event: CorpusEvent) -> None:
         """Keep what the event says of a corpus besides that it happened."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Start:
+class WorkerStart:
     """A worker group that began to train: UTC time, trunk step, workers."""
 
     at: str
@@ -25,7 +25,7 @@ class Start:
     workers: int
 
 
-def note_start(store: Store, folder: str, start: Start) -> None:
+def note_start(store: Store, folder: str, start: WorkerStart) -> None:
     """Keep a start. A store that cannot be written to is the checkpoints' trouble, not this one."""
     log = Log(store, f"starts/{folder}")
     data = json.dumps(asdict(start)).encode()
@@ -37,6 +37,6 @@ def note_start(store: Store, folder: str, start: Start) -> None:
         return
 
 
-def read_starts(store: Store, folder: str) -> list[Start]:
+def read_starts(store: Store, folder: str) -> list[WorkerStart]:
     """The starts of a job, in order."""
-    return [Start(**json.loads(data)) for _, data in Log(store, f"starts/{folder}").tail(0)]
+    return [WorkerStart(**json.loads(data)) for _, data in Log(store, f"starts/{folder}").tail(0)]

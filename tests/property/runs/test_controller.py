@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from perennial.errors import InvalidTransition, LostRace
 from perennial.runs import events
-from perennial.runs.actions import Instruction, Order, Outside, next_instruction
+from perennial.runs.actions import Action, Order, Outside, next_action
 from perennial.runs.ledger import Ledger
 from perennial.runs.state import RunState
 from perennial.store import open_store
@@ -35,7 +35,7 @@ class Controller:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.epoch = 0
-        self.step: Instruction | None = None
+        self.step: Action | None = None
 
 
 class Controllers(RuleBasedStateMachine):
@@ -71,7 +71,7 @@ class Controllers(RuleBasedStateMachine):
         mine = self.controllers[who]
         mine.ledger.read()
         outside = Outside(self.inbox, LATER)
-        mine.step = next_instruction(mine.ledger.state, outside, self.order)
+        mine.step = next_action(mine.ledger.state, outside, self.order)
 
     @precondition(lambda self: any(c.step for c in self.controllers))
     @rule(who=st.integers(0, 2), outcome=st.sampled_from(["well", "well", "badly", "gated"]))
@@ -130,9 +130,9 @@ class Controllers(RuleBasedStateMachine):
         for name, corpus in state.corpora.items():
             # Only a person gives a corpus another stage: by a retry after a gate or a refusal, or
             # by refusing another corpus of the same stage.
-            again = corpus.story.count("retried") + corpus.story.count("freed")
-            assert corpus.story.count("started") <= 1 + again, name
-            assert corpus.story.count("landed") == 1
+            again = corpus.event_kinds.count("retried") + corpus.event_kinds.count("freed")
+            assert corpus.event_kinds.count("started") <= 1 + again, name
+            assert corpus.event_kinds.count("landed") == 1
         self._stages_are_as_they_were_written(state)
 
     def _stages_are_as_they_were_written(self, state: RunState) -> None:
@@ -148,7 +148,7 @@ class Controllers(RuleBasedStateMachine):
                 assert len({self.order.priority.get(name, 0) for name in corpora}) == 1
 
 
-def _outcome(mine: Controller, step: Instruction, outcome: str) -> list[str]:
+def _outcome(mine: Controller, step: Action, outcome: str) -> list[str]:
     corpus = mine.ledger.state.corpora.get(step.subject)
     at = corpus.state if corpus else "unknown"
     if outcome == "badly" and at in ("ingesting", "training", "evaluating"):

@@ -95,7 +95,7 @@ def work(tmp_path: Path, lines: Lines) -> Workspace:
     document["stages"] |= {"attempts": 2, "retry_after_seconds": 3600}
     document["schedule"] = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
     opened = Workspace(RunSpec.model_validate(document), "run.yaml", [lines])
-    opened.take_over()
+    opened.take_charge()
     return opened
 
 
@@ -285,7 +285,7 @@ def test_a_release_under_another_controller(
     """Whatever ends it, a controller that is no longer in charge stops."""
 
     def superseded_meanwhile(*_: object) -> None:
-        Workspace(releases.spec, "run.yaml").take_over()
+        Workspace(releases.spec, "run.yaml").take_charge()
         raise error
 
     monkeypatch.setattr(loop, "carry_out", superseded_meanwhile)
@@ -305,7 +305,7 @@ def test_a_watch(work: Workspace, error: BaseException, monkeypatch: pytest.Monk
 
 def test_a_watch_ends_when_another_controller_takes_charge(work: Workspace) -> None:
     def pause() -> None:
-        Workspace(work.spec, "run.yaml").take_over()
+        Workspace(work.spec, "run.yaml").take_charge()
 
     with pytest.raises(Superseded):
         watch(work, pause, lambda _: None)

@@ -17,7 +17,7 @@ from perennial.config import RunSpec
 from perennial.errors import InputError
 from perennial.planning.lookahead import Expected, expected_corpora, look_ahead
 from perennial.runs import events
-from perennial.runs.actions import Outside, next_instruction
+from perennial.runs.actions import Outside, next_action
 from perennial.runs.stage_planner import decide_stage, order_of
 from perennial.runs.state import RunState
 from tests.support.tiny_run import tiny_run
@@ -57,7 +57,7 @@ def _train(spec: RunSpec, state: RunState, corpus: str, joined: Sequence[str] = 
 def _train_all(spec: RunSpec, state: RunState, count: int) -> None:
     """Stages until so many ready corpora are trained, as the controller starts them."""
     while sum(len(stage.corpora) for stage in state.stages) < count:
-        step = next_instruction(state, Outside(), order_of(spec))
+        step = next_action(state, Outside(), order_of(spec))
         assert step is not None
         assert step.verb == "start"
         _train(spec, state, step.subject, step.joined)

@@ -11,7 +11,7 @@ import pytest
 from perennial.report.search_section import search_sections
 from perennial.runs.history import stage_time
 from perennial.runs.state import RunState
-from perennial.runs.worker_starts import Start, note_start, read_starts
+from perennial.runs.worker_starts import WorkerStart, note_start, read_starts
 from perennial.store import open_store
 from tests.support.event_factory import walk
 
@@ -20,7 +20,10 @@ TIMES = {"started": "2026-01-01T00:00:00+00:00", "trained": "2026-01-01T00:01:40
 
 def test_starts_are_kept_in_order_for_each_job(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    told = [Start("2026-01-01T00:00:00+00:00", 0, 2), Start("2026-01-01T00:05:00+00:00", 40, 1)]
+    told = [
+        WorkerStart("2026-01-01T00:00:00+00:00", 0, 2),
+        WorkerStart("2026-01-01T00:05:00+00:00", 40, 1),
+    ]
     for start in told:
         note_start(store, "checkpoints/00-a", start)
     assert read_starts(store, "checkpoints/00-a") == told

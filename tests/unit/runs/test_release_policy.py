@@ -11,7 +11,7 @@ import pytest
 from perennial.config import RunSpec
 from perennial.config.gates import GatesSpec
 from perennial.evaluation import HeldoutLoss, LossMatrix
-from perennial.evaluation.gates import Measured, judge
+from perennial.evaluation.gates import Measurements, judge
 from perennial.evaluation.loss import Change
 from perennial.mixture import seen_sequences, truncate_mix
 from perennial.runs.release_policy import due
@@ -111,11 +111,11 @@ def _loss(corpus: str, nats: float, change_stderr: float | None = 0.02) -> Heldo
     return HeldoutLoss(corpus, nats, nats, 10, 100, 400, 0.05, change_stderr)
 
 
-def _measured(scores: Any = ()) -> Measured:
+def _measured(scores: Any = ()) -> Measurements:
     first = {"a": _loss("a", 4.0, None)}
     second = {"a": _loss("a", 4.3), "b": _loss("b", 3.0)}
     matrix = LossMatrix((("00-a", first), ("01-b", second)))
-    return Measured(matrix, {"b": Change(2.0, 0.01)}, scores)
+    return Measurements(matrix, {"b": Change(2.0, 0.01)}, scores)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_each_corpus_of_a_stage_is_held_against_the_bounds_of_its_own() -> None:
     stages = (("00-a", first), ("01-b-and-1-more", second))
     matrix = LossMatrix(stages, together={"01-b-and-1-more": ("b", "c")})
     bounds = GatesSpec.model_validate({"max_adaptation": 4.0, "min_gain": 0.1})
-    verdicts = judge(bounds, Measured(matrix, {"b": Change(2.0, 0.01)}))
+    verdicts = judge(bounds, Measurements(matrix, {"b": Change(2.0, 0.01)}))
     assert [(v.gate, v.subject, v.holds) for v in verdicts] == [
         ("max_adaptation", "b", True),
         ("min_gain", "b", True),
@@ -206,4 +206,4 @@ def test_a_task_gate_without_a_bound_is_refused() -> None:
 def test_what_was_not_measured_does_not_hold() -> None:
     matrix = LossMatrix((("00-a", {}), ("01-b", {"b": _loss("b", 3.0)})))
     bounds = GatesSpec.model_validate({"max_forgetting": 1.0, "min_gain": 0.0})
-    assert [v.holds for v in judge(bounds, Measured(matrix))] == [False, False]
+    assert [v.holds for v in judge(bounds, Measurements(matrix))] == [False, False]

@@ -11,7 +11,7 @@ import pytest
 from perennial.errors import InvalidTransition, NewerSchema
 from perennial.evaluation import HeldoutLoss
 from perennial.runs import events
-from perennial.runs.actions import Instruction, Order, Outside, next_instruction
+from perennial.runs.actions import Action, Order, Outside, next_action
 from perennial.runs.state import CorpusState, RunState
 from perennial.runs.transitions import TRANSITIONS
 from tests.support.event_factory import (
@@ -44,8 +44,8 @@ def state() -> Iterator[RunState]:
     run.validate()
 
 
-def _next(state: RunState, *inbox: str, order: Order | None = None) -> Instruction | None:
-    return next_instruction(state, Outside(inbox), order)
+def _next(state: RunState, *inbox: str, order: Order | None = None) -> Action | None:
+    return next_action(state, Outside(inbox), order)
 
 
 def test_a_corpus_is_led_from_landing_through_its_gates(state: RunState) -> None:
@@ -54,7 +54,7 @@ def test_a_corpus_is_led_from_landing_through_its_gates(state: RunState) -> None
         seen.append(instruction.verb)
         walk(state, "a", *DOES[instruction.verb])
     assert seen == ["record-landing", "ingest", "start", "train", "evaluate", "judge"]
-    assert state.corpora["a"].story == WALK
+    assert state.corpora["a"].event_kinds == WALK
 
 
 def test_stages_follow_in_the_order_of_landing(state: RunState) -> None:
@@ -62,14 +62,14 @@ def test_stages_follow_in_the_order_of_landing(state: RunState) -> None:
     walk(state, "m", "landed")
     walk(state, "a", "landed")
     walk(state, "m", "ingesting", "ready")
-    assert _next(state, "z", "m", "a") == Instruction("start", "m")
+    assert _next(state, "z", "m", "a") == Action("start", "m")
 
 
 def test_a_priority_goes_before_the_order_of_landing(state: RunState) -> None:
     for name in ("a", "b", "c"):
         walk(state, name, "landed")
     order = Order(priority={"c": 2, "b": 1})
-    assert _next(state, order=order) == Instruction("ingest", "c")
+    assert _next(state, order=order) == Action("ingest", "c")
 
 
 def test_a_named_order_waits_for_the_corpus_that_has_not_landed(state: RunState) -> None:
@@ -78,42 +78,42 @@ def test_a_named_order_waits_for_the_corpus_that_has_not_landed(state: RunState)
     walk(state, "other", "landed")
     assert _next(state, order=order) is None
     walk(state, "x", "landed")
-    assert _next(state, order=order) == Instruction("ingest", "x")
+    assert _next(state, order=order) == Action("ingest", "x")
     walk(state, "x", "refused")
-    assert _next(state, order=order) == Instruction("ingest", "y")
+    assert _next(state, order=order) == Action("ingest", "y")
     walk(state, "y", "held")
-    assert _next(state, order=order) == Instruction("ingest", "other")
+    assert _next(state, order=order) == Action("ingest", "other")
 
 
 def test_what_is_only_measured_is_ingested_and_never_started(state: RunState) -> None:
     order = Order(only=["b"])
     for name in ("a", "b"):
         walk(state, name, "landed")
-    assert _next(state, order=order) == Instruction("ingest", "a")
+    assert _next(state, order=order) == Action("ingest", "a")
     walk(state, "a", "ingesting", "ready")
-    assert _next(state, order=order) == Instruction("ingest", "b")
+    assert _next(state, order=order) == Action("ingest", "b")
     walk(state, "b", "ingesting", "ready")
-    assert _next(state, order=order) == Instruction("start", "b")
+    assert _next(state, order=order) == Action("start", "b")
     walk(state, "b", *WALK[3:])
     assert _next(state, order=order) is None
 
 
 def test_what_was_begun_is_finished_before_anything_new(state: RunState) -> None:
     walk(state, "a", "landed", "ingesting", "ready", "started")
-    assert _next(state, "a", "b") == Instruction("train", "a")
+    assert _next(state, "a", "b") == Action("train", "a")
     walk(state, "a", "trained")
-    assert _next(state, "a", "b") == Instruction("evaluate", "a")
+    assert _next(state, "a", "b") == Action("evaluate", "a")
     walk(state, "a", "evaluating", "evaluated")
-    assert _next(state, "a", "b") == Instruction("judge", "a")
+    assert _next(state, "a", "b") == Action("judge", "a")
     walk(state, "a", "passed")
-    assert _next(state, "a", "b") == Instruction("record-landing", "b")
+    assert _next(state, "a", "b") == Action("record-landing", "b")
 
 
 def test_a_release_that_is_due_goes_before_the_next_stage(state: RunState) -> None:
     walk(state, "a")
     walk(state, "b", "landed")
     outside = Outside(["a", "b"], due=["00-a-10"])
-    assert next_instruction(state, outside) == Instruction("release", "00-a-10")
+    assert next_action(state, outside) == Action("release", "00-a-10")
 
 
 @pytest.mark.parametrize("aside", ["refused", "held"])
@@ -121,9 +121,9 @@ def test_a_corpus_that_is_set_aside_stands_in_nobodys_way(state: RunState, aside
     walk(state, "bad", "landed")
     walk(state, "good", "landed")
     walk(state, "bad", aside)
-    assert _next(state, "bad", "good") == Instruction("ingest", "good")
+    assert _next(state, "bad", "good") == Action("ingest", "good")
     walk(state, "bad", "retried")
-    assert _next(state, "bad", "good") == Instruction("ingest", "bad")
+    assert _next(state, "bad", "good") == Action("ingest", "bad")
 
 
 def test_a_failed_ingest_waits_for_its_time_while_others_go_on(state: RunState) -> None:
@@ -131,14 +131,14 @@ def test_a_failed_ingest_waits_for_its_time_while_others_go_on(state: RunState) 
     walk(state, "b", "landed")
     later = "2026-01-01T00:01:00+00:00"
     state.apply(event_of("failed", state, "a", later))
-    assert next_instruction(state, Outside(now=AT)) == Instruction("ingest", "b")
+    assert next_action(state, Outside(now=AT)) == Action("ingest", "b")
     walk(state, "b", "refused")
-    assert next_instruction(state, Outside(now=AT)) == Instruction("wait", "a", later)
-    assert next_instruction(state, Outside(now=later)) == Instruction("retry", "a")
+    assert next_action(state, Outside(now=AT)) == Action("wait", "a", later)
+    assert next_action(state, Outside(now=later)) == Action("retry", "a")
     state.apply(events.Retried(at=AT, corpus="a", by_person=False))
-    assert next_instruction(state, Outside(now=later)) == Instruction("ingest", "a")
+    assert next_action(state, Outside(now=later)) == Action("ingest", "a")
     state.apply(event_of("failed", state, "a"))
-    assert (state.corpora["a"].attempt, next_instruction(state, Outside())) == (2, None)
+    assert (state.corpora["a"].attempt, next_action(state, Outside())) == (2, None)
     walk(state, "a", "retried")
     assert state.corpora["a"].attempt == 0
 
@@ -146,19 +146,19 @@ def test_a_failed_ingest_waits_for_its_time_while_others_go_on(state: RunState) 
 def test_a_failed_stage_stops_the_line_and_goes_on_where_it_was(state: RunState) -> None:
     walk(state, "a", "landed", "ingesting", "ready", "started", "failed")
     walk(state, "b", "landed")
-    assert _next(state, "a", "b", "c") == Instruction("record-landing", "c")
-    assert _next(state, "a", "b") == Instruction("wait", "a")
+    assert _next(state, "a", "b", "c") == Action("record-landing", "c")
+    assert _next(state, "a", "b") == Action("wait", "a")
     walk(state, "a", "retried")
-    assert _next(state, "a", "b") == Instruction("train", "a")
-    assert state.corpora["a"].story.count("started") == 1
+    assert _next(state, "a", "b") == Action("train", "a")
+    assert state.corpora["a"].event_kinds.count("started") == 1
 
 
 def test_a_gate_stops_the_line_until_a_person_decides(state: RunState) -> None:
     walk(state, "a")
     walk(state, "b", *WALK[:-1], "gated")
     walk(state, "c", "landed")
-    assert _next(state, "a", "b", "c") == Instruction("wait", "b")
-    assert _next(state, "a", "b", "c", "d") == Instruction("record-landing", "d")
+    assert _next(state, "a", "b", "c") == Action("wait", "b")
+    assert _next(state, "a", "b", "c", "d") == Action("record-landing", "d")
 
 
 def test_an_accepted_stage_is_what_the_next_one_starts_from(state: RunState) -> None:
@@ -187,7 +187,7 @@ def test_a_retried_stage_is_trained_anew_with_the_share_that_a_person_gave(
     walk(state, "a")
     walk(state, "b", *WALK[:-1], "gated")
     state.apply(events.Retried(at=AT, corpus="b", replay=0.5))
-    assert _next(state, "a", "b") == Instruction("start", "b")
+    assert _next(state, "a", "b") == Action("start", "b")
     assert state.corpora["b"].replay == 0.5
     walk(state, "b", *WALK[3:])
     assert [stage.name for stage in state.stages] == ["00-a", "02-b"]
@@ -231,14 +231,14 @@ def test_what_landed_at_once_is_ingested_and_then_one_stage(state: RunState) -> 
     ]
     (stage,) = state.stages
     assert (stage.name, stage.corpora) == ("00-a-and-1-more", ("a", "b"))
-    assert state.corpora["a"].story == state.corpora["b"].story == WALK
+    assert state.corpora["a"].event_kinds == state.corpora["b"].event_kinds == WALK
     assert state.stage_of("b") == stage
 
 
 def test_without_the_option_each_corpus_is_a_stage(state: RunState) -> None:
     walk(state, "a", *READY)
     walk(state, "b", *READY)
-    assert _next(state) == Instruction("start", "a")
+    assert _next(state) == Action("start", "a")
 
 
 JOINED: list[tuple[Order, tuple[str, ...]]] = [
@@ -261,7 +261,7 @@ def test_corpora_become_one_stage_within_the_bounds_and_in_their_order(
 ) -> None:
     for name in ("a", "b", "c", "d"):
         walk(state, name, *READY)
-    assert _next(state, order=order) == Instruction("start", "a", joined=joined)
+    assert _next(state, order=order) == Action("start", "a", joined=joined)
 
 
 @pytest.mark.parametrize("kind", ["held", "refused"])
@@ -269,7 +269,7 @@ def test_a_corpus_that_is_held_or_refused_joins_no_stage(state: RunState, kind: 
     for name in ("a", "b", "c"):
         walk(state, name, *READY)
     walk(state, "b", kind)
-    assert _next(state, order=BATCH) == Instruction("start", "a", joined=("c",))
+    assert _next(state, order=BATCH) == Action("start", "a", joined=("c",))
 
 
 def test_a_stage_does_not_wait_for_a_corpus_whose_ingest_is_tried_again_later(
@@ -278,14 +278,14 @@ def test_a_stage_does_not_wait_for_a_corpus_whose_ingest_is_tried_again_later(
     walk(state, "a", *READY)
     walk(state, "b", "landed", "ingesting")
     state.apply(event_of("failed", state, "b", next_try="2026-01-01T00:05:00+00:00"))
-    assert next_instruction(state, Outside([], AT), BATCH) == Instruction("start", "a")
+    assert next_action(state, Outside([], AT), BATCH) == Action("start", "a")
 
 
 def test_a_corpus_that_lands_while_a_stage_is_at_work_waits_for_the_next(state: RunState) -> None:
     walk(state, "a", *READY)
     walk(state, "a", "started")
     walk(state, "b", *READY)
-    assert _next(state, order=BATCH) == Instruction("train", "a")
+    assert _next(state, order=BATCH) == Action("train", "a")
     assert state.stages[0].corpora == ("a",)
 
 
@@ -306,7 +306,7 @@ def test_of_a_gated_stage_one_is_refused_and_the_others_are_trained_without_it(
         "c": "ready",
     }
     assert ([s.name for s in state.abandoned], state.stages) == (["00-a-and-2-more"], [])
-    assert _next(state, order=BATCH) == Instruction("start", "a", joined=("c",))
+    assert _next(state, order=BATCH) == Action("start", "a", joined=("c",))
 
 
 def test_a_retried_stage_is_the_same_corpora_again_whichever_of_them_is_named(
@@ -316,7 +316,7 @@ def test_a_retried_stage_is_the_same_corpora_again_whichever_of_them_is_named(
     walk(state, "d", *READY)
     state.apply(events.Retried(at=AT, corpus="c", replay=0.5))
     # What landed since has another share of replay, and so a stage of its own.
-    assert _next(state, order=Order(most_corpora=9)) == Instruction("start", "a", joined=("b", "c"))
+    assert _next(state, order=Order(most_corpora=9)) == Action("start", "a", joined=("b", "c"))
 
 
 @pytest.mark.parametrize("named", ["a", "c"])
@@ -334,7 +334,7 @@ def test_what_was_merged_stays_merged_under_another_run_file(state: RunState) ->
         walk(state, name, *READY)
     walk(state, "a", "started", joined=("b", "c"))
     for order in (Order(), Order(most_corpora=2), Order(first=["c"]), Order(alone=["b"])):
-        assert _next(state, order=order) == Instruction("train", "a")
+        assert _next(state, order=order) == Action("train", "a")
     assert state.stages[0].corpora == ("a", "b", "c")
 
 
@@ -345,7 +345,7 @@ def test_a_stage_of_several_fails_and_is_tried_again_as_one(state: RunState) -> 
     assert {corpus.stands_at for corpus in state.corpora.values()} == {"training"}
     assert {corpus.attempt for corpus in state.corpora.values()} == {1}
     walk(state, "b", "retried")
-    assert _next(state, order=BATCH) == Instruction("train", "a")
+    assert _next(state, order=BATCH) == Action("train", "a")
 
 
 def test_a_stage_is_named_by_the_first_corpus_of_its_mix(state: RunState) -> None:
