@@ -32,7 +32,7 @@ def pull_due(work: Workspace, sources: Sequence[DataSource], now: datetime) -> l
 
     Writes to the inbox and to `sources/` only, never to the ledger: no controller is disturbed.
     """
-    return [name for source in sources for name in source.look(now, work.log)]
+    return [name for source in sources for name in source.run_due(now, work.log)]
 
 
 def utc_now() -> datetime:

@@ -70,7 +70,7 @@ class TokenizersEncoder:
         return arrays
 
     def encode_documents(self, texts: Sequence[bytes | memoryview]) -> npt.NDArray[Any]:
-        """The ids of all texts, an end-of-document after each."""
+        """Return the stored ids of all texts, an end-of-document after every text."""
         end = np.array([self._end], dtype=np.uint32)
         encoded = self.encode([str(text, "utf-8") for text in texts])
         parts = [part for ids in encoded for part in (ids, end)]
@@ -95,7 +95,7 @@ class TiktokenEncoder:
         return [self._encode(text) for text in texts]
 
     def encode_documents(self, texts: Sequence[bytes | memoryview]) -> npt.NDArray[Any]:
-        """The ids of all texts, an end-of-document after each."""
+        """Return the stored ids of all texts, an end-of-document after every text."""
         # One call for all: a call, an array and a copy for every text cost a tenth of the time.
         joined = _MARK.join([*texts, b""])
         if joined.count(_MARK) == len(texts):

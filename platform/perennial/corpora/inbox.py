@@ -158,7 +158,12 @@ def list_landed(inbox: Store) -> list[LandedCorpus]:
 def read_landed(inbox: Store, name: str) -> LandedCorpus:
     """Return the landed corpus of a name.
 
-    Raises InputError if it is missing, unfinished or empty.
+    Args:
+        inbox: the store that corpora land in.
+        name: the corpus's name.
+
+    Raises:
+        InputError: if it is missing, unfinished or empty.
     """
     check_name(name)
     infos = inbox.list(f"{name}/")

@@ -84,17 +84,17 @@ class Shard(StoredFile):
     """Training rows: one column `tokens` of fixed-size binary, little-endian token ids."""
 
     row_groups: tuple[int, ...]
-    """rows of each row group"""
+    """rows, by row group"""
 
 
 class HoldoutFile(StoredFile):
-    """Held-out documents: a row each of tokens (with end-of-document), bytes and domain."""
+    """Held-out documents: rows of tokens (with end-of-document), bytes and domain."""
 
     documents: int
 
 
 class QuarantineFile(StoredFile):
-    """A JSON line for each document that was neither trained nor held out: file, offset, reason."""
+    """A JSON line per document that was neither trained nor held out: file, offset, reason."""
 
     records: int
 

@@ -118,12 +118,12 @@ HOLDOUT_SCHEMA = pa.schema(
 
 
 def holdout_bytes(tokens: list[bytes], sizes: list[int], domains: list[str]) -> pa.Buffer:
-    """Return the bytes of a held-out file: a row for each document.
+    """Return the bytes of a held-out file: a row per document.
 
     Args:
-        tokens: the stored token ids of each document, with its end.
-        sizes: UTF-8 bytes of each document's text.
-        domains: the domain of each document; "" for none.
+        tokens: the stored token ids of every document, with its end.
+        sizes: UTF-8 bytes of every document's text.
+        domains: the domain of every document; "" for none.
     """
     table = pa.Table.from_pydict(
         {"tokens": tokens, "bytes": sizes, "domain": domains}, schema=HOLDOUT_SCHEMA
@@ -138,7 +138,8 @@ _PLAIN: dict[str, Any] = {
     "use_dictionary": False,
     "write_statistics": False,
     "store_schema": False,
-    # One page for each row group, so that a reader copies nothing together: a row has 2 bytes.
+    # One page per row group, so that a reader gets its rows as one buffer, without a copy. A row
+    # has several bytes, so GROUP_BYTES bounds the rows of a page as well.
     "data_page_size": GROUP_BYTES,
     "max_rows_per_page": GROUP_BYTES,
 }

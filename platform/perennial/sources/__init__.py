@@ -1,7 +1,7 @@
-"""Pulling new data on a schedule and landing it as corpora that are named by date.
+"""Scheduled pulls of new data, which land as corpora that are named by date.
 
-What was pulled, and what of it became which corpus, is an append-only log in the store: a pull or
-a landing that was killed is found there and neither lost nor repeated.
+An append-only log in the store records what was pulled and which corpus it became, so that a pull
+or landing that was killed is neither lost nor repeated.
 """
 
 from perennial.sources.source import DataSource, SourceStatus

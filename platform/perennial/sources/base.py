@@ -1,4 +1,4 @@
-"""What a fetcher works with and gives."""
+"""The pull that every kind of source works on, and the files that it yields."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ _LONGEST = 120
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """One new file on this machine's disk; whoever gets it removes it.
+    """A new file on the local disk; its consumer removes it.
 
-    origin, version: where it came from, and what tells its content from an older one there.
+    Attributes:
+        local: the file.
+        name: its name at its origin.
+        origin: where it came from.
+        version: distinguishes its content from older content of the same origin; "" if unknown.
     """
 
     local: Path
@@ -29,13 +33,14 @@ class FetchedFile:
 
 @dataclass
 class Pull:
-    """One pull under way.
+    """State of one pull.
 
-    match: file names to take.
-    seen: version by origin of every file that was pulled before.
-    folder: an empty folder on this machine's disk.
-    watermark: the last pull's when it begins, this one's when it ends.
-    passed_over: files that are of no kind that a corpus may hold, or that were listed in vain.
+    Attributes:
+        match: pattern of the file names to take.
+        seen: version, by origin, of every file that was pulled before.
+        folder: an empty folder on the local disk.
+        watermark: that of the pull before; a source replaces it by that of this pull.
+        passed_over: files of an unknown format, and files that were listed but are gone.
     """
 
     match: str
@@ -45,7 +50,7 @@ class Pull:
     passed_over: int = 0
 
     def wants(self, name: str) -> bool:
-        """Whether a file of this name is to be pulled; counts what is of no known kind."""
+        """Return whether to pull a file of this name; count it if its format is unknown."""
         base = name.rpartition("/")[2]
         if not base or base.startswith(("_", ".")) or not fnmatchcase(base, self.match):
             return False
@@ -55,7 +60,13 @@ class Pull:
         return True
 
 
-def plain_name(pull: int, index: int, name: str) -> str:
-    """The file's name in a corpus: in the order of pulling, and safe in any store."""
+def make_file_name(pull: int, index: int, name: str) -> str:
+    """Return a file's name in a corpus: unique, in the order of pulling, and safe in any store.
+
+    Args:
+        pull: number of the pull.
+        index: number of the file in the pull.
+        name: the file's name at its origin.
+    """
     base = _ODD.sub("-", name.rpartition("/")[2])[-_LONGEST:]
     return f"{pull:06d}-{index:06d}-{base}"

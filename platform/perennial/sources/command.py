@@ -1,4 +1,4 @@
-"""New data that a program of the user writes."""
+"""Sources of kind `command`: new data that a program of the user writes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,31 @@ _SHOWN_CHARACTERS = 300
 def fetch_command(
     command: Sequence[str], timeout_seconds: float, pull: Pull
 ) -> Iterator[FetchedFile]:
-    """What the program writes into $OUT when it is told $WATERMARK, "" the first time.
+    """Run the program and yield the files that it writes into $OUT.
 
-    The new watermark is what it leaves in $OUT/_WATERMARK, else its last line on standard output,
-    else the old one. Raises PullFailed when it cannot be started, fails, or takes too long.
+    The program gets the last watermark as $WATERMARK, "" the first time. The new watermark is the
+    content of $OUT/_WATERMARK, else the last line of standard output, else the old one.
+
+    Args:
+        command: the program and its arguments; no shell is involved.
+        timeout_seconds: the longest that it may run.
+        pull: the pull to fill.
+
+    Raises:
+        PullFailed: when the program cannot be started, fails, or takes too long.
     """
     out = pull.folder / "out"
     out.mkdir()
-    printed = _run(command, timeout_seconds, {"WATERMARK": pull.watermark, "OUT": str(out)})
-    pull.watermark = _watermark(out, printed) or pull.watermark
+    output = _run(command, timeout_seconds, {"WATERMARK": pull.watermark, "OUT": str(out)})
+    pull.watermark = _read_watermark(out, output) or pull.watermark
     for local in sorted(path for path in out.rglob("*") if path.is_file()):
         name = local.relative_to(out).as_posix()
         if pull.wants(name):
             yield FetchedFile(local, name, name, "")
 
 
-def _run(command: Sequence[str], timeout_seconds: float, told: dict[str, str]) -> str:
+def _run(command: Sequence[str], timeout_seconds: float, variables: dict[str, str]) -> str:
+    """Run the program and return its standard output."""
     try:
         process = subprocess.Popen(
             command,
@@ -42,28 +51,30 @@ def _run(command: Sequence[str], timeout_seconds: float, told: dict[str, str]) -
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            # A session of its own, so that all that it starts can be ended with it.
             start_new_session=True,
-            env={**os.environ, **told},
+            env={**os.environ, **variables},
         )
-    except OSError as refused:
-        raise PullFailed(f"{command[0]} cannot be started: {refused.strerror}") from None
+    except OSError as error:
+        raise PullFailed(f"{command[0]} cannot be started: {error.strerror}") from None
     try:
-        printed, complained = process.communicate(timeout=timeout_seconds)
+        output, errors = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         raise PullFailed(f"{command[0]} took longer than {timeout_seconds:g} s") from None
     finally:
-        # Whatever it started in its own session ends with it.
+        # Also after SIGTERM or Ctrl-C of this process: no orphan goes on writing into $OUT.
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     if process.returncode:
-        last = complained.strip().rpartition("\n")[2][-_SHOWN_CHARACTERS:]
+        last = errors.strip().rpartition("\n")[2][-_SHOWN_CHARACTERS:]
         raise PullFailed(f"{command[0]} ended with {process.returncode}: {last}")
-    return printed
+    return output
 
 
-def _watermark(out: Path, printed: str) -> str:
+def _read_watermark(out: Path, output: str) -> str:
+    """Return the watermark that the program left, "" for none."""
     file = out / WATERMARK_FILE
-    text = file.read_text(errors="replace") if file.is_file() else printed
+    text = file.read_text(errors="replace") if file.is_file() else output
     lines = text.strip().splitlines()
     return lines[-1].strip() if lines else ""

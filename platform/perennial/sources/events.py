@@ -1,4 +1,4 @@
-"""What can happen to a source: one small record each, written once, never changed."""
+"""Events of a source's log: small records, written once and never changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class _Timed(BaseModel):
+    """Base of all events."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     at: AwareDatetime
@@ -15,10 +17,7 @@ class _Timed(BaseModel):
 
 
 class PulledFile(BaseModel):
-    """One file that was copied into the store.
-
-    origin, version: where it came from, and what tells its content from an older one there.
-    """
+    """A file that was copied into the store; see `FetchedFile` for its origin and version."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,10 +29,11 @@ class PulledFile(BaseModel):
 
 
 class FilesPulled(_Timed):
-    """Everything that was new by then lies in `folder`; may be nothing.
+    """A pull copied everything that was new, possibly nothing, into `folder`.
 
-    watermark: what the next pull begins after: a command's own, or the newest file's.
-    passed_over: files that are of no kind that a corpus may hold, or that were listed in vain.
+    Attributes:
+        watermark: where the next pull begins: a command's own, or the newest file's.
+        passed_over: files of an unknown format, and files that were listed but are gone.
     """
 
     kind: Literal["pulled"] = "pulled"
@@ -44,14 +44,14 @@ class FilesPulled(_Timed):
 
 
 class AttemptFailed(_Timed):
-    """A pull, or a landing, could not be done."""
+    """A pull or a landing failed."""
 
     kind: Literal["failed"] = "failed"
     reason: str
 
 
 class CorpusChosen(_Timed):
-    """What the first `pulls` pulls gathered, and no corpus has yet, becomes this corpus."""
+    """The files of the first `pulls` pulls that are in no corpus yet become this corpus."""
 
     kind: Literal["chosen"] = "chosen"
     corpus: str
@@ -71,10 +71,10 @@ _EVENT: TypeAdapter[SourceEvent] = TypeAdapter(Annotated[SourceEvent, Field(disc
 
 
 def decode_event(data: bytes) -> SourceEvent:
-    """The event in one object of the log."""
+    """Return the event in an object of the log."""
     return _EVENT.validate_json(data)
 
 
 def encode_event(event: SourceEvent) -> bytes:
-    """The log's object of one event."""
+    """Return the log's object of an event."""
     return event.model_dump_json(indent=1).encode()

@@ -1,4 +1,4 @@
-"""New and changed files that an HTTP(S) index names: a page of links, or a JSON list."""
+"""Sources of kind `index`: files that a page of links, or a JSON list, names over HTTP(S)."""
 
 from __future__ import annotations
 
@@ -33,22 +33,29 @@ _GONE = (404, 410)
 
 
 class Entry(NamedTuple):
-    """One file that the index names; `version` only where the index tells it."""
+    """A file that the index names; `version` is "" where the index gives none."""
 
     url: str
     version: str = ""
 
 
 def fetch_index(index: str, pull: Pull) -> Iterator[FetchedFile]:
-    """Every file that is new or has changed, in the order of addresses.
+    """Yield every file that is new or has changed, in the order of addresses.
 
-    Whether a file that was pulled before has changed, the index's own `version` tells, else the
-    server by ETag or Last-Modified; a file with none of them is taken as fixed.
+    A file has changed when the index gives it another `version`; where it gives none, when the
+    server gives it another ETag or Last-Modified. A file with none of them never changes.
+
+    Args:
+        index: address of the index.
+        pull: the pull to fill.
+
+    Raises:
+        PullFailed: when the index or a file cannot be read.
     """
     with requests.Session() as session:
-        # As they are: a server that "encodes" .gz files would have them unpacked on the way.
+        # Some servers declare .gz files as an encoding, and requests would then decompress them.
         session.headers["Accept-Encoding"] = "identity"
-        entries = read_index(*_page(session, index))
+        entries = read_index(*_read_page(session, index))
         for entry in sorted(set(entries)):
             origin = hide_secrets(entry.url)
             name = unquote(urlsplit(entry.url).path)
@@ -56,10 +63,10 @@ def fetch_index(index: str, pull: Pull) -> Iterator[FetchedFile]:
                 continue
             seen = pull.seen.get(origin)
             if seen is not None and seen == entry.version:
-                continue  # the index says so, or nobody could say otherwise
+                continue  # unchanged, or without any version to compare
             known = None if entry.version else seen
             local = pull.folder / "file"
-            version = _patiently(entry.url, partial(_download, session, entry.url, known, local))
+            version = _retry(entry.url, partial(_download, session, entry.url, known, local))
             if version is None:
                 pull.passed_over += 1
             elif version != known:
@@ -68,21 +75,29 @@ def fetch_index(index: str, pull: Pull) -> Iterator[FetchedFile]:
 
 
 def read_index(url: str, text: str) -> list[Entry]:
-    """The files that an index names, as absolute addresses.
+    """Return the files that an index names, as absolute addresses.
 
-    JSON: a list, or an object with a list `files`, of addresses or of objects with `url` and maybe
-    `version`. HTML: links to below the page's own folder. Raises PullFailed for other JSON.
+    A JSON index is a list, or an object with a list `files`, of addresses or of objects with `url`
+    and optionally `version`. Of an HTML page the links to below its own folder are taken: others
+    lead to parent folders, sort orders and other sites.
+
+    Args:
+        url: address of the index.
+        text: its content.
+
+    Raises:
+        PullFailed: for other JSON.
     """
     if text.lstrip()[:1] in ("[", "{"):
-        return _of_json(url, text)
-    links = _Links()
-    links.feed(text)
+        return _parse_json(url, text)
+    parser = _LinkParser()
+    parser.feed(text)
     folder = urljoin(url, ".")
-    found = (urldefrag(urljoin(url, link)).url for link in links.found)
-    return [Entry(link) for link in found if link.startswith(folder) and link != folder]
+    links = (urldefrag(urljoin(url, link)).url for link in parser.links)
+    return [Entry(link) for link in links if link.startswith(folder) and link != folder]
 
 
-def _of_json(url: str, text: str) -> list[Entry]:
+def _parse_json(url: str, text: str) -> list[Entry]:
     wrong = PullFailed(
         f"{hide_secrets(url)} is no index: give a JSON list of addresses, or of objects with `url`"
     )
@@ -106,45 +121,45 @@ def _of_json(url: str, text: str) -> list[Entry]:
     return entries
 
 
-class _Links(HTMLParser):
+class _LinkParser(HTMLParser):
+    """Collects the targets of a page's links."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         target = dict(attrs).get("href")
         if tag == "a" and target:
-            self.found.append(target)
+            self.links.append(target)
 
 
-def _page(session: requests.Session, url: str) -> tuple[str, str]:
-    """The index's address after redirects, and its text."""
+def _read_page(session: requests.Session, url: str) -> tuple[str, str]:
+    """Return the index's address after redirects, and its text."""
 
     def get() -> tuple[str, str]:
-        with _answer(session, url, {}) as answer:
-            _refuse(url, answer)
+        with _request(session, url, {}) as answer:
+            _check_status(url, answer)
             data = answer.raw.read(_INDEX_BYTES + 1, decode_content=True)
             if len(data) > _INDEX_BYTES:
                 raise PullFailed(f"{hide_secrets(url)} is longer than {_INDEX_BYTES >> 20} MiB")
             return answer.url, data.decode(errors="replace")
 
-    return _patiently(url, get)
+    return _retry(url, get)
 
 
 def _download(session: requests.Session, url: str, known: str | None, local: Path) -> str | None:
-    """Copy what is at `url` to `local`; its version, None when it is gone.
-
-    Nothing is copied when that is the version that is known already.
-    """
+    """Download a file unless its version is `known`. Returns its version, None when it is gone."""
     kind, _, value = (known or "").partition(":")
-    asked = {"etag": "If-None-Match", "modified": "If-Modified-Since"}.get(kind)
-    with _answer(session, url, {asked: value} if asked else {}) as answer:
+    condition = {"etag": "If-None-Match", "modified": "If-Modified-Since"}.get(kind)
+    with _request(session, url, {condition: value} if condition else {}) as answer:
         if answer.status_code == 304:
             return known
         if answer.status_code in _GONE:
             return None
-        _refuse(url, answer)
-        version = _version(answer)
+        _check_status(url, answer)
+        version = _read_version(answer)
+        # A server may ignore the condition and send the whole file again.
         if version != known:
             with local.open("wb") as sink:
                 for piece in answer.raw.stream(1 << 20, decode_content=False):
@@ -152,7 +167,8 @@ def _download(session: requests.Session, url: str, known: str | None, local: Pat
         return version
 
 
-def _answer(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+def _request(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+    """Send a GET request. Raises Unsteady for an answer that another try may better."""
     answer = session.get(url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS)
     if answer.status_code == 429 or answer.status_code >= 500:
         answer.close()
@@ -160,23 +176,24 @@ def _answer(session: requests.Session, url: str, headers: dict[str, str]) -> req
     return answer
 
 
-def _refuse(url: str, answer: requests.Response) -> None:
+def _check_status(url: str, answer: requests.Response) -> None:
     if answer.status_code != 200:
         raise PullFailed(f"{hide_secrets(url)} answered {answer.status_code} {answer.reason}")
 
 
-def _version(answer: requests.Response) -> str:
+def _read_version(answer: requests.Response) -> str:
+    """Return what the server distinguishes contents by, such as `etag:"1"`; "" for nothing."""
     for kind, header in (("etag", "ETag"), ("modified", "Last-Modified")):
         if value := answer.headers.get(header):
             return f"{kind}:{value}"
     return ""
 
 
-def _patiently(url: str, call: Callable[[], T]) -> T:
-    """Call again, with growing waits, while the failure is one that may pass."""
-    passing = (requests.ConnectionError, requests.Timeout, HTTPError, Unsteady)
+def _retry(url: str, call: Callable[[], T]) -> T:
+    """Call a function again, with growing waits, while it fails in a way that may pass."""
+    transient = (requests.ConnectionError, requests.Timeout, HTTPError, Unsteady)
     tries = Retrying(
-        retry=retry_if_exception_type(passing),
+        retry=retry_if_exception_type(transient),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential_jitter(multiplier=FIRST_WAIT_SECONDS, max=30),
         reraise=True,
@@ -186,7 +203,7 @@ def _patiently(url: str, call: Callable[[], T]) -> T:
     except Unsteady as failed:
         raise PullFailed(str(failed)) from None
     except (requests.RequestException, HTTPError) as failed:
-        # Both wrap the one line that a person can act on.
+        # Both wrap the one line that says what the user can do something about.
         inner = getattr(failed.args[0] if failed.args else None, "reason", failed)
-        told = hide_secrets(str(inner).rpartition(": ")[2])
-        raise PullFailed(f"{hide_secrets(url)} cannot be read: {told}") from failed
+        reason = hide_secrets(str(inner).rpartition(": ")[2])
+        raise PullFailed(f"{hide_secrets(url)} cannot be read: {reason}") from failed

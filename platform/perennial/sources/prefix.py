@@ -1,4 +1,4 @@
-"""New and changed files of a local folder or an S3 prefix."""
+"""Sources of kind `prefix`: new and changed files of a folder or an object store's prefix."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from perennial.store import Store, open_store
 
 
 def fetch_prefix(url: str, pull: Pull) -> Iterator[FetchedFile]:
-    """Every file whose key or ETag is new, in the order of keys.
+    """Yield every file whose key or ETag is new, in the order of keys.
 
-    Times are not asked: a large upload to S3 carries the time at which it began, and would be
-    passed by for ever when a smaller one overtook it.
+    Modification times are not compared: an object in S3 carries the time at which its upload began.
+    A large upload that ends after a smaller, later one would be older than the watermark, and never
+    be pulled.
+
+    Args:
+        url: the folder or prefix.
+        pull: the pull to fill.
+
+    Raises:
+        PullFailed: when a local folder does not exist.
     """
     store = open_store(url)
     if store.is_local and not Path(store.url).is_dir():
@@ -24,14 +32,17 @@ def fetch_prefix(url: str, pull: Pull) -> Iterator[FetchedFile]:
         if not pull.wants(info.key) or pull.seen.get(origin) == info.etag:
             continue
         local = pull.folder / "file"
-        if _copied(store, info.key, info.etag, local):
+        if _download(store, info.key, info.etag, local):
             yield FetchedFile(local, info.key, origin, info.etag)
-            told = f"{info.modified.isoformat()} {info.key}"
-            pull.watermark = max(pull.watermark, told)
+            # For `status` alone; what was pulled before is known by `pull.seen`.
+            pull.watermark = max(pull.watermark, f"{info.modified.isoformat()} {info.key}")
 
 
-def _copied(store: Store, key: str, etag: str, local: Path) -> bool:
-    """Copy the object; False when it was replaced or removed meanwhile, for the next pull."""
+def _download(store: Store, key: str, etag: str, local: Path) -> bool:
+    """Copy an object; return False if it was replaced or removed meanwhile.
+
+    The next pull gets what replaced it.
+    """
     try:
         store.download(key, local)
         return store.info(key).etag == etag

@@ -1,4 +1,4 @@
-"""One source: look whether it is due, pull what is new, land what is enough. Safe to kill."""
+"""A source: pulls what is new when it is due, and lands it when it is enough. Safe to kill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from perennial.config import SourceSpec
 from perennial.corpora import FileToLand, land_stored
 from perennial.errors import InputError
-from perennial.sources.base import FetchedFile, Pull, plain_name
+from perennial.sources.base import FetchedFile, Pull, make_file_name
 from perennial.sources.command import fetch_command
 from perennial.sources.events import (
     AttemptFailed,
@@ -27,18 +27,18 @@ from perennial.sources.events import (
 )
 from perennial.sources.index import fetch_index
 from perennial.sources.prefix import fetch_prefix
-from perennial.sources.state import SourceState, corpus_name, enough, next_due
+from perennial.sources.state import SourceState, is_enough, make_corpus_name, next_due
 from perennial.store import Store
 from perennial.store.append_log import Log
 from perennial.tracking.redaction import hide_secrets
 
-WriteLine = Callable[[str], None]
+Notify = Callable[[str], None]
 _REASON_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """A source as a person asks for it; times are ISO 8601, "" where there is none."""
+    """Status of a source for display; times are ISO 8601, "" where there is none."""
 
     name: str
     next_due: str
@@ -50,9 +50,14 @@ class SourceStatus:
 
 
 class DataSource:
-    """A source with its log at `sources/<name>/log/` and what it pulled at `.../pulled/`.
+    """A source, with its log at `sources/<name>/log/` and pulled files at `.../pulled/`.
 
-    least_bytes: what no stage can be made of less than; it waits for more.
+    Args:
+        name: the source's name in the run file.
+        spec: the source in the run file.
+        store: the run's store.
+        inbox: the store that corpora land in.
+        least_bytes: bytes below which no stage can be made; the source waits for more.
     """
 
     def __init__(
@@ -65,16 +70,16 @@ class DataSource:
         self._inbox = inbox
         self._least_bytes = least_bytes
         self._log = Log(self._store, "log")
-        self._events = 0
+        self._events = 0  # of the log that were applied
 
     def read(self) -> SourceState:
-        """Fold in what was written since the last read."""
+        """Apply what was written to the log since the last read; return the state."""
         for _, data in self._log.tail(self._events):
             self._fold(decode_event(data))
         return self.state
 
     def status(self, now: datetime) -> SourceStatus:
-        """How the source stands; reads only."""
+        """Return the source's status; reads only."""
         state = self.read()
         return SourceStatus(
             self.name,
@@ -86,39 +91,46 @@ class DataSource:
             state.error,
         )
 
-    def look(self, now: datetime, say: WriteLine) -> list[str]:
-        """Do what is due: finish a landing that was killed, pull, land; the corpora that landed.
+    def run_due(self, now: datetime, notify: Notify) -> list[str]:
+        """Do what is due: finish a landing that was killed, pull, land.
 
-        A failure is said, kept in the log, and tried again later: it is never raised.
+        A failure is written to the log and tried again later; it is never raised.
+
+        Args:
+            now: the current time.
+            notify: gets a line for the user about everything that was done or failed.
+
+        Returns:
+            Names of the corpora that landed.
         """
         landed: list[str] = []
         try:
             if self.read().failed_at is None or self._due(now):
-                landed += self._land(now, say)
+                landed += self._land(now, notify)
                 if self._due(now):
-                    self._pull(now, say)
-                landed += self._land(now, say)
+                    self._pull(now, notify)
+                landed += self._land(now, notify)
         except Exception as error:
             # Any class: a source depends on networks, other people's pages and programs, and
             # none of their failures may stop the training that runs beside it.
-            self._fail(error, now, say)
+            self._fail(error, now, notify)
         return landed
 
     def _due(self, now: datetime) -> bool:
         return now >= next_due(self._spec, self.state, now)
 
-    def _fail(self, error: Exception, now: datetime, say: WriteLine) -> None:
+    def _fail(self, error: Exception, now: datetime, notify: Notify) -> None:
         text = " ".join(str(error).split()) or type(error).__name__
         reason = hide_secrets(text)[:_REASON_CHARACTERS]
         try:
             self._append(AttemptFailed(at=now, reason=reason), lambda: True)
         except OSError:
-            say(f"source {self.name} failed ({reason}), and its log cannot be written")
+            notify(f"source {self.name} failed ({reason}), and its log cannot be written")
             return
         again = next_due(self._spec, self.state, now)
-        say(f"source {self.name} failed ({reason}); again at {again:%Y-%m-%d %H:%M:%S} UTC")
+        notify(f"source {self.name} failed ({reason}); again at {again:%Y-%m-%d %H:%M:%S} UTC")
 
-    def _pull(self, now: datetime, say: WriteLine) -> None:
+    def _pull(self, now: datetime, notify: Notify) -> None:
         before = self.state.pulls
         self._sweep()
         folder = f"pulled/{before:06d}-{uuid.uuid4().hex[:8]}"
@@ -129,18 +141,18 @@ class DataSource:
             self._store.remove(folder)
             raise
         if not self._append(pulled, lambda: self.state.pulls == before):
-            self._store.remove(folder)  # another process pulled the same
+            self._store.remove(folder)  # another process pulled the same files
         elif pulled.files or pulled.passed_over:
             size = sum(file.size_bytes for file in pulled.files)
             over = f", passed over {pulled.passed_over}" if pulled.passed_over else ""
-            say(f"source {self.name}: pulled {len(pulled.files)} files, {size:,} bytes{over}")
+            notify(f"source {self.name}: pulled {len(pulled.files)} files, {size:,} bytes{over}")
 
     def _copy(self, now: datetime, number: int, folder: str) -> FilesPulled:
-        """Copy everything that is new into `folder` of the store."""
+        """Copy everything that is new into a folder of the store."""
         with tempfile.TemporaryDirectory(prefix="perennial-pull-") as scratch:
             pull = Pull(self._spec.match, self.state.seen, Path(scratch), self.state.watermark)
             files = tuple(
-                self._keep(folder, plain_name(number, index, fetched.name), fetched)
+                self._keep(folder, make_file_name(number, index, fetched.name), fetched)
                 for index, fetched in enumerate(self._fetch(pull))
             )
         return FilesPulled(
@@ -173,10 +185,10 @@ class DataSource:
             sha256=sha256,
         )
 
-    def _land(self, now: datetime, say: WriteLine) -> list[str]:
-        """Land what is chosen already, or what is enough by now."""
+    def _land(self, now: datetime, notify: Notify) -> list[str]:
+        """Land what was chosen before a kill, or what is enough by now."""
         if self.state.chosen is None:
-            if not enough(self._spec, self.state, now, self._least_bytes):
+            if not is_enough(self._spec, self.state, now, self._least_bytes):
                 return []
             self._choose(now)
         landed = []
@@ -184,8 +196,11 @@ class DataSource:
             pulls = list(self.state.landing)
             try:
                 land_stored(self._inbox, chosen.corpus, _files(pulls), self._store)
-            except InputError:
-                self._choose(now, instead_of=chosen)  # somebody landed another corpus of that name
+            except InputError as refused:
+                if refused.code != "corpus-differs":
+                    raise
+                # Another producer landed a corpus of that name; the same files get another one.
+                self._choose(now, instead_of=chosen)
                 continue
             except FileNotFoundError:
                 if self.read().chosen == chosen:
@@ -195,15 +210,18 @@ class DataSource:
                 CorpusLanded(at=now, corpus=chosen.corpus), lambda: self.state.chosen == chosen
             ):
                 landed.append(chosen.corpus)
-                say(f"source {self.name}: landed {chosen.corpus}, {len(_files(pulls))} files")
+                notify(f"source {self.name}: landed {chosen.corpus}, {len(_files(pulls))} files")
             for pull in pulls:
                 self._store.remove(pull.folder)
         return landed
 
     def _choose(self, now: datetime, instead_of: CorpusChosen | None = None) -> None:
-        """Decide, before a byte is copied, what the next corpus is called and made of."""
+        """Record the name and the pulls of the next corpus, before a byte is copied.
+
+        A landing that is killed is then repeated with the same files under the same name.
+        """
         taken = {info.key.partition("/")[0] for info in self._inbox.list("")}
-        name = corpus_name(self.name, now, taken | set(self.state.names))
+        name = make_corpus_name(self.name, now, taken | set(self.state.names))
         pulls = self.state.pulls
         self._append(
             CorpusChosen(at=now, corpus=name, pulls=pulls),
@@ -211,16 +229,21 @@ class DataSource:
         )
 
     def _sweep(self) -> None:
-        """Remove what pulls that never ended, and landings that did, left behind."""
+        """Remove the folders of pulls that were killed and of corpora that landed."""
         kept = {pull.folder for pull in (*self.state.waiting, *self.state.landing)}
         for folder in {"/".join(info.key.split("/")[:2]) for info in self._store.list("pulled")}:
             number = int(folder.removeprefix("pulled/")[:6])
             if folder not in kept and number < self.state.pulls:
                 self._store.remove(folder)
 
-    def _append(self, event: SourceEvent, still: Callable[[], bool]) -> bool:
-        """Write the event, while `still` holds after everything that others wrote."""
-        while still():
+    def _append(self, event: SourceEvent, is_valid: Callable[[], bool]) -> bool:
+        """Append an event unless another process made it invalid; return whether it was appended.
+
+        Args:
+            event: the event.
+            is_valid: checked before every try, against all that other processes wrote.
+        """
+        while is_valid():
             if self._log.append(self._events, encode_event(event)):
                 self._fold(event)
                 return True

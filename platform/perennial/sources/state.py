@@ -1,4 +1,4 @@
-"""What a source's log folds to, and what follows from it: is it due, is it enough. Pure."""
+"""State of a source, folded from its log, and the decisions that follow from it. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LAST_RETRY = timedelta(hours=1)
 
 @dataclass
 class SourceState:
-    """One source, as its log tells it."""
+    """State of one source."""
 
     pulls: int = 0
     pulled_at: datetime | None = None
@@ -43,7 +43,7 @@ class SourceState:
     error: str = ""
 
     def apply(self, event: SourceEvent) -> None:
-        """Fold one event in."""
+        """Apply one event of the log."""
         match event:
             case AttemptFailed():
                 self.failures += 1
@@ -55,7 +55,8 @@ class SourceState:
                 self.seen |= {file.origin: file.version for file in event.files}
                 self.waiting += [event] if event.files else []
             case CorpusChosen():
-                # A second choice for the same pulls: the first name was taken by somebody else.
+                # Possibly a second choice for the same pulls, when another producer landed a corpus
+                # of the first name.
                 self.landing, self.waiting = [*self.landing, *self.waiting], []
                 self.chosen = event
                 self.names.append(event.corpus)
@@ -66,15 +67,20 @@ class SourceState:
 
     @property
     def waiting_bytes(self) -> int:
-        """Size of what was pulled and is no corpus yet."""
+        """Return the bytes that were pulled and are in no corpus yet."""
         return sum(file.size_bytes for pull in self.waiting for file in pull.files)
 
 
 def next_due(spec: SourceSpec, state: SourceState, now: datetime) -> datetime:
-    """When the source is pulled next; a moment that is not after `now` means at once.
+    """Return the time of the next pull; a time that is not after `now` means at once.
 
-    A moment that was missed counts once, however many were. After a failure the wait doubles from
-    a minute to an hour, and is never longer than until the next moment of the schedule.
+    Missed times of the schedule count as one. After a failure the wait doubles from a minute to an
+    hour, and ends at the schedule's next time at the latest.
+
+    Args:
+        spec: the source in the run file.
+        state: the source's state.
+        now: the current time.
     """
     if state.failed_at is not None:
         wait = min(_FIRST_RETRY * (1 << min(state.failures - 1, 10)), _LAST_RETRY)
@@ -86,10 +92,14 @@ def next_due(spec: SourceSpec, state: SourceState, now: datetime) -> datetime:
     )
 
 
-def enough(spec: SourceSpec, state: SourceState, now: datetime, least_bytes: int) -> bool:
-    """Whether what waits is to land now: it has reached the minimum, or its oldest is too old.
+def is_enough(spec: SourceSpec, state: SourceState, now: datetime, least_bytes: int) -> bool:
+    """Return whether to land what waits: it has reached the minimum, or is older than `max_age`.
 
-    least_bytes: what no stage can be made of less than.
+    Args:
+        spec: the source in the run file.
+        state: the source's state.
+        now: the current time.
+        least_bytes: bytes below which no stage can be made, whatever the source asks for.
     """
     if not state.waiting or state.waiting_bytes < least_bytes:
         return False
@@ -98,8 +108,14 @@ def enough(spec: SourceSpec, state: SourceState, now: datetime, least_bytes: int
     return spec.max_age is not None and now - state.waiting[0].at >= spec.max_age
 
 
-def corpus_name(source: str, now: datetime, taken: Set[str]) -> str:
-    """`<source>-<date>`, and `.2`, `.3`, ... for further corpora of that date."""
+def make_corpus_name(source: str, now: datetime, taken: Set[str]) -> str:
+    """Return `<source>-<date>`, with `.2`, `.3`, ... for further corpora of that date.
+
+    Args:
+        source: the source's name.
+        now: the current time; the date is in UTC.
+        taken: names that are in use.
+    """
     base = f"{source}-{now.astimezone(UTC):%Y-%m-%d}"
     names = (base if number == 1 else f"{base}.{number}" for number in count(1))
     return next(name for name in names if name not in taken)

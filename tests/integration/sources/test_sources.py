@@ -42,7 +42,7 @@ class Place:
 
     def look(self, days: float = 0) -> list[str]:
         self.now += timedelta(days=days)
-        return self.source().look(self.now, self.told.append)
+        return self.source().run_due(self.now, self.told.append)
 
     def texts(self) -> dict[str, list[str]]:
         """Contents of the landed corpora, in the order of their files."""

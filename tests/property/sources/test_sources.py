@@ -116,7 +116,7 @@ class MortalStore(LocalStore):
 
 def look(spec: SourceSpec, store: Store, now: datetime) -> None:
     told: list[str] = []
-    DataSource("news", spec, store, store.sub("inbox"), least_bytes=1).look(now, told.append)
+    DataSource("news", spec, store, store.sub("inbox"), least_bytes=1).run_due(now, told.append)
     assert not any("failed" in line for line in told), told
 
 

@@ -11,10 +11,10 @@ import pytest
 from perennial.config import SourceSpec, parse
 from perennial.errors import InputError, PullFailed, Terminated
 from perennial.sources import DataSource
-from perennial.sources.base import plain_name
+from perennial.sources.base import make_file_name
 from perennial.sources.events import CorpusChosen, FilesPulled, PulledFile
 from perennial.sources.index import Entry, read_index
-from perennial.sources.state import SourceState, corpus_name, enough
+from perennial.sources.state import SourceState, is_enough, make_corpus_name
 from perennial.store import open_store
 
 NOW = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
@@ -105,17 +105,17 @@ def test_what_waits_lands_when_it_is_enough_or_too_old(
     state = SourceState()
     state.apply(pulled(NOW - timedelta(days=days), 60))
     state.apply(pulled(NOW, 40))
-    assert enough(spec(minimum=minimum, max_age=max_age), state, NOW, least_bytes) is lands
+    assert is_enough(spec(minimum=minimum, max_age=max_age), state, NOW, least_bytes) is lands
 
 
 def test_nothing_is_never_enough() -> None:
-    assert not enough(spec(max_age="1m"), SourceState(), NOW, 0)
+    assert not is_enough(spec(max_age="1m"), SourceState(), NOW, 0)
 
 
 def test_a_corpus_is_named_by_its_date_and_then_numbered() -> None:
     taken = {"news-2026-11-22", "news-2026-11-22.2", "news-2026-11-23"}
-    assert corpus_name("news", NOW, taken) == "news-2026-11-22.3"
-    assert corpus_name("news", NOW, set()) == "news-2026-11-22"
+    assert make_corpus_name("news", NOW, taken) == "news-2026-11-22.3"
+    assert make_corpus_name("news", NOW, set()) == "news-2026-11-22"
 
 
 def test_a_second_choice_keeps_what_the_first_gathered() -> None:
@@ -128,8 +128,8 @@ def test_a_second_choice_keeps_what_the_first_gathered() -> None:
 
 
 def test_names_from_outside_are_made_plain() -> None:
-    assert plain_name(3, 1, "a/b/../../x y\\%2f.jsonl.gz") == "000003-000001-x-y-2f.jsonl.gz"
-    assert len(plain_name(0, 0, "x" * 500 + ".txt")) < 140
+    assert make_file_name(3, 1, "a/b/../../x y\\%2f.jsonl.gz") == "000003-000001-x-y-2f.jsonl.gz"
+    assert len(make_file_name(0, 0, "x" * 500 + ".txt")) < 140
 
 
 def failing_source(
@@ -149,7 +149,7 @@ def test_a_failure_is_logged_and_never_raised(
 ) -> None:
     lines: list[str] = []
     source = failing_source(tmp_path, monkeypatch, failure)
-    assert source.look(NOW, lines.append) == []
+    assert source.run_due(NOW, lines.append) == []
     assert source.state.failures == 1
     assert "why" in source.state.error
     assert len(lines) == 1
@@ -161,5 +161,5 @@ def test_a_request_to_end_passes_through_a_pull(
 ) -> None:
     source = failing_source(tmp_path, monkeypatch, ending)
     with pytest.raises(ending):
-        source.look(NOW, print)
+        source.run_due(NOW, print)
     assert source.read().failures == 0

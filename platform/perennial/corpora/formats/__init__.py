@@ -1,1 +1,1 @@
-"""Read landed files: one module for each file format."""
+"""Read landed files: one module per file format."""

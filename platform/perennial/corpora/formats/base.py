@@ -129,8 +129,12 @@ class FileFormat(ABC):
     def read_evaluation_texts(self, part: FilePart, settings: IngestSettings) -> Iterator[str]:
         """Yield the texts that documents to train must not repeat: every document by default.
 
-        Raises ValueError for what is no document, since a text that is left out unseen would be
-        trained on.
+        Args:
+            part: the whole file.
+            settings: how documents are found in it.
+
+        Raises:
+            ValueError: for what is no document, since what it repeats would be trained on unseen.
         """
         for record in self.read(part, settings):
             if record.reason and record.reason not in HARMLESS:
@@ -176,6 +180,10 @@ def read_lines(part: FilePart, settings: IngestSettings) -> Iterator[tuple[int, 
     """Yield (offset, line, bytes) of the lines that begin in a part; None for too long a line.
 
     Lines keep their ends. A byte-order mark at the beginning of the file is left out.
+
+    Args:
+        part: the open file, and the bytes of it to read.
+        settings: `max_document_bytes` bounds a line, at four times as much.
     """
     limit = settings.max_document_bytes * _LINE_FACTOR
     stream, offset = part.stream, part.start

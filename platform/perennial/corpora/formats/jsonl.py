@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @FORMATS.register("jsonl")
 class JsonLinesFormat(FileFormat):
-    """`.jsonl`: the field `text_field` of each line's object; an offset is a line's first byte."""
+    """`.jsonl`: the field `text_field` of a line's object; an offset is a line's first byte."""
 
     suffixes = (".jsonl",)
     splittable = True
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
-        """Yield the documents of the lines that begin in the part."""
+        """Yield the documents of the lines that begin in the part; see `FileFormat.read`."""
         for offset, line, size in read_lines(part, settings):
             if line is None:
                 yield Record(offset, reason=TOO_LONG, detail=f"a line of {size} bytes")
@@ -42,7 +42,7 @@ class JsonLinesFormat(FileFormat):
                 yield _parse_line(offset, line, settings)
 
     def read_evaluation_texts(self, part: FilePart, settings: IngestSettings) -> Iterator[str]:
-        """Yield the text field of each line, or every string of a line that has none.
+        """Yield the text field of every line, or all strings of a line that has none.
 
         Benchmarks keep a question and its answers in fields of their own.
         """

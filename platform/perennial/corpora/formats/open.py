@@ -45,12 +45,12 @@ class FileKind(NamedTuple):
 
     @property
     def splittable(self) -> bool:
-        """Whether parts of the file can be read by themselves."""
+        """Return whether parts of the file can be read by themselves."""
         return self.format.splittable and not self.compression
 
     @property
     def expansion(self) -> int:
-        """Bytes of text in a stored byte, roughly."""
+        """Return the bytes of text in a stored byte, roughly."""
         return self.format.expansion * COMPRESSIONS.get(self.compression, 1)
 
 
@@ -142,7 +142,7 @@ class _CountingStream(io.RawIOBase):
         try:
             data = self._source.read(min(len(buffer), self._at_once))
         except Exception as error:
-            # Any class: each storage client has its own. Kept for `read_span`, which raises it
+            # Any class: every storage client has its own. Kept for `read_span`, which raises it
             # where the reader above took it for damage.
             self.failure = error
             raise

@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 256
 
 @FORMATS.register("parquet")
 class ParquetFormat(FileFormat):
-    """`.parquet`: the column `text_field` of each row; an offset is a row's number.
+    """`.parquet`: the column `text_field` of a row; an offset is a row's number.
 
     Parquet compresses its own pages. A whole Parquet file inside .gz or .zst is not taken, because
     its footer comes last: it would have to be staged before it could be read.
@@ -36,7 +36,7 @@ class ParquetFormat(FileFormat):
     expansion = 2
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
-        """Yield the documents of the row groups that begin in the part.
+        """Yield the documents of the row groups that begin in the part; see `FileFormat.read`.
 
         What concerns the whole file is reported once, with the part that begins at byte 0.
         """

@@ -31,7 +31,7 @@ class TextFormat(FileFormat):
     suffixes = (".txt",)
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
-        """Yield the documents of a file."""
+        """Yield the documents of a file; see `FileFormat.read`."""
         limit = settings.max_document_bytes
         begin, size, kept = 0, 0, bytearray()
 
@@ -56,5 +56,5 @@ class TextFormat(FileFormat):
             yield document()
 
     def read_evaluation_texts(self, part: FilePart, settings: IngestSettings) -> Iterator[str]:
-        """Yield the paragraphs, whatever `txt_documents` says: one text for each item."""
+        """Yield the paragraphs, whatever `txt_documents` says: an item is a paragraph."""
         yield from filter(None, (text.strip() for text in read_text(part).split("\n\n")))

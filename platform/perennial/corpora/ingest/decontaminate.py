@@ -68,7 +68,12 @@ def read_evaluation_texts(paths: Sequence[Path], settings: IngestSettings) -> Ev
 
 
 def write_evaluation_texts(staging: Store, texts: EvaluationTexts) -> None:
-    """Write the texts where gather tasks read them."""
+    """Write the texts where gather tasks read them, with `load_contamination`.
+
+    Args:
+        staging: the store of staged files.
+        texts: the texts.
+    """
     staging.write(_KEY, _json(texts.texts))
 
 

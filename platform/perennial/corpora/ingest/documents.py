@@ -43,7 +43,7 @@ class StagedDocuments:
     offset: npt.NDArray[np.int64]
     digest: npt.NDArray[np.uint64]
     sizes: npt.NDArray[np.int64]
-    """UTF-8 bytes of each text"""
+    """UTF-8 bytes of every text"""
     removed: list[Removed]
     """what was quarantined, and what was removed since"""
     _chunk: npt.NDArray[np.int64]
@@ -51,7 +51,7 @@ class StagedDocuments:
     _buffers: list[memoryview]
     _domains: pa.ChunkedArray
     _row: npt.NDArray[np.int64]
-    """the row of each document among the domains"""
+    """the row of every document among the domains"""
 
     def __len__(self) -> int:
         return len(self.file)

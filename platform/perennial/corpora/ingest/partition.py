@@ -122,7 +122,12 @@ def text_digest(text: bytes) -> bytes:
 
 
 def file_salts(names: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
-    """Return 64 pseudo-random bits `(files,)` for every file, from its name and the seed."""
+    """Return 64 pseudo-random bits `(files,)` for every file, from its name and the seed.
+
+    Args:
+        names: the files' names in the corpus.
+        seed: the seed of the documents' order.
+    """
     key = str(seed).encode()
     salts = [hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names]
     return np.frombuffer(b"".join(salts), dtype="<u8")

@@ -42,9 +42,9 @@ class PieceResult(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     runs: int
-    """run files"""
+    """number of run files"""
     documents: int
-    """good and bad"""
+    """number of documents, good and bad"""
     quarantined: dict[str, int]
     lost_bytes: int
     """stored bytes that could not be read"""
@@ -101,7 +101,7 @@ def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult
 
 
 def _stage(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
-    """Stage a piece; start over without a file that is found to have changed meanwhile."""
+    """Stage a piece; start over without a file that changed meanwhile."""
     moved: dict[int, str] = {}
     while True:
         try:
@@ -163,7 +163,12 @@ class _Pending:
         self._bad: list[tuple[int, str, str]] = []
 
     def add(self, file: int, record: Record) -> None:
-        """Add a record of a file."""
+        """Add a record.
+
+        Args:
+            file: number of its file.
+            record: the record.
+        """
         if record.reason:
             self._bad.append((len(self.texts), record.reason, record.detail))
         self.held_bytes += len(record.text) + _RECORD_BYTES

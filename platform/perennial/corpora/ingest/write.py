@@ -54,7 +54,7 @@ class GatherJob:
     """the corpus's folder in the run's store"""
     staging: Store
     runs: tuple[int, ...]
-    """run files of each piece"""
+    """number of run files, by piece"""
     inputs: tuple[InputFile, ...]
     settings: IngestSettings
     layout: Layout
@@ -263,6 +263,7 @@ class _NearDuplicateFilter:
     def apply(
         self, batch: StagedDocuments, ids: npt.NDArray[Any]
     ) -> tuple[StagedDocuments, npt.NDArray[Any]]:
+        """Return a batch and its ids without near duplicates, which are recorded as removed."""
         duplicates = self._index.search(batch, self._hasher.hash_documents(ids))
         if duplicates:
             parts = np.split(ids, np.flatnonzero(ids == self._end)[:-1] + 1)
