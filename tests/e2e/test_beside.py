@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perennial.cli.console import Screen
+from perennial.cli.console import ProgressScreen
 from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.runs.ledger import Ledger
@@ -92,7 +92,7 @@ def test_i4_the_workers_of_a_superseded_controller_write_nothing_more(
     training: subprocess.Popen[str], run_file: Path, store: Store
 ) -> None:
     ours = psutil.Process(training.pid).children(recursive=True)
-    Workspace(load_run(run_file), str(run_file), [Screen()]).take_charge()
+    Workspace(load_run(run_file), str(run_file), [ProgressScreen()]).take_charge()
     before = checkpoint.committed_steps(store, FOLDER)
     _, told = training.communicate()
     assert training.returncode == 1, told

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.cli.plan import curve
+from perennial.cli.look.plan import curve
 from perennial.runs.ledger import Ledger
 from tests.support.cli import SOURCE, perennial_json
 from tests.support.tiny_run import SEQUENCE_LENGTH, tiny_run, write_run, write_texts

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 from matplotlib.image import imread
 
-from perennial.cli.console import Screen
+from perennial.cli.console import ProgressScreen
 from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.errors import InputError
@@ -61,7 +61,7 @@ def test_the_page_tells_the_run(lineage: Lineage, page: Path) -> None:
 
 
 def _workspace(run_file: Path, *overrides: str) -> Workspace:
-    work = Workspace(load_run(run_file, overrides), str(run_file), [Screen()])
+    work = Workspace(load_run(run_file, overrides), str(run_file), [ProgressScreen()])
     work.ledger.read()
     return work
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.cli.console import Screen
+from perennial.cli.console import ProgressScreen
 from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.controller.source_poller import Puller
@@ -65,7 +65,7 @@ def test_sources_that_are_not_there_are_not_pulled(tmp_path: Path) -> None:
 
 def test_a_watch_pulls_beside_what_else_it_does(tmp_path: Path) -> None:
     run_file = run_with_source(tmp_path)
-    work = Workspace(load_run(run_file), str(run_file), [Screen()])
+    work = Workspace(load_run(run_file), str(run_file), [ProgressScreen()])
     puller = Puller(work, 0.01, lambda: datetime(2026, 11, 22, tzinfo=UTC))
     puller.start()
     deadline = time.monotonic() + PATIENCE_SECONDS

@@ -18,6 +18,7 @@ _CORE = {"errors", "registry", "fields", "store", "config", "schedules", "mixtur
 _DATA = _CORE | {"corpora"}
 EDGES: dict[str, set[str]] = {
     "errors": set(),
+    "version": set(),
     "registry": {"errors"},
     "store": {"errors", "registry"},
     "fields": {"registry"},
@@ -26,20 +27,24 @@ EDGES: dict[str, set[str]] = {
     "corpora": {"errors", "registry", "store"},
     "mixture": {"errors", "registry", "fields", "store"},
     "tracking": {"errors", "store"},
-    "training": _DATA,
+    "training": _DATA | {"version"},
     "evaluation": {"errors", "store", "fields", "config", "corpora"},
     "sources": {"errors", "store", "fields", "config", "corpora", "tracking"},
-    "runs": _DATA | {"training", "evaluation"},
+    "runs": _DATA | {"version", "training", "evaluation"},
     "audit": _DATA | {"training", "runs"},
     "controller": _DATA | {"training", "evaluation", "sources", "runs"},
     "telemetry": _DATA | {"tracking", "training", "runs", "controller"},
     "planning": _DATA | {"training", "runs", "controller"},
+    "search": _DATA | {"tracking", "training", "evaluation", "runs", "controller", "telemetry"},
     "report": _DATA
-    | {"tracking", "training", "evaluation", "runs", "controller", "telemetry", "planning"},
-    "search": _DATA | {"training", "evaluation", "runs", "controller", "report"},
-    "cli": _DATA
+    | {"version", "tracking", "training", "evaluation", "runs", "controller", "telemetry"}
+    | {"planning", "search"},
+    "api": _DATA
     | {"tracking", "training", "evaluation", "sources", "runs", "audit", "controller"}
-    | {"telemetry", "planning", "report", "search"},
+    | {"telemetry", "planning", "search", "report"},
+    "__init__": {"errors", "version", "controller", "api"},
+    "cli": {"errors", "version", "config", "training", "evaluation", "sources", "runs", "audit"}
+    | {"controller", "planning", "search", "report", "api"},
 }
 # Library -> the rooms (or modules) that may import it.
 ROOMS = {
@@ -92,7 +97,7 @@ def test_a_room_imports_only_along_declared_edges() -> None:
 
 
 def test_every_room_declares_its_edges() -> None:
-    rooms = {name.split(".")[0] for name, _ in _modules()} - {"", "__init__"}
+    rooms = {name.split(".")[0] for name, _ in _modules()}
     assert rooms == set(EDGES)
 
 
@@ -113,13 +118,21 @@ def test_each_outside_library_is_imported_in_its_rooms_only(library: str) -> Non
     assert not strangers
 
 
-def test_help_loads_no_heavy_library() -> None:
-    code = (
-        "import sys\n"
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "import perennial",
         "from typer.testing import CliRunner\n"
         "from perennial.cli.app import app\n"
-        "assert CliRunner().invoke(app, ['run', '--help']).exit_code == 0\n"
+        "assert CliRunner().invoke(app, ['run', '--help']).exit_code == 0",
+    ],
+    ids=["import", "help"],
+)
+def test_import_and_help_load_no_heavy_library(statements: str) -> None:
+    code = (
+        f"import sys\n{statements}\n"
         "heavy = {'torch', 'ray', 'mlflow', 'transformers', 'deepspeed', 'pyarrow', 'lm_eval'}\n"
+        "heavy |= set() if 'typer' in sys.modules else {'pydantic', 'yaml', 'numpy'}\n"
         "loaded = heavy & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
@@ -138,7 +151,7 @@ def test_functions_and_files_stay_small() -> None:
     large = []
     for name, path in _modules():
         text = path.read_text()
-        if text.count("\n") > 400:
+        if text.count("\n") > 500:
             large.append(f"{name}: {text.count(chr(10))} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:

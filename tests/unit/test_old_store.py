@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.cli.console import Screen
+from perennial.cli.console import ProgressScreen
 from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.report.build import page
@@ -72,7 +72,7 @@ def test_status_and_verify_write_nothing(tmp_path: Path) -> None:
 
 
 def test_the_report_shows_the_stages_and_the_release(old: OldStore) -> None:
-    work = Workspace(load_run(old.run_file, [old.override]), "", [Screen()])
+    work = Workspace(load_run(old.run_file, [old.override]), "", [ProgressScreen()])
     work.ledger.read()
     html = render(page(work, "2026-01-01T00:00:00+00:00"))
     for name in ("00-help", "01-code", "00-help-12-anneal4"):

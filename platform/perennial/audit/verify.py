@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perennial import corpora
 from perennial.audit import checks as proofs
@@ -54,8 +54,9 @@ class ReadTask:
 
 @dataclass
 class Verification:
-    """What was read and proved; `findings` is empty when everything holds."""
+    """What was read and proved of a store; `findings` is empty when everything holds."""
 
+    store: str
     story: proofs.Story
     findings: list[Finding]
     manifests: dict[str, CorpusManifest] = field(default_factory=dict)
@@ -64,6 +65,42 @@ class Verification:
     releases: int = 0
     files: int = 0
     read_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return {
+            "store": self.store,
+            "holds": not self.findings,
+            "proved": self.proofs(),
+            "files": self.files,
+            "bytes": self.read_bytes,
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+    def proofs(self) -> dict[str, str]:
+        """Return what was checked, and of how much."""
+        state = self.story.state
+        counts = [manifest.counts for manifest in self.manifests.values()]
+        documents = sum(count.documents for count in counts)
+        tokens = sum(count.tokens for count in counts)
+        rows = sum(manifest.rows for manifest in self.manifests.values())
+        trunk = sum(key.startswith("checkpoints/") for key in self.checkpoints)
+        trained = sum(stage.mix.steps for stage in state.stages if stage.name in state.ends)
+        stages = f"{len(state.stages):,}"
+        return {
+            "the ledger has no gap and folds": f"{len(self.story.events):,} events",
+            "one corpus, one stage (I4)": f"{stages} stages of {len(counts):,} corpora",
+            "each stage's mix is its history's": f"{stages} mixes",
+            "each step was taken once, on a whole batch (I4)": (
+                f"{trained:,} steps of finished stages"
+            ),
+            "nothing was dropped silently (I5)": f"{documents:,} documents, {tokens:,} tokens",
+            "shards have their rows": f"{rows:,} rows",
+            "what is committed is whole (I6)": (
+                f"{trunk:,} checkpoints, {len(self.checkpoints) - trunk:,} on branches, "
+                f"{self.releases:,} released"
+            ),
+        }
 
 
 def verify(store: Store, progress: Progress | None = None) -> Verification:
@@ -77,7 +114,7 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     story = proofs.fold(log.entries())
     if not story.events and not story.findings:
         raise InputError("store", store.url, "there is no run in it", "use `perennial run`")
-    done = Verification(story, list(story.findings))
+    done = Verification(store.url, story, list(story.findings))
     tasks = list(_corpora(store, done, committed))
     rows = {name: manifest.rows for name, manifest in done.manifests.items()}
     done.findings += proofs.check_stages(story, rows)

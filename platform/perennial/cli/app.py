@@ -1,21 +1,29 @@
-"""The verbs, and what every verb has in common: files, overrides, JSON, exit codes."""
+"""The `perennial` command: every verb, in the order of work."""
 
 from __future__ import annotations
 
-import functools
-import signal
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
 
-from perennial import __version__
-from perennial.cli.console import answers_alone
-from perennial.errors import PerennialError, Terminated
-
-P = ParamSpec("P")
+from perennial.cli.command import as_command
+from perennial.cli.data.land import land
+from perennial.cli.data.track import track
+from perennial.cli.decide.corpus import accept, hold, refuse, retire, retry
+from perennial.cli.look.compare import compare
+from perennial.cli.look.plan import plan
+from perennial.cli.look.report import report
+from perennial.cli.look.simulate import simulate
+from perennial.cli.look.status import status
+from perennial.cli.look.ui import ui
+from perennial.cli.look.verify import verify
+from perennial.cli.run.evaluate import evaluate
+from perennial.cli.run.ingest import ingest
+from perennial.cli.run.release import release
+from perennial.cli.run.run import run, watch
+from perennial.cli.run.tune import tune
+from perennial.version import __version__
 
 app = typer.Typer(
     name="perennial",
@@ -25,50 +33,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RunFile = Annotated[
-    Path, typer.Argument(metavar="RUN_FILE", help="The run file, such as pipelines/quickstart.yaml")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[section.key=value ...]", help="Fields that replace the file's"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved run file and what would be done")
-]
+PANELS: dict[str, list[Callable[..., None]]] = {
+    "Train": [land, run, watch, status, ingest],
+    "Release and measure": [release, evaluate, report, compare],
+    "Before compute": [plan, simulate, tune],
+    "Decide about a corpus": [hold, retry, accept, refuse, retire],
+    "Check and track": [verify, ui, track],
+}
+"""Verbs in the order of work, by their panel in `perennial --help`."""
 
-
-def verb(function: Callable[P, None]) -> Callable[P, None]:
-    """Register a verb whose failures end in a line and an exit code: 2 input, 143 SIGTERM, 1."""
-
-    @app.command(name=function.__name__.replace("_", "-"))
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            with answers_alone():
-                function(*args, **kwargs)
-        except KeyboardInterrupt:
-            _fail("stopped; the same command goes on from the last checkpoint", 1)
-        except SystemExit as ended:
-            if ended.code not in (
-                signal.SIGTERM,
-                Terminated.exit_code,
-            ):  # Ray's handler, and the trainer's
-                raise
-            _fail(
-                "stopped; the same command goes on from the last checkpoint", Terminated.exit_code
-            )
-        except Terminated as ended:
-            _fail(str(ended), ended.exit_code)
-        except PerennialError as failed:
-            _fail(str(failed), failed.exit_code)
-
-    return wrapped
-
-
-def _fail(line: str, code: int) -> None:
-    print(f"perennial: {' '.join(line.split())}", file=sys.stderr)
-    raise typer.Exit(code)
+for _panel, _verbs in PANELS.items():
+    for _verb in _verbs:
+        app.command(_verb.__name__, rich_help_panel=_panel)(as_command(_verb))
 
 
 @app.callback(invoke_without_command=True)
@@ -78,41 +54,3 @@ def _options(
     if version:
         print(__version__)
         raise typer.Exit
-
-
-from perennial.cli import (  # noqa: E402 - the verbs register themselves with `app`
-    compare,
-    decide,
-    evaluate,
-    ingest,
-    land,
-    plan,
-    release,
-    report,
-    run,
-    simulate,
-    status,
-    track,
-    tune,
-    ui,
-    verify,
-)
-
-__all__ = [
-    "app",
-    "compare",
-    "decide",
-    "evaluate",
-    "ingest",
-    "land",
-    "plan",
-    "release",
-    "report",
-    "run",
-    "simulate",
-    "status",
-    "track",
-    "tune",
-    "ui",
-    "verify",
-]

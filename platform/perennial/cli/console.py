@@ -1,11 +1,11 @@
-"""What a person sees: progress while it runs (stderr), tables and next steps at the end."""
+"""Output of the verbs: progress on stderr, tables and next steps on stdout."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ log = Console(stderr=True, highlight=False)
 out = Console(highlight=False, soft_wrap=True)
 
 
-class Screen(RunObserver):
+class ProgressScreen(RunObserver):
     """An observer that draws one live line on a terminal, and plain lines elsewhere."""
 
     def __init__(self) -> None:
@@ -39,12 +39,13 @@ class Screen(RunObserver):
         self._task: TaskID | None = None
         self._began = 0.0
         self._begun_at_step = 0
-        self._told_at = 0.0
+        self._printed_at = 0.0
         self._phase = ""
 
     def message(self, text: str) -> None:
         """One line about what begins or ended."""
-        log.print(f"[bold]{text}[/bold]", soft_wrap=True)
+        # Without markup: names of trials and paths may hold brackets.
+        log.print(text, style="bold", soft_wrap=True, markup=False)
 
     def job_began(self, work: Workspace, job: Job) -> None:
         """A worker group starts."""
@@ -58,10 +59,10 @@ class Screen(RunObserver):
             self._bars = Bars(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[status]}"),
                 console=log,
             )
-            self._task = self._bars.add_task(job.name, total=job.mix.steps, told="starting")
+            self._task = self._bars.add_task(job.name, total=job.mix.steps, status="starting")
             self._bars.start()
 
     def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
@@ -74,23 +75,28 @@ class Screen(RunObserver):
         if not progress.rows:
             return
         row = progress.rows[-1]
-        told = self._told(job, row)
+        status = self._status(job, row)
         if self._bars is not None and self._task is not None:
             self._bars.update(
-                self._task, completed=row["step"] - job.first_step, told=told, description=job.name
+                self._task,
+                completed=row["step"] - job.first_step,
+                status=status,
+                description=job.name,
             )
-        elif row["phase"] != self._phase or time.monotonic() - self._told_at > PLAIN_LINE_SECONDS:
-            log.print(f"{job.name}  {told}", soft_wrap=True)
-            self._told_at = time.monotonic()
+        elif (
+            row["phase"] != self._phase or time.monotonic() - self._printed_at > PLAIN_LINE_SECONDS
+        ):
+            log.print(f"{job.name}  {status}", soft_wrap=True)
+            self._printed_at = time.monotonic()
         self._phase = row["phase"]
 
-    def _told(self, job: Job, row: dict[str, Any]) -> str:
+    def _status(self, job: Job, row: dict[str, Any]) -> str:
         done = row["step"] - self._begun_at_step
         seconds = max(time.monotonic() - self._began, 1e-9)
         left = int((job.last_step - row["step"]) * seconds / max(done, 1))
         return (
             f"{row['phase']:8} step {row['step'] - job.first_step:,}/{job.mix.steps:,}  "
-            f"loss {row['loss']:.3f}  eta {row['eta']:.2e}  "
+            f"loss {row['loss']:.3f}  lr {row['eta']:.2e}  "
             f"{done * job.tokens_per_step / seconds:,.0f} tokens/s  "
             f"{left // 60}:{left % 60:02d} left"
         )
@@ -104,8 +110,8 @@ class Screen(RunObserver):
 
 
 @contextmanager
-def answers_alone() -> Iterator[None]:
-    """Keep stdout for what this module prints; Ray tells there of nodes and workers that died."""
+def stdout_for_answers() -> Iterator[None]:
+    """Keep stdout for what this module prints: Ray writes there of nodes and workers that died."""
     out.file = sys.stdout
     try:
         with redirect_stdout(sys.stderr):
@@ -120,30 +126,30 @@ def print_json(document: dict[str, Any]) -> None:
     out.file.write("\n")
 
 
-def print_matrix(told: LossMatrix) -> None:
+def print_matrix(matrix: LossMatrix) -> None:
     """The stage x corpus matrix, and what each stage gained and lost."""
     table = Table(title="held-out loss, nats per token (bits per byte)", title_justify="left")
     table.add_column("after")
-    for corpus in told.corpora:
+    for corpus in matrix.corpora:
         table.add_column(corpus, justify="right")
-    for name, losses in told.stages:
-        table.add_row(name, *(_cell(losses.get(corpus)) for corpus in told.corpora))
-    for name, losses in told.releases:
-        cells = [_cell(losses.get(corpus)) for corpus in told.corpora]
+    for name, losses in matrix.stages:
+        table.add_row(name, *(_cell(losses.get(corpus)) for corpus in matrix.corpora))
+    for name, losses in matrix.releases:
+        cells = [_cell(losses.get(corpus)) for corpus in matrix.corpora]
         table.add_row(f"release {name}", *cells, style="green")
     out.print(table)
-    if len(told.stages) > 1:
-        _print_transfer(told)
+    if len(matrix.stages) > 1:
+        _print_transfer(matrix)
 
 
-def _print_transfer(told: LossMatrix) -> None:
+def _print_transfer(matrix: LossMatrix) -> None:
     table = Table(title="gained and lost, nats per token", title_justify="left")
     table.add_column("stage")
     table.add_column("adaptation", justify="right")
     table.add_column("forgetting")
-    for index, (name, _) in enumerate(told.stages):
-        adaptation = told.adaptation(index)
-        lost = told.forgetting(index).items()
+    for index, (name, _) in enumerate(matrix.stages):
+        adaptation = matrix.adaptation(index)
+        lost = matrix.forgetting(index).items()
         forgotten = ", ".join(f"{corpus} {nats:+.3f}" for corpus, nats in lost if nats is not None)
         shown = "-" if adaptation is None else f"{adaptation:.3f}"
         table.add_row(name, shown, forgotten or "-")
@@ -156,10 +162,8 @@ def _cell(loss: HeldoutLoss | None) -> str:
     return f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.2f})"
 
 
-def print_gate(gated: dict[str, Any] | None, choices: Sequence[tuple[str, str]]) -> None:
-    """The numbers of a stage that a gate stopped, and what a person can do."""
-    if gated is None:
-        return
+def print_gate(gated: Mapping[str, Any], choices: Sequence[tuple[str, str]]) -> None:
+    """Print the numbers of a stage that a gate stopped, and the commands that decide about it."""
     table = Table(title=f"{gated['stage']} is stopped by its gates", title_justify="left")
     for column in ("gate", "of", "measured", "standard error", "bound", ""):
         numeric = column in ("measured", "standard error", "bound")
@@ -175,19 +179,19 @@ def print_gate(gated: dict[str, Any] | None, choices: Sequence[tuple[str, str]])
             "holds" if verdict["holds"] else f"broken {verdict['reason']}".strip(),
         )
     out.print(table)
-    out.print("nothing is lost, and nothing goes on until a person decides:")
+    out.print("The run is paused. Choose one:")
     for command, effect in choices:
         out.print(f"next      {command}", markup=False)
         out.print(f"          {effect}", markup=False)
 
 
-def print_tokens(told: dict[str, dict[str, Any]]) -> None:
+def print_tokens(tokens_by_stage: Mapping[str, Mapping[str, Any]]) -> None:
     """Tokens by source of every stage."""
     table = Table(title="tokens by source", title_justify="left")
     table.add_column("stage")
     table.add_column("new", justify="right")
     table.add_column("replayed")
-    for stage, tokens in told.items():
+    for stage, tokens in tokens_by_stage.items():
         new, replayed = (
             [f"{corpus} {count:,}" for corpus, count in tokens[part].items()]
             for part in ("new_by_corpus", "replayed")

@@ -1,6 +1,6 @@
 """The run file: schema, overrides, resolved form."""
 
-from perennial.config.load import load, load_run, parse, read_stored_run
+from perennial.config.load import load, load_run, override_stored_run, parse, read_stored_run
 from perennial.config.run import RunSpec
 from perennial.config.sources import SourceSpec
 from perennial.config.stage_settings import StageSettings, stage_settings
@@ -14,6 +14,7 @@ __all__ = [
     "StageSettings",
     "load",
     "load_run",
+    "override_stored_run",
     "parse",
     "parse_amount",
     "read_stored_run",

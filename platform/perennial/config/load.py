@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,13 +46,7 @@ def load(path: Path, schema: type[S], overrides: Sequence[str] = ()) -> S:
     # Not at import: a command that reads no run file must not fail for a broken plug-in.
     load_plugins()
     document = _read_with_base(path, schema)
-    for override in overrides:
-        _forget_other_kinds(document, schema, override)
-    for override in overrides:
-        if "=" not in override and override.endswith((".yaml", ".yml")):
-            document = _lay_over(document, _read_with_base(Path(override), schema), schema)
-        else:
-            _apply(document, override)
+    document = _apply_overrides(document, schema, overrides)
     return parse(_drop_nulls(document, schema), schema, str(path))
 
 
@@ -78,6 +73,38 @@ def read_stored_run(document: Mapping[str, Any]) -> RunSpec:
     A schedule whose plug-in is not installed is replaced by a stand-in that cannot be trained with.
     """
     return RunSpec.model_validate(document, context={"stored": True})
+
+
+def override_stored_run(document: Mapping[str, Any], overrides: Sequence[str]) -> RunSpec:
+    """Return the run file that a ledger holds, with overrides applied.
+
+    Args:
+        document: the resolved run file.
+        overrides: as for `load_run`.
+
+    Raises:
+        InputError: an override is wrong.
+    """
+    load_plugins()
+    changed = _apply_overrides(copy.deepcopy(dict(document)), RunSpec, overrides)
+    try:
+        return read_stored_run(changed)
+    except ValidationError as invalid:
+        raise _explain("command line", RunSpec, changed, invalid.errors()[0]) from None
+
+
+def _apply_overrides(
+    document: dict[str, Any], schema: type[BaseModel], overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Return the document with each override applied, the later ones over the earlier."""
+    for override in overrides:
+        _forget_other_kinds(document, schema, override)
+    for override in overrides:
+        if "=" not in override and override.endswith((".yaml", ".yml")):
+            document = _lay_over(document, _read_with_base(Path(override), schema), schema)
+        else:
+            _apply(document, override)
+    return document
 
 
 def _read_with_base(

@@ -60,7 +60,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SimulatedRun:
     """One simulated run: shares of its wall clock. `goodput` is the work that was kept over the
     work of a full group that nothing ever stops."""
 
@@ -85,7 +85,7 @@ class Goodput:
     checkpointing: float
 
 
-class _Run:
+class _Simulation:
     """One walk through time; `run` is called once."""
 
     def __init__(self, fleet: Fleet, costs: Costs, workers: tuple[int, int], seed: int) -> None:
@@ -99,7 +99,7 @@ class _Run:
         self._kept = self._unsaved = 0.0
         self._lost = self._restarting = self._waiting = self._saving = 0.0
 
-    def run(self, interval: float, horizon: float) -> Outcome:
+    def run(self, interval: float, horizon: float) -> SimulatedRun:
         while self._now < horizon:
             if self._live < self._fewest:
                 began = self._now
@@ -108,7 +108,7 @@ class _Run:
             elif self._restart():
                 self._train(interval, horizon)
         wall = self._now
-        return Outcome(
+        return SimulatedRun(
             goodput=(self._kept + self._unsaved) / wall,
             preemptions=self._preemptions,
             lost=self._lost / wall,
@@ -188,7 +188,8 @@ def simulate(
 ) -> Goodput:
     """Goodput of `workers` (fewest, most) that save every `interval_seconds` of full-size work."""
     runs = [
-        _Run(fleet, costs, workers, seed).run(interval_seconds, horizon_seconds) for seed in seeds
+        _Simulation(fleet, costs, workers, seed).run(interval_seconds, horizon_seconds)
+        for seed in seeds
     ]
     return Goodput(
         mean=statistics.fmean(run.goodput for run in runs),
@@ -202,7 +203,7 @@ def simulate(
 
 
 @dataclass(frozen=True)
-class Search:
+class FleetSearch:
     """Goodput by interval (seconds of full-size work) and by the fewest workers, and the best."""
 
     by_interval: dict[float, Goodput]
@@ -218,7 +219,7 @@ def search(
     step_seconds: float,
     horizon_seconds: float,
     seeds: Sequence[int],
-) -> Search:
+) -> FleetSearch:
     """The interval (whole steps, around Young's) and the smallest group that give most goodput.
 
     All candidates see the same seeds. The interval is searched at the best smallest group of
@@ -238,7 +239,7 @@ def search(
         count * step_seconds: tried(best_fewest, count * step_seconds) for count in sorted(steps)
     }
     best = max(by_interval, key=lambda interval: by_interval[interval].mean)
-    return Search(by_interval, by_fewest, best, best_fewest)
+    return FleetSearch(by_interval, by_fewest, best, best_fewest)
 
 
 def young_interval(fleet: Fleet, costs: Costs, workers: int) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import perennial
 from perennial.report import tables
 from perennial.report.compare import baseline_gap
 from perennial.report.compare_page import number as change_text
@@ -15,6 +14,7 @@ from perennial.report.search_section import search_sections
 from perennial.runs import summary
 from perennial.runs.history import goodput, read_history
 from perennial.runs.ledger import moment
+from perennial.version import __version__
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
@@ -46,8 +46,7 @@ def page(work: Workspace, at: str) -> Page:
     gap = baseline_gap(spec, work.store, state)
     return Page(
         title=f"{spec.name}: what was gained, what was lost",
-        subtitle=f"As the ledger of {spec.store} stood at {moment(at)}. "
-        f"Perennial {perennial.__version__}.",
+        subtitle=f"As the ledger of {spec.store} stood at {moment(at)}. Perennial {__version__}.",
         facts=dict(_facts(spec, state, told, history, gap)),
         sections=tuple(_sections(work, told, history, gap)),
         quotes=tuple(_quotes(state)),

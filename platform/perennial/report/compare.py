@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A run as its ledger tells it; `flops_per_token` of its model."""
 
     spec: RunSpec
@@ -69,7 +69,7 @@ class Comparison:
     gaps: of the first run's models to those of the other runs that cost the same.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[ComparedRun, ...]
     corpora: tuple[str, ...]
     in_nats: bool
     gaps: tuple[Gap, ...]
@@ -108,7 +108,7 @@ class Comparison:
         }
 
 
-def _plain(run: Run, told: Comparison) -> dict[str, Any]:
+def _plain(run: ComparedRun, told: Comparison) -> dict[str, Any]:
     models = [
         asdict(model) | {"average": average(model, told.corpora, told.in_nats)}
         for model in run.models
@@ -131,7 +131,7 @@ def compare(works: Sequence[Workspace]) -> Comparison:
     """
     from perennial.planning.plan import model_flops
 
-    runs: list[Run] = []
+    runs: list[ComparedRun] = []
     for work in works:
         if work.store.url in [run.store.url for run in runs]:
             raise InputError(
@@ -146,7 +146,7 @@ def compare(works: Sequence[Workspace]) -> Comparison:
                 f"use `perennial run {work.where}`",
             )
         spec, models, costs = found.spec, found.models, found.bill
-        runs.append(Run(spec, work.store, models, costs, model_flops(work)))
+        runs.append(ComparedRun(spec, work.store, models, costs, model_flops(work)))
     finals = [model for run in runs for model in run.final]
     corpora = common_corpora(finals)
     in_nats = same_tokens(finals, corpora)
@@ -154,17 +154,19 @@ def compare(works: Sequence[Workspace]) -> Comparison:
     return Comparison(tuple(runs), corpora, in_nats, tuple(gaps))
 
 
-def read_run(spec: RunSpec, store: Store, state: RunState) -> Run | None:
+def read_run(spec: RunSpec, store: Store, state: RunState) -> ComparedRun | None:
     """A run from its ledger; None before a stage was evaluated."""
     measured = [stage for stage in state.stages if stage.name in state.losses]
     if not measured:
         return None
     models = [_stage_model(spec, state, stage) for stage in measured]
     models += [_release_model(spec, state, i) for i in range(len(state.releases))]
-    return Run(spec, store, tuple(sorted(models, key=lambda m: m.tokens)), _bill(spec, state))
+    return ComparedRun(
+        spec, store, tuple(sorted(models, key=lambda m: m.tokens)), _bill(spec, state)
+    )
 
 
-def gaps_of(ours: Run, others: Sequence[Run], corpora: Sequence[str]) -> list[Gap]:
+def gaps_of(ours: ComparedRun, others: Sequence[ComparedRun], corpora: Sequence[str]) -> list[Gap]:
     """Gaps of a run's final models to those of other runs that cost the same."""
     stores = {run.name: run.store for run in (ours, *others)}
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import perennial
 from perennial.evaluation.compare import Gap, Model, average, value_of
 from perennial.evaluation.loss import Change
-from perennial.report.compare import Comparison, Run
+from perennial.report.compare import ComparedRun, Comparison
 from perennial.report.figures import compare as draw
 from perennial.report.html import Page, Section, Table, render
 from perennial.runs.ledger import moment
 from perennial.store import open_store
+from perennial.version import __version__
 
 
 def comparison_html(told: Comparison, at: str) -> str:
@@ -26,7 +26,7 @@ def page(told: Comparison, at: str) -> Page:
     return Page(
         title=f"{first.name}, and what else could have been done",
         subtitle=f"As the ledgers of {len(told.runs)} runs stood at {moment(at)}. "
-        f"Perennial {perennial.__version__}.",
+        f"Perennial {__version__}.",
         facts=dict(_facts(told)),
         sections=tuple(_sections(told)),
     )
@@ -118,7 +118,7 @@ def _gaps(gaps: Sequence[Gap], corpora: Sequence[str]) -> Table:
     return Table(columns, rows, frozenset(columns[1:]))
 
 
-def _bill(run: Run) -> Table:
+def _bill(run: ComparedRun) -> Table:
     rows = [
         (
             a.stage,
@@ -138,7 +138,7 @@ def _bill(run: Run) -> Table:
     return Table(columns, [*rows, total], frozenset(columns[1:]))
 
 
-def _costs(runs: Sequence[Run]) -> Table:
+def _costs(runs: Sequence[ComparedRun]) -> Table:
     rows = [
         (
             run.name,

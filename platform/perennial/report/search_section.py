@@ -1,13 +1,14 @@
-"""What searches found, as sections of the report: read from `searches/<name>/result.json`."""
+"""Results of searches as sections of the report, read from `searches/<name>/result.json`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from perennial.report.figures.pareto import pareto
 from perennial.report.html import Section, Table
+from perennial.search.results import SearchResult
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -20,32 +21,20 @@ _LEAD = (
 
 
 def search_sections(store: Store) -> Iterator[Section]:
-    """A section for each search that has a result."""
+    """Yield a section for each search that has a result."""
     keys = [info.key for info in store.list("searches") if info.key.endswith("/result.json")]
     for key in keys:
-        found = json.loads(store.read(key))
-        yield Section(
-            f"Search: {found['search']}",
-            _LEAD,
-            pareto(found),
-            f"Picture: {_LEAD}",
-            [_advice(found)],
-        )
+        result = SearchResult.from_dict(json.loads(store.read(key)))
+        picture, advice = pareto(result), _advice(result)
+        yield Section(f"Search: {result.search}", _LEAD, picture, f"Picture: {_LEAD}", [advice])
 
 
-def _advice(found: Mapping[str, Any]) -> Table:
-    rows = [
-        (
-            each["taste"].replace("-", " "),
-            _point(trial := found["trials"][each["trial"]]),
-            *(f"{value:+.3f}" for value in trial["values"]),
-        )
-        for each in found["advice"]
-    ]
-    columns = ("to", "use", *found["objectives"])
+def _advice(result: SearchResult) -> Table:
+    rows = []
+    for advice in result.advice:
+        trial = result.trials[advice.trial]
+        point = f"eta {trial.point.eta:.3g}, replay {trial.point.replay:.3g}"
+        values = (f"{value:+.3f}" for value in trial.values)
+        rows.append((advice.taste.replace("-", " "), point, *values))
+    columns = ("to", "use", *result.objectives)
     return Table(columns, rows, frozenset(columns[2:]))
-
-
-def _point(trial: Mapping[str, Any]) -> str:
-    point = trial["point"]
-    return f"eta {point['eta']:.3g}, replay {point['replay']:.3g}"

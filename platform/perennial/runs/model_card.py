@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import perennial
 from perennial.mixture import StageMix, truncate_mix
 from perennial.runs.events import Releasing
 from perennial.runs.state import RunState, Stage
+from perennial.version import __version__
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
@@ -52,7 +52,7 @@ def model_card(
             *([f"- Anneal: {_fields(release.schedule)}."] if release.schedule else []),
             f"- Parents: {', '.join(f'`{parent}`' for parent in _parents(trained, release))}.",
             f"- Tokenizer fingerprint: `{manifests[stage.corpora[0]].tokenizer}`.",
-            f"- Made by perennial {perennial.__version__}.",
+            f"- Made by perennial {__version__}.",
             "",
         ]
     )

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-import perennial
 from perennial.runs.state import RunState
 from perennial.store import Log, Store
+from perennial.version import __version__
 
 FOLDER = "ledger/snapshots"
 EVERY_EVENTS = 200
@@ -93,4 +93,4 @@ def _adapter() -> TypeAdapter[RunState]:
 def _shape() -> str:
     """Tells states of other versions apart: their fields, and the version that folded them."""
     fields = json.dumps(_adapter().json_schema(), sort_keys=True)
-    return hashlib.sha256(f"{perennial.__version__}\n{fields}".encode()).hexdigest()
+    return hashlib.sha256(f"{__version__}\n{fields}".encode()).hexdigest()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Search:
+class PlannedSearch:
     """A search that can begin.
 
     here: the point that the run file itself is.
@@ -43,7 +43,9 @@ class Search:
     stage_steps: int
 
 
-def plan_search(work: Workspace, where: str, spec: TuningSpec, *, ingest: bool = True) -> Search:
+def plan_search(
+    work: Workspace, where: str, spec: TuningSpec, *, ingest: bool = True
+) -> PlannedSearch:
     """What a search is made of; trains nothing.
 
     ingest: tokenise what has landed and was not yet; without it nothing is written.
@@ -83,10 +85,10 @@ def plan_search(work: Workspace, where: str, spec: TuningSpec, *, ingest: bool =
         weighting=work.spec.replay.weighting,
     )
     _check_warmup(bench, where, here, rungs)
-    return Search(bench, here, rungs, in_stage)
+    return PlannedSearch(bench, here, rungs, in_stage)
 
 
-def begin(work: Workspace, spec: TuningSpec, search: Search) -> Bench:
+def begin(work: Workspace, spec: TuningSpec, search: PlannedSearch) -> Bench:
     """Claim the search in the ledger and measure where it begins; the bench of this claim."""
     before = _before(work, search.bench)
 

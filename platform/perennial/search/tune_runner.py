@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from perennial.config.search import Choices, Point, Span
 from perennial.errors import TrialFailed
@@ -27,6 +27,7 @@ from perennial.search.front import Pair, survivors
 if TYPE_CHECKING:
     from perennial.config.search import TuningSpec
     from perennial.search.space import Space
+    from perennial.search.trials import Bench
 
 _DRIVER_CPUS = 0.01
 """A trial's driver only waits for its workers, but Ray Tune wants a resource for it."""
@@ -37,13 +38,6 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-
-
-class Bench(Protocol):
-    """Trains and measures trials; it is copied into their processes."""
-
-    def measure(self, point: Point, steps: int) -> Mapping[str, float]:
-        """The two objectives of a point's trial after so many steps, in their order."""
 
 
 Say = Callable[[str], None]

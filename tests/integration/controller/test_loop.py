@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.cli.console import Screen
+from perennial.cli.console import ProgressScreen
 from perennial.config import RunSpec
 from perennial.controller.context import Workspace
 from perennial.controller.decisions import choices
@@ -32,7 +32,7 @@ def run_file(tmp_path: Path) -> Path:
 def work(run_file: Path, tmp_path: Path) -> Workspace:
     document = tiny_run(tmp_path)
     document["stages"] |= {"attempts": 2, "retry_after_seconds": 3600, "batch_arrivals": {}}
-    opened = Workspace(RunSpec.model_validate(document), str(run_file), [Screen()])
+    opened = Workspace(RunSpec.model_validate(document), str(run_file), [ProgressScreen()])
     opened.take_charge()
     return opened
 
@@ -86,7 +86,7 @@ def test_what_is_no_failure_of_the_corpus_is_not_written_of_it(
 
 def test_a_controller_that_lost_its_charge_writes_no_failure(work: Workspace) -> None:
     _write(work, "a", *WALK[:4])
-    Workspace(work.spec, work.where, [Screen()]).take_charge()
+    Workspace(work.spec, work.where, [ProgressScreen()]).take_charge()
     with pytest.raises(Superseded):
         _Controller(work, reschedule=False)._try("a", lambda: _raising(OSError("away")))
     assert work.ledger.read().corpora["a"].state == "training"
@@ -98,7 +98,7 @@ def test_a_release_by_policy_that_fails_is_not_tried_at_every_look(
     document = tiny_run(tmp_path)
     document["release"]["policy"] = "each-stage"
     document["schedule"] = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
-    work = Workspace(RunSpec.model_validate(document), str(run_file), [Screen()])
+    work = Workspace(RunSpec.model_validate(document), str(run_file), [ProgressScreen()])
     work.take_charge()
     _write(work, "a", *WALK[:3])
     work.record(decide_stage(work.spec, work.state, "a", AT, "", reschedule=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perennial.cli.story import HEIGHT, WIDTH, Row, Story, screen
+from perennial.cli.look.status_screen import HEIGHT, WIDTH, Row, StatusScreen, render_lines
 
 
 def row(i: int, corpora: list[str], **changes: object) -> Row:
@@ -18,7 +18,7 @@ def row(i: int, corpora: list[str], **changes: object) -> Row:
 
 
 THREE = ["english", "french", "spanish"]
-QUICKSTART = Story(
+QUICKSTART = StatusScreen(
     head="quickstart   trunk: 02-spanish, step 252, constant phase",
     corpora=THREE,
     stages=[row(i, THREE) for i in range(3)],
@@ -30,8 +30,8 @@ QUICKSTART = Story(
 )
 
 
-def test_the_quickstarts_story_is_whole() -> None:
-    lines = screen(QUICKSTART)
+def test_the_quickstarts_screen_is_whole() -> None:
+    lines = render_lines(QUICKSTART)
     assert len(lines) == 10
     text = "\n".join(lines)
     for word in ("english", "spanish", "00-c0", "02-c2", "516k", "25%", "6.000", "+0.100", "▁"):
@@ -45,7 +45,9 @@ def test_of_many_stages_the_last_are_shown_and_of_many_corpora_the_average() -> 
     corpora = [f"corpus{i}" for i in range(30)]
     stages = [row(i, corpora) for i in range(40)]
     notes = [("corpus", f"corpus{i} waits") for i in range(30)]
-    lines = screen(Story("big", corpora, stages, notes=notes, places=[("store", "s3://b/run")]))
+    lines = render_lines(
+        StatusScreen("big", corpora, stages, notes=notes, places=[("store", "s3://b/run")])
+    )
     assert len(lines) <= HEIGHT - 1
     text = "\n".join(lines)
     assert "average" in lines[1] and "corpus3 " not in lines[1]
@@ -57,12 +59,12 @@ def test_of_many_stages_the_last_are_shown_and_of_many_corpora_the_average() -> 
 
 def test_a_higher_terminal_shows_more() -> None:
     stages = [row(i, THREE) for i in range(40)]
-    assert len(screen(Story("big", THREE, stages), 100, 60)) == 42
+    assert len(render_lines(StatusScreen("big", THREE, stages), 100, 60)) == 42
 
 
 def test_a_long_place_is_folded_and_never_cut() -> None:
     url = "s3://bucket/" + "x" * 120
-    lines = screen(Story("run", places=[("store", url), ("next", "a " * 60)]))
+    lines = render_lines(StatusScreen("run", places=[("store", url), ("next", "a " * 60)]))
     assert any(url in line for line in lines)
     assert sum(line.count("a") for line in lines[2:]) == 60
 
@@ -101,8 +103,10 @@ def test_it_fits_the_screen(
     width: int,
     height: int,
 ) -> None:
-    story = Story(head, THREE, stages, releases, rates, "now", notes, [("next", w) for w in words])
-    lines = screen(story, width, height)
+    screen = StatusScreen(
+        head, THREE, stages, releases, rates, "now", notes, [("next", w) for w in words]
+    )
+    lines = render_lines(screen, width, height)
     assert len(lines) < height
     assert all(len(line) <= width for line in lines)
     for word in words:

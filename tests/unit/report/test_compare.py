@@ -25,7 +25,7 @@ from perennial.evaluation.compare import (
     same_tokens,
 )
 from perennial.evaluation.loss import DocumentLoss
-from perennial.report.compare import Comparison, Run, read_run
+from perennial.report.compare import ComparedRun, Comparison, read_run
 from perennial.report.compare_page import page
 from perennial.report.figures.compare import average_over_tokens, compute_bars, losses_by_corpus
 from perennial.report.figures.style import Picture
@@ -103,7 +103,7 @@ def test_a_gap_is_over_documents_paired_with_themselves() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> ComparedRun:
     """Two stages and a release off the second."""
     spec = RunSpec.model_validate(tiny_run(tmp_path))
     state = RunState()
@@ -130,7 +130,7 @@ def run(tmp_path: Path) -> Run:
     return found
 
 
-def test_a_run_is_read_from_its_ledger(run: Run) -> None:
+def test_a_run_is_read_from_its_ledger(run: ComparedRun) -> None:
     step = run.spec.tokens_per_step
     assert run.spec.training.global_batch == BATCH
     assert [(m.name, m.tokens) for m in run.models] == [
@@ -147,7 +147,7 @@ def test_a_run_is_read_from_its_ledger(run: Run) -> None:
     assert read_run(run.spec, run.store, RunState()) is None
 
 
-def test_a_release_of_a_decayed_trunk_is_the_same_model_with_its_scores(run: Run) -> None:
+def test_a_release_of_a_decayed_trunk_is_the_same_model_with_its_scores(run: ComparedRun) -> None:
     trunk, release = run.models[1], replace(run.models[2], tokens=run.models[1].tokens)
     scored = replace(release, scores=[{"task": "t", "metric": "acc", "value": 0.5, "stderr": 0.1}])
     decayed = replace(run, models=(run.models[0], trunk, scored))
@@ -158,8 +158,8 @@ def test_a_release_of_a_decayed_trunk_is_the_same_model_with_its_scores(run: Run
     assert "0.500 ± 0.100" in str(page(told, AT))
 
 
-def test_the_page_tells_the_groups_the_gaps_and_the_bill(run: Run) -> None:
-    other = Run(run.spec, run.store, run.models[1:2], run.bill, 10)
+def test_the_page_tells_the_groups_the_gaps_and_the_bill(run: ComparedRun) -> None:
+    other = ComparedRun(run.spec, run.store, run.models[1:2], run.bill, 10)
     gaps = (gap(run.models[1], run.models[1], ("a",), lambda *_: None),)
     told = Comparison((run, other), ("a",), True, gaps)
     text = str(page(told, AT))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from matplotlib.image import imread
 
-from perennial.evaluation import HeldoutLoss, LossMatrix, pareto_front
+from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.report.figures.pareto import pareto
 from perennial.report.figures.run import (
     learned_and_forgotten,
@@ -23,6 +22,7 @@ from perennial.report.figures.style import Picture
 from perennial.report.figures.training import time_spent, train_loss
 from perennial.runs.history import LossPoint, StageTime, goodput
 from perennial.runs.summary import RatePoint, StageTokens
+from tests.support.search_results import sample_result
 
 
 def _loss(corpus: str, nats: float, stderr: float | None = 0.02) -> HeldoutLoss:
@@ -63,31 +63,6 @@ TOKENS = [
 POINTS = [(3.0, 0.5), (3.2, 0.1), (3.3, 0.4)]
 
 
-def found(points: list[tuple[float, float]], law: bool = False) -> dict[str, Any]:
-    """A search's result, as far as its picture needs it; the last trial was stopped early."""
-    front = pareto_front(points)
-    trials = [
-        {
-            "point": {"eta": 1e-3, "replay": 0.1 * i, "weighting": "seen", "anneal": ""},
-            "values": list(values),
-            "low": [value - 0.02 for value in values],
-            "high": [value + 0.02 for value in values],
-            "finished": i < 2,
-        }
-        for i, values in enumerate(points)
-    ]
-    predicted = [{"values": [3.0, 0.45], "errors": [0.02, 0.03]}]
-    return {
-        "objectives": ["adaptation", "forgetting"],
-        "corpus": "french",
-        "trials": trials,
-        "front": front,
-        "knee": front[0],
-        "advice": [{"taste": "balanced", "trial": front[0]}, {"taste": "keep-old", "trial": 0}],
-        "law": {"front": predicted * 2} if law else None,
-    }
-
-
 LOSSES = [LossPoint(100 * i, 9 - i / 40, "00-a" if i < 50 else "01-b") for i in range(1, 90)]
 TIMES = [
     StageTime("00-a", 100.0, {"forward": 30.0, "backward": 40.0, "data": 5.0}, 1),
@@ -110,9 +85,9 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "training loss": lambda: train_loss(LOSSES),
     "training loss of one step": lambda: train_loss(LOSSES[:1]),
     "time": lambda: time_spent(TIMES),
-    "pareto": lambda: pareto(found(POINTS)),
-    "pareto of one": lambda: pareto(found(POINTS[:1])),
-    "pareto with a law": lambda: pareto(found(POINTS, law=True)),
+    "pareto": lambda: pareto(sample_result(POINTS)),
+    "pareto of one": lambda: pareto(sample_result(POINTS[:1])),
+    "pareto with a law": lambda: pareto(sample_result(POINTS, law=True)),
 }
 
 
@@ -152,8 +127,8 @@ def test_pictures_show_what_they_are_given() -> None:
     assert learning_rate(TRUNK, BRANCH).png() != learning_rate(TRUNK).png()
     assert tokens_by_source(TOKENS).png() != tokens_by_source(TOKENS[:1] * 2).png()
     better = [*POINTS[:2], (2.9, 0.05)]
-    assert pareto(found(POINTS)).png() != pareto(found(better)).png()
-    assert pareto(found(POINTS)).png() != pareto(found(POINTS, law=True)).png()
+    assert pareto(sample_result(POINTS)).png() != pareto(sample_result(better)).png()
+    assert pareto(sample_result(POINTS)).png() != pareto(sample_result(POINTS, law=True)).png()
 
 
 def test_goodput_is_the_share_of_the_time_in_steps_that_count() -> None:

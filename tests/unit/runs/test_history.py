@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from perennial.report.search_section import search_sections
 from perennial.runs.history import stage_time
 from perennial.runs.state import RunState
 from perennial.runs.worker_starts import WorkerStart, note_start, read_starts
+from perennial.search.results import Advice
 from perennial.store import open_store
 from tests.support.event_factory import walk
+from tests.support.search_results import sample_result
 
 TIMES = {"started": "2026-01-01T00:00:00+00:00", "trained": "2026-01-01T00:01:40+00:00"}
 
@@ -56,25 +59,14 @@ def test_the_ledger_keeps_when_a_stage_began_and_ended() -> None:
 def test_a_search_is_a_section_with_its_advice(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     assert list(search_sections(store)) == []
-    trials = [
-        {"point": {"eta": eta, "replay": replay, "anneal": None}, "values": values,
-         "low": values, "high": values, "finished": True, "on_front": True}
-        for eta, replay, values in ((1e-3, 0.05, [3.1, 0.4]), (1e-3, 0.5, [3.3, 0.1]))
-    ]  # fmt: skip
-    found = {
-        "search": "quick",
-        "corpus": "french",
-        "objectives": ["adaptation", "forgetting"],
-        "trials": trials,
-        "front": [0, 1],
-        "law": None,
-        "advice": [{"taste": "keep-old", "trial": 1}, {"taste": "learn-new", "trial": 0}],
-    }
-    store.write("searches/quick/result.json", json.dumps(found).encode())
+    result = sample_result([(3.1, 0.4), (3.3, 0.1)])
+    advice = (Advice("keep-old", 1, {}, ""), Advice("learn-new", 0, {}, ""))
+    document = replace(result, advice=advice).to_dict()
+    store.write("searches/quick/result.json", json.dumps(document).encode())
     (section,) = search_sections(store)
     assert section.title == "Search: quick"
     assert section.picture is not None
     assert section.picture.svg().startswith(b"<?xml")
-    (advice,) = section.tables
-    assert [row[0] for row in advice.rows] == ["keep old", "learn new"]
-    assert "replay 0.5" in advice.rows[0][1]
+    (table,) = section.tables
+    assert [row[0] for row in table.rows] == ["keep old", "learn new"]
+    assert "replay 0.1" in table.rows[0][1]

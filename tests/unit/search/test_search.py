@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from perennial.schedules import (
     to_dict,
 )
 from perennial.search.begin import check_constant
-from perennial.search.results import Outcome, Setting, result
+from perennial.search.results import SearchResult
 from perennial.search.space import Space, space_of
+from perennial.search.summarize import SearchSetting, TrialOutcome, summarize
 from perennial.search.trials import Bench, objective_values
 from perennial.search.tune_runner import advised, optuna_searcher
 from tests.support.event_factory import AT, event_of
@@ -241,9 +243,9 @@ def test_the_ledger_takes_a_trial_once_and_its_measurements_in_order(tmp_path: P
     assert state.searches.of("s")[trial.trial].trained_steps == 12
 
 
-def _setting(**changes: Any) -> Setting:
+def _setting(**changes: Any) -> SearchSetting:
     before = {"old": np.array([[300.0, 100.0]] * 8)}
-    setting = Setting(
+    setting = SearchSetting(
         search="s", corpus="new", after="00-old", source="c", step=60, rate="eta_const",
         objectives=("adaptation", "forgetting"), before=before, steps=6, stage_steps=60,
         tokens_per_step=1000, seed=0,
@@ -251,13 +253,13 @@ def _setting(**changes: Any) -> Setting:
     return replace(setting, **changes)
 
 
-def _outcome(eta: float, values: tuple[float, float], steps: int = 6) -> Outcome:
+def _outcome(eta: float, values: tuple[float, float], steps: int = 6) -> TrialOutcome:
     documents = {
         "new": np.array([[100 * values[0], 100.0]] * 8),
         "old": np.array([[300 + 100 * values[1], 100.0]] * 8),
     }
     point = Point(eta, 0.1, "seen")
-    return Outcome(point, {steps: values}, steps, "branches/t", ("t/6",), (documents,))
+    return TrialOutcome(point, {steps: values}, steps, "branches/t", ("t/6",), (documents,))
 
 
 def test_a_result_names_front_knee_advice_and_cost() -> None:
@@ -269,31 +271,49 @@ def test_a_result_names_front_knee_advice_and_cost() -> None:
         _outcome(5e-4, (2.0, 0.0), steps=2),  # better than all, but stopped
     ]
     space = space_of(parse(SEARCH, TuningSpec, ""), HERE)
-    found = result(_setting(), space, outcomes)
-    assert found["front"] == [2, 1, 0]
-    assert found["knee"] == 1
-    assert {a["taste"]: a["trial"] for a in found["advice"]} == {
+    result = summarize(_setting(), space, outcomes)
+    assert result.front == (2, 1, 0)
+    assert result.knee == 1
+    assert {advice.taste: advice.trial for advice in result.advice} == {
         "keep-old": 1, "balanced": 1, "learn-new": 1
     }  # fmt: skip
-    advice = found["advice"][1]
-    assert advice["fragment"]["schedule"] == {"eta_const": 2e-4}
-    assert advice["fragment"]["stages"] == {"corpora": {"new": {"replay": 0.1}}}
-    assert [t["finished"] for t in found["trials"]] == [True] * 4 + [False]
-    assert [t["front_share"] for t in found["trials"]] == [1.0, 1.0, 1.0, 0.0, 0.0]
-    cost = found["cost"]
-    assert (cost["trained_tokens"], cost["stage_tokens"]) == (26_000, 60_000)
-    assert cost["share"] == pytest.approx(26 / 60)
-    assert cost["of_budget"] == pytest.approx(26 / 30)
-    assert len(found["law"]["held_out"]) == 5
+    fragment = result.advice[1].fragment
+    assert fragment["schedule"] == {"eta_const": 2e-4}
+    assert fragment["stages"] == {"corpora": {"new": {"replay": 0.1}}}
+    assert [trial.finished for trial in result.trials] == [True] * 4 + [False]
+    assert [trial.front_share for trial in result.trials] == [1.0, 1.0, 1.0, 0.0, 0.0]
+    cost = result.cost
+    assert (cost.trained_tokens, cost.stage_tokens) == (26_000, 60_000)
+    assert cost.share == pytest.approx(26 / 60)
+    assert cost.of_budget == pytest.approx(26 / 30)
+    assert result.law is not None
+    assert len(result.law.held_out) == 5
+
+
+def test_a_result_is_read_as_it_is_written() -> None:
+    space = space_of(parse(SEARCH, TuningSpec, ""), HERE)
+    outcomes = [_outcome(i * 1e-4, (3.0 - i / 10, i / 10)) for i in range(1, 6)]
+    for result in (
+        summarize(_setting(), space, outcomes),
+        summarize(_setting(), space, outcomes[:2]),  # without a law
+    ):
+        document = json.loads(json.dumps(result.to_dict()))
+        assert SearchResult.from_dict(document) == result
+        assert SearchResult.from_dict(document).to_dict() == document
+        assert list(document) == [
+            "search", "corpus", "after", "source", "step", "objectives", "trials", "front", "knee",
+            "advice", "law", "cost",
+        ]  # fmt: skip
+        assert list(document["trials"][0]["point"]) == ["eta", "replay", "weighting", "anneal"]
 
 
 def test_tastes_choose_the_ends_of_a_straight_front() -> None:
     ends = [(1e-4, (3.0, 0.0)), (2e-4, (2.5, 0.5)), (3e-4, (2.0, 1.0))]
     space = space_of(parse(SEARCH, TuningSpec, ""), HERE)
-    found = result(_setting(), space, [_outcome(*each) for each in ends])
-    tastes = {a["taste"]: a["trial"] for a in found["advice"]}
+    result = summarize(_setting(), space, [_outcome(*end) for end in ends])
+    tastes = {advice.taste: advice.trial for advice in result.advice}
     assert (tastes["keep-old"], tastes["learn-new"]) == (0, 2)
-    assert found["law"] is None  # three trials are too few for one
+    assert result.law is None  # three trials are too few for one
 
 
 def test_advice_is_run_as_it_is_written(tmp_path: Path) -> None:

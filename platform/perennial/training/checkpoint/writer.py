@@ -23,7 +23,6 @@ import tenacity
 import torch
 import torch.distributed as dist
 
-import perennial
 from perennial.errors import StoreFailed
 from perennial.schedules import to_dict
 from perennial.store import Store
@@ -35,6 +34,7 @@ from perennial.training.engine.engine import gather_weights
 from perennial.training.engine.optimizer_state import optimizer_state
 from perennial.training.job import Job
 from perennial.training.model.hf_folder import write_model_folder
+from perennial.version import __version__
 
 _MODEL = "model"
 _PREFIX = "perennial-checkpoint-"
@@ -267,7 +267,7 @@ class Saver:
             skipped=tuple(skipped for skipped in self._skipped if skipped <= step),
             optimizer_steps=snapshot.optimizer_steps,
             world_size=self._world,
-            code_version=perennial.__version__,
+            code_version=__version__,
             tracking_run=job.tracking_run,
             attempt=self._attempt,
             files=files,

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from perennial.cli.app import AsJson, verb
+from perennial.cli.command import AsJson, check_output, open_run
 from perennial.cli.console import out, print_json
-from perennial.cli.opening import read_run
 
 if TYPE_CHECKING:
-    from perennial.report.compare import Comparison, Run
+    from perennial.report.compare import ComparedRun, Comparison
 
 RunFiles = Annotated[
     list[Path],
@@ -24,46 +23,38 @@ Output = Annotated[
 ]
 
 
-@verb
 def compare(run_files: RunFiles, output: Output = None, as_json: AsJson = False) -> None:
     """Runs side by side at equal tokens: losses, gaps, compute saved against retraining."""
-    from perennial.cli.console import Screen
-    from perennial.cli.report import check_output
-    from perennial.controller.context import Workspace
-    from perennial.report.compare import compare as beside
-
     check_output(output)
-    told = beside([Workspace(read_run(path, None), str(path), [Screen()]) for path in run_files])
-    if output is not None:
-        from perennial.report.compare_page import comparison_html
-        from perennial.runs.ledger import now
-
-        output.write_text(comparison_html(told, now()), encoding="utf-8")
+    first, *others = [open_run(path, None) for path in run_files]
+    comparison = first.compare(others, output)
     if as_json:
-        print_json(told.to_dict() | {"page": str(output.absolute()) if output else None})
+        print_json(comparison.to_dict() | {"page": str(output.absolute()) if output else None})
         return
-    _print_losses(told)
-    _print_gaps(told)
-    _print_tasks(told)
-    for run in told.runs[:1]:
+    _print_losses(comparison)
+    _print_gaps(comparison)
+    _print_tasks(comparison)
+    for run in comparison.runs[:1]:
         _print_bill(run)
     if output is not None:
         out.print(f"page      {output.absolute()}   (opens without a network)")
 
 
-def _print_losses(told: Comparison) -> None:
+def _print_losses(comparison: Comparison) -> None:
     from perennial.evaluation.compare import average, value_of
 
-    unit = "nats per token" if told.in_nats else "bits per byte (the tokenizers differ)"
+    unit = "nats per token" if comparison.in_nats else "bits per byte (the tokenizers differ)"
     table = Table(title=f"held-out loss, {unit}", title_justify="left")
     table.add_column("run")
     table.add_column("rate")
-    for name in ("tokens", *told.corpora, "average"):
+    for name in ("tokens", *comparison.corpora, "average"):
         table.add_column(name, justify="right", no_wrap=True)
-    for group in told.groups:
+    for group in comparison.groups:
         for model in group:
-            values = [value_of(model.losses[corpus], told.in_nats) for corpus in told.corpora]
-            mean = average(model, told.corpora, told.in_nats)
+            values = [
+                value_of(model.losses[corpus], comparison.in_nats) for corpus in comparison.corpora
+            ]
+            mean = average(model, comparison.corpora, comparison.in_nats)
             table.add_row(
                 model.run,
                 "annealed" if model.decayed else "constant",
@@ -73,58 +64,61 @@ def _print_losses(told: Comparison) -> None:
             )
         table.add_section()
     out.print(table)
-    if not told.corpora:
+    if not comparison.corpora:
         out.print("note      no corpus was measured in all of these runs on the same documents")
 
 
-def _print_gaps(told: Comparison) -> None:
+def _print_gaps(comparison: Comparison) -> None:
     from perennial.report.compare_page import number
 
-    if not told.gaps:
-        if len(told.runs) > 1:
-            out.print(f"note      no other model cost the same as one of {told.runs[0].name}'s")
+    if not comparison.gaps:
+        if len(comparison.runs) > 1:
+            out.print(
+                f"note      no other model cost the same as one of {comparison.runs[0].name}'s"
+            )
         return
-    title = f"{told.runs[0].name} minus the others at equal tokens: below 0 it is better"
+    title = f"{comparison.runs[0].name} minus the others at equal tokens: below 0 it is better"
     table = Table(title=title, title_justify="left")
     table.add_column("against")
-    for name in (*told.corpora, "average"):
+    for name in (*comparison.corpora, "average"):
         table.add_column(name, justify="right", no_wrap=True)
     # Of each run the pair that cost most; the page and --json have them all.
-    for gap in {gap.theirs.run: gap for gap in told.gaps}.values():
+    for gap in {gap.theirs.run: gap for gap in comparison.gaps}.values():
         changes = [*gap.corpora.values(), *([gap.average] if gap.average else [])]
         table.add_row(gap.theirs.run, *(number(c).replace(" ", "") for c in changes))
     out.print(table)
 
 
-def _print_tasks(told: Comparison) -> None:
+def _print_tasks(comparison: Comparison) -> None:
     from perennial.report.compare_page import score_text
 
-    if not told.tasks:
+    if not comparison.tasks:
         return
     table = Table(title="lm-eval on each run's last model", title_justify="left")
     table.add_column("task")
-    for run in told.runs:
+    for run in comparison.runs:
         table.add_column(run.name, justify="right")
-    for task, scores in told.tasks.items():
-        cells = (score_text(scores.get(run.name)).replace(" ", "") for run in told.runs)
+    for task, scores in comparison.tasks.items():
+        cells = (score_text(scores.get(run.name)).replace(" ", "") for run in comparison.runs)
         table.add_row(task, *cells)
     out.print(table)
 
 
-def _print_bill(run: Run) -> None:
+def _print_bill(run: ComparedRun) -> None:
     table = Table(title=f"what each arrival cost {run.name}, in tokens", title_justify="left")
     for column in ("arrival", "trained", "retraining on all so far", "saved"):
         table.add_column(column, justify="left" if column == "arrival" else "right")
-    for each in run.bill.arrivals:
-        share = 1 - each.tokens / each.retrained_tokens
-        table.add_row(each.stage, f"{each.tokens:,}", f"{each.retrained_tokens:,}", f"{share:.0%}")
+    for arrival in run.bill.arrivals:
+        saved = 1 - arrival.tokens / arrival.retrained_tokens
+        tokens, retrained = f"{arrival.tokens:,}", f"{arrival.retrained_tokens:,}"
+        table.add_row(arrival.stage, tokens, retrained, f"{saved:.0%}")
     table.add_section()
     bill = run.bill
     table.add_row("in all", f"{bill.tokens:,}", f"{bill.retrained_tokens:,}", f"{bill.saved:.0%}")
     out.print(table)
     flops = run.flops_per_token
-    spent, retrained = bill.tokens * flops, bill.retrained_tokens * flops
+    spent, retraining = bill.tokens * flops, bill.retrained_tokens * flops
     out.print(
-        f"compute   {spent:.3g} FLOPs instead of {retrained:.3g}, at {flops:.3g} a token: "
+        f"compute   {spent:.3g} FLOPs instead of {retraining:.3g}, at {flops:.3g} a token: "
         f"{bill.saved:.0%} saved"
     )

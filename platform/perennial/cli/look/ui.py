@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from perennial.cli.app import DryRun, Overrides, RunFile, verb
+from perennial.cli.command import DryRun, Overrides, RunFile, open_run
 from perennial.cli.console import log, print_json
-from perennial.cli.opening import read_run
 
 
-@verb
 def ui(
     run_file: RunFile,
     overrides: Overrides = None,
@@ -21,13 +19,7 @@ def ui(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port")] = 5000,
 ) -> None:
     """Start the MLflow UI on the run's tracking store; ends with Ctrl-C."""
-    from perennial import tracking
-    from perennial.cli.console import Screen
-    from perennial.controller.context import Workspace
-    from perennial.telemetry.mlflow_observer import tracking_uri
-
-    work = Workspace(read_run(run_file, overrides), str(run_file), [Screen()])
-    command = tracking.ui_command(tracking_uri(work), host=host, port=port)
+    command = open_run(run_file, overrides).ui_command(host=host, port=port)
     if dry_run:
         print_json({"command": command})
         return

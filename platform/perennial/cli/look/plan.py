@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from perennial.cli.app import AsJson, Overrides, RunFile, verb
+from perennial.cli.command import AsJson, Overrides, RunFile, open_run
 from perennial.cli.console import out, print_json
-from perennial.cli.opening import read_run
 
 if TYPE_CHECKING:
+    from perennial.api.results import RunPlan
     from perennial.planning.plan import Plan, StagePlan
-    from perennial.runs.state import RunState
-    from perennial.schedules import Anneal
 
 _WIDTH = 72
 _HEIGHT = 6
 """Characters of the learning rate's curve in a terminal."""
 
 
-@verb
 def plan(
     run_file: RunFile,
     overrides: Overrides = None,
@@ -45,47 +42,45 @@ def plan(
         Path | None, typer.Option("--picture", help="Draw the learning rate into this PNG file")
     ] = None,
 ) -> None:
-    """Steps, tokens by source, rates, memory, time: all that is known before compute. Reads only.
+    """Predict steps, tokens by source, rates, memory and time before compute. Reads only.
 
-    MFU and peak tell the time on GPUs until the run has measured its own speed (312 TFLOP/s: A100).
+    MFU and peak give the time on GPUs until the run has measured its own speed (312 TFLOP/s: A100).
     """
-    from perennial.cli.console import Screen
-    from perennial.controller.context import Workspace
-    from perennial.planning.plan import Hardware, plan_run
+    from perennial.planning.plan import Hardware
 
-    work = Workspace(read_run(run_file, overrides), str(run_file), [Screen()])
+    run = open_run(run_file, overrides)
     memory = None if gpu_memory is None else int(gpu_memory * 2**30)
-    told, state, release = plan_run(work, Hardware(peak_tflops * 1e12, mfu, memory), reschedule)
+    planned = run.plan(Hardware(peak_tflops * 1e12, mfu, memory), reschedule=reschedule)
     if picture is not None:
-        _draw(picture, state, release)
+        run.draw_rates(planned, picture)
     if as_json:
-        print_json(told.to_dict())
+        print_json(planned.to_dict())
         return
-    _print_model(told)
-    _print_stages(told)
-    if state.stages:
-        _print_rates(told, state, release)
-    _print_memory(told)
-    _print_end(told, str(run_file))
+    _print_model(planned.plan)
+    _print_stages(planned.plan)
+    if planned.state.stages:
+        _print_rates(planned)
+    _print_memory(planned.plan)
+    _print_end(planned.plan, run_file)
 
 
-def _print_model(told: Plan) -> None:
-    size = told.model
+def _print_model(plan: Plan) -> None:
+    size = plan.model
     out.print(
         f"model       {size.parameters:,} parameters, "
         f"{size.without_embeddings:,} without embeddings"
     )
     out.print(
         f"            {size.layers} layers of {size.hidden:,}, vocabulary {size.vocabulary:,}; "
-        f"{told.flops_per_token:.4g} FLOPs a token"
+        f"{plan.flops_per_token:.4g} FLOPs a token"
     )
 
 
-def _print_stages(told: Plan) -> None:
+def _print_stages(plan: Plan) -> None:
     table = Table(title="stages to come", title_justify="left")
     for column in ("stage", "size", "steps", "tokens", "time", "GPU-hours"):
         table.add_column(column, justify="left" if column in ("stage", "size") else "right")
-    for stage in told.stages:
+    for stage in plan.stages:
         left = "" if stage.steps_left == stage.steps else f", {stage.steps_left:,} left"
         table.add_row(
             stage.stage,
@@ -96,8 +91,8 @@ def _print_stages(told: Plan) -> None:
             "-" if stage.gpu_hours is None else f"{stage.gpu_hours:,.1f}",
         )
     out.print(table)
-    _print_sources(told.stages)
-    for name in told.unknown:
+    _print_sources(plan.stages)
+    for name in plan.unknown:
         out.print(f"unknown     {name}: its size is known once it is ingested, or by a budget")
 
 
@@ -126,17 +121,16 @@ def _print_sources(stages: Sequence[StagePlan]) -> None:
             )
 
 
-def _print_rates(told: Plan, state: RunState, release: Anneal | None) -> None:
-    from perennial.runs.summary import rate_points
-
+def _print_rates(planned: RunPlan) -> None:
     table = Table(title="learning rate", title_justify="left")
     for column in ("stage", "phase", "steps", "from", "to"):
         table.add_column(column, justify="left" if column in ("stage", "phase") else "right")
-    for phase in told.phases:
+    for phase in planned.plan.phases:
         steps = f"{phase.first_step:,} - {phase.last_step:,}"
         table.add_row(
             phase.stage, phase.phase, steps, f"{phase.eta_first:.3e}", f"{phase.eta_last:.3e}"
         )
+    release = planned.release
     if release is not None:
         last = release.start_step + release.steps - 1
         table.add_row(
@@ -148,9 +142,9 @@ def _print_rates(told: Plan, state: RunState, release: Anneal | None) -> None:
             style="green",
         )
     out.print(table)
-    last_step = state.stages[-1].last_step
+    last_step = planned.state.stages[-1].last_step
     tops = [0.0] * _WIDTH
-    for point in rate_points(state.stages):
+    for point in planned.rates:
         place = point.step * _WIDTH // last_step
         tops[place] = max(tops[place], point.eta)
     for line in curve(tops, _HEIGHT):
@@ -168,55 +162,39 @@ def curve(values: Sequence[float], height: int) -> list[str]:
     ]
 
 
-def _print_memory(told: Plan) -> None:
-    table = Table(title=f"memory of one of {told.workers} workers, GiB", title_justify="left")
+def _print_memory(plan: Plan) -> None:
+    table = Table(title=f"memory of one of {plan.workers} workers, GiB", title_justify="left")
     for column in ("ZeRO stage", "weights", "gradients", "optimizer", "activations", "in all"):
         table.add_column(column, justify="left" if column == "ZeRO stage" else "right")
-    for stage, memory in told.memory.items():
+    for stage, memory in plan.memory.items():
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations)
         table.add_row(
-            f"{stage} (this run)" if stage == told.zero_stage else str(stage),
+            f"{stage} (this run)" if stage == plan.zero_stage else str(stage),
             *(f"{part / 2**30:.2f}" for part in (*parts, memory.total)),
-            style="bold" if stage == told.zero_stage else "",
+            style="bold" if stage == plan.zero_stage else "",
         )
     out.print(table)
 
 
-def _print_end(told: Plan, run_file: str) -> None:
-    speed = told.speed
+def _print_end(plan: Plan, run_file: Path) -> None:
+    speed = plan.speed
     out.print(
-        "speed       unknown: no checkpoint of this run tells it, and there are no GPUs to state"
+        "speed       unknown: no checkpoint of this run shows it, and no GPUs are stated"
         if speed is None
         else f"speed       {speed.tokens_per_second:,.0f} tokens/s ({speed.source})"
     )
-    count = sum(stage.checkpoints for stage in told.stages)
+    count = sum(stage.checkpoints for stage in plan.stages)
     out.print(
-        f"checkpoint  {told.checkpoint_bytes:,} bytes; {count:,} of them stay, "
-        f"{_bytes(count * told.checkpoint_bytes)}"
+        f"checkpoint  {plan.checkpoint_bytes:,} bytes; {count:,} of them stay, "
+        f"{_bytes(count * plan.checkpoint_bytes)}"
     )
-    totals = told.to_dict()["totals"]
+    totals = plan.to_dict()["totals"]
     hours = "" if totals["gpu_hours"] is None else f", {totals['gpu_hours']:,.1f} GPU-hours"
     time = "" if totals["seconds"] is None else f", {_duration(totals['seconds'])}"
     out.print(f"to do       {totals['steps']:,} steps, {totals['tokens']:,} tokens{time}{hours}")
-    for note in told.notes:
+    for note in plan.notes:
         out.print(f"note        {note}")
     out.print(f"next        perennial run {run_file}")
-
-
-def _draw(path: Path, state: RunState, release: Anneal | None) -> None:
-    from perennial.errors import InputError
-    from perennial.report.figures.run import learning_rate
-    from perennial.runs.summary import rate_points
-
-    if not state.stages:
-        raise InputError(str(path), "", "there is no stage to draw", "land or name a corpus")
-    branch = {}
-    if release is not None:
-        stride = max(1, release.steps // 200)
-        last = release.start_step + release.steps - 1
-        steps = [*range(release.start_step, last, stride), last]
-        branch = {"release": [(step, release.eta(step)) for step in steps]}
-    path.write_bytes(learning_rate(rate_points(state.stages), branch).png())
 
 
 def _bytes(count: int) -> str:

@@ -1,6 +1,6 @@
 """A run on one terminal screen: the stages as a table, the rest a line each. Pure.
 
-What does not fit is said to be missing; `--json` and the report have it.
+The screen says where something does not fit; `--json` and the report have all of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 80, 24
-"""What a terminal has at least."""
+"""Smallest terminal that is supported, in characters."""
 _LABEL = 10
 _FEWEST_ROWS = 3
 _CELL = 7
@@ -34,12 +34,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Story:
-    """What a person wants to know, most important first.
+class StatusScreen:
+    """Contents of the status screen, most important first.
 
     head: the run, and where its trunk stands.
-    rates: the learning rate over the trunk's life, evenly spaced; `rate` says the last one.
-    notes, places: a word and a text each; places (files, commands) are never cut.
+    rates: the learning rate over the trunk's life, evenly spaced; `rate` describes the last one.
+    notes, places: pairs of a label and a text; places (files, commands) are never cut.
     """
 
     head: str
@@ -52,24 +52,26 @@ class Story:
     places: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def screen(story: Story, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
-    """The story in at most `height` lines of at most `width` characters.
+def render_lines(screen: StatusScreen, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
+    """Return the screen in at most `height` lines of at most `width` characters.
 
     Only a place that is longer than a line takes more than one: it is there to be copied.
     """
-    top = [_cut(story.head, width)]
-    if story.rates:
-        top.append(_cut(f"{'rate':{_LABEL}}{_spark(story.rates, width - 26)}  {story.rate}", width))
-    places = [line for place in story.places for line in _folded(*place, width)]
+    top = [_cut(screen.head, width)]
+    if screen.rates:
+        top.append(
+            _cut(f"{'rate':{_LABEL}}{_spark(screen.rates, width - 26)}  {screen.rate}", width)
+        )
+    places = [line for place in screen.places for line in _folded(*place, width)]
     room = height - 1 - len(top) - len(places)  # the prompt comes after
-    notes = _fitting(story.notes, max(1, room - _least(story)), width)
-    table = _table(story, width, max(0, room - len(notes)))
+    notes = _fitting(screen.notes, max(1, room - _least(screen)), width)
+    table = _table(screen, width, max(0, room - len(notes)))
     return [*top, *table, *notes, *places]
 
 
-def _least(story: Story) -> int:
-    """Lines that the table is given before the notes."""
-    rows = len(story.stages) + len(story.releases)
+def _least(screen: StatusScreen) -> int:
+    """Return the number of lines that the table gets before the notes do."""
+    rows = len(screen.stages) + len(screen.releases)
     return 1 + min(rows, _FEWEST_ROWS) if rows else 0
 
 
@@ -81,24 +83,24 @@ def _fitting(notes: Sequence[tuple[str, str]], room: int, width: int) -> list[st
     return [*lines[: room - 1], f"{'':{_LABEL}}and {more} more lines: --json has them"]
 
 
-def _table(story: Story, width: int, room: int) -> list[str]:
-    rows = [*story.stages, *story.releases]
+def _table(screen: StatusScreen, width: int, room: int) -> list[str]:
+    rows = [*screen.stages, *screen.releases]
     if not rows or room < 2:
         return []
-    longest = max((len(row.name) for row in story.stages), default=0)
+    longest = max((len(row.name) for row in screen.stages), default=0)
     name = max(5, min(longest, 20))
     left = width - name - 26 - 9
-    columns = {corpus: min(max(_CELL, len(corpus)), _WIDEST_CORPUS) for corpus in story.corpora}
+    columns = {corpus: min(max(_CELL, len(corpus)), _WIDEST_CORPUS) for corpus in screen.corpora}
     whole = sum(size + 1 for size in columns.values()) <= left
     if not whole:
         columns = {"own": _CELL, "average": _CELL}
-    heads = "".join(f" {_cut(each, size):>{size}}" for each, size in columns.items())
+    heads = "".join(f" {_cut(column, size):>{size}}" for column, size in columns.items())
     title = f"{'stage':{name}} {'state':10} {'tokens':>6} {'replay':>6}{heads} {'forgot':>7}"
     shown = rows if len(rows) <= room - 1 else rows[len(rows) - room + 2 :]
     lines = [title]
     if len(shown) < len(rows):
         lines.append(f"... and {len(rows) - len(shown)} before: `perennial report` shows all")
-    return lines + [_row(row, name, columns, whole, story.corpora) for row in shown]
+    return lines + [_row(row, name, columns, whole, screen.corpora) for row in shown]
 
 
 def _row(
@@ -112,7 +114,7 @@ def _row(
     measured = [row.losses[corpus] for corpus in corpora if corpus in row.losses]
     average = sum(measured) / len(measured) if len(measured) == len(corpora) != 0 else None
     values = row.losses if whole else {"own": row.own, "average": average}
-    cells = (_number(values.get(each)).rjust(size) for each, size in columns.items())
+    cells = (_number(values.get(column)).rjust(size) for column, size in columns.items())
     forgot = "" if row.forgetting is None else f"{row.forgetting:+.3f}"
     return f"{start} {' '.join(cells)} {forgot:>7}".rstrip()
 
@@ -122,7 +124,7 @@ def _number(value: float | None) -> str:
 
 
 def _short(count: int) -> str:
-    """A count in five characters: 516k, 4.1M, 300G."""
+    """Return a count in at most five characters: 516k, 4.1M, 300G."""
     for unit, scale in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= scale:
             value = count / scale
@@ -131,7 +133,7 @@ def _short(count: int) -> str:
 
 
 def _spark(values: Sequence[float], width: int) -> str:
-    """The values as one line of block characters, the highest one full."""
+    """Return the values as one line of block characters, the highest one full."""
     top = max(values) or 1.0
     places = min(width, len(values))
     chosen = [max(_part(values, i, places)) for i in range(places)]

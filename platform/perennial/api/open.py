@@ -1,0 +1,42 @@
+"""Opening a run: by its run file, or by the store of a run that exists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perennial.api.run import Run
+from perennial.config import RunSpec, load_run, override_stored_run
+from perennial.errors import InputError
+from perennial.runs.ledger import Ledger
+from perennial.store import open_store
+
+if TYPE_CHECKING:
+    from perennial.controller.observer import RunObserver
+
+
+def open_run(
+    run: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    observers: Sequence[RunObserver] = (),
+) -> Run:
+    """Return the run of a run file or of a store; see `perennial.open`."""
+    name = os.fspath(run)
+    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+        return Run(load_run(Path(name), overrides), name, observers)
+    return Run(_recorded_spec(name, overrides), name, observers, from_store=True)
+
+
+def _recorded_spec(url: str, overrides: Sequence[str]) -> RunSpec:
+    """Return the run file that the ledger of a store recorded, with the store where it is now."""
+    store = open_store(url)
+    recorded = Ledger(store, lambda line: None).read().spec
+    if recorded is None:
+        raise InputError(
+            url, "", "there is no run in this store", "give a run file, or a run's store",
+            code="no-run-in-store",
+        )  # fmt: skip
+    # The run may have been copied or moved since it was opened.
+    return override_stored_run({**recorded, "store": store.url}, overrides)

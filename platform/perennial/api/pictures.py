@@ -1,0 +1,59 @@
+"""Pages and pictures: the report, a comparison, and the learning rate of a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perennial.api.results import ReportPage
+from perennial.errors import InputError
+from perennial.runs.ledger import now
+
+if TYPE_CHECKING:
+    from perennial.api.results import RunPlan
+    from perennial.controller.context import Workspace
+    from perennial.report.compare import Comparison
+
+_CURVE_POINTS = 200
+
+
+def write_report(work: Workspace, output: Path | None) -> ReportPage:
+    """Write the report's page; see `Run.report`."""
+    from perennial.report.build import KEY, report
+
+    if not work.state.corpora:
+        raise InputError(
+            work.where, "", "nothing has landed yet, so there is nothing to report",
+            f"use `perennial land {work.where} NAME FILES...`", code="nothing-landed",
+        )  # fmt: skip
+    html = report(work, now())
+    if output is None:
+        return ReportPage(f"{work.store.url}/{KEY}", html)
+    output.write_text(html, encoding="utf-8")
+    return ReportPage(str(output.absolute()), html)
+
+
+def write_comparison(comparison: Comparison, output: Path) -> None:
+    """Write runs side by side as one HTML page."""
+    from perennial.report.compare_page import comparison_html
+
+    output.write_text(comparison_html(comparison, now()), encoding="utf-8")
+
+
+def draw_rates(plan: RunPlan, picture: Path) -> None:
+    """Draw the learning rate of a plan, with its release, into a PNG file."""
+    from perennial.report.figures.run import learning_rate
+
+    if not plan.state.stages:
+        raise InputError(
+            str(picture), "", "there is no stage to draw", "land or name a corpus",
+            code="nothing-landed",
+        )  # fmt: skip
+    branch = {}
+    release = plan.release
+    if release is not None:
+        stride = max(1, release.steps // _CURVE_POINTS)
+        last = release.start_step + release.steps - 1
+        steps = [*range(release.start_step, last, stride), last]
+        branch = {"release": [(step, release.eta(step)) for step in steps]}
+    picture.write_bytes(learning_rate(plan.rates, branch).png())

@@ -1,0 +1,182 @@
+"""What the verbs of a run return; `to_dict` is the document that `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perennial.evaluation import LossMatrix
+    from perennial.evaluation.tasks import Score
+    from perennial.planning.plan import Plan
+    from perennial.runs.events import Released
+    from perennial.runs.state import RunState
+    from perennial.runs.summary import RatePoint
+    from perennial.schedules import Anneal
+    from perennial.sources import SourceStatus
+
+
+@dataclass(frozen=True)
+class LandedFiles:
+    """A corpus that was put into the inbox: keys of its files."""
+
+    corpus: str
+    inbox: str
+    keys: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return {"corpus": self.corpus, "inbox": self.inbox, "keys": list(self.keys)}
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What `run`, or one look of `watch`, did, and what the run has achieved so far.
+
+    Attributes:
+        trained: number of stages that were trained by this call.
+        matrix: held-out losses of every stage on every corpus.
+        tokens: by stage, new and replayed tokens by corpus.
+        gated: the stage that a gate stopped, with its verdicts; None without one.
+        choices: commands that decide about that stage, each with its effect.
+        store: URL of the run's store.
+    """
+
+    trained: int
+    matrix: LossMatrix
+    tokens: Mapping[str, Mapping[str, Any]]
+    gated: Mapping[str, Any] | None
+    choices: Sequence[tuple[str, str]]
+    store: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return {
+            "trained": self.trained,
+            "matrix": self.matrix.to_dict(),
+            "tokens": self.tokens,
+            "gated": self.gated,
+        }
+
+
+@dataclass(frozen=True)
+class WatchedLook:
+    """One look of a watch.
+
+    Attributes:
+        summary: what was trained; None where nothing was.
+        failure: what kept the look from training more; the next look tries again.
+        inbox: URL of the inbox that is watched.
+    """
+
+    summary: TrainingSummary | None
+    failure: Exception | None
+    inbox: str
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What `ingest` did.
+
+    Attributes:
+        landed: corpora that sources landed in this call.
+        corpora: state of every corpus by name.
+        sources: the run file's sources.
+        unfinished: corpus whose stage is under way, so that nothing was tokenised; None without.
+    """
+
+    landed: Sequence[str]
+    corpora: Mapping[str, str]
+    sources: Sequence[SourceStatus]
+    unfinished: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        sources = [asdict(source) for source in self.sources]
+        return {"landed": list(self.landed), "corpora": self.corpora, "sources": sources}
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """The loss matrix, and lm-eval scores by release.
+
+    Attributes:
+        untrained_nats: loss of a model that finds every token equally likely, nats per token.
+    """
+
+    matrix: LossMatrix
+    untrained_nats: float
+    scores: Mapping[str, Sequence[Score]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return {"matrix": self.matrix.to_dict(self.untrained_nats), "scores": self.scores}
+
+
+@dataclass(frozen=True)
+class ReleaseSummary:
+    """A release as the ledger has it, and the URL of its Hugging Face folder."""
+
+    released: Released
+    matrix: LossMatrix
+    url: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return self.released.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class ReportPage:
+    """The report: its HTML, and the file or store object that holds it."""
+
+    place: str
+    html: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the page."""
+        return len(self.html.encode())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return {"page": self.place, "bytes": self.size_bytes}
+
+
+@dataclass(frozen=True)
+class TrackingSummary:
+    """Stages that MLflow has now, and its URI without a password."""
+
+    uri: str
+    stages: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return {"tracking": self.uri, "stages": list(self.stages)}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do and cost.
+
+    Attributes:
+        plan: stages, tokens, rates, memory and time.
+        state: the run as it will be after these stages.
+        release: the branch that a release would anneal off its end; None without a trunk.
+    """
+
+    plan: Plan
+    state: RunState
+    release: Anneal | None
+
+    @property
+    def rates(self) -> list[RatePoint]:
+        """The learning rate over the trunk's life, thinned out to what a picture can show."""
+        from perennial.runs.summary import rate_points
+
+        return rate_points(self.state.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return self.plan.to_dict()

@@ -1,0 +1,470 @@
+"""A run as an object: every verb is a method that returns data and prints nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from perennial.api.results import (
+        EvaluationSummary,
+        IngestSummary,
+        LandedFiles,
+        ReleaseSummary,
+        ReportPage,
+        RunPlan,
+        TrackingSummary,
+        TrainingSummary,
+        WatchedLook,
+    )
+    from perennial.api.status import RunStatus
+    from perennial.audit.verify import Progress, Verification
+    from perennial.config import RunSpec
+    from perennial.config.search import TuningSpec
+    from perennial.controller.context import Workspace
+    from perennial.controller.decisions import Decision
+    from perennial.controller.observer import RunObserver
+    from perennial.planning.fleet_forecast import FleetForecast
+    from perennial.planning.plan import Hardware
+    from perennial.planning.spot_fleet import Fleet
+    from perennial.report.compare import Comparison
+    from perennial.runs.state import Corpus
+    from perennial.search.results import SearchResult
+    from perennial.search.service import SearchPlan
+
+PathLike = str | os.PathLike[str]
+
+
+class Run:
+    """A run: its run file, and its store.
+
+    Every method opens the run anew, so that it sees what other processes wrote. Methods that train,
+    ingest or measure start Ray where it is needed and do not stop it. Those named `plan_...` return
+    what their verb would do, write nothing and start nothing.
+
+    Attributes:
+        spec: the resolved run file.
+        where: the run file's path, or the store's URL, as given; errors name it.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        where: str,
+        observers: Sequence[RunObserver] = (),
+        *,
+        from_store: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.where = where
+        self._observers = tuple(observers)
+        self._from_store = from_store
+
+    def __repr__(self) -> str:
+        return f"<perennial.Run {self.spec.name!r} in {self.spec.store}>"
+
+    def land(self, name: str, files: Sequence[PathLike]) -> LandedFiles:
+        """Upload files to the inbox as corpus `name`, the marker last. Safe to repeat.
+
+        Args:
+            name: of the corpus.
+            files: paths of `.jsonl`, `.parquet` or `.txt` files, compressed or not.
+
+        Raises:
+            InputError: a file cannot become a corpus, or the inbox cannot be written.
+        """
+        from perennial.api import data
+
+        return data.land(self._acting(), name, [Path(file) for file in files])
+
+    def plan_land(self, name: str, files: Sequence[PathLike]) -> list[str]:
+        """Return what `land` would do; arguments and errors are its."""
+        from perennial.api import data
+
+        return data.plan_land(self._acting(), name, [Path(file) for file in files])
+
+    def run(self, *, reschedule: bool = False) -> TrainingSummary:
+        """Train and evaluate every stage that is not done yet, in order. Safe to repeat and kill.
+
+        Args:
+            reschedule: go on under a schedule that is not the trunk's so far.
+
+        Raises:
+            InputError: the run file is wrong, nothing has landed, or all of it was refused.
+            TrainingFailed: a stage failed for the last time.
+            Terminated: on SIGTERM, after the workers stored a checkpoint.
+        """
+        from perennial.api import training
+
+        with self._checked() as work:
+            return training.run(work, reschedule=reschedule)
+
+    def plan_run(self) -> list[str]:
+        """Return what `run` would do first, and what waits behind it."""
+        from perennial.api import training
+
+        with self._checked() as work:
+            return training.plan_run(work)
+
+    def watch(
+        self,
+        on_look: Callable[[WatchedLook], None] = lambda look: None,
+        *,
+        interval_seconds: float = 60.0,
+        webhook_port: int | None = None,
+        reschedule: bool = False,
+    ) -> NoReturn:
+        """Pull the sources that are due and train each corpus that lands, until SIGTERM.
+
+        Args:
+            on_look: called after each look at the inbox.
+            interval_seconds: time between two looks.
+            webhook_port: look at once whenever an S3 event is posted to this port; None: no port.
+            reschedule: go on under a schedule that is not the trunk's so far.
+
+        Raises:
+            Terminated: on SIGTERM, after the workers stored a checkpoint.
+            Superseded: another controller took charge.
+        """
+        from perennial.api import training
+
+        with self._checked() as work:
+            training.watch(
+                work, on_look, interval_seconds, webhook_port=webhook_port, reschedule=reschedule
+            )
+
+    def watch_once(self, *, reschedule: bool = False) -> TrainingSummary:
+        """Pull the sources that are due and train what has landed, once.
+
+        Args:
+            reschedule: go on under a schedule that is not the trunk's so far.
+        """
+        from perennial.api import training
+
+        with self._checked() as work:
+            return training.watch_once(work, reschedule=reschedule)
+
+    def ingest(self, *, due: bool = False) -> IngestSummary:
+        """Tokenise what has landed without training it. Safe to repeat and kill.
+
+        Args:
+            due: first pull the sources that are due.
+
+        Raises:
+            InputError: a stage is unfinished, or `due` is asked of a run without sources.
+        """
+        from perennial.api import data
+
+        with self._checked() as work:
+            return data.ingest(work, due=due)
+
+    def plan_ingest(self, *, due: bool = False) -> list[str]:
+        """Return what `ingest` would do; arguments and errors are its."""
+        from perennial.api import data
+
+        with self._checked() as work:
+            return data.plan_ingest(work, due=due)
+
+    def hold(self, corpus: str, reason: str = "") -> Corpus:
+        """Let a corpus wait; the others go on. `retry` lets it go on.
+
+        Args:
+            corpus: its name.
+            reason: kept in the ledger.
+
+        Raises:
+            InputError: there is no such corpus, or its state does not allow the decision.
+        """
+        return self._decide("hold", corpus, reason)
+
+    def retry(self, corpus: str, *, replay: float | None = None) -> Corpus:
+        """Go on with a corpus that was held, failed or refused; train a gated one again.
+
+        Args:
+            corpus: its name.
+            replay: share of replay of its next stage, 0 to 1; None: as the run file says.
+
+        Raises:
+            InputError: there is no such corpus, or its state does not allow the decision.
+        """
+        return self._decide("retry", corpus, "", replay)
+
+    def refuse(self, corpus: str, reason: str = "") -> Corpus:
+        """Leave a corpus out; a stage that a gate stopped leaves the trunk with it.
+
+        Arguments and errors are those of `hold`.
+        """
+        return self._decide("refuse", corpus, reason)
+
+    def retire(self, corpus: str, reason: str = "") -> Corpus:
+        """Replay a trained corpus no more; it stays in the lineage.
+
+        Arguments and errors are those of `hold`.
+        """
+        return self._decide("retire", corpus, reason)
+
+    def accept(self, corpus: str, reason: str = "") -> Corpus:
+        """Accept a stage that a gate stopped; the next one starts from its end.
+
+        Arguments and errors are those of `hold`.
+        """
+        return self._decide("accept", corpus, reason)
+
+    def plan_decision(
+        self, decision: Decision, corpus: str, *, replay: float | None = None
+    ) -> list[str]:
+        """Return what a decision would do, after checking that the corpus's state allows it.
+
+        Args:
+            decision: the verb.
+            corpus: its name.
+            replay: as for `retry`.
+        """
+        from perennial.controller import decisions
+
+        decisions.check(self._reading(), decision, corpus, replay)
+        return [f"{decision} {corpus}"]
+
+    def _decide(
+        self, decision: Decision, corpus: str, reason: str, replay: float | None = None
+    ) -> Corpus:
+        from perennial.controller import decisions
+
+        return decisions.decide(self._reading(), decision, corpus, reason, replay)
+
+    def status(self) -> RunStatus:
+        """Return stages, phases, tokens, losses, what is running, what is next. Reads only."""
+        from perennial.api.status import read_status
+
+        return read_status(self._reading())
+
+    def plan(self, hardware: Hardware | None = None, *, reschedule: bool = False) -> RunPlan:
+        """Return steps, tokens by source, rates, memory and time before compute. Reads only.
+
+        Args:
+            hardware: the GPUs; None is an A100 at 40% of its peak with no check of its memory.
+            reschedule: plan with a schedule that is not the trunk's so far.
+
+        Raises:
+            InputError: the run file describes what cannot work.
+        """
+        from perennial.api.results import RunPlan
+        from perennial.planning.plan import Hardware, plan_run
+
+        chosen = hardware or Hardware(peak_flops=312e12, mfu=0.4)
+        return RunPlan(*plan_run(self._reading(), chosen, reschedule))
+
+    def draw_rates(self, plan: RunPlan, picture: PathLike) -> None:
+        """Draw the learning rate of a plan into a PNG file.
+
+        Args:
+            plan: of this run.
+            picture: path of the file.
+
+        Raises:
+            InputError: the plan has no stage.
+        """
+        from perennial.api.pictures import draw_rates
+
+        draw_rates(plan, Path(picture))
+
+    def release(self, origin: str | None = None, tokens: str | None = None) -> ReleaseSummary:
+        """Anneal a branch off the trunk and export it as a Hugging Face folder.
+
+        Args:
+            origin: `STAGE@STEP`, or `STAGE` for its end; None: the end of the last stage that
+                passed its gates.
+            tokens: length of the anneal, such as `4M tokens`; None: as the run file says.
+
+        Raises:
+            InputError: there is no such checkpoint, or a gate stopped its stage.
+        """
+        from perennial.api import training
+
+        with self._checked() as work:
+            return training.release(work, origin, tokens)
+
+    def plan_release(self, origin: str | None = None, tokens: str | None = None) -> list[str]:
+        """Return what `release` would do; arguments and errors are its."""
+        from perennial.controller.release import plan_release
+
+        with self._checked() as work:
+            return [plan_release(work, origin, tokens)]
+
+    def evaluate(self) -> EvaluationSummary:
+        """Measure what is missing of the loss matrix; score the latest release on tasks.
+
+        Raises:
+            InputError: no stage was trained yet.
+        """
+        from perennial.api import training
+
+        with self._checked() as work:
+            return training.evaluate(work)
+
+    def plan_evaluate(self) -> list[str]:
+        """Return the tasks that `evaluate` would score."""
+        from perennial.api import training
+
+        with self._checked() as work:
+            return training.plan_evaluate(work)
+
+    def tune(
+        self, tuning: TuningSpec, where: PathLike = "tuning file", output: PathLike | None = None
+    ) -> SearchResult:
+        """Search rate, replay and anneal of the next stage. Safe to repeat and kill.
+
+        Args:
+            tuning: the search; `perennial.config.load(path, TuningSpec)` reads it from a file.
+            where: the tuning file, for errors.
+            output: a local folder for the advice and the picture as well; None: none.
+
+        Returns:
+            Trials, their Pareto front, and advice for three preferences.
+
+        Raises:
+            InputError: there is nothing to search, or a point of the space cannot be trained.
+            TrialFailed: a trial failed for the last time; the finished ones are kept.
+        """
+        from perennial.report.figures.pareto import pareto
+        from perennial.search.service import tune
+
+        folder = None if output is None else Path(output)
+        with self._checked() as work:
+            return tune(work, os.fspath(where), tuning, lambda result: pareto(result).png(), folder)
+
+    def plan_tune(self, tuning: TuningSpec, where: PathLike = "tuning file") -> SearchPlan:
+        """Return the trials that `tune` would run; arguments and errors are its."""
+        from perennial.search.service import plan_tune
+
+        with self._checked() as work:
+            return plan_tune(work, os.fspath(where), tuning)
+
+    def report(self, output: PathLike | None = None) -> ReportPage:
+        """Write one HTML page that needs no network to the store.
+
+        Args:
+            output: a local file to write as well; None: none.
+
+        Raises:
+            InputError: nothing has landed yet.
+        """
+        from perennial.api.pictures import write_report
+
+        with self._checked(acts=False) as work:
+            return write_report(work, None if output is None else Path(output))
+
+    def compare(self, others: Sequence[Run], output: PathLike | None = None) -> Comparison:
+        """Return this run beside others at equal tokens: losses, gaps, compute saved.
+
+        Args:
+            others: runs to compare with.
+            output: a local file for the same as one HTML page; None: none.
+
+        Raises:
+            InputError: a run has no evaluated stage, or two runs have one store.
+        """
+        from perennial.api.pictures import write_comparison
+        from perennial.report.compare import compare
+
+        comparison = compare([run._reading() for run in (self, *others)])
+        if output is not None:
+            write_comparison(comparison, Path(output))
+        return comparison
+
+    def verify(self, progress: Progress | None = None) -> Verification:
+        """Prove from the store alone that the run is what its ledger says. Reads only.
+
+        Args:
+            progress: called with a file's key, the bytes that were read, and all bytes.
+
+        Returns:
+            What was read, and every fault that was found; none when everything holds.
+        """
+        from perennial.audit.verify import verify
+        from perennial.store import open_store
+
+        return verify(open_store(self.spec.store), progress)
+
+    def simulate(
+        self, costs: PathLike, fleet: Fleet, *, hours: float = 24.0, seeds: int = 20
+    ) -> FleetForecast:
+        """Return the goodput on preemptible machines, and the settings that give most of it.
+
+        Args:
+            costs: a costs file, such as benchmarks/costs/quickstart.yaml.
+            fleet: the machines.
+            hours: wall clock of one simulated run.
+            seeds: number of simulated runs.
+        """
+        from perennial.config import load
+        from perennial.planning.fleet_forecast import forecast_fleet
+        from perennial.planning.spot_fleet import CostsSpec
+
+        measured = load(Path(costs), CostsSpec)
+        return forecast_fleet(self.spec, measured, fleet, hours * 3600, range(seeds))
+
+    def track(self) -> TrackingSummary:
+        """Log the whole run again, to an MLflow that missed a part or lost it. Safe to repeat."""
+        from perennial.api import training
+
+        with self._checked(acts=False) as work:
+            return training.track(work)
+
+    def ui_command(self, *, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
+        """Return the command that starts MLflow's UI on the run's tracking store.
+
+        Args:
+            host: address to listen on.
+            port: port to listen on.
+        """
+        from perennial import tracking
+        from perennial.telemetry.mlflow_observer import tracking_uri
+
+        return tracking.ui_command(tracking_uri(self._reading()), host=host, port=port)
+
+    def _reading(self) -> Workspace:
+        from perennial.controller.context import Workspace
+
+        return Workspace(self.spec, self.where, self._observers)
+
+    def _acting(self) -> Workspace:
+        if self._from_store:
+            raise InputError(
+                self.where, "", "a store alone can be read and decided about, not trained",
+                "open the run by its run file", code="run-file-needed",
+            )  # fmt: skip
+        return self._reading()
+
+    @contextmanager
+    def _checked(self, *, acts: bool = True) -> Iterator[Workspace]:
+        """Yield a checked workspace that MLflow, gauges and pictures follow.
+
+        Args:
+            acts: the verb trains, ingests or measures, for which the run file is needed.
+        """
+        from perennial.controller.context import Workspace
+        from perennial.report.publish import Publisher
+        from perennial.telemetry.gauge_observer import GaugeObserver
+        from perennial.telemetry.mlflow_observer import MlflowObserver
+
+        if acts:
+            self._acting()
+        mlflow = MlflowObserver()
+        gauges, publisher = GaugeObserver(mlflow, self.spec.name), Publisher(mlflow)
+        observers = [*self._observers, mlflow, gauges, publisher]
+        work = Workspace(self.spec, self.where, observers, run_ids=mlflow)
+        try:
+            # A store alone may be read where neither its tokenizer's file nor its GPUs are.
+            if self._from_store:
+                work.check_run()
+            else:
+                work.check()
+            yield work
+        finally:
+            work.close()

@@ -1,0 +1,190 @@
+"""The state of a run, read from its store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from perennial.controller.decisions import choices
+from perennial.controller.loop import todo
+from perennial.controller.source_poller import open_sources, utc_now
+from perennial.report.compare import baseline_gap
+from perennial.runs import summary
+from perennial.runs.history import StageTime, goodput
+from perennial.runs.transitions import ON_THE_TRUNK
+
+if TYPE_CHECKING:
+    from perennial.controller.context import Workspace
+    from perennial.evaluation import LossMatrix
+    from perennial.evaluation.compare import Gap
+    from perennial.evaluation.tasks import Score
+    from perennial.runs.state import RunState, Stage
+    from perennial.sources import SourceStatus
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """A stage of the trunk.
+
+    Attributes:
+        corpora: those that it trains.
+        state: of its corpora, such as `passed`.
+        tokens: of the whole stage.
+        replay: share of its sequences that are replayed, 0 to 1.
+        losses: held-out nats per token by corpus; empty before its evaluation.
+        adaptation: loss on its own corpora; None before its evaluation.
+        forgetting: mean rise of the loss on earlier corpora; None without one.
+    """
+
+    name: str
+    corpora: tuple[str, ...]
+    state: str
+    tokens: int
+    replay: float
+    losses: Mapping[str, float]
+    adaptation: float | None
+    forgetting: float | None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The state of a run.
+
+    Attributes:
+        name: of the run.
+        store: URL of its store.
+        inbox: URL of its inbox.
+        has_own_inbox: the inbox is not a folder of the store.
+        corpora: state of each corpus, with how far it is.
+        reasons: why a corpus is in its state, where the ledger says.
+        pending: corpora that have no stage yet, or whose stage failed.
+        epoch, controller: number and name of the controller that took charge last.
+        gated: the stage that a gate stopped, with its verdicts; None without one.
+        choices: commands that decide about that stage, each with its effect.
+        trunk: stage, step and phase of the last checkpoint; None before the first stage.
+        matrix: held-out losses of every stage on every corpus.
+        stages: every stage of the trunk.
+        rates: learning rates over the trunk's life, evenly spaced.
+        tokens: by stage, new and replayed tokens by corpus.
+        releases: keys of the releases' folders.
+        scores: lm-eval scores by release.
+        times: where the time of each stage went, as of the last evaluation.
+        goodput: share of the time in steps that count; None where it is not known.
+        gap: to the baseline of the run file; None without one.
+        sources: the run file's sources.
+        next: what `run` would do.
+    """
+
+    name: str
+    store: str
+    inbox: str
+    has_own_inbox: bool
+    corpora: Mapping[str, str]
+    reasons: Mapping[str, str]
+    pending: Sequence[str]
+    epoch: int
+    controller: str
+    gated: Mapping[str, Any] | None
+    choices: Sequence[tuple[str, str]]
+    trunk: Mapping[str, Any] | None
+    matrix: LossMatrix
+    stages: Sequence[StageStatus]
+    rates: Sequence[float]
+    tokens: Mapping[str, Mapping[str, Any]]
+    releases: Sequence[str]
+    scores: Mapping[str, Sequence[Score]]
+    times: Sequence[StageTime]
+    goodput: float | None
+    gap: Gap | None
+    sources: Sequence[SourceStatus]
+    next: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return {
+            "store": self.store,
+            "corpora": self.corpora,
+            "reasons": self.reasons,
+            "controller": {"epoch": self.epoch, "name": self.controller},
+            "gated": self.gated,
+            "trunk": self.trunk,
+            "matrix": self.matrix.to_dict(),
+            "tokens": self.tokens,
+            "releases": list(self.releases),
+            "scores": self.scores,
+            "times": [asdict(time) for time in self.times],
+            "sources": [asdict(source) for source in self.sources],
+            "next": list(self.next),
+        }
+
+
+def read_status(work: Workspace) -> RunStatus:
+    """Return the state of a run; reads only."""
+    state = work.ledger.read()
+    states = summary.told_states(work.store, work.spec, state)
+    matrix = summary.matrix(state)
+    times = _read_times(work)
+    return RunStatus(
+        name=work.spec.name,
+        store=work.store.url,
+        inbox=work.inbox.url,
+        has_own_inbox=bool(work.spec.inbox),
+        corpora=states,
+        reasons={name: corpus.reason for name, corpus in state.corpora.items() if corpus.reason},
+        pending=list(_pending(state)),
+        epoch=state.epoch,
+        controller=state.controller,
+        gated=summary.gated(state),
+        choices=choices(state, work.where),
+        trunk=summary.position(work.store, state),
+        matrix=matrix,
+        stages=list(_stages(work, state, matrix, states)),
+        rates=[point.eta for point in summary.rate_points(state.stages)],
+        tokens=summary.tokens_by_source(state, work.spec.corpora.sequence_length),
+        releases=[release.folder for release in state.releases],
+        scores=state.scores,
+        times=times,
+        goodput=goodput(times),
+        gap=baseline_gap(work.spec, work.store, state),
+        sources=[source.status(utc_now()) for source in open_sources(work)],
+        next=todo(work),
+    )
+
+
+def _pending(state: RunState) -> Iterator[str]:
+    for name, corpus in state.corpora.items():
+        if corpus.stands_at not in ON_THE_TRUNK or corpus.state == "failed":
+            yield name
+
+
+def _stages(
+    work: Workspace, state: RunState, matrix: LossMatrix, states: Mapping[str, str]
+) -> Iterator[StageStatus]:
+    for index, stage in enumerate(state.stages):
+        measured = stage.name in state.losses
+        losses = dict(matrix.stages[index][1]) if measured else {}
+        yield StageStatus(
+            name=stage.name,
+            corpora=stage.corpora,
+            state=states[stage.corpora[0]].split(" ")[0],
+            tokens=stage.mix.steps * work.spec.tokens_per_step,
+            replay=_replay_share(stage),
+            losses={corpus: loss.nats_per_token for corpus, loss in losses.items()},
+            adaptation=matrix.adaptation(index) if measured else None,
+            forgetting=matrix.average_forgetting(index) if measured else None,
+        )
+
+
+def _replay_share(stage: Stage) -> float:
+    replayed = sum(source.sequences for source in stage.mix.replayed)
+    return replayed / (stage.mix.steps * stage.mix.global_batch)
+
+
+def _read_times(work: Workspace) -> list[StageTime]:
+    try:
+        rows = json.loads(work.store.read("report/times.json"))
+    except FileNotFoundError:
+        return []
+    return [StageTime(**row) for row in rows]

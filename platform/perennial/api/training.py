@@ -1,0 +1,129 @@
+"""Training, releasing, measuring and tracking a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from perennial.api.results import (
+    EvaluationSummary,
+    ReleaseSummary,
+    TrackingSummary,
+    TrainingSummary,
+    WatchedLook,
+)
+from perennial.controller import loop
+from perennial.controller import release as releases
+from perennial.controller.decisions import choices
+from perennial.controller.source_poller import Puller, open_sources, pull_due, utc_now
+from perennial.controller.webhook import Wakeup
+from perennial.errors import InputError
+from perennial.runs import summary
+
+if TYPE_CHECKING:
+    from perennial.controller.context import Workspace
+
+
+def run(work: Workspace, *, reschedule: bool) -> TrainingSummary:
+    """Train every stage that is not done yet; see `Run.run`."""
+    loop.check_inbox(work)
+    trained = loop.advance(work, reschedule=reschedule)
+    corpora = work.state.corpora
+    if not corpora:
+        raise InputError(
+            work.inbox.url, "", "no complete corpus has landed",
+            f"land one: `perennial land {work.where} NAME FILES...`", code="nothing-landed",
+        )  # fmt: skip
+    if all(corpus.state == "refused" for corpus in corpora.values()):
+        last = list(corpora.values())[-1]
+        raise InputError(
+            f"{work.inbox.url}/{last.name}", "",
+            f"every corpus was refused, this one because: {last.reason}",
+            f"land another, or `perennial retry {work.where} {last.name}` when that is mended",
+            code="every-corpus-refused",
+        )  # fmt: skip
+    return _summarize(work, trained)
+
+
+def plan_run(work: Workspace) -> list[str]:
+    """Return what `run` and `watch` would do first, and what waits behind it."""
+    loop.check_inbox(work)
+    return loop.todo(work)
+
+
+def watch(
+    work: Workspace,
+    on_look: Callable[[WatchedLook], None],
+    interval_seconds: float,
+    *,
+    webhook_port: int | None,
+    reschedule: bool,
+) -> NoReturn:
+    """Look at the inbox until SIGTERM; see `Run.watch`."""
+
+    def report(look: loop.Look) -> None:
+        summary = _summarize(work, look.trained) if look.trained else None
+        on_look(WatchedLook(summary, look.failure, work.inbox.url))
+
+    # Sources are pulled beside training, which may take days.
+    Puller(work, interval_seconds).start()
+    with Wakeup(webhook_port, work.log) as wakeup:
+        loop.watch(work, lambda: wakeup.wait(interval_seconds), report, reschedule=reschedule)
+
+
+def watch_once(work: Workspace, *, reschedule: bool) -> TrainingSummary:
+    """Look at sources and inbox once, and train what is there."""
+    loop.check_inbox(work)
+    pull_due(work, open_sources(work), utc_now())
+    return _summarize(work, loop.advance(work, reschedule=reschedule))
+
+
+def _summarize(work: Workspace, trained: int) -> TrainingSummary:
+    return TrainingSummary(
+        trained=trained,
+        matrix=summary.matrix(work.state),
+        tokens=summary.tokens_by_source(work.state, work.spec.corpora.sequence_length),
+        gated=summary.gated(work.state),
+        choices=choices(work.state, work.where),
+        store=work.store.url,
+    )
+
+
+def release(work: Workspace, origin: str | None, tokens: str | None) -> ReleaseSummary:
+    """Anneal and export a branch; see `Run.release`."""
+    released = releases.release(work, origin, tokens)
+    url = f"{work.store.url}/{released.folder}"
+    return ReleaseSummary(released, summary.matrix(work.state), url)
+
+
+def evaluate(work: Workspace) -> EvaluationSummary:
+    """Measure what is missing; see `Run.evaluate`."""
+    _check_trained(work)
+    releases.evaluate(work)
+    return EvaluationSummary(
+        summary.matrix(work.state), summary.untrained_nats(work.store), work.state.scores
+    )
+
+
+def plan_evaluate(work: Workspace) -> list[str]:
+    """Return the tasks that `evaluate` would score."""
+    _check_trained(work)
+    return [f"score {task}" for task in work.spec.evaluation.tasks]
+
+
+def _check_trained(work: Workspace) -> None:
+    if not work.state.ends:
+        raise InputError(
+            work.where, "", "no stage was trained yet", f"use `perennial run {work.where}`",
+            code="nothing-trained",
+        )  # fmt: skip
+
+
+def track(work: Workspace) -> TrackingSummary:
+    """Log the whole run to MLflow again; see `Run.track`."""
+    from perennial.report.publish import catch_up
+    from perennial.telemetry.mlflow_observer import mlflow_of, tracking_uri
+    from perennial.tracking import hide_secrets
+
+    stages = catch_up(work, mlflow_of(work).tracker(work))
+    return TrackingSummary(hide_secrets(tracking_uri(work)), stages)

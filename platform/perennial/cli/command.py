@@ -1,0 +1,102 @@
+"""What every verb shares: its arguments, and how a failure ends it."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+import perennial
+from perennial.cli.console import ProgressScreen, print_json, stdout_for_answers
+from perennial.errors import InputError, PerennialError, Terminated
+
+if TYPE_CHECKING:
+    from perennial.api import Run
+
+P = ParamSpec("P")
+
+RunFile = Annotated[
+    Path, typer.Argument(metavar="RUN_FILE", help="The run file, such as pipelines/quickstart.yaml")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value ...]", help="Fields that replace the file's"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved run file and what would be done")
+]
+Reschedule = Annotated[
+    bool,
+    typer.Option("--reschedule", help="Go on under a schedule that is not the trunk's so far"),
+]
+
+_STOPPED = "stopped; the same command goes on from the last checkpoint"
+_SIGTERM_CODES = (signal.SIGTERM, Terminated.exit_code)
+"""exit codes of SystemExit on SIGTERM: Ray's handler gives the first, the launcher's the second"""
+
+
+def open_run(run_file: Path, overrides: Sequence[str] | None) -> Run:
+    """Open the run that a command names, with its progress on stderr."""
+    return perennial.open(run_file, overrides or (), observers=[ProgressScreen()])
+
+
+def as_command(verb: Callable[P, None]) -> Callable[P, None]:
+    """Return a verb whose failures end in one line on stderr and an exit code.
+
+    The code is 2 for wrong input, 143 after SIGTERM, otherwise 1. With `--json`, stdout has the
+    failure as a document as well.
+    """
+
+    @functools.wraps(verb)
+    def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = kwargs.get("as_json") is True
+        with stdout_for_answers():
+            try:
+                verb(*args, **kwargs)
+            except KeyboardInterrupt:
+                _fail({"code": "interrupted", "message": _STOPPED, "exit_code": 1}, as_json)
+            except SystemExit as ended:
+                if ended.code not in _SIGTERM_CODES:
+                    raise
+                _fail(_terminated(_STOPPED), as_json)
+            except Terminated as ended:
+                _fail(_terminated(str(ended)), as_json)
+            except PerennialError as failure:
+                _fail(failure.to_dict(), as_json)
+
+    return command
+
+
+def _terminated(message: str) -> dict[str, Any]:
+    return {"code": Terminated.code, "message": message, "exit_code": Terminated.exit_code}
+
+
+def _fail(error: dict[str, Any], as_json: bool) -> None:
+    message = " ".join(str(error["message"]).split())
+    print(f"perennial: {message}", file=sys.stderr)
+    if as_json:
+        # Every document has the same keys, whatever the kind of failure.
+        parts = dict.fromkeys(("where", "field", "problem", "remedy"))
+        print_json({"error": parts | error | {"message": message}})
+    raise typer.Exit(int(error["exit_code"]))
+
+
+def check_output(output: Path | None) -> None:
+    """Refuse an `--output` file whose folder does not exist, before any work is done."""
+    if output is not None and not output.absolute().parent.is_dir():
+        folder = str(output.absolute().parent)
+        raise InputError(
+            "command line", "--output", f"{folder} is no folder", "make it first",
+            code="folder-missing",
+        )  # fmt: skip
+
+
+def print_preview(run: Run, actions: Sequence[str]) -> None:
+    """Print what `--dry-run` shows: the resolved run file and what would be done."""
+    print_json({"spec": run.spec.model_dump(mode="json"), "todo": list(actions)})

@@ -1,0 +1,1 @@
+"""Verbs that bring data into a run and out of it."""

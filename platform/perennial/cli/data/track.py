@@ -1,0 +1,17 @@
+"""`perennial track`: bring MLflow up to what the store knows."""
+
+from __future__ import annotations
+
+from perennial.cli.command import AsJson, Overrides, RunFile, open_run
+from perennial.cli.console import out, print_json
+
+
+def track(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Log the whole run again, to an MLflow that missed a part or lost it. Safe to repeat."""
+    tracked = open_run(run_file, overrides).track()
+    if as_json:
+        print_json(tracked.to_dict())
+        return
+    stages = ", ".join(tracked.stages) or "-"
+    out.print(f"MLflow at {tracked.uri} has {len(tracked.stages)} stages: {stages}")
+    out.print(f"next   perennial ui {run_file}")

@@ -1,0 +1,32 @@
+"""`perennial report`: one self-contained HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perennial.cli.command import AsJson, Overrides, RunFile, check_output, open_run
+from perennial.cli.console import out, print_json
+
+Output = Annotated[
+    Path | None, typer.Option("--output", help="A local file to write the page to as well")
+]
+
+
+def report(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """One HTML page that needs no network: lineage, learning rate, losses, forgetting, samples."""
+    check_output(output)
+    page = open_run(run_file, overrides).report(output)
+    if as_json:
+        print_json(page.to_dict())
+        return
+    size = f"{page.size_bytes / 1e6:.1f} MB"
+    out.print(f"page      {page.place}   ({size}, opens without a network)")
+    out.print(f"next      open it in a browser; the same pictures: perennial ui {run_file}")

@@ -1,0 +1,140 @@
+"""`perennial status`: the state of a run, on one screen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perennial.cli.command import AsJson, Overrides, RunFile, open_run
+from perennial.cli.console import out, print_json
+from perennial.cli.look.status_screen import HEIGHT, WIDTH, Row, StatusScreen, render_lines
+
+if TYPE_CHECKING:
+    from perennial.api.status import RunStatus
+    from perennial.sources import SourceStatus
+
+Note = tuple[str, str]
+"""a label of one word, and a text"""
+
+
+def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Stages, phases, tokens, losses, what is running, what is next. Reads only."""
+    state = open_run(run_file, overrides).status()
+    if as_json:
+        print_json(state.to_dict())
+        return
+    size = shutil.get_terminal_size((WIDTH, HEIGHT))
+    screen = _screen(state, run_file)
+    for line in render_lines(screen, max(size.columns, WIDTH), max(size.lines, HEIGHT)):
+        out.print(line, markup=False)
+
+
+def _screen(state: RunStatus, run_file: Path) -> StatusScreen:
+    trunk = state.trunk
+    position = (
+        f"{trunk['stage']}, step {trunk['step']:,}, {trunk['phase']} phase; losses in nats a token"
+        if trunk
+        else "no stage yet"
+    )
+    return StatusScreen(
+        head=f"{state.name}: {position}",
+        corpora=state.matrix.corpora,
+        stages=[
+            Row(
+                name=stage.name,
+                losses=stage.losses,
+                own=stage.adaptation,
+                forgetting=stage.forgetting,
+                state=stage.state,
+                tokens=stage.tokens,
+                replay=stage.replay,
+            )
+            for stage in state.stages
+        ],
+        releases=[
+            Row(name, {corpus: loss.nats_per_token for corpus, loss in losses.items()})
+            for name, losses in state.matrix.releases
+        ],
+        rates=state.rates,
+        rate=f"now {state.rates[-1]:.2e}" if state.rates else "",
+        notes=[
+            *_gate_notes(state),
+            *_shared_stage_notes(state),
+            *_corpus_notes(state),
+            *map(_source_note, state.sources),
+            *_result_notes(state),
+        ],
+        places=list(_places(state, run_file)),
+    )
+
+
+def _gate_notes(state: RunStatus) -> Iterator[Note]:
+    for verdict in state.gated["verdicts"] if state.gated else ():
+        if not verdict["holds"]:
+            value = "not measured" if verdict["value"] is None else f"{verdict['value']:+.3f}"
+            error = "" if verdict["stderr"] is None else f" ± {verdict['stderr']:.3f}"
+            bound = f"{verdict['gate']} of {verdict['subject']} is {verdict['bound']:g}"
+            reason = f" ({verdict['reason']})" if verdict["reason"] else ""
+            stage = state.gated["stage"] if state.gated else ""
+            yield "stopped", f"{stage}: {value}{error}, {bound}{reason}"
+
+
+def _shared_stage_notes(state: RunStatus) -> Iterator[Note]:
+    for stage in state.stages:
+        if len(stage.corpora) > 1:
+            yield "together", f"{stage.name}: {', '.join(stage.corpora)}"
+
+
+def _corpus_notes(state: RunStatus) -> Iterator[Note]:
+    """Yield the corpora that the table of stages does not show, or whose stage failed."""
+    for name in state.pending:
+        reason = f": {state.reasons[name]}" if name in state.reasons else ""
+        yield "corpus", f"{name} {state.corpora[name]}{reason}"
+
+
+def _source_note(source: SourceStatus) -> Note:
+    parts = [
+        source.error,
+        f"next {source.next_due[:16].replace('T', ' ')} UTC" if source.next_due else "",
+        f"{source.waiting_bytes:,} bytes wait" if source.waiting_bytes else "",
+        f"landed {', '.join(source.landed[-2:])}" if source.landed else "",
+        f"watermark {source.watermark}" if source.watermark else "",
+    ]
+    return "source", f"{source.name}: {'; '.join(filter(None, parts)) or 'nothing yet'}"
+
+
+def _result_notes(state: RunStatus) -> Iterator[Note]:
+    from perennial.report.compare_page import number
+
+    for scores in list(state.scores.values())[-1:]:
+        measured = [score for score in scores if "value" in score]
+        texts = [f"{score['task']} {score['metric']} {score['value']:.3f}" for score in measured]
+        if len(measured) < len(scores):
+            texts.append(f"{len(scores) - len(measured)} not run")
+        yield "tasks", ", ".join(texts)
+    if state.goodput is not None:
+        restarts = [time.restarts for time in state.times if time.restarts is not None]
+        again = f", {sum(restarts)} restarts" if len(restarts) == len(state.times) else ""
+        yield "goodput", f"{state.goodput:.0%} of the time in steps that count{again}"
+    gap = state.gap
+    if gap is not None and gap.average is not None:
+        theirs = f"{gap.theirs.run} at {gap.theirs.tokens:,} tokens"
+        yield "gap", f"{number(gap.average)} nats per token to {theirs}"
+
+
+def _places(state: RunStatus, run_file: Path) -> Iterator[Note]:
+    yield "store", state.store
+    if state.has_own_inbox:
+        yield "inbox", state.inbox
+    for folder in state.releases[-1:]:
+        yield "release", f"{state.store}/{folder}"
+    for command, _ in state.choices:
+        yield "next", command
+    for step in state.next[:1]:
+        more = f" (and {len(state.next) - 1} more)" if len(state.next) > 1 else ""
+        yield "next", f"{step}: perennial run {run_file}{more}"
+    if not state.choices and not state.next:
+        yield "next", f"perennial land {run_file} NAME FILES..."
+    yield "see", f"perennial report {run_file}   (or ui)"

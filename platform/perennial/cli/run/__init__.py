@@ -1,0 +1,1 @@
+"""Verbs that train, ingest, release, measure and search."""

@@ -1,0 +1,36 @@
+"""`perennial ingest`: pull the sources that are due, tokenise what landed, train nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from perennial.cli.command import AsJson, DryRun, Overrides, RunFile, open_run, print_preview
+from perennial.cli.console import out, print_json, print_sources
+
+
+def ingest(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    due: Annotated[
+        bool, typer.Option("--due", help="First pull the sources that are due, for a cron")
+    ] = False,
+) -> None:
+    """Tokenise what landed without training it. Safe to repeat and kill."""
+    run = open_run(run_file, overrides)
+    if dry_run:
+        print_preview(run, run.plan_ingest(due=due))
+        return
+    ingested = run.ingest(due=due)
+    if as_json:
+        print_json(ingested.to_dict())
+        return
+    print_sources(ingested.sources)
+    for name, state in ingested.corpora.items():
+        out.print(f"corpus    {name}: {state}")
+    busy = ingested.unfinished
+    reason = "" if busy is None else f"the stage of {busy} is unfinished: "
+    out.print(f"next      {reason}perennial run {run_file}")

@@ -1,0 +1,49 @@
+"""`perennial release`: anneal a branch off the trunk and export it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from perennial.cli.command import AsJson, DryRun, Overrides, RunFile, open_run, print_preview
+from perennial.cli.console import out, print_json, print_matrix
+
+
+def release(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STAGE@STEP",
+            help="The trunk's checkpoint; default the end of the last stage that passed",
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="Length of the anneal, such as '4M tokens'")
+    ] = None,
+) -> None:
+    """Anneal a branch off the trunk and export it as a Hugging Face folder."""
+    run = open_run(run_file, overrides)
+    if dry_run:
+        print_preview(run, run.plan_release(origin, tokens))
+        return
+    made = run.release(origin, tokens)
+    if as_json:
+        print_json(made.to_dict())
+        return
+    print_matrix(made.matrix)
+    for sample in made.released.samples:
+        # A model's text may hold brackets, which rich would take for its markup.
+        text = escape(" ".join(sample.text.split()))
+        start = f"[bold]{sample.corpus}[/bold]  {escape(sample.prompt)}"
+        out.print(f"{start} [dim]…[/dim]{text}", markup=True)
+    out.print(f"release   {made.url}")
+    out.print(f"load it   AutoModelForCausalLM.from_pretrained('{made.url}')")
+    out.print(f"next      perennial evaluate {run_file}   score it on the run file's tasks")
+    out.print(f"          perennial ui {run_file}         curves in MLflow")

@@ -1,0 +1,103 @@
+"""`perennial run` and `perennial watch`: train every corpus that has landed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from perennial.cli.command import (
+    AsJson,
+    DryRun,
+    Overrides,
+    Reschedule,
+    RunFile,
+    open_run,
+    print_preview,
+)
+from perennial.cli.console import log, out, print_gate, print_json, print_matrix, print_tokens
+
+if TYPE_CHECKING:
+    from perennial.api.results import TrainingSummary, WatchedLook
+
+
+def run(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    reschedule: Reschedule = False,
+) -> None:
+    """Train and evaluate every stage that is not done yet, in order. Safe to repeat and kill."""
+    opened = open_run(run_file, overrides)
+    if dry_run:
+        print_preview(opened, opened.plan_run())
+        return
+    _print_end(opened.run(reschedule=reschedule), run_file, as_json)
+
+
+def watch(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    reschedule: Reschedule = False,
+    once: Annotated[bool, typer.Option("--once", help="Look once, then end")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.1, help="Seconds between two looks")
+    ] = 60.0,
+    webhook: Annotated[
+        int | None,
+        typer.Option(
+            "--webhook",
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Look at once whenever an S3 event is posted to this port",
+        ),
+    ] = None,
+) -> None:
+    """Pull the sources that are due and poll the inbox: each corpus that lands becomes a stage."""
+    opened = open_run(run_file, overrides)
+    if dry_run:
+        print_preview(opened, opened.plan_run())
+        return
+    if once:
+        _print_end(opened.watch_once(reschedule=reschedule), run_file, as_json)
+        return
+
+    def print_look(look: WatchedLook) -> None:
+        if look.failure is not None:
+            log.print(f"perennial: {look.failure}", soft_wrap=True, markup=False)
+        elif look.summary is not None:
+            _print_summary(look.summary, run_file, as_json)
+        log.print(f"watching {look.inbox}, next look in {interval:g} s", soft_wrap=True)
+
+    opened.watch(print_look, interval_seconds=interval, webhook_port=webhook, reschedule=reschedule)
+
+
+def _print_end(summary: TrainingSummary, run_file: Path, as_json: bool) -> None:
+    """Print a summary; a stage that a gate stopped ends the command with exit code 1."""
+    _print_summary(summary, run_file, as_json)
+    if summary.gated:
+        raise typer.Exit(1)
+
+
+def _print_summary(summary: TrainingSummary, run_file: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(summary.to_dict())
+        return
+    if not summary.trained and not summary.gated:
+        out.print("nothing to do: every corpus that landed is trained")
+    if summary.matrix.stages:
+        print_matrix(summary.matrix)
+        print_tokens(summary.tokens)
+    out.print(f"store     {summary.store}")
+    out.print(f"pictures  {summary.store}/report/")
+    if summary.gated:
+        print_gate(summary.gated, summary.choices)
+        return
+    out.print(f"next      perennial land {run_file} NAME FILES...   another corpus")
+    out.print(f"          perennial release {run_file}               anneal and export the trunk")
+    out.print(f"          perennial ui {run_file}                    curves in MLflow")

@@ -1,0 +1,99 @@
+"""Forecast the goodput of a run on preemptible machines: `perennial simulate`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from perennial.planning.spot_fleet import (
+    Costs,
+    CostsSpec,
+    Fleet,
+    FleetSearch,
+    Goodput,
+    search,
+    simulate,
+)
+
+if TYPE_CHECKING:
+    from perennial.config import RunSpec
+
+
+@dataclass(frozen=True)
+class FleetSettings:
+    """Settings of a run, and their goodput.
+
+    Attributes:
+        min_workers: fewest workers that the run trains with.
+        checkpoint_every: optimizer steps between two checkpoints.
+    """
+
+    min_workers: int
+    checkpoint_every: int
+    goodput: Goodput
+
+
+@dataclass(frozen=True)
+class FleetForecast:
+    """The goodput of a run on a fleet, and of the settings around its own.
+
+    Attributes:
+        max_workers: of the run file.
+        current: the run file's settings.
+        best: those with most goodput; `current` where nothing that was tried has more.
+        tried: goodput by checkpoint interval and by fewest workers.
+    """
+
+    fleet: Fleet
+    costs: CostsSpec
+    max_workers: int
+    current: FleetSettings
+    best: FleetSettings
+    tried: FleetSearch
+
+    def to_dict(self, measured: float | None = None) -> dict[str, Any]:
+        """Return the JSON-ready form; `measured` is the goodput of a real run."""
+        current = self.current
+        return {
+            "source": self.costs.source,
+            "fleet": asdict(self.fleet),
+            "workers": {"min": current.min_workers, "max": self.max_workers},
+            "checkpoint_every_steps": current.checkpoint_every,
+            "goodput": asdict(current.goodput),
+            "error": None if measured is None else current.goodput.mean - measured,
+            "best": {
+                "workers": {"min": self.best.min_workers, "max": self.max_workers},
+                "checkpoint_every_steps": self.best.checkpoint_every,
+                "goodput": asdict(self.best.goodput),
+            },
+        }
+
+
+def forecast_fleet(
+    spec: RunSpec, costs: CostsSpec, fleet: Fleet, horizon_seconds: float, seeds: Sequence[int]
+) -> FleetForecast:
+    """Simulate a run file's settings, and search better ones.
+
+    Args:
+        spec: the run file.
+        costs: what was measured of the run, in seconds.
+        fleet: the machines.
+        horizon_seconds: wall clock of one simulated run.
+        seeds: one for each simulated run.
+    """
+    workers = (spec.training.workers.min, spec.training.workers.max)
+    every = max(1, spec.training.checkpoint_every.steps(0, spec.tokens_per_step))
+    cost = Costs(costs.checkpoint_seconds, costs.restart_seconds)
+    step = costs.step_seconds
+    goodput = simulate(fleet, cost, workers, every * step, horizon_seconds, seeds)
+    current = FleetSettings(workers[0], every, goodput)
+    tried = search(fleet, cost, workers[1], step, horizon_seconds, seeds)
+    best = FleetSettings(
+        tried.best_fewest,
+        round(tried.best_interval / step),
+        tried.by_interval[tried.best_interval],
+    )
+    if current.goodput.mean >= best.goodput.mean:
+        best = current
+    return FleetForecast(fleet, costs, workers[1], current, best, tried)

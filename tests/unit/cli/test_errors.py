@@ -1,0 +1,84 @@
+"""A failed verb: one line on stderr, an exit code, and with `--json` one document on stdout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from perennial.cli.app import PANELS, app
+from perennial.cli.command import as_command
+from perennial.errors import Overtaken, PerennialError, Superseded, Terminated, TrainingFailed
+
+KEYS = {"code", "message", "where", "field", "problem", "remedy", "exit_code"}
+
+
+def test_wrong_input_is_a_document_with_its_parts(tmp_path: Path) -> None:
+    missing = str(tmp_path / "run.yaml")
+    done = CliRunner().invoke(app, ["run", missing, "--json"])
+    assert done.exit_code == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    document = json.loads(done.stdout)
+    assert document.keys() == {"error"}
+    error = document["error"]
+    assert error.keys() == KEYS
+    assert (error["code"], error["where"], error["exit_code"]) == ("file-missing", missing, 2)
+    assert error["message"] == f"{missing}: {error['problem']}; {error['remedy']}"
+
+
+def test_without_json_stdout_stays_empty(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "run.yaml")])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("perennial: ")
+
+
+def _failing(failure: BaseException) -> typer.Typer:
+    single = typer.Typer(pretty_exceptions_enable=False)
+
+    def fail(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+        raise failure
+
+    single.command()(as_command(fail))
+    return single
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "exit_code"),
+    [
+        (TrainingFailed("the worker group gave up"), "training-failed", 1),
+        (Overtaken("a decision came first"), "overtaken", 1),
+        (Superseded("another controller took charge"), "superseded", 1),
+        (PerennialError("failed"), "failed", 1),
+        (Terminated("stopped on request"), "terminated", 143),
+        (SystemExit(143), "terminated", 143),
+        (SystemExit(15), "terminated", 143),
+        (KeyboardInterrupt(), "interrupted", 1),
+    ],
+)
+def test_every_kind_of_failure_has_its_exit_code_and_document(
+    failure: BaseException, code: str, exit_code: int
+) -> None:
+    done = CliRunner().invoke(_failing(failure), ["--json"])
+    assert done.exit_code == exit_code
+    error = json.loads(done.stdout)["error"]
+    assert error.keys() == KEYS
+    assert (error["code"], error["exit_code"], error["where"]) == (code, exit_code, None)
+    assert done.stderr == f"perennial: {error['message']}\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    done = CliRunner().invoke(_failing(ZeroDivisionError()), ["--json"])
+    assert isinstance(done.exception, ZeroDivisionError)
+    assert done.stdout == ""
+
+
+def test_help_lists_the_verbs_in_the_order_of_work() -> None:
+    lines = CliRunner().invoke(app, ["--help"]).stdout.splitlines()
+    words = [line.strip("│ ").split(" ")[0] for line in lines]
+    verbs = [verb.__name__ for panel in PANELS.values() for verb in panel]
+    assert verbs[:4] == ["land", "run", "watch", "status"]
+    assert [word for word in words if word in verbs] == verbs
