@@ -43,8 +43,8 @@ class CorporaSpec(Section):
     """store of another run, a folder or s3://bucket/prefix: its tokenizer, and the corpora of this
     run's inbox that it has tokenised, are copied instead of computed again"""
     decontaminate: tuple[str, ...] = ()
-    """files of evaluation texts, .jsonl or .txt; a document that shares 13 consecutive words with
-    one of them is not trained"""
+    """files of evaluation texts, in any format that a corpus may have; a document that shares 13
+    consecutive words with one of them is not trained"""
 
 
 class TokenizerSpec(Section):
