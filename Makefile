@@ -53,6 +53,7 @@ bench-train: $(VENV)/installed-test  ## the training loop beside a bare one and 
 
 docs: $(VENV)/installed  ## write the generated reference pages and the schemas for editors
 	$(BIN)/python -m perennial.config.reference .
+	$(BIN)/python -m perennial.cli.reference .
 
 check: $(VENV)/installed-test  ## style and types
 	$(BIN)/ruff check .

@@ -113,7 +113,13 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     log = Log(store, FOLDER)
     story = proofs.fold(log.entries())
     if not story.events and not story.findings:
-        raise InputError("store", store.url, "there is no run in it", "use `perennial run`")
+        raise InputError(
+            "store",
+            store.url,
+            "there is no run in it",
+            "use `perennial run`",
+            code="no-run-in-store",
+        )
     done = Verification(store.url, story, list(story.findings))
     tasks = list(_corpora(store, done, committed))
     rows = {name: manifest.rows for name, manifest in done.manifests.items()}
@@ -136,7 +142,9 @@ def _committed(store: Store) -> set[str]:
         keys = [info.key for prefix in _FOLDERS for info in store.list(prefix)]
     except OSError as error:
         problem = f"cannot be read ({error.strerror or error})"
-        raise InputError("store", store.url, problem, "name a store that can be read") from error
+        raise InputError(
+            "store", store.url, problem, "name a store that can be read", code="store-unreadable"
+        ) from error
     return {key.removesuffix(suffix) for key in keys if key.endswith(suffix)}
 
 

@@ -162,4 +162,5 @@ def _check_weights(spec: RunSpec, known: set[str]) -> None:
                 f"replay.weights.{name}",
                 "no corpus of that name was trained, has landed or is named in stages.corpora",
                 f"correct it; known are {', '.join(sorted(known)) or 'none yet'}",
+                code="corpus-missing",
             )

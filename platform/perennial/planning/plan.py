@@ -281,6 +281,7 @@ def _check_memory(spec: RunSpec, memory: dict[int, Memory], hardware: Hardware) 
         f"a GPU would need {need:.1f} GiB under ZeRO stage {spec.training.zero_stage}, "
         f"it has {limit / 2**30:.1f}",
         f"use ZeRO stage {min(fitting)}" if fitting else "use more GPUs or a lower micro_batch",
+        code="gpu-memory-too-small",
     )
 
 

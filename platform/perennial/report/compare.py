@@ -135,7 +135,11 @@ def compare(works: Sequence[Workspace]) -> Comparison:
     for work in works:
         if work.store.url in [run.store.url for run in runs]:
             raise InputError(
-                work.where, "store", "another of these runs has the same store", "name each once"
+                work.where,
+                "store",
+                "another of these runs has the same store",
+                "name each once",
+                code="store-twice",
             )
         found = read_run(work.spec, work.store, work.ledger.read())
         if found is None:
@@ -144,6 +148,7 @@ def compare(works: Sequence[Workspace]) -> Comparison:
                 "",
                 f"no stage of {work.spec.name} was evaluated yet",
                 f"use `perennial run {work.where}`",
+                code="nothing-evaluated",
             )
         spec, models, costs = found.spec, found.models, found.bill
         runs.append(ComparedRun(spec, work.store, models, costs, model_flops(work)))

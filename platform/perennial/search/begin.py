@@ -151,11 +151,21 @@ def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
     state = work.state
     names = [stage.name for stage in state.stages if stage.name in state.ends]
     if not names:
-        raise InputError(where, "run", "the trunk has no finished stage", "use `perennial run`")
+        raise InputError(
+            where,
+            "run",
+            "the trunk has no finished stage",
+            "use `perennial run`",
+            code="nothing-trained",
+        )
     name, _, at = (spec.after or names[-1]).partition("@")
     if name not in names:
         raise InputError(
-            where, "after", f"{name!r} is not a finished stage", f"give one of {', '.join(names)}"
+            where,
+            "after",
+            f"{name!r} is not a finished stage",
+            f"give one of {', '.join(names)}",
+            code="stage-missing",
         )
     stages = list(state.stages[: names.index(name) + 1])
     last = stages[-1]
@@ -163,7 +173,11 @@ def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
     if at and at not in map(str, steps):
         there = ", ".join(f"{name}@{each}" for each in steps)
         raise InputError(
-            where, "after", f"there is no checkpoint {spec.after}", f"give one of {there}"
+            where,
+            "after",
+            f"there is no checkpoint {spec.after}",
+            f"give one of {there}",
+            code="checkpoint-missing",
         )
     step = int(at) if at else last.last_step
     trunk, whole = from_dict(last.schedule).installed(), step == last.last_step
@@ -204,6 +218,7 @@ def check_constant(
                 "after",
                 f"{checkpoint} is of the {phase} phase, and trials branch off the constant one",
                 "give a later step, or the stage's end",
+                code="phase-not-constant",
             )
     elif config.spans_trunk or not whole:
         raise InputError(
@@ -212,6 +227,7 @@ def check_constant(
             f"{checkpoint} is of the {trunk.phase(step - 1)} phase of a {trunk.kind} schedule, "
             "which has no constant one to branch from",
             "search a trunk with an infinite schedule, or eta_max from the end of a whole stage",
+            code="phase-not-constant",
         )
 
 
@@ -239,6 +255,7 @@ def _corpus(work: Workspace, where: str, spec: TuningSpec, origin: RunState) -> 
         f"{spec.corpus or 'no corpus'} is there that {origin.stages[-1].name} has not trained",
         "land one with `perennial land`, and tokenise it with `perennial ingest`"
         + (f", or give {', '.join(ready)}" if ready else ""),
+        code="corpus-missing",
     )
 
 
@@ -250,6 +267,7 @@ def _rungs(run: RunSpec, where: str, spec: TuningSpec, in_stage: int) -> tuple[i
             "budget",
             f"{spec.budget} is {budget:,} steps, and the stage itself has {in_stage:,}",
             "give at most 100%",
+            code="budget-too-large",
         )
     if spec.halving is None:
         return (budget,)
@@ -260,6 +278,7 @@ def _rungs(run: RunSpec, where: str, spec: TuningSpec, in_stage: int) -> tuple[i
             "halving.first",
             f"{spec.halving.first} is {rung:,} steps, and the budget only {budget:,}",
             "give less than the budget",
+            code="budget-too-large",
         )
     rungs = []
     while rung < budget:
@@ -276,6 +295,7 @@ def _steps(run: RunSpec, where: str, field: str, amount: AmountValue, in_stage: 
             field,
             f"{amount} is less than one step of {run.tokens_per_step:,} tokens",
             "give at least one step",
+            code="budget-too-small",
         )
     return steps
 
@@ -291,5 +311,6 @@ def _check_warmup(bench: Bench, where: str, here: Point, rungs: tuple[int, ...])
             "budget" if len(rungs) == 1 else "halving.first",
             f"{rungs[0]:,} steps are not more than the {warmup:,} of the warmup",
             f"give more than {warmup:,} steps",
+            code="budget-too-small",
         )
     bench.branched(here)  # whatever else cannot be is known before anything is trained

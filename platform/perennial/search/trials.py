@@ -241,6 +241,7 @@ def check_objectives(where: str, objectives: Sequence[str], old: Sequence[str]) 
                 "objectives",
                 f"there is no objective {objective!r}: the trunk has not trained that corpus",
                 f"give two of {', '.join(known)}",
+                code="objective-unknown",
             )
 
 

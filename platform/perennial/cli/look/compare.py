@@ -24,7 +24,7 @@ Output = Annotated[
 
 
 def compare(run_files: RunFiles, output: Output = None, as_json: AsJson = False) -> None:
-    """Runs side by side at equal tokens: losses, gaps, compute saved against retraining."""
+    """Compare runs at equal tokens: losses, gaps, compute saved against retraining."""
     check_output(output)
     first, *others = [open_run(path, None) for path in run_files]
     comparison = first.compare(others, output)

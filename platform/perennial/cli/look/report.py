@@ -21,7 +21,7 @@ def report(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """One HTML page that needs no network: lineage, learning rate, losses, forgetting, samples."""
+    """Write one HTML page that needs no network: lineage, learning rate, losses, samples."""
     check_output(output)
     page = open_run(run_file, overrides).report(output)
     if as_json:

@@ -39,7 +39,7 @@ def simulate(
         typer.Option("--measured", min=0, max=1, help="Goodput of a real run, for the error"),
     ] = None,
 ) -> None:
-    """Goodput on a spot fleet, the best checkpoint interval and the best worker range."""
+    """Find the goodput on preemptible machines, and the best checkpoint interval and workers."""
     from perennial.planning.spot_fleet import Fleet
 
     fleet = Fleet(preemptions, notice, replacement)

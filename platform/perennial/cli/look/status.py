@@ -20,7 +20,7 @@ Note = tuple[str, str]
 
 
 def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Stages, phases, tokens, losses, what is running, what is next. Reads only."""
+    """Show stages, phases, tokens, losses, what is running, what is next. Reads only."""
     state = open_run(run_file, overrides).status()
     if as_json:
         print_json(state.to_dict())

@@ -30,7 +30,7 @@ def tune(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Search rate, replay and anneal of the next stage; the front, and advice for three tastes."""
+    """Search rate, replay and anneal of the next stage; print the Pareto front and advice."""
     from perennial.config import load
     from perennial.config.search import TuningSpec
 
