@@ -136,7 +136,7 @@ class ReportPage:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the page."""
+        """Return the size of the page."""
         return len(self.html.encode())
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class RunPlan:
 
     @property
     def rates(self) -> list[RatePoint]:
-        """The learning rate over the trunk's life, thinned out to what a picture can show."""
+        """Return the learning rate over the trunk's life, thinned out for a picture."""
         from perennial.runs.summary import rate_points
 
         return rate_points(self.state.stages)

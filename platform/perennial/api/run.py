@@ -43,9 +43,9 @@ PathLike = str | os.PathLike[str]
 class Run:
     """A run: its run file, and its store.
 
-    Every method opens the run anew, so that it sees what other processes wrote. Methods that train,
-    ingest or measure start Ray where it is needed and do not stop it. Those named `plan_...` return
-    what their verb would do, write nothing and start nothing.
+    Every method opens the run again, so that it sees what other processes wrote. Methods that
+    train, ingest or measure start Ray where it is needed and do not stop it. Those named `plan_...`
+    return what their verb would do, write nothing and start nothing.
 
     Attributes:
         spec: the resolved run file.
@@ -187,7 +187,7 @@ class Run:
 
         Args:
             corpus: its name.
-            replay: share of replay of its next stage, 0 to 1; None: as the run file says.
+            replay: share of replay of its next stage, 0 to 1; None: the run file's.
 
         Raises:
             InputError: there is no such corpus, or its state does not allow the decision.
@@ -279,7 +279,7 @@ class Run:
         Args:
             origin: `STAGE@STEP`, or `STAGE` for its end; None: the end of the last stage that
                 passed its gates.
-            tokens: length of the anneal, such as `4M tokens`; None: as the run file says.
+            tokens: length of the anneal, such as `4M tokens`; None: the run file's.
 
         Raises:
             InputError: there is no such checkpoint, or a gate stopped its stage.
@@ -378,7 +378,7 @@ class Run:
         return comparison
 
     def verify(self, progress: Progress | None = None) -> Verification:
-        """Prove from the store alone that the run is what its ledger says. Reads only.
+        """Prove from the store alone that the run is what its ledger records. Reads only.
 
         Args:
             progress: called with a file's key, the bytes that were read, and all bytes.

@@ -58,7 +58,7 @@ class RunStatus:
         inbox: URL of its inbox.
         has_own_inbox: the inbox is not a folder of the store.
         corpora: state of each corpus, with how far it is.
-        reasons: why a corpus is in its state, where the ledger says.
+        reasons: why a corpus is in its state, where the ledger has a reason.
         pending: corpora that have no stage yet, or whose stage failed.
         epoch, controller: number and name of the controller that took charge last.
         gated: the stage that a gate stopped, with its verdicts; None without one.

@@ -1,4 +1,4 @@
-"""The command line: one small file a verb."""
+"""The command line: one small file a verb, in folders by kind."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Chatter of libraries that would bury the progress line; a value that is set already stands."""
+"""settings that silence libraries whose output would bury the progress line; the user's win"""
 
 
 def main() -> None:
-    """Entry point of `perennial`."""
+    """Run the `perennial` command."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     from perennial.cli.app import app

@@ -43,12 +43,12 @@ class ProgressScreen(RunObserver):
         self._phase = ""
 
     def message(self, text: str) -> None:
-        """One line about what begins or ended."""
+        """Print one line."""
         # Without markup: names of trials and paths may hold brackets.
         log.print(text, style="bold", soft_wrap=True, markup=False)
 
     def job_began(self, work: Workspace, job: Job) -> None:
-        """A worker group starts."""
+        """Print the job that starts, and draw its progress."""
         self.message(
             f"training {job.name}: steps {job.first_step:,} to {job.last_step:,}, "
             f"{job.mix.steps * job.tokens_per_step:,} tokens, {job.training.workers} workers "
@@ -66,7 +66,7 @@ class ProgressScreen(RunObserver):
             self._bars.start()
 
     def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
-        """Steps, phase, loss, speed, time left."""
+        """Show steps, phase, loss, learning rate, speed and time left."""
         for step, world_size in progress.started:
             self._began, self._begun_at_step = time.monotonic(), step
             if step > job.first_step:
@@ -102,7 +102,7 @@ class ProgressScreen(RunObserver):
         )
 
     def job_ended(self, work: Workspace, job: Job) -> None:
-        """The job is done."""
+        """Print that the job is done."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -121,13 +121,13 @@ def stdout_for_answers() -> Iterator[None]:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     json.dump(document, out.file, indent=1)
     out.file.write("\n")
 
 
 def print_matrix(matrix: LossMatrix) -> None:
-    """The stage x corpus matrix, and what each stage gained and lost."""
+    """Print the stage x corpus matrix, and what every stage gained and lost."""
     table = Table(title="held-out loss, nats per token (bits per byte)", title_justify="left")
     table.add_column("after")
     for corpus in matrix.corpora:
@@ -186,7 +186,7 @@ def print_gate(gated: Mapping[str, Any], choices: Sequence[tuple[str, str]]) -> 
 
 
 def print_tokens(tokens_by_stage: Mapping[str, Mapping[str, Any]]) -> None:
-    """Tokens by source of every stage."""
+    """Print the tokens by source of every stage."""
     table = Table(title="tokens by source", title_justify="left")
     table.add_column("stage")
     table.add_column("new", justify="right")
@@ -202,7 +202,7 @@ def print_tokens(tokens_by_stage: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_sources(sources: Sequence[SourceStatus]) -> None:
-    """How every source stands; nothing for a run without one."""
+    """Print the state of every source; nothing for a run without one."""
     if not sources:
         return
     table = Table(title="sources", title_justify="left")
@@ -228,7 +228,12 @@ def _moment(text: str) -> str:
 
 
 def print_scores(release: str, scores: Sequence[Score]) -> None:
-    """lm-eval scores of a release, with their standard errors, or why a task was not run."""
+    """Print lm-eval scores of a release, or why a task was not run.
+
+    Args:
+        release: its name.
+        scores: one for each task and metric.
+    """
     table = Table(title=f"lm-eval on release {release}", title_justify="left")
     for column in ("task", "metric", "score", "standard error", "items"):
         table.add_column(column)

@@ -17,14 +17,14 @@ _INTRODUCTION = """\
 the same. Codes are stable, the sentences may be reworded.
 """
 _PROBLEM = 2
-"""position of the argument of InputError that says what is wrong"""
+"""position of InputError's argument `problem`"""
 _CODE = 4
 
 
 def error_page(package: Path) -> str:
     """Return the page for the source of `package`."""
     lines = ["# Errors", "", _NOTE, "", _INTRODUCTION, "## Wrong input: exit code 2", ""]
-    lines += ["Raised as `InputError`; the example is what one place says.", ""]
+    lines += ["Raised as `InputError`; the example is the problem that one place reports.", ""]
     lines += ["| code | example | raised in |", "| --- | --- | --- |"]
     for code, places in input_codes(package).items():
         # The text that is known best before it is raised.
@@ -41,18 +41,18 @@ def error_page(package: Path) -> str:
 
 
 def input_codes(package: Path) -> dict[str, list[tuple[str, str]]]:
-    """Return, for each code of InputError, an example and the room of each place that raises it.
+    """Return the places that raise an InputError, by code: an example and the room.
 
     Args:
         package: folder of the package's source.
     """
-    found: dict[str, list[tuple[str, str]]] = {}
+    places: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(package.rglob("*.py")):
         room = path.relative_to(package).parts[0].removesuffix(".py")
         for call in raise_sites(path):
             for code in _codes(call):
-                found.setdefault(code, []).append((_problem(call), room))
-    return dict(sorted(found.items()))
+                places.setdefault(code, []).append((_problem(call), room))
+    return dict(sorted(places.items()))
 
 
 def raise_sites(path: Path) -> Iterator[ast.Call]:

@@ -1,6 +1,6 @@
-"""What a run will do: the controller's own machine, walked ahead of it on a copy. Pure.
+"""Predict the stages of a run, by the controller's own state machine on a copy of its state. Pure.
 
-Every stage that comes is decided by `decide_stage`, the function that `run` decides it with, so a
+Every stage to come is decided by `decide_stage`, the function that `run` decides it with, so a
 forecast of a corpus that is ingested is the `Started` event that `run` will write.
 """
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from perennial.config import RunSpec
 
 Basis = Literal["counted", "estimated", "planned"]
-"""How the size of a corpus is known: counted at ingestion, estimated from its bytes in the inbox,
-or planned, where the run file names it and it is taken to hold its budget."""
+"""source of a corpus's size: counted at ingestion, estimated from its bytes in the inbox, or
+planned, where the run file names the corpus and it is taken to hold its budget"""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A corpus that is not ingested yet; `sequences` is None where nothing tells its size."""
+    """A corpus that is not ingested yet; `sequences` is None where its size is not known."""
 
     name: str
     basis: Basis
@@ -47,11 +47,12 @@ class Expected:
 
 @dataclass(frozen=True)
 class Ahead:
-    """What is left to do.
+    """The work that is left.
 
-    stages: those that are not trained to their end, in order, with the basis of their sizes.
-    unknown: corpora that wait for an ingestion to tell their size, or behind one that does.
-    state: the run as it will be after `stages`.
+    Attributes:
+        stages: those that are not trained to their end, in order, with the basis of their sizes.
+        unknown: corpora whose size is known after their ingestion, and those that wait for them.
+        state: the run as it will be after `stages`.
     """
 
     stages: tuple[tuple[Stage, Basis], ...]
@@ -62,8 +63,13 @@ class Ahead:
 def expected_corpora(
     spec: RunSpec, state: RunState, inbox: Mapping[str, int]
 ) -> tuple[Expected, ...]:
-    """The corpora to come: those of the inbox in the order of landing (their stored bytes), then
-    those that `stages.corpora` names, in the file's order."""
+    """Return the corpora to come.
+
+    Args:
+        spec: the run file; the corpora of its `stages.corpora` come last, in its order.
+        state: the run as it is.
+        inbox: stored bytes of the landed corpora, in the order of landing.
+    """
     waiting = {c.name: c.size_bytes for c in state.corpora.values() if not c.sequences}
     waiting |= {name: size for name, size in inbox.items() if name not in state.corpora}
     order = order_of(spec)
@@ -74,28 +80,35 @@ def expected_corpora(
     ]
     per_byte = _sequences_per_byte(state)
     batch = spec.training.global_batch
-    found = []
+    arrived = []
     for name, size in waiting.items():
         # At least a batch: no corpus is refused on an estimate.
         sequences = max(batch, int(size * per_byte)) if per_byte else _budgeted(spec, name)
-        found.append(Expected(name, "estimated", sequences))
-    return (*found, *(Expected(name, "planned", _budgeted(spec, name)) for name in planned))
+        arrived.append(Expected(name, "estimated", sequences))
+    return (*arrived, *(Expected(name, "planned", _budgeted(spec, name)) for name in planned))
 
 
 def look_ahead(
     spec: RunSpec, state: RunState, expected: Sequence[Expected], reschedule: bool = False
 ) -> Ahead:
-    """Every stage that `run` would train, as far as the sizes of the corpora are known.
+    """Return every stage that `run` would train, as far as the sizes of the corpora are known.
 
-    Raises InputError for what `run` would refuse, and for replay weights of unknown corpora.
+    Args:
+        spec: the run file.
+        state: the run as it is; it is not changed.
+        expected: the corpora to come.
+        reschedule: allow a schedule that is not the trunk's so far.
+
+    Raises:
+        InputError: `run` would refuse it, or replay weights name an unknown corpus.
     """
     state = copy.deepcopy(state)
-    sizes = {each.name: each for each in expected}
+    sizes = {corpus.name: corpus for corpus in expected}
     _check_weights(spec, {*state.corpora, *sizes})
     stages: list[tuple[Stage, Basis]] = []
     outside, order = Outside(list(sizes)), order_of(spec)
-    # What has not landed lands some time, not together with anything else.
-    planned = [each.name for each in expected if each.basis == "planned"]
+    # A corpus that has not landed is not assumed to land together with another one.
+    planned = [corpus.name for corpus in expected if corpus.basis == "planned"]
     order = replace(order, alone={*order.alone, *planned})
     while (step := next_action(state, outside, order)) is not None:
         name = step.subject
@@ -133,14 +146,14 @@ def look_ahead(
 
 
 def _basis(stage: Stage, sizes: Mapping[str, Expected]) -> Basis:
-    """How the size of a stage is known: as that of its least known corpus is."""
-    found: set[Basis] = {sizes[name].basis for name in stage.corpora if name in sizes}
+    """Return the basis of a stage's size: that of its least known corpus."""
+    known: set[Basis] = {sizes[name].basis for name in stage.corpora if name in sizes}
     ranked: tuple[Basis, ...] = ("planned", "estimated")
-    return next((basis for basis in ranked if basis in found), "counted")
+    return next((basis for basis in ranked if basis in known), "counted")
 
 
 def _budgeted(spec: RunSpec, corpus: str) -> int | None:
-    """Sequences of a corpus that holds exactly its budget; None where that is a percentage."""
+    """Return the sequences of a corpus that holds its budget; None where that is a percentage."""
     budget = stage_settings(spec, corpus).budget
     if budget.unit == "percent":
         return None
@@ -148,7 +161,7 @@ def _budgeted(spec: RunSpec, corpus: str) -> int | None:
 
 
 def _sequences_per_byte(state: RunState) -> float:
-    """What a stored byte became in the corpora so far; 0 before the first."""
+    """Return the mean sequences per stored byte of the corpora so far; 0 before the first."""
     ready = [c for c in state.corpora.values() if c.sequences and c.size_bytes]
     stored = sum(corpus.size_bytes for corpus in ready)
     return sum(corpus.sequences for corpus in ready) / stored if stored else 0.0

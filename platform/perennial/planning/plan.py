@@ -1,4 +1,4 @@
-"""What a run will cost and do, gathered before any compute: `perennial plan`."""
+"""Predict the stages, cost and memory of a run before any compute: `perennial plan`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,18 @@ if TYPE_CHECKING:
     from perennial.config import RunSpec
 
 _RECENT_STEPS = 1000
-"""The trunk's last steps, whose speed is taken for that of the steps to come."""
+"""number of the trunk's last steps whose speed is taken for that of the steps to come"""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """GPUs as the person states them: peak FLOP/s of one, the share of it that training reaches
-    (model FLOPs utilisation), and its memory, where that is to be checked."""
+    """GPUs as the user states them.
+
+    Attributes:
+        peak_flops: FLOP/s of one GPU.
+        mfu: share of it that training reaches (model FLOPs utilisation), 0 to 1.
+        memory_bytes: of one GPU; None does not check it.
+    """
 
     peak_flops: float
     mfu: float
@@ -42,7 +47,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second of the whole worker group, and where that number is from."""
+    """Tokens per second of the whole worker group, and the source of that number."""
 
     tokens_per_second: float
     source: str
@@ -50,8 +55,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """What a stage takes of one corpus: tokens, and how often it goes through it; `epochs_so_far`
-    is over the trunk's life, this stage included."""
+    """The share of one corpus in a stage.
+
+    Attributes:
+        epochs: passes through the corpus in this stage.
+        epochs_so_far: passes over the trunk's life, this stage included.
+    """
 
     corpus: str
     tokens: int
@@ -73,8 +82,15 @@ class PhasePlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage that is not trained to its end; `displaced_tokens` are those that replay takes from
-    the new corpora, `steps_left` what its checkpoints leave to do."""
+    """A stage that is not trained to its end.
+
+    Attributes:
+        basis: source of its corpora's sizes.
+        steps_left: steps after its last checkpoint.
+        displaced_tokens: tokens of the new corpora that replay takes the place of.
+        checkpoints: number of checkpoints that retention keeps.
+        seconds, gpu_hours: of the steps that are left; None where the speed is not known.
+    """
 
     stage: str
     corpora: tuple[str, ...]
@@ -92,7 +108,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known before compute. Bytes are of one worker; see `footprint`."""
+    """The predictions for a run. Bytes are those of one worker; see `cost_model`."""
 
     model: ModelSize
     flops_per_token: int
@@ -107,7 +123,7 @@ class Plan:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form, with the totals."""
+        """Return the JSON-ready form, with the totals."""
         stages = [asdict(stage) for stage in self.stages]
         totals = {
             "steps": sum(stage.steps_left for stage in self.stages),
@@ -121,9 +137,18 @@ class Plan:
 def plan_run(
     work: Workspace, hardware: Hardware, reschedule: bool = False
 ) -> tuple[Plan, RunState, Anneal | None]:
-    """The plan of what is left to do, the run as it will be then, and a release off its end.
+    """Return the plan of the work that is left. Reads only.
 
-    Reads only. Raises InputError for whatever cannot work.
+    Args:
+        work: the run.
+        hardware: the GPUs.
+        reschedule: allow a schedule that is not the trunk's so far.
+
+    Returns:
+        The plan, the run as it will be after it, and the branch of a release off its end.
+
+    Raises:
+        InputError: the run file describes what cannot work.
     """
     spec = work.spec
     work.check_run()
@@ -152,7 +177,7 @@ def plan_run(
         phases=tuple(
             phase
             for stage, _ in ahead.stages
-            for phase in phases(
+            for phase in phases_of(
                 stage.name, from_dict(stage.schedule), stage.first_step, stage.last_step
             )
         ),
@@ -163,8 +188,15 @@ def plan_run(
     return plan, ahead.state, _release(spec, ahead.state)
 
 
-def phases(name: str, schedule: Schedule, first_step: int, last_step: int) -> list[PhasePlan]:
-    """The phases of the steps `first_step .. last_step - 1`."""
+def phases_of(name: str, schedule: Schedule, first_step: int, last_step: int) -> list[PhasePlan]:
+    """Return the phases of a stage.
+
+    Args:
+        name: of the stage.
+        schedule: its learning rate.
+        first_step: its first trunk step.
+        last_step: the trunk step after its last one.
+    """
     starts = {end + 1 for end in schedule.phase_ends().values()}
     cuts = [first_step, *sorted(s for s in starts if first_step < s < last_step), last_step]
     return [
@@ -221,7 +253,7 @@ def _stage_plan(
 
 
 def _release(spec: RunSpec, state: RunState) -> Anneal | None:
-    """The branch that `perennial release` would anneal off the end; None without a trunk."""
+    """Return the branch that `perennial release` would anneal; None without a trunk."""
     if not state.stages:
         return None
     last = state.stages[-1]
@@ -232,7 +264,7 @@ def _release(spec: RunSpec, state: RunState) -> Anneal | None:
 
 
 def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
-    """The size of the model, and what a person must know about it."""
+    """Return the size of the model, and notes for the user."""
     from perennial.training.model.config import model_config
     from perennial.training.model.initial import FOLDER, has_model
 
@@ -247,13 +279,13 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
 
 
 def model_flops(work: Workspace) -> int:
-    """FLOPs that training one token costs, forward and backward."""
+    """Return the FLOPs of training one token, forward and backward."""
     size, _ = _model_size(work)
     return footprint.flops_per_token(size, work.spec.corpora.sequence_length)
 
 
 def _vocabulary(work: Workspace) -> tuple[int, tuple[str, ...]]:
-    """The tokenizer's entries; a missing tokenizer is a note where the model says how many."""
+    """Return the size of the vocabulary, with a note where only the model names it."""
     tokenizer = work.spec.tokenizer
     if work.store.exists("tokenizer/manifest.json"):
         return corpora.load_tokenizer(work.store).vocabulary, ()
@@ -286,7 +318,7 @@ def _check_memory(spec: RunSpec, memory: dict[int, Memory], hardware: Hardware) 
 
 
 def _measured(work: Workspace) -> Speed | None:
-    """The speed of the trunk's last checkpoints, their own time included; None without any."""
+    """Return the speed of the trunk's last steps, checkpoints included; None without any."""
     for stage in reversed(work.state.stages):
         step = checkpoint.latest_step(work.store, stage.folder)
         if step is None:
@@ -305,7 +337,7 @@ def _measured(work: Workspace) -> Speed | None:
 
 
 def _stated(spec: RunSpec, size: ModelSize, hardware: Hardware) -> Speed | None:
-    """The speed at the stated utilisation; None on CPUs, where nothing was stated."""
+    """Return the speed at the stated utilisation; None on CPUs, where nothing was stated."""
     gpus = spec.training.workers.max * spec.training.gpus_per_worker
     if not gpus:
         return None

@@ -1,10 +1,10 @@
-"""Goodput of a run on machines that are taken away: a small discrete-event model. Pure, seeded.
+"""Simulate the goodput of a run on preemptible machines as discrete events. Pure, seeded.
 
 Every worker is preempted as a Poisson process and its machine comes back after a while. The group
 trains with `k` of its `most` workers at `k / most` of its speed (the global batch is constant, and
-communication is not modelled), from `fewest` on; each change of its size restarts it. A preemption
+communication is not modelled), from `fewest` on; every change of its size restarts it. A preemption
 whose notice is long enough for a checkpoint loses nothing; one without loses what was trained since
-the last. Work is told in seconds of training at full size.
+the last. Work is counted in seconds of training at full size.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class SimulatedRun:
 
 @dataclass(frozen=True)
 class Goodput:
-    """Over the seeds: mean, standard deviation, and the mean share of each loss."""
+    """Mean over the seeds, its standard deviation, and the mean share of every loss."""
 
     mean: float
     spread: float
@@ -161,7 +161,10 @@ class _Simulation:
         self._saving += self._costs.checkpoint_seconds
 
     def _next_change(self) -> tuple[float, bool]:
-        """When the fleet changes next, and whether by a preemption. Memoryless, so drawn anew."""
+        """Return the time of the fleet's next change, and True for a preemption.
+
+        A Poisson process has no memory, so that the time may be drawn again at every call.
+        """
         rate = self._live * self._fleet.preemptions_per_hour / 3600
         taken = self._now + self._random.expovariate(rate) if rate else math.inf
         back = self._returns[0] if self._returns else math.inf
@@ -186,7 +189,16 @@ def simulate(
     horizon_seconds: float,
     seeds: Sequence[int],
 ) -> Goodput:
-    """Goodput of `workers` (fewest, most) that save every `interval_seconds` of full-size work."""
+    """Return the goodput of one choice of workers and checkpoint interval.
+
+    Args:
+        fleet: the machines.
+        costs: of a checkpoint and a restart, in seconds.
+        workers: the fewest and the most.
+        interval_seconds: full-size work between two checkpoints.
+        horizon_seconds: wall clock of one simulated run.
+        seeds: one for each simulated run.
+    """
     runs = [
         _Simulation(fleet, costs, workers, seed).run(interval_seconds, horizon_seconds)
         for seed in seeds
@@ -220,10 +232,18 @@ def search(
     horizon_seconds: float,
     seeds: Sequence[int],
 ) -> FleetSearch:
-    """The interval (whole steps, around Young's) and the smallest group that give most goodput.
+    """Return the checkpoint interval and the fewest workers that give most goodput.
 
-    All candidates see the same seeds. The interval is searched at the best smallest group of
-    Young's interval.
+    All candidates see the same seeds. Intervals are whole steps around Young's, tried with the
+    best fewest workers of Young's interval.
+
+    Args:
+        fleet: the machines.
+        costs: of a checkpoint and a restart, in seconds.
+        most: workers at most.
+        step_seconds: of one optimizer step of the full group.
+        horizon_seconds: wall clock of one simulated run.
+        seeds: one for each simulated run.
     """
 
     def tried(fewest: int, interval: float) -> Goodput:
@@ -243,7 +263,14 @@ def search(
 
 
 def young_interval(fleet: Fleet, costs: Costs, workers: int) -> float:
-    """Young's first-order best interval, sqrt(2 x checkpoint x time between failures), in seconds
-    (Communications of the ACM 17(9), 1974); infinite where nothing fails."""
+    """Return Young's first-order best interval in seconds; infinite where nothing fails.
+
+    It is sqrt(2 x checkpoint x time between failures) (Communications of the ACM 17(9), 1974).
+
+    Args:
+        fleet: the machines.
+        costs: of a checkpoint, in seconds.
+        workers: number of machines.
+    """
     rate = workers * fleet.preemptions_per_hour / 3600
     return math.sqrt(2 * costs.checkpoint_seconds / rate) if rate else math.inf

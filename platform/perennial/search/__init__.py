@@ -1,4 +1,5 @@
-"""Searching what the next stage should use: points, Pareto front, knee, advice, and a fitted law.
+"""Search the settings of the next stage: trials, Pareto front, knee, advice, and a fitted law.
 
-`search` runs trials under Ray Tune; everything else is pure.
+`service` is the entry, `tune_runner` the one module that uses Ray Tune; front, law, space, advisor
+and summarize are pure.
 """

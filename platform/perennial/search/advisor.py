@@ -1,4 +1,4 @@
-"""What to try next: a law of the trials so far says which point may improve the front. Pure."""
+"""Choose the point to try next, by a law that is fitted to the trials so far. Pure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from perennial.search.space import Space
 
 @dataclass(frozen=True)
 class Laws:
-    """A law for each objective; the new corpus's share is what replay leaves.
+    """One law for each objective.
 
-    tokens: those of a trial that is predicted.
+    The law of `adaptation` is over the share of the new corpus, which is what replay leaves.
+
+    Attributes:
+        fits: in the order of the objectives.
+        tokens: training tokens of the trial that is predicted.
     """
 
     fits: tuple[Fit, Fit]
@@ -25,20 +29,29 @@ class Laws:
     tokens: float
 
     def predict(self, point: Point) -> tuple[Pair, Pair]:
-        """The two objectives and their standard errors, nats per token."""
-        told = [
-            each.law.predict(point.eta, _share(point, name), self.tokens, _kind(point))
-            for each, name in zip(self.fits, self.objectives, strict=True)
-        ]
-        return (told[0][0], told[1][0]), (told[0][1], told[1][1])
+        """Return the two objectives and their standard errors, nats per token."""
+        (first, first_error), (second, second_error) = (
+            fit.law.predict(point.eta, _share(point, name), self.tokens, _kind(point))
+            for fit, name in zip(self.fits, self.objectives, strict=True)
+        )
+        return (first, second), (first_error, second_error)
 
 
 Finished = Mapping[Point, Mapping[float, Pair]]
-"""By point, the objectives by the tokens that the trial had trained; the most are its end."""
+"""by point, the objectives by the tokens that the trial had trained; the most are its end"""
 
 
 def fit_laws(finished: Finished, objectives: Sequence[str], tokens: float) -> Laws:
-    """Laws of the trials that there are; ValueError for fewer than five."""
+    """Return laws that are fitted to trials.
+
+    Args:
+        finished: the trials.
+        objectives: names of the two objectives.
+        tokens: training tokens of the trial that will be predicted.
+
+    Raises:
+        ValueError: there are fewer than five trials.
+    """
 
     def seen(k: int) -> list[Seen]:
         return [
@@ -57,10 +70,17 @@ def next_point(
     objectives: Sequence[str],
     tokens: float,
 ) -> Point | None:
-    """The point to try next, or None when every candidate was tried.
+    """Return the point to try next, or None when every candidate was tried.
 
     The first five are spread over the space. Then it is the one whose prediction, one standard
     error better than expected, promises the lowest score, in widths of the front so far.
+
+    Args:
+        space: the candidates are its grid.
+        finished: trials that are done.
+        busy: points whose trials are under way.
+        objectives: names of the two objectives.
+        tokens: training tokens of a whole trial.
     """
     taken = {*finished, *busy}
     candidates = [point for point in space.grid() if point not in taken]
@@ -72,8 +92,8 @@ def next_point(
     ends = [measured[max(measured)] for measured in finished.values()]
     hopes = [_hope(laws, point) for point in candidates]
     both = [*ends, *hopes]
-    told = scores(both, pareto_front(both))[len(ends) :]
-    return candidates[min(range(len(candidates)), key=lambda i: told[i])]
+    hoped = scores(both, pareto_front(both))[len(ends) :]
+    return candidates[min(range(len(candidates)), key=lambda i: hoped[i])]
 
 
 def _hope(laws: Laws, point: Point) -> Pair:
@@ -82,7 +102,7 @@ def _hope(laws: Laws, point: Point) -> Pair:
 
 
 def _farthest(space: Space, candidates: Sequence[Point], taken: Sequence[Point]) -> Point:
-    """The candidate that lies farthest from all that were taken; the middle first."""
+    """Return the candidate that is farthest from all that were taken; the middle first."""
     grid = space.grid()
     places = {point: _place(point, grid) for point in {*candidates, *taken}}
     if not taken:
@@ -91,10 +111,10 @@ def _farthest(space: Space, candidates: Sequence[Point], taken: Sequence[Point])
 
 
 def _place(point: Point, grid: Sequence[Point]) -> tuple[float, float, float]:
-    """A point's place in a cube: its rate by ratio, its share, and one corner for each kind."""
-    etas = [math.log(each.eta) for each in grid]
-    shares = [each.replay for each in grid]
-    kinds = sorted({_kind(each) for each in grid})
+    """Return a point's place in a cube: its rate by ratio, its share, and its kind."""
+    etas = [math.log(other.eta) for other in grid]
+    shares = [other.replay for other in grid]
+    kinds = sorted({_kind(other) for other in grid})
     return (
         _part(math.log(point.eta), etas),
         _part(point.replay, shares),

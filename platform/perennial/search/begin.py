@@ -46,20 +46,24 @@ class PlannedSearch:
 def plan_search(
     work: Workspace, where: str, spec: TuningSpec, *, ingest: bool = True
 ) -> PlannedSearch:
-    """What a search is made of; trains nothing.
+    """Return a search that can begin; trains nothing.
 
-    ingest: tokenise what has landed and was not yet; without it nothing is written.
+    Args:
+        work: the run.
+        where: the tuning file, for errors.
+        spec: its contents.
+        ingest: tokenise what has landed and was not yet; without it nothing is written.
 
-    Raises InputError for a stage, corpus or objective that does not exist, a checkpoint that is
-    not of the constant phase, a rate that the run's schedule does not have, or a budget that is
-    too small or too large.
+    Raises:
+        InputError: a stage, corpus or objective does not exist, the checkpoint is not of the
+            constant phase, the schedule has no such rate, or the budget is too small or too large.
     """
     rate = _rate(work.spec, where, spec)
     origin = _origin(work, where, spec)
     if ingest:
         ingest_landed(work)
     corpus = _corpus(work, where, spec, origin)
-    origin = replace(origin, corpora=_without_wishes(work.state))
+    origin = replace(origin, corpora=_without_replay_overrides(work.state))
     old = tuple(n for s in origin.stages for n in s.corpora if n != corpus)
     check_objectives(where, spec.objectives, old)
     check_concurrent(where, work.spec.training, spec.concurrent)
@@ -89,7 +93,16 @@ def plan_search(
 
 
 def begin(work: Workspace, spec: TuningSpec, search: PlannedSearch) -> Bench:
-    """Claim the search in the ledger and measure where it begins; the bench of this claim."""
+    """Claim the search in the ledger, and measure where it begins.
+
+    Args:
+        work: the run.
+        spec: the tuning file.
+        search: the planned search.
+
+    Returns:
+        The bench of this claim; processes with an earlier claim stop.
+    """
     before = _before(work, search.bench)
 
     def claim(state: RunState) -> Searching:
@@ -110,7 +123,7 @@ def begin(work: Workspace, spec: TuningSpec, search: PlannedSearch) -> Bench:
 
 
 def _before(work: Workspace, bench: Bench) -> dict[str, float]:
-    """Loss on the old corpora where every trial begins; measured where it was not."""
+    """Return the loss on the old corpora where every trial begins, measured where it was not."""
     documents = {corpus: kept_losses(work.store, bench.source, corpus) for corpus in bench.old}
     missing = [corpus for corpus, kept in documents.items() if kept is None]
     if missing:
@@ -147,7 +160,7 @@ def _rate(run: RunSpec, where: str, spec: TuningSpec) -> RateField:
 
 
 def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
-    """The run as it was at the checkpoint that the search names, as the end of its last stage."""
+    """Return the run as it was at the checkpoint of the search, as the end of its last stage."""
     state = work.state
     names = [stage.name for stage in state.stages if stage.name in state.ends]
     if not names:
@@ -171,7 +184,7 @@ def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
     last = stages[-1]
     steps = committed_steps(work.store, last.folder)
     if at and at not in map(str, steps):
-        there = ", ".join(f"{name}@{each}" for each in steps)
+        there = ", ".join(f"{name}@{step}" for step in steps)
         raise InputError(
             where,
             "after",
@@ -237,8 +250,8 @@ def _pinned(run: RunSpec, origin: RunState) -> RunSpec:
     return run.model_copy(update={"schedule": run.schedule.pinned(trunk)})
 
 
-def _without_wishes(state: RunState) -> dict[str, Corpus]:
-    """The corpora without the replay shares that people gave: a trial has its point's."""
+def _without_replay_overrides(state: RunState) -> dict[str, Corpus]:
+    """Return the corpora without the replay shares of users: a trial has its point's."""
     return {name: replace(corpus, replay=None) for name, corpus in state.corpora.items()}
 
 
@@ -301,7 +314,7 @@ def _steps(run: RunSpec, where: str, field: str, amount: AmountValue, in_stage: 
 
 
 def _check_warmup(bench: Bench, where: str, here: Point, rungs: tuple[int, ...]) -> None:
-    """A trial that never leaves its warmup says nothing of the rate that it warms up to."""
+    """Refuse trials that never leave their warmup: they do not measure the rate that they reach."""
     schedule = bench.spec.schedule
     in_stage = bench.origin.stages[0].mix.steps if bench.is_whole else rungs[-1]
     warmup = schedule.warmup_steps(in_stage, bench.spec.tokens_per_step)

@@ -1,6 +1,7 @@
 """The Pareto front of a search, how sure it is, and its knee. Pure.
 
-Two objectives, less is better in each: the first is what is learned, the second what is lost.
+Two objectives, of both of which less is better: the first is adaptation to the new corpus, the
+second forgetting of earlier ones.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ REPLICATES = 1000
 
 @dataclass(frozen=True)
 class Sureness:
-    """How sure the bootstrap is of one trial.
+    """Confidence of the bootstrap in one trial.
 
-    low, high: 95% interval of each objective.
-    on_front, knee: share of the replicates in which the trial is on the front, or is the knee.
+    Attributes:
+        low, high: 95% interval of both objectives.
+        on_front, knee: share of the replicates in which the trial is on the front, or is the knee.
     """
 
     low: Pair
@@ -37,10 +39,15 @@ class Sureness:
 
 
 def scores(points: Sequence[Pair], front: Sequence[int], weight: float = 0.5) -> list[float]:
-    """How far each point lies from the best of both, in widths of the front; less is better.
+    """Return the distance of every point from the best of both objectives; less is better.
 
-    weight: of the first objective; the second has the rest. At one half, the front's lowest score
-    is the point that lies deepest below the line between its two ends.
+    At a weight of one half, the front's lowest score is the point that lies deepest below the line
+    between its two ends.
+
+    Args:
+        points: the objectives of every trial.
+        front: indices of the points whose range is the unit of distance.
+        weight: of the first objective; the second has the rest.
     """
     ends = [points[i] for i in front]
     low = [min(end[k] for end in ends) for k in (0, 1)]
@@ -52,20 +59,29 @@ def scores(points: Sequence[Pair], front: Sequence[int], weight: float = 0.5) ->
 
 
 def knee(points: Sequence[Pair], weight: float = 0.5) -> int:
-    """Index of the point of the front that gives most of both; see `scores`.
+    """Return the index of the point of the front that gives most of both objectives.
 
-    Of equals, the one with the lower sum. ValueError without points.
+    Of equals, it is the one with the lower sum.
+
+    Args:
+        points: the objectives of every trial, at least one.
+        weight: of the first objective; see `scores`.
     """
     front = pareto_front(points)
-    told = scores(points, front, weight)
-    return min(front, key=lambda i: (round(told[i], 12), sum(points[i])))
+    distances = scores(points, front, weight)
+    # Rounded: equal points must stay equal after their different sums.
+    return min(front, key=lambda i: (round(distances[i], 12), sum(points[i])))
 
 
 def survivors(points: Sequence[Pair], factor: int) -> list[int]:
-    """The trials that go on: one in `factor`, rounded up, in their order.
+    """Return the indices of the trials that successive halving keeps, in their order.
 
-    Whole fronts first (the points that nothing beats, then those that only these beat, ...); of
-    the front that does not fit, those nearest to the best of both.
+    Whole fronts come first (the points that nothing beats, then those that only these beat, ...);
+    of the front that does not fit, those nearest to the best of both objectives.
+
+    Args:
+        points: the objectives of every trial.
+        factor: one in so many is kept, rounded up.
     """
     left = list(range(len(points)))
     stay: list[int] = []
@@ -73,15 +89,15 @@ def survivors(points: Sequence[Pair], factor: int) -> list[int]:
     while len(stay) < wanted:
         chosen = [points[i] for i in left]
         layer = pareto_front(chosen)
-        told = scores(chosen, layer)
-        layer.sort(key=lambda i: told[i])
+        distances = scores(chosen, layer)
+        layer.sort(key=lambda i: distances[i])
         stay += [left[i] for i in layer[: wanted - len(stay)]]
-        left = [each for i, each in enumerate(left) if i not in layer]
+        left = [trial for i, trial in enumerate(left) if i not in layer]
     return sorted(stay)
 
 
 def sureness(samples: Array) -> list[Sureness]:
-    """How sure the trials' places are, from bootstrap `samples` (replicates, trials, 2)."""
+    """Return the confidence in every trial, from bootstrap samples `(replicates, trials, 2)`."""
     low, high = np.quantile(samples, (0.025, 0.975), axis=0)
     fronts = np.zeros(samples.shape[1])
     knees = np.zeros(samples.shape[1])
@@ -110,12 +126,18 @@ def resample(
     seed: int,
     replicates: int = REPLICATES,
 ) -> Array:
-    """Bootstrap samples `(replicates, trials, 2)` of the objectives, over documents and seeds.
+    """Return bootstrap samples `(replicates, trials, 2)` of the objectives.
 
-    trials: of each trial, of each of its seeds, nats and tokens `(documents, 2)` by corpus.
-    before: the same of the checkpoint that the trials began with, for the old corpora.
-    A replicate draws one set of documents for all trials, so that what makes a document hard does
-    not tell two trials apart, and for each trial as many of its seeds as it has.
+    A replicate draws one set of documents for all trials, because what makes a document hard must
+    not count as a difference between two trials; of every trial it draws as many seeds as it has.
+
+    Args:
+        trials: by trial and seed, nats and tokens `(documents, 2)` by corpus.
+        before: the same for the checkpoint that the trials began with, for the old corpora.
+        objectives: names of the two objectives.
+        new: the corpus whose stage is searched.
+        seed: of the draws.
+        replicates: number of samples.
     """
     dice = np.random.default_rng(seed)
     losses: dict[str, Array] = {}
@@ -140,7 +162,7 @@ def resample(
 
 
 def _ratio(drawn: npt.NDArray[np.int64], documents: Array) -> Array:
-    """Loss per token `(replicates,)` of drawn documents `(replicates, documents)`."""
+    """Return the loss per token `(replicates,)` of drawn documents `(replicates, documents)`."""
     sums: Array = drawn @ documents
     ratio: Array = sums[:, 0] / sums[:, 1]
     return ratio

@@ -1,4 +1,4 @@
-"""The space of a search: which points there are, in a grid or drawn at random. Pure."""
+"""The space of a search: its points, in a grid or drawn at random. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from itertools import product
 from perennial.config.search import Choices, Point, Span, TuningSpec
 
 _LEVELS = 9
-"""values of a range that a search by candidates looks at"""
+"""number of values of a range that a search by candidates tries"""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What may be combined. Rates are spaced by ratio, shares by difference."""
+    """The values that may be combined. Rates are spaced by ratio, shares by difference."""
 
     eta: Choices | Span
     replay: Choices | Span
@@ -23,12 +23,12 @@ class Space:
     anneal: tuple[str, ...] = ("",)
 
     def grid(self) -> list[Point]:
-        """Every combination; of a range, evenly spaced values."""
+        """Return every combination; of a range, evenly spaced values."""
         axes = (levels(self.eta, log=True), levels(self.replay), self.weighting, self.anneal)
         return [Point(*values) for values in product(*axes)]
 
     def holds(self, point: Point) -> bool:
-        """Whether a point is of this space."""
+        """Return True for a point of this space."""
         return (
             _holds(self.eta, point.eta)
             and _holds(self.replay, point.replay)
@@ -37,7 +37,12 @@ class Space:
         )
 
     def draw(self, count: int, seed: int) -> list[Point]:
-        """Different points, the same ones for the same seed, and fewer only where there are."""
+        """Return different points, fewer than `count` only where there are no more.
+
+        Args:
+            count: number of points.
+            seed: the same points are drawn for the same seed.
+        """
         dice = random.Random(seed)
         finite = isinstance(self.eta, Choices) and isinstance(self.replay, Choices)
         if finite:
@@ -55,7 +60,12 @@ class Space:
 
 
 def space_of(spec: TuningSpec, here: Point) -> Space:
-    """The space that a tuning file names; what it does not search stays as it is `here`."""
+    """Return the space of a tuning file.
+
+    Args:
+        spec: the tuning file.
+        here: the point that the run file is; it gives what the search does not vary.
+    """
     return Space(
         eta=spec.rate or Choices((here.eta,)),
         replay=spec.replay or Choices((here.replay,)),
@@ -65,7 +75,12 @@ def space_of(spec: TuningSpec, here: Point) -> Space:
 
 
 def levels(axis: Choices | Span, *, log: bool = False) -> tuple[float, ...]:
-    """An axis's values; of a range, nine evenly spaced ones with both ends."""
+    """Return the values of an axis; of a range, nine evenly spaced ones with both ends.
+
+    Args:
+        axis: values or a range.
+        log: space a range by ratio, rather than by difference.
+    """
     if isinstance(axis, Choices):
         return axis.values
     inner = [_between(axis, i / (_LEVELS - 1), log=log) for i in range(1, _LEVELS - 1)]
@@ -83,7 +98,7 @@ def _drawn(axis: Choices | Span, dice: random.Random, *, log: bool = False) -> f
 
 
 def _between(span: Span, part: float, *, log: bool) -> float:
-    """The value at that part of a range, to four digits: it stands in names and in run files."""
+    """Return the value at a part of a range, to four digits: names and run files hold it."""
     if log:
         value = math.exp(math.log(span.low) + part * (math.log(span.high) - math.log(span.low)))
     else:

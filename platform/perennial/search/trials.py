@@ -3,7 +3,7 @@
 A trial is the beginning of the stage that `run` would train with the trial's fragment in its run
 file: the same plan, schedule and optimizer, ended early. So what a trial has trained can become the
 stage's own beginning (`perennial.controller.reuse_trial`). The trials of a cosine or wsd run are
-the whole stage made short, because half of a decay says nothing; they cannot be continued.
+the whole stage made short, because half of a decay measures nothing; they cannot be continued.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Bench:
     steps: optimizer steps of a trial at most.
     objectives: names of the two values that are measured.
     before: held-out loss of the origin on the old corpora, nats per token.
-    claim, fence: of this search; whoever has a later one takes over.
+    claim, fence: of this search; a process with a later claim takes it over.
     """
 
     where: str
@@ -70,21 +70,21 @@ class Bench:
 
     @property
     def first_step(self) -> int:
-        """Trunk step at which every trial begins."""
+        """Return the trunk step at which every trial begins."""
         return self.origin.stages[-1].last_step
 
     @property
     def source(self) -> str:
-        """Key of the checkpoint that every trial begins with."""
+        """Return the key of the checkpoint that every trial begins with."""
         return self.origin.ends[self.origin.stages[-1].name]
 
     @property
     def is_whole(self) -> bool:
-        """Whether a trial is the beginning of the whole stage."""
+        """Return True where a trial is the beginning of the whole stage."""
         return self.spec.schedule.spans_trunk
 
     def run_spec(self, point: Point) -> RunSpec:
-        """The run file with the point's fragment, checked; InputError when it cannot be."""
+        """Return the run file with the point's fragment. Raises InputError when it is invalid."""
         fragment = point.fragment(self.corpus, self.rate)
         if not self.is_whole:
             fragment["stages"]["corpora"][self.corpus]["budget"] = f"{self.steps} steps"
@@ -93,12 +93,12 @@ class Bench:
         )
 
     def branched(self, point: Point) -> Branched:
-        """The trial of a point; the same however often it is asked for, but for the time."""
+        """Return the trial of a point; only its time differs between two calls."""
         spec = self.run_spec(point)
         stage = decide_stage(spec, self.origin, self.corpus, now(), "", reschedule=True)
         mix = shifted(stage.mix, point.seed)
-        told = [self.source, mix.to_dict(), stage.schedule, stage.optimizer, point.anneal]
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        identity = [self.source, mix.to_dict(), stage.schedule, stage.optimizer, point.anneal]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return Branched(
             at=now(),
             search=self.search,
@@ -117,7 +117,16 @@ class Bench:
         """Train a point's trial until it has `steps` steps and measure it, once.
 
         What the ledger has is not done again. Ray must be initialised.
-        Raises Superseded when somebody else took the search over.
+
+        Args:
+            point: what the trial tries.
+            steps: optimizer steps after which it is measured.
+
+        Returns:
+            The objectives by name, in nats per token.
+
+        Raises:
+            Superseded: another process took the search over.
         """
         store = open_store(self.spec.store)
         ledger = Ledger(store, lambda line: None)
@@ -171,13 +180,13 @@ class Bench:
         )
 
     def job(self, spec: RunSpec, decided: Branched, until: int) -> Job:
-        """The job that trains a trial to trunk step `until`."""
+        """Return the job that trains a trial to trunk step `until`."""
         job = stage_job(spec, self.origin, self._stage(decided), self.manifests, self.fence)
         folder = f"branches/{decided.trial}"
         return replace(job, name=decided.trial, folder=folder, until=until)
 
     def anneal_job(self, spec: RunSpec, decided: Branched, step: int) -> Job | None:
-        """The job that anneals a trial off its trunk step `step`; None where it has decayed."""
+        """Return the job that anneals a trial off trunk step `step`; None where it has decayed."""
         stage = self._stage(decided)
         amount = parse_amount(decided.point.anneal)
         settings = spec.release.model_copy(update={"anneal": amount})
@@ -217,9 +226,14 @@ def objective_values(
     new: str,
     old: Sequence[str],
 ) -> dict[str, float]:
-    """The objectives from held-out losses, nats per token; less is better in each.
+    """Return the objectives by name; less is better.
 
-    nats, before: by corpus, after the trial and where it began.
+    Args:
+        objectives: names of those that are wanted.
+        nats: held-out loss after the trial by corpus, nats per token.
+        before: the same where the trial began, for the old corpora.
+        new: the corpus whose stage is searched.
+        old: corpora that the trunk knows.
     """
     rises = {f"forgetting/{corpus}": nats[corpus] - before[corpus] for corpus in old}
     known = {"adaptation": nats[new], "forgetting": fmean(rises.values()), **rises}
@@ -227,7 +241,7 @@ def objective_values(
 
 
 def known_objectives(old: Sequence[str]) -> list[str]:
-    """The objectives that a search has whose trunk knows these corpora."""
+    """Return the objectives of a search whose trunk knows the corpora `old`."""
     return ["adaptation", "forgetting", *(f"forgetting/{corpus}" for corpus in old)]
 
 
@@ -246,4 +260,4 @@ def check_objectives(where: str, objectives: Sequence[str], old: Sequence[str]) 
 
 
 def _quiet(progress: object) -> None:
-    """Nobody looks at a single trial."""
+    """Ignore the progress of a single trial."""

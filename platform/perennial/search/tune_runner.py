@@ -1,4 +1,4 @@
-"""The shell around Ray Tune: which point is tried next, how many at a time, and what fails.
+"""Run the trials of a search under Ray Tune.
 
 Tune decides nothing that it would have to remember: the bench writes every measurement down, and
 answers at once for what was measured before. So a search that was killed runs again from its
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from perennial.search.trials import Bench
 
 _DRIVER_CPUS = 0.01
-"""A trial's driver only waits for its workers, but Ray Tune wants a resource for it."""
+"""of a trial's driver, which only waits for its workers: Ray Tune demands a resource for it"""
 _RETRIES = 2
-"""How often a trial whose process or node died is started again, from its last checkpoint."""
+"""number of times that a trial whose process or node died is started again"""
 _FIRST, _SECOND = "objective_1", "objective_2"
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -40,26 +40,27 @@ _ENVIRONMENT = {
 }
 
 
-Say = Callable[[str], None]
-
-
 @dataclass(frozen=True)
 class Trials:
-    """What a search runs: the bench, how many trials at a time, and how many seeds of a point.
+    """Settings of all runs of Ray Tune in one search.
 
-    say: hears of every trial that is done.
+    Attributes:
+        bench: trains and measures; it is copied into the trials' processes.
+        concurrent: trials at a time.
+        seeds: trials of one point.
+        log: called with a line for every trial that is done.
     """
 
     bench: Bench
     concurrent: int
     seeds: int
-    say: Say
+    log: Callable[[str], None]
 
 
 Propose = Callable[[Mapping[Point, Pair], Sequence[Point]], Point | None]
-"""The next point, from the finished ones and those that are under way; None when there is none."""
+"""returns the next point, from the finished ones and those under way; None when there is none"""
 Rounds = Mapping[int, Mapping[Point, Pair]]
-"""The objectives of the points by the steps after which they were compared."""
+"""objectives of the points, by the steps after which they were compared"""
 
 
 def run_search(
@@ -70,10 +71,18 @@ def run_search(
     tokens_per_step: int,
     begun: Sequence[Point],
 ) -> Rounds:
-    """All trials of a tuning file. Ray must be initialised.
+    """Run all trials of a tuning file. Ray must be initialised.
 
-    begun: points of an earlier run of the same search, in their order.
-    Raises TrialFailed when a trial failed for good; what is finished is kept.
+    Args:
+        trials: how they are run.
+        spec: the tuning file.
+        space: the points of the search.
+        rungs: steps after which trials are compared; the last is the whole budget.
+        tokens_per_step: of the run.
+        begun: points of an earlier run of the same search, in their order.
+
+    Raises:
+        TrialFailed: a trial failed for the last time; what is finished is kept.
     """
     count, steps = spec.trials or 0, rungs[-1]
     match spec.searcher:
@@ -91,7 +100,14 @@ def run_search(
 def try_points(
     trials: Trials, points: Sequence[Point], rungs: Sequence[int], factor: int
 ) -> Rounds:
-    """Every point at the first rung, then one in `factor` at each further one."""
+    """Try every point at the first rung, then one in `factor` at every further one.
+
+    Args:
+        trials: how they are run.
+        points: what is tried.
+        rungs: steps after which trials are compared.
+        factor: of successive halving.
+    """
     rounds: dict[int, dict[Point, Pair]] = {}
     for rung in rungs:
         rounds[rung] = _tune(trials, rung, len(points), points=points)
@@ -104,16 +120,22 @@ def try_points(
 def try_with_optuna(
     trials: Trials, space: Space, begun: Sequence[Point], count: int, steps: int, seed: int
 ) -> Rounds:
-    """As many points as asked for, proposed by Optuna's multi-objective sampler.
+    """Try points that Optuna's multi-objective sampler proposes.
 
-    begun: points of an earlier run of this search, proposed first.
+    Args:
+        trials: how they are run.
+        space: the points of the search.
+        begun: points of an earlier run of this search, proposed first.
+        count: number of points.
+        steps: optimizer steps of a trial.
+        seed: of the sampler.
     """
     searcher = optuna_searcher(space, begun, seed)
     return {steps: _tune(trials, steps, max(count, len(begun)), searcher=searcher)}
 
 
 def optuna_searcher(space: Space, begun: Sequence[Point], seed: int) -> Any:
-    """Ray Tune's searcher around Optuna's sampler; `begun` is proposed first."""
+    """Return Ray Tune's searcher around Optuna's sampler; `begun` is proposed first."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -130,12 +152,18 @@ def optuna_searcher(space: Space, begun: Sequence[Point], seed: int) -> Any:
 def try_with_advisor(
     trials: Trials, begun: Sequence[Point], count: int, steps: int, propose: Propose
 ) -> Rounds:
-    """As many points as asked for, proposed from the finished ones and those that are under way."""
+    """Try `count` points that `propose` returns; `begun` comes first."""
     return {steps: _tune(trials, steps, count, searcher=_advised(begun, propose))}
 
 
 def advised(space: Space, objectives: Sequence[str], tokens: float) -> Propose:
-    """The advisor's proposals for trials of so many tokens."""
+    """Return a function that proposes the advisor's next point.
+
+    Args:
+        space: the points of the search.
+        objectives: names of the two objectives.
+        tokens: training tokens of a trial.
+    """
 
     def propose(finished: Mapping[Point, Pair], busy: Sequence[Point]) -> Point | None:
         measured = {point: {tokens: values} for point, values in finished.items()}
@@ -152,7 +180,7 @@ def _tune(
     points: Sequence[Point] | None = None,
     searcher: Any = None,
 ) -> dict[Point, Pair]:
-    """One run of Ray Tune. Raises TrialFailed naming the points that failed."""
+    """Run Ray Tune once. Raises TrialFailed naming the points that failed."""
     from ray import tune
 
     for name, value in _ENVIRONMENT.items():
@@ -177,7 +205,7 @@ def _tune(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
-                callbacks=[_teller(trials.say, steps, count)],
+                callbacks=[_trial_logger(trials.log, steps, count)],
             ),
         )
         with _terminable():
@@ -194,7 +222,7 @@ def _tune(
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the process with SystemExit, and not with the trace that Ray would print."""
+    """End the process with SystemExit on SIGTERM, where Ray would print a trace."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -213,8 +241,8 @@ def _trial(config: dict[str, Any], *, bench: Bench, seeds: int, steps: int) -> N
     from ray import tune
 
     point = _point(config)
-    told = [bench.measure(replace(point, seed=seed), steps) for seed in range(seeds)]
-    means = [sum(values) / len(told) for values in zip(*(t.values() for t in told), strict=True)]
+    by_seed = [bench.measure(replace(point, seed=seed), steps).values() for seed in range(seeds)]
+    means = [sum(values) / seeds for values in zip(*by_seed, strict=True)]
     tune.report({_FIRST: means[0], _SECOND: means[1]})
 
 
@@ -226,11 +254,11 @@ def _values(metrics: Mapping[str, Any]) -> Pair:
     return float(metrics[_FIRST]), float(metrics[_SECOND])
 
 
-def _teller(say: Say, steps: int, count: int) -> Any:
-    """A callback of Tune's; made by a factory, because Tune is loaded late."""
+def _trial_logger(log: Callable[[str], None], steps: int, count: int) -> Any:
+    """Return a callback of Tune; a factory, because Tune is loaded late."""
     from ray import tune
 
-    class Teller(tune.Callback):  # type: ignore[misc]
+    class TrialLogger(tune.Callback):  # type: ignore[misc]
         def __init__(self) -> None:
             self._done = 0
 
@@ -238,9 +266,9 @@ def _teller(say: Say, steps: int, count: int) -> Any:
             self._done += 1
             values = ", ".join(f"{value:.3f}" for value in _values(trial.last_result))
             name = _point(trial.config).name
-            say(f"trial {self._done} of {count} at {steps:,} steps: {name}: {values}")
+            log(f"trial {self._done} of {count} at {steps:,} steps: {name}: {values}")
 
-    return Teller()
+    return TrialLogger()
 
 
 def _parameters(point: Point) -> dict[str, Any]:
@@ -248,7 +276,7 @@ def _parameters(point: Point) -> dict[str, Any]:
 
 
 def _distributions(space: Space) -> dict[str, Any]:
-    """The space in Optuna's words."""
+    """Return the space as Optuna's distributions."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     def axis(values: Choices | Span, log: bool) -> Any:
@@ -265,7 +293,7 @@ def _distributions(space: Space) -> dict[str, Any]:
 
 
 def _advised(begun: Sequence[Point], propose: Propose) -> Any:
-    """A searcher of Tune's that asks `propose`; a factory, because Tune is loaded late."""
+    """Return a searcher of Tune that calls `propose`; a factory, because Tune is loaded late."""
     from ray.tune.search import Searcher
 
     class Advised(Searcher):  # type: ignore[misc]
@@ -291,9 +319,9 @@ def _advised(begun: Sequence[Point], propose: Propose) -> Any:
                 self._finished[point] = _values(result)
 
         def save(self, checkpoint_path: str) -> None:
-            """Nothing to keep: what was measured is in the ledger."""
+            """Write nothing: what was measured is in the ledger."""
 
         def restore(self, checkpoint_path: str) -> None:
-            """Nothing to restore."""
+            """Read nothing: what was measured is in the ledger."""
 
     return Advised()

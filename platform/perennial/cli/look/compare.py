@@ -82,7 +82,7 @@ def _print_gaps(comparison: Comparison) -> None:
     table.add_column("against")
     for name in (*comparison.corpora, "average"):
         table.add_column(name, justify="right", no_wrap=True)
-    # Of each run the pair that cost most; the page and --json have them all.
+    # One pair of every run, that which cost most; the page and --json have them all.
     for gap in {gap.theirs.run: gap for gap in comparison.gaps}.values():
         changes = [*gap.corpora.values(), *([gap.average] if gap.average else [])]
         table.add_row(gap.theirs.run, *(number(c).replace(" ", "") for c in changes))
@@ -94,7 +94,7 @@ def _print_tasks(comparison: Comparison) -> None:
 
     if not comparison.tasks:
         return
-    table = Table(title="lm-eval on each run's last model", title_justify="left")
+    table = Table(title="lm-eval on the last model of every run", title_justify="left")
     table.add_column("task")
     for run in comparison.runs:
         table.add_column(run.name, justify="right")
@@ -105,7 +105,7 @@ def _print_tasks(comparison: Comparison) -> None:
 
 
 def _print_bill(run: ComparedRun) -> None:
-    table = Table(title=f"what each arrival cost {run.name}, in tokens", title_justify="left")
+    table = Table(title=f"cost of every arrival to {run.name}, in tokens", title_justify="left")
     for column in ("arrival", "trained", "retraining on all so far", "saved"):
         table.add_column(column, justify="left" if column == "arrival" else "right")
     for arrival in run.bill.arrivals:

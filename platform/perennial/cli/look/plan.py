@@ -153,7 +153,7 @@ def _print_rates(planned: RunPlan) -> None:
 
 
 def curve(values: Sequence[float], height: int) -> list[str]:
-    """The values as columns of block characters, the highest one `height` lines high."""
+    """Return values as columns of block characters, the highest one `height` lines high."""
     top = max(values) or 1.0
     eighths = [round(value / top * height * 8) for value in values]
     return [

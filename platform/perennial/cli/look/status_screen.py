@@ -1,6 +1,6 @@
 """A run on one terminal screen: the stages as a table, the rest a line each. Pure.
 
-The screen says where something does not fit; `--json` and the report have all of it.
+The screen marks what does not fit; `--json` and the report have all of it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def verify(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Prove from the store alone that the run is what its ledger says. Reads only."""
+    """Prove from the store alone that the run is what its ledger records. Reads only."""
     run = open_run(run_file, overrides)
     began = time.monotonic()
     with _Bar() as bar:
