@@ -21,7 +21,7 @@ def test_the_version_is_read_from_the_package_alone() -> None:
     project = tomllib.loads(_text("pyproject.toml"))
     assert project["project"]["dynamic"] == ["version"]
     assert "version" not in project["project"]
-    assert project["tool"]["hatch"]["version"]["path"] == "platform/perennial/__init__.py"
+    assert project["tool"]["hatch"]["version"]["path"] == "platform/perennial/version.py"
 
 
 def test_the_changelog_begins_with_the_version_and_every_version_is_dated() -> None:
