@@ -103,7 +103,7 @@ def bare(folder: Path, model: str, workers: int, steps: int, seconds: list[float
 
 def bare_kept(folder: Path, model: str, workers: int, steps: int) -> dict[str, Any]:
     """The bare loop with `perennial`'s settings of the C library's allocator."""
-    from perennial.training.ray.malloc import allocator_environment
+    from perennial.training.ray.environment import allocator_environment
 
     os.environ |= allocator_environment()  # read by the processes that it starts
     return in_processes(bare)(folder, model, workers, steps)

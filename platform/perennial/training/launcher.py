@@ -17,9 +17,9 @@ from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.job import Job
 from perennial.training.ray.elastic import ElasticTrainer
-from perennial.training.ray.malloc import allocator_environment
-from perennial.training.ray.preemption import NoticedTorchConfig
-from perennial.training.ray.termination import Termination
+from perennial.training.ray.environment import allocator_environment
+from perennial.training.ray.internals import TrainingFailedError, exceptions_of_workers
+from perennial.training.ray.preemption import PreemptibleTorchConfig, Termination
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     def watch() -> None:
         while True:
             last = stop.wait(0.25)
-            if termination.asked:
+            if termination.requested:
                 tap.ask_to_stop.remote()
             progress = ray.get(tap.drain.remote())
             stopped.extend(progress.stopped)
@@ -118,7 +118,7 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     watcher.start()
     try:
-        with termination.heard():
+        with termination.handled():
             _fit(job, tap)
     finally:
         stop.set()
@@ -127,7 +127,7 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     if stopped:
         raise TrainingStopped(f"{job.name}: {stopped[-1]}")
     reached = checkpoint.latest_step(open_store(job.store_url), job.folder)
-    if termination.asked:
+    if termination.requested:
         raise Terminated(
             f"{job.name}: stopped on request with the checkpoint of step {reached or 0:,} stored; "
             "the same command goes on from there"
@@ -148,11 +148,11 @@ def _fit(job: Job, tap: Any) -> None:
                 storage_path=scratch,
                 worker_runtime_env={"env_vars": allocator_environment()},
             ),
-            torch_config=NoticedTorchConfig(),
+            torch_config=PreemptibleTorchConfig(),
         )
         try:
             trainer.fit()
-        except ray.train.v2.api.exceptions.TrainingFailedError as failed:
+        except TrainingFailedError as failed:
             raise TrainingFailed(f"{job.name}: {_cause(failed)}") from _mistake(failed)
 
 
@@ -165,9 +165,8 @@ def _train(config: dict[str, Any]) -> None:
 
 def _mistake(failed: BaseException) -> BaseException | None:
     """The mistake that a worker raised, if one did; the others only lost touch with that worker."""
-    failures = getattr(failed, "worker_failures", {}).values()
-    raised = [getattr(each, "_base_exc", each) for each in failures]
-    return next((each for each in raised if isinstance(each, MISTAKES)), None)
+    raised = exceptions_of_workers(failed)
+    return next((error for error in raised if isinstance(error, MISTAKES)), None)
 
 
 def _cause(failed: BaseException) -> str:

@@ -16,21 +16,24 @@ import torch.distributed as dist
 from perennial.errors import InputError, Preempted, Spike, StartDamaged, StoreFailed
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from perennial.training.checkpoint.memory import Memory, recall
-from perennial.training.checkpoint.reader import Start, begin_from_latest
-from perennial.training.checkpoint.resume import batches_from, engine_at, load_moments
+from perennial.training.checkpoint.reader import ResumePoint, begin_from_latest
+from perennial.training.checkpoint.resume import (
+    ResumeState,
+    batches_from,
+    engine_at,
+    load_moments,
+    read_resume_state,
+)
 from perennial.training.checkpoint.writer import Saver
 from perennial.training.engine.collective_timer import meter_collectives
-from perennial.training.engine.device_batch import on_device, seed_dropout
 from perennial.training.engine.engine import gradient_norm, loss_of, overflowed, set_eta
-from perennial.training.engine.microbatch import micro_batches
+from perennial.training.engine.microbatch import micro_batches, on_device, seed_dropout
 from perennial.training.engine.profiling import Trace
-from perennial.training.engine.scalar_allreduce import Exchange
+from perennial.training.engine.scalar_allreduce import Exchange, Votes
 from perennial.training.engine.step_timer import Meter
-from perennial.training.engine.votes import Votes
 from perennial.training.job import Job
 from perennial.training.join_probe import JoinWatch
-from perennial.training.ray import preemption as notice
+from perennial.training.ray.preemption import is_ending
 from perennial.training.ray.progress import News
 from perennial.training.spikes.detector import SpikeWatch
 from perennial.training.spikes.messages import advice, described, skip_of
@@ -56,7 +59,7 @@ class _Begun(NamedTuple):
     `(sequences, sequence_length)`; batches: those that follow.
     """
 
-    start: Start
+    start: ResumePoint
     step: int
     tokens: np.ndarray
     batches: Any
@@ -149,7 +152,7 @@ class _Worker:
         dist.broadcast_object_list(told, src=0)
         return told[0]
 
-    def _begin(self, start: Start) -> _Begun | None:
+    def _begin(self, start: ResumePoint) -> _Begun | None:
         """The engine and the data at the job's present step; None when the job is done."""
         job = self._job
         if start.step == job.last_step:
@@ -165,7 +168,7 @@ class _Worker:
             step, tokens = first.result()
         return _Begun(start, step, tokens, batches)
 
-    def _equip(self, start: Start) -> None:
+    def _equip(self, start: ResumePoint) -> None:
         """All that training needs besides the engine and the data."""
         job = self._job
         self._saver = self._open_saver = Saver(
@@ -178,14 +181,16 @@ class _Worker:
         key = f"profiles/{job.name}/{start.step:08d}-rank-{self._rank:02d}.json.gz"
         self._trace = Trace(self._store, key, wanted=job.training.profile)
 
-    def _remember(self, start: Start) -> None:
+    def _remember(self, start: ResumePoint) -> None:
         """Know the job's past: rank 0 reads it, the others are told."""
         spikes = self._job.training.spikes
         told: list[Any] = [None]
         if self._rank == 0:
-            told[0] = recall(self._store, self._job.folder, start.last_rows(spikes.window))
+            told[0] = read_resume_state(
+                self._store, self._job.folder, start.last_rows(spikes.window)
+            )
         dist.broadcast_object_list(told, src=0)
-        self._memory: Memory = told[0]
+        self._memory: ResumeState = told[0]
         self._spikes = self._memory.spikes
         self._watch = SpikeWatch(spikes, self._memory.losses)
 
@@ -277,7 +282,7 @@ class _Worker:
         if norm is None:
             norm = 0.0 if overflowed(engine) else engine.get_global_grad_norm()
         votes = Votes(
-            self._news.stop, notice.given(), bool(self._open_saver.hopeless), self._open_saver.busy
+            self._news.stop, is_ending(), bool(self._open_saver.hopeless), self._open_saver.busy
         )
         self._exchange.send(total, norm / self._world, *votes)
         self._end_step(step)

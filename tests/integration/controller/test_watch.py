@@ -23,14 +23,14 @@ from perennial.cli.app import app
 from perennial.controller import loop
 from perennial.controller.context import Workspace
 from perennial.errors import Terminated
-from perennial.training.ray.termination import Termination
+from perennial.training.ray.preemption import Termination
 
 def train(*_):
     termination = Termination()
     termination.graceful = True
-    with termination.heard():
+    with termination.handled():
         print("the job trains", file=sys.stderr, flush=True)
-        while not termination.asked:
+        while not termination.requested:
             time.sleep(0.05)
     raise Terminated("stopped on request")
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from perennial.config.training import TrainingSpec
 from perennial.errors import InputError
-from perennial.training.engine.device_batch import on_device, seed_dropout
+from perennial.training.engine.microbatch import on_device, seed_dropout
 from perennial.training.model.features import document_positions, prepare
 from tests.support.small_models import small_model
 

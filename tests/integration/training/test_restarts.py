@@ -9,19 +9,19 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
 from perennial.store import open_store
 from perennial.training.checkpoint.manifest import MANIFEST, folder_of
-from perennial.training.ray.elastic import FailuresInARow, Progress
+from perennial.training.ray.elastic import CheckpointProgress, FailuresInARow
 
 FOLDER = "checkpoints/00-help"
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 
 
 def test_failures_without_a_new_checkpoint_exhaust_the_tries(tmp_path: Path) -> None:
-    policy = FailuresInARow(2, Progress(str(tmp_path), FOLDER))
+    policy = FailuresInARow(2, CheckpointProgress(str(tmp_path), FOLDER))
     assert [_fail(policy) for _ in range(3)] == [RETRY, RETRY, RAISE]
 
 
 def test_a_failure_after_a_new_checkpoint_is_the_first_one(tmp_path: Path) -> None:
-    policy = FailuresInARow(1, Progress(str(tmp_path), FOLDER))
+    policy = FailuresInARow(1, CheckpointProgress(str(tmp_path), FOLDER))
     for step in range(1, 10):
         assert _fail(policy) is RETRY
         _commit(tmp_path, step)
@@ -30,7 +30,7 @@ def test_a_failure_after_a_new_checkpoint_is_the_first_one(tmp_path: Path) -> No
 
 def test_checkpoints_of_an_earlier_attempt_are_no_news(tmp_path: Path) -> None:
     _commit(tmp_path, 5)
-    policy = FailuresInARow(0, Progress(str(tmp_path), FOLDER))
+    policy = FailuresInARow(0, CheckpointProgress(str(tmp_path), FOLDER))
     assert _fail(policy) is RAISE
 
 

@@ -67,9 +67,9 @@ def test_mlflow_has_the_shares_and_the_join(lineage: Lineage) -> None:
 
 def _forget(folder: Path) -> None:
     from perennial.training.checkpoint.tensors import write_tensors
+    from perennial.training.engine.deepspeed_internals import inner_optimizer
     from perennial.training.engine.engine import build_engine, set_eta
     from perennial.training.engine.optimizer_state import (
-        _stepped,
         forget_direction,
         load_optimizer,
         optimizer_state,
@@ -89,7 +89,7 @@ def _forget(folder: Path) -> None:
     tensors, steps = optimizer_state(engine)
     write_tensors(tensors, folder / "optimizer-00-of-01.safetensors")
     load_optimizer(engine, folder.glob("optimizer-*"), steps)
-    before = [state["exp_avg_sq"].clone() for state in _stepped(engine).state.values()]
+    before = [state["exp_avg_sq"].clone() for state in inner_optimizer(engine).state.values()]
     forget_direction(engine)
     facts = [
         {
@@ -98,7 +98,7 @@ def _forget(folder: Path) -> None:
             "unchanged": torch.equal(state["exp_avg_sq"], second),
             "steps": int(state["step"]),
         }
-        for state, second in zip(_stepped(engine).state.values(), before, strict=True)
+        for state, second in zip(inner_optimizer(engine).state.values(), before, strict=True)
     ]
     (folder / "facts.json").write_text(json.dumps(facts))
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where the job goes on.
 
     step: trunk step.
@@ -57,7 +57,7 @@ class Start:
 
 
 def begin_from_latest(
-    job: Job, store: Store, scratch: Path, tap: Any, begin: Callable[[Start], T]
+    job: Job, store: Store, scratch: Path, tap: Any, begin: Callable[[ResumePoint], T]
 ) -> T:
     """What `begin` makes of the latest checkpoint that is sound on every rank; all call together.
 
@@ -74,7 +74,7 @@ def begin_from_latest(
             _set_aside(job, store, key, unsound.found, tap)
         dist.barrier()
     if job.start is None:
-        return begin(Start(job.first_step))
+        return begin(ResumePoint(job.first_step))
     try:
         return _begin_from(job, store, job.start, scratch / job.start, begin, resumed=False)
     except Unsound as unsound:
@@ -107,14 +107,14 @@ def _begin_from(
     store: Store,
     key: str,
     folder: Path,
-    begin: Callable[[Start], T],
+    begin: Callable[[ResumePoint], T],
     *,
     resumed: bool,
 ) -> T:
     """Raises Unsound on every rank when any of them found damage."""
     manifest = _agreed(lambda: _fetch_shared(store, key, folder))
     with_moments = resumed or job.optimizer != "reset"
-    start = Start(
+    start = ResumePoint(
         manifest.step if resumed else job.first_step,
         _folder_of_node(folder),
         manifest.optimizer_steps if with_moments else None,

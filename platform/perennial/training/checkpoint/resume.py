@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 from perennial.mixture.batches import slice_rank_rows
 from perennial.mixture.ray_stream import build_rank_dataset, read_step_batches
 from perennial.store import Store
-from perennial.training.checkpoint.reader import Start
+from perennial.training.checkpoint.reader import ResumePoint
 from perennial.training.engine.engine import build_engine
 from perennial.training.engine.optimizer_state import forget_direction, load_optimizer
 from perennial.training.job import Job
 from perennial.training.model.config import stored_model
 from perennial.training.model.initial import initial_model
+from perennial.training.spikes.skips import read_skips
 
 
 def batches_from(
@@ -41,7 +43,7 @@ def batches_from(
     return read_step_batches(tables, mine.stop - mine.start, mix_step, dtype)
 
 
-def engine_at(store: Store, job: Job, start: Start, world_size: int) -> Any:
+def engine_at(store: Store, job: Job, start: ResumePoint, world_size: int) -> Any:
     """The engine with the checkpoint's weights, or with new ones."""
     model: torch.nn.Module = (
         initial_model(store, job) if start.folder is None else stored_model(start.folder)
@@ -49,10 +51,31 @@ def engine_at(store: Store, job: Job, start: Start, world_size: int) -> Any:
     return build_engine(model, job.training, job.mix.global_batch, world_size, job.end_of_document)
 
 
-def load_moments(engine: Any, job: Job, start: Start) -> None:
+def load_moments(engine: Any, job: Job, start: ResumePoint) -> None:
     """This rank's part of the checkpoint's moments. Raises Damaged."""
     if start.optimizer_steps is None:
         return
     load_optimizer(engine, start.optimizer_files, start.optimizer_steps)
     if not start.resumed and job.optimizer == "keep-second-moment":
         forget_direction(engine)
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """losses: those of the last steps, in order. spikes: how many were ignored so far.
+    skipped: trunk steps that are not trained (each the step that its batch would have led to).
+    """
+
+    losses: tuple[float, ...]
+    spikes: int
+    skipped: tuple[int, ...]
+
+
+def read_resume_state(store: Store, folder: str, last_rows: list[dict[str, Any]]) -> ResumeState:
+    """The memory of a job's folder; `last_rows` are its last steps' metrics, in order."""
+    rows = [row for row in last_rows if "loss" in row]
+    return ResumeState(
+        losses=tuple(row["loss"] for row in rows),
+        spikes=max((row.get("spikes", 0) for row in rows), default=0),
+        skipped=tuple(skip.step for skip in read_skips(store, folder)),
+    )

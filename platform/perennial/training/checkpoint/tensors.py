@@ -1,4 +1,4 @@
-"""Writing live tensors to a safetensors file without copying them in memory."""
+"""Local files of a checkpoint, written from live tensors without copying them in memory."""
 
 from __future__ import annotations
 
@@ -48,6 +48,22 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
             flat = tensor.detach().contiguous().cpu().reshape(-1)
             _write(sink, flat.view(torch.uint8).numpy())
         sink.truncate()
+
+
+def write_model_folder(module: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write `folder` with these weights, or write them over those that are there.
+
+    weights: whole tensors by the module's names; a shared one once. They may be live, and views of
+    one buffer, as ZeRO's are: transformers' own `save_pretrained` would take those for tied weights
+    and copy them. It writes what belongs beside the weights.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.utils import SAFE_WEIGHTS_NAME
+
+    if not folder.exists():
+        module.save_pretrained(folder, state_dict={})
+    stored = revert_weight_conversion(module, dict(weights))
+    write_tensors(stored, folder / SAFE_WEIGHTS_NAME)
 
 
 def _write(sink: Any, data: Any) -> None:

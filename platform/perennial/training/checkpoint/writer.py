@@ -29,11 +29,10 @@ from perennial.store import Store
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import METRICS, OPTIMIZER
 from perennial.training.checkpoint.retention import sweep
-from perennial.training.checkpoint.tensors import write_tensors
+from perennial.training.checkpoint.tensors import write_model_folder, write_tensors
 from perennial.training.engine.engine import gather_weights
 from perennial.training.engine.optimizer_state import optimizer_state
 from perennial.training.job import Job
-from perennial.training.model.hf_folder import write_model_folder
 from perennial.version import __version__
 
 _MODEL = "model"

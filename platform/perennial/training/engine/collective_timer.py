@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from perennial.training.engine.deepspeed_internals import wrap_collectives
 from perennial.training.engine.step_timer import Meter
 
 _COLLECTIVES = (
@@ -29,13 +30,7 @@ def meter_collectives(meter: Meter) -> None:
     A collective that blocks takes its time and what this rank waits for the others; one that does
     not is charged when it is waited for. What the hardware does meanwhile is not counted.
     """
-    from deepspeed.comm import comm
-
-    backend = comm.cdb
-    for name in _COLLECTIVES:
-        call = getattr(type(backend), name, None)
-        if call is not None:
-            setattr(backend, name, _timed(call.__get__(backend), meter))
+    wrap_collectives(_COLLECTIVES, lambda call: _timed(call, meter))
 
 
 def _timed(call: Callable[..., Any], meter: Meter) -> Callable[..., Any]:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.ops import __compatible_ops__
 
 from perennial.training.engine.deepspeed_config import deepspeed_settings
+from perennial.training.engine.deepspeed_internals import (
+    disable_shared_memory_collectives,
+    is_partitioned,
+)
 from perennial.training.model.features import document_positions, prepare
 
 if TYPE_CHECKING:
@@ -23,8 +26,7 @@ def build_engine(
 
     Raises InputError when the architecture cannot do what the run file asks of it.
     """
-    # A shared-memory all-reduce that would be compiled on first use; gloo serves without it.
-    __compatible_ops__["deepspeed_shm_comm"] = False
+    disable_shared_memory_collectives()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
     prepare(model, spec, end_of_document)
     optimizer = torch.optim.AdamW(
@@ -102,7 +104,7 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor] | None:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        divided = hasattr(tensor, "ds_id")
+        divided = is_partitioned(tensor)
         with deepspeed.zero.GatheredParameters([tensor], enabled=divided):
             if keep:
                 whole = tensor.detach()

@@ -1,4 +1,4 @@
-"""How a global batch is shared among workers of any number: pure integer arithmetic.
+"""Micro batches: a global batch divided among workers of any number, and copied to the device.
 
 Every worker runs the same number of micro batches, as collectives want it. Their sizes differ when
 the global batch does not divide, so each loss is weighted: the gradient is the mean over the
@@ -7,7 +7,11 @@ global batch at any size (invariant I3).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
+import torch
 
 from perennial.mixture.batches import slice_rank_rows
 
@@ -46,3 +50,29 @@ def micro_batches(
         weight = (last - first) * count * world_size / global_batch
         found.append(MicroBatch(slice(first, max(last, first + 1)), last - first, weight))
     return found
+
+
+def on_device(parts: Iterable[np.ndarray], device: torch.device) -> Iterator[torch.Tensor]:
+    """Each part's ids `(sequences, sequence)` on the device, in order.
+
+    On a GPU the next one is copied out of pinned memory while this one is computed.
+    """
+    copies = (_copied(part, device) for part in parts)
+    ahead = next(copies)
+    for following in copies:
+        yield ahead
+        ahead = following
+    yield ahead
+
+
+def _copied(part: np.ndarray, device: torch.device) -> torch.Tensor:
+    ids = torch.from_numpy(part)
+    if device.type != "cuda":
+        return ids.to(device)
+    return ids.pin_memory().to(device, non_blocking=True)
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make what is random in a step depend on nothing but these three (invariant I9)."""
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0] >> 1))

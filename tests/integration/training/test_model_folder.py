@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from perennial.training.model.hf_folder import write_model_folder
+from perennial.training.checkpoint.tensors import write_model_folder
 from tests.support.small_models import small_model
 
 SPECIAL: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from perennial.training.ray.malloc import allocator_environment
+from perennial.training.ray.environment import allocator_environment
 
 SCRIPT = """
 import resource, threading, torch

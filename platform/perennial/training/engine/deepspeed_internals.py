@@ -1,0 +1,124 @@
+"""Adapters around names that DeepSpeed keeps private; no other module of the package uses one.
+
+Written for DeepSpeed 0.19. When a release of DeepSpeed changes how it divides the optimizer's
+state, or how it names what it holds, this file alone changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.ops import __compatible_ops__
+
+
+@dataclass(frozen=True)
+class ParameterShard:
+    """A run of one parameter's elements whose optimizer state this worker holds, and its place.
+
+    parameter: its name in the model; start, length: its elements, flattened.
+    owner: the fp32 tensor that the optimizer steps; offset: of the shard's elements in it.
+    """
+
+    parameter: str
+    start: int
+    length: int
+    owner: torch.Tensor
+    offset: int
+
+    def slice(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the shard's elements `(length,)` of a tensor laid out like the owner."""
+        return tensor.view(-1).narrow(0, self.offset, self.length)
+
+    def part(self, rank: int, world_size: int) -> ParameterShard:
+        """Return the part that `rank` writes of a shard that every rank holds."""
+        first, last = (self.length * r // world_size for r in (rank, rank + 1))
+        return replace(
+            self, start=self.start + first, offset=self.offset + first, length=last - first
+        )
+
+
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """Return the torch optimizer inside DeepSpeed's wrappers."""
+    outer = engine.optimizer
+    inner: torch.optim.Optimizer = (
+        outer if isinstance(outer, torch.optim.Optimizer) else outer.optimizer
+    )
+    return inner
+
+
+def owned_shards(engine: Any) -> Iterator[ParameterShard]:
+    """Return what this worker holds, in the order of the tensors that the optimizer steps."""
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        return _whole_parameters(engine.optimizer, names)
+    divided = _parts_of_parameters if stage == 3 else _parts_of_groups
+    return divided(engine.optimizer, names)
+
+
+def _whole_parameters(optimizer: Any, names: dict[int, str]) -> Iterator[ParameterShard]:
+    """ZeRO 0: every worker holds everything; below fp32 DeepSpeed keeps fp32 copies to step."""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        groups = [(group["params"], group["params"]) for group in optimizer.param_groups]
+    else:
+        groups = list(zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True))
+    for parameters, owners in groups:
+        for parameter, owner in zip(parameters, owners, strict=True):
+            yield ParameterShard(names[id(parameter)], 0, parameter.numel(), owner, 0)
+
+
+def _parts_of_groups(zero: Any, names: dict[int, str]) -> Iterator[ParameterShard]:
+    """ZeRO 1 and 2: a contiguous part of each group's parameters laid end to end."""
+    for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+        for parameter in group:
+            mapping = parameter._hp_mapping
+            if mapping is not None:
+                source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
+                name = names[id(parameter)]
+                yield ParameterShard(name, source.start, source.numel, flat, target.start)
+
+
+def _parts_of_parameters(zero: Any, names: dict[int, str]) -> Iterator[ParameterShard]:
+    """ZeRO 3: an equal part of every parameter, the last one padded."""
+    for group, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+        offset = 0
+        for parameter in group:
+            padded = parameter.partition_numel()
+            start = dist.get_rank(parameter.ds_process_group) * padded
+            length = min(padded, parameter.ds_numel - start)
+            if length > 0:
+                yield ParameterShard(names[id(parameter)], start, length, flat, offset)
+            offset += padded
+
+
+def is_partitioned(parameter: torch.Tensor) -> bool:
+    """Return whether ZeRO 3 divided a parameter among the workers."""
+    return hasattr(parameter, "ds_id")
+
+
+def disable_shared_memory_collectives() -> None:
+    """Keep DeepSpeed from compiling an all-reduce over shared memory; gloo serves without it."""
+    __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def wrap_collectives(
+    names: Iterable[str], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Replace collectives of DeepSpeed's present backend by what `wrap` makes of them.
+
+    Args:
+        names: methods of the backend; those that it does not have are left out.
+        wrap: receives the method as its class defines it, so that calling this again (after a
+            rollback) does not wrap it twice.
+    """
+    from deepspeed.comm import comm
+
+    backend = comm.cdb
+    for name in names:
+        method = getattr(type(backend), name, None)
+        if method is not None:
+            setattr(backend, name, wrap(method.__get__(backend)))

@@ -1,0 +1,42 @@
+"""Environment variables of Ray Train's processes: the C library's allocator, and Ray's intervals.
+
+glibc returns tensors of more than 32 MiB (logits are) to the system as soon as they are freed, and
+every step takes them again, page by page and zeroed: a fifth of the time of a small model's step on
+a CPU. A thread that is not the process's first, such as Ray Train's training thread, gets memory in
+heaps of 64 MiB that are returned whenever one is empty. One arena for all threads that keeps freed
+memory avoids both (benchmarks/results/train_speed.md). Tensors on a GPU have an allocator of their
+own.
+"""
+
+from __future__ import annotations
+
+import os
+
+_KEPT_BYTES = 1 << 30
+_ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
+    "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES),
+}
+_RAY_TRAIN = {
+    # A dead worker is noticed at the next poll: 1 second earlier on average than by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # How long a start waits for nodes, of which one may be dead, before it looks at the cluster
+    # again. Starting workers is not part of it, and requests to an autoscaler stay in place.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+}
+
+
+def allocator_environment() -> dict[str, str]:
+    """Return a worker's allocator settings; variables of this process take precedence.
+
+    They have to be set before the worker's process starts: glibc reads them once. Other C libraries
+    ignore them.
+    """
+    return {name: os.environ.get(name, value) for name, value in _ALLOCATOR.items()}
+
+
+def set_ray_train_defaults() -> None:
+    """Set Ray Train's intervals in this process, where the user has not set them."""
+    for name, value in _RAY_TRAIN.items():
+        os.environ.setdefault(name, value)

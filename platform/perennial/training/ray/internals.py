@@ -1,0 +1,152 @@
+"""Adapters around names that Ray keeps private; no other module of the package uses one.
+
+Written for Ray 2.60. When a release of Ray moves or renames any of them, this file alone changes.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.torch.config import _TorchBackend as TorchBackend
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    AUTOSCALING_REQUESTS_GET_TIMEOUT_S,
+    TrainAutoscalingCoordinatorClient,
+)
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+__all__ = [
+    "HEAD_NODE_RESOURCE_NAME",
+    "ControllerCallback",
+    "CurrentResourcesPolicy",
+    "NoopDecision",
+    "PolicyTrainer",
+    "ResettableFailurePolicy",
+    "ResizeDecision",
+    "ScalingDecision",
+    "TorchBackend",
+    "TrainingFailedError",
+    "WorkerGroupCallback",
+    "exceptions_of_workers",
+    "is_actor_alive",
+    "is_node_drained",
+]
+
+_VIEW_SECONDS = 1.0
+"""Age at which a view of the cluster's free resources is read again."""
+
+
+class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
+    """A `TorchTrainer` with policies and a clean-up of placement groups chosen by the caller."""
+
+    def __init__(self, *args: Any, policies: dict[str, Any], cleanup: Any, **kwargs: Any) -> None:
+        """Create the trainer.
+
+        Args:
+            args: positional arguments of `TorchTrainer`.
+            policies: `failure_policy` and `scaling_policy` by name; an absent one is Ray's own.
+            cleanup: callback that takes the place of Ray's own clean-up of placement groups.
+            kwargs: keyword arguments of `TorchTrainer`.
+        """
+        super().__init__(*args, **kwargs)
+        self._policies = policies
+        self._cleanup = cleanup
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        kept = [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+        return [*kept, self._cleanup]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        # The only place where Ray 2.60 lets a trainer choose its policies.
+        return super()._initialize_and_run_controller(**parts | self._policies)
+
+
+class ResettableFailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
+    """Ray's failure policy, whose count of worker-group failures can start again."""
+
+    def __init__(self, max_failures: int) -> None:
+        super().__init__(FailureConfig(max_failures=max_failures))
+
+    def reset_failures(self) -> None:
+        """Count the next failure as the first one."""
+        self._worker_group_failures = 0
+
+
+class CurrentResourcesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
+    """Ray's elastic policy, deciding by what the cluster has free now, in a fixed requester's name.
+
+    Args:
+        scaling: Ray Train's scaling configuration.
+        requester: name under which resources are requested of Ray's autoscaling coordinator.
+    """
+
+    def __init__(self, scaling: ScalingConfig, requester: str) -> None:
+        super().__init__(scaling)
+        self._requester_id = requester
+        self._read_at: float | None = None
+        self._resources: Any = None
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Request resources in the requester's name.
+
+        Ray would request them in the name of this attempt, and keep what a killed driver requested
+        reserved for three minutes, so that the driver that follows it could not have it.
+        """
+        self._coordinator_client = TrainAutoscalingCoordinatorClient(self._requester_id)
+        self._send_resource_request()
+
+    def _get_reserved_resources(self) -> Any:
+        # Overridden because Ray's own view of the cluster is up to 20 seconds old.
+        if self._read_at is None or time.monotonic() - self._read_at >= _VIEW_SECONDS:
+            self._read_at = time.monotonic()
+            self._resources = None
+            # A coordinator that does not answer is asked again at the next decision.
+            with suppress(ray.exceptions.RayError):
+                self._resources = ray.get(
+                    self._autoscaling_coordinator.get_reserved_resources.remote(
+                        self._requester_id, recompute=True
+                    ),
+                    timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S,
+                )
+        return self._resources
+
+
+def is_actor_alive(actor_id: str) -> bool:
+    """Return whether the cluster knows an actor that is not dead. Raises when it cannot be asked.
+
+    The public State API asks Ray's dashboard, which need not run; this asks the cluster itself.
+    """
+    actor = ray._private.state.actors(actor_id)
+    return bool(actor) and actor["State"] != "DEAD"
+
+
+def is_node_drained() -> bool:
+    """Return whether Ray has announced that this worker's node ends."""
+    # Ray's public `get_preemption_info` waits for every worker in an actor, several milliseconds
+    # a step; what it would collect is already known in this process.
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def exceptions_of_workers(failed: BaseException) -> list[BaseException]:
+    """Return what the workers of a failed group raised, without Ray's wrappers."""
+    failures = getattr(failed, "worker_failures", {}).values()
+    return [getattr(failure, "_base_exc", failure) for failure in failures]
