@@ -262,7 +262,7 @@ def load_seconds(folder: str, model: str, rank: str) -> float:
         checkpoint.download(store, key, manifest, manifest.files, Path(scratch))
         engine = build_engine(stored_model(Path(scratch)), spec, spec.global_batch, WORKERS, 0)
         files = sorted(Path(scratch).glob("optimizer-*"))
-        load_optimizer(engine, files, manifest.optimizer_steps)
+        load_optimizer(engine, spec.optimizer_config, files, manifest.optimizer_steps)
     return time.perf_counter() - began
 
 

@@ -146,17 +146,22 @@ class ByKind:
         def dump(section: Section, info: SerializationInfo) -> dict[str, Any]:
             return section.model_dump(mode=info.mode)
 
-        return core_schema.with_info_plain_validator_function(
+        schema = core_schema.with_info_plain_validator_function(
             self._validate,
             serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True),
         )
+        optional = type(None) in get_args(source)
+        return core_schema.nullable_schema(schema) if optional else schema
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         built_in = [k for k in self.registry if self.registry.provider(k) == "perennial"]
         sections = [self.registry[kind] for kind in built_in]
-        return {"anyOf": [handler(section.__pydantic_core_schema__) for section in sections]}
+        schemas = [handler(section.__pydantic_core_schema__) for section in sections]
+        if schema["type"] == "nullable":
+            schemas.append({"type": "null"})
+        return {"anyOf": schemas}
 
     def _validate(self, value: Any, info: ValidationInfo) -> Section:
         if isinstance(value, Section):

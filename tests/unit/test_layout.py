@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "platform" / "perennial"
 
 # Room -> the rooms that it may import. Nothing else is allowed, and no circle is declared.
-_CORE = {"errors", "registry", "fields", "store", "config", "schedules", "mixture"}
+_CORE = {"errors", "registry", "fields", "store", "config", "schedules", "optimizers", "mixture"}
 _DATA = _CORE | {"corpora"}
 EDGES: dict[str, set[str]] = {
     "errors": set(),
@@ -22,8 +22,9 @@ EDGES: dict[str, set[str]] = {
     "registry": {"errors"},
     "store": {"errors", "registry"},
     "fields": {"registry"},
+    "optimizers": {"errors", "registry", "fields"},
     "schedules": {"errors", "registry", "fields"},
-    "config": {"errors", "registry", "fields", "schedules", "mixture"},
+    "config": {"errors", "registry", "fields", "schedules", "optimizers", "mixture"},
     "corpora": {"errors", "registry", "store"},
     "mixture": {"errors", "registry", "fields", "store"},
     "tracking": {"errors", "store"},

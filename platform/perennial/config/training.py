@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from perennial.config.deepspeed_overrides import check_overrides
 from perennial.config.spikes import SpikesSpec
-from perennial.fields import Amount, Count, Section, parse_amount
+from perennial.fields import Amount, ByKind, Count, Section, parse_amount
+from perennial.optimizers import (
+    OPTIMIZERS,
+    AbsentOptimizerConfig,
+    AdamWConfig,
+    OptimizerConfig,
+)
+from perennial.optimizers.base import DecayRate
 
 Precision = Literal["fp32", "bf16", "fp16"]
+_ADAMW_KEYS = ("betas", "epsilon", "weight_decay")
+"""AdamW's settings in the section `training` itself, where versions before 0.2 have them."""
 
 
 class ModelSpec(Section):
@@ -131,10 +146,12 @@ class TrainingSpec(Section):
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """further keys of DeepSpeed's configuration, passed on unchanged; keys that Perennial sets
     itself are refused"""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
-        0.9,
-        0.95,
-    )
+    optimizer: Annotated[
+        OptimizerConfig | None, ByKind(OPTIMIZERS, "adamw", AbsentOptimizerConfig)
+    ] = None
+    """the optimizer and its settings; default AdamW with `betas`, `epsilon` and `weight_decay` of
+    this section, which may not be given together with it"""
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """AdamW's two decay rates, from 0 to below 1"""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's epsilon, above 0"""
@@ -157,6 +174,30 @@ class TrainingSpec(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """number of failures of the worker group in a row, without a new checkpoint between them, that
     are retried before the stage fails"""
+
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        """Return the optimizer's settings, wherever in the section they stand."""
+        if self.optimizer is not None:
+            return self.optimizer
+        return AdamWConfig(betas=self.betas, epsilon=self.epsilon, weight_decay=self.weight_decay)
+
+    @model_validator(mode="after")
+    def _one_optimizer(self) -> TrainingSpec:
+        given = [key for key in _ADAMW_KEYS if key in self.model_fields_set]
+        if self.optimizer is not None and given:
+            raise ValueError(
+                f"{given[0]} is a setting of AdamW's and optimizer names one with settings of its "
+                f"own; give one of the two ({given[0]}: null forgets what a base says)"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the optimizer once; without the block, as every version so far has written it."""
+        data: dict[str, Any] = dump(self)
+        unused = ("optimizer",) if self.optimizer is None else _ADAMW_KEYS
+        return {key: value for key, value in data.items() if key not in unused}
 
     @model_validator(mode="after")
     def _engine_agrees(self) -> TrainingSpec:

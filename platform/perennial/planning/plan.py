@@ -170,7 +170,7 @@ def plan_run(
         workers=spec.training.workers.min,
         zero_stage=spec.training.zero_stage,
         memory=memory,
-        checkpoint_bytes=footprint.checkpoint_bytes(size, spec.training.precision),
+        checkpoint_bytes=footprint.checkpoint_bytes(size, spec.training),
         stages=tuple(
             _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
         ),

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from perennial.config.training import Precision, TrainingSpec
 
 ZERO_STAGES = (0, 1, 2, 3)
-_OPTIMIZER_BYTES = 12
-"""Bytes of fp32 optimizer state a parameter: AdamW's two moments and DeepSpeed's fp32 weights."""
+_MASTER_BYTES = 4
+"""Bytes of the fp32 copy of a weight that the optimizer steps."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,11 @@ def memory(
         return -(-total // workers) if zero_stage >= from_stage else total
 
     away = training.cpu_offload
+    optimizer_bytes = _MASTER_BYTES + training.optimizer_config.state_bytes()
     return Memory(
         weights=0 if away == "weights" and zero_stage == 3 else share(each, 3),
         gradients=share(each, 2),
-        optimizer=0 if away != "none" and zero_stage else share(_OPTIMIZER_BYTES, 1),
+        optimizer=0 if away != "none" and zero_stage else share(optimizer_bytes, 1),
         activations=activation_bytes(
             size,
             sequence_length,
@@ -153,11 +154,15 @@ def activation_bytes(
     return layers * bytes_per_number // 2 + output
 
 
-def checkpoint_bytes(size: ModelSize, precision: Precision) -> int:
-    """Bytes of one checkpoint: weights as they are trained, two fp32 moments, and below fp32 the
-    fp32 weights beside them."""
-    master = 0 if precision == "fp32" else 4
-    return size.parameters * (number_bytes(precision) + 8 + master)
+def checkpoint_bytes(size: ModelSize, training: TrainingSpec) -> int:
+    """Return bytes of one checkpoint.
+
+    It holds the weights as they are trained, the optimizer's state, and below fp32 the fp32 weights
+    beside them.
+    """
+    master = 0 if training.precision == "fp32" else _MASTER_BYTES
+    state = training.optimizer_config.state_bytes()
+    return size.parameters * (number_bytes(training.precision) + state + master)
 
 
 def number_bytes(precision: Precision) -> int:

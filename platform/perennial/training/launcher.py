@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from perennial.errors import MISTAKES, Terminated, TrainingFailed, TrainingStopped
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
+from perennial.training.checkpoint.reader import check_optimizer_of
 from perennial.training.job import Job
 from perennial.training.ray.elastic import ElasticTrainer
 from perennial.training.ray.environment import allocator_environment
@@ -96,6 +97,8 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     (`training.max_failed_checkpoints`), what the job starts from is damaged, or the model cannot
     do what the run file asks of it.
     """
+    store = open_store(job.store_url)
+    check_optimizer_of(job, store)
     # Beside the driver: another node may go at any time, and a trial's placement group is full.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tap = ray.remote(_Tap).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -126,7 +129,7 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
         ray.kill(tap)
     if stopped:
         raise TrainingStopped(f"{job.name}: {stopped[-1]}")
-    reached = checkpoint.latest_step(open_store(job.store_url), job.folder)
+    reached = checkpoint.latest_step(store, job.folder)
     if termination.requested:
         raise Terminated(
             f"{job.name}: stopped on request with the checkpoint of step {reached or 0:,} stored; "

@@ -16,6 +16,7 @@ from perennial.config.run import OptimizerAtJoin
 from perennial.config.training import ModelSpec, TrainingSpec
 from perennial.errors import StartDamaged, StoreFailed
 from perennial.mixture import ReplayRule, stage_mix
+from perennial.optimizers import AdamWConfig
 from perennial.schedules import ConstantSchedule
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoints
@@ -156,7 +157,7 @@ def _going_on(engine: Any, folder: Path) -> Any:
     saver = Saver(_job(store.url), store, tap, None)
     slow = threading.Event()
     saver._thread.submit(slow.wait)
-    live = dict(engine.module.named_parameters()) | optimizer_state(engine)[0]
+    live = dict(engine.module.named_parameters()) | optimizer_state(engine, AdamWConfig())[0]
     before = {name: tensor.detach().clone() for name, tensor in live.items()}
     saver.save(engine, 5, _rows(1, 5))
 
@@ -299,7 +300,7 @@ def _joining(engine: Any, folder: Path) -> Any:
     from perennial.training.checkpoint.reader import begin_from_latest
     from perennial.training.checkpoint.resume import load_moments
     from perennial.training.checkpoint.writer import Saver
-    from perennial.training.engine.optimizer_state import MOMENTS, optimizer_state
+    from perennial.training.engine.optimizer_state import optimizer_state
 
     store, tap = open_store(folder), Tap()
     saver = Saver(_job(store.url), store, tap, None)
@@ -315,14 +316,14 @@ def _joining(engine: Any, folder: Path) -> Any:
         job = dataclasses.replace(later, optimizer=how)
 
         def begin(start: Any, job: Job = job) -> list[bool]:
-            moments = optimizer_state(engine)[0]
+            moments = optimizer_state(engine, AdamWConfig())[0]
             for tensor in moments.values():
                 tensor.zero_()
             load_moments(engine, job, start)
-            moments = optimizer_state(engine)[0]
+            moments = optimizer_state(engine, AdamWConfig())[0]
             return [
                 any(bool(t.any()) for name, t in moments.items() if name.endswith(f"|{moment}"))
-                for moment in MOMENTS
+                for moment in AdamWConfig.state_tensors
             ]
 
         scratch = folder.with_suffix(f".{how}.rank{dist.get_rank()}")

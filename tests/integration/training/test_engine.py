@@ -49,7 +49,7 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
     if first:
         files = sorted((folder / f"optimizer-{first}").iterdir())
         left = (files[index] for index in nearest_first(len(files), rank, world))
-        load_optimizer(engine, left, steps=first)
+        load_optimizer(engine, spec.optimizer_config, left, steps=first)
         if spec.zero_stage and len(files) == world:
             assert len(list(left)) == world - 1, "a rank of a group of this size needs its own"
     for step in range(first, last):
@@ -62,7 +62,7 @@ def _train(folder: Path, first: int, last: int, settings: dict[str, Any]) -> Non
             engine.step()
     (folder / f"optimizer-{last}").mkdir(exist_ok=True)
     name = f"optimizer-{rank:02d}-of-{world:02d}.safetensors"
-    tensors, steps = optimizer_state(engine)
+    tensors, steps = optimizer_state(engine, spec.optimizer_config)
     assert steps == last
     write_tensors(tensors, folder / f"optimizer-{last}" / name)
     whole = _whole_state(engine, spec)
@@ -88,8 +88,8 @@ def _whole_state(engine: Any, spec: TrainingSpec) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     from perennial.training.engine.engine import loss_of
-    from perennial.training.engine.optimizer_state import MOMENTS
 
+    names = spec.optimizer_config.state_tensors
     stage = engine.zero_optimization_stage()
     if stage in (1, 2):
         # DeepSpeed 0.19.8 links its own view of the moments after the first group's first step,
@@ -101,9 +101,9 @@ def _whole_state(engine: Any, spec: TrainingSpec) -> dict[str, torch.Tensor]:
         if stage == 0:
             owner = _stepped_copy(engine, parameter)
             state = getattr(engine.optimizer, "optimizer", engine.optimizer).state[owner]
-            told = {moment: state[moment] for moment in MOMENTS} | {"weight": owner.detach()}
+            told = {moment: state[moment] for moment in names} | {"weight": owner.detach()}
         else:
-            told = {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
+            told = {m: safe_get_full_optimizer_state(parameter, m) for m in names}
             told["weight"] = safe_get_full_fp32_param(parameter)
         whole |= {f"{name}|{kind}": tensor.reshape(-1).clone() for kind, tensor in told.items()}
     probe = torch.arange(64).reshape(8, 8)
@@ -123,11 +123,14 @@ def _stepped_copy(engine: Any, parameter: torch.Tensor) -> torch.Tensor:
     raise LookupError
 
 
+ADEMAMIX = {"kind": "ademamix", "alpha_warmup": 2, "beta3_warmup": 4}
 QUICK = {
     "zero-0-bf16": {"zero_stage": 0, "precision": "bf16"},
     "zero-2-fp32": {"zero_stage": 2},
     "zero-3-bf16": {"zero_stage": 3, "precision": "bf16"},
     "offload": {"zero_stage": 2, "cpu_offload": "optimizer"},
+    **{f"ademamix-zero-{n}": {"zero_stage": n, "optimizer": ADEMAMIX} for n in (0, 1, 2)},
+    "ademamix-zero-3-bf16": {"zero_stage": 3, "precision": "bf16", "optimizer": ADEMAMIX},
     "features": {
         "zero_stage": 3,
         "loss": "chunked",
@@ -204,6 +207,7 @@ def test_every_stage_and_offload_trains_alike(grid: Callable[[str], Path]) -> No
     "settings",
     [
         pytest.param({"zero_stage": 1}, id="zero-1"),
+        pytest.param({"zero_stage": 1, "optimizer": ADEMAMIX}, id="ademamix"),
         *(
             pytest.param(settings, id=name, marks=pytest.mark.long)
             for name, settings in {

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from perennial.config.training import ModelSpec, TrainingSpec
+from perennial.optimizers import AdamWConfig
 from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.engine.step_timer import PARTS
 from tests.support.gloo import run_on
@@ -86,11 +87,12 @@ def _forget(folder: Path) -> None:
         set_eta(engine, 1e-2)
         engine.backward(engine(input_ids=ids, labels=ids).loss)
         engine.step()
-    tensors, steps = optimizer_state(engine)
+    adamw = AdamWConfig()
+    tensors, steps = optimizer_state(engine, adamw)
     write_tensors(tensors, folder / "optimizer-00-of-01.safetensors")
-    load_optimizer(engine, folder.glob("optimizer-*"), steps)
+    load_optimizer(engine, adamw, folder.glob("optimizer-*"), steps)
     before = [state["exp_avg_sq"].clone() for state in inner_optimizer(engine).state.values()]
-    forget_direction(engine)
+    forget_direction(engine, adamw)
     facts = [
         {
             "direction": bool(state["exp_avg"].any()),

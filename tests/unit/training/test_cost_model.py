@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from perennial.config import load_run
+from perennial.optimizers import AdEMAMixConfig
 from perennial.training.cost_model import (
     activation_bytes,
     checkpoint_bytes,
@@ -91,8 +92,9 @@ def test_checkpointing_leaves_one_layer_and_every_layers_input() -> None:
 def test_a_checkpoint_holds_weights_and_moments_and_in_bf16_the_fp32_weights() -> None:
     spec = load_run(PIPELINES / "paper-405m.yaml")
     size = model_size(model_config(spec.model, 50277, 0, 2048))
-    assert checkpoint_bytes(size, "fp32") == 12 * size.parameters
-    assert checkpoint_bytes(size, "bf16") == 14 * size.parameters
+    fp32, bf16 = (spec.training.model_copy(update={"precision": p}) for p in ("fp32", "bf16"))
+    assert checkpoint_bytes(size, fp32) == 12 * size.parameters
+    assert checkpoint_bytes(size, bf16) == 14 * size.parameters
 
 
 def test_what_waits_in_the_cpus_memory_or_is_never_written_is_not_counted() -> None:
@@ -104,3 +106,15 @@ def test_what_waits_in_the_cpus_memory_or_is_never_written_is_not_counted() -> N
     kept = memory(size, spec.training, 2048, 3, 8)
     assert kept.activations - told.activations == 8 * 4 * 2048 * size.vocabulary
     assert memory(size, away, 2048, 0, 8).optimizer == 12 * size.parameters
+
+
+def test_an_optimizer_with_a_third_average_takes_4_bytes_more_a_parameter() -> None:
+    spec = load_run(PIPELINES / "paper-405m.yaml")
+    size = model_size(model_config(spec.model, 50277, 0, 2048))
+    slow = spec.training.model_copy(update={"optimizer": AdEMAMixConfig(kind="ademamix")})
+    for stage, workers in ((0, 1), (1, 64)):
+        more = memory(size, slow, 2048, stage, workers).optimizer
+        more -= memory(size, spec.training, 2048, stage, workers).optimizer
+        assert more == -(-4 * size.parameters // (workers if stage else 1))
+    more = checkpoint_bytes(size, slow) - checkpoint_bytes(size, spec.training)
+    assert more == 4 * size.parameters

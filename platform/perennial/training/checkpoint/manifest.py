@@ -51,6 +51,8 @@ class CheckpointManifest(BaseModel):
     mix_step: int
     tokens_seen: dict[str, int]
     skipped: tuple[int, ...] = ()
+    optimizer: str | None = None
+    """kind of the optimizer; None in checkpoints of versions before 0.2, which had AdamW alone"""
     optimizer_steps: int
     world_size: int
     code_version: str

@@ -10,6 +10,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from perennial.errors import Damaged, StartDamaged, Unsound, Vanished
+from perennial.optimizers import check_same_optimizer
 from perennial.store import Store
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import MANIFEST, METRICS, OPTIMIZER, CheckpointManifest
@@ -83,6 +85,21 @@ def begin_from_latest(
         ) from None
 
 
+def check_optimizer_of(job: Job, store: Store) -> None:
+    """Raise InputError when a job would load the state of another optimizer than it trains with.
+
+    Asked before a cluster is used. A checkpoint that cannot be read now is left to the workers,
+    which set it aside and fall back to the one before.
+    """
+    step = checkpoints.latest_step(store, job.folder)
+    key = job.start if step is None else checkpoints.folder_of(job.folder, step)
+    if key is None or (step is None and job.optimizer == "reset"):
+        return
+    with suppress(FileNotFoundError, Damaged):
+        manifest = checkpoints.read_manifest(store, key)
+        check_same_optimizer(key, manifest.optimizer, job.training.optimizer_config.kind)
+
+
 def _latest(job: Job, store: Store) -> int | None:
     """Rank 0 asks the store, the others are told."""
     chosen: list[int | None] = [None]
@@ -114,6 +131,8 @@ def _begin_from(
     """Raises Unsound on every rank when any of them found damage."""
     manifest = _agreed(lambda: _fetch_shared(store, key, folder))
     with_moments = resumed or job.optimizer != "reset"
+    if with_moments:
+        check_same_optimizer(key, manifest.optimizer, job.training.optimizer_config.kind)
     start = ResumePoint(
         manifest.step if resumed else job.first_step,
         _folder_of_node(folder),

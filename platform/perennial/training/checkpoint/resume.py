@@ -55,9 +55,10 @@ def load_moments(engine: Any, job: Job, start: ResumePoint) -> None:
     """This rank's part of the checkpoint's moments. Raises Damaged."""
     if start.optimizer_steps is None:
         return
-    load_optimizer(engine, start.optimizer_files, start.optimizer_steps)
+    config = job.training.optimizer_config
+    load_optimizer(engine, config, start.optimizer_files, start.optimizer_steps)
     if not start.resumed and job.optimizer == "keep-second-moment":
-        forget_direction(engine)
+        forget_direction(engine, config)
 
 
 @dataclass(frozen=True)

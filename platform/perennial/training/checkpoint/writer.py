@@ -115,7 +115,7 @@ class Saver:
         """
         self.finish()
         self._owed = False
-        moments, steps = optimizer_state(engine)
+        moments, steps = optimizer_state(engine, self._job.training.optimizer_config)
         weights = gather_weights(engine)
         snapshot = _Snapshot(step, steps, needed or self.needs(step))
         self._written = self._thread.submit(self._write, engine.module, moments, weights, rows)
@@ -264,6 +264,7 @@ class Saver:
             mix_step=step - job.first_step,
             tokens_seen=job.tokens_at(step, self._skipped),
             skipped=tuple(skipped for skipped in self._skipped if skipped <= step),
+            optimizer=job.training.optimizer_config.kind,
             optimizer_steps=snapshot.optimizer_steps,
             world_size=self._world,
             code_version=__version__,

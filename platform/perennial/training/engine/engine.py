@@ -22,20 +22,16 @@ if TYPE_CHECKING:
 def build_engine(
     model: Any, spec: TrainingSpec, global_batch: int, world_size: int, end_of_document: int
 ) -> Any:
-    """A DeepSpeed engine around the model, with torch's AdamW and a constant global batch.
+    """Return a DeepSpeed engine with the run file's optimizer and a constant global batch.
 
     Raises InputError when the architecture cannot do what the run file asks of it.
     """
     disable_shared_memory_collectives()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
     prepare(model, spec, end_of_document)
-    optimizer = torch.optim.AdamW(
-        _decay_groups(model, spec.weight_decay),
-        lr=0.0,
-        betas=spec.betas,
-        eps=spec.epsilon,
-        fused=True if spec.cpu_offload != "none" else None,
-    )
+    config = spec.optimizer_config
+    groups = _decay_groups(model, config.weight_decay)
+    optimizer = config.build(groups, offloaded=spec.cpu_offload != "none")
     settings = deepspeed_settings(spec, global_batch, world_size)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     # DeepSpeed 0.19.8 steps once on zero gradients where ZeRO 0 keeps fp32 copies, and would

@@ -16,17 +16,17 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
+from perennial.optimizers import OptimizerConfig
 from perennial.training.engine.deepspeed_internals import (
     ParameterShard,
     inner_optimizer,
     owned_shards,
 )
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _MASTER = "master"
 
 
-def optimizer_state(engine: Any) -> tuple[dict[str, torch.Tensor], int]:
+def optimizer_state(engine: Any, config: OptimizerConfig) -> tuple[dict[str, torch.Tensor], int]:
     """This worker's pieces of the moments (and fp32 weights), and the optimizer steps taken.
 
     The tensors `(length,)` are the live ones, to be written before the next step. Steps that fp16
@@ -43,7 +43,7 @@ def optimizer_state(engine: Any) -> tuple[dict[str, torch.Tensor], int]:
             continue
         state = stepped.state.get(piece.owner, {})
         steps = max(steps, int(state.get("step", 0)))
-        sources = {name: state.get(name) for name in MOMENTS}
+        sources = {name: state.get(name) for name in config.state_tensors}
         if keep_master:
             sources[_MASTER] = piece.owner
         for name, tensor in sources.items():
@@ -53,7 +53,7 @@ def optimizer_state(engine: Any) -> tuple[dict[str, torch.Tensor], int]:
     return tensors, steps
 
 
-def load_optimizer(engine: Any, files: Iterable[Path], steps: int) -> None:
+def load_optimizer(engine: Any, config: OptimizerConfig, files: Iterable[Path], steps: int) -> None:
     """Fill this worker's pieces from files that any number of workers wrote.
 
     files: are asked for one by one until all is there, so those that are needed come first.
@@ -66,25 +66,18 @@ def load_optimizer(engine: Any, files: Iterable[Path], steps: int) -> None:
         state = stepped.state[piece.owner]
         if not state:
             state["step"] = torch.tensor(float(steps))
-            state |= {name: torch.zeros_like(piece.owner) for name in MOMENTS}
-        for name in MOMENTS:
+            state |= {name: torch.zeros_like(piece.owner) for name in config.state_tensors}
+        for name in config.state_tensors:
             stored.fill(piece.slice(state[name]), piece, name)
         if stored.has(piece.parameter, _MASTER):
             stored.fill(piece.slice(piece.owner.data), piece, _MASTER)
 
 
-def forget_direction(engine: Any) -> None:
-    """Zero the first moments and keep the second ones, with the steps that they were made in.
-
-    torch's AdamW has one step count for the bias of both moments. Kept, the second moment is
-    corrected as it must be: it is the average of that many gradients. The first moment then counts
-    as unbiased while it is still near zero, so the updates grow to their size over the first
-    1 / (1 - beta_1) steps (10 by default): a short warmup. Starting the count again would
-    instead divide a whole second moment by 1 - beta_2 and shrink the first updates by
-    sqrt(1 - beta_2), for 1 / (1 - beta_2) steps.
-    """
+def forget_direction(engine: Any, config: OptimizerConfig) -> None:
+    """Zero the averages of the gradient and keep the rest of the state, with its count of steps."""
     for state in inner_optimizer(engine).state.values():
-        state["exp_avg"].zero_()
+        for name in config.direction_tensors:
+            state[name].zero_()
 
 
 class _Stored:

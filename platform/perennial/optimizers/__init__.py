@@ -1,0 +1,21 @@
+"""Optimizers: one registered class each, with its keys, its state, its memory and its formulas."""
+
+from __future__ import annotations
+
+from perennial.optimizers.adamw import AdamWConfig
+from perennial.optimizers.ademamix import AdEMAMixConfig
+from perennial.optimizers.base import (
+    OPTIMIZERS,
+    AbsentOptimizerConfig,
+    OptimizerConfig,
+    check_same_optimizer,
+)
+
+__all__ = [
+    "OPTIMIZERS",
+    "AbsentOptimizerConfig",
+    "AdEMAMixConfig",
+    "AdamWConfig",
+    "OptimizerConfig",
+    "check_same_optimizer",
+]
