@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.training.checkpoint.manifest import kept_rows
 from perennial.training.engine.step_timer import shares
+from perennial.training.metrics import metrics_in
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from perennial.training.job import Job
 
 Points = tuple[int, int, dict[str, float]]
-
-
-_TOLD = ("loss", "eta", "gradient_norm", "tokens_per_second", "spikes")
 
 
 def metrics(job: Job, rows: Sequence[dict[str, Any]], at_ms: int) -> list[Points]:
@@ -45,9 +43,10 @@ def of_row(row: dict[str, Any], at_ms: int, tokens_per_step: int) -> Iterator[Po
 
 def of_step(row: dict[str, Any], tokens_per_step: int) -> dict[str, float]:
     """MLflow's metrics of one finished step."""
-    told = {f"train/{name}": row[name] for name in _TOLD if name in row}
-    seen = row.get("tokens_seen", row["step"] * tokens_per_step)
-    return told | {"train/tokens_seen": seen} | _join(row.get("heldout", {}))
+    # Rows of versions before 0.2 do not count the tokens, and had no step left out.
+    row = {"tokens_seen": row["step"] * tokens_per_step, **row}
+    values = {metric.mlflow_key: value for metric, value in metrics_in(row)}
+    return values | _join(row.get("heldout", {}))
 
 
 def _join(losses: Mapping[str, float]) -> dict[str, float]:

@@ -29,10 +29,11 @@ from perennial.training.engine.collective_timer import meter_collectives
 from perennial.training.engine.engine import gradient_norm, loss_of, overflowed, set_eta
 from perennial.training.engine.microbatch import micro_batches, on_device, seed_dropout
 from perennial.training.engine.profiling import Trace
-from perennial.training.engine.scalar_allreduce import Exchange, Votes
+from perennial.training.engine.scalar_allreduce import StepReduction, Votes
 from perennial.training.engine.step_timer import Meter
 from perennial.training.job import Job
 from perennial.training.join_probe import JoinWatch
+from perennial.training.metrics import StepFacts, measured_metrics
 from perennial.training.ray.preemption import is_ending
 from perennial.training.ray.progress import News
 from perennial.training.spikes.detector import SpikeWatch
@@ -75,6 +76,7 @@ class _Worker:
         self._parts = micro_batches(
             job.mix.global_batch, job.training.micro_batch, self._rank, self._world
         )
+        self._metrics = measured_metrics()
         self._news = News(tap, self._rank)
         self._meter = Meter()
         self._row: dict[str, Any] = {}
@@ -176,7 +178,7 @@ class _Worker:
         )
         self._told = Votes()
         meter_collectives(self._meter)
-        self._exchange = Exchange(self._engine.device)
+        self._reduction = StepReduction(self._engine.device)
         self._joins = JoinWatch(self._store, job, self._engine, start.step)
         key = f"profiles/{job.name}/{start.step:08d}-rank-{self._rank:02d}.json.gz"
         self._trace = Trace(self._store, key, wanted=job.training.profile)
@@ -284,7 +286,12 @@ class _Worker:
         votes = Votes(
             self._news.stop, is_ending(), bool(self._open_saver.hopeless), self._open_saver.busy
         )
-        self._exchange.send(total, norm / self._world, *votes)
+        facts = StepFacts(job, step, engine, total, norm)
+        values = {n: (m.combine, m.measure(facts)) for n, m in self._metrics.items()}
+        self._reduction.start(
+            {name: (how, value) for name, (how, value) in values.items() if value is not None},
+            votes,
+        )
         self._end_step(step)
 
     def _end_step(self, step: int) -> None:
@@ -306,13 +313,12 @@ class _Worker:
     def _settle(self) -> None:
         """Hear what the last step's loss was on all ranks, and tell it. Raises Spike."""
         before = self._meter.to("communication")
-        sums = self._exchange.receive()
+        reduced = self._reduction.finish()
         self._meter.to("other")
-        if sums is not None:
-            loss, norm, *votes = sums
-            self._told = Votes.of(votes)
-            problem = self._watch.judge(loss, norm)
-            row = self._row | {"loss": loss, "gradient_norm": norm}
+        if reduced is not None:
+            self._told = reduced.votes
+            row = self._row | reduced.values
+            problem = self._watch.judge(row["loss"], row["gradient_norm"])
             if problem is not None:
                 if not problem.finite or self._job.training.spikes.policy != "ignore":
                     raise Spike(row["step"], problem.text, problem.finite)

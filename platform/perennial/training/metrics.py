@@ -1,0 +1,163 @@
+"""Metrics of a training step: one registered class each.
+
+A metric's value is in every row of `metrics.jsonl`, in MLflow, and as its class asks in the
+progress line and on the report. Another package brings one through an entry point of the group
+`perennial.metrics`, which names an instance of a subclass of `StepMetric`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from perennial.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from perennial.training.job import Job
+
+Combine = Literal["sum", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What one rank knows when its optimizer step is done, before the ranks have exchanged any.
+
+    step: trunk step that the optimizer step left.
+    engine: the DeepSpeed engine; its weights are those after the step.
+    loss: this rank's part of the mean loss over the global batch, in nats per token; the sum over
+        the ranks is that mean.
+    gradient_norm: of the whole gradient, before clipping; a number or a tensor `()`.
+    """
+
+    job: Job
+    step: int
+    engine: Any
+    loss: torch.Tensor
+    gradient_norm: torch.Tensor | float
+
+
+class StepMetric:
+    """Base of a metric; override what differs.
+
+    One that overrides `measure` is combined over the ranks. The others describe what the training
+    loop itself writes into a row.
+    """
+
+    name: ClassVar[str]
+    """key in a row of `metrics.jsonl`; `train/<name>` in MLflow"""
+    combine: ClassVar[Combine] = "mean"
+    """how the ranks' values become one"""
+    label: ClassVar[str] = ""
+    """name in the progress line and on the report; default `name`"""
+    unit: ClassVar[str] = ""
+    """unit of the value, as text behind it"""
+    in_progress: ClassVar[bool] = False
+    """whether the progress line shows it"""
+    figure: ClassVar[bool] = False
+    """whether the report draws it over the trunk's tokens"""
+
+    def measure(self, facts: StepFacts) -> torch.Tensor | float | None:
+        """Return this rank's value; None for a step without one, on every rank alike.
+
+        Called on every rank after every step. It may use a collective, and costs what it takes.
+        """
+        raise NotImplementedError
+
+    def show(self, value: float) -> str:
+        """Return a value with its label and unit, for the progress line."""
+        return f"{self.label or self.name} {value:.4g}{self.unit and ' ' + self.unit}"
+
+    @property
+    def is_measured(self) -> bool:
+        """Return whether the metric is measured on every rank and combined."""
+        return type(self).measure is not StepMetric.measure
+
+    @property
+    def mlflow_key(self) -> str:
+        """Return the metric's name in MLflow."""
+        return f"train/{self.name}"
+
+
+METRICS: Registry[StepMetric] = Registry("metric", "perennial.metrics")
+"""Metrics by name. A plug-in's entry point names an instance, under the name that it has."""
+
+
+def measured_metrics() -> dict[str, StepMetric]:
+    """Return the metrics that are measured on every rank, in the same order on all of them.
+
+    Built-in ones come first: what is summed with what must not depend on the packages installed.
+    """
+    METRICS.load_plugins()  # a worker process has loaded no run file
+    names = sorted(METRICS, key=lambda name: (METRICS.provider(name) != "perennial", name))
+    return {name: METRICS[name] for name in names if METRICS[name].is_measured}
+
+
+def metrics_in(row: Mapping[str, Any]) -> Iterator[tuple[StepMetric, float]]:
+    """Yield the metrics that a row has a value of."""
+    for name in METRICS:
+        if name in row:
+            yield METRICS[name], row[name]
+
+
+class Loss(StepMetric):
+    """Mean nats per token over the global batch."""
+
+    name = "loss"
+    combine = "sum"
+    in_progress = True
+
+    def measure(self, facts: StepFacts) -> torch.Tensor:
+        """Return this rank's part of the mean."""
+        return facts.loss
+
+    def show(self, value: float) -> str:
+        """Return the loss with three decimals."""
+        return f"loss {value:.3f}"
+
+
+class LearningRate(StepMetric):
+    """Learning rate of the step."""
+
+    name = "eta"
+    label = "lr"
+    in_progress = True
+
+    def show(self, value: float) -> str:
+        """Return the rate in scientific notation."""
+        return f"lr {value:.2e}"
+
+
+class GradientNorm(StepMetric):
+    """Norm of the whole gradient before clipping, the same on every rank."""
+
+    name = "gradient_norm"
+
+    def measure(self, facts: StepFacts) -> torch.Tensor | float:
+        """Return the norm."""
+        return facts.gradient_norm
+
+
+class TokensPerSecond(StepMetric):
+    """Tokens of the global batch over the seconds of the step."""
+
+    name = "tokens_per_second"
+    unit = "tokens/s"
+
+
+class Spikes(StepMetric):
+    """Loss spikes of the job that were ignored so far; absent while there is none."""
+
+    name = "spikes"
+
+
+class TokensSeen(StepMetric):
+    """Tokens that the trunk or branch has been trained on."""
+
+    name = "tokens_seen"
+
+
+for _metric in (Loss(), LearningRate(), GradientNorm(), TokensPerSecond(), Spikes(), TokensSeen()):
+    METRICS.register(_metric.name)(_metric)
