@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from perennial.controller.observer import RunObserver
+from perennial.training.metrics import progress_text
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -96,7 +97,7 @@ class ProgressScreen(RunObserver):
         left = int((job.last_step - row["step"]) * seconds / max(done, 1))
         return (
             f"{row['phase']:8} step {row['step'] - job.first_step:,}/{job.mix.steps:,}  "
-            f"loss {row['loss']:.3f}  lr {row['eta']:.2e}  "
+            f"{progress_text(row)}  "
             f"{done * job.tokens_per_step / seconds:,.0f} tokens/s  "
             f"{left // 60}:{left % 60:02d} left"
         )

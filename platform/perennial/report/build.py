@@ -14,6 +14,7 @@ from perennial.report.search_section import search_sections
 from perennial.runs import summary
 from perennial.runs.history import goodput, read_history
 from perennial.runs.ledger import moment
+from perennial.training.metrics import METRICS
 from perennial.version import __version__
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ def _sections(
     yield _pictured("Losses", "losses", drawn)
     if "train-loss" in drawn:
         yield _pictured("Training loss", "train-loss", drawn)
+    for name in history.curves:
+        metric = METRICS[name]
+        curve = drawn[f"metric-{name}"]
+        yield Section(metric.title, metric.meaning, curve, f"Picture: {metric.meaning}")
     yield _pictured(
         "Every stage on every corpus", "matrix", drawn, [tables.bits(told), *tables.domains(told)]
     )

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perennial.runs.worker_starts import read_starts
 from perennial.training.checkpoint.manifest import kept_rows
+from perennial.training.metrics import metrics_in
 
 if TYPE_CHECKING:
     from perennial.runs.state import RunState, Stage
     from perennial.store import Store
 
 
-class LossPoint(NamedTuple):
-    """Training loss of one step, after so many tokens of the trunk."""
+class MetricPoint(NamedTuple):
+    """A metric's value at one step, after so many tokens of the trunk."""
 
     tokens: int
-    loss: float
+    value: float
     stage: str
 
 
@@ -66,25 +67,33 @@ def goodput(times: Sequence[StageTime]) -> float | None:
 class History:
     """losses: of every step that the trunk stands on, by its tokens.
     times: where the time of every trained stage went.
+    curves: the values of every metric that the report draws, by the metric's name.
     """
 
-    losses: tuple[LossPoint, ...] = ()
+    losses: tuple[MetricPoint, ...] = ()
     times: tuple[StageTime, ...] = ()
+    curves: Mapping[str, tuple[MetricPoint, ...]] = field(default_factory=dict)
 
 
 def read_history(store: Store, state: RunState, tokens_per_step: int) -> History:
     """The history of the stages that have a checkpoint."""
-    losses: list[LossPoint] = []
+    losses: list[MetricPoint] = []
     times: list[StageTime] = []
+    curves: defaultdict[str, list[MetricPoint]] = defaultdict(list)
     for stage in state.stages:
         _, rows = kept_rows(store, stage.folder)
-        losses += [
-            LossPoint(row["step"] * tokens_per_step, row["loss"], stage.name) for row in rows
-        ]
+        for row in rows:
+            tokens = row["step"] * tokens_per_step
+            losses.append(MetricPoint(tokens, row["loss"], stage.name))
+            for metric, value in metrics_in(row):
+                if metric.figure:
+                    curves[metric.name].append(MetricPoint(tokens, value, stage.name))
         if stage.name in state.ends and rows:
             starts = len(read_starts(store, stage.folder))
             times.append(stage_time(stage, state.times.get(stage.name, {}), rows, starts))
-    return History(tuple(losses), tuple(times))
+    return History(
+        tuple(losses), tuple(times), {name: tuple(points) for name, points in curves.items()}
+    )
 
 
 def stage_time(

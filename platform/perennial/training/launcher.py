@@ -1,4 +1,4 @@
-"""The shell around Ray Train: start a worker group for a job, watch it, wait for it."""
+"""Start a worker group under Ray Train for a job, pass on its progress, wait for its end."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ from perennial.training.ray.environment import allocator_environment
 from perennial.training.ray.internals import TrainingFailedError, exceptions_of_workers
 from perennial.training.ray.preemption import PreemptibleTorchConfig, Termination
 
+_POLL_SECONDS = 0.25
+
 
 @dataclass(frozen=True)
 class Progress:
-    """News from the worker group since the last look.
+    """What the worker group reported since the last poll.
 
-    started: (trunk step, world size) of each worker-group start.
-    rows: one row a finished optimizer step: step, loss (nats per token), eta, phase,
-        batch_tokens, tokens_per_second, gradient_norm (before clipping), seconds (by part of the
-        step, see `meter`), and spike (what was wrong) where the job ignores one.
+    started: (trunk step, world size) of every start of a worker group.
+    rows: one per finished optimizer step: the metrics (`training.metrics`), step, phase,
+        batch_tokens, seconds (by part of the step, see `step_timer`), and spike (what is wrong)
+        where the job ignores one.
     saved: keys of committed checkpoints.
-    failed_saves: steps whose checkpoint could not be stored, one entry a failure.
-    notices: lines for a person about what did not go as planned, and training went on.
-    skipped: what was wrong with each batch that is left out from now on, in words.
-    stopped: why the workers ended before the last step, in words; empty when they did not.
+    failed_saves: steps whose checkpoint could not be stored, one entry per failure.
+    notices: sentences about what went wrong without ending the training.
+    skipped: what is wrong with every batch that is left out from now on.
+    stopped: why the workers ended before the last step; empty when they did not.
     """
 
     started: list[tuple[int, int]] = field(default_factory=list)
@@ -47,71 +49,84 @@ class Progress:
     stopped: list[str] = field(default_factory=list)
 
 
-class _Tap:
-    """An actor that the workers tell their news, and the driver asks for it; nobody waits."""
+class _ProgressActor:
+    """An actor between the workers, which report to it, and the driver, which polls it.
+
+    No call waits for the other side, so a slow driver does not slow a step down.
+    """
 
     def __init__(self) -> None:
-        self._news = Progress()
+        self._progress = Progress()
         self._stop = False
 
     def started(self, step: int, world_size: int) -> None:
-        self._news.started.append((step, world_size))
+        self._progress.started.append((step, world_size))
 
     def push(self, rows: list[dict[str, Any]]) -> bool:
-        """Take rows; whether the workers shall save and end."""
-        self._news.rows.extend(rows)
+        """Add rows. Returns whether the driver has asked the workers to save and end."""
+        self._progress.rows.extend(rows)
         return self._stop
 
     def saved(self, key: str) -> None:
-        self._news.saved.append(key)
+        self._progress.saved.append(key)
 
     def skipped(self, why: str) -> None:
-        self._news.skipped.append(why)
+        self._progress.skipped.append(why)
 
     def failed_save(self, step: int, line: str) -> None:
-        self._news.failed_saves.append(step)
-        self._news.notices.append(line)
+        self._progress.failed_saves.append(step)
+        self._progress.notices.append(line)
 
     def notice(self, line: str) -> None:
-        self._news.notices.append(line)
+        self._progress.notices.append(line)
 
     def ask_to_stop(self) -> None:
         self._stop = True
 
     def stopped(self, why: str) -> None:
-        self._news.stopped.append(why)
+        self._progress.stopped.append(why)
 
     def drain(self) -> Progress:
-        news, self._news = self._news, Progress()
-        return news
+        """Return what was reported since the last call."""
+        progress, self._progress = self._progress, Progress()
+        return progress
 
 
 def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
-    """Train the job to its end; the key of its last checkpoint. Safe to call again after a kill.
+    """Train a job to its end. Returns the key of its last checkpoint.
 
-    Ray must be initialised. `on_progress` is called from another thread, a few times a second.
-    SIGTERM to this process makes the workers save and end, and this raise Terminated.
-    Raises TrainingFailed when more than `training.max_failures` worker groups in a row died
-    without a new checkpoint, and TrainingStopped when the workers ended for good: a loss
-    stopped the job (`training.spikes`), too many checkpoints could not be stored
-    (`training.max_failed_checkpoints`), what the job starts from is damaged, or the model cannot
-    do what the run file asks of it.
+    Ray must be initialised. Safe to call again after a kill: the job goes on from its latest
+    checkpoint.
+
+    Args:
+        job: what to train.
+        on_progress: called from another thread, a few times a second.
+
+    Raises:
+        Terminated: this process received SIGTERM; the workers saved and ended, or failed to.
+        InputError: the job would load the state of another optimizer (`optimizer-changed`).
+        TrainingFailed: more than `training.max_failures` worker groups in a row died without a new
+            checkpoint.
+        TrainingStopped: another worker group would not help: a loss stopped the job
+            (`training.spikes`), too many checkpoints could not be stored
+            (`training.max_failed_checkpoints`), what the job starts from is damaged, or the model
+            does not support what the run file asks of it.
     """
     store = open_store(job.store_url)
     check_optimizer_of(job, store)
     # Beside the driver: another node may go at any time, and a trial's placement group is full.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    tap = ray.remote(_Tap).options(num_cpus=0, scheduling_strategy=here).remote()
-    stop = threading.Event()
+    actor = ray.remote(_ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
+    finished = threading.Event()
     stopped: list[str] = []
     termination = Termination()
 
     def watch() -> None:
         while True:
-            last = stop.wait(0.25)
+            last = finished.wait(_POLL_SECONDS)
             if termination.requested:
-                tap.ask_to_stop.remote()
-            progress = ray.get(tap.drain.remote())
+                actor.ask_to_stop.remote()
+            progress = ray.get(actor.drain.remote())
             stopped.extend(progress.stopped)
             termination.graceful |= bool(progress.rows)
             on_progress(progress)
@@ -122,30 +137,35 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     watcher.start()
     try:
         with termination.handled():
-            _fit(job, tap)
+            _fit(job, actor)
+    except TrainingFailed:
+        # Workers that fail while they save and end do not undo the request to end: a retry would
+        # go on training in a process that must exit.
+        if not termination.requested:
+            raise
     finally:
-        stop.set()
+        finished.set()
         watcher.join()
-        ray.kill(tap)
-    if stopped:
-        raise TrainingStopped(f"{job.name}: {stopped[-1]}")
+        ray.kill(actor)
     reached = checkpoint.latest_step(store, job.folder)
     if termination.requested:
         raise Terminated(
             f"{job.name}: stopped on request with the checkpoint of step {reached or 0:,} stored; "
             "the same command goes on from there"
         )
+    if stopped:
+        raise TrainingStopped(f"{job.name}: {stopped[-1]}")
     if reached != job.last_step:
         raise TrainingFailed(f"{job.name}: the workers ended before step {job.last_step}")
     return checkpoint.folder_of(job.folder, job.last_step)
 
 
-def _fit(job: Job, tap: Any) -> None:
+def _fit(job: Job, actor: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="perennial-ray-") as scratch:
         trainer = ElasticTrainer(
             job,
             _train,
-            train_loop_config={"job": job.to_dict(), "tap": tap},
+            train_loop_config={"job": job.to_dict(), "tap": actor},
             run_config=RunConfig(
                 name=job.name,
                 storage_path=scratch,
@@ -156,7 +176,7 @@ def _fit(job: Job, tap: Any) -> None:
         try:
             trainer.fit()
         except TrainingFailedError as failed:
-            raise TrainingFailed(f"{job.name}: {_cause(failed)}") from _mistake(failed)
+            raise TrainingFailed(f"{job.name}: {_last_line(failed)}") from _mistake_in(failed)
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -166,12 +186,16 @@ def _train(config: dict[str, Any]) -> None:
     train(config)
 
 
-def _mistake(failed: BaseException) -> BaseException | None:
-    """The mistake that a worker raised, if one did; the others only lost touch with that worker."""
+def _mistake_in(failed: BaseException) -> BaseException | None:
+    """Return the mistake that a worker raised, or None.
+
+    The other workers only lost the connection to that one.
+    """
     raised = exceptions_of_workers(failed)
     return next((error for error in raised if isinstance(error, MISTAKES)), None)
 
 
-def _cause(failed: BaseException) -> str:
+def _last_line(failed: BaseException) -> str:
+    # Ray's text ends with the worker's own exception, behind its traceback.
     lines = [line for line in str(failed).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(failed).__name__

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from perennial.registry import Registry
@@ -71,6 +72,23 @@ class StepMetric:
         return f"{self.label or self.name} {value:.4g}{self.unit and ' ' + self.unit}"
 
     @property
+    def title(self) -> str:
+        """Return the metric's name as a heading."""
+        name = self.label or self.name.replace("_", " ")
+        return name[:1].upper() + name[1:]
+
+    @property
+    def axis(self) -> str:
+        """Return the metric's name with its unit, for an axis."""
+        name = self.label or self.name.replace("_", " ")
+        return f"{name} ({self.unit})" if self.unit else name
+
+    @property
+    def meaning(self) -> str:
+        """Return the first paragraph of the class's documentation."""
+        return " ".join((type(self).__doc__ or "").partition("\n\n")[0].split())
+
+    @property
     def is_measured(self) -> bool:
         """Return whether the metric is measured on every rank and combined."""
         return type(self).measure is not StepMetric.measure
@@ -90,16 +108,29 @@ def measured_metrics() -> dict[str, StepMetric]:
 
     Built-in ones come first: what is summed with what must not depend on the packages installed.
     """
-    METRICS.load_plugins()  # a worker process has loaded no run file
-    names = sorted(METRICS, key=lambda name: (METRICS.provider(name) != "perennial", name))
+    _load_plugins()
+    built_in = [name for name in METRICS if METRICS.provider(name) == "perennial"]
+    names = [*built_in, *sorted(set(METRICS) - set(built_in))]
     return {name: METRICS[name] for name in names if METRICS[name].is_measured}
 
 
+@cache
+def _load_plugins() -> None:
+    # Once a process: a worker has loaded no run file, and reading entry points takes milliseconds.
+    METRICS.load_plugins()
+
+
 def metrics_in(row: Mapping[str, Any]) -> Iterator[tuple[StepMetric, float]]:
-    """Yield the metrics that a row has a value of."""
+    """Yield the metrics that a row has a value of, with the value."""
+    _load_plugins()
     for name in METRICS:
         if name in row:
             yield METRICS[name], row[name]
+
+
+def progress_text(row: Mapping[str, Any]) -> str:
+    """Return the metrics of a row that the progress line shows."""
+    return "  ".join(metric.show(value) for metric, value in metrics_in(row) if metric.in_progress)
 
 
 class Loss(StepMetric):

@@ -34,6 +34,7 @@ from perennial.runs.history import History
 from perennial.runs.state import RunState
 from perennial.runs.summary import RatePoint, StageTokens, matrix, rate_points, stage_tokens
 from perennial.schedules import from_dict
+from perennial.training.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -325,6 +326,9 @@ def pictures(state: RunState, sequence_length: int, history: History) -> dict[st
         found["transfer"] = learned_and_forgotten(told)
     if history.losses:
         found["train-loss"] = training.train_loss(history.losses)
+    for name, points in history.curves.items():
+        metric = METRICS[name]
+        found[f"metric-{name}"] = training.metric_curve(points, metric.axis, metric.title)
     if history.times:
         found["time"] = training.time_spent(history.times)
     return found

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from perennial.report.figures.style import (
     COLOURS,
+    Picture,
     accent,
     axes_of,
     broken,
@@ -22,7 +23,7 @@ from perennial.report.figures.style import (
     paper,
     picture,
 )
-from perennial.runs.history import LossPoint, StageTime
+from perennial.runs.history import MetricPoint, StageTime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,29 +39,40 @@ _PARTS = {
 """Label, parts of a step, colour and hatch of each piece of a bar."""
 
 
+def train_loss(points: Sequence[MetricPoint]) -> Picture:
+    """Return the picture of the training loss over the trunk's tokens."""
+    return metric_curve(points, "training nats per token", "Training loss over the whole run")
+
+
 @picture
-def train_loss(points: Sequence[LossPoint]) -> Figure:
-    """Training loss over the trunk's tokens: means of equal stretches, and their lows and highs."""
+def metric_curve(points: Sequence[MetricPoint], label: str, title: str) -> Figure:
+    """Draw a metric over the trunk's tokens: means of equal intervals, and their lows and highs.
+
+    Args:
+        points: the metric's values in the order of the trunk; at least one.
+        label: of the vertical axis, with the unit.
+        title: of the picture.
+    """
     figure, axes = axes_of(4.2)
     width = max(1, (points[-1].tokens - points[0].tokens) // _BINS)
     starts: dict[str, float] = {}
-    for stage, of_stage in groupby(points, key=lambda p: p.stage):
-        told = list(of_stage)
-        bins = [list(group) for _, group in groupby(told, key=lambda p: p.tokens // width)]
-        xs = [fmean(point.tokens for point in each) for each in bins]
-        losses = [[point.loss for point in each] for each in bins]
+    for stage, of_stage in groupby(points, key=lambda point: point.stage):
+        in_order = list(of_stage)
+        bins = [list(group) for _, group in groupby(in_order, key=lambda p: p.tokens // width)]
+        xs = [fmean(point.tokens for point in group) for group in bins]
+        values = [[point.value for point in group] for group in bins]
         tint = COLOURS[0]
-        lows, highs = [min(each) for each in losses], [max(each) for each in losses]
+        lows, highs = [min(group) for group in values], [max(group) for group in values]
         axes.fill_between(xs, lows, highs, color=tint, alpha=0.25, linewidth=0)
-        axes.plot(xs, [fmean(each) for each in losses], color=tint, linewidth=1.5)
-        starts[stage] = told[0].tokens if starts else 0
+        axes.plot(xs, [fmean(group) for group in values], color=tint, linewidth=1.5)
+        starts[stage] = in_order[0].tokens if starts else 0
     axes.set_xlim(0, points[-1].tokens * 1.03)
     name_spans(axes, list(starts), list(starts.values()), points[-1].tokens)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.set_xlabel("tokens that the trunk was trained on")
-    axes.set_ylabel("training nats per token")
-    axes.set_title("Training loss over the whole run")
+    axes.set_ylabel(label)
+    axes.set_title(title)
     return figure
 
 

@@ -219,7 +219,9 @@ class Saver:
         )
         try:
             return retrying(checkpoints.upload, self._store, place, self._files())
-        except Exception as failed:  # told to every rank, and counted
+        except Exception as failed:
+            # Whatever failed: every rank must learn of it in the collective that follows, or the
+            # others would wait there for ever. It is counted, and ends training at the limit.
             return _in_one_line(failed)
 
     def _files(self) -> list[Path]:
@@ -239,11 +241,13 @@ class Saver:
                 return _TAKEN_OVER
             checkpoints.commit(self._store, key, self._manifest(snapshot, files))
         except Exception as failed:
+            # As above: the other ranks wait for the outcome.
             return _in_one_line(failed)
         self._tap.saved.remote(key)
         try:
             sweep(self._store, job.folder, job.phase_ends, job.last_step, job.training.keep_last)
         except Exception as failed:
+            # The checkpoint is committed. What stays behind takes room and does no harm.
             self._tap.notice.remote(
                 f"older checkpoints could not be removed ({_in_one_line(failed)}); "
                 "the next one tries again"

@@ -75,9 +75,7 @@ class StepReduction:
         self._handles.append(dist.all_reduce(self._sums, async_op=True))
         if maxima:
             self._maxima = self._stack(list(maxima.values()))
-            self._handles.append(
-                dist.all_reduce(self._maxima, op=dist.ReduceOp.MAX, async_op=True)
-            )
+            self._handles.append(dist.all_reduce(self._maxima, op=dist.ReduceOp.MAX, async_op=True))
 
     def finish(self) -> Reduced | None:
         """Wait for the numbers that were started last; None when they were taken already."""

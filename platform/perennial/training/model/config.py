@@ -67,6 +67,7 @@ def check_fit(config: PretrainedConfig, where: str, vocabulary: int, sequence_le
             f"sequences of {sequence_length} tokens are longer than the {positions} positions of "
             f"{where}",
             f"use at most {positions}",
+            code="sequence-too-long",
         )
 
 
@@ -83,6 +84,7 @@ def check_vocabulary(config: PretrainedConfig, where: str, vocabulary: int) -> N
             "model.path",
             f"{where} has a vocabulary of {rows}, the run's tokenizer one of {vocabulary}",
             "set tokenizer.path to this model's own tokenizer",
+            code="vocabulary-mismatch",
         )
 
 
@@ -133,6 +135,7 @@ def _new_config(
             "model.architecture",
             f"{spec.architecture!r} is not a causal language model of transformers",
             "give a model type such as gpt_neox or llama",
+            code="architecture-unknown",
         )
     config_class = CONFIG_MAPPING[spec.architecture]
     defaults = config_class()
@@ -143,6 +146,7 @@ def _new_config(
                 f"model.config.{name}",
                 f"{config_class.__name__} has no such field",
                 "see that class's documentation in transformers",
+                code="model-config-invalid",
             )
     padded = spec.config.get("vocab_size", vocabulary)
     if not isinstance(padded, int) or padded < vocabulary:
@@ -151,6 +155,7 @@ def _new_config(
             "model.config.vocab_size",
             f"{padded!r} is not a number of at least the tokenizer's {vocabulary} entries",
             f"give {vocabulary} or more, or leave it out",
+            code="vocabulary-mismatch",
         )
     settings: dict[str, Any] = {
         "max_position_embeddings": sequence_length,
@@ -162,8 +167,10 @@ def _new_config(
         return config_class(**settings | spec.config | {"vocab_size": padded})
     except (TypeError, ValueError, StrictDataclassError) as wrong:
         # The last line: those before it name transformers' own validators.
-        told = str(wrong).strip().splitlines()[-1].strip()
-        raise InputError("run file", "model.config", told, "correct the field") from None
+        problem = str(wrong).strip().splitlines()[-1].strip()
+        raise InputError(
+            "run file", "model.config", problem, "correct the field", code="model-config-invalid"
+        ) from None
 
 
 def _causal_types() -> set[str]:
@@ -186,6 +193,7 @@ def _refused(where: str, problem: str) -> InputError:
         "model.path",
         f"{where}: {problem}",
         "give a Hugging Face folder of safetensors or a GGUF file of a causal language model",
+        code="model-unusable",
     )
 
 

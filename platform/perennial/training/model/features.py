@@ -49,7 +49,7 @@ def _set_attention(model: Any, name: str) -> None:
 
 
 def _refused(field: str, problem: str, remedy: str) -> InputError:
-    return InputError("run file", f"training.{field}", problem, remedy)
+    return InputError("run file", f"training.{field}", problem, remedy, code="feature-unsupported")
 
 
 def document_positions(ids: torch.Tensor, end_of_document: int) -> torch.Tensor:

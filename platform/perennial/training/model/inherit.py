@@ -28,6 +28,7 @@ def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
             "model.inherit_layers",
             f"{layers} layers, but the reference model has {depth}",
             f"use at most {depth}",
+            code="layers-unavailable",
         )
     fields = copy.deepcopy(config.to_dict())
     for name, value in fields.items():
@@ -86,4 +87,5 @@ def _refused(config: PretrainedConfig, problem: str) -> InputError:
         "model.inherit_layers",
         f"a {config.model_type} model cannot be cut to its first blocks ({problem})",
         "leave inherit_layers out to start from the whole model",
+        code="layers-unavailable",
     )

@@ -76,4 +76,5 @@ def _refused(path: str, problem: str) -> InputError:
         "model.path",
         f"{path}: {problem}",
         "give a Hugging Face folder with config.json and safetensors, or a .gguf file",
+        code="model-unusable",
     )
