@@ -6,12 +6,16 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from tests.support.source_tree import SourceTree
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "platform" / "perennial"
+TREE = SourceTree(PACKAGE)
 
 # Room -> the rooms that it may import. Nothing else is allowed, and no circle is declared.
 _CORE = {"errors", "registry", "fields", "store", "config", "schedules", "optimizers", "mixture"}
@@ -148,15 +152,26 @@ def test_import_and_help_load_no_heavy_library(statements: str) -> None:
 
 
 def test_functions_and_files_stay_small() -> None:
-    """One thing a file, one thing a function: a ceiling, not a goal."""
+    """Ceilings, not goals: 500 lines a file, 60 a function."""
     large = []
-    for name, path in _modules():
-        text = path.read_text()
-        if text.count("\n") > 500:
-            large.append(f"{name}: {text.count(chr(10))} lines")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
-                length = node.end_lineno - node.lineno + 1
-                if length > 60:
-                    large.append(f"{name}.{node.name}: {length} lines")
+    for module in TREE.modules.values():
+        if module.lines > 500:
+            large.append(f"{module.name}: {module.lines} lines")
+        for node in module.functions():
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > 60:
+                large.append(f"{module.name}.{node.name}: {length} lines")
     assert not large
+
+
+def test_folders_stay_small() -> None:
+    large = {name: count for name, count in TREE.files_by_folder().items() if count > 25}
+    assert not large, f"a folder holds at most 25 files: {large}"
+
+
+def test_declared_edges_hold_no_circle() -> None:
+    assert {target for targets in EDGES.values() for target in targets} <= set(EDGES)
+    try:
+        TopologicalSorter(EDGES).prepare()
+    except CycleError as error:
+        pytest.fail(f"rooms import each other: {' -> '.join(error.args[1])}")
