@@ -1,4 +1,4 @@
-"""Sizes and rates that docs/scale.md extrapolates: what grows with a corpus, a fleet, a run.
+"""Measure the sizes and rates that docs/explanation/scale.md extrapolates.
 
 Everything is measured on the project's own code, most of it without a cluster: bytes of manifests,
 events and snapshots as they are written; ranges that a rank reads of its shards; sections that a

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from pydantic import BaseModel
@@ -79,7 +80,7 @@ def _page(title: str, introduction: str, schema: type[Section]) -> str:
             level = "###" if "." in table.name else "##"
             lines += [f"{level} {table.name}", "", *_introduction(table.section), ""]
         if table.meaning:
-            lines += [f"Here: {table.meaning}.", ""]
+            lines += [*wrap(f"Here: {table.meaning}.", 100, break_on_hyphens=False), ""]
         if table.keys:
             lines += ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
             lines += [_row(table.section, key) for key in table.keys]
