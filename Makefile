@@ -1,4 +1,4 @@
-# The commands of a person and of CI are the same.
+# A user and CI run the same commands.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +18,7 @@ quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, 
 	$(BIN)/perennial evaluate $(RUN)
 	$(BIN)/perennial status $(RUN)
 
-baselines: $(VENV)/installed  ## after the quickstart: what else could have been done, side by side
+baselines: $(VENV)/installed  ## train the alternatives to the quickstart and compare them
 	set -e; for name in $(BASELINES); do \
 		for verb in run release evaluate; do \
 			$(BIN)/perennial $$verb pipelines/baselines/$$name.yaml; \
@@ -26,10 +26,10 @@ baselines: $(VENV)/installed  ## after the quickstart: what else could have been
 	done
 	$(BIN)/perennial compare $(RUN) $(BASELINES:%=pipelines/baselines/%.yaml) --output build/quickstart/compare.html
 
-test: $(VENV)/installed-test test-services check  ## everything under 20 minutes
+test: $(VENV)/installed-test test-services check  ## all tests but the longest
 	$(BIN)/python -m pytest -m "not long"
 
-test-long: $(VENV)/installed-test test-services  ## the proofs that take longer
+test-long: $(VENV)/installed-test test-services  ## the longest tests
 	$(BIN)/python pipelines/fetch_smollm.py build/smollm
 	$(BIN)/python -m pytest -m long
 
@@ -80,5 +80,5 @@ build/peers/installed:
 	build/peers/bin/pip install --quiet --no-deps mosaicml-streaming==0.13.0 litdata==0.2.76
 	touch $@
 
-clean:  ## forget the quickstart's run; the text that it fetched stays
+clean:  ## delete the quickstart's run; the text that it fetched stays
 	rm -rf $(QUICKSTART)/store $(BASELINES:%=$(QUICKSTART)/%)
