@@ -21,13 +21,13 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def requirements() -> list[str]:
-    """What the image installs, the project itself left out."""
+    """Return the requirements of the image without the project itself."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
     return [*project["dependencies"], *project["optional-dependencies"]["cluster"]]
 
 
 def pin(target: str) -> list[str]:
-    """NAME==VERSION of everything that pip would install, sorted."""
+    """Return NAME==VERSION of everything that pip would install, sorted."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
@@ -39,8 +39,8 @@ def pin(target: str) -> list[str]:
             environment.pop("PIP_FIND_LINKS", None)
             command.insert(3, "--isolated")
         subprocess.run(command, env=environment, check=True)
-        found = json.loads(report.read_text("utf-8"))["install"]
-    packages = [package["metadata"] for package in found]
+        installs = json.loads(report.read_text("utf-8"))["install"]
+    packages = [package["metadata"] for package in installs]
     return sorted(
         f"{re.sub('[-_.]+', '-', p['name']).lower()}=={p['version'].partition('+')[0]}"
         for p in packages

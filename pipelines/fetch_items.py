@@ -1,4 +1,4 @@
-"""Real multiple-choice items as local lm-eval tasks, for where no data hub can be reached.
+"""Write real multiple-choice items as local lm-eval tasks, for use without a data hub.
 
 Usage: python pipelines/fetch_items.py FOLDER
 Writes FOLDER/mmlu_dev (the examples of MMLU's 57 subjects that lm-eval itself carries, MIT), and
@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
 
 
 def write(folder: Path, answer: str, items: list[Item]) -> None:
-    """A local task folder of these items."""
+    """Write a local task folder of these items."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(item, ensure_ascii=False) for item in items)
     (folder / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -67,7 +67,7 @@ def write(folder: Path, answer: str, items: list[Item]) -> None:
 
 
 def mmlu_items() -> Iterator[Item]:
-    """Question, options and the index of the right one, of every subject's examples."""
+    """Yield question, options and the index of the right one, of every subject's examples."""
     place = resources.files("lm_eval.tasks") / "mmlu" / "flan_cot_fewshot" / "_cot_prompts.json"
     for prompt in json.loads(place.read_text(encoding="utf-8")).values():
         for part in prompt.split("\n\nQ: ")[1:]:
@@ -81,7 +81,7 @@ def mmlu_items() -> Iterator[Item]:
 
 
 def german_items() -> list[Item]:
-    """The same of German school exams; nothing when no registry answers."""
+    """Yield items of German school exams; none when no registry answers."""
     with fetched(PACKAGE) as wheel:
         if wheel is None:
             print(f"{PACKAGE} cannot be fetched: no German items")

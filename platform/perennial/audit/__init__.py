@@ -1,1 +1,1 @@
-"""Prove a run from what is in its store: ledger, counts, files, checkpoints."""
+"""Verification of a run from its store alone: ledger, counts, files, checkpoints."""

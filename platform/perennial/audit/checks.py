@@ -1,4 +1,4 @@
-"""What must hold between a run's ledger, manifests and files (invariants I2, I4, I5, I6). Pure."""
+"""Checks of a run's ledger, manifests and files against each other (I2, I4, I5, I6). Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from perennial.training.checkpoint.manifest import MANIFEST, CheckpointManifest,
 
 
 @dataclass
-class Story:
+class FoldedLedger:
     """The ledger as far as it can be folded; `findings` say why it ends there."""
 
     events: list[Event] = field(default_factory=list)
@@ -28,7 +28,7 @@ class Story:
     findings: list[Finding] = field(default_factory=list)
 
     def key(self, kind: str, **named: str) -> str:
-        """The ledger object of the first event of a kind with these fields."""
+        """Return the key of the first event of a kind with these fields."""
         return ledger_key(
             next(
                 number
@@ -39,13 +39,13 @@ class Story:
 
 
 def ledger_key(number: int) -> str:
-    """Where an event lies."""
+    """Return the key of an event."""
     return f"ledger/{number:012d}.json"
 
 
-def fold(ledger: Mapping[str, bytes]) -> Story:
+def fold(ledger: Mapping[str, bytes]) -> FoldedLedger:
     """Fold the ledger's objects up to the first that is missing, unreadable or impossible."""
-    story = Story()
+    story = FoldedLedger()
     for number in range(len(ledger)):
         key = ledger_key(number)
         if key not in ledger:
@@ -65,7 +65,9 @@ def fold(ledger: Mapping[str, bytes]) -> Story:
             story.findings.append(Finding(key, problem, "an event that follows the one before it"))
             break
         story.events.append(event)
-    if story.findings:  # the last event may have left its mark before it failed
+    if (
+        story.findings
+    ):  # an event may have changed the state before it failed: fold again without it
         story.state = RunState()
         for event in story.events:
             story.state.apply(event)
@@ -76,8 +78,13 @@ def fold(ledger: Mapping[str, bytes]) -> Story:
     return story
 
 
-def check_stages(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
-    """I2, I4: each stage trains its own corpora once, and replays what its history gives."""
+def check_stages(story: FoldedLedger, rows: Mapping[str, int]) -> Iterator[Finding]:
+    """Check I2 and I4: each stage trains its corpora once, and replays what its history gives.
+
+    Args:
+        story: the folded ledger.
+        rows: number of sequences of each corpus, from its manifest.
+    """
     for stage in story.state.started_stages:
         key = story.key("started", stage=stage.name)
         mix = stage.mix
@@ -98,8 +105,8 @@ def check_stages(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
     yield from _check_ends(story)
 
 
-def _check_ends(story: Story) -> Iterator[Finding]:
-    """Each stage ends at the checkpoint of its last step."""
+def _check_ends(story: FoldedLedger) -> Iterator[Finding]:
+    """Check that each stage ends at the checkpoint of its last step."""
     for number, event in enumerate(story.events):
         if isinstance(event, Started):
             stage = story.state.stage(event.stage)
@@ -113,21 +120,26 @@ def _check_ends(story: Story) -> Iterator[Finding]:
                 )
 
 
-def check_skips(story: Story, skipped: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:
-    """I5: the ledger names every batch that a trained stage left out, and no other."""
-    for folder, told in story.state.skipped.items():
+def check_skips(story: FoldedLedger, skipped: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:
+    """Check I5: the ledger names every batch that a trained stage skipped, and no other.
+
+    Args:
+        story: the folded ledger.
+        skipped: trunk steps whose batch was skipped, by folder, from the store.
+    """
+    for folder, recorded in story.state.skipped.items():
         right = list(skipped.get(folder, ()))
         yield from unequal(
-            folder, {"skipped steps": (list(told), right)}, "the ledger has", "it has"
+            folder, {"skipped steps": (list(recorded), right)}, "the ledger has", "it has"
         )
 
 
 @dataclass(frozen=True)
-class Line:
-    """What the checkpoints of one folder must agree with.
+class PlannedFolder:
+    """The plan that the checkpoints of one folder must agree with.
 
     seen: sequences of each corpus that were trained before `first_step`.
-    skipped: trunk steps whose batch the line's folder leaves out.
+    skipped: trunk steps whose batch was skipped.
     """
 
     name: str
@@ -141,31 +153,34 @@ class Line:
 
     @property
     def last_step(self) -> int:
-        """Trunk step at the end of the line."""
+        """Return the trunk step at the end of the folder's training."""
         return self.first_step + self.mix.steps
 
     def skipped_until(self, step: int) -> tuple[int, ...]:
-        """What is left out until the line stands at trunk step `step`."""
-        return tuple(each for each in self.skipped if each <= step)
+        """Return the skipped steps up to trunk step `step`."""
+        return tuple(skipped for skipped in self.skipped if skipped <= step)
 
     def tokens_seen(self, step: int) -> dict[str, int]:
-        """Tokens of each corpus when the line stands at trunk step `step`, from the plan."""
+        """Return the tokens of each corpus seen up to trunk step `step`, from the plan."""
         seen = Counter(self.seen)
-        past = [each - 1 - self.first_step for each in self.skipped_until(step)]
+        past = [skipped - 1 - self.first_step for skipped in self.skipped_until(step)]
         seen.update(trained_sequences(self.mix, step - self.first_step, past))
         return {corpus: count * self.sequence_length for corpus, count in seen.items()}
 
 
-def lines_of(
+def plan_folders(
     state: RunState, sequence_length: int, skipped: Mapping[str, tuple[int, ...]]
-) -> dict[str, Line]:
-    """The stages, abandoned ones too, the releases' anneals and the trials, by folder.
+) -> dict[str, PlannedFolder]:
+    """Return the plans of all stages (abandoned ones too), anneals and trials, by folder.
 
-    skipped: the steps whose batch each folder leaves out.
+    Args:
+        state: of the run.
+        sequence_length: tokens in one sequence.
+        skipped: trunk steps whose batch was skipped, by folder.
     """
-    lines = {}
+    planned = {}
     for stage in state.started_stages:
-        lines[stage.folder] = Line(
+        planned[stage.folder] = PlannedFolder(
             stage.name,
             stage.folder,
             stage.first_step,
@@ -178,7 +193,7 @@ def lines_of(
     for branch in state.branches.values():
         if branch.mix is not None and branch.schedule is not None:
             folder = f"branches/{branch.name}"
-            lines[folder] = Line(
+            planned[folder] = PlannedFolder(
                 branch.name,
                 folder,
                 branch.step,
@@ -189,22 +204,22 @@ def lines_of(
                 skipped.get(folder, ()),
             )
     for name, trial in state.searches.trials.items():
-        told = trial.branched
-        lines[trial.folder] = Line(
+        branched = trial.branched
+        planned[trial.folder] = PlannedFolder(
             name,
             trial.folder,
-            told.step,
-            told.mix,
-            told.schedule,
-            state.seen(state.stage(told.stage), told.step, skipped),
+            branched.step,
+            branched.mix,
+            branched.schedule,
+            state.seen(state.stage(branched.stage), branched.step, skipped),
             sequence_length,
             skipped.get(trial.folder, ()),
         )
-    return lines
+    return planned
 
 
-def check_branches(story: Story) -> Iterator[Finding]:
-    """I7: each release branches off a step of a stage, and goes on with what was trained there."""
+def check_branches(story: FoldedLedger) -> Iterator[Finding]:
+    """Check I7: each release branches off a step of a stage, and continues its mix."""
     for branch in story.state.branches.values():
         stage = story.state.stage(branch.stage)
         key = story.key("releasing", name=branch.name)
@@ -226,22 +241,27 @@ def check_branches(story: Story) -> Iterator[Finding]:
                 )
 
 
-def check_trials(story: Story, rows: Mapping[str, int]) -> Iterator[Finding]:
-    """I2: each trial of a search begins the stage that its point and the trunk's history give."""
+def check_trials(story: FoldedLedger, rows: Mapping[str, int]) -> Iterator[Finding]:
+    """Check I2: each trial begins the stage that its point and the trunk's history give.
+
+    Args:
+        story: the folded ledger.
+        rows: number of sequences of each corpus, from its manifest.
+    """
     for name, trial in story.state.searches.trials.items():
-        told = trial.branched
-        mix = told.mix
-        if told.corpus not in rows:
+        branched = trial.branched
+        mix = branched.mix
+        if branched.corpus not in rows:
             continue
         key = story.key("branched", trial=name)
-        new = {told.corpus: rows[told.corpus]}
-        history = _trained_before(story.state, told)
+        new = {branched.corpus: rows[branched.corpus]}
+        history = _trained_before(story.state, branched)
         try:
             whole = stage_mix(history, new, mix.steps, mix.global_batch, mix.replay)
         except InputError as absent:
             yield _uncheckable(key, name, absent)
             continue
-        right = shifted(whole, told.point.seed)
+        right = shifted(whole, branched.point.seed)
         if mix != right:
             yield Finding(key, f"{name} takes {_shown(mix)}", f"its history gives {_shown(right)}")
 
@@ -256,32 +276,40 @@ def _trained_before(state: RunState, branch: Releasing | Branched) -> list[Stage
     return [*state.history_of(stage), truncate_mix(stage.mix, branch.step - stage.first_step)]
 
 
-def check_checkpoint(key: str, manifest: CheckpointManifest, line: Line) -> Iterator[Finding]:
-    """I6: a committed checkpoint says what the ledger's plan says of its step."""
+def check_checkpoint(
+    key: str, manifest: CheckpointManifest, plan: PlannedFolder
+) -> Iterator[Finding]:
+    """Check I6: a committed checkpoint agrees with the ledger's plan of its step.
+
+    Args:
+        key: folder of the checkpoint.
+        manifest: of the checkpoint.
+        plan: of the stage or branch that it belongs to.
+    """
     where, step = f"{key}/{MANIFEST}", manifest.step
-    if key != folder_of(line.folder, step) or not line.first_step < step <= line.last_step:
+    if key != folder_of(plan.folder, step) or not plan.first_step < step <= plan.last_step:
         yield Finding(
             where,
             f"its step is {step}",
-            f"{line.name} has steps {line.first_step + 1} to {line.last_step}, one folder each",
+            f"{plan.name} has steps {plan.first_step + 1} to {plan.last_step}, one folder each",
         )
         return
-    schedule = from_dict(line.schedule)
+    schedule = from_dict(plan.schedule)
     is_known = not isinstance(schedule, AbsentSchedule)
     if not is_known:
         yield Finding(
             where,
-            f"the learning rate of {line.name} cannot be checked",
-            f"no installed package brings its schedule {line.schedule['kind']!r}",
+            f"the learning rate of {plan.name} cannot be checked",
+            f"no installed package brings its schedule {plan.schedule['kind']!r}",
         )
     pairs = {
-        "name": (manifest.name, line.name),
-        "mix": (_in_this_form(manifest.mix), line.mix.to_dict()),
-        "mix_step": (manifest.mix_step, step - line.first_step),
-        "schedule": (manifest.schedule, line.schedule),
+        "name": (manifest.name, plan.name),
+        "mix": (_in_this_form(manifest.mix), plan.mix.to_dict()),
+        "mix_step": (manifest.mix_step, step - plan.first_step),
+        "schedule": (manifest.schedule, plan.schedule),
         "phase": (manifest.phase, schedule.phase(step - 1) if is_known else manifest.phase),
-        "tokens_seen": (manifest.tokens_seen, line.tokens_seen(step)),
-        "skipped": (list(manifest.skipped), list(line.skipped_until(step))),
+        "tokens_seen": (manifest.tokens_seen, plan.tokens_seen(step)),
+        "skipped": (list(manifest.skipped), list(plan.skipped_until(step))),
     }
     yield from unequal(where, pairs)
     # Another machine's cosine may differ in the last bit.
@@ -297,7 +325,7 @@ def check_checkpoint(key: str, manifest: CheckpointManifest, line: Line) -> Iter
 
 
 def _in_this_form(mix: dict[str, Any]) -> dict[str, Any]:
-    """A mix as this version writes it; one that it cannot read, as it is."""
+    """Return a mix as this version writes it; one that cannot be read, unchanged."""
     try:
         return StageMix.from_dict(mix).to_dict()
     except (ValueError, LookupError, TypeError):
@@ -305,24 +333,31 @@ def _in_this_form(mix: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_metrics(
-    key: str, manifest: CheckpointManifest, line: Line, found: MetricsContents
+    key: str, manifest: CheckpointManifest, plan: PlannedFolder, metrics: MetricsContents
 ) -> Iterator[Finding]:
-    """I4: every step of the line so far was taken once, on a whole batch."""
-    first = line.first_step + 1
+    """Check I4: every step up to the checkpoint was taken once, on a whole batch.
+
+    Args:
+        key: of the metrics file.
+        manifest: of the checkpoint that holds it.
+        plan: of the stage or branch that it belongs to.
+        metrics: contents of the file.
+    """
+    first = plan.first_step + 1
     right = ((first, manifest.step),)
-    if found.runs != right:
-        told = ", ".join(f"{begin} to {end}" for begin, end in found.runs[:4])
+    if metrics.runs != right:
+        steps = ", ".join(f"{begin} to {end}" for begin, end in metrics.runs[:4])
         yield Finding(
             key,
-            f"it tells of steps {told}",
+            f"it has steps {steps}",
             f"each of {first} to {manifest.step} once",
         )
-    batch = line.mix.global_batch * line.sequence_length
-    if found.batch_tokens - {batch}:
-        sizes = ", ".join(map(str, sorted(found.batch_tokens)))
-        yield Finding(key, f"it tells of batches of {sizes} tokens", f"batches of {batch} tokens")
-    left_out = list(line.skipped_until(manifest.step))
-    yield from unequal(key, {"steps without their batch": (list(found.skipped), left_out)})
+    batch = plan.mix.global_batch * plan.sequence_length
+    if metrics.batch_tokens - {batch}:
+        sizes = ", ".join(map(str, sorted(metrics.batch_tokens)))
+        yield Finding(key, f"it has batches of {sizes} tokens", f"batches of {batch} tokens")
+    left_out = list(plan.skipped_until(manifest.step))
+    yield from unequal(key, {"steps without their batch": (list(metrics.skipped), left_out)})
 
 
 def _shown(mix: StageMix) -> str:

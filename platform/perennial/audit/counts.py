@@ -1,4 +1,4 @@
-"""What must hold between a corpus's manifest, its files and the ledger (invariant I5). Pure."""
+"""Checks of a corpus's manifest against its files and the ledger (invariant I5). Pure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def check_ready(event: Ready, key: str, manifest: CorpusManifest) -> Iterator[Finding]:
-    """The ledger and the corpus's manifest speak of the same rows."""
-    told = (event.sequences, event.tokens, event.digest)
+    """Check that the ledger and the corpus's manifest name the same rows."""
+    recorded = (event.sequences, event.tokens, event.digest)
     right = (manifest.rows, manifest.tokens, manifest.digest)
-    if told != right:
+    if recorded != right:
         yield Finding(
             key,
             f"{event.corpus} has {event.sequences} sequences, digest {event.digest[:12]}",
@@ -36,7 +36,14 @@ def check_ready(event: Ready, key: str, manifest: CorpusManifest) -> Iterator[Fi
 def check_manifest(
     key: str, manifest: CorpusManifest, spec: Mapping[str, Any], tokenizer: str
 ) -> Iterator[Finding]:
-    """I5: every document and token is accounted for, under the run's settings and tokenizer."""
+    """Check I5: every document and token is counted, under the run's settings and tokenizer.
+
+    Args:
+        key: of the manifest.
+        manifest: of the corpus.
+        spec: the resolved run file.
+        tokenizer: fingerprint of the run's tokenizer.
+    """
     counts = manifest.counts
     try:
         counts.check()
@@ -59,7 +66,7 @@ def check_manifest(
 
 
 def check_earlier(manifests: Mapping[str, CorpusManifest]) -> Iterator[Finding]:
-    """The corpora that a corpus was compared with for duplicates are still the same."""
+    """Check that the corpora that a corpus was compared with for duplicates have not changed."""
     for name, manifest in manifests.items():
         for earlier in manifest.earlier:
             if earlier.name in manifests:
@@ -69,42 +76,44 @@ def check_earlier(manifests: Mapping[str, CorpusManifest]) -> Iterator[Finding]:
                 )
 
 
-def check_read(key: str, size_bytes: int, sha256: str, found: FileRead) -> Iterator[Finding]:
-    """A file that a manifest names is there, with its size and digest."""
+def check_read(key: str, size_bytes: int, sha256: str, file: FileRead) -> Iterator[Finding]:
+    """Check that a file that a manifest names exists, with its size and digest."""
     right = f"its manifest has {size_bytes} bytes, sha256 {sha256[:12]}"
-    if found.size_bytes is None:
+    if file.size_bytes is None:
         yield Finding(key, "is missing", right)
-    elif (found.size_bytes, found.sha256) != (size_bytes, sha256):
-        yield Finding(key, f"has {found.size_bytes} bytes, sha256 {found.sha256[:12]}", right)
-    if found.unreadable:
-        yield Finding(key, f"cannot be read ({found.unreadable})", "it holds what it was made for")
+    elif (file.size_bytes, file.sha256) != (size_bytes, sha256):
+        yield Finding(key, f"has {file.size_bytes} bytes, sha256 {file.sha256[:12]}", right)
+    if file.unreadable:
+        yield Finding(key, f"cannot be read ({file.unreadable})", "it can be read")
 
 
 def check_shard(
-    key: str, shard: Shard, manifest: CorpusManifest, found: ShardContents
+    key: str, shard: Shard, manifest: CorpusManifest, contents: ShardContents
 ) -> Iterator[Finding]:
-    """The footer and the manifest agree on rows and their width."""
+    """Check that the footer of a shard and the manifest agree on rows and their width."""
     pairs = {
-        "rows by row group": (list(found.row_groups), list(shard.row_groups)),
-        "bytes of a row": (found.row_bytes, manifest.sequence_length * manifest.token_bytes),
+        "rows by row group": (list(contents.row_groups), list(shard.row_groups)),
+        "bytes of a row": (contents.row_bytes, manifest.sequence_length * manifest.token_bytes),
     }
     yield from unequal(key, pairs)
 
 
-def check_contents(key: str, manifest: CorpusManifest, found: Sequence[Contents]) -> list[Finding]:
-    """I5: the records in a corpus's files add up to its counts."""
+def check_contents(
+    key: str, manifest: CorpusManifest, contents: Sequence[Contents]
+) -> list[Finding]:
+    """Check I5: the records in a corpus's files add up to its counts."""
     counts = manifest.counts
-    held = [each for each in found if isinstance(each, HoldoutContents)]
+    held_out = [file for file in contents if isinstance(file, HoldoutContents)]
     reasons: Counter[str] = Counter()
-    for each in found:
-        if isinstance(each, QuarantineContents):
-            reasons.update(each.reasons)
+    for file in contents:
+        if isinstance(file, QuarantineContents):
+            reasons.update(file.reasons)
     neither = counts.documents - counts.trained_documents - counts.held_out_documents
-    tokens = sum(each.token_bytes for each in held) // manifest.token_bytes
+    tokens = sum(file.token_bytes for file in held_out) // manifest.token_bytes
     pairs: dict[str, tuple[Any, Any]] = {
-        "held-out documents": (sum(each.documents for each in held), counts.held_out_documents),
+        "held-out documents": (sum(file.documents for file in held_out), counts.held_out_documents),
         "held-out tokens": (tokens, counts.held_out_tokens),
-        "held-out bytes": (sum(each.text_bytes for each in held), counts.held_out_bytes),
+        "held-out bytes": (sum(file.text_bytes for file in held_out), counts.held_out_bytes),
         "quarantine records": (reasons.total(), neither),
     }
     for reason, count in counts.removed.items():

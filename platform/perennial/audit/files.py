@@ -1,4 +1,4 @@
-"""What one file of the store holds, streamed: memory stays bounded whatever the file's size."""
+"""Readers of the contents of one file of the store, streamed in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DOCUMENTS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class ShardContents:
-    """Training rows in a Parquet file, as its footer tells them."""
+    """Training rows in a Parquet file, according to its footer."""
 
     row_groups: tuple[int, ...]
     row_bytes: int
@@ -26,7 +26,7 @@ class ShardContents:
 
 @dataclass(frozen=True)
 class HoldoutContents:
-    """Held-out documents in a Parquet file; `token_bytes` of all their tokens together."""
+    """Held-out documents in a Parquet file; `token_bytes` is the size of all their tokens."""
 
     documents: int
     token_bytes: int
@@ -42,10 +42,11 @@ class QuarantineContents:
 
 @dataclass(frozen=True)
 class MetricsContents:
-    """The training steps that a checkpoint's metrics tell: runs of consecutive ones, [first, last].
+    """Training steps in a checkpoint's metrics.
 
-    batch_tokens: the sizes of their batches, but for those that were left out.
-    skipped: the steps of those.
+    runs: (first, last) of every run of consecutive steps.
+    batch_tokens: the different sizes of their batches, skipped batches aside.
+    skipped: steps whose batch was skipped.
     """
 
     runs: tuple[tuple[int, int], ...]
@@ -59,7 +60,11 @@ Reader = Callable[[BinaryIO], Contents]
 
 @dataclass(frozen=True)
 class FileRead:
-    """A file as it was found: `size_bytes` None when it is missing, `unreadable` says why."""
+    """Result of reading a file.
+
+    size_bytes: None when the file is missing.
+    unreadable: the reason why its contents cannot be read; empty when they can.
+    """
 
     size_bytes: int | None = None
     sha256: str = ""
@@ -68,7 +73,13 @@ class FileRead:
 
 
 def read_file(store: Store, key: str, reader: Reader | None) -> FileRead:
-    """The size and digest of a file, and its contents where a reader is given."""
+    """Return the size and digest of a file, and its contents where a reader is given.
+
+    Args:
+        store: the run's store.
+        key: of the file.
+        reader: parses the file's contents; None to compute the digest only.
+    """
     try:
         with store.open(key) as stream:
             size, sha256 = _digest(stream)
@@ -95,7 +106,7 @@ def _digest(stream: BinaryIO) -> tuple[int, str]:
 
 
 def read_shard(stream: BinaryIO) -> ShardContents:
-    """Row groups and width of a training shard, from its footer."""
+    """Return the row groups and the row width of a training shard, from its footer."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(stream)
@@ -104,7 +115,7 @@ def read_shard(stream: BinaryIO) -> ShardContents:
 
 
 def read_holdout(stream: BinaryIO) -> HoldoutContents:
-    """Documents, tokens and bytes of a held-out file."""
+    """Return the numbers of documents, tokens and bytes of a held-out file."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -118,12 +129,12 @@ def read_holdout(stream: BinaryIO) -> HoldoutContents:
 
 
 def read_quarantine(stream: BinaryIO) -> QuarantineContents:
-    """Records of a quarantine file by reason."""
+    """Return the number of records of a quarantine file by reason."""
     return QuarantineContents(Counter(record["reason"] for record in _lines(stream)))
 
 
 def read_metrics(stream: BinaryIO) -> MetricsContents:
-    """The steps that a metrics file tells, in its order."""
+    """Return the steps of a metrics file, in its order."""
     runs: list[tuple[int, int]] = []
     sizes: set[int] = set()
     skipped: list[int] = []

@@ -1,4 +1,4 @@
-"""One fault of a run's store, in one line."""
+"""A fault of a run's store, printed as one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault: the key where it shows, what is wrong, what would be right."""
+    """A fault in a store.
+
+    key: the object in which it shows.
+    problem: what is wrong there.
+    right: the correct state.
+    """
 
     key: str
     problem: str
@@ -28,14 +33,21 @@ def unequal(
     one: str = "it has",
     other: str = "it should be",
 ) -> Iterator[Finding]:
-    """A finding for each name whose (found, right) differ; of mappings, what differs in them."""
-    for name, (found, right) in pairs.items():
-        if found != right:
-            if isinstance(found, dict) and isinstance(right, dict):
-                names = [n for n in {**found, **right} if found.get(n) != right.get(n)]
-                found = {n: found.get(n) for n in names}
+    """Yield a finding for every pair whose values differ; of two mappings, only their differences.
+
+    Args:
+        key: the object that has the actual values.
+        pairs: (actual, right) by the name that the message uses.
+        one: words before the actual value.
+        other: words before the right value.
+    """
+    for name, (actual, right) in pairs.items():
+        if actual != right:
+            if isinstance(actual, dict) and isinstance(right, dict):
+                names = [n for n in {**actual, **right} if actual.get(n) != right.get(n)]
+                actual = {n: actual.get(n) for n in names}
                 right = {n: right.get(n) for n in names}
-            yield Finding(key, f"{name}: {one} {_short(found)}", f"{other} {_short(right)}")
+            yield Finding(key, f"{name}: {one} {_short(actual)}", f"{other} {_short(right)}")
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Proving from the store alone that a run is what its ledger says (invariants I4, I5, I6).
+"""Verify from the store alone that a run is what its ledger says (invariants I4, I5, I6).
 
 First every ledger event and manifest is read and checked against the others, then every file that
 a manifest names is streamed once: its digest, and what it holds.
@@ -14,9 +14,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perennial import corpora
-from perennial.audit import checks as proofs
-from perennial.audit import counts as accounts
-from perennial.audit import files as inspection
+from perennial.audit import checks
+from perennial.audit.counts import (
+    check_contents,
+    check_earlier,
+    check_manifest,
+    check_read,
+    check_ready,
+    check_shard,
+)
+from perennial.audit.files import (
+    FileRead,
+    MetricsContents,
+    Reader,
+    ShardContents,
+    read_file,
+    read_holdout,
+    read_metrics,
+    read_quarantine,
+    read_shard,
+)
 from perennial.audit.finding import Finding, unequal
 from perennial.errors import InputError
 from perennial.runs.events import Ready, field_of
@@ -44,20 +61,20 @@ _FOLDERS = ("corpora", "checkpoints", "branches", "releases")
 
 @dataclass(frozen=True)
 class ReadTask:
-    """A file that a manifest names, and how to look into it."""
+    """A file that a manifest names, and the reader of its contents."""
 
     key: str
     size_bytes: int
     sha256: str
-    reader: inspection.Reader | None = None
+    reader: Reader | None = None
 
 
 @dataclass
 class Verification:
-    """What was read and proved of a store; `findings` is empty when everything holds."""
+    """The result of a verification; `findings` is empty when everything holds."""
 
     store: str
-    story: proofs.Story
+    story: checks.FoldedLedger
     findings: list[Finding]
     manifests: dict[str, CorpusManifest] = field(default_factory=dict)
     checkpoints: dict[str, CheckpointManifest] = field(default_factory=dict)
@@ -108,10 +125,11 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
 
     Raises InputError when the store cannot be read or holds no run.
     """
-    # Listed before the ledger is read: what a run at work adds in between, the ledger explains.
+    # Listed before the ledger is read: whatever a running controller commits in between is then
+    # in the ledger, and not a folder that the ledger does not know.
     committed = _committed(store)
     log = Log(store, FOLDER)
-    story = proofs.fold(log.entries())
+    story = checks.fold(log.entries())
     if not story.events and not story.findings:
         raise InputError(
             "store",
@@ -123,20 +141,20 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     done = Verification(store.url, story, list(story.findings))
     tasks = list(_corpora(store, done, committed))
     rows = {name: manifest.rows for name, manifest in done.manifests.items()}
-    done.findings += proofs.check_stages(story, rows)
-    done.findings += proofs.check_trials(story, rows)
-    done.findings += proofs.check_branches(story)
+    done.findings += checks.check_stages(story, rows)
+    done.findings += checks.check_trials(story, rows)
+    done.findings += checks.check_branches(story)
     _skips(store, done)
-    done.findings += proofs.check_skips(story, done.skipped)
+    done.findings += checks.check_skips(story, done.skipped)
     tasks += _checkpoints(store, done, committed)
     tasks += _releases(store, done, committed)
-    found = _read_all(store, done, tasks, progress or (lambda _key, _bytes, _all: None))
-    done.findings += _check_found(done, found)
+    files = _read_all(store, done, tasks, progress or (lambda _key, _bytes, _all: None))
+    done.findings += _check_contents(done, files)
     return done
 
 
 def _committed(store: Store) -> set[str]:
-    """Folders with a manifest."""
+    """Return the folders that have a manifest."""
     suffix = f"/{MANIFEST}"
     try:
         keys = [info.key for prefix in _FOLDERS for info in store.list(prefix)]
@@ -149,7 +167,7 @@ def _committed(store: Store) -> set[str]:
 
 
 def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
-    """The files of every corpus that is committed, or that the ledger says is."""
+    """Check the manifests of all corpora in the store or the ledger, and yield their files."""
     from perennial.corpora.manifest import manifest_key
 
     ready = {event.corpus: event for event in done.story.events if isinstance(event, Ready)}
@@ -165,17 +183,17 @@ def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[
         done.manifests[name] = manifest
         if name in ready:
             event = done.story.key("ready", corpus=name)
-            done.findings += accounts.check_ready(ready[name], event, manifest)
+            done.findings += check_ready(ready[name], event, manifest)
         if done.story.state.spec and tokenizer:
-            done.findings += accounts.check_manifest(
+            done.findings += check_manifest(
                 manifest_key(name), manifest, done.story.state.spec, tokenizer
             )
         yield from _corpus_files(manifest)
-    done.findings += accounts.check_earlier(done.manifests)
+    done.findings += check_earlier(done.manifests)
 
 
 def _tokenizer(store: Store, done: Verification) -> str:
-    """The fingerprint of the run's tokenizer, or "" with a finding."""
+    """Return the fingerprint of the run's tokenizer, or "" with a finding."""
     try:
         return corpora.load_tokenizer(store).fingerprint
     except InputError as wrong:
@@ -188,10 +206,10 @@ def _tokenizer(store: Store, done: Verification) -> str:
 def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:
     from perennial.corpora.manifest import HoldoutFile, QuarantineFile, Shard, StoredFile
 
-    readers: dict[type[StoredFile], inspection.Reader] = {
-        Shard: inspection.read_shard,
-        HoldoutFile: inspection.read_holdout,
-        QuarantineFile: inspection.read_quarantine,
+    readers: dict[type[StoredFile], Reader] = {
+        Shard: read_shard,
+        HoldoutFile: read_holdout,
+        QuarantineFile: read_quarantine,
     }
     named = (*manifest.shards, *manifest.holdout, *manifest.quarantine, *manifest.digests)
     for file in named:
@@ -200,7 +218,7 @@ def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:
 
 
 def _skips(store: Store, done: Verification) -> None:
-    """The batches that each stage and release leaves out."""
+    """Read the skipped batches of every stage, release and trial."""
     state = done.story.state
     branches = [f"branches/{name}" for name in (*state.branches, *state.searches.trials)]
     for folder in (*(stage.folder for stage in state.started_stages), *branches):
@@ -211,8 +229,8 @@ def _skips(store: Store, done: Verification) -> None:
 
 
 def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
-    """The files of every checkpoint that is committed, or that the ledger says is."""
-    lines = _lines(done)
+    """Check the manifests of all checkpoints in the store or the ledger, and yield their files."""
+    plans = _planned_folders(done)
     folders = {key for key in committed if key.startswith(("checkpoints/", "branches/"))}
     folders |= set(done.story.state.ends.values())
     for key in sorted(folders):
@@ -222,9 +240,9 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
             done.findings.append(_unreadable(f"{key}/{MANIFEST}", broken))
             continue
         done.checkpoints[key] = manifest
-        line = lines.get(key.rpartition("/")[0])
-        if line is not None:
-            done.findings += proofs.check_checkpoint(key, manifest, line)
+        plan = plans.get(key.rpartition("/")[0])
+        if plan is not None:
+            done.findings += checks.check_checkpoint(key, manifest, plan)
         elif key.startswith("checkpoints/") and not done.story.findings:
             started = ", ".join(s.name for s in done.story.state.started_stages) or "none"
             done.findings.append(
@@ -233,32 +251,32 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
         yield from _files(place_of(key, manifest.attempt), manifest.files)
 
 
-def _lines(done: Verification) -> dict[str, proofs.Line]:
+def _planned_folders(done: Verification) -> dict[str, checks.PlannedFolder]:
     spec = done.story.state.spec
     if spec is None:
         return {}
     length = field_of(spec, "corpora.sequence_length")
     assert isinstance(length, int), "the resolved run file was checked when it was written"
-    return proofs.lines_of(done.story.state, length, done.skipped)
+    return checks.plan_folders(done.story.state, length, done.skipped)
 
 
 def _files(folder: str, files: Mapping[str, FileEntry]) -> Iterator[ReadTask]:
     for name, entry in files.items():
-        reader = inspection.read_metrics if name == METRICS else None
+        reader = read_metrics if name == METRICS else None
         yield ReadTask(f"{folder}/{name}", entry.size_bytes, entry.sha256, reader)
 
 
 def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
-    """The files of every release, and the checkpoint that it was exported from."""
+    """Check every release against the checkpoint that it was exported from, and yield its files."""
     folders = {key for key in committed if key.startswith("releases/")}
     folders |= {release.folder for release in done.story.state.releases}
     done.releases = len(folders)
     for folder in sorted(folders):
         where = f"{folder}/{MANIFEST}"
         try:
-            told = json.loads(store.read(where))
-            files = {n: FileEntry.model_validate(e) for n, e in told["files"].items()}
-            source, seen = str(told["checkpoint"]), dict(told["tokens_seen"])
+            manifest = json.loads(store.read(where))
+            files = {n: FileEntry.model_validate(e) for n, e in manifest["files"].items()}
+            source, seen = str(manifest["checkpoint"]), dict(manifest["tokens_seen"])
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as broken:
             done.findings.append(_unreadable(where, broken))
             continue
@@ -277,45 +295,45 @@ def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator
 
 def _read_all(
     store: Store, done: Verification, tasks: list[ReadTask], progress: Progress
-) -> dict[str, inspection.FileRead]:
-    """Every file, streamed; what was found by key."""
+) -> dict[str, FileRead]:
+    """Read every file, and return its size, digest and contents by key."""
     total = sum(task.size_bytes for task in tasks)
-    found: dict[str, inspection.FileRead] = {}
+    results: dict[str, FileRead] = {}
     read = partial(_read, store)
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         for task, result in zip(tasks, pool.map(read, tasks), strict=True):
             done.files += 1
             done.read_bytes += result.size_bytes or 0
-            done.findings += accounts.check_read(task.key, task.size_bytes, task.sha256, result)
-            found[task.key] = result
+            done.findings += check_read(task.key, task.size_bytes, task.sha256, result)
+            results[task.key] = result
             progress(task.key, done.read_bytes, total)
-    return found
+    return results
 
 
-def _read(store: Store, task: ReadTask) -> inspection.FileRead:
-    return inspection.read_file(store, task.key, task.reader)
+def _read(store: Store, task: ReadTask) -> FileRead:
+    return read_file(store, task.key, task.reader)
 
 
-def _check_found(done: Verification, found: Mapping[str, inspection.FileRead]) -> Iterator[Finding]:
-    """What the files hold, against their manifests; files that could not be read are left out."""
-    contents = {key: read.contents for key, read in found.items() if read.contents is not None}
+def _check_contents(done: Verification, files: Mapping[str, FileRead]) -> Iterator[Finding]:
+    """Check the contents of the files against their manifests, unreadable files aside."""
+    contents = {key: file.contents for key, file in files.items() if file.contents is not None}
     for name, manifest in done.manifests.items():
         folder = f"corpora/{name}"
         for shard in manifest.shards:
             rows = contents.get(f"{folder}/{shard.file}")
-            if isinstance(rows, inspection.ShardContents):
-                yield from accounts.check_shard(f"{folder}/{shard.file}", shard, manifest, rows)
+            if isinstance(rows, ShardContents):
+                yield from check_shard(f"{folder}/{shard.file}", shard, manifest, rows)
         records = (*manifest.holdout, *manifest.quarantine)
         held = [contents[key] for f in records if (key := f"{folder}/{f.file}") in contents]
         if len(held) == len(records):
-            yield from accounts.check_contents(f"{folder}/{MANIFEST}", manifest, held)
-    lines = _lines(done)
+            yield from check_contents(f"{folder}/{MANIFEST}", manifest, held)
+    plans = _planned_folders(done)
     for key, checkpoint in sorted(done.checkpoints.items()):
         folder = key.rpartition("/")[0]
         where = checkpoint.key_of(key, METRICS)
-        told = contents.get(where)
-        if folder in lines and isinstance(told, inspection.MetricsContents):
-            yield from proofs.check_metrics(where, checkpoint, lines[folder], told)
+        metrics = contents.get(where)
+        if folder in plans and isinstance(metrics, MetricsContents):
+            yield from checks.check_metrics(where, checkpoint, plans[folder], metrics)
 
 
 def _as_finding(store: Store, wrong: InputError) -> Finding:

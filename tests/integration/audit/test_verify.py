@@ -272,7 +272,7 @@ FAULTS = {
     "metrics without some steps": Fault(
         lambda s: drop_line(s, f"{END_FILES}/metrics.jsonl"),
         (f"{END_FILES}/metrics.jsonl",) * 2,
-        "it tells of steps 14 to 24; each of 13 to 24 once",
+        "it has steps 14 to 24; each of 13 to 24 once",
     ),
     "a stage that ends early": Fault(
         lambda s: edit(

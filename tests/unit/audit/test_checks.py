@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perennial.audit.checks import Line, check_checkpoint, check_stages, fold
+from perennial.audit.checks import PlannedFolder, check_checkpoint, check_stages, fold
 from perennial.mixture import StageMix
 from perennial.runs import events
 from perennial.runs.state import RunState
@@ -77,7 +77,7 @@ def test_a_checkpoint_that_tells_its_mix_in_the_older_form_is_the_same() -> None
     for kind in WALK[:4]:
         state.apply(event_of(kind, state, "a"))
     (stage,) = state.stages
-    line = Line(stage.name, stage.folder, 0, stage.mix, stage.schedule, {}, 32)
+    line = PlannedFolder(stage.name, stage.folder, 0, stage.mix, stage.schedule, {}, 32)
     older = {k: v for k, v in stage.mix.to_dict().items() if k != "corpora"} | {"corpus": "a"}
     for mix, problems in ((older, set()), (older | {"steps": 9}, {"mix"})):
         manifest = CheckpointManifest(

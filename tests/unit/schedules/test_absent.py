@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perennial.audit.checks import Line, check_checkpoint
+from perennial.audit.checks import PlannedFolder, check_checkpoint
 from perennial.config import RunSpec, parse, parse_amount
 from perennial.errors import InputError
 from perennial.report.figures.run import learning_rate
@@ -84,7 +84,7 @@ def test_the_trunk_goes_on_under_another_schedule_only_where_the_user_insists() 
 
 def test_verify_names_it_and_checks_the_rest() -> None:
     (stage,) = _trained().stages
-    line = Line(stage.name, stage.folder, 0, stage.mix, stage.schedule, {}, 128)
+    line = PlannedFolder(stage.name, stage.folder, 0, stage.mix, stage.schedule, {}, 128)
     manifest = CheckpointManifest(
         name=stage.name, step=10, phase="rising", eta=1e-3, schedule=RECORD,
         mix=stage.mix.to_dict(), mix_step=10, tokens_seen={}, optimizer_steps=10, world_size=0,
