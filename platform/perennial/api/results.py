@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perennial.evaluation import LossMatrix
-    from perennial.evaluation.tasks import Score
+    from perennial.evaluation.scores import Score
     from perennial.planning.plan import Plan
     from perennial.runs.events import Released
     from perennial.runs.state import RunState

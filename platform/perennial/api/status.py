@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from perennial.controller.context import Workspace
     from perennial.evaluation import LossMatrix
     from perennial.evaluation.compare import Gap
-    from perennial.evaluation.tasks import Score
+    from perennial.evaluation.scores import Score
     from perennial.runs.state import RunState, Stage
     from perennial.sources import SourceStatus
 

@@ -20,7 +20,7 @@ from perennial.training.metrics import progress_text
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
     from perennial.evaluation import HeldoutLoss, LossMatrix
-    from perennial.evaluation.tasks import Score
+    from perennial.evaluation.scores import Score
     from perennial.sources import SourceStatus
     from perennial.training.job import Job
     from perennial.training.launcher import Progress

@@ -16,7 +16,8 @@ from perennial.evaluation.cache import kept_losses
 from perennial.evaluation.gates import Measurements
 from perennial.evaluation.gates import judge as judge_gates
 from perennial.evaluation.loss import Change, HeldoutLoss, paired_change
-from perennial.evaluation.tasks import is_per_corpus, plain
+from perennial.evaluation.scores import plain
+from perennial.evaluation.tasks import is_per_corpus
 from perennial.runs import summary
 from perennial.runs.events import Evaluated, Evaluating, Gated, Measured, Passed
 from perennial.runs.ledger import now

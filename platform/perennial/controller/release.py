@@ -9,7 +9,7 @@ from perennial.controller.ingest_stage import usable
 from perennial.controller.train_stage import train
 from perennial.errors import InputError, Superseded
 from perennial.evaluation import Questions, examine
-from perennial.evaluation.tasks import plain
+from perennial.evaluation.scores import plain
 from perennial.runs import summary
 from perennial.runs.events import Measured, Released, Releasing, Scored
 from perennial.runs.job_factory import release_job

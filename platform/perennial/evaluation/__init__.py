@@ -1,14 +1,14 @@
-"""What a model has learned, kept and lost: held-out losses, transfer, lm-eval tasks, samples.
+"""Evaluation of a model: held-out losses, transfer, lm-eval tasks, samples.
 
-`examine` answers everything about one checkpoint or release in one Ray task; `LossMatrix` puts the
-losses of a run's stages side by side; `perennial.report.figures.run` draws them.
+`examine` evaluates one checkpoint or release in one Ray task; `LossMatrix` holds the losses of a
+run's stages; `perennial.report.figures.run` draws them.
 """
 
 from perennial.evaluation.evaluate import Answers, Questions, examine, measure
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.matrix import LossMatrix, corpus_of, pareto_front
 from perennial.evaluation.samples import Sample
-from perennial.evaluation.tasks import NotRun, TaskScore
+from perennial.evaluation.scores import NotRun, TaskScore
 
 __all__ = [
     "Answers",

@@ -1,4 +1,4 @@
-"""Losses document by document, and scores item by item, kept so that later ones can be paired.
+"""Losses by document and scores by item, stored so that later ones can be paired with them.
 
 `evaluations/<model>/<corpus>.parquet` holds a row a document, in the order in which held-out
 documents are read: summed nats, tokens, bytes, domain. `evaluations/<model>/tasks/*.json` holds a
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from perennial.evaluation.loss import DocumentLoss
 
 if TYPE_CHECKING:
-    from perennial.evaluation.tasks import TaskScore
+    from perennial.evaluation.scores import TaskScore
     from perennial.store import Store
 
 
@@ -26,7 +26,14 @@ def _key(model: str, corpus: str) -> str:
 
 
 def keep_losses(store: Store, model: str, corpus: str, losses: Sequence[DocumentLoss]) -> None:
-    """Keep the losses of the checkpoint or release `model` on a corpus's held-out documents."""
+    """Store a model's losses on a corpus's held-out documents.
+
+    Args:
+        store: the run's store.
+        model: folder of the checkpoint or release.
+        corpus: name of the corpus.
+        losses: by document, in the order in which held-out documents are read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -36,7 +43,13 @@ def keep_losses(store: Store, model: str, corpus: str, losses: Sequence[Document
 
 
 def kept_losses(store: Store, model: str, corpus: str) -> list[DocumentLoss] | None:
-    """What `keep_losses` kept; None when there is nothing."""
+    """Return what `keep_losses` stored; None when there is nothing.
+
+    Args:
+        store: the run's store.
+        model: folder of the checkpoint or release.
+        corpus: name of the corpus.
+    """
     import pyarrow.parquet as pq
 
     try:
@@ -51,18 +64,24 @@ Items = tuple[tuple[str, float], ...]
 
 
 def keep_items(store: Store, model: str, score: TaskScore) -> None:
-    """Keep a model's score on a task item by item, where it is known."""
+    """Store a model's scores of the single items of a task, where they are known."""
     if score.items:
         store.write(_items_key(model, score), json.dumps(score.items).encode())
 
 
 def kept_items(store: Store, model: str, score: TaskScore) -> Items:
-    """What `keep_items` kept of another model for the same task and metric."""
+    """Return what `keep_items` stored of a model for the same task and metric; () for nothing.
+
+    Args:
+        store: the run's store.
+        model: folder of the checkpoint or release.
+        score: names the task and the metric.
+    """
     try:
-        told = json.loads(store.read(_items_key(model, score)))
+        items = json.loads(store.read(_items_key(model, score)))
     except FileNotFoundError:
         return ()
-    return tuple((str(digest), float(value)) for digest, value in told)
+    return tuple((str(digest), float(value)) for digest, value in items)
 
 
 def _items_key(model: str, score: TaskScore) -> str:

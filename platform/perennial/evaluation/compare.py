@@ -1,4 +1,4 @@
-"""Runs side by side: which models cost the same, how far apart they are, what was saved. Pure."""
+"""Comparison of runs: models of equal cost, gaps between them, compute saved. Pure."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Model:
 
     name: its stage, or its release.
     key: its folder in the run's store.
-    tokens: trained to make it, from the run's beginning, its anneal included.
+    tokens: trained since the run's beginning, its anneal included.
     decayed: whether its learning rate was annealed, which lowers the loss at once.
-    sources: of its tokens, by corpus.
-    scores: of lm-eval tasks, as the ledger tells them.
+    sources: its tokens by corpus.
+    scores: of lm-eval tasks, as the ledger holds them.
     """
 
     run: str
@@ -38,9 +38,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a stage cost, with the anneal of its release where it has one.
+    """The cost of a stage, with the anneal of its release where it has one.
 
-    retrained_tokens: what the same tokens from scratch would have cost instead: everything so far.
+    retrained_tokens: the cost of training on everything so far from scratch instead.
     """
 
     stage: str
@@ -50,37 +50,38 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Bill:
-    """What a run's models cost, and what retraining at each arrival would have. Tokens."""
+    """The cost of a run's models, and of retraining at each arrival instead, in tokens."""
 
     arrivals: tuple[Arrival, ...]
 
     @property
     def tokens(self) -> int:
-        """Trained in all."""
+        """Return all tokens that were trained."""
         return sum(arrival.tokens for arrival in self.arrivals)
 
     @property
     def retrained_tokens(self) -> int:
-        """Trained in all, had every arrival been a retraining from scratch."""
+        """Return all tokens that retraining from scratch at every arrival would have trained."""
         return sum(arrival.retrained_tokens for arrival in self.arrivals)
 
     @property
     def saved(self) -> float:
-        """Share of the retrainings' compute that was not needed, from 0 to 1."""
+        """Return the share of the retrainings' compute that was saved, from 0 to 1."""
         return saved_share(self.tokens, self.retrained_tokens)
 
 
 def saved_share(tokens: int, retrained_tokens: int) -> float:
-    """How much less one is than the other, from 0 to 1."""
+    """Return the share of `retrained_tokens` that was saved, from 0 to 1."""
     return 1 - tokens / retrained_tokens if retrained_tokens else 0.0
 
 
 def bill(stages: Sequence[tuple[str, int]], anneals: Mapping[str, int]) -> Bill:
-    """What every arrival cost.
+    """Return the cost of every arrival.
 
-    stages: names and tokens of the trunk's stages, in order.
-    anneals: by stage, tokens of the anneal of the release off its end; a retrained model needs one
-        as much.
+    Args:
+        stages: names and tokens of the trunk's stages, in order.
+        anneals: by stage, tokens of the anneal of the release off its end; a retrained model needs
+            the same anneal.
     """
     arrivals, so_far = [], 0
     for name, tokens in stages:
@@ -91,24 +92,24 @@ def bill(stages: Sequence[tuple[str, int]], anneals: Mapping[str, int]) -> Bill:
 
 
 def equal(one: Model, other: Model) -> bool:
-    """Whether two models cost the same."""
+    """Return whether two models cost the same."""
     return abs(one.tokens - other.tokens) <= EQUAL * max(one.tokens, other.tokens)
 
 
 def groups(models: Sequence[Model]) -> list[list[Model]]:
-    """Models of equal cost together, the cheapest group first; the order stays within a group."""
-    found: list[list[Model]] = []
+    """Group models of equal cost, the cheapest group first; a group keeps the given order."""
+    grouped: list[list[Model]] = []
     for model in sorted(models, key=lambda m: m.tokens):
-        if found and equal(found[-1][0], model):
-            found[-1].append(model)
+        if grouped and equal(grouped[-1][0], model):
+            grouped[-1].append(model)
         else:
-            found.append([model])
+            grouped.append([model])
     place = {id(model): i for i, model in enumerate(models)}
-    return [sorted(group, key=lambda m: place[id(m)]) for group in found]
+    return [sorted(group, key=lambda m: place[id(m)]) for group in grouped]
 
 
 def common_corpora(models: Sequence[Model]) -> tuple[str, ...]:
-    """Corpora that all models were measured on, on the same documents."""
+    """Return the corpora that all models were measured on, on the same documents."""
     first = models[0].losses if models else {}
     return tuple(
         corpus
@@ -122,17 +123,28 @@ def _same_text(one: HeldoutLoss | None, other: HeldoutLoss) -> bool:
 
 
 def same_tokens(models: Sequence[Model], corpora: Sequence[str]) -> bool:
-    """Whether one tokenizer cut the text of all: else bits per byte alone compare."""
+    """Return whether all models have one tokenizer; otherwise only bits per byte compare.
+
+    Args:
+        models: to compare.
+        corpora: that all of them were measured on.
+    """
     return all(len({model.losses[corpus].tokens for model in models}) == 1 for corpus in corpora)
 
 
 def value_of(loss: HeldoutLoss, in_nats: bool) -> float:
-    """The loss in nats per token or in bits per byte."""
+    """Return the loss in nats per token or in bits per byte."""
     return loss.nats_per_token if in_nats else loss.bits_per_byte
 
 
 def average(model: Model, corpora: Sequence[str], in_nats: bool = True) -> float | None:
-    """Mean loss over corpora, each counting the same; None where one was not measured."""
+    """Return the mean loss over corpora, each counting the same; None where one is missing.
+
+    Args:
+        model: with its losses.
+        corpora: to average over.
+        in_nats: nats per token; otherwise bits per byte.
+    """
     if not corpora or any(corpus not in model.losses for corpus in corpora):
         return None
     return fmean(value_of(model.losses[corpus], in_nats) for corpus in corpora)
@@ -140,9 +152,9 @@ def average(model: Model, corpora: Sequence[str], in_nats: bool = True) -> float
 
 @dataclass(frozen=True)
 class Gap:
-    """How far one model's loss lies above another's, in nats per token, by corpus and on average.
+    """One model's loss minus another's, in nats per token, by corpus and on average.
 
-    Standard errors are over documents, each paired with itself; None where it cannot be paired.
+    Standard errors are over paired documents; None where they cannot be paired.
     """
 
     ours: Model
@@ -151,7 +163,7 @@ class Gap:
 
     @property
     def average(self) -> Change | None:
-        """Mean over corpora, each counting the same; None without any."""
+        """Return the mean over corpora, each counting the same; None without any."""
         changes = list(self.corpora.values())
         if not changes:
             return None
@@ -161,11 +173,18 @@ class Gap:
 
 
 Documents = Callable[[Model, str], Sequence[DocumentLoss] | None]
-"""The losses of a model on a corpus, document by document, where they were kept."""
+"""returns the losses of a model on a corpus by document, where they were stored"""
 
 
 def gap(ours: Model, theirs: Model, corpora: Sequence[str], documents: Documents) -> Gap:
-    """How far `ours` lies above `theirs` on corpora that both were measured on."""
+    """Return the loss of `ours` minus that of `theirs` on corpora that both were measured on.
+
+    Args:
+        ours: the model of interest.
+        theirs: the model that it is compared with.
+        corpora: measured on the same documents for both.
+        documents: reads losses by document.
+    """
     changes = {}
     for corpus in corpora:
         mine, other = documents(ours, corpus), documents(theirs, corpus)

@@ -1,7 +1,7 @@
-"""Everything that is asked of one folder of weights, answered by one Ray task with one load.
+"""Evaluation of one folder of weights: losses, samples and tasks in one Ray task with one load.
 
-Starting a worker that imports torch and transformers costs several seconds, more than most of the
-questions do; so they are asked together.
+A worker that imports torch and transformers takes several seconds to start, longer than most of
+the measurements, so they are made together.
 """
 
 from __future__ import annotations
@@ -20,14 +20,8 @@ from perennial.evaluation.cache import keep_items, keep_losses, kept_items, kept
 from perennial.evaluation.heldout import prompts, read_documents
 from perennial.evaluation.loss import Document, HeldoutLoss, document_losses, heldout_loss
 from perennial.evaluation.samples import Sample, generate
-from perennial.evaluation.tasks import (
-    LocalTask,
-    NotRun,
-    TaskScore,
-    paired_stderr,
-    read_task,
-    run_tasks,
-)
+from perennial.evaluation.scores import NotRun, TaskScore, paired_stderr
+from perennial.evaluation.tasks import LocalTask, read_task, run_tasks
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -39,18 +33,18 @@ MAX_WINDOWS = 16
 
 @dataclass(frozen=True)
 class Questions:
-    """What to find out about a model.
+    """The measurements to make of a model.
 
-    corpora: tokenised corpora of the store whose held-out loss is asked for.
-    texts: those whose held-out documents the prompts and tasks are made of; default `corpora`.
-    sequence_length: tokens the model was trained to see at once.
-    max_documents: held-out documents that are used of a corpus at most.
-    prompts: beginnings by the corpus they are meant for; `prompts_per_corpus` more are the first
+    corpora: tokenised corpora of the store whose held-out loss is measured.
+    texts: corpora whose held-out documents the prompts and tasks are made of; default `corpora`.
+    sequence_length: tokens of a sequence in the model's training.
+    max_documents: most held-out documents of a corpus that are used.
+    prompts: prompts by the corpus they are meant for; `prompts_per_corpus` more are the first
         words of held-out documents. Each is continued by `sample_tokens` tokens.
     tasks: lm-eval tasks by name, or local task folders.
     seed: of the samples and of the tasks' items.
-    references: by corpus, the model that the change of its loss is counted from.
-    task_reference: the model that the change of a task's score is counted from.
+    references: by corpus, the model that its loss is compared with.
+    task_reference: the model that the scores of tasks are compared with.
     """
 
     corpora: tuple[str, ...]
@@ -67,13 +61,13 @@ class Questions:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The corpora that prompts and tasks are made of."""
+        """Return the corpora that prompts and tasks are made of."""
         return self.corpora if self.texts is None else self.texts
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was found out: losses by corpus, samples, and a score or a reason for each task."""
+    """The measurements: losses by corpus, samples, and a score or a reason for every task."""
 
     losses: dict[str, HeldoutLoss]
     samples: tuple[Sample, ...]
@@ -89,7 +83,17 @@ def measure(
     references: Mapping[str, str] | None = None,
     cpus: int = 1,
 ) -> dict[str, HeldoutLoss]:
-    """Held-out loss on each corpus of the checkpoint or release in `folder_key`."""
+    """Return the held-out loss on each corpus of the checkpoint or release in `folder_key`.
+
+    Args:
+        store: the run's store.
+        folder_key: folder of the checkpoint or release.
+        corpora: names of ingested corpora.
+        sequence_length: tokens of a sequence in the model's training.
+        max_documents: most held-out documents of a corpus that are used.
+        references: by corpus, the model that its loss is compared with.
+        cpus: CPUs of the Ray task.
+    """
     questions = Questions(
         tuple(corpora), sequence_length, max_documents, references=references or {}
     )
@@ -97,23 +101,43 @@ def measure(
 
 
 def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) -> Answers:
-    """Answer questions about the checkpoint or release in `folder_key`, as one Ray task.
+    """Evaluate the checkpoint or release in `folder_key` in one Ray task.
 
-    The task takes `cpus` CPUs, and a GPU where the cluster has any. Only an lm-eval task whose data
-    lies elsewhere touches the network, and HF_HUB_OFFLINE=1 keeps even that from it.
-    Raises InputError, before any compute, when there is no such folder, corpus or local task.
+    The task takes `cpus` CPUs, and a GPU where the cluster has any. Only lm-eval tasks whose data
+    is remote use the network, and with HF_HUB_OFFLINE=1 not even those.
+
+    Args:
+        store: the run's store.
+        folder_key: folder of the checkpoint or release.
+        questions: the measurements to make.
+        cpus: CPUs of the Ray task.
+
+    Raises:
+        InputError: before any compute, when there is no such folder, corpus or local task.
     """
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     if not store.exists(f"{folder_key}/manifest.json"):
-        raise InputError(store.url, folder_key, "there is no such model", "see `perennial status`")
+        raise InputError(
+            store.url,
+            folder_key,
+            "there is no such model",
+            "see `perennial status`",
+            code="model-missing",
+        )
     tasks = [read_task(task) for task in questions.tasks]
     for corpus in {*questions.corpora, *questions.sources}:
         if not read_manifest(store, corpus).counts.held_out_documents:
             place = f"corpora/{corpus}"
-            raise InputError(store.url, place, "it has no held-out documents", "land more of them")
-    # Workers of a cluster do not inherit what the person at the command line has set.
+            raise InputError(
+                store.url,
+                place,
+                "it has no held-out documents",
+                "land more of them",
+                code="no-held-out-documents",
+            )
+    # Workers of a cluster do not inherit the environment of the command line.
     offline = {name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ}
     remote = ray.remote(answer).options(
         num_cpus=cpus,
@@ -133,7 +157,15 @@ def answer(
     tasks: Sequence[str | LocalTask],
     cpus: int,
 ) -> Answers:
-    """Load the model and answer; what the Ray task runs."""
+    """Load the model and make the measurements: the body of the Ray task.
+
+    Args:
+        store: the run's store.
+        folder_key: folder of the checkpoint or release.
+        questions: the measurements to make.
+        tasks: `questions.tasks` as `read_task` returns them.
+        cpus: threads of torch.
+    """
     import torch
 
     torch.set_num_threads(cpus)
@@ -164,7 +196,7 @@ def answer(
             context_tokens=questions.sequence_length,
             seed=questions.seed,
         )
-        paired = (_paired(store, folder_key, each, questions) for each in outcomes)
+        paired = (_paired(store, folder_key, outcome, questions) for outcome in outcomes)
         return Answers(losses, tuple(samples), tuple(paired))
 
 
@@ -179,7 +211,7 @@ def fetch(store: Store, folder_key: str, local: Path) -> None:
 
 
 def load_model(folder: Path) -> Any:
-    """The model of a local folder, in float32, on the GPU where there is one."""
+    """Load the model of a local folder in float32, on the GPU where there is one."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -193,7 +225,12 @@ def load_model(folder: Path) -> Any:
 
 
 def tokenizer_of(store: Store, folder: Path) -> Any:
-    """A release's own tokenizer; the run's for a checkpoint, which has none."""
+    """Return a release's own tokenizer; the run's for a checkpoint, which has none.
+
+    Args:
+        store: the run's store.
+        folder: local copy of the checkpoint or release.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if (folder / "tokenizer.json").exists():
@@ -212,21 +249,21 @@ def _losses(
 ) -> dict[str, HeldoutLoss]:
     room = MAX_LOGITS // (questions.sequence_length * model.config.vocab_size)
     batch = min(MAX_WINDOWS, max(1, room))
-    told = {}
+    measured = {}
     for corpus in questions.corpora:
         losses = document_losses(model, documents[corpus], questions.sequence_length, batch)
         keep_losses(store, folder_key, corpus, losses)
         reference = questions.references.get(corpus)
-        itself = reference in (None, folder_key)
-        before = None if itself else kept_losses(store, str(reference), corpus)
-        told[corpus] = heldout_loss(corpus, losses, before)
-    return told
+        is_first = reference in (None, folder_key)
+        before = None if is_first else kept_losses(store, str(reference), corpus)
+        measured[corpus] = heldout_loss(corpus, losses, before)
+    return measured
 
 
 def _paired(
     store: Store, folder_key: str, outcome: TaskScore | NotRun, questions: Questions
 ) -> TaskScore | NotRun:
-    """Keep a score's items, and tell how sure its change from the reference model's is."""
+    """Store a score's items, and add the standard error of its change from the reference model."""
     if isinstance(outcome, NotRun):
         return outcome
     keep_items(store, folder_key, outcome)

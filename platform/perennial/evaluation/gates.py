@@ -1,4 +1,4 @@
-"""Whether a stage kept within its bounds: numbers in, verdicts out. Pure."""
+"""Gates: the bounds that a stage's measurements must satisfy. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One bound of one gate.
+    """The result of comparing one bound of a gate with its measurement.
 
     gate: `max_forgetting`, `max_adaptation`, `min_gain`, `tasks` or `tasks.max_drop`, as in the run
         file.
     subject: the corpus or the task.
-    value: what was measured, None when it could not be; then `reason` says why.
+    value: the measurement; None when there is none, and `reason` says why.
     stderr: its standard error, None where it is unknown.
     """
 
@@ -37,13 +37,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What the gates judge: the last stage of a matrix.
+    """Measurements of the last stage of a matrix.
 
-    gains: by corpus of the stage's own, how far its loss fell since the checkpoint that the stage
-        started from, with the standard error over documents paired with themselves; what is not
-        here was not measured.
-    scores: of the stage's end on tasks, as lm-eval tells them, each with the gate that `asked`.
-    scores_before: the same of the checkpoint that it started from.
+    gains: fall of the loss on the stage's own corpora since the checkpoint that it started from,
+        with the standard error over paired documents; a corpus without one was not measured.
+    scores: of the stage's end on tasks, with the gate's name as `asked`.
+    scores_before: of the checkpoint that the stage started from.
     """
 
     matrix: LossMatrix
@@ -53,7 +52,7 @@ class Measurements:
 
 
 def judge(bounds: GatesSpec, measured: Measurements) -> list[Verdict]:
-    """A verdict for every bound. What could not be measured does not hold."""
+    """Return a verdict for every bound. A bound without a measurement does not hold."""
     stage = len(measured.matrix.stages) - 1
     return [
         *_forgetting(bounds, measured.matrix, stage),
@@ -95,7 +94,7 @@ def _own_corpora(bounds: GatesSpec, measured: Measurements, stage: int) -> Itera
 def _task(
     bounds: GatesSpec, name: str, gate: TaskGate, measured: Measurements, stage: int
 ) -> Iterator[Verdict]:
-    """Verdicts for each task that a name stands for, on the gate's metric or the task's first."""
+    """Yield verdicts for every task of a gate, on the gate's metric or the task's first."""
     mine = [score for score in measured.scores if score["asked"] == name]
     chosen: dict[str, Mapping[str, Any]] = {}
     bound = gate.min if gate.min is not None else gate.max_drop or 0.0
@@ -120,8 +119,8 @@ def _task(
 class ScoreChange(NamedTuple):
     """A score minus an earlier one on the same items, and its standard error.
 
-    The error is over items paired with themselves; where they were not kept (of groups and means)
-    it is that of independent items, which is too large rather than too small.
+    The error is over paired items; without scores of items (for groups and means) it is that of
+    independent items, which is too large rather than too small.
     """
 
     value: float
@@ -129,7 +128,12 @@ class ScoreChange(NamedTuple):
 
 
 def change_of(score: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> ScoreChange | None:
-    """What became of a task's score; None where it had none before."""
+    """Return the change of a task's score; None where there is no earlier one.
+
+    Args:
+        score: of the stage's end.
+        before: scores of the checkpoint that the stage started from.
+    """
     for old in before:
         if "value" in old and all(old[key] == score[key] for key in ("asked", "task", "metric")):
             errors = (old["stderr"], score["stderr"])
@@ -151,7 +155,7 @@ def _verdict(
     *,
     at_most: bool,
 ) -> Verdict:
-    """Whether a value keeps its bound, which is broken only by more than the standard errors."""
+    """Compare a value with its bound, which is broken only by more than the standard errors."""
     if value is None:
         return Verdict(gate, subject, None, None, bound, False, "it was not measured")
     slack = standard_errors * (stderr or 0.0)

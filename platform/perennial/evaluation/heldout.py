@@ -1,4 +1,4 @@
-"""Held-out documents: reading them from a tokenised corpus, making items and prompts of them."""
+"""Held-out documents of a tokenised corpus, and the items and prompts made of them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ CHOICES = 4
 
 
 def spread(total: int, limit: int) -> list[int]:
-    """At most `limit` indices of `range(total)`, evenly spaced, in order."""
+    """Return at most `limit` indices of `range(total)`, evenly spaced, in order."""
     count = min(total, limit)
     return [i * total // count for i in range(count)]
 
 
 def read_documents(store: Store, corpus: str, max_documents: int) -> list[Document]:
-    """At most `max_documents` held-out documents of a corpus, the same ones every time.
+    """Return at most `max_documents` held-out documents of a corpus, the same ones every time.
 
-    Raises InputError when the corpus was not ingested.
+    Args:
+        store: the run's store.
+        corpus: name of the corpus.
+        max_documents: upper bound of the number of documents.
+
+    Raises:
+        InputError: the corpus was not ingested.
     """
     manifest = read_manifest(store, corpus)
     chosen = spread(sum(file.documents for file in manifest.holdout), max_documents)
@@ -38,12 +44,12 @@ def read_documents(store: Store, corpus: str, max_documents: int) -> list[Docume
 
 
 def continuation_items(texts: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """Multiple-choice items: which of four continuations follows this opening?
+    """Return multiple-choice items that ask which of four continuations follows an opening.
 
     The opening is a document's first 24 words and the right continuation its next 12; the wrong
-    ones are the same words of three other documents. Each item holds `opening`, `choices` and
-    `answer`, the index of the right choice. Documents that are too short give no item, and fewer
-    than four that are long enough give none at all.
+    ones are the same words of three other documents. An item has the keys `opening`, `choices` and
+    `answer`, the index of the right choice. Documents that are too short give no item, and there
+    are no items with fewer than four documents that are long enough.
     """
     parts = [
         (" ".join(words[:OPENING_WORDS]), " ".join(words[OPENING_WORDS:]))
@@ -65,6 +71,6 @@ def continuation_items(texts: Sequence[str], seed: int) -> list[dict[str, Any]]:
 
 
 def prompts(texts: Sequence[str], count: int) -> list[str]:
-    """The first six words of `count` of the documents."""
+    """Return the first six words of `count` of the documents."""
     openings = [" ".join(text.split()[:PROMPT_WORDS]) for text in texts if text.strip()]
     return [openings[i] for i in spread(len(openings), count)]

@@ -75,8 +75,8 @@ class HeldoutLoss:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> HeldoutLoss:
-        """The inverse of `dataclasses.asdict`."""
-        domains = {name: cls.from_dict(each) for name, each in data.get("domains", {}).items()}
+        """Return the loss that `dataclasses.asdict` turned into `data`."""
+        domains = {name: cls.from_dict(loss) for name, loss in data.get("domains", {}).items()}
         return cls(**{**data, "domains": domains})
 
 
@@ -85,10 +85,15 @@ def heldout_loss(
     losses: Sequence[DocumentLoss],
     reference: Sequence[DocumentLoss] | None = None,
 ) -> HeldoutLoss:
-    """The loss of a corpus, from the losses of its documents.
+    """Return the loss of a corpus, from the losses of its documents.
 
-    reference: the same documents' losses right after the corpus's own stage.
-    Raises ValueError if there are no documents.
+    Args:
+        corpus: name of the corpus.
+        losses: by document.
+        reference: the same documents' losses right after the corpus's own stage.
+
+    Raises:
+        ValueError: there are no documents.
     """
     whole = _ratio(corpus, losses)
     named = sorted({loss.domain for loss in losses if loss.domain})
@@ -100,7 +105,7 @@ def heldout_loss(
 
 
 def _ratio(corpus: str, losses: Sequence[DocumentLoss]) -> HeldoutLoss:
-    """Loss per token, sum(nats) / sum(tokens) over documents, with a ratio's standard error."""
+    """Return the loss per token, sum(nats) / sum(tokens), with a ratio's standard error."""
     if not losses:
         raise ValueError(f"corpus {corpus} has no held-out documents")
     nats = math.fsum(loss.nats for loss in losses)
@@ -118,9 +123,9 @@ def _ratio(corpus: str, losses: Sequence[DocumentLoss]) -> HeldoutLoss:
 
 
 def _ratio_stderr(parts: Sequence[tuple[float, int]]) -> float | None:
-    """Standard error of sum(nats) / sum(tokens): sqrt(n/(n-1) * sum(residual^2)) / sum(tokens).
+    """Return the standard error of sum(nats) / sum(tokens); None for fewer than two documents.
 
-    Cochran, Sampling Techniques, section 6.4. None for fewer than two documents.
+    It is sqrt(n / (n - 1) * sum(residual^2)) / sum(tokens): Cochran, Sampling Techniques, 6.4.
     """
     n, tokens = len(parts), sum(count for _, count in parts)
     if n < 2:
@@ -131,7 +136,7 @@ def _ratio_stderr(parts: Sequence[tuple[float, int]]) -> float | None:
 
 
 class Change(NamedTuple):
-    """How far one model's loss lies above another's on the same documents, in nats per token."""
+    """One model's loss minus another's on the same documents, in nats per token."""
 
     nats_per_token: float
     stderr: float | None
@@ -140,7 +145,15 @@ class Change(NamedTuple):
 def paired_change(
     losses: Sequence[DocumentLoss], reference: Sequence[DocumentLoss]
 ) -> Change | None:
-    """Loss minus reference, document by document; None when the documents are not the same."""
+    """Return the mean of loss minus reference over paired documents.
+
+    Args:
+        losses: by document.
+        reference: the losses of another model.
+
+    Returns:
+        None when the documents are not the same.
+    """
     if [x.tokens for x in losses] != [x.tokens for x in reference]:
         return None
     parts = [(x.nats - y.nats, x.tokens) for x, y in zip(losses, reference, strict=True)]
@@ -149,10 +162,14 @@ def paired_change(
 
 
 def cut_windows(lengths: Sequence[int], sequence_length: int) -> list[Window]:
-    """Windows that cover each document's tokens once, longest first.
+    """Return windows that cover each document's tokens once, longest first.
 
-    Windows of like length share a batch, so that little of it is padding; the order depends on
+    Windows of similar length share a batch, so that little of it is padding; the order depends on
     `lengths` alone.
+
+    Args:
+        lengths: tokens of each document.
+        sequence_length: most tokens of a window.
     """
     windows = [
         Window(document, start, min(start + sequence_length, length))
@@ -165,11 +182,17 @@ def cut_windows(lengths: Sequence[int], sequence_length: int) -> list[Window]:
 def document_losses(
     model: torch.nn.Module, documents: Sequence[Document], sequence_length: int, batch: int
 ) -> list[DocumentLoss]:
-    """Score documents with a causal language model of transformers, on the model's device.
+    """Return the loss of every document, computed on the model's device.
 
     A forward pass sees up to `batch` windows: ids and logits are `(batch, sequence)` and
     `(batch, sequence, vocabulary)`, padded on the right, where causal attention cannot see it.
     The same model, documents, batch and thread count give the same losses to the last bit.
+
+    Args:
+        model: causal language model of transformers.
+        documents: to score.
+        sequence_length: most tokens of a window.
+        batch: most windows of a forward pass.
     """
     import torch
 
@@ -197,7 +220,7 @@ def document_losses(
 def _pad(
     documents: Sequence[Document], windows: Sequence[Window]
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Inputs and targets `(windows, longest window)` of one batch."""
+    """Return inputs and targets of one batch, both `(windows, longest window)`."""
     longest = max(window.stop - window.start for window in windows)
     inputs = np.zeros((len(windows), longest), dtype=np.int64)
     targets = np.full((len(windows), longest), IGNORED, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The stage x corpus loss matrix, and what it says was learned and forgotten.
+"""The stage x corpus loss matrix, and the adaptation and forgetting derived from it.
 
 Losses are held-out nats per token and lower is better. L[i][j] is the loss on corpus j after stage
 i, and stage i trains corpus i (Lopez-Paz and Ranzato 2017, arXiv 1706.08840, with losses in place
@@ -21,7 +21,7 @@ Row = tuple[str, Mapping[str, HeldoutLoss]]
 
 
 def corpus_of(stage: str) -> str:
-    """The corpus that a stage trains: "01-french" trains "french"."""
+    """Return the corpus that a stage trains: "french" for "01-french"."""
     return stage.partition("-")[2]
 
 
@@ -29,8 +29,9 @@ def corpus_of(stage: str) -> str:
 class LossMatrix:
     """Held-out losses after each stage of the trunk, in training order, and of releases off it.
 
-    Not every cell need be there: a corpus that had not landed when a stage ended has no loss for
-    it, and what is derived from a missing cell is None.
+    Cells may be missing: a corpus that had not landed when a stage ended has no loss for it. Any
+    value derived from a missing cell is None.
+
     together: the corpora of a stage that trains several; any other stage has one in its name.
     """
 
@@ -40,35 +41,35 @@ class LossMatrix:
 
     @property
     def corpora(self) -> tuple[str, ...]:
-        """The columns: the stages' own corpora in training order, then any others measured."""
+        """Return the columns: the stages' own corpora in training order, then all others."""
         own = [corpus for stage in range(len(self.stages)) for corpus in self.own(stage)]
         measured = [corpus for _, losses in (*self.stages, *self.releases) for corpus in losses]
         return tuple(dict.fromkeys([*own, *measured]))
 
     def nats(self, stage: int, corpus: str) -> float | None:
-        """Loss on a corpus after the stage of this index."""
+        """Return the loss on a corpus after the stage of this index."""
         loss = self.stages[stage][1].get(corpus)
         return None if loss is None else loss.nats_per_token
 
     def own(self, stage: int) -> tuple[str, ...]:
-        """The corpora that are new in a stage."""
+        """Return the corpora that are new in a stage."""
         name = self.stages[stage][0]
         return self.together.get(name, (corpus_of(name),))
 
     def trained(self, stage: int) -> tuple[str, ...]:
-        """Corpora that the trunk has been trained on by the end of a stage."""
+        """Return the corpora that the trunk has been trained on by the end of a stage."""
         return (*self.before(stage), *self.own(stage))
 
     def before(self, stage: int) -> tuple[str, ...]:
-        """Corpora that the trunk had been trained on when a stage began."""
+        """Return the corpora that the trunk had been trained on when a stage began."""
         return tuple(corpus for earlier in range(stage) for corpus in self.own(earlier))
 
     def adaptation(self, stage: int) -> float | None:
-        """Loss on the stage's own corpus after it: L[i][i]; their mean where it has several."""
+        """Return the loss on the stage's own corpus after it, L[i][i]; the mean of several."""
         return _mean([self.nats(stage, corpus) for corpus in self.own(stage)])
 
     def forgetting(self, stage: int) -> dict[str, float | None]:
-        """For each corpus trained before this stage, L[i][j] - L[j][j]: above 0 is forgotten."""
+        """Return L[i][j] - L[j][j] of each corpus trained before; above 0 is forgotten."""
         return {
             corpus: _difference(self.nats(stage, corpus), self.nats(earlier, corpus))
             for earlier in range(stage)
@@ -76,7 +77,7 @@ class LossMatrix:
         }
 
     def forgetting_stderr(self, stage: int) -> dict[str, float | None]:
-        """Standard error of each `forgetting`, over documents paired with themselves."""
+        """Return the standard error of each `forgetting`, over paired documents."""
         losses = self.stages[stage][1]
         return {
             corpus: losses[corpus].stderr_of_change if corpus in losses else None
@@ -84,23 +85,23 @@ class LossMatrix:
         }
 
     def average_loss(self, stage: int) -> float | None:
-        """Mean loss over the corpora trained so far, each corpus counting the same."""
+        """Return the mean loss over the corpora trained so far, each counting the same."""
         return _mean([self.nats(stage, corpus) for corpus in self.trained(stage)])
 
     def average_forgetting(self, stage: int) -> float | None:
-        """Mean forgetting over the corpora trained before this stage; None for the first stage."""
+        """Return the mean forgetting over the corpora trained before; None for the first stage."""
         return _mean(list(self.forgetting(stage).values()))
 
     def backward_transfer(self) -> float | None:
-        """Mean of L[j][j] - L[last][j] over earlier corpora: above 0 where later stages helped."""
+        """Return the mean of L[j][j] - L[last][j]; above 0 where later stages helped."""
         forgetting = self.average_forgetting(len(self.stages) - 1)
         return None if forgetting is None else -forgetting
 
     def forward_transfer(self, untrained_nats: float) -> float | None:
-        """Mean over later corpora of how far L[j-1][j] lies below an untrained model's loss.
+        """Return the mean over later corpora of an untrained model's loss minus L[j-1][j].
 
-        What a corpus gains from the stages before its own. `untrained_nats` is the loss of a model
-        that knows nothing: log(vocabulary).
+        This is the gain of a corpus from the stages before its own. `untrained_nats` is the loss
+        of a uniform prediction, log(vocabulary).
         """
         before = [
             self.nats(stage - 1, corpus)
@@ -110,7 +111,7 @@ class LossMatrix:
         return _mean([_difference(untrained_nats, nats) for nats in before])
 
     def to_dict(self, untrained_nats: float | None = None) -> dict[str, Any]:
-        """The matrix and everything derived from it, ready for JSON; see `forward_transfer`."""
+        """Return the matrix and all derived values for JSON; see `forward_transfer`."""
         return {
             "corpora": list(self.corpora),
             "stages": [
@@ -135,7 +136,7 @@ class LossMatrix:
         }
 
     def to_csv(self) -> str:
-        """One line per cell and one per domain of it, with a header."""
+        """Return a CSV text: a header, a line per cell and a line per domain of it."""
         out = io.StringIO()
         fields = [f for f in HeldoutLoss.__dataclass_fields__ if f not in ("corpus", "domains")]
         writer = csv.writer(out, lineterminator="\n")
@@ -150,7 +151,7 @@ class LossMatrix:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other point beats, where less is better in both coordinates.
+    """Return the indices of the points that no other beats; less is better in both coordinates.
 
     Sorted by the first coordinate; of equal points all are on the front.
     """
@@ -173,6 +174,6 @@ def _difference(a: float | None, b: float | None) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean, or None where a value is missing: a mean over fewer corpora would not compare."""
+    """Return the mean; None where a value is missing, as other means are over more corpora."""
     present = [value for value in values if value is not None]
     return fmean(present) if present and len(present) == len(values) else None

@@ -1,4 +1,4 @@
-"""Lines that a model writes when it is given their beginnings."""
+"""Texts that a model generates from prompts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sample:
-    """`text` is how the model went on after `prompt`; `corpus` is where the prompt is from."""
+    """A continuation `text` of `prompt`, which is from or for the corpus `corpus`."""
 
     corpus: str
     prompt: str
@@ -18,10 +18,15 @@ class Sample:
 def generate(
     model: Any, tokenizer: Any, prompt: str, *, new_tokens: int, context_tokens: int, seed: int
 ) -> str:
-    """Up to `new_tokens` tokens after a prompt, sampled at temperature 0.8 within the top 0.95.
+    """Return a continuation of a prompt, sampled at temperature 0.8 within the top 0.95.
 
-    A prompt that leaves no room in the model's context loses its first tokens. The same seed gives
-    the same text, whatever was sampled before it.
+    Args:
+        model: causal language model of transformers.
+        tokenizer: the model's tokenizer.
+        prompt: its first tokens are dropped where it is too long for the context.
+        new_tokens: most tokens to generate.
+        context_tokens: longest sequence of the model, in tokens.
+        seed: of the sampling; the result does not depend on earlier calls.
     """
     import torch
 

@@ -1,7 +1,7 @@
 """Suites of lm-eval tasks by name, with the shots, metrics and versions that they were made with.
 
-The two suites of Ibrahim et al. 2024 (arXiv 2403.08763, section 5.4 and appendix): a score of
-another version of a task would not compare with those of another time, so it is not taken.
+The two suites of Ibrahim et al. 2024 (arXiv 2403.08763, section 5.4 and appendix). A task of
+another version is not run, because its score would not be comparable over time.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from perennial.evaluation.tasks import TaskScore
+    from perennial.evaluation.scores import TaskScore
 
 AVERAGE = "average"
 
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """A task of a suite: examples in its prompt, the metric that counts, its lm-eval version."""
+    """A task of a suite: number of examples in its prompt, metric, and version in lm-eval."""
 
     task: str
     shots: int
@@ -30,7 +30,7 @@ class SuiteTask:
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks whose plain mean is the suite's score; `absent` are those that lm-eval has not."""
+    """Tasks whose plain mean is the suite's score; `absent` gives the reason for missing ones."""
 
     tasks: tuple[SuiteTask, ...]
     absent: Mapping[str, str] = field(default_factory=dict)
@@ -68,7 +68,12 @@ SUITES: Mapping[str, Suite] = {
 
 
 def chosen(scores: Sequence[TaskScore], wanted: SuiteTask) -> list[TaskScore]:
-    """The score of a task itself on the suite's metric: not of its parts, not on other metrics."""
+    """Return the scores of a task itself on the suite's metric, not of its parts.
+
+    Args:
+        scores: everything that lm-eval returned for the task.
+        wanted: the task of the suite.
+    """
     return [
         score
         for score in scores
@@ -77,7 +82,7 @@ def chosen(scores: Sequence[TaskScore], wanted: SuiteTask) -> list[TaskScore]:
 
 
 def mean(scores: Sequence[TaskScore]) -> tuple[float, float | None]:
-    """The plain mean of tasks that are independent, and its standard error where all have one."""
+    """Return the plain mean of independent tasks, and its standard error where all have one."""
     errors = [score.stderr for score in scores if score.stderr is not None]
     stderr = math.hypot(*errors) / len(scores) if len(errors) == len(scores) else None
     return fmean(score.value for score in scores), stderr

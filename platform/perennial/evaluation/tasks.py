@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import stdev
-from typing import TYPE_CHECKING, Any, cast
-
-from typing_extensions import TypedDict
+from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
 from perennial.evaluation.heldout import CHOICES, continuation_items
+from perennial.evaluation.scores import NotRun, TaskScore
 from perennial.evaluation.suites import AVERAGE, SUITES, Suite, SuiteTask, chosen, mean
 
 if TYPE_CHECKING:
@@ -36,56 +33,6 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class TaskScore:
-    """One metric of one task. `samples` is the number of items behind it; chance is not 0.
-
-    asked: the run file's word for it: the name of the task, its group or suite, or a folder's path.
-    stderr_of_change: standard error of this score minus that of the reference model, over items
-        paired with themselves: what makes one item harder than another cancels.
-    items: each item's digest and its own score, where lm-eval tells them; groups have none.
-    """
-
-    task: str
-    metric: str
-    value: float
-    stderr: float | None
-    version: str
-    samples: int
-    asked: str = ""
-    stderr_of_change: float | None = None
-    items: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class NotRun:
-    """A task that gave no score, and why; `asked` as in `TaskScore`."""
-
-    task: str
-    reason: str
-    asked: str = ""
-
-
-class Score(TypedDict, total=False):
-    """A task's score, or the reason for which it was not run, as ledger and reports hold it."""
-
-    task: str
-    metric: str
-    value: float
-    stderr: float | None
-    version: str
-    samples: int
-    reason: str
-    asked: str
-    stderr_of_change: float | None
-
-
-def plain(outcome: TaskScore | NotRun) -> Score:
-    """Return the outcome ready for the ledger, which need not know every item."""
-    fields = {name: value for name, value in asdict(outcome).items() if name != "items"}
-    return cast(Score, fields)
-
-
-@dataclass(frozen=True)
 class LocalTask:
     """The files of a local task folder, by their path inside it, so that any node can run it."""
 
@@ -94,16 +41,16 @@ class LocalTask:
 
     @property
     def per_corpus(self) -> bool:
-        """Whether the task runs once for each corpus."""
+        """Return whether the task runs once for every corpus."""
         return self.mentions(CORPUS) or self.mentions(CONTINUATIONS)
 
     def mentions(self, word: str) -> bool:
-        """Whether a YAML file holds a word that is to be filled in."""
+        """Return whether a YAML file contains a placeholder, such as `${corpus}`."""
         yaml = (data for name, data in self.files.items() if name.endswith(".yaml"))
         return any(word.encode() in data for data in yaml)
 
     def write(self, folder: Path, values: Mapping[str, str]) -> None:
-        """Write the files below `folder`, with the values in place of their names in the YAML."""
+        """Write the files below `folder`, with the YAML's placeholders replaced by `values`."""
         for name, data in self.files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +63,10 @@ class LocalTask:
 
 
 def read_task(task: str) -> str | LocalTask:
-    """A task of a run file: a folder is read, anything else is the name of a suite or a task.
+    """Return a task of a run file: a folder is read, a name of a suite or a task is returned.
 
-    Raises InputError for a folder without a task, or a path that is no folder.
+    Raises:
+        InputError: a path that is no folder, or a folder without a task.
     """
     path = Path(task)
     if not path.is_dir():
@@ -128,6 +76,7 @@ def read_task(task: str) -> str | LocalTask:
                 task,
                 "there is no such folder",
                 "name an lm-eval task or a folder",
+                code="folder-missing",
             )
         return task
     files = {
@@ -137,15 +86,19 @@ def read_task(task: str) -> str | LocalTask:
     }
     if not any(name.endswith(".yaml") for name in files):
         raise InputError(
-            "evaluation.tasks", task, "the folder holds no .yaml file", "describe the task in one"
+            "evaluation.tasks",
+            task,
+            "the folder holds no .yaml file",
+            "describe the task in one",
+            code="task-missing",
         )
     return LocalTask(task, files)
 
 
 def is_per_corpus(task: str) -> bool:
-    """Whether a task of a run file runs once for each corpus."""
-    found = read_task(task)
-    return isinstance(found, LocalTask) and found.per_corpus
+    """Return whether a task of a run file runs once for every corpus."""
+    described = read_task(task)
+    return isinstance(described, LocalTask) and described.per_corpus
 
 
 def run_tasks(
@@ -158,10 +111,19 @@ def run_tasks(
     context_tokens: int,
     seed: int,
 ) -> list[TaskScore | NotRun]:
-    """Score the tasks with a loaded model. `texts` are held-out documents by corpus.
+    """Score the tasks with a loaded model.
 
-    A task that cannot be run, for want of its data for instance, is reported as such and stops
-    no other. Local tasks are written to `folder` and need no network.
+    A task that cannot be run, for example without its data, is returned as `NotRun` and does not
+    stop the others.
+
+    Args:
+        model: causal language model of transformers.
+        tokenizer: the model's tokenizer.
+        tasks: as `read_task` returns them.
+        texts: held-out documents by corpus.
+        folder: local tasks are written below it; they need no network.
+        context_tokens: longest sequence that the model has seen, in tokens.
+        seed: of the items of local tasks.
     """
     if not tasks:
         return []
@@ -172,21 +134,21 @@ def run_tasks(
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, max_length=context_tokens)
     outcomes: list[TaskScore | NotRun] = []
     named = [task for task in tasks if isinstance(task, str)]
-    # Finding lm-eval's own tasks means reading thousands of files: only where one is named.
+    # lm-eval reads thousands of files to list its own tasks, so only where one is named.
     defaults = TaskManager() if named else None
     for task in named:
         suite = SUITES.get(task)
-        found = run_suite(lm, defaults, task, suite) if suite else _score(lm, defaults, task, task)
-        outcomes += _asked(task, found)
+        scored = run_suite(lm, defaults, task, suite) if suite else _score(lm, defaults, task, task)
+        outcomes += _asked(task, scored)
     for i, local in enumerate(task for task in tasks if isinstance(task, LocalTask)):
         corpora = list(texts) if local.per_corpus else [""]
         if not corpora:
-            reason = "it runs on corpora, and none was asked about"
+            reason = "it runs once for every corpus, and no corpus is being evaluated"
             outcomes.append(NotRun(local.path, reason, local.path))
         for corpus in corpora:
             place = folder / f"{i:02d}-{corpus}"
-            found = _run_local(lm, local, corpus, texts.get(corpus, ()), place, seed)
-            outcomes += _asked(local.path, found)
+            scored = _run_local(lm, local, corpus, texts.get(corpus, ()), place, seed)
+            outcomes += _asked(local.path, scored)
     return outcomes
 
 
@@ -220,26 +182,33 @@ def _run_local(
 def run_suite(
     lm: HFLM, manager: TaskManager | None, name: str, suite: Suite
 ) -> list[TaskScore | NotRun]:
-    """Every task of a suite, and their mean where all of them gave a score."""
+    """Run every task of a suite, and add their mean where all of them have a score.
+
+    Args:
+        lm: lm-eval's wrapper of the model.
+        manager: lm-eval's index of its tasks.
+        name: of the suite.
+        suite: its tasks.
+    """
     outcomes: list[TaskScore | NotRun] = []
     for wanted in suite.tasks:
         outcomes += _of_suite(lm, manager, wanted)
     outcomes += [NotRun(task, reason) for task, reason in suite.absent.items()]
-    found = [outcome for outcome in outcomes if isinstance(outcome, TaskScore)]
-    if len(found) < len(suite.tasks):
-        reason = f"{len(found)} of its {len(suite.tasks)} tasks were run"
+    scored = [outcome for outcome in outcomes if isinstance(outcome, TaskScore)]
+    if len(scored) < len(suite.tasks):
+        reason = f"{len(scored)} of its {len(suite.tasks)} tasks were run"
         return [*outcomes, NotRun(name, reason)]
-    value, stderr = mean(found)
-    items = sum(score.samples for score in found)
+    value, stderr = mean(scored)
+    items = sum(score.samples for score in scored)
     return [*outcomes, TaskScore(name, AVERAGE, value, stderr, "1", items)]
 
 
 def _of_suite(lm: HFLM, manager: TaskManager | None, wanted: SuiteTask) -> list[TaskScore | NotRun]:
-    """The score of one task of a suite, or why there is none."""
+    """Return the score of one task of a suite, or the reason why there is none."""
     version = task_version(manager, wanted.task)
     if version != wanted.version:
-        found = "lacks it" if version is None else f"has its version {version}"
-        reason = f"the suite is made for its version {wanted.version}, this lm-eval {found}"
+        installed = "lacks it" if version is None else f"has its version {version}"
+        reason = f"the suite is made for its version {wanted.version}, this lm-eval {installed}"
         return [NotRun(wanted.task, reason)]
     outcomes = _score(lm, manager, wanted.task, wanted.task, wanted.shots)
     scored = [outcome for outcome in outcomes if isinstance(outcome, TaskScore)]
@@ -249,7 +218,7 @@ def _of_suite(lm: HFLM, manager: TaskManager | None, wanted: SuiteTask) -> list[
 
 
 def task_version(manager: TaskManager | None, task: str) -> str | None:
-    """The version of a task that this lm-eval has; None when it has no such task."""
+    """Return the version of a task in this lm-eval; None when it has no such task."""
     entry = manager.task_index.get(task) if manager else None
     return str(entry.cfg.get("metadata", {}).get("version")) if entry and entry.cfg else None
 
@@ -264,17 +233,17 @@ def _score(
             results = simple_evaluate(
                 lm, tasks=[name], num_fewshot=shots, task_manager=manager, log_samples=True
             )
-    except Exception as error:  # whatever a task's data or code does, the others go on
+    except Exception as error:  # a fault in one task's data or code must not stop the others
         return [NotRun(label, _reason(error))]
     return [*scores(results)]
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing on the process's standard error.
+    """Discard what is written to the process's standard error.
 
-    lm-eval draws progress bars that no setting turns off, a warning for each long item, and asks
-    git for a commit where there need be no repository.
+    lm-eval draws progress bars that no setting turns off, warns of every long item, and asks git
+    for a commit where there may be no repository.
     """
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
@@ -287,7 +256,7 @@ def _silence() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line: the error's own, or where it was raised when it says nothing."""
+    """Return the first line of an error, or the place that raised it when it has no text."""
     lines = str(error).strip().splitlines()
     if lines:
         return f"{type(error).__name__}: {lines[0]}"
@@ -296,18 +265,18 @@ def _reason(error: Exception) -> str:
 
 
 def scores(results: Mapping[str, Any]) -> list[TaskScore]:
-    """What lm-eval's results say, one score for each task or group and metric.
+    """Return one score for every task or group and metric in lm-eval's results.
 
-    A metric's name holds the filter of its answers, unless that is lm-eval's "none".
+    A metric's name includes the filter of its answers, unless that is lm-eval's "none".
     """
-    found = []
+    listed = []
     for task, values in results["results"].items():
         for key, value in values.items():
             metric, comma, answers = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             stderr = values.get(f"{metric}_stderr,{answers}")
-            found.append(
+            listed.append(
                 TaskScore(
                     task=task,
                     metric=metric if answers == "none" else key,
@@ -318,24 +287,14 @@ def scores(results: Mapping[str, Any]) -> list[TaskScore]:
                     items=_items(results.get("samples", {}).get(task, ()), metric, answers),
                 )
             )
-    return found
+    return listed
 
 
 def _items(
     samples: Sequence[Mapping[str, Any]], metric: str, answers: str
 ) -> tuple[tuple[str, float], ...]:
-    """Digest and score of every item, in order; none where scores are not of single items."""
-    told = [sample for sample in samples if sample.get("filter", answers) == answers]
-    if not all(isinstance(sample.get(metric), int | float) for sample in told):
+    """Return digest and score of every item, in order; () where items have no scores."""
+    scored = [sample for sample in samples if sample.get("filter", answers) == answers]
+    if not all(isinstance(sample.get(metric), int | float) for sample in scored):
         return ()
-    return tuple((str(sample.get("doc_hash", ""))[:16], float(sample[metric])) for sample in told)
-
-
-def paired_stderr(
-    items: Sequence[tuple[str, float]], before: Sequence[tuple[str, float]]
-) -> float | None:
-    """Standard error of the mean change over the same items; None where they are not the same."""
-    if len(items) < 2 or [digest for digest, _ in items] != [digest for digest, _ in before]:
-        return None
-    changes = [now - then for (_, now), (_, then) in zip(items, before, strict=True)]
-    return stdev(changes) / math.sqrt(len(changes))
+    return tuple((str(sample.get("doc_hash", ""))[:16], float(sample[metric])) for sample in scored)

@@ -13,7 +13,7 @@ from perennial.runs.transitions import ON_THE_TRUNK
 if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.evaluation import HeldoutLoss, LossMatrix
-    from perennial.evaluation.tasks import Score
+    from perennial.evaluation.scores import Score
     from perennial.runs.history import History
     from perennial.runs.state import RunState, Stage
 

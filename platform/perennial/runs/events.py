@@ -22,7 +22,7 @@ from perennial.errors import NewerSchema
 from perennial.evaluation.gates import Verdict
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
-from perennial.evaluation.tasks import Score
+from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
 
 SCHEMA = 2

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.evaluation.loss import HeldoutLoss
     from perennial.evaluation.samples import Sample
-    from perennial.evaluation.tasks import Score
+    from perennial.evaluation.scores import Score
     from perennial.runs.state import Stage
     from perennial.store import Store
     from perennial.training.job import Job

@@ -15,7 +15,7 @@ from perennial.errors import InvalidTransition
 from perennial.evaluation.gates import Verdict
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
-from perennial.evaluation.tasks import Score
+from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix, trained_sequences
 from perennial.runs.entities import Corpus, Stage
 from perennial.runs.events import (

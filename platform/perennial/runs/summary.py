@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perennial.corpora import load_tokenizer
 from perennial.evaluation import LossMatrix
-from perennial.evaluation.tasks import Score
+from perennial.evaluation.scores import Score
 from perennial.runs.stage_planner import order_of
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import AbsentSchedule, from_dict

@@ -271,7 +271,7 @@ def test_a_task_that_cannot_run_is_reported_and_stops_no_other(
     assert (there.task, there.samples) == ("there", 3)
     [nowhere] = examine(store, RELEASE, Questions((), SEQUENCE, 1, tasks=(CONTINUATION,))).tasks
     assert isinstance(nowhere, NotRun)
-    assert "none was asked about" in nowhere.reason
+    assert "no corpus is being evaluated" in nowhere.reason
 
 
 def test_losses_and_tasks_may_be_asked_of_different_corpora_with_one_load(store: Store) -> None:

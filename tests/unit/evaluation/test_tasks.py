@@ -11,7 +11,8 @@ from perennial.errors import InputError
 from perennial.evaluation import TaskScore
 from perennial.evaluation.cache import keep_items, kept_items
 from perennial.evaluation.heldout import continuation_items, prompts, spread
-from perennial.evaluation.tasks import LocalTask, paired_stderr, plain, read_task, scores
+from perennial.evaluation.scores import paired_stderr, plain
+from perennial.evaluation.tasks import LocalTask, read_task, scores
 from perennial.store import open_store
 
 
