@@ -26,7 +26,9 @@ def open_store(url: str | os.PathLike[str]) -> Store:
 
     Nothing is contacted or created: `Store.check` does that. Endpoint, region and credentials of
     S3 come from the environment or the AWS files.
-    Raises InputError for a url of another form.
+
+    Raises:
+        InputError: a url of another form.
     """
     text = os.fspath(url)
     if text.startswith("s3://"):
@@ -34,7 +36,11 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     local = text.removeprefix("file://")
     if "://" in local or not local or "\0" in local:
         raise InputError(
-            "store", _without_secret(text), "not a store", "name a folder or s3://bucket/prefix"
+            "store",
+            _without_secret(text),
+            "not a store",
+            "name a folder or s3://bucket/prefix",
+            code="store-url-invalid",
         )
     return LocalStore(str(Path(local).expanduser().absolute()))
 
@@ -49,16 +55,23 @@ def _s3_url(text: str) -> str:
             "credentials or options in the url",
             "give s3://bucket/prefix and set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
             "AWS_ENDPOINT_URL",
+            code="secret-in-url",
         )
     if not _BUCKET.fullmatch(bucket):
         raise InputError(
-            "store", text, f"{bucket!r} is not a bucket name", "write s3://bucket/prefix"
+            "store",
+            text,
+            f"{bucket!r} is not a bucket name",
+            "write s3://bucket/prefix",
+            code="store-url-invalid",
         )
     if prefix:
         try:
             valid_key(prefix)
         except ValueError as error:
-            raise InputError("store", text, str(error), "write s3://bucket/prefix") from None
+            raise InputError(
+                "store", text, str(error), "write s3://bucket/prefix", code="store-url-invalid"
+            ) from None
     return f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
 
 

@@ -1,4 +1,4 @@
-"""An append-only log in a store: one numbered object an entry, and the free key is the lock."""
+"""An append-only log in a store: a numbered object for every entry; creating one is the lock."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ _ENTRY = re.compile(r"(\d{12})\.json")
 class Log:
     """The entries `<folder>/000000000000.json`, `<folder>/000000000001.json`, ... of a store.
 
-    Reading from a place on costs one request an entry and one more, however long the log is;
-    nothing is listed.
+    Reading the end of a log costs a request for every entry read and one more, however long the log
+    is; nothing is listed.
     """
 
     store: Store
     folder: str
 
     def key(self, number: int) -> str:
-        """Where an entry lies."""
+        """Return the key of an entry."""
         return f"{self.folder}/{number:012d}.json"
 
     def read(self, number: int) -> bytes | None:
-        """One entry, or None when it is not written yet."""
+        """Return an entry, or None when it is not written yet."""
         try:
             return self.store.read(self.key(number))
         except FileNotFoundError:
             return None
 
     def tail(self, first: int) -> Iterator[tuple[int, bytes]]:
-        """(number, entry) from `first` on, to the end of the log as it is now."""
+        """Yield (number, entry) from `first` to the present end of the log."""
         while (data := self.read(first)) is not None:
             yield first, data
             first += 1
 
     def append(self, number: int, data: bytes) -> bool:
-        """Write entry `number`; False when somebody else wrote it first."""
+        """Write entry `number`; return False when another process wrote it first."""
         return self.store.create(self.key(number), data)
 
     def entries(self) -> dict[str, bytes]:
-        """All entries by key, gaps and all; lists the whole folder."""
+        """Return all entries by key, also behind gaps; lists the whole folder."""
         names = (info.key for info in self.store.list(self.folder))
         prefix = f"{self.folder}/"
         return {

@@ -1,4 +1,4 @@
-"""A file under way: whole when closed, gone when its writer fails."""
+"""A file that is published when it is closed, and deleted when its writer fails."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import TracebackType
 
 
 class PendingFile(io.BufferedWriter):
-    """Writes to `path` and calls `publish(path)` on close.
+    """A writer to `path` that calls `publish(path)` on close.
 
     An exception in the `with` block, or a file dropped without close, publishes nothing. The file
-    at `path` is gone afterwards unless `publish` moved it.
+    at `path` is deleted afterwards unless `publish` moved it.
     """
 
     def __init__(self, raw: io.FileIO, path: Path, publish: Callable[[Path], object]) -> None:
@@ -34,7 +34,7 @@ class PendingFile(io.BufferedWriter):
             self.discard()
 
     def discard(self) -> None:
-        """Drop what was written and publish nothing."""
+        """Delete what was written and publish nothing."""
         self.raw.close()
         self._path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The operations every store has."""
+"""The operations of every store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ObjectInfo:
     modified: datetime
 
 
-Objects: TypeAlias = list[ObjectInfo]  # inside a store, `list` is the operation
+Objects: TypeAlias = list[ObjectInfo]  # inside the class, `list` is the method
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ class Store(ABC):
     def create(self, key: str, data: bytes) -> bool:
         """Put the object if the key is free. Of any number of callers exactly one gets True.
 
-        False means that someone else's object is there, even when its bytes are the same. An
-        OSError leaves the outcome open.
+        False means that another caller's object is there, even when its bytes are the same. After
+        an OSError the object may or may not exist.
         """
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether there is an object (not a folder) at `key`."""
+        """Return whether there is an object (not a folder) at `key`."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Objects:
-        """Every object below the folder `prefix`, at any depth, sorted by key."""
+        """Return every object below the folder `prefix`, at any depth, sorted by key."""
 
     @abstractmethod
     def info(self, key: str) -> ObjectInfo:
-        """Size, etag and time of one object. Raises FileNotFoundError when it is absent."""
+        """Return size, etag and time of an object. Raises FileNotFoundError when it is absent."""
 
     @abstractmethod
     def open(self, key: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -86,37 +86,38 @@ class Store(ABC):
 
     @abstractmethod
     def download(self, key: str, local: Path) -> None:
-        """Copy the object to `local`, whole or not at all; makes the folders above it."""
+        """Copy the object to `local`, completely or not at all; creates the folders above it."""
 
     @abstractmethod
     def remove(self, key_or_prefix: str) -> None:
         """Remove the object and everything below the folder of that name; absent is no error.
 
-        Manifests and markers go first, so that nobody takes half a folder for a whole one (I6).
+        Manifests and markers are removed first, so that half a folder never looks complete (I6).
         """
 
     @abstractmethod
     def arrow(self) -> tuple[FileSystem, str]:
-        """A pyarrow filesystem and the path of this store in it, for readers of Parquet.
+        """Return a pyarrow filesystem and this store's path in it, for readers of Parquet.
 
-        Write through `open`: pyarrow's own local writes are visible while half done.
+        Write through `open`: pyarrow's own local writes are visible before they are complete.
         """
 
     @abstractmethod
     def check(self) -> None:
-        """Prove that the store can be used, and leave nothing behind.
+        """Test that the store can be used, and leave nothing behind.
 
-        Raises InputError when it is missing, refuses the credentials, cannot be written or lets a
-        second `create` win.
+        Raises:
+            InputError: it is missing, refuses the credentials, cannot be written, or lets a second
+                `create` win.
         """
 
     def sub(self, prefix: str) -> Self:
-        """The store whose root is the folder `prefix` of this one."""
+        """Return the store whose root is the folder `prefix` of this one."""
         prefix = valid_prefix(prefix)
         return type(self)(f"{self.url.rstrip('/')}/{prefix}") if prefix else self
 
     def _creates_once(self) -> bool:
-        """Create one key twice: True when the second attempt lost, as it must."""
+        """Create one key twice; return True when the second attempt lost, as it must."""
         key = f"probe-{uuid.uuid4().hex}"
         try:
             outcome = (self.create(key, b"first"), self.create(key, b"second"))
@@ -129,5 +130,5 @@ class Store(ABC):
 
 
 def markers_first(key: str) -> tuple[bool, str]:
-    """Sort key that puts the objects whose presence commits a folder before all others."""
+    """Return a sort key that puts objects which commit a folder before all others."""
     return key.rpartition("/")[2] not in COMMIT_MARKERS, key

@@ -1,4 +1,4 @@
-"""What a key may be: a relative path of plain parts, the same on a disk and in a bucket."""
+"""Rules for keys: relative paths of plain parts, valid on a disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def valid_prefix(prefix: str) -> str:
 
 
 def pending_name() -> str:
-    """A file name for a write that is under way; no listing shows it."""
+    """Return a file name for an unfinished write; no listing shows it."""
     return f"{_PENDING}{uuid.uuid4().hex}"
 
 
 def is_pending(name: str) -> bool:
+    """Return whether a file is an unfinished write."""
     return name.startswith(_PENDING)

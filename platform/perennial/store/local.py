@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalStore(Store):
-    """`url` is the absolute path of the folder; it is made by the first write."""
+    """A store in a folder; `url` is its absolute path. The first write creates it."""
 
     is_local: ClassVar[bool] = True
 
@@ -46,7 +46,7 @@ class LocalStore(Store):
                 os.link(pending, path)
                 won = True
             except FileExistsError:
-                # NFS may repeat a link that had succeeded: then our file has two names.
+                # NFS may repeat a request that had succeeded: then our file has two names.
                 won = pending.stat().st_nlink == 2
             _sync_folder(path.parent)
 
@@ -59,11 +59,11 @@ class LocalStore(Store):
 
     def list(self, prefix: str = "") -> Objects:
         folder = Path(self.url, valid_prefix(prefix))
-        found = []
+        objects = []
         for path in _files(folder):
             with suppress(FileNotFoundError):  # removed since the folder was read
-                found.append(_info(path.relative_to(self.url).as_posix(), path))
-        return sorted(found, key=lambda info: info.key)
+                objects.append(_info(path.relative_to(self.url).as_posix(), path))
+        return sorted(objects, key=lambda info: info.key)
 
     def info(self, key: str) -> ObjectInfo:
         path = self._path(key)
@@ -109,7 +109,7 @@ class LocalStore(Store):
         return LocalFileSystem(), self.url
 
     def check(self) -> None:
-        # A folder that is not there yet is made by the first write, in its nearest parent.
+        # The first write creates a missing folder in its nearest existing parent: test that one.
         root = Path(self.url)
         root = next(folder for folder in (root, *root.parents) if folder.exists())
         try:
@@ -123,6 +123,7 @@ class LocalStore(Store):
                 f"cannot be written ({error.strerror or error})",
                 "name a folder that this user may create and write, on a file system with "
                 "hard links",
+                code="store-not-writable",
             ) from error
         if not sound:
             raise InputError(
@@ -130,6 +131,7 @@ class LocalStore(Store):
                 self.url,
                 "the file system lets two writers create one file",
                 "name a folder on a file system with exclusive hard links",
+                code="store-without-exclusive-create",
             )
 
     def _path(self, key: str) -> Path:
@@ -137,7 +139,7 @@ class LocalStore(Store):
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` that is not a write under way."""
+    """Yield every file below `folder` that is not an unfinished write."""
     for parent, _, names in os.walk(folder):
         yield from (Path(parent, name) for name in names if not is_pending(name))
 

@@ -34,7 +34,7 @@ _WRITABLE = "give these credentials the right to put, read and delete objects be
 
 @dataclass(frozen=True)
 class S3Store(Store):
-    """`url` is s3://bucket or s3://bucket/prefix."""
+    """A store in a bucket; `url` is s3://bucket or s3://bucket/prefix."""
 
     is_local: ClassVar[bool] = False
 
@@ -54,8 +54,8 @@ class S3Store(Store):
             self._fs.pipe_file(self._path(key), data)
 
     def create(self, key: str, data: bytes) -> bool:
-        # A repeated request may meet the object that its own first attempt made; the writer's
-        # mark tells that apart from a lost race, even when both wrote the same bytes.
+        # A repeated request may find the object that its own first attempt created. The writer's
+        # mark distinguishes that from a lost race, even when both wrote the same bytes.
         valid_key(key)
         writer = uuid.uuid4().hex
         for _ in range(_CREATE_ATTEMPTS):
@@ -73,7 +73,7 @@ class S3Store(Store):
                 return holder == writer
             if not _refused_by_condition(failure):
                 raise failure
-            # Refused, yet the key is free: the rival failed or its object was removed.
+            # Refused although the key is free: the other writer failed, or its object was removed.
         raise failure
 
     def exists(self, key: str) -> bool:
@@ -105,7 +105,7 @@ class S3Store(Store):
 
     def upload(self, local: Path, key: str) -> None:
         path = self._path(key)
-        if not local.is_file():  # s3fs would pass over a folder in silence
+        if not local.is_file():  # s3fs would ignore a folder without an error
             raise FileNotFoundError(errno.ENOENT, "no such file", str(local))
         with plain_errors(self._named(key)):
             self._fs.put_file(str(local), path)
@@ -117,7 +117,7 @@ class S3Store(Store):
         try:
             with plain_errors(self._named(key)):
                 self._fs.get_file(self._path(key), str(pending))
-            # A large object comes in parts: they must all be of one version.
+            # A large object is read in parts, which must all be of one version.
             if self.info(key) != before or pending.stat().st_size != before.size_bytes:
                 raise OSError(f"{self._named(key)} changed while it was read")
             pending.replace(local)
@@ -144,26 +144,46 @@ class S3Store(Store):
             self._objects("", limit=1)
         except FileNotFoundError:
             bucket = self._place()[0]
-            raise self._unusable(
-                f"bucket {bucket!r} does not exist", "make the bucket or correct the url"
+            raise InputError(
+                "store",
+                self.url,
+                f"bucket {bucket!r} does not exist",
+                "make the bucket or correct the url",
+                code="bucket-missing",
             ) from None
         except PermissionError as error:
-            raise self._unusable(
-                f"the credentials were refused ({_reason(error)})", _CREDENTIALS
+            raise InputError(
+                "store",
+                self.url,
+                f"the credentials were refused ({_reason(error)})",
+                _CREDENTIALS,
+                code="store-credentials",
             ) from error
         except OSError as error:
-            raise self._unusable(
+            raise InputError(
+                "store",
+                self.url,
                 f"cannot be reached ({_reason(error)})",
                 "set AWS_ENDPOINT_URL and AWS_DEFAULT_REGION to those of the server",
+                code="store-unreachable",
             ) from error
         try:
             sound = self._creates_once()
         except OSError as error:
-            raise self._unusable(f"cannot be written ({_reason(error)})", _WRITABLE) from error
+            raise InputError(
+                "store",
+                self.url,
+                f"cannot be written ({_reason(error)})",
+                _WRITABLE,
+                code="store-not-writable",
+            ) from error
         if not sound:
-            raise self._unusable(
+            raise InputError(
+                "store",
+                self.url,
                 "the server ignores If-None-Match, so two writers could both win",
                 "use a server that honours conditional writes",
+                code="store-without-exclusive-create",
             )
 
     @property
@@ -171,7 +191,7 @@ class S3Store(Store):
         return connection()
 
     def _place(self) -> tuple[str, str]:
-        """Bucket, and the prefix of every key with its slash, or ""."""
+        """Return the bucket, and the prefix of every key with its slash, or ""."""
         bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         return bucket, f"{prefix}/" if prefix else ""
 
@@ -188,7 +208,7 @@ class S3Store(Store):
         return cast(dict[str, Any], answer)
 
     def _writer(self, key: str) -> str | None:
-        """The mark that `create` left on the object, "" without one, None when it is absent."""
+        """Return the mark that `create` left on an object; None when there is no object."""
         try:
             answer = self._call("head_object", key)
         except FileNotFoundError:
@@ -196,7 +216,7 @@ class S3Store(Store):
         return cast(str, answer["Metadata"].get("writer", ""))
 
     def _objects(self, prefix: str, limit: int | None = None) -> Objects:
-        """Objects below `prefix`, in key order, folder markers (keys that end in /) included."""
+        """Return objects below `prefix` in key order, with folder markers (keys that end in /)."""
         bucket, base = self._place()
         prefix = valid_prefix(prefix)
         request: dict[str, Any] = {
@@ -205,33 +225,30 @@ class S3Store(Store):
         }
         if limit:
             request["MaxKeys"] = limit
-        found: Objects = []
+        objects: Objects = []
         while True:
             with plain_errors(self._named(prefix)):
                 page = self._fs.call_s3("list_objects_v2", **request)
             for entry in page.get("Contents", ()):
-                found.append(_info(entry["Key"].removeprefix(base), entry["Size"], entry))
+                objects.append(_info(entry["Key"].removeprefix(base), entry["Size"], entry))
             if limit or not page.get("IsTruncated"):
-                return sorted(found, key=lambda info: info.key)
+                return sorted(objects, key=lambda info: info.key)
             request["ContinuationToken"] = page["NextContinuationToken"]
-
-    def _unusable(self, problem: str, remedy: str) -> InputError:
-        return InputError("store", self.url, problem, remedy)
 
 
 def _info(key: str, size_bytes: int, answer: dict[str, Any]) -> ObjectInfo:
-    # A listing has milliseconds where the object's own answer has seconds.
+    # A listing has milliseconds, the answer for a single object has seconds.
     modified = answer["LastModified"].astimezone(UTC).replace(microsecond=0)
     return ObjectInfo(key, size_bytes, answer["ETag"].strip('"'), modified)
 
 
 def _refused_by_condition(error: OSError) -> bool:
-    """Whether the server answered 412, or 409 for a rival that is still under way."""
+    """Return whether the server answered 412, or 409 while another writer is not finished."""
     response = getattr(error.__cause__, "response", {})
     return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)
 
 
 def _reason(error: OSError) -> str:
-    """The server's error code where it gave one, on one line."""
+    """Return the server's error code, or the error's text on one line."""
     response = getattr(error.__cause__, "response", {})
     return response.get("Error", {}).get("Code") or " ".join(str(error).split())

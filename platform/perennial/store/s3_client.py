@@ -1,4 +1,4 @@
-"""The connection to an S3 server, as the environment and the AWS files describe it."""
+"""The connection to an S3 server, configured by the environment and the AWS files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AWS_HOST = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 
 
 class Endpoint(NamedTuple):
-    """Where the server is: `url` is None for AWS itself, `region` None when nothing names one."""
+    """Address of the server: `url` is None for AWS, `region` None when nothing names one."""
 
     url: str | None
     region: str | None
@@ -34,13 +34,13 @@ class Endpoint(NamedTuple):
 
 
 def set_defaults() -> None:
-    """Set what S3 clients in this process read from the environment, where nobody has set it."""
+    """Set variables that S3 clients of this process read, where they are not set."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 def connection() -> S3FileSystem:
-    """The S3 client of this process and AWS environment; safe to share between threads."""
+    """Return the S3 client of this process and AWS environment; threads may share it."""
     environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     # The process id, because a client does not survive a fork.
     return _connect(os.getpid(), environment)
@@ -62,13 +62,13 @@ def _connect(_pid: int, _environment: tuple[tuple[str, str], ...]) -> S3FileSyst
             "s3": {"addressing_style": endpoint.addressing},
         },
     )
-    filesystem.retries = 3  # on top of botocore's own: for bodies that break off
+    filesystem.retries = 3  # besides botocore's own retries: for bodies that end early
     filesystem.connect()
     return filesystem
 
 
 def configured_endpoint() -> Endpoint:
-    """What botocore finds in the environment and the AWS files."""
+    """Return the endpoint that botocore reads from the environment and the AWS files."""
     from botocore.session import Session
 
     settings = Session().create_client("s3").meta
@@ -76,12 +76,12 @@ def configured_endpoint() -> Endpoint:
     url = None if _AWS_HOST.fullmatch(host) else settings.endpoint_url
     region = None if settings.region_name == "aws-global" else settings.region_name
     chosen = (settings.config.s3 or {}).get("addressing_style")
-    # Private servers seldom have a DNS name for each bucket.
+    # Private servers rarely have a DNS name for every bucket.
     return Endpoint(url, region, chosen or ("path" if url else "auto"))
 
 
 def arrow_options() -> dict[str, Any]:
-    """Arguments for pyarrow's S3FileSystem; it finds the credentials as botocore does."""
+    """Return arguments for pyarrow's S3FileSystem; it reads credentials like botocore."""
     from pyarrow.fs import AwsStandardS3RetryStrategy
 
     endpoint = configured_endpoint()
@@ -99,7 +99,7 @@ def arrow_options() -> dict[str, Any]:
 
 @contextmanager
 def plain_errors(url: str) -> Iterator[None]:
-    """Turn what botocore, aiohttp and s3fs raise into OSErrors that name `url`."""
+    """Convert errors of botocore, aiohttp and s3fs into OSErrors that name `url`."""
     from botocore.exceptions import (
         BotoCoreError,
         CredentialRetrievalError,
