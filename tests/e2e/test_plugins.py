@@ -1,0 +1,99 @@
+"""A run whose schedule, files and replay come from another package, and the run without it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from perennial.runs.ledger import Ledger
+from perennial.store import Store, open_store
+from tests.support.cli import perennial, perennial_json, start
+from tests.support.plugins import install_plugins
+from tests.support.tiny_run import tiny_run, write_run
+
+STEPS = 6
+SCHEDULE = {"kind": "sawtooth", "eta_max": 3e-3, "eta_min": 3e-4, "tooth_steps": 5}
+
+
+@dataclass(frozen=True)
+class PluginRun:
+    """Two stages that the package of plug-ins had a part in.
+
+    environment: with which a process finds the package.
+    """
+
+    run_file: Path
+    environment: dict[str, str]
+    store: Store
+
+
+@pytest.fixture(scope="module")
+def plugin_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginRun]:
+    folder = tmp_path_factory.mktemp("plugins")
+    environment = install_plugins(folder)
+    document = tiny_run(folder)
+    document["training"] |= {"workers": 1, "micro_batch": 8, "checkpoint_every": "3 steps"}
+    document["stages"] |= {"budget": f"{STEPS} steps"}
+    document["schedule"] = SCHEDULE
+    document["replay"] |= {"weighting": "oldest"}
+    run_file = write_run(folder, document)
+    for name, file in _write_csv(folder).items():
+        perennial("land", run_file, name, file, env=environment)
+    perennial("run", run_file, env=environment)
+    yield PluginRun(run_file, environment, open_store(folder / "store"))
+
+
+def _write_csv(folder: Path) -> dict[str, Path]:
+    """Write two small corpora as CSV files with an id and a text in each row."""
+    from pydoc_data.topics import topics
+
+    texts = [text[:6000] for text in topics.values()]
+    files = {}
+    for name, part in (("first", texts[::2]), ("second", texts[1::2])):
+        files[name] = folder / f"{name}.csv"
+        with files[name].open("w", newline="") as sink:
+            csv.writer(sink).writerows([("id", "text"), *enumerate(part)])
+    return files
+
+
+def test_each_plugin_did_its_part(plugin_run: PluginRun) -> None:
+    state = Ledger(plugin_run.store).read()
+    first, second = state.stages
+    assert first.schedule == second.schedule == SCHEDULE
+    counts = {source.corpus: source.sequences for source in second.mix.sources}
+    assert counts == {"second": 6 * STEPS, "first": 2 * STEPS}
+    assert second.mix.replay.weighting == "oldest"
+    verification = _json("verify", plugin_run)
+    assert (verification["holds"], verification["findings"]) == (True, [])
+
+
+def test_without_the_package_its_run_file_is_refused(plugin_run: PluginRun) -> None:
+    message = perennial("status", plugin_run.run_file, code=2)
+    assert "sawtooth" in message
+
+
+def test_without_the_package_the_store_is_read(plugin_run: PluginRun, tmp_path: Path) -> None:
+    document = yaml.safe_load(plugin_run.run_file.read_text())
+    plain = tiny_run(tmp_path)
+    run_file = write_run(tmp_path, document | {k: plain[k] for k in ("schedule", "replay")})
+    status = perennial_json("status", run_file)
+    assert status["corpora"] == {"first": "passed", "second": "passed"}
+    process = start("verify", run_file, "--json")
+    findings = [str(finding) for finding in json.loads(process.communicate()[0])["findings"]]
+    assert process.returncode == 1
+    named = [("sawtooth" in text, "oldest" in text) for text in findings]
+    assert set(named) == {(True, False), (False, True)}, "only what needs a plug-in is unproved"
+    page = tmp_path / "page.html"
+    perennial("report", run_file, "--output", page)
+    assert "01-second" in page.read_text()
+
+
+def _json(verb: str, run: PluginRun) -> Any:
+    return perennial_json(verb, run.run_file, env=run.environment)

@@ -1,0 +1,1 @@
+"""Plug-ins for Perennial: one of every extension point."""
