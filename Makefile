@@ -6,7 +6,7 @@ QUICKSTART := build/quickstart
 RUN := pipelines/quickstart.yaml
 BASELINES := union no-replay cosine english french spanish
 
-.PHONY: docs quickstart baselines test test-long bench-data bench-train test-services check clean
+.PHONY: docs quickstart baselines unit unit-tests property-tests coverage test test-long bench-data bench-train test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
 	$(BIN)/python pipelines/fetch_quickstart.py $(QUICKSTART)/text
@@ -26,8 +26,19 @@ baselines: $(VENV)/installed  ## train the alternatives to the quickstart and co
 	done
 	$(BIN)/perennial compare $(RUN) $(BASELINES:%=pipelines/baselines/%.yaml) --output build/quickstart/compare.html
 
-test: $(VENV)/installed-test test-services check  ## all tests but the longest
-	$(BIN)/python -m pytest -m "not long"
+unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster: under a minute
+	$(MAKE) --no-print-directory --jobs 2 --output-sync unit-tests property-tests
+
+unit-tests property-tests: %-tests: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests/$*
+
+coverage: $(VENV)/installed-test  ## the same tests, with the share of the package's lines that they reach
+	$(BIN)/python -m pytest --cov --cov-report term tests/unit tests/property
+
+test:  ## all tests but the longest: at most 15 minutes on two cores
+	$(MAKE) --no-print-directory --jobs 2 --output-sync $(VENV)/installed-test test-services
+	$(MAKE) --no-print-directory --jobs 2 --output-sync check coverage
+	$(BIN)/python -m pytest -m "not long" tests/integration tests/e2e
 
 test-long: $(VENV)/installed-test test-services  ## the longest tests
 	$(BIN)/python pipelines/fetch_smollm.py build/smollm

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
+# A shared machine that is slow for a moment is no failed property.
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
+
 pytest_plugins = (
     "tests.support.s3_server",
     "tests.support.local_ray",
