@@ -16,7 +16,7 @@ from perennial.controller.context import Workspace
 from perennial.errors import InputError
 from perennial.report.build import page as page_of
 from perennial.report.compare import compare
-from perennial.report.html import Section
+from perennial.report.html import PageSection
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.worker_starts import read_starts
 from tests.support.browser import CHROMIUM, look_at_page
@@ -67,7 +67,7 @@ def _workspace(run_file: Path, *overrides: str) -> Workspace:
 
 
 def test_the_page_tells_the_gap_to_the_baseline(lineage: Lineage, tmp_path: Path) -> None:
-    def against_retraining() -> Section:
+    def against_retraining() -> PageSection:
         work = _workspace(lineage.run_file, f"evaluation.baseline={tmp_path / 'retrained'}")
         sections = page_of(work, now()).sections
         return next(each for each in sections if each.title == "Against retraining")

@@ -1,7 +1,7 @@
 """JSON Schemas of the run file and the tuning file, for editors.
 
 A schema is that of pydantic, adapted to what a file may hold before it is laid over its base: the
-key `base`, sections that say a part only, and nulls. It checks names and values; what is required,
+key `base`, incomplete sections, and nulls. It checks names and values; what is required,
 and what must fit together, is checked when the file is loaded.
 """
 
@@ -23,8 +23,8 @@ _TYPES = {
 }
 _BASE = {
     "type": "string",
-    "description": "another file, from the working directory; what this file does not say is as "
-    "the base says it, and null forgets what the base says",
+    "description": "another file, from the working directory, that holds the values "
+    "which this file does not set; null discards a value of it",
 }
 
 
@@ -48,7 +48,7 @@ def file_schema(schema: type[Section], title: str) -> dict[str, Any]:
 
 
 def _adapt(section: dict[str, Any]) -> None:
-    """Let a section say a part only, and forget what a base says of a key."""
+    """Let a section be incomplete, and let null discard a value of the base."""
     for choice in section.get("anyOf", []):
         _adapt(choice)
     for name in ("title", "required"):
@@ -102,13 +102,13 @@ def _bounds(value: Mapping[str, Any]) -> str:
         "exclusiveMaximum": "below",
     }
     bounds = [f"{text} {value[name]:g}" for name, text in words.items() if name in value]
-    # A seed's bound of 2**63 says nothing to a reader.
+    # A seed's bound of 2**63 is of no use to a reader.
     bounds = [text for text in bounds if "e+" not in text]
     return f", {' and '.join(bounds)}" if bounds else ""
 
 
 def property_schemas(section: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON Schema of each key of a section, as pydantic makes it."""
+    """Return the JSON Schemas of the keys of a section, as pydantic generates them."""
     document = section.model_json_schema()
     body = document["$defs"][section.__name__] if "$ref" in document else document
     # A section that may be written shorter, such as workers, is one of several forms.

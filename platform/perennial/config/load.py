@@ -38,12 +38,20 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
 def load(path: Path, schema: type[S], overrides: Sequence[str] = ()) -> S:
     """Return any YAML file of the project as its schema; see `load_run`.
 
-    A file's key `base` names another one, from the working directory as all paths: what the file
-    does not say is as the base says it. `null` for a key that cannot be null forgets what the base
-    says of it. Where a file chooses another `kind` than its base, the base's keys that this kind
-    does not have are left out.
+    A file's key `base` names another file, from the working directory as all paths. It holds the
+    values that the file does not set; `null` for a key that cannot be null discards one of them.
+    Where a file chooses another `kind` than its base, the base's keys that this kind does not have
+    are left out.
+
+    Args:
+        path: the file.
+        schema: what it must be.
+        overrides: see `load_run`.
+
+    Raises:
+        InputError: names the file, the field, what is wrong and what would be right.
     """
-    # Not at import: a command that reads no run file must not fail for a broken plug-in.
+    # Not at import: a command that reads no run file must not fail because of a broken plug-in.
     load_plugins()
     document = _read_with_base(path, schema)
     document = _apply_overrides(document, schema, overrides)
@@ -163,7 +171,10 @@ def _known_keys(values: dict[str, Any], section: type[BaseModel] | None) -> dict
 
 
 def _drop_nulls(document: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
-    """Return the document without the nulls of keys that cannot be null: they forget a base's."""
+    """Return the document without the nulls of keys that cannot be null.
+
+    They have done their work: the value of the base is discarded.
+    """
     kept = {}
     for key, value in document.items():
         info = section.model_fields.get(key)
@@ -186,7 +197,7 @@ def _drop_inner_nulls(
             if item is not None
         }
     if choice := choice_of(info):
-        # A null may forget a key that another kind has; a misspelt key stays, and is refused.
+        # A null may discard a key that another kind has; a misspelt key stays, and is refused.
         others = {name for kind in choice.registry for name in choice.registry[kind].model_fields}
         others -= section.model_fields.keys()
         value = {k: v for k, v in value.items() if v is not None or k not in others}
@@ -278,7 +289,7 @@ def _locate(
 
 
 def _section_of(info: FieldInfo | None, value: Any) -> type[BaseModel] | None:
-    """Return the section that a field's value is, or that each of its values is."""
+    """Return the section class of a field's value, or of the values of its mapping."""
     choice = choice_of(info)
     if choice is not None:
         return choice.choose(value)

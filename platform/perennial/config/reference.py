@@ -30,9 +30,9 @@ A run file is YAML: one trunk, its corpora, and everything that decides its resu
 not listed here is an error. Every key can be overridden on the command line, as
 `section.key=value`, or by a YAML file that holds a part of a run file.
 
-- **base**: a file's key `base` names another file, from the working directory. What the file does
-  not say is as the base says it. `null` for a key that cannot be null forgets what the base says
-  of it. A file that chooses another schedule `kind` keeps the keys of its base that this kind has.
+- **base**: a file's key `base` names another file, from the working directory, that holds the
+  values which the file does not set. `null` for a key that cannot be null discards one of them. A
+  file that chooses another schedule `kind` keeps those keys of its base that this kind has.
 - **amount**: a number with its unit, `2%`, `500 steps` or `4M tokens` (k, M, B, T).
 - **duration**: `90s`, `10m`, `6h` or `7d`. **size**: `500 kB`, `10 MB` or `2 GB`.
 - **editors**: the schema is in the package, `perennial/config/run-file.schema.json`. With the YAML
@@ -54,7 +54,7 @@ def write_references(root: Path) -> None:
 
 
 def reference_files() -> dict[Path, str]:
-    """Return the text of each generated file by its path in the source tree."""
+    """Return the texts of the generated files by their paths in the source tree."""
     run, tuning = (
         file_schema(RunSpec, "Perennial run file"),
         file_schema(TuningSpec, "Perennial tuning file"),

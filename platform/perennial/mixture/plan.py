@@ -184,7 +184,12 @@ def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str]
 
 
 def truncate_mix(mix: StageMix, steps: int) -> StageMix:
-    """Return the first `steps` steps (1 .. its last) of a stage as a mix of its own."""
+    """Return the beginning of a stage as a mix of its own.
+
+    Args:
+        mix: the stage.
+        steps: steps to keep, from 1 to all.
+    """
     if steps == mix.steps:
         return mix
     sources = tuple(

@@ -78,7 +78,7 @@ def build_rank_dataset(
 def read_step_batches(
     tables: Iterable[pa.Table], rows_per_step: int, first_step: int, dtype: np.dtype[Any]
 ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Yield each step with its tokens `(rows_per_step, sequence)` from a rank's tables.
+    """Yield the steps with their tokens `(rows_per_step, sequence)` from a rank's tables.
 
     Args:
         tables: tables of a rank's dataset, in order; a step may go over their borders.

@@ -125,7 +125,11 @@ def split_replay(
 def apportion(total: int, weights: Mapping[str, int]) -> dict[str, int]:
     """Return whole numbers in proportion to the weights that add up to `total`.
 
-    What the rounding leaves over goes to the largest remainders. Without any weight all are 0.
+    What the rounding leaves over goes to the largest remainders.
+
+    Args:
+        total: sum of the result; all are 0 where no weight is above 0.
+        weights: whole numbers of 0 or more.
     """
     sum_of_weights = sum(weights.values())
     if not sum_of_weights:

@@ -86,7 +86,7 @@ class RowReader:
             wanted: pairs of a corpus and at least one of its rows.
 
         Raises:
-            ValueError: a shard does not hold the rows that its layout says.
+            ValueError: a shard does not hold as many rows as its layout states.
         """
         out = np.empty((sum(len(rows) for _, rows in wanted), self._row_bytes), dtype=np.uint8)
         if self._threads is None:
@@ -99,7 +99,7 @@ class RowReader:
 
     def _pieces(
         self, wanted: Sequence[tuple[str, npt.NDArray[np.int64]]], out: npt.NDArray[np.uint8]
-    ) -> Iterator[_Piece]:
+    ) -> Iterator[_RowRun]:
         """Yield runs of rows, cut at shards' borders, at large holes, and where the order wraps."""
         done = 0
         for corpus, rows in wanted:
@@ -110,7 +110,7 @@ class RowReader:
             cuts = [0, *(np.flatnonzero(far) + 1).tolist(), len(rows)]
             for first, last in pairwise(cuts):
                 shard = int(shards[first])
-                yield _Piece(
+                yield _RowRun(
                     layout.keys[shard],
                     layout.shard_rows[shard],
                     inside[first:last],
@@ -118,7 +118,7 @@ class RowReader:
                 )
             done += len(rows)
 
-    def _fill(self, piece: _Piece) -> None:
+    def _fill(self, piece: _RowRun) -> None:
         shard = self._shard(piece.key, piece.shard_rows)
         groups = np.searchsorted(shard.ends, piece.rows, side="right")
         for group in np.unique(groups):
@@ -133,12 +133,12 @@ class RowReader:
         if shard.rows != shard_rows:
             raise ValueError(
                 f"{path} holds {shard.rows} rows of {self._row_bytes} bytes, "
-                f"its manifest says {shard_rows}"
+                f"its manifest states {shard_rows}"
             )
         return shard
 
 
-def _with_retries(read: Callable[[_Piece], None]) -> Callable[[_Piece], None]:
+def _with_retries(read: Callable[[_RowRun], None]) -> Callable[[_RowRun], None]:
     """Return `read` with retries after a network error, which pyarrow does not always do itself."""
     again = tenacity.retry(
         retry=tenacity.retry_if_exception(lambda e: isinstance(e, OSError) and "AWS" in str(e)),
@@ -149,7 +149,7 @@ def _with_retries(read: Callable[[_Piece], None]) -> Callable[[_Piece], None]:
     return again(read)
 
 
-class _Piece(NamedTuple):
+class _RowRun(NamedTuple):
     """Ascending rows of one shard, and the array that their bytes go into."""
 
     key: str

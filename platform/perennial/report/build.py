@@ -9,7 +9,7 @@ from perennial.report import tables
 from perennial.report.compare import baseline_gap
 from perennial.report.compare_page import number as change_text
 from perennial.report.figures.run import pictures
-from perennial.report.html import Page, Quote, Section, Table, render
+from perennial.report.html import Page, PageSection, Quote, Table, render
 from perennial.report.search_section import search_sections
 from perennial.runs import summary
 from perennial.runs.history import goodput, read_history
@@ -77,10 +77,10 @@ def _facts(
 
 def _sections(
     work: Workspace, told: LossMatrix, history: History, gap: Gap | None
-) -> Iterator[Section]:
+) -> Iterator[PageSection]:
     spec, state = work.spec, work.state
     drawn = pictures(state, spec.corpora.sequence_length, history)
-    yield Section("Lineage", _LEADS["lineage"], tables=tables.lineage(spec, state))
+    yield PageSection("Lineage", _LEADS["lineage"], tables=tables.lineage(spec, state))
     if not drawn:
         return
     yield _pictured("Learning rate", "learning-rate", drawn)
@@ -108,16 +108,16 @@ def _sections(
     if "time" in drawn:
         yield _pictured("Goodput and restarts", "time", drawn, [tables.times(history)])
     if any(state.verdicts.values()):
-        yield Section("Gates", _LEADS["gates"], tables=[tables.gates(state)])
+        yield PageSection("Gates", _LEADS["gates"], tables=[tables.gates(state)])
     if state.scores or any(state.stage_scores.values()):
-        yield Section("Tasks", _LEADS["tasks"], tables=list(tables.scores(state)))
+        yield PageSection("Tasks", _LEADS["tasks"], tables=list(tables.scores(state)))
 
 
-def _retraining(baseline: str, gap: Gap | None) -> Section:
+def _retraining(baseline: str, gap: Gap | None) -> PageSection:
     """How far the run is from one that was retrained from scratch."""
     title = "Against retraining"
     if gap is None:
-        return Section(
+        return PageSection(
             title,
             f"The run file's baseline is {baseline}. Nothing was measured there yet that compares "
             "with this run: the same corpora, cut by the same tokenizer.",
@@ -140,7 +140,7 @@ def _retraining(baseline: str, gap: Gap | None) -> Section:
     if gap.average is not None:
         rows.append(("average", "", "", change_text(gap.average)))
     columns = ("corpus", "this run", "retrained", "gap, nats per token")
-    return Section(title, lead, tables=[Table(columns, rows, frozenset(columns[1:]))])
+    return PageSection(title, lead, tables=[Table(columns, rows, frozenset(columns[1:]))])
 
 
 def _quotes(state: RunState) -> Iterator[Quote]:
@@ -185,5 +185,5 @@ _LEADS = {
 
 def _pictured(
     title: str, name: str, drawn: dict[str, Picture], tables: Sequence[Table] = ()
-) -> Section:
-    return Section(title, _LEADS[name], drawn[name], f"Picture: {_LEADS[name]}", tables)
+) -> PageSection:
+    return PageSection(title, _LEADS[name], drawn[name], f"Picture: {_LEADS[name]}", tables)

@@ -9,7 +9,7 @@ from perennial.evaluation.compare import Gap, Model, average, value_of
 from perennial.evaluation.loss import Change
 from perennial.report.compare import ComparedRun, Comparison
 from perennial.report.figures import compare as draw
-from perennial.report.html import Page, Section, Table, render
+from perennial.report.html import Page, PageSection, Table, render
 from perennial.runs.ledger import moment
 from perennial.store import open_store
 from perennial.version import __version__
@@ -50,11 +50,11 @@ def _headline(told: Comparison) -> Gap | None:
     return next(reversed(chosen or told.gaps), None)
 
 
-def _sections(told: Comparison) -> Iterator[Section]:
+def _sections(told: Comparison) -> Iterator[PageSection]:
     first = told.runs[0]
     last = [run.final[-1] for run in told.runs]
     if told.corpora:
-        yield Section(
+        yield PageSection(
             "Losses",
             "The last model of each run on held-out text that none of them saw, with two standard "
             "errors. Models of one heading cost the same tokens and may be compared.",
@@ -63,7 +63,7 @@ def _sections(told: Comparison) -> Iterator[Section]:
             [_group(group, told) for group in told.groups],
         )
     if told.gaps:
-        yield Section(
+        yield PageSection(
             f"How far {first.name} is from the others",
             "Its loss minus theirs at equal tokens, over documents paired with themselves: below 0 "
             "it is better, above 0 it is worse. ± is one standard error.",
@@ -71,8 +71,8 @@ def _sections(told: Comparison) -> Iterator[Section]:
         )
     if told.tasks:
         lead = "Scores of each run's last model, ± one standard error over items."
-        yield Section("Tasks", lead, tables=[_tasks(told)])
-    yield Section(
+        yield PageSection("Tasks", lead, tables=[_tasks(told)])
+    yield PageSection(
         "Compute",
         f"What {first.name} spent on each arrival, beside retraining from scratch on everything "
         "so far, which is what one does without a trunk to go on from.",
@@ -81,7 +81,7 @@ def _sections(told: Comparison) -> Iterator[Section]:
         [_bill(first), _costs(told.runs)],
     )
     if told.corpora:
-        yield Section(
+        yield PageSection(
             "On the way",
             "Average loss over all corpora, those that a run has not trained yet included.",
             draw.average_over_tokens([run.models for run in told.runs], told.corpora, told.in_nats),

@@ -22,7 +22,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading, a sentence that says how to read what follows, then a picture and tables."""
 
     title: str
@@ -49,7 +49,7 @@ class Page:
     title: str
     subtitle: str
     facts: Mapping[str, str]
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
     quotes: Sequence[Quote] = field(default_factory=tuple)
 
 

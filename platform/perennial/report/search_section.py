@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from perennial.report.figures.pareto import pareto
-from perennial.report.html import Section, Table
+from perennial.report.html import PageSection, Table
 from perennial.search.results import SearchResult
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ _LEAD = (
 )
 
 
-def search_sections(store: Store) -> Iterator[Section]:
+def search_sections(store: Store) -> Iterator[PageSection]:
     """Yield a section for each search that has a result."""
     keys = [info.key for info in store.list("searches") if info.key.endswith("/result.json")]
     for key in keys:
         result = SearchResult.from_dict(json.loads(store.read(key)))
         picture, advice = pareto(result), _advice(result)
-        yield Section(f"Search: {result.search}", _LEAD, picture, f"Picture: {_LEAD}", [advice])
+        yield PageSection(f"Search: {result.search}", _LEAD, picture, f"Picture: {_LEAD}", [advice])
 
 
 def _advice(result: SearchResult) -> Table:

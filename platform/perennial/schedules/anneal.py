@@ -23,12 +23,12 @@ class AnnealSettings(Protocol):
 
     @property
     def anneal(self) -> AmountValue:
-        """Length; a percentage is of the trunk's steps so far."""
+        """Return the length; a percentage is of the trunk's steps so far."""
         ...
 
     @property
     def shape(self) -> AnnealShape:
-        """Form of the fall."""
+        """Return the form of the fall."""
         ...
 
 

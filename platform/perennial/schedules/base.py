@@ -60,7 +60,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def phase_ends(self) -> dict[Phase, int]:
-        """Return the last trunk step of each phase that ends, in order."""
+        """Return the last trunk steps of the phases that end, in order."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field and the kind; JSON carries it without loss."""
@@ -78,9 +78,9 @@ class Schedule(ABC):
 class ScheduleConfig(Section, ABC):
     """Base of a schedule's section in the run file; register a subclass in `SCHEDULES`.
 
-    A subclass declares `kind: Literal["its-name"]`, its keys with a documentation string below each
-    one, the class variables below, `anneal_end` and `build`. The class's docstring is the
-    introduction of its page in the reference.
+    A subclass declares `kind: Literal["its-name"]`, its keys with a documentation string below
+    every one, the class variables below, `anneal_end` and `build`. The class's docstring is the
+    introduction of its table in the reference.
     """
 
     curve: ClassVar[type[Schedule]]
@@ -169,7 +169,7 @@ def build_curve(
 
 
 def check_rates(eta_min: float, eta_max: float) -> None:
-    """Raise ValueError when the lowest rate is above the peak."""
+    """Check that the lowest rate is not above the peak; ValueError otherwise."""
     if eta_min > eta_max:
         raise ValueError(
             f"eta_min {eta_min:g} is above eta_max {eta_max:g}; use eta_min <= eta_max"
@@ -177,7 +177,7 @@ def check_rates(eta_min: float, eta_max: float) -> None:
 
 
 def check_percentages(whole: str, **phases: Amount) -> None:
-    """Raise ValueError for percentages that add up to more than 100.
+    """Check that percentages do not add up to more than 100; ValueError otherwise.
 
     Args:
         whole: what they are percentages of, such as "the first stage".
@@ -189,7 +189,7 @@ def check_percentages(whole: str, **phases: Amount) -> None:
 
 
 def check_fit(whole: str, steps: int, **phases: int) -> None:
-    """Raise InputError when phases do not fit into the steps that they share.
+    """Check that phases fit into the steps that they share; InputError otherwise.
 
     Args:
         whole: what has `steps` optimizer steps, such as "a first stage".
@@ -214,5 +214,11 @@ def warm_up_rate(peak: float, t: int, warmup_steps: int) -> float:
 
 
 def find_phase(step: int, ends: Mapping[Phase, int], last: Phase) -> Phase:
-    """Return the phase of `step` from the phases' last steps; `last` behind all of them."""
+    """Return the phase of a step.
+
+    Args:
+        step: the step.
+        ends: the last step of every phase that ends, in order.
+        last: phase of the steps behind all of them.
+    """
     return next((phase for phase, end in ends.items() if step <= end), last)

@@ -69,7 +69,7 @@ class CosineSchedule(Schedule):
         return find_phase(step, self.phase_ends(), "anneal")
 
     def phase_ends(self) -> dict[Phase, int]:
-        """Return the last step of each phase, in order."""
+        """Return the last steps of the phases, in order."""
         ends: dict[Phase, int] = {}
         if self.warmup_steps:
             ends["warmup"] = self.first_step + self.warmup_steps
@@ -82,7 +82,7 @@ class CosineConfig(ScheduleConfig):
     """Warmup and cosine decay in every stage (arXiv 2403.08763, section 4).
 
     For corpora that are projects with a known budget each: the model is releasable at the end of a
-    stage. Percentages are of each stage.
+    stage. Percentages are of every stage.
     """
 
     curve: ClassVar[type[Schedule]] = CosineSchedule
@@ -95,7 +95,7 @@ class CosineConfig(ScheduleConfig):
     eta_min: Rate
     """learning rate at the end of every stage, above 0"""
     warmup: Amount = Field(default_factory=lambda: parse_amount("1%"))
-    """linear rise to eta_max, such as `1%` of each stage or `200 steps`"""
+    """linear rise to eta_max, such as `1%` of every stage or `200 steps`"""
 
     @model_validator(mode="after")
     def _check(self) -> CosineConfig:

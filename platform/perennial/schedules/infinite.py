@@ -81,7 +81,7 @@ class InfiniteSchedule(Schedule):
         return find_phase(step, self.phase_ends(), "constant")
 
     def phase_ends(self) -> dict[Phase, int]:
-        """Return the last step of each phase that ends, in order."""
+        """Return the last steps of the phases that end, in order."""
         ends: dict[Phase, int] = {}
         if self.warmup_steps:
             ends["warmup"] = self.warmup_steps

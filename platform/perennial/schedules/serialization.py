@@ -98,7 +98,7 @@ def from_dict(record: Mapping[str, Any]) -> Schedule:
 
 
 def differences(a: Schedule, b: Schedule) -> list[str]:
-    """Return a line "field: value in a -> value in b" for each field in which two curves differ."""
+    """Return "field: value in a -> value in b" for every field in which two curves differ."""
     left, right = to_dict(a), to_dict(b)
     return [
         f"{name}: {_shown(left, name)} -> {_shown(right, name)}"

@@ -79,7 +79,7 @@ class WarmupStableDecay(Schedule):
         return find_phase(step, self.phase_ends(), "anneal")
 
     def phase_ends(self) -> dict[Phase, int]:
-        """Return the last step of each phase, in order."""
+        """Return the last steps of the phases, in order."""
         ends: dict[Phase, int] = {}
         if self.warmup_steps:
             ends["warmup"] = self.first_step + self.warmup_steps
@@ -93,7 +93,7 @@ class WarmupStableDecay(Schedule):
 class WarmupStableDecayConfig(ScheduleConfig):
     """Warmup, a constant rate, and a short decay at the end of every stage (arXiv 2405.18392).
 
-    For one known budget that decays as late as possible. Percentages are of each stage.
+    For one known budget that decays as late as possible. Percentages are of every stage.
     """
 
     curve: ClassVar[type[Schedule]] = WarmupStableDecay
@@ -106,7 +106,7 @@ class WarmupStableDecayConfig(ScheduleConfig):
     eta_min: Rate
     """learning rate at the end of every stage, above 0"""
     warmup: Amount = Field(default_factory=lambda: parse_amount("1%"))
-    """linear rise to eta_max, such as `1%` of each stage or `200 steps`"""
+    """linear rise to eta_max, such as `1%` of every stage or `200 steps`"""
     decay: Amount = Field(default_factory=lambda: parse_amount("10%"))
     """the last part of a stage, which falls to eta_min, such as `10%` of the stage"""
     decay_shape: AnnealShape = "exponential"

@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from perennial.tracking.outbox import Artifact, End, Other, Pending, Point, Registration, Tag
+from perennial.tracking.outbox import Artifact, End, MetricPoint, Other, Pending, Registration, Tag
 from perennial.tracking.redaction import hide_in_file
 from perennial.tracking.registry import register
 
@@ -54,7 +54,7 @@ class MlflowRuns:
         self._client.log_batch(run_id, params=new)
         return Found(run_id, {m.key: int(m.step) for m in there.data.to_proto().metrics})
 
-    def log(self, run_id: str, points: Sequence[Point]) -> None:
+    def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Write values: all or none, and those that are there already are not written twice."""
         self._client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 

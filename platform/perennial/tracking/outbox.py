@@ -18,7 +18,7 @@ KEPT_POINTS = 200_000
 KEPT_ARTIFACT_BYTES = 64 * 2**20
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """One value of one metric."""
 
     name: str
@@ -62,7 +62,7 @@ class Registration(NamedTuple):
 
 
 Other = Artifact | Tag | Registration | End
-Item = Point | Other
+Item = MetricPoint | Other
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Lost:
     def add(self, item: Item) -> None:
         """Count one more."""
         match item:
-            case Point(step=step):
+            case MetricPoint(step=step):
                 first, last = self.steps if self.points else (step, step)
                 self.points, self.steps = self.points + 1, (min(first, step), max(last, step))
             case Artifact(name=name):
@@ -106,7 +106,7 @@ class Pending:
     params: dict[str, str]
     tags: dict[str, str]
     attached: bool = False
-    points: deque[Point] = field(default_factory=deque)
+    points: deque[MetricPoint] = field(default_factory=deque)
     artifacts: deque[Artifact] = field(default_factory=deque)
     updates: dict[str, Tag] = field(default_factory=dict)
     registrations: deque[Registration] = field(default_factory=deque)
@@ -166,9 +166,9 @@ class Outbox:
             points = sum(len(each.points) for each in self._runs.values())
             for item in items:
                 match item:
-                    case Point() if item.step <= run.steps.get(item.name, -1):
+                    case MetricPoint() if item.step <= run.steps.get(item.name, -1):
                         pass
-                    case Point() if points < KEPT_POINTS:
+                    case MetricPoint() if points < KEPT_POINTS:
                         run.steps[item.name] = item.step
                         run.points.append(item)
                         points += 1
@@ -190,7 +190,7 @@ class Outbox:
                         run.lost.add(item)
             self._changed.notify_all()
 
-    def batch(self, run: Pending) -> list[Point]:
+    def batch(self, run: Pending) -> list[MetricPoint]:
         """The oldest values, as many as one call takes; they stay until they are `done`."""
         with self._changed:
             return list(islice(run.points, BATCH_POINTS))
@@ -205,7 +205,7 @@ class Outbox:
         with self._changed:
             for item in items:
                 match item:
-                    case Point():
+                    case MetricPoint():
                         run.points.popleft()
                     case Artifact():
                         run.artifacts.remove(item)

@@ -15,9 +15,9 @@ from perennial.tracking.outbox import (
     Artifact,
     End,
     Item,
+    MetricPoint,
     Outbox,
     Pending,
-    Point,
     Registration,
     Status,
     Tag,
@@ -79,7 +79,7 @@ class Run:
         again after a restart.
         """
         self._put(
-            Point(prefix + _NOT_IN_KEY.sub("_", name), float(value), timestamp_ms, step)
+            MetricPoint(prefix + _NOT_IN_KEY.sub("_", name), float(value), timestamp_ms, step)
             for row_step, timestamp_ms, values in rows
             for prefix, step in _axes(row_step, tokens_per_step)
             for name, value in values.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.tracking.outbox import Outbox, Pending, Point
+from perennial.tracking.outbox import MetricPoint, Outbox, Pending
 
 METRICS = ("train/loss", "train/eta")
 
@@ -26,14 +26,14 @@ def test_every_new_value_is_sent_once_and_steps_rise(
     values up to `already` from an earlier process, which is found out at any time."""
     box = Outbox()
     run = box.add(Pending("quick/00-english", "00-english", None, {}, {}))
-    sent: list[Point] = []
+    sent: list[MetricPoint] = []
     seen = {name: already.get(name, -1) for name in METRICS}
     new: dict[str, list[int]] = {name: [] for name in METRICS}
     for turn, (first, count) in enumerate(logged):
         if turn == attached_before:
             box.attach(run, "id", already)
         for step in range(first, first + count):
-            box.put(run, [Point(name, float(step), 0, step) for name in METRICS])
+            box.put(run, [MetricPoint(name, float(step), 0, step) for name in METRICS])
             for name in METRICS:
                 if step > seen[name]:
                     new[name].append(step)

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.report.figures.run import loss_heat_map
-from perennial.report.html import Page, Quote, Section, Table, render
+from perennial.report.html import Page, PageSection, Quote, Table, render
 
 HOSTILE = "<script>alert(1)</script>"
 LOSS = HeldoutLoss("english", 2.5, 1.2, 10, 100, 400, 0.1)
@@ -15,7 +15,7 @@ PAGE = Page(
     subtitle="as it stood",
     facts={"corpora": "1"},
     sections=(
-        Section(
+        PageSection(
             "Matrix",
             "Read down a column.",
             loss_heat_map(LossMatrix((("00-english", {"english": LOSS}),))),

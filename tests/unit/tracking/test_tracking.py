@@ -9,7 +9,7 @@ import pytest
 from perennial.errors import InputError
 from perennial.store import open_store
 from perennial.tracking import default_uri, open_tracker, outbox, ui_command
-from perennial.tracking.outbox import Artifact, End, Outbox, Pending, Point
+from perennial.tracking.outbox import Artifact, End, MetricPoint, Outbox, Pending
 from perennial.tracking.redaction import hide_in_file, hide_secrets, hide_values
 
 
@@ -17,8 +17,8 @@ def pending(box: Outbox, key: str = "quick/00-english") -> Pending:
     return box.add(Pending(key, key.rpartition("/")[2], None, {}, {}))
 
 
-def points(first: int, last: int) -> list[Point]:
-    return [Point("train/loss", 1.0, 0, step) for step in range(first, last + 1)]
+def points(first: int, last: int) -> list[MetricPoint]:
+    return [MetricPoint("train/loss", 1.0, 0, step) for step in range(first, last + 1)]
 
 
 @pytest.fixture
