@@ -122,9 +122,9 @@ def test_a_shard_whose_values_have_no_address_is_read_all_the_same(
 def test_a_shard_that_is_not_the_manifests_is_refused(local: Store) -> None:
     layout = write_corpus(local, "a")
     more = CorpusLayout(layout.keys, (14, *layout.shard_rows[1:]))
-    with pytest.raises(ValueError, match="holds 13 rows of 16 bytes, its manifest says 14"):
+    with pytest.raises(ValueError, match="holds 13 rows of 16 bytes, its manifest states 14"):
         RowReader(local, {"a": more}, ROW_BYTES).read([("a", numbers(3))])
-    with pytest.raises(ValueError, match="holds 0 rows of 32 bytes, its manifest says 13"):
+    with pytest.raises(ValueError, match="holds 0 rows of 32 bytes, its manifest states 13"):
         RowReader(local, {"a": layout}, 2 * ROW_BYTES).read([("a", numbers(3))])
 
 
