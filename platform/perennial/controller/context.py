@@ -1,4 +1,4 @@
-"""One run as a command sees it: its file, its store, its ledger, its tracking."""
+"""Open a run: its file, store, inbox, ledger and observers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from perennial.training.launcher import Progress
 
 _PINNED = ("name", "seed", "corpora.sequence_length", "tokenizer", "model")
-"""What may not change between the commands of one run."""
+"""Fields that may not change once a run has begun."""
 
 
 class WorkerStarts(RunObserver):
@@ -41,7 +41,16 @@ class WorkerStarts(RunObserver):
 
 
 class Workspace:
-    """A checked run file with its store; reading costs nothing, `take_charge` before writing."""
+    """A run that is open: what a command reads and writes goes through here.
+
+    Reading changes nothing. A process that writes as the controller calls `take_charge` first.
+
+    Args:
+        spec: the run file.
+        where: path of the run file, for messages.
+        observers: follow what the controller does.
+        run_ids: gives the ids under which a tracker keeps stages and releases.
+    """
 
     def __init__(
         self,
@@ -59,18 +68,18 @@ class Workspace:
         self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
         self.ledger = Ledger(self.store, self.log)
         self.setbacks: dict[str, Failed] = {}
-        """releases by policy that failed in this process, and when they are tried again"""
+        """releases by policy that failed in this process, by name, with the time of the next try"""
         self._epoch = 0
 
     @property
     def state(self) -> RunState:
-        """The run as of the last read."""
+        """Return the run's state as of the last read."""
         return self.ledger.state
 
     def notify(self, call: Callable[[RunObserver], None]) -> None:
-        """Call every observer; one that fails is a notice, and changes nothing of the run.
+        """Call every observer; one that fails becomes a notice and changes nothing of the run.
 
-        The same kind of failure is said once: an observer may be called at every step.
+        A kind of failure is shown once for each observer, because hooks are called at every step.
         """
         for observer in self.observers:
             try:
@@ -89,11 +98,15 @@ class Workspace:
 
     @property
     def in_charge(self) -> bool:
-        """Whether this process took charge of the run."""
+        """Return whether this process took charge of the run."""
         return self._epoch > 0
 
     def check(self) -> None:
-        """Everything that can be wrong before compute starts; InputError, and nothing written."""
+        """Check everything that can be wrong before compute starts; writes nothing.
+
+        Raises:
+            InputError: the machine, the store, the run file or the model does not fit.
+        """
         self.store.check()
         check_fits(self.spec.training, os.cpu_count() or 1)
         for observer in self.observers:
@@ -102,7 +115,7 @@ class Workspace:
         self.check_model()
 
     def check_run(self) -> None:
-        """What can be wrong whatever machine the run is for; reads the ledger, writes nothing."""
+        """Check what does not depend on this machine: run file, ledger and tasks; writes nothing."""
         self._check_pinned(self.ledger.read())
         for task in self.spec.evaluation.tasks:
             read_task(task)
@@ -123,7 +136,7 @@ class Workspace:
                 )
 
     def check_model(self) -> None:
-        """The tokenizer that the file names, and whether the model fits it and the sequences."""
+        """Check that the model fits the named tokenizer and the sequence length."""
         from perennial.training.model.config import check_vocabulary, model_config
         from perennial.training.model.initial import has_model
 
@@ -139,9 +152,10 @@ class Workspace:
             check_vocabulary(config, model, vocabulary)
 
     def import_model(self) -> None:
-        """Copy the stored model that the run starts from into the store, where it starts from one.
+        """Copy the pre-trained model that the run starts from into the store, where it names one.
 
-        Raises InputError when it does not fit the run.
+        Raises:
+            InputError: the model does not fit the run.
         """
         from perennial.training.model.initial import import_model
 
@@ -163,7 +177,7 @@ class Workspace:
         )
 
     def take_charge(self) -> None:
-        """Become the controller in charge; any other one stops at its next write."""
+        """Become the controller in charge; any other one stops before its next write."""
         if self._epoch:
             return
         who = f"{socket.gethostname()}:{os.getpid()}"
@@ -180,7 +194,11 @@ class Workspace:
         self._epoch = self.state.epoch
 
     def refresh(self) -> RunState:
-        """Read what others wrote. Raises Superseded when another controller took charge."""
+        """Read what other processes wrote.
+
+        Raises:
+            Superseded: another controller took charge.
+        """
         state = self.ledger.read()
         self._check_in_charge(state)
         return state
@@ -190,7 +208,7 @@ class Workspace:
             raise Superseded("another controller took charge of this run; this one stops")
 
     def fence(self) -> Fence:
-        """Lets the workers of a job commit for as long as no other controller takes charge."""
+        """Return the check by which workers commit only while this controller is in charge."""
         return Fence(self.ledger.next, TookOver.model_fields["kind"].default)
 
     def record(self, event: Event) -> None:
@@ -236,7 +254,7 @@ class Workspace:
         self.ledger.transact(lambda _: event)
 
     def use_ray(self) -> None:
-        """Have a Ray cluster."""
+        """Connect to a Ray cluster, or start a local one."""
         use_ray(self.spec.training)
 
     def close(self) -> None:
@@ -244,7 +262,7 @@ class Workspace:
         self.notify(lambda observer: observer.closed())
 
     def manifests(self) -> dict[str, CorpusManifest]:
-        """Manifests of the corpora that were ingested."""
+        """Return the manifests of the ingested corpora, by name."""
         ingested = [c.name for c in self.state.corpora.values() if c.sequences]
         return {name: corpora.read_manifest(self.store, name) for name in ingested}
 

@@ -1,4 +1,4 @@
-"""What a person decides about a corpus: a ledger event each, whichever controller is at work."""
+"""Record a user's decision about a corpus; the controller in charge follows it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,26 @@ _KINDS: dict[Decision, str] = {
 def decide(
     work: Workspace, decision: Decision, name: str, reason: str = "", replay: float | None = None
 ) -> Corpus:
-    """Write a person's decision; the corpus as it is then.
+    """Write a user's decision to the ledger.
 
-    replay: with `retry`, the share of replay of the corpus's next stage.
-    Raises InputError when there is no such corpus, or its state does not allow the decision.
+    Args:
+        work: the run; this process need not be in charge of it.
+        decision: what to do with the corpus.
+        name: the corpus.
+        reason: why, kept in the ledger.
+        replay: with `retry`, the replay share of the corpus's next stage.
+
+    Returns:
+        The corpus after the decision.
+
+    Raises:
+        InputError: there is no such corpus, or its state does not allow the decision.
     """
     check(work, decision, name, replay)
     if name not in work.state.corpora:
         _record_landings(work, name)
     try:
-        work.amend(_event(decision, name, reason or "a person decided so", replay))
+        work.amend(_event(decision, name, reason or "operator decision", replay))
     except InvalidTransition as impossible:
         raise InputError(
             work.where,
@@ -49,7 +59,7 @@ def decide(
 
 
 def check(work: Workspace, decision: Decision, name: str, replay: float | None) -> None:
-    """Refuse a decision that the corpus's state does not allow; reads only."""
+    """Raise InputError for a decision that the corpus's state does not allow; reads only."""
     state = work.ledger.read()
     corpus = state.corpora.get(name)
     if corpus is None:
@@ -83,18 +93,23 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
 
 
 def _record_landings(work: Workspace, name: str) -> None:
-    """Let the ledger know a corpus of the inbox, after those that landed before it."""
+    """Record a corpus of the inbox, after those that landed before it."""
     for landed in corpora.list_landed(work.inbox):
         if landed.name not in work.ledger.read().corpora:
             size = landed.total_bytes
-            with suppress(InvalidTransition):  # a controller saw it at this very moment
+            with suppress(InvalidTransition):  # a controller recorded it at the same moment
                 work.amend(Landed(at=now(), corpus=landed.name, size_bytes=size))
         if landed.name == name:
             return
 
 
 def choices(state: RunState, where: str) -> list[tuple[str, str]]:
-    """The three things that a person can do about a stage that a gate stopped: command, effect."""
+    """Return the user's three options for a gated stage, as pairs of command and effect.
+
+    Args:
+        state: the run; without a gated stage there are no options.
+        where: path of the run file, for the commands.
+    """
     stage = state.gated
     if stage is None:
         return []
@@ -103,12 +118,12 @@ def choices(state: RunState, where: str) -> list[tuple[str, str]]:
     return [
         (
             f"perennial retry {where} {name} --replay SHARE",
-            f"train it again from {stage.start or 'random weights'} with another share of replay",
+            f"train it again from {stage.start or 'random weights'} with another replay share",
         ),
-        (f"perennial accept {where} {name}", f"take {stage.name} over as it is"),
+        (f"perennial accept {where} {name}", f"accept {stage.name} as it is"),
         (
             f"perennial refuse {where} {name}",
-            left_out if others else "leave the corpus out; the trunk goes on from where it stood",
+            left_out if others else "leave the corpus out; the trunk stays at its previous end",
         ),
     ]
 

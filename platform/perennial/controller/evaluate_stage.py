@@ -1,4 +1,4 @@
-"""Measuring a stage's end, and letting it pass or not."""
+"""Evaluate a stage's end, and apply the gates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from perennial.runs.state import Stage
 
 
 def evaluate(work: Workspace, name: str) -> None:
-    """Measure the end of a corpus's stage on what is held out and on tasks, and sample it."""
+    """Measure a stage's end on held-out documents and tasks, and sample from it."""
     stage = work.state.stage_of(name)
     if work.state.corpora[name].state == "trained":
         work.record(Evaluating(at=now(), corpus=name))
@@ -47,7 +47,7 @@ def evaluate(work: Workspace, name: str) -> None:
 
 
 def judge(work: Workspace, name: str) -> None:
-    """Hold the stage's numbers against the run file's bounds."""
+    """Compare a stage's measurements with the run file's bounds, and record the verdicts."""
     state, stage = work.state, work.state.stage_of(name)
     gains = _gains(work, stage) if work.spec.gates.min_gain is not None else {}
     measured = Measurements(
@@ -61,11 +61,11 @@ def judge(work: Workspace, name: str) -> None:
         work.decide(Passed(at=now(), corpus=name, verdicts=list(verdicts)))
         return
     work.decide(Gated(at=now(), corpus=name, verdicts=list(verdicts)))
-    work.log(f"{stage.name} broke a gate's bound; the line stops")
+    work.log(f"{stage.name} exceeded a gate's bound; the run is paused")
 
 
 def _measure_before(work: Workspace, stage: Stage) -> None:
-    """Have the stage before measured on this one's corpora: their gain is counted from there."""
+    """Measure the previous stage on this one's corpora, from which their gain is counted."""
     if stage.start is None:
         return
     before = work.state.stages[-2].name
@@ -77,28 +77,28 @@ def _measure_before(work: Workspace, stage: Stage) -> None:
 
 
 def _is_kept(work: Workspace, checkpoint: str, corpus: str) -> bool:
-    """Whether the losses of as many documents are kept as will be measured now."""
+    """Return whether the losses of as many documents are kept as will be measured now."""
     kept = kept_losses(work.store, checkpoint, corpus)
     there = read_manifest(work.store, corpus).counts.held_out_documents
     return kept is not None and len(kept) == min(there, work.spec.evaluation.documents)
 
 
 def _gains(work: Workspace, stage: Stage) -> dict[str, Change]:
-    """How far the loss on each of the stage's corpora fell, document by document."""
-    found = {}
+    """Return the paired change of the loss over documents, by corpus of the stage."""
+    gains = {}
     for name in stage.corpora:
         before = kept_losses(work.store, stage.start, name) if stage.start else None
         after = kept_losses(work.store, work.state.ends[stage.name], name)
         if before is not None and after is not None:
-            found[name] = paired_change(before, after)
-    return {name: gain for name, gain in found.items() if gain is not None}
+            gains[name] = paired_change(before, after)
+    return {name: gain for name, gain in gains.items() if gain is not None}
 
 
 def _score_before(work: Workspace, stage: Stage) -> None:
-    """Have the scores of the checkpoint that the stage started from, where they are compared.
+    """Score the checkpoint that the stage started from, where a comparison needs it.
 
-    Its own evaluation gave them, but for tasks made of the stage's own corpora, and for tasks that
-    the run file did not name then.
+    Its own evaluation gave most scores. Missing are tasks that are made of this stage's corpora,
+    and tasks that the run file did not name at that time.
     """
     gated = [name for name, gate in work.spec.gates.tasks.items() if gate.max_drop is not None]
     wanted = dict.fromkeys([*gated, *_trunk_tasks(work)])
@@ -124,7 +124,7 @@ def _trunk_tasks(work: Workspace) -> tuple[str, ...]:
 
 
 def _examine(work: Workspace, stage: Stage) -> Answers:
-    """What the stage's end has learned and kept, what it scores, and what it writes."""
+    """Return held-out losses, scores and samples of the stage's end."""
     work.use_ray()
     spec = work.spec
     tasks = [*spec.gates.tasks, *_trunk_tasks(work)]
@@ -149,7 +149,16 @@ def _questions(work: Workspace) -> Questions:
 
 
 def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, HeldoutLoss]:
-    """Held-out losses of a checkpoint or release, ready for the ledger."""
+    """Measure held-out losses of a checkpoint.
+
+    Args:
+        work: the run.
+        folder: key of the checkpoint or release.
+        corpora: the corpora whose held-out documents are read.
+
+    Returns:
+        The losses by corpus.
+    """
     work.use_ray()
     losses = measure_losses(
         work.store,
@@ -166,7 +175,7 @@ _PROMPTS_PER_CORPUS = 2
 
 
 def sampling(spec: RunSpec) -> dict[str, Any]:
-    """What every stage and release writes: from fixed prompts, so that they compare."""
+    """Return the sampling options of all stages and releases: the same prompts, to compare them."""
     tokens = spec.release.sample_tokens
     return {
         "prompts": {"": spec.evaluation.prompts} if tokens else {},

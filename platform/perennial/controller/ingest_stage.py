@@ -1,4 +1,4 @@
-"""From a landed corpus to a tokenised one, or a refusal with its reason."""
+"""Tokenise a landed corpus, or refuse it with a reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def ingest(work: Workspace, name: str) -> None:
-    """Tokenise a landed corpus; one that cannot become a stage is refused, with a warning."""
+    """Tokenise a landed corpus, and refuse one that cannot become a stage.
+
+    Args:
+        work: the run, of which this process is in charge.
+        name: the corpus.
+    """
     try:
         if work.state.corpora[name].state == "landed":
             check_size(work, name, corpora.read_landed(work.inbox, name).total_bytes)
@@ -50,12 +55,12 @@ def ingest(work: Workspace, name: str) -> None:
 
 
 def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
-    """Say when the tokenizer, made for the first corpus, fits this one badly."""
+    """Warn when the tokenizer, made for the first corpus, fits this one badly."""
     first = next((name for name in usable(work.state) if name != manifest.name), None)
     if first is not None:
-        told = corpora.fit_warning(corpora.read_manifest(work.store, first), manifest)
-        if told is not None:
-            work.log(f"warning: {told}")
+        warning = corpora.fit_warning(corpora.read_manifest(work.store, first), manifest)
+        if warning is not None:
+            work.log(f"warning: {warning}")
 
 
 def _tokenise(work: Workspace, name: str) -> CorpusManifest:
@@ -86,16 +91,22 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
         work.inbox,
         name,
         settings,
-        earlier=[each for each in usable(work.state) if each != name],
+        earlier=[other for other in usable(work.state) if other != name],
         decontaminate=[Path(path) for path in work.spec.corpora.decontaminate],
         lender=lender,
     )
 
 
 def check_size(work: Workspace, name: str, stored_bytes: int) -> None:
-    """Refuse a corpus that is smaller than one global batch whatever its text is.
+    """Raise InputError for a corpus that must be smaller than one global batch.
 
-    Plain text gives at most one token a byte; compressed text is judged after ingestion.
+    Plain text gives at most one token a byte. Compressed text gives up to about 16, so it may pass
+    here and be refused after ingestion.
+
+    Args:
+        work: the run.
+        name: the corpus.
+        stored_bytes: size of its files in the inbox.
     """
     if stored_bytes < work.spec.tokens_per_step // 16:
         raise InputError(
@@ -109,5 +120,5 @@ def check_size(work: Workspace, name: str, stored_bytes: int) -> None:
 
 
 def usable(state: RunState) -> list[str]:
-    """Corpora that are tokenised and were not refused, in the order of landing."""
+    """Return the tokenised corpora that were not refused, in the order of landing."""
     return [c.name for c in state.corpora.values() if c.sequences and c.state != "refused"]

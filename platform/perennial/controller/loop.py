@@ -1,4 +1,4 @@
-"""The shell of the controller: ask the machine what to do, do it, write it down."""
+"""Run the controller: plan the next action, carry it out, record the result."""
 
 from __future__ import annotations
 
@@ -33,12 +33,21 @@ from perennial.training.spikes.skips import read_skips
 
 
 def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> int:
-    """Do everything that is left to do, one thing after the other; how many stages were trained.
+    """Run every pending action in order.
 
-    Safe to call again and safe to kill: what was begun is finished first, what is done is not
+    Safe to repeat and to kill: what was begun is finished first, and nothing that is done is
     repeated (invariant I4). Writes nothing when there is nothing to do.
-    wait: sit out the pause before another try of what failed, rather than return.
-    Raises what failed for the last time, when nothing else is left to do.
+
+    Args:
+        work: the run.
+        reschedule: accept a schedule that differs from the one that the trunk was trained under.
+        wait: wait out the retry delay of a corpus that failed instead of returning.
+
+    Returns:
+        The number of stages that were trained.
+
+    Raises:
+        Exception: the last failure of an action that is not retried, once the other actions ran.
     """
     controller = _Controller(work, reschedule)
     while (action := controller.next()) is not None:
@@ -126,9 +135,11 @@ def _terminated_by_sigterm() -> Iterator[None]:
 
 
 def ingest_landed(work: Workspace) -> None:
-    """Tokenise what has landed without training it.
+    """Tokenise the corpora that have landed, and train nothing.
 
-    Raises InputError while a stage is unfinished.
+    Raises:
+        InputError: a stage is unfinished.
+        Exception: the last failure of an ingestion that is not retried.
     """
     controller = _Controller(work, reschedule=False)
     while (action := controller.next()) is not None:
@@ -149,7 +160,7 @@ def ingest_landed(work: Workspace) -> None:
 
 
 def unfinished(work: Workspace) -> str | None:
-    """The corpus whose stage was begun and is not finished."""
+    """Return the corpus whose stage was begun and is not finished, or None."""
     action = next_action(work.state, _outside(work), order_of(work.spec))
     if action is None or action.verb not in ("train", "evaluate", "judge"):
         return None
@@ -157,15 +168,15 @@ def unfinished(work: Workspace) -> str | None:
 
 
 def todo(work: Workspace) -> list[str]:
-    """What `advance` would do first, and what waits behind it; writes nothing."""
+    """Return the first action of `advance` and what waits behind it; reads only."""
     outside = _outside(work, [release.name for release in _due(work)])
     first = next_action(work.state, outside, order_of(work.spec))
     if first is None or (first.verb == "wait" and not first.until):
         return []
     waiting = [n for n in outside.inbox if n not in work.state.corpora and n != first.subject]
-    told = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
-    told += f" until {first.until}" if first.until else ""
-    return [told, *(f"then {name}" for name in waiting)]
+    line = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
+    line += f" until {first.until}" if first.until else ""
+    return [line, *(f"then {name}" for name in waiting)]
 
 
 def check_inbox(work: Workspace) -> None:
@@ -180,7 +191,7 @@ def _outside(work: Workspace, due: Sequence[str] = ()) -> Outside:
 
 
 def _due(work: Workspace) -> list[Releasing]:
-    """The releases that the run file's policy wants now."""
+    """Return the releases that are due under the run file's policy."""
 
     def checkpoints(stage: Stage) -> list[int]:
         return committed_steps(work.store, stage.folder)
@@ -200,9 +211,10 @@ def _sleep_until(work: Workspace, action: Action) -> None:
 
 
 class _Controller:
-    """Does one instruction after the other and counts.
+    """Carries out actions for one call of `advance` or `ingest_landed`.
 
-    gave_up: what a corpus failed of for the last time; the others went on.
+    trained: number of stages trained so far.
+    gave_up: the last failure that is not retried; the other corpora continued.
     """
 
     def __init__(self, work: Workspace, reschedule: bool) -> None:
@@ -212,15 +224,19 @@ class _Controller:
         self.gave_up: Exception | None = None
 
     def next(self) -> Action | None:
-        """What is to be done now, from what everybody wrote until now."""
+        """Return the next action for the ledger and the inbox as they are now."""
         self._work.refresh()
         self._work.notify(lambda observer: observer.looked(self._work))
-        due = [each.name for each in _due(self._work) if self._may_be_made(each.name)]
+        due = [release.name for release in _due(self._work) if self._may_be_made(release.name)]
         outside = _outside(self._work, due)
         return next_action(self._work.state, outside, order_of(self._work.spec))
 
     def perform(self, action: Action) -> None:
-        """Carry an instruction out, unless the ledger changed meanwhile: then decide again."""
+        """Carry out an action; return without it where the ledger changed meanwhile.
+
+        Users hold, refuse and retry corpora at any time, so an action may no longer fit when its
+        event is appended. The caller then plans again from the new state.
+        """
         try:
             self._do(action)
         except Overtaken as overtaken:
@@ -246,7 +262,10 @@ class _Controller:
                 self._work.decide(Retried(at=now(), corpus=action.subject, by_person=False))
 
     def _try(self, name: str, carry_out_action: Callable[[], None]) -> None:
-        """Do it; a failure is written down, and tried again later where that may help."""
+        """Carry out an action on a corpus; record its failure, and the time of the next try.
+
+        Only failures of the corpus are recorded. SIGTERM and Ctrl-C are no Exception, and pass.
+        """
         work = self._work
         try:
             carry_out_action()
@@ -255,13 +274,13 @@ class _Controller:
         except Exception as failure:
             work.refresh()  # a controller that lost its charge writes nothing
             before = work.state.corpora[name].attempt
-            told = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
-            work.record(told)
-            if told.next_try is None:
+            failed = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
+            work.record(failed)
+            if failed.next_try is None:
                 self.gave_up = failure
 
     def _may_be_made(self, release: str) -> bool:
-        """Whether a release did not fail in this process, or may be tried again by now."""
+        """Return whether a release has not failed in this process, or its next try is due."""
         setback = self._work.setbacks.get(release)
         if setback is None:
             return True
@@ -269,8 +288,12 @@ class _Controller:
         return again is not None and datetime.fromisoformat(again) <= datetime.now(UTC)
 
     def _release(self, name: str) -> None:
-        """Make a release that is due; one that fails does not keep the trunk from going on."""
-        decided = next(each for each in _due(self._work) if each.name == name)
+        """Make a release that is due.
+
+        A failure is kept in this process alone: the trunk continues, and another process may make
+        the same release.
+        """
+        decided = next(release for release in _due(self._work) if release.name == name)
         work = self._work
         try:
             carry_out(work, decided)
@@ -279,11 +302,11 @@ class _Controller:
         except Exception as failure:
             work.refresh()  # a controller that lost its charge stops here
             before = work.setbacks[name].attempt if name in work.setbacks else 0
-            told = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
-            work.setbacks[name] = told
-            again = f"not before {told.next_try}" if told.next_try else "by `perennial release`"
+            failed = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
+            work.setbacks[name] = failed
+            again = f"not before {failed.next_try}" if failed.next_try else "by `perennial release`"
             work.log(
-                f"release {name} failed ({told.reason}); the trunk goes on; another try {again}"
+                f"release {name} failed ({failed.reason}); the trunk continues; next try {again}"
             )
             if not isinstance(failure, Superseded):
                 self.gave_up = failure  # whoever superseded this process makes the release
@@ -296,15 +319,15 @@ class _Controller:
 
     def _start(self, action: Action) -> None:
         work = self._work
-        # Decided once without a tracking run: bad input is refused before MLflow has a run of it.
+        # Planned without a tracking run first, so that MLflow has no run of wrong input.
         decided = decide_stage(
             work.spec, work.state, action.subject, now(), "", self._reschedule, action.joined
         )
         unreplayed = decided.mix.unreplayed
         if unreplayed and work.state.stages:
             work.log(
-                f"{decided.stage}: {unreplayed:,} sequences of the replay share are new ones "
-                "instead, because no earlier corpus may give more"
+                f"{decided.stage}: {unreplayed:,} sequences of the replay share are new data "
+                "instead, because the earlier corpora are at their replay limit"
             )
         stage = Stage.decided(decided, after=len(work.state.stages))
         if action.joined:

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a local one."""
+"""Connect to a Ray cluster, or start a local one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from perennial.config.training import TrainingSpec
 from perennial.errors import InputError
 
 _READER_SHARE = 0.1
-"""CPUs that the reader of one worker needs beside it; see `perennial.mixture.ray_stream`."""
+"""CPUs that a worker's reader needs in addition; see `perennial.mixture.ray_stream`."""
 
 
 def use_ray(training: TrainingSpec) -> None:
-    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; once a process.
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; once per process.
 
-    Raises InputError when this machine alone cannot hold the workers, which would wait for ever.
+    Raises:
+        InputError: this machine alone cannot hold the workers, and Ray would wait for ever.
     """
     check_fits(training, os.cpu_count() or 1)
     import ray
@@ -35,27 +36,38 @@ def use_ray(training: TrainingSpec) -> None:
 
 
 def check_concurrent(where: str, training: TrainingSpec, concurrent: int) -> None:
-    """Refuse more trials at a time than this machine can hold, unless a cluster was named.
+    """Raise InputError for more concurrent trials than this machine can hold.
 
-    Ray would start them all, and each would wait for workers that another one holds.
+    Ray would start them all, and they would wait for one another's workers for ever. A cluster
+    that RAY_ADDRESS names is not checked: it may grow.
+
+    Args:
+        where: the tuning file, for the message.
+        training: workers and CPUs of one trial.
+        concurrent: number of trials at a time.
     """
     if "RAY_ADDRESS" in os.environ:
         return
     cpus = os.cpu_count() or 1
-    each = training.workers.min * (training.cpus_per_worker + _READER_SHARE)
-    if concurrent > 1 and concurrent * each > cpus + 1e-9:
+    trial_cpus = training.workers.min * (training.cpus_per_worker + _READER_SHARE)
+    if concurrent > 1 and concurrent * trial_cpus > cpus + 1e-9:
         raise InputError(
             where,
             "concurrent",
-            f"{concurrent} trials of {each:g} CPUs each need {concurrent * each:g} CPUs, this "
-            f"machine has {cpus}",
-            f"give at most {max(1, int(cpus / each))}, or set RAY_ADDRESS",
+            f"{concurrent} trials of {trial_cpus:g} CPUs each need "
+            f"{concurrent * trial_cpus:g} CPUs, this machine has {cpus}",
+            f"give at most {max(1, int(cpus / trial_cpus))}, or set RAY_ADDRESS",
             code="machine-too-small",
         )
 
 
 def check_fits(training: TrainingSpec, cpus: int) -> None:
-    """Refuse workers that this machine cannot hold, unless a cluster was named."""
+    """Raise InputError for workers that this machine cannot hold, unless a cluster is named.
+
+    Args:
+        training: workers, and CPUs for each.
+        cpus: number of CPUs of this machine.
+    """
     if "RAY_ADDRESS" in os.environ:
         return
     workers = training.workers.min

@@ -1,4 +1,4 @@
-"""Annealing a branch off the trunk, exporting it, and measuring it (invariant I7)."""
+"""Make releases: anneal a branch off the trunk, export and measure it (invariant I7)."""
 
 from __future__ import annotations
 
@@ -22,32 +22,41 @@ from perennial.training.checkpoint.ownership import Fence
 
 
 def release(work: Workspace, origin: str | None = None, tokens: str | None = None) -> Released:
-    """Anneal and export a checkpoint of the trunk, once; what is there already otherwise.
+    """Anneal and export a checkpoint of the trunk, unless that release exists.
 
-    The trunk goes on meanwhile: whichever controller is in charge stays so.
-    origin: `STAGE@STEP`, or `STAGE` for its end; None is the end of the last stage that passed.
-    tokens: length of the anneal, such as `4M tokens`, in place of the run file's.
-    Raises InputError when there is no such checkpoint, or a gate stopped its stage.
+    Training continues meanwhile: the controller in charge stays in charge.
+
+    Args:
+        work: the run.
+        origin: `STAGE@STEP`, or `STAGE` for its end; None is the end of the last stage that passed.
+        tokens: length of the anneal, such as `4M tokens`, in place of the run file's.
+
+    Returns:
+        The release.
+
+    Raises:
+        InputError: there is no such checkpoint, or a gate stopped its stage.
     """
     decided = _decide(work, origin, tokens)
     done = _done(work, decided.name)
     if done is not None:
-        work.log(f"release {decided.name} is there already")
+        work.log(f"release {decided.name} exists already")
         return done
     return carry_out(work, decided)
 
 
 def plan_release(work: Workspace, origin: str | None, tokens: str | None) -> str:
-    """What `release` would do; writes nothing."""
+    """Return what `release` would do, in words; writes nothing."""
     decided = _decide(work, origin, tokens)
     how = f"anneal {_steps(decided)} steps and " if decided.mix else ""
     return f"{how}export {decided.name} from {decided.source}"
 
 
 def carry_out(work: Workspace, decided: Releasing) -> Released:
-    """Make a release that is decided, from wherever it was left.
+    """Make a planned release, from where an earlier process left it.
 
-    Raises Superseded when another process begins with the same release meanwhile.
+    Raises:
+        Superseded: another process claimed the same release meanwhile.
     """
     claimed = _claim(work, decided)
     checkpoint = claimed.source if claimed.mix is None else _anneal(work, claimed)
@@ -78,7 +87,7 @@ def _claim(work: Workspace, decided: Releasing) -> Releasing:
 
 
 def evaluate(work: Workspace) -> None:
-    """Fill the matrix's missing cells, and score the latest release on the run file's tasks."""
+    """Measure missing cells of the loss matrix, and score the latest release on the tasks."""
     _fill(work)
     if not work.state.releases or not work.spec.evaluation.tasks:
         return
@@ -98,8 +107,8 @@ def evaluate(work: Workspace) -> None:
         seed=work.spec.seed,
     )
     answers = examine(work.store, latest.folder, questions)
-    found = [plain(score) for score in answers.tasks]
-    work.amend(Scored(at=now(), release=latest.name, tasks=list(tasks), scores=found))
+    scores = [plain(score) for score in answers.tasks]
+    work.amend(Scored(at=now(), release=latest.name, tasks=list(tasks), scores=scores))
     work.notify(lambda observer: observer.release_scored(work, latest))
 
 
@@ -129,7 +138,7 @@ def _decide(work: Workspace, origin: str | None, tokens: str | None) -> Releasin
 
 
 def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
-    """The stage and the step of a checkpoint that may be released."""
+    """Return the stage and the step of a checkpoint that may be released."""
     state = work.state
     passed = [stage for stage in state.stages if state.has_passed(stage)]
     if origin is None:
@@ -143,9 +152,9 @@ def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
             )
         return passed[-1], passed[-1].last_step
     name, at, step = origin.partition("@")
-    stage = next((each for each in state.stages if each.name == name), None)
+    stage = next((stage for stage in state.stages if stage.name == name), None)
     if stage is None:
-        names = ", ".join(each.name for each in state.stages) or "none yet"
+        names = ", ".join(stage.name for stage in state.stages) or "none yet"
         raise InputError(
             "command line",
             "--from",
@@ -165,12 +174,12 @@ def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
     steps = committed_steps(work.store, stage.folder)
     wanted = step if at else str(stage.last_step)
     if wanted not in map(str, steps):
-        there = ", ".join(f"{name}@{each}" for each in steps) or "none yet"
+        known = ", ".join(f"{name}@{step}" for step in steps) or "none yet"
         raise InputError(
             "command line",
             "--from",
             f"there is no checkpoint {name}@{wanted}",
-            f"give {there}",
+            f"give {known}",
             code="checkpoint-missing",
         )
     return stage, int(wanted)
@@ -231,7 +240,7 @@ def _record(work: Workspace, claimed: Releasing, released: Released) -> None:
 
     def unless_claimed(state: RunState) -> Released:
         if state.releasing.get(claimed.name) != claimed:
-            raise Superseded(f"another process began with release {claimed.name}; this one stops")
+            raise Superseded(f"another process claimed release {claimed.name}; this one stops")
         return released
 
     work.ledger.transact(unless_claimed)

@@ -1,4 +1,4 @@
-"""A stage goes on from what a trial of it has trained, instead of training it again.
+"""Continue a stage from the checkpoint of one of its trials.
 
 A trial is the beginning of the stage that `run` trains at its point (`perennial.search.trials`):
 where plan, schedule, optimizer and start are the same, so is every weight.
@@ -21,47 +21,52 @@ if TYPE_CHECKING:
 
 
 def adopt(work: Workspace, stage: Stage) -> None:
-    """Copy the furthest checkpoint of a trial of this very stage into it, unless it is further.
+    """Copy the last checkpoint of the furthest trial of this stage into it, unless it is further.
 
-    A trial that left a batch out is not of this stage's plan any more.
+    A trial that skipped a batch no longer follows the stage's plan, and is left out.
+
+    Args:
+        work: the run, of which this process is in charge.
+        stage: the stage that is about to train.
     """
     stands = checkpoint.latest_step(work.store, stage.folder) or stage.first_step
-    found = [
+    further = [
         (step, trial)
         for trial in beginnings(work.state, stage)
         if (step := checkpoint.latest_step(work.store, trial.folder) or 0) > stands
         and not read_skips(work.store, trial.folder)
     ]
-    if not found:
+    if not further:
         return
-    step, trial = max(found, key=lambda pair: pair[0])
+    step, trial = max(further, key=lambda pair: pair[0])
     _copy(work.store, checkpoint.folder_of(trial.folder, step), stage)
     work.log(
-        f"{stage.name} goes on from step {step:,} of trial {trial.branched.trial}: "
+        f"{stage.name} continues from step {step:,} of trial {trial.branched.trial}: "
         f"{step - stage.first_step:,} steps are not trained again"
     )
 
 
 def beginnings(state: RunState, stage: Stage) -> list[Trial]:
-    """The trials that are the beginning of this stage."""
+    """Return the trials that are the beginning of a stage."""
 
-    def told(each: Stage) -> tuple[Any, ...]:
-        return each.start, each.first_step, each.mix, from_dict(each.schedule), each.optimizer
+    def plan_of(stage: Stage) -> tuple[Any, ...]:
+        schedule = from_dict(stage.schedule)
+        return stage.start, stage.first_step, stage.mix, schedule, stage.optimizer
 
     return [
         trial
         for trial in state.searches.trials.values()
-        if told(trial_stage(trial.branched, stage.after)) == told(stage)
+        if plan_of(trial_stage(trial.branched, stage.after)) == plan_of(stage)
     ]
 
 
 def _copy(store: Store, source: str, stage: Stage) -> None:
-    """The files under the same attempt, then a manifest in the stage's name (invariant I6)."""
+    """Copy the files of the attempt, then commit a manifest for the stage (invariant I6)."""
     manifest = checkpoint.read_manifest(store, source)
     target = checkpoint.folder_of(stage.folder, manifest.step)
     for name in manifest.files:
         key = f"{checkpoint.place_of(target, manifest.attempt)}/{name}"
         with store.open(manifest.key_of(source, name)) as read, store.open(key, "wb") as written:
             shutil.copyfileobj(read, written)
-    told = {"name": stage.name, "tracking_run": stage.tracking_run}
-    checkpoint.commit(store, target, manifest.model_copy(update=told))
+    owner = {"name": stage.name, "tracking_run": stage.tracking_run}
+    checkpoint.commit(store, target, manifest.model_copy(update=owner))

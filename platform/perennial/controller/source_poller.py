@@ -1,4 +1,4 @@
-"""The run's sources: pulled when they are due, by a command or beside training."""
+"""Pull the run's sources when they are due, in a command or while training runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 def open_sources(work: Workspace) -> list[DataSource]:
-    """The sources of the run file; nothing is contacted."""
+    """Return the sources of the run file; contacts none of them."""
     if not work.spec.sources:
         return []
     from perennial.sources import DataSource
 
-    # Plain text gives at most a token a byte, compressed text about 16: see `ingestion.check_size`.
+    # Plain text gives at most one token a byte, compressed text about 16: see
+    # `ingest_stage.check_size`.
     least_bytes = max(1, work.spec.tokens_per_step // 16)
     return [
         DataSource(name, spec, work.store, work.inbox, least_bytes)
@@ -28,20 +29,29 @@ def open_sources(work: Workspace) -> list[DataSource]:
 
 
 def pull_due(work: Workspace, sources: Sequence[DataSource], now: datetime) -> list[str]:
-    """Pull the sources that are due and land what is enough; the corpora that landed.
+    """Pull the sources that are due, and land what makes a whole corpus.
 
-    Writes to the inbox and to `sources/` only, never to the ledger: no controller is disturbed.
+    Writes to the inbox and to `sources/`, never to the ledger: a controller in another process is
+    not disturbed.
+
+    Args:
+        work: the run, for its log.
+        sources: as `open_sources` gives them.
+        now: the time against which schedules are compared.
+
+    Returns:
+        Names of the corpora that landed.
     """
     return [name for source in sources for name in source.run_due(now, work.log)]
 
 
 def utc_now() -> datetime:
-    """The clock of the sources."""
+    """Return the time of the sources' clock."""
     return datetime.now(UTC)
 
 
 class Puller(threading.Thread):
-    """Pulls beside training, which may take days: a source's schedule goes on meanwhile."""
+    """A thread that pulls while training runs, which may take days."""
 
     def __init__(
         self, work: Workspace, interval_seconds: float, clock: Callable[[], datetime] = utc_now
@@ -54,12 +64,12 @@ class Puller(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Look again and again until it is stopped; ends at once for a run without sources."""
+        """Pull what is due until stopped; return at once for a run without sources."""
         while self._sources:
             pull_due(self._work, self._sources, self._clock())
             if self._stopped.wait(self._interval_seconds):
                 return
 
     def stop(self) -> None:
-        """End after the look that is under way; what it leaves half done the next one finishes."""
+        """End after the present pull; the next process finishes what it leaves incomplete."""
         self._stopped.set()

@@ -1,4 +1,4 @@
-"""What ends the pause of a watch early: a hint that something landed. The inbox stays the truth."""
+"""Webhook that wakes `watch` early; the inbox stays the source of truth."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ _LONGEST_BODY_BYTES = 1 << 20
 
 
 class Wakeup:
-    """Waits for a time, or shorter when an S3 event is posted to `port`.
+    """A pause that ends early when an S3 event is posted to `port`.
 
-    Nothing of a request is believed, not even read into anything: it says when to look, and what
-    is there then is found by looking.
+    A request says only when to look: its body is discarded unread, because anybody may send one.
+
+    Args:
+        port: TCP port to listen on, 0 for any free one; None listens on none.
+        log: called with a line that names the port.
     """
 
-    def __init__(self, port: int | None, say: Callable[[str], None]) -> None:
+    def __init__(self, port: int | None, log: Callable[[str], None]) -> None:
         self._woken = threading.Event()
         self._server: ThreadingHTTPServer | None = None
         if port is not None:
             self._server = ThreadingHTTPServer(("", port), _handler(self._woken))
             self._server.daemon_threads = True
-            say(f"S3 events may be posted to port {self._server.server_port}")
+            log(f"S3 events may be posted to port {self._server.server_port}")
 
     @property
     def port(self) -> int | None:
-        """The port that is listened on."""
+        """Return the port that is listened on."""
         return None if self._server is None else self._server.server_port
 
     def __enter__(self) -> Wakeup:
@@ -46,10 +49,10 @@ class Wakeup:
             self._server.server_close()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep; True when a hint ended it."""
-        hinted = self._woken.wait(seconds)
+        """Sleep for some seconds; return True when a request ended the pause."""
+        woken = self._woken.wait(seconds)
         self._woken.clear()
-        return hinted
+        return woken
 
 
 def _handler(woken: threading.Event) -> type[BaseHTTPRequestHandler]:
@@ -67,6 +70,6 @@ def _handler(woken: threading.Event) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing: a scan of the port is no news."""
+            """Log nothing: port scans would fill the log."""
 
     return Hint

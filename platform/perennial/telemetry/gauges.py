@@ -1,4 +1,4 @@
-"""How the controller stands, in a few numbers: what it does, what waits, how old that is. Pure."""
+"""Compute the gauges of a run: activity, queue and data lag. Pure."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ class Gauges:
 def read_gauges(
     state: RunState, landed_at: Mapping[str, datetime], now: datetime, order: Order | None = None
 ) -> Gauges:
-    """The gauges of a run.
+    """Compute the gauges of a run.
 
-    landed_at: when each corpus that is in the inbox landed, in the order of landing.
-    order: what does not become a stage does not wait for one.
+    Args:
+        state: the run as of the last read of the ledger.
+        landed_at: landing times of the corpora in the inbox, by name, in the order of landing.
+        now: the time from which the lag is counted.
+        order: which corpora become stages; the others are not in the queue.
     """
     trains = (order or Order()).trains
     in_hand = [corpus for corpus in state.corpora.values() if corpus.state in _IN_HAND]

@@ -1,4 +1,4 @@
-"""MLflow follows a run: a child run for each stage and release, with the metrics of its steps."""
+"""Log a run to MLflow: one child run per stage and release, with the metrics of its steps."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Gauges at Ray's own Prometheus endpoint: every Ray node serves what its processes set.
+"""Set gauges at Ray's own Prometheus endpoint: every Ray node serves those of its processes.
 
-Ray puts `ray_` before each name. The dashboard at k8s/monitoring asks for these names.
+Ray puts `ray_` before a name. The dashboard in k8s/monitoring queries these names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TAGS = {
 
 
 class Exported:
-    """What this process tells Prometheus; silent while there is no Ray."""
+    """The gauges of this process; it sets none while Ray is not initialised."""
 
     def __init__(self, lineage: str) -> None:
         self._lineage = lineage
@@ -50,23 +50,29 @@ class Exported:
         self._in_steps_seconds = 0.0
 
     def controller(self, gauges: Gauges) -> None:
-        """The controller's own gauges."""
+        """Set the controller's own gauges."""
         self._only("perennial_state", {"doing": gauges.doing})
         self._set("perennial_queue_length", len(gauges.queue), {})
         self._set("perennial_data_lag_seconds", gauges.lag_seconds, {})
 
     def trained(self, stage: str, lag_seconds: float) -> None:
-        """A stage was trained so long after its corpus landed."""
+        """Set the time from landing to trained of a stage, in seconds."""
         self._set("perennial_landed_to_trained_seconds", lag_seconds, {"stage": stage})
 
     def begin(self) -> None:
-        """A job begins."""
+        """Reset restarts and goodput for a job that begins."""
         self._began, self._starts, self._in_steps_seconds = time.monotonic(), 0, 0.0
 
     def progress(
         self, job: Job, started: Sequence[tuple[int, int]], rows: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Worker-group starts (step, world size) and finished steps of a job."""
+        """Set the gauges of a job from its news.
+
+        Args:
+            job: the job.
+            started: worker-group starts as pairs of trunk step and world size.
+            rows: finished steps, see `perennial.training.launcher.Progress`.
+        """
         stage = {"stage": job.name}
         self._starts += len(started)
         for _, world_size in started:
@@ -85,7 +91,7 @@ class Exported:
         self._only("perennial_phase", {**stage, "phase": last["phase"]})
 
     def _only(self, name: str, tags: dict[str, str]) -> None:
-        """1 for these tags and 0 for those that were shown before."""
+        """Set a gauge to 1 for these tags, and to 0 for the tags that were shown before."""
         before = self._shown.get(name)
         if before is not None and before != tags:
             self._set(name, 0, before)

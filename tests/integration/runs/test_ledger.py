@@ -210,6 +210,36 @@ def _race(url: str, prize: str, who: str, line: Barrier, won: Queue[tuple[str, l
     won.put((who, mine))
 
 
+def test_transactions_of_racing_processes_each_rest_on_the_last_state(raced: Store) -> None:
+    """Every epoch is decided on the epoch before it, by whichever process; none is lost."""
+    controllers, rounds = 3, 30
+    spawn = multiprocessing.get_context("spawn")
+    line = spawn.Barrier(controllers, timeout=60)
+    racers = [
+        spawn.Process(target=_transact, args=(raced.url, str(who), rounds, line))
+        for who in range(controllers)
+    ]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+        assert racer.exitcode == 0
+    entries = [decode(raced.read(f"ledger/{n:012d}.json")) for n in range(controllers * rounds)]
+    assert not raced.exists(f"ledger/{controllers * rounds:012d}.json")
+    assert [e.epoch for e in entries if isinstance(e, TookOver)] == [*range(1, len(entries) + 1)]
+    writers = Counter(event.controller for event in entries if isinstance(event, TookOver))
+    assert writers == {str(who): rounds for who in range(controllers)}
+
+
+def _transact(url: str, who: str, rounds: int, line: Barrier) -> None:
+    ledger = Ledger(open_store(url))
+    line.wait()
+    for _ in range(rounds):
+        ledger.transact(
+            lambda state: TookOver(at=AT, epoch=state.epoch + 1, controller=who),
+        )
+
+
 def test_a_fence_falls_with_the_next_claim_and_with_no_other_event(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     ledger = Ledger(store)

@@ -275,7 +275,7 @@ def test_a_release_by_policy(
     (setback,) = releases.setbacks.values()
     hopeless = isinstance(error, (*MISTAKES, TrainingStopped))
     assert (setback.next_try is None) == hopeless
-    assert [line for line in lines.lines if "the trunk goes on" in line]
+    assert [line for line in lines.lines if "the trunk continues" in line]
     assert _ledger(releases).corpora["a"].state == "passed"
 
 
