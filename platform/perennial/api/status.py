@@ -123,7 +123,7 @@ class RunStatus:
 def read_status(work: Workspace) -> RunStatus:
     """Return the state of a run; reads only."""
     state = work.ledger.read()
-    states = summary.told_states(work.store, work.spec, state)
+    states = summary.describe_states(work.store, work.spec, state)
     matrix = summary.matrix(state)
     times = _read_times(work)
     return RunStatus(

@@ -115,7 +115,7 @@ class Workspace:
         self.check_model()
 
     def check_run(self) -> None:
-        """Check what does not depend on this machine: run file, ledger and tasks; writes nothing."""
+        """Check run file, ledger and tasks, whatever the machine; writes nothing."""
         self._check_pinned(self.ledger.read())
         for task in self.spec.evaluation.tasks:
             read_task(task)

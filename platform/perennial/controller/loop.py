@@ -309,7 +309,7 @@ class _Controller:
                 f"release {name} failed ({failed.reason}); the trunk continues; next try {again}"
             )
             if not isinstance(failure, Superseded):
-                self.gave_up = failure  # whoever superseded this process makes the release
+                self.gave_up = failure  # the process that claimed the release makes it
 
     def _land(self, name: str) -> None:
         seen = {landed.name: landed for landed in corpora.list_landed(self._work.inbox)}

@@ -1,4 +1,4 @@
-"""What to do next: the one right thing, from the folded state and what is seen outside. Pure."""
+"""Plan the next action from the ledger's state and what is outside of it. Pure."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _GO_ON: dict[str, Verb] = {
 
 @dataclass(frozen=True)
 class Action:
-    """What the shell must do next, and to which corpus or release.
+    """An action of the controller, and the corpus or release that it is about.
 
     joined: with `start`, the corpora that become one stage with the subject, in their order.
-    until: with `wait`, the UTC time at which there is something to do again; "" waits for a person.
+    until: with `wait`, the UTC time of the next action; "" waits for a user.
     """
 
     verb: Verb
@@ -38,7 +38,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Outside:
-    """What the ledger does not know.
+    """The inputs of a plan that are not in the ledger.
 
     inbox: names of the complete corpora in the inbox, in the order in which they landed.
     now: UTC time, ISO 8601.
@@ -52,12 +52,12 @@ class Outside:
 
 @dataclass(frozen=True)
 class Order:
-    """In which order corpora become stages, and which of them become one.
+    """The order in which corpora become stages, and which of them become one stage.
 
-    first: these, in this order and each waiting for the one before it; None is by landing.
+    first: these, in this order; the others follow in the order of landing.
     priority: by corpus; the higher is taken first, among equals the one that landed first.
-    only: corpora that become stages; any other is ingested and no more. None is all.
-    most_corpora, most_tokens: of one stage that several corpora become; 1 merges nothing.
+    only: corpora that become stages; the others are only ingested. None is all.
+    most_corpora, most_tokens: limits of a stage of several corpora; 1 corpus merges nothing.
     alone: corpora that keep a stage of their own, as those in `first` do.
     """
 
@@ -69,22 +69,30 @@ class Order:
     alone: Collection[str] = ()
 
     def trains(self, name: str) -> bool:
-        """Whether a corpus becomes a stage."""
+        """Return whether a corpus becomes a stage."""
         return self.only is None or name in self.only
 
     def like(self, one: Corpus, other: Corpus) -> bool:
-        """Whether neither must be trained before the other, nor otherwise than the other."""
+        """Return whether two corpora may share a stage: same priority, same settings."""
         alone = {*self.first, *self.alone} & {one.name, other.name}
         ranks = {self.priority.get(corpus.name, 0) for corpus in (one, other)}
         return not alone and len(ranks) == 1 and one.replay == other.replay
 
 
 def next_action(state: RunState, outside: Outside, order: Order | None = None) -> Action | None:
-    """The one right thing to do, or None when the run has caught up.
+    """Plan the next action.
 
-    What was begun on the trunk is finished first, then releases, then landings are recorded, then
-    stages follow in order. A gated stage, or one that failed for good, stops the line: only
-    landings are recorded.
+    The stage that was begun is finished first, then come releases, then landings, then the next
+    stage in order. A gated stage, or one that failed for the last time, pauses the run: only
+    landings are recorded then.
+
+    Args:
+        state: the run as of the last read of the ledger.
+        outside: inbox, time and due releases.
+        order: which corpora become stages, and in which order; default the order of landing.
+
+    Returns:
+        The action, or None when there is nothing left to do.
     """
     order = order or Order()
     at_work = state.corpora[state.at_work.corpora[0]] if state.at_work else None
@@ -101,7 +109,7 @@ def next_action(state: RunState, outside: Outside, order: Order | None = None) -
 
 
 def _again(corpus: Corpus, now: str) -> Action:
-    """What to do about a corpus that failed or is gated."""
+    """Plan what to do about a corpus that failed or is gated: retry, or wait."""
     if corpus.next_try is None:
         return Action("wait", corpus.name)
     if datetime.fromisoformat(corpus.next_try) <= datetime.fromisoformat(now):
@@ -110,7 +118,7 @@ def _again(corpus: Corpus, now: str) -> Action:
 
 
 def _next_stage(state: RunState, now: str, order: Order) -> Action | None:
-    """The next corpus in order; those that a person or a later try must free are passed over."""
+    """Plan for the next corpus in order; skip those that wait for a user or for a later try."""
     waiting: list[Action] = []
     queue = in_order(state, order)
     for place, corpus in enumerate(queue):
@@ -120,18 +128,18 @@ def _next_stage(state: RunState, now: str, order: Order) -> Action | None:
             case "ready" if order.trains(corpus.name):
                 return _start(corpus, queue[place + 1 :], order)
             case "failed":
-                told = _again(corpus, now)
-                if told.verb == "retry":
-                    return told
-                waiting += [told] if told.until else []
+                action = _again(corpus, now)
+                if action.verb == "retry":
+                    return action
+                waiting += [action] if action.until else []
     return min(waiting, key=lambda wait: wait.until, default=None)
 
 
 def _start(first: Corpus, behind: Sequence[Corpus], order: Order) -> Action:
-    """Start the stage of a ready corpus, with those behind it that landed and may join it.
+    """Start the stage of a ready corpus, with the corpora behind it that may join it.
 
-    They are ingested first. Nothing overtakes: whoever may not join ends the stage, but for those
-    that are not to be trained now.
+    Those are ingested first. Order is preserved: batching stops at the first corpus that cannot
+    join, except for corpora that are not to be trained now.
     """
     joined: list[Corpus] = []
     tokens = first.tokens
@@ -151,11 +159,11 @@ def _start(first: Corpus, behind: Sequence[Corpus], order: Order) -> Action:
 
 
 def in_order(state: RunState, order: Order) -> list[Corpus]:
-    """Corpora that may become stages, next first; those that must wait for another are left out."""
+    """Return the corpora that may become stages, next first, without those that must wait."""
     named = list(order.first)
     for index, name in enumerate(named):
         if name not in state.corpora:
-            # Nothing that is named after it, or not named at all, may overtake it.
+            # Corpora that are named after it, or not named, must not be trained before it.
             return [c for c in state.corpora.values() if c.name in named[:index]]
     landed = list(state.corpora.values())
     place = {corpus.name: index for index, corpus in enumerate(landed)}

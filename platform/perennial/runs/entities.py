@@ -1,4 +1,4 @@
-"""What the state of a run is made of: corpora and stages, as the ledger tells them."""
+"""Define corpora and stages, of which the state of a run consists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perennial.runs.transitions import CorpusState
 
 @dataclass
 class Corpus:
-    """What the ledger says of one corpus."""
+    """One corpus, as of the ledger."""
 
     name: str
     state: CorpusState = "unknown"
@@ -28,12 +28,12 @@ class Corpus:
     attempt: int = 0
     attempts: int = 0
     next_try: str | None = None
-    #: replay share that a person gave its next stage
+    #: replay share that a user gave its next stage
     replay: float | None = None
 
     @property
     def stands_at(self) -> CorpusState:
-        """Its state, or the one in which it failed."""
+        """Return its state, or the state in which it failed."""
         return self.back if self.state == "failed" else self.state
 
 
@@ -55,7 +55,7 @@ class Stage:
 
     @classmethod
     def decided(cls, event: Started, after: int) -> Stage:
-        """The stage that the event decides."""
+        """Return the stage that an event plans."""
         return cls(
             name=event.stage,
             first_step=event.first_step,
@@ -69,15 +69,15 @@ class Stage:
 
     @property
     def corpora(self) -> tuple[str, ...]:
-        """The new corpora; the first gave the stage its name."""
+        """Return the new corpora; the first gave the stage its name."""
         return self.mix.corpora
 
     @property
     def last_step(self) -> int:
-        """Trunk step after the stage."""
+        """Return the trunk step after the stage."""
         return self.first_step + self.mix.steps
 
     @property
     def folder(self) -> str:
-        """Key under which the stage's checkpoints lie."""
+        """Return the key of the folder of the stage's checkpoints."""
         return f"checkpoints/{self.name}"

@@ -1,4 +1,4 @@
-"""What can happen to a run: one small record each, written once, never changed."""
+"""Define the events of a run: small records that are written once and never changed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     at: str
-    """UTC time of writing, ISO 8601; for people, and for the timetable of releases"""
+    """UTC time of writing, ISO 8601; shown to users, and compared with the timetable of releases"""
 
 
 class Opened(_Record):
@@ -109,7 +109,7 @@ class Refused(_Record):
 
 
 class Held(_Record):
-    """A person wants the corpus to wait."""
+    """A user holds the corpus."""
 
     kind: Literal["held"] = "held"
     corpus: str
@@ -117,10 +117,10 @@ class Held(_Record):
 
 
 class Retried(_Record):
-    """Go on with a corpus that was held, failed or refused, or train its stage anew.
+    """Continue with a corpus that was held, failed or refused, or train its stage again.
 
-    by_person: a person's retry counts attempts from the start; the controller's own does not.
-    replay: the share of replay of its next stage, in place of the run file's.
+    by_person: a user's retry counts attempts from the start; the controller's own does not.
+    replay: the replay share of its next stage, in place of the run file's.
     """
 
     kind: Literal["retried"] = "retried"
@@ -130,7 +130,7 @@ class Retried(_Record):
 
 
 class Retired(_Record):
-    """The trained corpus leaves the replay of later stages; it stays in the lineage."""
+    """The trained corpus is no longer replayed by later stages; it stays in the lineage."""
 
     kind: Literal["retired"] = "retired"
     corpus: str
@@ -138,9 +138,9 @@ class Retired(_Record):
 
 
 class Failed(_Record):
-    """What was done with the corpus failed for the `attempt`-th time.
+    """An action on the corpus failed for the `attempt`-th time.
 
-    next_try: UTC time from which on it is tried again; None when it waits for a person.
+    next_try: UTC time of the next try at the earliest; None when it waits for a user.
     """
 
     kind: Literal["failed"] = "failed"
@@ -152,7 +152,7 @@ class Failed(_Record):
 
 
 class Started(_Record):
-    """A stage is decided: plan, schedule, and the checkpoint it starts from.
+    """A stage is planned: mix, schedule, and the checkpoint that it starts from.
 
     corpus: the first of its new corpora, `mix.corpora`; what happens to the stage happens to all.
     """
@@ -171,7 +171,7 @@ class Started(_Record):
 class Trained(_Record):
     """The trunk has trained the corpus; `checkpoint` is the stage's end.
 
-    skipped: trunk steps whose batch was left out, each the step that it would have led to.
+    skipped: trunk steps whose batch was skipped: the step that the batch would have led to.
     """
 
     kind: Literal["trained"] = "trained"
@@ -207,7 +207,7 @@ class Passed(_Record):
 
 
 class Gated(_Record):
-    """The stage broke a gate's bound: the line stops until a person decides."""
+    """The stage exceeded a gate's bound: the run is paused until a user decides."""
 
     kind: Literal["gated"] = "gated"
     corpus: str
@@ -215,7 +215,7 @@ class Gated(_Record):
 
 
 class Accepted(_Record):
-    """A person takes a stage over that a gate stopped."""
+    """The operator accepted a stage that failed its gates."""
 
     kind: Literal["accepted"] = "accepted"
     corpus: str
@@ -232,11 +232,11 @@ class Measured(_Record):
 
 
 class Releasing(_Record):
-    """A release is decided, or goes on under a new claim: the latest one alone may commit.
+    """A release is planned, or continues under a new claim: the latest claim alone may commit.
 
     stage, step: the trunk's checkpoint that it branches from.
     mix, schedule: of its anneal; None when the trunk had decayed there already.
-    claim: 1, 2, ...: how often somebody began with it.
+    claim: 1, 2, ...: number of processes that began it.
     """
 
     kind: Literal["releasing"] = "releasing"
@@ -272,11 +272,11 @@ class Scored(_Record):
 
 
 class Searching(_Record):
-    """A search for a corpus's stage began, or goes on under a new claim: the latest may write.
+    """A search for a corpus's stage began, or continues under a new claim: the latest may write.
 
     source: the checkpoint that its trials branch from.
     spec: the resolved tuning file.
-    claim: 1, 2, ...: how often somebody began with it.
+    claim: 1, 2, ...: number of processes that began it.
     """
 
     kind: Literal["searching"] = "searching"

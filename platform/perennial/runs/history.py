@@ -1,4 +1,4 @@
-"""How a run's stages went, step by step: read from the metrics beside their checkpoints."""
+"""Read the history of a run's stages from the metrics beside their checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MetricPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class StageTime:
-    """Where a stage's time went, in seconds.
+    """The time of a stage by its uses, in seconds.
 
     whole: from the decision to begin to the last checkpoint; None where it is not known.
     parts: of the steps that count, by part (`perennial.training.engine.step_timer`).
@@ -41,22 +41,22 @@ class StageTime:
 
     @property
     def steps(self) -> float:
-        """Seconds in steps that count."""
+        """Return the seconds in steps that count."""
         return sum(self.parts.values())
 
     @property
     def goodput(self) -> float | None:
-        """Share of the stage's time that was spent in steps that count, from 0 to 1."""
+        """Return the share of the stage's time in steps that count, from 0 to 1."""
         return min(1.0, self.steps / self.whole) if self.whole else None
 
     @property
     def restarts(self) -> int | None:
-        """How often a worker group had to be started again; None where it is not known."""
+        """Return how often a worker group was started again; None where it is not known."""
         return self.starts - 1 if self.starts else None
 
 
 def goodput(times: Sequence[StageTime]) -> float | None:
-    """Of all stages together; None where a stage's time is not known."""
+    """Return the goodput of all stages together; None where a stage's time is not known."""
     whole = [time.whole for time in times if time.whole]
     if not whole or len(whole) < len(times):
         return None
@@ -76,7 +76,13 @@ class History:
 
 
 def read_history(store: Store, state: RunState, tokens_per_step: int) -> History:
-    """The history of the stages that have a checkpoint."""
+    """Read the history of the stages that have a checkpoint.
+
+    Args:
+        store: the run's store.
+        state: the run as of the last read of the ledger.
+        tokens_per_step: tokens of one optimizer step, to place a step on the axis of tokens.
+    """
     losses: list[MetricPoint] = []
     times: list[StageTime] = []
     curves: defaultdict[str, list[MetricPoint]] = defaultdict(list)
@@ -99,11 +105,19 @@ def read_history(store: Store, state: RunState, tokens_per_step: int) -> History
 def stage_time(
     stage: Stage, times: Mapping[str, str], rows: Sequence[Mapping[str, Any]], starts: int
 ) -> StageTime:
-    """Where a stage's time went; what is outside its steps is starts, repeats and waiting."""
+    """Divide a stage's time; what is outside its steps is starts, repeated steps and waiting.
+
+    Args:
+        stage: the stage.
+        times: UTC times at which it was `started` and `trained`, where they are known.
+        rows: the steps that count, as the workers logged them.
+        starts: number of worker-group starts.
+    """
     parts: Counter[str] = Counter()
     for row in rows:
-        told = row.get("seconds") or {"other": row["batch_tokens"] / row["tokens_per_second"]}
-        parts.update(told)
+        # Checkpoints of earlier versions know the speed of a step, and not its parts.
+        seconds = row.get("seconds") or {"other": row["batch_tokens"] / row["tokens_per_second"]}
+        parts.update(seconds)
     return StageTime(stage.name, _between(times), dict(parts), starts)
 
 

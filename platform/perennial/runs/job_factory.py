@@ -1,4 +1,4 @@
-"""Turning a decided stage or release into a training job. Pure."""
+"""Build training jobs from planned stages and releases. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ def stage_job(
     manifests: Mapping[str, CorpusManifest],
     fence: Fence | None = None,
 ) -> Job:
-    """The training job of a started stage; the same however often it is built, but for `fence`."""
+    """Build the training job of a started stage; it differs between calls in `fence` alone.
+
+    Args:
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+        stage: the stage.
+        manifests: of the corpora in its mix, by name.
+        fence: keeps workers from committing once another controller is in charge.
+    """
     job = _job(
         spec,
         manifests,
@@ -57,7 +65,16 @@ def release_job(
     tracking_run: str,
     fence: Fence | None = None,
 ) -> Job:
-    """The job that anneals a decided release; the trunk is left as it is (invariant I7)."""
+    """Build the job that anneals a release; the trunk is not changed (invariant I7).
+
+    Args:
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+        decided: the release, with a mix and a schedule.
+        manifests: of the corpora in its mix, by name.
+        tracking_run: id of the release's run in the tracker, or "".
+        fence: keeps workers from committing once another process claims the release.
+    """
     assert decided.mix is not None and decided.schedule is not None
     stage = state.stage(decided.stage)
     job = branch_job(
@@ -84,9 +101,17 @@ def branch_job(
     first_step: int,
     start: str,
 ) -> Job:
-    """A job that leaves the trunk at `first_step` and does not come back.
+    """Build a job that branches off the trunk.
 
-    seen: sequences that the trunk has trained of each corpus until there.
+    Args:
+        spec: the run file.
+        seen: sequences that the trunk has trained until the branch, by corpus.
+        manifests: of the corpora in the mix, by name.
+        name: of the branch.
+        mix: what the branch trains on.
+        schedule: of the branch.
+        first_step: trunk step at which it branches off.
+        start: key of the checkpoint of that step.
     """
     return _job(
         spec,
@@ -136,7 +161,7 @@ def _job(
 
 
 def layout(manifest: CorpusManifest) -> CorpusLayout:
-    """Where a corpus's rows lie in the store."""
+    """Return the files of a corpus's rows in the store."""
     return CorpusLayout(
         tuple(f"corpora/{manifest.name}/{shard.file}" for shard in manifest.shards),
         tuple(sum(shard.row_groups) for shard in manifest.shards),

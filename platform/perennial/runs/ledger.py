@@ -1,4 +1,4 @@
-"""The append-only log of a run. The key that already exists is the lock."""
+"""Read and append the event log of a run; an entry's key is created once, which is the lock."""
 
 from __future__ import annotations
 
@@ -17,33 +17,36 @@ E = TypeVar("E", bound=Event)
 
 
 def now() -> str:
-    """The time that an event carries."""
+    """Return the present time as events carry it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def moment(at: str) -> str:
-    """An event's time as a person writes it."""
+    """Return an event's time for users."""
     return f"{at[:16].replace('T', ' ')} UTC"
 
 
 class Ledger:
     """A run's events in the store, and the state that they fold to.
 
-    next: number of the event that would be appended next.
-    say: hears of snapshots that are ignored.
+    next: number of the entry that would be appended next.
+
+    Args:
+        store: the run's store.
+        log: called with a line about every snapshot that is ignored.
     """
 
-    def __init__(self, store: Store, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, store: Store, log: Callable[[str], None] = lambda _: None) -> None:
         self._store = store
         self._log = Log(store, FOLDER)
-        self._say = say
+        self._log_line = log
         self.next = 0
         self.state = RunState()
 
     def read(self) -> RunState:
-        """Fold in every event that was written since the last read: a request each, and one."""
+        """Fold in the events since the last read: one request per event, and one for the end."""
         if not self.next:
-            snapshot = snapshots.newest(self._store, self._log, self._say)
+            snapshot = snapshots.newest(self._store, self._log, self._log_line)
             if snapshot is not None:
                 self.next, self.state = snapshot.events, snapshot.state
         for number, data in self._log.tail(self.next):
@@ -99,8 +102,9 @@ class Ledger:
     def append(self, event: Event) -> None:
         """Write the next event.
 
-        Raises InvalidTransition when it cannot follow, LostRace when somebody else wrote this
-        place first; either way nothing was written.
+        Raises:
+            InvalidTransition: it cannot follow; nothing was written.
+            LostRace: another process wrote this entry first; nothing was written.
         """
         self.state.check(event)
         data = encode(event)

@@ -1,4 +1,4 @@
-"""MLflow's metrics and parameters of steps, stages and releases."""
+"""Build MLflow's metrics and parameters of steps, stages and releases."""
 
 from __future__ import annotations
 
@@ -22,10 +22,18 @@ Points = tuple[int, int, dict[str, float]]
 
 
 def metrics(job: Job, rows: Sequence[dict[str, Any]], at_ms: int) -> list[Points]:
-    """MLflow's metrics of finished steps: each step's, and at the last one the shares of time.
+    """Build MLflow's metrics of finished steps, and of the last one the shares of time.
 
-    The shares are over all the rows that arrived together: of single steps they would be most of
-    what MLflow has to store.
+    The shares are over all rows that arrived together: for every step they would be most of what
+    MLflow has to store.
+
+    Args:
+        job: the job.
+        rows: its finished steps since the last call, at least one.
+        at_ms: time of the metrics, in milliseconds since 1970.
+
+    Returns:
+        Triples of step, time and values by metric name.
     """
     points = [point for row in rows for point in of_row(row, at_ms, job.tokens_per_step)]
     last, _, values = points[-1]
@@ -35,14 +43,14 @@ def metrics(job: Job, rows: Sequence[dict[str, Any]], at_ms: int) -> list[Points
 
 
 def of_row(row: dict[str, Any], at_ms: int, tokens_per_step: int) -> Iterator[Points]:
-    """MLflow's metrics of a finished step, and of the moment before it where that was measured."""
+    """Yield MLflow's metrics of a step, and of the moment before it where that was measured."""
     if "heldout_before" in row:
         yield row["step"] - 1, at_ms, _join(row["heldout_before"])
     yield row["step"], at_ms, of_step(row, tokens_per_step)
 
 
 def of_step(row: dict[str, Any], tokens_per_step: int) -> dict[str, float]:
-    """MLflow's metrics of one finished step."""
+    """Build MLflow's metrics of one finished step."""
     # Rows of versions before 0.2 do not count the tokens, and had no step left out.
     row = {"tokens_seen": row["step"] * tokens_per_step, **row}
     values = {metric.mlflow_key: value for metric, value in metrics_in(row)}
@@ -50,14 +58,19 @@ def of_step(row: dict[str, Any], tokens_per_step: int) -> dict[str, float]:
 
 
 def _join(losses: Mapping[str, float]) -> dict[str, float]:
-    """Held-out losses of a stage's first steps, apart from `heldout/<corpus>` of its end."""
+    """Name held-out losses of a stage's first steps apart from `heldout/<corpus>` of its end."""
     return {f"join/heldout_{side}": loss for side, loss in losses.items()}
 
 
 def stored_rows(store: Store, folder: str, tokens_per_step: int) -> Iterator[Points]:
-    """The finished steps that the last committed checkpoint below `folder` tells, in order.
+    """Yield MLflow's metrics of the steps in the last committed checkpoint, in order.
 
-    Their times follow from the checkpoint's own and from their speeds.
+    Their times are computed from the checkpoint's own time and from their speeds.
+
+    Args:
+        store: the run's store.
+        folder: key of the folder of the job's checkpoints.
+        tokens_per_step: tokens of one optimizer step.
     """
     key, rows = kept_rows(store, folder)
     if key is None:
@@ -73,31 +86,31 @@ def _milliseconds(row: dict[str, Any]) -> float:
 
 
 def sample_text(samples: Sequence[Sample]) -> bytes:
-    """Samples as plain text."""
+    """Return samples as plain text."""
     lines = [f"[{s.corpus or 'prompt'}] {s.prompt} ...{s.text}" for s in samples]
     return "\n\n".join(lines).encode()
 
 
 def score_metrics(scores: Sequence[Score]) -> dict[str, float]:
-    """MLflow metrics of lm-eval scores, with their standard errors."""
-    found: dict[str, float] = {}
+    """Build MLflow's metrics of lm-eval scores, with their standard errors."""
+    metrics_by_name: dict[str, float] = {}
     for score in scores:
         if "value" in score:
             key = f"tasks/{score['task']}/{score['metric']}"
             values = {key: score["value"], f"{key}_stderr": score["stderr"]}
-            found |= {name: value for name, value in values.items() if value is not None}
-    return found
+            metrics_by_name |= {name: v for name, v in values.items() if v is not None}
+    return metrics_by_name
 
 
 def heldout_metrics(losses: Mapping[str, HeldoutLoss]) -> dict[str, float]:
-    """MLflow metrics of held-out losses."""
+    """Build MLflow's metrics of held-out losses."""
     nats = {f"heldout/{name}": loss.nats_per_token for name, loss in losses.items()}
     bits = {f"heldout_bits_per_byte/{n}": loss.bits_per_byte for n, loss in losses.items()}
     return nats | bits
 
 
 def parameters(spec: RunSpec, stage: Stage) -> dict[str, object]:
-    """MLflow parameters of a stage: what decided its result."""
+    """Build MLflow's parameters of a stage: the settings that determine its result."""
     return {
         "corpus": ", ".join(stage.corpora),
         "first_step": stage.first_step,

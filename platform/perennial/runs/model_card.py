@@ -1,4 +1,4 @@
-"""The model card of a release: its lineage, in words and numbers."""
+"""Write the model card of a release: its lineage, in words and numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ def model_card(
     release: Releasing,
     manifests: Mapping[str, CorpusManifest],
 ) -> str:
-    """Markdown for the release's README.md."""
+    """Write the Markdown of a release's README.md.
+
+    Args:
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+        release: the release as it was planned.
+        manifests: of the corpora that the trunk has trained, by name.
+    """
     stage = state.stage(release.stage)
     trained = [*state.stages[: stage.after], stage]
     mixes = [*state.history_of(stage), truncate_mix(stage.mix, release.step - stage.first_step)]
@@ -36,7 +43,7 @@ def model_card(
             f"# {spec.name}: {release.name}",
             "",
             f"A release of the lineage `{spec.name}`: {_branch(release)}. The trunk itself never "
-            "decays; it goes on from its constant-phase checkpoint when the next corpus lands.",
+            "decays; it continues from its constant-phase checkpoint when the next corpus lands.",
             "",
             "## Lineage",
             "| stage | first step | steps | tokens by source |",
@@ -74,12 +81,12 @@ def _stage_row(stage: Stage, mix: StageMix, length: int) -> str:
 
 
 def _corpus_row(state: RunState, manifest: CorpusManifest, tokens: int) -> str:
-    retired = "retired: not replayed any more" if manifest.name in state.retired else ""
+    retired = "retired: no longer replayed" if manifest.name in state.retired else ""
     return f"| {manifest.name} | {tokens:,} | `{manifest.digest}` | {retired} |"
 
 
 def _parents(trained: Sequence[Stage], release: Releasing) -> list[str]:
-    """The checkpoints that lead here, the nearest first."""
+    """Return the checkpoints that the release descends from, the nearest first."""
     return [release.source, *(s.start for s in reversed(trained) if s.start is not None)]
 
 

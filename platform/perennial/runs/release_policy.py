@@ -1,4 +1,4 @@
-"""Which releases the run file's policy wants now. Pure."""
+"""Apply the run file's release policy. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ Checkpoints = Callable[[Stage], Sequence[int]]
 
 
 def due(spec: RunSpec, state: RunState, checkpoints: Checkpoints, now: str) -> list[Releasing]:
-    """Releases that are due and not there yet, the earliest step first.
+    """Plan the releases that are due and do not exist yet, the earliest step first.
 
-    Only of the last stage that passed its gates: a policy that is turned on late does not release
-    the whole past. `every` takes the first checkpoint at or after each multiple of its tokens,
-    counted from the trunk's first step.
+    Only checkpoints of the last stage that passed its gates are released: a policy that is turned
+    on late does not release the whole past. `every` takes the first checkpoint at or after each
+    multiple of its tokens, counted from the trunk's first step.
+
+    Args:
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+        checkpoints: lists the trunk steps of a stage's checkpoints.
+        now: UTC time, ISO 8601.
     """
     policy = spec.release.policy
     if policy == "on-demand":
@@ -37,7 +43,7 @@ def due(spec: RunSpec, state: RunState, checkpoints: Checkpoints, now: str) -> l
     elif policy == "schedule" and not _slot_is_open(spec, state, now):
         return []
     wanted = [decide_release(spec, state, stage, step, None, now) for step in steps]
-    return [each for each in wanted if state.release_state(each.name) != "released"]
+    return [release for release in wanted if state.release_state(release.name) != "released"]
 
 
 def _multiples(spec: RunSpec, stage: Stage, checkpoints: Sequence[int]) -> list[int]:
@@ -52,7 +58,7 @@ def _multiples(spec: RunSpec, stage: Stage, checkpoints: Sequence[int]) -> list[
 
 
 def _slot_is_open(spec: RunSpec, state: RunState, now: str) -> bool:
-    """Whether no release was made since the timetable's last moment."""
+    """Return whether no release was made since the last time of the timetable."""
     assert spec.release.schedule is not None
     if not state.releases:
         return True

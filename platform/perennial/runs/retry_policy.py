@@ -1,4 +1,4 @@
-"""Whether a failure is worth another try, and when. Pure."""
+"""Decide whether a failed action is tried again, and when. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ _LONGEST_REASON = 500
 def failed(
     corpus: str, failures_before: int, failure: BaseException, spec: StagesSpec, now: datetime
 ) -> Failed:
-    """What is written down of a failure: when it is tried again, if it is.
+    """Build the event of a failure, with the time of the next try.
 
-    What a machine, a network or a store did may pass by itself. A mistake, of the program or in
-    what it was given, and a loss that stopped the training would only be met again: these wait for
-    a person at once.
+    Failures of machines, networks and stores may pass by themselves. A bug, wrong input, and a loss
+    that stopped the training would only be met again: these wait for a user at once.
+
+    Args:
+        corpus: the corpus, or the release.
+        failures_before: failures in a row before this one; the delay doubles with each.
+        failure: what was raised.
+        spec: number of attempts and first delay.
+        now: the time of the failure.
     """
     attempt = failures_before + 1
     pause = timedelta(seconds=spec.retry_after_seconds * 2**failures_before)
@@ -35,20 +41,20 @@ def failed(
 
 
 def may_pass(failure: BaseException) -> bool:
-    """Whether neither the failure nor anything that caused it is bound to come again."""
-    return not any(isinstance(each, (*MISTAKES, TrainingStopped)) for each in _chain(failure))
+    """Return whether neither the failure nor any of its causes is bound to come again."""
+    return not any(isinstance(link, (*MISTAKES, TrainingStopped)) for link in _chain(failure))
 
 
 def reason(failure: BaseException) -> str:
-    """It in one line; a mistake with its kind, because its text alone may say little."""
-    told = " ".join(str(failure).split())
-    if not told or isinstance(failure, MISTAKES):
-        told = f"{type(failure).__name__}: {told}".rstrip(": ")
-    return told[:_LONGEST_REASON]
+    """Return a failure in one line; a bug with its class, because `'x'` alone says little."""
+    line = " ".join(str(failure).split())
+    if not line or isinstance(failure, MISTAKES):
+        line = f"{type(failure).__name__}: {line}".rstrip(": ")
+    return line[:_LONGEST_REASON]
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
-    """The failure and what caused it, in this process or in a task of Ray's."""
+    """Yield the failure and its causes, in this process or in a Ray task."""
     link: BaseException | None = failure
     while isinstance(link, BaseException):
         yield link

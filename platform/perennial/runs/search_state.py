@@ -1,4 +1,4 @@
-"""What the ledger says of searches: claims, trials, and what was measured. Pure."""
+"""Fold the events of searches: claims, trials and measurements. Pure."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        """Key under which its checkpoints lie."""
+        """Return the key of the folder of its checkpoints."""
         return f"branches/{self.branched.trial}"
 
     def at(self, step: int) -> Tried | None:
-        """What was measured when it stood at that trunk step."""
+        """Return the measurement at a trunk step, or None."""
         return next((tried for tried in self.tried if tried.step == step), None)
 
     @property
     def trained_steps(self) -> int:
-        """Optimizer steps that it has cost, anneals included."""
+        """Return the optimizer steps that it has cost, anneals included."""
         return sum(tried.trained_steps for tried in self.tried)
 
 
@@ -45,8 +45,8 @@ class Searches:
             case Searching():
                 last = self.claims.get(event.name)
                 if event.claim != (last.claim if last else 0) + 1:
-                    told = [f"searching (claim {last.claim})"] if last else []
-                    raise InvalidTransition(event.name, "known", f"claim {event.claim}", told)
+                    history = [f"searching (claim {last.claim})"] if last else []
+                    raise InvalidTransition(event.name, "known", f"claim {event.claim}", history)
             case Branched():
                 if event.search not in self.claims:
                     raise InvalidTransition(event.trial, "of no search", event.kind, [])
@@ -62,7 +62,7 @@ class Searches:
                     raise InvalidTransition(event.trial, state, f"tried at {event.step}", [])
 
     def apply(self, event: Searching | Branched | Tried) -> None:
-        """Fold one event in that `check` lets pass."""
+        """Fold in an event that `check` accepts."""
         match event:
             case Searching():
                 self.claims[event.name] = event
@@ -72,12 +72,17 @@ class Searches:
                 self.trials[event.trial].tried.append(event)
 
     def of(self, search: str) -> dict[str, Trial]:
-        """The trials of one search, in the order in which they branched."""
+        """Return the trials of a search by name, in the order in which they branched."""
         return {n: t for n, t in self.trials.items() if t.branched.search == search}
 
 
 def shifted(mix: StageMix, seed: int) -> StageMix:
-    """The mix on other documents: every source starts `seed` times its own length further on."""
+    """Return a mix on other documents, for a repeated trial.
+
+    Args:
+        mix: the mix of the stage.
+        seed: every source starts `seed` times its own number of sequences later; 0 changes nothing.
+    """
     sources = tuple(
         replace(s, start=(s.start + seed * s.sequences) % s.extent) if s.extent else s
         for s in mix.sources
@@ -86,9 +91,11 @@ def shifted(mix: StageMix, seed: int) -> StageMix:
 
 
 def trial_stage(decided: Branched, after: int) -> Stage:
-    """The stage that a trial is the beginning of, under the trial's name.
+    """Return the stage that a trial is the beginning of, under the trial's name.
 
-    after: number of the trunk's stages before it.
+    Args:
+        decided: the trial.
+        after: number of the trunk's stages before it.
     """
     return Stage.decided(
         Started(

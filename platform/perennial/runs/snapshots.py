@@ -1,7 +1,7 @@
-"""Folded states beside the ledger, so that reading costs its tail and not its length.
+"""Store folded states beside the ledger, so that reading costs its tail and not its length.
 
-Only an accelerator: whoever deletes every snapshot changes nothing. A snapshot is believed when
-this version made it and the event that it follows is the one that it names.
+Snapshots only save time: deleting them changes nothing. A snapshot is used when this version wrote
+it, and the event that it follows is the one that it names.
 """
 
 from __future__ import annotations
@@ -33,12 +33,19 @@ class Snapshot:
 
 
 def due(events: int) -> bool:
-    """Whether a snapshot is written after so many events."""
+    """Return whether a snapshot is written after so many events."""
     return events % EVERY_EVENTS == 0
 
 
 def write(store: Store, state: RunState, events: int, last_event: bytes) -> None:
-    """Keep the state after `events` entries; the snapshot that is there stands."""
+    """Write the state after a number of entries, unless that snapshot exists; remove old ones.
+
+    Args:
+        store: the run's store.
+        state: the folded state.
+        events: number of entries that were folded.
+        last_event: bytes of the last of them, whose hash ties the snapshot to this ledger.
+    """
     document = {
         "shape": _shape(),
         "events": events,
@@ -50,8 +57,17 @@ def write(store: Store, state: RunState, events: int, last_event: bytes) -> None
         store.remove(key)
 
 
-def newest(store: Store, log: Log, say: Callable[[str], None]) -> Snapshot | None:
-    """The newest snapshot that can be believed, or None; `say` hears of those that cannot."""
+def newest(store: Store, log: Log, warn: Callable[[str], None]) -> Snapshot | None:
+    """Read the newest snapshot that is valid.
+
+    Args:
+        store: the run's store.
+        log: the ledger's entries.
+        warn: called with a line about a snapshot that is not valid.
+
+    Returns:
+        The snapshot, or None where there is no valid one.
+    """
     for key in reversed(_keys(store)):
         try:
             return _read(store, log, key)
@@ -59,7 +75,7 @@ def newest(store: Store, log: Log, say: Callable[[str], None]) -> Snapshot | Non
             continue  # a newer one took its place since the listing
         except (ValueError, LookupError, TypeError) as wrong:
             problem = "of another form" if isinstance(wrong, ValidationError) else wrong
-            say(f"{key} is ignored: {problem}; the ledger is read instead")
+            warn(f"{key} is ignored: {problem}; the ledger is read instead")
     return None
 
 
@@ -91,6 +107,6 @@ def _adapter() -> TypeAdapter[RunState]:
 
 @cache
 def _shape() -> str:
-    """Tells states of other versions apart: their fields, and the version that folded them."""
+    """Return a hash of the state's fields and of the version: other versions fold otherwise."""
     fields = json.dumps(_adapter().json_schema(), sort_keys=True)
     return hashlib.sha256(f"{__version__}\n{fields}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Deciding a stage or a release, and turning the decision into a training job. Pure."""
+"""Plan stages and releases: steps, mix, schedule and start. Pure."""
 
 from __future__ import annotations
 
@@ -36,11 +36,20 @@ def decide_stage(
     reschedule: bool,
     joined: Sequence[str] = (),
 ) -> Started:
-    """The stage of a ready corpus, next on the trunk.
+    """Plan the stage of a ready corpus, next on the trunk.
 
-    joined: other ready corpora that are new in the same stage.
-    Raises InputError when the corpus or the budget gives no full batch, when the schedule does
-    not fit, or when it is not the one that the trunk was trained under (invariant I1).
+    Args:
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+        corpus: the corpus, which gives the stage its name.
+        at: UTC time of the event, ISO 8601.
+        tracking_run: id of the stage's run in the tracker, or "".
+        reschedule: accept another schedule than the trunk's.
+        joined: other ready corpora that are new in the same stage.
+
+    Raises:
+        InputError: the corpus or the budget gives no full batch, the schedule does not fit, or it
+            is not the one that the trunk was trained under (invariant I1).
     """
     rows = {name: state.corpora[name].sequences for name in (corpus, *joined)}
     steps = stage_steps(spec, corpus, sum(rows.values()))
@@ -62,16 +71,21 @@ def decide_stage(
 
 
 def stage_name(number: int, corpora: Sequence[str]) -> str:
-    """`01-french`, or `01-french-and-2-more` for a stage of three corpora: the first's name."""
+    """Return a stage's name: `01-french`, or `01-french-and-2-more` for three corpora.
+
+    Args:
+        number: of the stages that were ever started before it.
+        corpora: its new corpora.
+    """
     more = f"-and-{len(corpora) - 1}-more" if len(corpora) > 1 else ""
     return f"{number:02d}-{corpora[0]}{more}"
 
 
 def order_of(spec: RunSpec) -> Order:
-    """In which order the run file wants its corpora, and which it lets become one stage."""
+    """Return the order of corpora under the run file, and which of them may share a stage."""
     stages = spec.stages
     named = () if stages.order == "landing" else stages.order
-    priority = {name: each.priority for name, each in stages.corpora.items()}
+    priority = {name: settings.priority for name, settings in stages.corpora.items()}
     order = Order(named, priority, stages.only)
     batch = stages.batch_arrivals
     if batch is None:
@@ -80,12 +94,21 @@ def order_of(spec: RunSpec) -> Order:
     if batch.max_tokens is not None:
         scale = 1 if batch.max_tokens.unit == "tokens" else spec.tokens_per_step
         most = float(batch.max_tokens.number * scale)
-    alone = frozenset(name for name, each in stages.corpora.items() if each.changes_the_stage)
+    alone = frozenset(name for name, own in stages.corpora.items() if own.changes_the_stage)
     return replace(order, most_corpora=batch.max_corpora, most_tokens=most, alone=alone)
 
 
 def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
-    """Optimizer steps of the stage of a corpus of `rows` sequences."""
+    """Return the optimizer steps of a stage.
+
+    Args:
+        spec: the run file.
+        corpus: the corpus, for its own budget and for the message.
+        rows: sequences of all new corpora of the stage.
+
+    Raises:
+        InputError: they are less than one global batch, or the budget is less than one step.
+    """
     batch = spec.training.global_batch
     if rows < batch:
         raise InputError(
@@ -103,7 +126,12 @@ def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
 
 
 def check_first_stage(spec: RunSpec, corpus: str) -> None:
-    """Refuse a schedule that cannot fit, where the first stage's length is known beforehand."""
+    """Raise InputError for a schedule that cannot fit, where the first stage's length is known.
+
+    Args:
+        spec: the run file.
+        corpus: the first corpus.
+    """
     budget = stage_settings(spec, corpus).budget
     if budget.unit != "percent":
         steps = budget.steps(0, spec.tokens_per_step)
@@ -125,7 +153,7 @@ def _check_budget(spec: RunSpec, budget: AmountValue, steps: int) -> None:
 def _schedule(
     spec: RunSpec, state: RunState, first_step: int, steps: int, reschedule: bool
 ) -> Schedule:
-    """The schedule of a stage that begins at `first_step`; the trunk's own where it has one."""
+    """Return the schedule of a stage; the trunk's own where one schedule spans all stages."""
     if not spec.schedule.spans_trunk or not state.stages:
         return build_curve(spec.schedule, first_step, steps, spec.tokens_per_step)
     wanted = build_curve(spec.schedule, 0, state.stages[0].mix.steps, spec.tokens_per_step)
@@ -144,10 +172,18 @@ def _schedule(
 def decide_release(
     spec: RunSpec, state: RunState, stage: Stage, step: int, anneal: AmountValue | None, at: str
 ) -> Releasing:
-    """A release off the trunk's checkpoint at a step of a stage (invariant I7).
+    """Plan a release off the trunk's checkpoint at a step of a stage (invariant I7).
 
-    anneal: its length in place of the run file's; a percentage is of the trunk's steps so far.
-    Raises InputError for an anneal of fewer than two steps.
+    Args:
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+        stage: the stage.
+        step: trunk step of the checkpoint.
+        anneal: its length in place of the run file's; a percentage is of the trunk's steps so far.
+        at: UTC time of the event, ISO 8601.
+
+    Raises:
+        InputError: the anneal has fewer than two steps.
     """
     settings = (
         spec.release if anneal is None else spec.release.model_copy(update={"anneal": anneal})

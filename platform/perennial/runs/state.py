@@ -1,7 +1,7 @@
-"""The pure controller's memory: a fold over the ledger. No I/O, no clock.
+"""Fold the ledger's events into the state of a run. Pure: no I/O, no clock.
 
-Every corpus and every release walks one transition table (`transitions`); what to do next follows
-from the state that is folded here (`instructions`).
+Corpora and releases follow one table (`transitions`). The next action follows from this state
+(`actions`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _ASIDE = ("held", "failed", "refused")
 
 @dataclass
 class RunState:
-    """The whole run, as the ledger tells it."""
+    """The whole run, as of the ledger."""
 
     spec: Document | None = None
     epoch: int = 0
@@ -69,36 +69,36 @@ class RunState:
     corpora: dict[str, Corpus] = field(default_factory=dict)
     #: stages in the order of the trunk
     stages: list[Stage] = field(default_factory=list)
-    #: stages that were started and are no longer of the trunk, in the order of leaving it
+    #: stages that were started and have left the trunk, in the order of leaving it
     abandoned: list[Stage] = field(default_factory=list)
     #: checkpoint at the end of each trained stage, by stage name
     ends: dict[str, str] = field(default_factory=dict)
     #: UTC times at which each stage was `started` and `trained`, by stage name
     times: dict[str, dict[str, str]] = field(default_factory=dict)
-    #: trunk steps whose batch a trained stage left out, by the stage's folder
+    #: trunk steps whose batch a trained stage skipped, by the stage's folder
     skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: held-out losses after each evaluated stage, by stage name and corpus
     losses: dict[str, dict[str, HeldoutLoss]] = field(default_factory=dict)
     #: scores that the gates asked for, and their verdicts, by stage name
     stage_scores: dict[str, list[Score]] = field(default_factory=dict)
     verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
-    #: what each stage's end wrote, by stage name
+    #: samples from every stage's end, by stage name
     stage_samples: dict[str, list[Sample]] = field(default_factory=dict)
-    #: why a person accepted a stage in spite of its verdicts, by stage name
+    #: why a user accepted a stage in spite of its verdicts, by stage name
     accepted: dict[str, str] = field(default_factory=dict)
-    #: releases that were begun and are not there yet, by name
+    #: releases that were begun and do not exist yet, by name
     releasing: dict[str, Releasing] = field(default_factory=dict)
     releases: list[Released] = field(default_factory=list)
-    #: how each release was decided, by name
+    #: the plan of every release, by name
     branches: dict[str, Releasing] = field(default_factory=dict)
     #: lm-eval scores by release, and the tasks of the run file that gave them
     scores: dict[str, list[Score]] = field(default_factory=dict)
     tasks: dict[str, list[str]] = field(default_factory=dict)
-    #: what was searched for the stages to come, and the trials
+    #: searches for the settings of stages, and their trials
     searches: Searches = field(default_factory=Searches)
 
     def apply(self, event: Event) -> None:
-        """Fold one event in. Raises InvalidTransition, changing nothing, when it cannot follow."""
+        """Fold in an event; raise InvalidTransition, and change nothing, when it cannot follow."""
         self.check(event)
         match event:
             case Opened():
@@ -162,9 +162,10 @@ class RunState:
                 raise InvalidTransition(name, corpus.state, kind, corpus.event_kinds)
 
     def _happenings(self, event: CorpusEvent) -> dict[str, str]:
-        """What the event means for which corpora: for those of one stage, the same.
+        """Return the transition of every corpus that an event concerns.
 
-        But a refused one leaves the stage alone, and so frees the others.
+        Corpora of one stage share its events, except that a refused one leaves the stage alone and
+        frees the others.
         """
         if isinstance(event, Started):
             return dict.fromkeys(event.mix.corpora, event.kind)
@@ -174,25 +175,25 @@ class RunState:
         return dict.fromkeys(together, event.kind)
 
     def together(self, corpus: str) -> tuple[str, ...]:
-        """The corpora of the stage at work where this is one of them, else this one alone."""
+        """Return the corpora of the unfinished stage where this is one of them, else this one."""
         stage = self.at_work
         return stage.corpora if stage is not None and corpus in stage.corpora else (corpus,)
 
     @property
     def at_work(self) -> Stage | None:
-        """The stage that the trunk is in, which has neither passed nor left it."""
+        """Return the last stage of the trunk unless it has passed."""
         last = self.stages[-1] if self.stages else None
         return None if last is None or self.has_passed(last) else last
 
     @property
     def gated(self) -> Stage | None:
-        """The stage that a gate stopped."""
+        """Return the stage that a gate stopped, or None."""
         stage = self.at_work
         stopped = stage is not None and self.corpora[stage.corpora[0]].state == "gated"
         return stage if stopped else None
 
     def has_passed(self, stage: Stage) -> bool:
-        """Whether the trunk went on, or may go on, from the stage's end."""
+        """Return whether the next stage may start from this one's end."""
         return self.corpora[stage.corpora[0]].state in ("passed", "retired")
 
     def _apply_to_corpus(self, event: CorpusEvent) -> None:
@@ -207,7 +208,7 @@ class RunState:
         self._note_stage(event)
 
     def _move(self, corpus: Corpus, kind: str) -> None:
-        """Walk the table."""
+        """Move a corpus along the transition table."""
         target = TRANSITIONS[corpus.state, kind]
         if target in _ASIDE and corpus.state not in _ASIDE:
             corpus.back = corpus.state
@@ -217,7 +218,7 @@ class RunState:
         corpus.event_kinds.append(kind)
 
     def _note(self, corpus: Corpus, event: CorpusEvent) -> None:
-        """Keep what the event says of a corpus besides that it happened."""
+        """Keep an event's data about a corpus."""
         if isinstance(event, Failed):
             corpus.attempt, corpus.attempts = event.attempt, event.attempts
             corpus.next_try = event.next_try
@@ -232,7 +233,7 @@ class RunState:
                 corpus.replay = event.replay if event.by_person else corpus.replay
 
     def _note_stage(self, event: CorpusEvent) -> None:
-        """Keep what the event says of a stage."""
+        """Keep an event's data about a stage."""
         match event:
             case Started():
                 self.times[event.stage] = {event.kind: event.at}
@@ -251,65 +252,71 @@ class RunState:
                 self.accepted[self.stages[-1].name] = event.reason
 
     def stage_of(self, corpus: str) -> Stage:
-        """The stage of a corpus on the trunk."""
+        """Return the stage of a corpus on the trunk."""
         return next(stage for stage in reversed(self.stages) if corpus in stage.corpora)
 
     def stage(self, name: str) -> Stage:
-        """A stage by its name, abandoned or not."""
+        """Return a stage by its name, abandoned or not."""
         return next(stage for stage in self.started_stages if stage.name == name)
 
     def release_state(self, name: str) -> ReleaseState:
-        """Where a release stands."""
+        """Return the state of a release."""
         if name in self.releasing:
             return "releasing"
         return "released" if name in self.branches else "unknown"
 
     @property
     def history(self) -> list[StageMix]:
-        """The mixes of all stages, in the order of the trunk."""
+        """Return the mixes of all stages, in the order of the trunk."""
         return [stage.mix for stage in self.stages]
 
     @property
     def retired(self) -> tuple[str, ...]:
-        """Corpora that later stages do not replay."""
+        """Return the corpora that later stages do not replay."""
         return tuple(name for name, c in self.corpora.items() if c.state == "retired")
 
     @property
     def started_stages(self) -> list[Stage]:
-        """Every stage that was ever started, the abandoned ones last."""
+        """Return every stage that was ever started, the abandoned ones last."""
         return [*self.stages, *self.abandoned]
 
     def history_of(self, stage: Stage) -> list[StageMix]:
-        """The mixes of the trunk before a stage, abandoned or not."""
-        return [each.mix for each in self.stages[: stage.after]]
+        """Return the mixes of the trunk before a stage, abandoned or not."""
+        return [earlier.mix for earlier in self.stages[: stage.after]]
 
     def trained(
         self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None = None
     ) -> dict[str, int]:
-        """Sequences of each corpus that a stage has trained when the trunk stands at `step`.
+        """Count the sequences that a stage has trained, by corpus.
 
-        skipped: the steps whose batch each folder leaves out; default what the ledger says.
+        Args:
+            stage: the stage.
+            step: trunk step at which they are counted.
+            skipped: steps whose batch was skipped, by folder; default those of the ledger.
         """
-        told = (self.skipped if skipped is None else skipped).get(stage.folder, ())
-        past = [each - 1 - stage.first_step for each in told if each <= step]
+        steps = (self.skipped if skipped is None else skipped).get(stage.folder, ())
+        past = [number - 1 - stage.first_step for number in steps if number <= step]
         return trained_sequences(stage.mix, step - stage.first_step, past)
 
     def seen(
         self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None = None
     ) -> dict[str, int]:
-        """Sequences of each corpus that the trunk has trained when it stands at `step` of a stage.
+        """Count the sequences that the trunk has trained, by corpus.
 
-        skipped: as for `trained`.
+        Args:
+            stage: the stage that the trunk is in.
+            step: trunk step at which they are counted.
+            skipped: as for `trained`.
         """
         seen: Counter[str] = Counter()
-        for each in self.stages[: stage.after]:
-            seen.update(self.trained(each, each.last_step, skipped))
+        for earlier in self.stages[: stage.after]:
+            seen.update(self.trained(earlier, earlier.last_step, skipped))
         if step > stage.first_step:
             seen.update(self.trained(stage, step, skipped))
         return dict(seen)
 
     def validate(self) -> None:
-        """Check what must hold after any sequence of events; AssertionError names what does not."""
+        """Assert what must hold after any sequence of events."""
         on_trunk = [n for n, c in self.corpora.items() if c.stands_at in ON_THE_TRUNK]
         trained = [corpus for stage in self.stages for corpus in stage.corpora]
         assert sorted(on_trunk) == sorted(trained), "one corpus, one stage"
@@ -327,7 +334,7 @@ class RunState:
         released = {release.name for release in self.releases}
         assert len(released) == len(self.releases), "a release is made once"
         assert released.isdisjoint(self.releasing), "a release is there or on its way"
-        assert self.branches.keys() == released | self.releasing.keys(), "each was decided"
+        assert self.branches.keys() == released | self.releasing.keys(), "every release was planned"
 
     def _validate_trunk(self) -> None:
         step = 0
@@ -346,5 +353,5 @@ class RunState:
 
 
 def names_in(corpora: Iterable[Corpus], *states: CorpusState) -> list[str]:
-    """Names of the corpora in one of these states, in the order of landing."""
+    """Return the names of the corpora in one of these states, in the order of landing."""
     return [corpus.name for corpus in corpora if corpus.state in states]

@@ -1,4 +1,4 @@
-"""What the ledger says a run has achieved: matrix, rates, tokens, states. Mostly pure."""
+"""Summarise a run from its ledger: matrix, rates, tokens, states. Mostly pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RatePoint(NamedTuple):
 
 
 class StageTokens(NamedTuple):
-    """Tokens that a stage trained on, by corpus: new ones, and replayed ones."""
+    """The tokens of a stage by corpus, new and replayed."""
 
     stage: str
     new: Mapping[str, int]
@@ -38,12 +38,12 @@ class StageTokens(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All tokens of the stage."""
+        """Return the number of all tokens of the stage."""
         return sum(self.new.values()) + sum(self.replayed.values())
 
 
 def matrix(state: RunState) -> LossMatrix:
-    """The stage x corpus held-out losses, and those of releases."""
+    """Return the matrix of held-out losses, stages by corpora, and those of releases."""
     stages = tuple(
         (stage.name, state.losses.get(stage.name, {}))
         for stage in state.stages
@@ -55,29 +55,34 @@ def matrix(state: RunState) -> LossMatrix:
 
 
 def references(state: RunState) -> dict[str, str]:
-    """By corpus, the checkpoint at the end of its own stage, which forgetting is counted from."""
+    """Return, by corpus, the end of its own stage, from which forgetting is counted."""
     trained = [stage for stage in state.stages if stage.name in state.ends]
     return {name: state.ends[stage.name] for stage in trained for name in stage.corpora}
 
 
 def untrained_nats(store: Store) -> float:
-    """Loss of a model that knows nothing and finds every token of the vocabulary as likely."""
+    """Return the loss of a uniform model of the vocabulary, in nats per token."""
     return math.log(load_tokenizer(store).vocabulary)
 
 
 def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[str, Any]]:
-    """By stage: `new` tokens in all and by corpus, and `replayed` tokens by corpus."""
-    told = {}
+    """Return, by stage, `new` tokens in all and by corpus, and `replayed` tokens by corpus.
+
+    Args:
+        state: the run as of the last read of the ledger.
+        sequence_length: tokens of one sequence.
+    """
+    stages = {}
     for stage in state.stages:
         trained = state.trained(stage, stage.last_step)
         counts = {corpus: count * sequence_length for corpus, count in trained.items()}
         new = {corpus: counts.pop(corpus) for corpus in stage.corpora}
-        told[stage.name] = {"new": sum(new.values()), "new_by_corpus": new, "replayed": counts}
-    return told
+        stages[stage.name] = {"new": sum(new.values()), "new_by_corpus": new, "replayed": counts}
+    return stages
 
 
 def gated(state: RunState) -> dict[str, Any] | None:
-    """The stage that a gate stopped and its verdicts, or None."""
+    """Return the stage that a gate stopped and its verdicts, or None."""
     stage = state.gated
     if stage is None:
         return None
@@ -94,7 +99,7 @@ _CURVE_POINTS = 600
 
 
 def rate_points(stages: Sequence[Stage]) -> list[RatePoint]:
-    """The trunk's learning rate, thinned out to what a picture can show."""
+    """Return the trunk's learning rate at as many steps as a picture can show."""
     points = []
     for stage in stages:
         schedule = from_dict(stage.schedule)
@@ -107,7 +112,7 @@ def rate_points(stages: Sequence[Stage]) -> list[RatePoint]:
 
 
 def stage_tokens(state: RunState, sequence_length: int) -> list[StageTokens]:
-    """Tokens by source of every stage."""
+    """Return the tokens by source of every stage, as `tokens_by_source` counts them."""
     return [
         StageTokens(name, tokens["new_by_corpus"], tokens["replayed"])
         for name, tokens in tokens_by_source(state, sequence_length).items()
@@ -115,13 +120,13 @@ def stage_tokens(state: RunState, sequence_length: int) -> list[StageTokens]:
 
 
 def scores_before(state: RunState, stage: Stage) -> list[Score]:
-    """Scores of the checkpoint that a stage started from."""
+    """Return the scores of the checkpoint that a stage started from."""
     start = next((s.name for s in state.stages if state.ends.get(s.name) == stage.start), "")
     return state.stage_scores.get(start, [])
 
 
 def position(store: Store, state: RunState) -> dict[str, Any] | None:
-    """Where the trunk stands: stage, step and phase of its last committed checkpoint."""
+    """Return stage, step and phase of the trunk's last committed checkpoint, or None."""
     if not state.stages:
         return None
     stage = state.stages[-1]
@@ -135,28 +140,38 @@ def position(store: Store, state: RunState) -> dict[str, Any] | None:
     return {"stage": stage.name, "step": step, "phase": phase}
 
 
-def told_states(store: Store, spec: RunSpec, state: RunState) -> dict[str, str]:
-    """What a person reads of each corpus: its state, and how far it is."""
-    told: dict[str, str] = {}
+def describe_states(store: Store, spec: RunSpec, state: RunState) -> dict[str, str]:
+    """Describe every corpus for users: its state, and how far it is.
+
+    Args:
+        store: the run's store, whose checkpoints give the step.
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+
+    Returns:
+        The descriptions by corpus.
+    """
+    descriptions: dict[str, str] = {}
     for name, corpus in state.corpora.items():
         match corpus.state:
             case "training":
                 where = position(store, state) or {}
-                told[name] = f"training ({where['phase']}, step {where['step']:,})"
+                descriptions[name] = f"training ({where['phase']}, step {where['step']:,})"
             case "failed":
                 when = corpus.next_try or "waits for `retry`"
-                told[name] = f"failed (attempt {corpus.attempt} of {corpus.attempts}, next {when})"
+                tries = f"attempt {corpus.attempt} of {corpus.attempts}"
+                descriptions[name] = f"failed ({tries}, next {when})"
             case "passed" | "retired":
-                told[name] = _released(state, name) or corpus.state
+                descriptions[name] = _released(state, name) or corpus.state
             case "ready" if not order_of(spec).trains(name):
-                told[name] = "measured only"
+                descriptions[name] = "measured only"
             case other:
-                told[name] = other
-    return told
+                descriptions[name] = other
+    return descriptions
 
 
 def _released(state: RunState, corpus: str) -> str:
-    """`releasing` or `released` when the end of a corpus's stage is."""
+    """Return `releasing` or `released` when the end of a corpus's stage is, or ""."""
     stage = state.stage_of(corpus)
     if state.corpora[corpus].state == "retired":
         return ""

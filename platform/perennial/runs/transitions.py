@@ -1,4 +1,4 @@
-"""The one table of what can happen to what; anything else raises with the history."""
+"""Define the states of corpora and releases, and the transitions between them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("evaluated", "gated"): "gated",
     ("gated", "accepted"): "passed",
     ("passed", "retired"): "retired",
-    # What goes wrong is tried again from where it was.
+    # A failed action is tried again from the state in which it failed.
     ("landed", "failed"): "failed",
     ("ingesting", "failed"): "failed",
     ("ready", "failed"): "failed",
@@ -44,7 +44,7 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("evaluating", "failed"): "failed",
     ("evaluated", "failed"): "failed",
     ("failed", "retried"): "back",
-    # What a person decides, and what cannot be.
+    # Decisions of users, and wrong input.
     ("landed", "held"): "held",
     ("ready", "held"): "held",
     ("held", "retried"): "back",

@@ -1,7 +1,7 @@
-"""Every start of a worker group, kept beside the ledger: for people, and for the report.
+"""Store the start of every worker group beside the ledger, for the report.
 
 `starts/<folder of the job>/<000000000000>.json` holds one start: when, at which step, with how many
-workers. Nothing is decided by it.
+workers. The controller does not read it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ class WorkerStart:
 
 
 def note_start(store: Store, folder: str, start: WorkerStart) -> None:
-    """Keep a start. A store that cannot be written to is the checkpoints' trouble, not this one."""
+    """Append a start.
+
+    A store that cannot be written to fails the job's checkpoints, and is reported there.
+
+    Args:
+        store: the run's store.
+        folder: key of the folder of the job's checkpoints.
+        start: the start.
+    """
     log = Log(store, f"starts/{folder}")
     data = json.dumps(asdict(start)).encode()
     try:
@@ -38,5 +46,5 @@ def note_start(store: Store, folder: str, start: WorkerStart) -> None:
 
 
 def read_starts(store: Store, folder: str) -> list[WorkerStart]:
-    """The starts of a job, in order."""
+    """Read the starts of a job, in order."""
     return [WorkerStart(**json.loads(data)) for _, data in Log(store, f"starts/{folder}").tail(0)]
