@@ -9,7 +9,7 @@
         │   ├── LostRace            another process wrote this ledger entry first
         │   ├── InvalidTransition   an event that cannot follow the ledger's state
         │   ├── NewerSchema         written by a later version of Perennial
-        │   ├── Overtaken           a decision that no longer fits the ledger: decide again
+        │   ├── StaleDecision       a decision that no longer fits the ledger: decide again
         │   └── Superseded          another controller, or another claim, is in charge
         ├── TrainingFailed      the worker group gave up
         │   └── TrainingStopped     another try would meet the same batch again
@@ -144,10 +144,10 @@ class NewerSchema(LedgerError, ValueError):
     code = "newer-schema"
 
 
-class Overtaken(LedgerError):
+class StaleDecision(LedgerError):
     """A decision does not fit what another process wrote meanwhile: decide again."""
 
-    code = "overtaken"
+    code = "stale-decision"
 
 
 class Superseded(LedgerError):

@@ -13,7 +13,7 @@ from perennial import corpora
 from perennial.config import RunSpec
 from perennial.controller.observer import RunIds, RunObserver
 from perennial.controller.ray_cluster import check_fits, use_ray
-from perennial.errors import InputError, InvalidTransition, Overtaken, Superseded
+from perennial.errors import InputError, InvalidTransition, StaleDecision, Superseded
 from perennial.evaluation.tasks import read_task
 from perennial.runs.events import Document, Event, Failed, Opened, TookOver, field_of
 from perennial.runs.ledger import Ledger, now
@@ -216,7 +216,7 @@ class Workspace:
 
         Raises:
             Superseded: another controller took charge.
-            Overtaken: a decision was written first, and the event cannot follow it.
+            StaleDecision: a decision was written first, and the event cannot follow it.
         """
 
         def unless_superseded(state: RunState) -> Event:
@@ -226,21 +226,21 @@ class Workspace:
         try:
             self.ledger.transact(unless_superseded)
         except InvalidTransition as impossible:
-            raise Overtaken(str(impossible)) from None
+            raise StaleDecision(str(impossible)) from None
 
     def decide(self, event: Event) -> None:
         """Write a decision that rests on the whole state as of the last read.
 
         Raises:
             Superseded: another controller took charge.
-            Overtaken: anything else was written since the last read.
+            StaleDecision: anything else was written since the last read.
         """
         number = self.ledger.next
 
         def unless_changed(state: RunState) -> Event:
             self._check_in_charge(state)
             if self.ledger.next != number:
-                raise Overtaken(f"{self.ledger.key(number)} was written meanwhile")
+                raise StaleDecision(f"{self.ledger.key(number)} was written meanwhile")
             return event
 
         self.ledger.transact(unless_changed)

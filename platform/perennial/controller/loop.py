@@ -19,7 +19,7 @@ from perennial.controller.ingest_stage import ingest
 from perennial.controller.release import carry_out
 from perennial.controller.reuse_trial import adopt
 from perennial.controller.train_stage import train
-from perennial.errors import InputError, LedgerError, Overtaken, Superseded, Terminated
+from perennial.errors import InputError, LedgerError, StaleDecision, Superseded, Terminated
 from perennial.runs import release_policy as policy
 from perennial.runs import retry_policy as attempts
 from perennial.runs.actions import Action, Outside, next_action
@@ -239,8 +239,8 @@ class _Controller:
         """
         try:
             self._do(action)
-        except Overtaken as overtaken:
-            self._work.log(f"ledger changed; re-planning: {overtaken}")
+        except StaleDecision as stale:
+            self._work.log(f"ledger changed; re-planning: {stale}")
 
     def _do(self, action: Action) -> None:
         match action.verb:
@@ -297,7 +297,7 @@ class _Controller:
         work = self._work
         try:
             carry_out(work, decided)
-        except Overtaken:
+        except StaleDecision:
             raise
         except Exception as failure:
             work.refresh()  # a controller that lost its charge stops here

@@ -16,7 +16,7 @@ def use_ray(training: TrainingSpec) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine; once per process.
 
     Raises:
-        InputError: this machine alone cannot hold the workers, and Ray would wait for ever.
+        InputError: this machine alone cannot hold the workers; Ray would wait without an end.
     """
     check_fits(training, os.cpu_count() or 1)
     import ray
@@ -38,7 +38,7 @@ def use_ray(training: TrainingSpec) -> None:
 def check_concurrent(where: str, training: TrainingSpec, concurrent: int) -> None:
     """Raise InputError for more concurrent trials than this machine can hold.
 
-    Ray would start them all, and they would wait for one another's workers for ever. A cluster
+    Ray would start them all, and they would never stop waiting for the workers of others. A cluster
     that RAY_ADDRESS names is not checked: it may grow.
 
     Args:

@@ -13,7 +13,7 @@ _LONGEST_BODY_BYTES = 1 << 20
 class Wakeup:
     """A pause that ends early when an S3 event is posted to `port`.
 
-    A request says only when to look: its body is discarded unread, because anybody may send one.
+    A request says only when to look: its body is discarded unread, because it is not authenticated.
 
     Args:
         port: TCP port to listen on, 0 for any free one; None listens on none.

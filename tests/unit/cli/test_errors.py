@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from perennial.cli.app import PANELS, app
 from perennial.cli.command import as_command
-from perennial.errors import Overtaken, PerennialError, Superseded, Terminated, TrainingFailed
+from perennial.errors import PerennialError, StaleDecision, Superseded, Terminated, TrainingFailed
 
 KEYS = {"code", "message", "where", "field", "problem", "remedy", "exit_code"}
 
@@ -50,7 +50,7 @@ def _failing(failure: BaseException) -> typer.Typer:
     ("failure", "code", "exit_code"),
     [
         (TrainingFailed("the worker group gave up"), "training-failed", 1),
-        (Overtaken("a decision came first"), "overtaken", 1),
+        (StaleDecision("a decision came first"), "stale-decision", 1),
         (Superseded("another controller took charge"), "superseded", 1),
         (PerennialError("failed"), "failed", 1),
         (Terminated("stopped on request"), "terminated", 143),

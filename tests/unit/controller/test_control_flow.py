@@ -25,9 +25,9 @@ from perennial.errors import (
     InputMoved,
     InvalidTransition,
     LedgerError,
-    Overtaken,
     PerennialError,
     Spike,
+    StaleDecision,
     Superseded,
     Terminated,
     TrainingStopped,
@@ -156,7 +156,7 @@ def test_an_action_on_a_corpus(
 ) -> None:
     _stand_in(monkeypatch, site, error)
     before = _ledger(work)
-    if isinstance(error, Overtaken):
+    if isinstance(error, StaleDecision):
         with pytest.raises(Terminated, match="called again"):
             advance(work, wait=False)
         assert [line for line in lines.lines if str(error) in line]
@@ -184,7 +184,7 @@ def test_ingest_without_training(
     """`perennial ingest` decides again, like `perennial run`, when a user refuses the corpus."""
     _write(work, "landed")
     monkeypatch.setattr(loop, "ingest", _once(error))
-    if isinstance(error, Overtaken):
+    if isinstance(error, StaleDecision):
         with pytest.raises(Terminated, match="called again"):
             ingest_landed(work)
         assert [line for line in lines.lines if str(error) in line]
@@ -242,7 +242,7 @@ def test_another_try(
     _write(work, *WALK[:4])
     work.record(event_of("failed", work.state, "a", next_try="2026-01-01T00:00:00+00:00"))
     monkeypatch.setattr(Workspace, "decide", _once(error))
-    expected = Terminated if isinstance(error, Overtaken) else type(error)
+    expected = Terminated if isinstance(error, StaleDecision) else type(error)
     with pytest.raises(expected):
         advance(work, wait=False)
     assert _ledger(work).corpora["a"].state == "failed"
@@ -261,8 +261,8 @@ def test_a_release_by_policy(
     releases: Workspace, lines: Lines, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "carry_out", _once(error))
-    if isinstance(error, (*ENDS, Overtaken)):
-        with pytest.raises(Terminated if isinstance(error, Overtaken) else type(error)):
+    if isinstance(error, (*ENDS, StaleDecision)):
+        with pytest.raises(Terminated if isinstance(error, StaleDecision) else type(error)):
             advance(releases, wait=False)
         assert not releases.setbacks
         return

@@ -9,7 +9,7 @@ import pytest
 
 from perennial.config import RunSpec
 from perennial.controller.context import Workspace
-from perennial.errors import InvalidTransition, Overtaken, Superseded
+from perennial.errors import InvalidTransition, StaleDecision, Superseded
 from perennial.runs.events import Event, Landed, Refused, TookOver
 from perennial.runs.ledger import Ledger
 from perennial.runs.state import RunState
@@ -92,13 +92,13 @@ def test_what_happened_is_recorded_behind_what_others_wrote(work: Workspace) -> 
 
 def test_what_happened_is_planned_again_where_it_cannot_follow(work: Workspace) -> None:
     _other_writes(work.store, _landed("b"))
-    with pytest.raises(Overtaken, match="b is landed"):
+    with pytest.raises(StaleDecision, match="b is landed"):
         work.record(_landed("b"))
 
 
 def test_a_decision_on_the_whole_state_is_planned_again_after_any_event(work: Workspace) -> None:
     _other_writes(work.store, _landed("b"))
-    with pytest.raises(Overtaken):
+    with pytest.raises(StaleDecision):
         work.decide(_landed("c"))
     work.decide(_landed("c"))  # on the state that has been read since
     assert list(work.state.corpora) == ["a", "b", "c"]
