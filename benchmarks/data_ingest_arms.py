@@ -188,9 +188,9 @@ def _tokenizer(folder: Path) -> str:
 
 
 def _tiktoken(folder: Path) -> Any:
-    from perennial.corpora.encoders import tiktoken_of
+    from perennial.corpora.encoders import convert_to_tiktoken
 
-    converted = tiktoken_of(Path(_tokenizer(folder)).read_text())
+    converted = convert_to_tiktoken(Path(_tokenizer(folder)).read_text())
     assert converted is not None
     return converted[0]
 

@@ -81,7 +81,7 @@ class TiktokenEncoder:
     """Encoder of a byte-level BPE by tiktoken: the same ids, several times faster."""
 
     def __init__(self, tokenizer: RunTokenizer) -> None:
-        converted = tiktoken_of(tokenizer.json)
+        converted = convert_to_tiktoken(tokenizer.json)
         if converted is None:
             raise ValueError("not a byte-level BPE")
         self._encoding, self._ids = converted
@@ -153,14 +153,16 @@ def choose_encoder(tokenizer: RunTokenizer, sample: Sequence[str]) -> EncoderNam
         tokenizer: the run's tokenizer.
         sample: texts of the corpus.
     """
-    if tiktoken_of(tokenizer.json) is None:
+    if convert_to_tiktoken(tokenizer.json) is None:
         return "tokenizers"
     slow, fast = TokenizersEncoder(tokenizer).encode(sample), TiktokenEncoder(tokenizer)
     equal = all(map(np.array_equal, slow, fast.encode(sample)))
     return "tiktoken" if equal else "tokenizers"
 
 
-def tiktoken_of(tokenizer_json: str) -> tuple[tiktoken.Encoding, npt.NDArray[np.uint32]] | None:
+def convert_to_tiktoken(
+    tokenizer_json: str,
+) -> tuple[tiktoken.Encoding, npt.NDArray[np.uint32]] | None:
     """Convert a byte-level BPE to tiktoken.
 
     Returns:

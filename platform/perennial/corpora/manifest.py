@@ -265,7 +265,7 @@ class CorpusManifest(_Frozen):
         content["settings"].pop("piece_bytes")
         for file in content["inputs"]:
             file.pop("etag")
-        return digest_of(content)
+        return digest_json(content)
 
 
 def token_bytes(vocabulary: int) -> int:
@@ -273,7 +273,7 @@ def token_bytes(vocabulary: int) -> int:
     return 2 if vocabulary <= 1 << 16 else 4
 
 
-def digest_of(content: Any) -> str:
+def digest_json(content: Any) -> str:
     """Return the sha256 of a JSON value's canonical text."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -20,7 +20,7 @@ from perennial.corpora import IngestSettings, RunTokenizer, import_tokenizer
 from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.exact_dedup import compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
-from perennial.corpora.ingest.partition import piece_size, plan_pieces
+from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
 from perennial.corpora.ingest.read import scatter_piece
 from perennial.corpora.ingest.write import gather_shard, write_holdout
 from perennial.corpora.manifest import Counts, InputFile, ShardResult, sum_counts, token_bytes
@@ -263,7 +263,7 @@ def test_a_large_corpus_is_read_in_some_thousand_pieces_of_bounded_size(
     sizes: list[int], name: str
 ) -> None:
     inputs = [InputFile(name=name, size_bytes=size, etag="") for size in sizes]
-    size = piece_size(inputs, 64 << 20)
+    size = choose_piece_bytes(inputs, 64 << 20)
     assert 64 << 20 <= size <= 512 << 20
     factor = {"a.jsonl": 1, "b.parquet": 2, "c.txt.gz": 3}[name]
     assert sum(sizes) * factor // size <= max(4096 + 1, sum(sizes) * factor >> 29)

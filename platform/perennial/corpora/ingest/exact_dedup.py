@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict
 from perennial.corpora.ingest.documents import StagedDocuments
 from perennial.corpora.ingest.partition import (
     Layout,
-    destinations,
+    choose_parts,
     digest_bounds,
-    file_salts,
     holdout_bound,
-    order_keys,
+    make_file_salts,
+    make_order_keys,
 )
 from perennial.corpora.ingest.read import group_rows, run_key
 from perennial.corpora.ingest.spill import ENTRY, SectionFile, read_sections
@@ -194,11 +194,11 @@ def _write_drops(
     earlier: npt.NDArray[np.int32],
 ) -> None:
     """Write the list of documents to drop: a section for every part of documents."""
-    salts = file_salts([file.name for file in job.inputs], job.settings.seed)
-    orders = order_keys(salts[entries["file"]], entries["offset"])
-    parts = destinations(orders, job.layout.shards)
+    salts = make_file_salts([file.name for file in job.inputs], job.settings.seed)
+    orders = make_order_keys(salts[entries["file"]], entries["offset"])
+    parts = choose_parts(orders, job.layout.shards)
     held = entries["digest"] < np.uint64(holdout_bound(job.settings.holdout_share))
-    parts[held] = job.layout.shards + destinations(orders[held], job.layout.held_parts)
+    parts[held] = job.layout.shards + choose_parts(orders[held], job.layout.held_parts)
     drops = np.empty(len(entries), dtype=REPEAT)
     for name in ("file", "offset"):
         drops[name], drops[f"first_{name}"] = entries[name], first[name]

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from perennial.corpora.ingest.exact_dedup import CompareJob, CompareResult, EarlierDigests
-from perennial.corpora.ingest.partition import Layout, holdout_bound, make_layout, shard_count
+from perennial.corpora.ingest.partition import Layout, count_shards, holdout_bound, make_layout
 from perennial.corpora.ingest.read import PieceResult, ScatterJob
 from perennial.corpora.ingest.write import GatherJob
 from perennial.corpora.manifest import (
@@ -18,7 +18,7 @@ from perennial.corpora.manifest import (
     IngestSettings,
     InputFile,
     ShardResult,
-    digest_of,
+    digest_json,
     sum_counts,
 )
 
@@ -50,7 +50,7 @@ class IngestPlan:
     @property
     def layout(self) -> Layout:
         """Return how documents are dealt into parts."""
-        shards = shard_count(self.inputs, self.settings.shard_tokens)
+        shards = count_shards(self.inputs, self.settings.shard_tokens)
         return make_layout(shards, self.settings.holdout_share)
 
     @cached_property
@@ -68,7 +68,7 @@ class IngestPlan:
             "settings": self.settings.model_dump(),
             "earlier": [manifest.digest for manifest in self.earlier],
         }
-        return f"staging-{digest_of(content)[:16]}"
+        return f"staging-{digest_json(content)[:16]}"
 
     @property
     def staging(self) -> Store:

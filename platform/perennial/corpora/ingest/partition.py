@@ -58,18 +58,18 @@ def plan_pieces(inputs: Sequence[InputFile], piece_bytes: int) -> list[InputPiec
     return [*pieces, tuple(current)] if current else pieces
 
 
-def shard_count(inputs: Sequence[InputFile], shard_tokens: int) -> int:
+def count_shards(inputs: Sequence[InputFile], shard_tokens: int) -> int:
     """Return how many shards a corpus has: a function of its files' sizes alone.
 
     Args:
         inputs: the files of the corpus.
         shard_tokens: tokens of a shard, roughly.
     """
-    tokens = sum(text_bytes(file) // _BYTES_PER_TOKEN for file in inputs)
+    tokens = sum(estimate_text_bytes(file) // _BYTES_PER_TOKEN for file in inputs)
     return max(1, math.ceil(tokens / shard_tokens))
 
 
-def piece_size(inputs: Sequence[InputFile], least_bytes: int) -> int:
+def choose_piece_bytes(inputs: Sequence[InputFile], least_bytes: int) -> int:
     """Return the bytes of a piece, which grow with the corpus.
 
     Every shard is gathered from all pieces: with pieces of a fixed size, the ranges to read (pieces
@@ -79,11 +79,11 @@ def piece_size(inputs: Sequence[InputFile], least_bytes: int) -> int:
         inputs: the files of the corpus.
         least_bytes: the smallest piece, in stored bytes.
     """
-    text = sum(map(text_bytes, inputs))
+    text = sum(map(estimate_text_bytes, inputs))
     return max(least_bytes, min(text // _MOST_PIECES, _LARGEST_PIECE_BYTES))
 
 
-def text_bytes(file: InputFile) -> int:
+def estimate_text_bytes(file: InputFile) -> int:
     """Return about how much text a file holds; 0 where its format is unknown."""
     kind = find_kind(file.name)
     return 0 if kind is None else file.size_bytes * kind.expansion
@@ -116,12 +116,12 @@ def make_layout(shards: int, holdout_share: float) -> Layout:
     return Layout(shards, held, math.ceil(shards / _SHARDS_PER_DIGEST_PART))
 
 
-def text_digest(text: bytes) -> bytes:
+def digest_text(text: bytes) -> bytes:
     """Return 16 bytes that identify a text; equal texts have equal digests in every corpus."""
     return hashlib.sha256(text).digest()[:16]
 
 
-def file_salts(names: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
+def make_file_salts(names: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
     """Return 64 pseudo-random bits `(files,)` for every file, from its name and the seed.
 
     Args:
@@ -133,7 +133,7 @@ def file_salts(names: Sequence[str], seed: int) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(salts), dtype="<u8")
 
 
-def order_keys(
+def make_order_keys(
     salts: npt.NDArray[np.uint64], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint64]:
     """Return the sort keys of documents in their shards: 64 pseudo-random bits.
@@ -148,7 +148,7 @@ def order_keys(
     return splitmix64(salts + offsets.astype(np.uint64) * _GOLDEN)
 
 
-def destinations(orders: npt.NDArray[np.uint64], parts: int) -> npt.NDArray[np.int64]:
+def choose_parts(orders: npt.NDArray[np.uint64], parts: int) -> npt.NDArray[np.int64]:
     """Return the part of every document `(documents,)`, from its position alone.
 
     So all parts have about the same size whatever the texts are: copies of one text are spread over

@@ -27,7 +27,7 @@ from perennial.corpora.ingest.decontaminate import (
 )
 from perennial.corpora.ingest.exact_dedup import CompareResult, compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
-from perennial.corpora.ingest.partition import piece_size, plan_pieces
+from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
 from perennial.corpora.ingest.read import PieceResult, scatter_piece
 from perennial.corpora.ingest.sample import sample_texts
 from perennial.corpora.ingest.write import gather_shard, has_files, write_holdout
@@ -136,7 +136,7 @@ def _make_plan(
         for f in read_landed(inbox, name).files
     )
     # The piece size is settled before the plan is made, since staged pieces depend on it.
-    size = piece_size(inputs, settings.piece_bytes)
+    size = choose_piece_bytes(inputs, settings.piece_bytes)
     settings = settings.model_copy(update={"piece_bytes": size})
     return IngestPlan(store, inbox, name, inputs, tokenizer, settings, tuple(earlier), evaluation)
 

@@ -16,13 +16,13 @@ from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.partition import (
     InputPiece,
     Layout,
-    destinations,
+    choose_parts,
     digest_bounds,
-    file_salts,
+    digest_text,
     holdout_bound,
+    make_file_salts,
     make_layout,
-    order_keys,
-    text_digest,
+    make_order_keys,
 )
 from perennial.corpora.ingest.spill import SectionFile, encode_digests
 from perennial.corpora.manifest import IngestSettings, InputFile
@@ -114,7 +114,10 @@ def _stage_once(
     job: ScatterJob, index: int, piece: InputPiece, moved: dict[int, str]
 ) -> PieceResult:
     reasons: Counter[str] = Counter()
-    pending, salts = _Pending(), file_salts([file.name for file in job.inputs], job.settings.seed)
+    pending, salts = (
+        _Pending(),
+        make_file_salts([file.name for file in job.inputs], job.settings.seed),
+    )
     runs = documents = lost = 0
 
     def flush() -> None:
@@ -175,7 +178,7 @@ class _Pending:
         self.texts.append(record.text)
         self._files.append(file)
         self._offsets.append(record.offset)
-        self._digests.append(text_digest(record.text))
+        self._digests.append(digest_text(record.text))
         self._domains.append(record.domain)
 
     def write(self, job: ScatterJob, salts: npt.NDArray[np.uint64], stream: BinaryIO) -> None:
@@ -185,7 +188,7 @@ class _Pending:
 
         Args:
             job: what all tasks share.
-            salts: bits of every file of the corpus; see `file_salts`.
+            salts: bits of every file of the corpus; see `make_file_salts`.
             stream: the run file.
         """
         layout, settings = job.layout, job.settings
@@ -196,11 +199,11 @@ class _Pending:
         digests = np.frombuffer(b"".join(self._digests), dtype="<u8").reshape(-1, 2)
         good = np.ones(len(files), dtype=bool)
         good[[row for row, _, _ in self._bad]] = False
-        orders = order_keys(salts[files], offsets)
-        parts = destinations(orders, layout.shards)
+        orders = make_order_keys(salts[files], offsets)
+        parts = choose_parts(orders, layout.shards)
         # Held-out documents are chosen by their text, so equal texts are held out together.
         held = good & (digests[:, 0] < np.uint64(holdout_bound(settings.holdout_share)))
-        parts[held] = layout.shards + destinations(orders[held], layout.held_parts)
+        parts[held] = layout.shards + choose_parts(orders[held], layout.held_parts)
         columns: dict[str, npt.NDArray[Any]] = {
             "file": files,
             "offset": offsets,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.inbox import read_landed
-from perennial.corpora.ingest.partition import holdout_bound, plan_pieces, text_digest
+from perennial.corpora.ingest.partition import digest_text, holdout_bound, plan_pieces
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import InputMoved
 
@@ -45,7 +45,7 @@ def sample_texts(
             for record in read_span(corpus, inputs[span.file], span, settings):
                 if taken >= limit:
                     break
-                digest = int.from_bytes(text_digest(record.text)[:8], "little")
+                digest = int.from_bytes(digest_text(record.text)[:8], "little")
                 if not record.reason and digest >= bound:
                     taken += len(record.text)
                     yield record.text.decode()
