@@ -125,13 +125,15 @@ def test_a_run_beside_its_twin_has_no_gap_and_saves_a_third(
     html = output.read_text(encoding="utf-8")
     for words in ("tiny, and what else could have been done", "+0.000 ± 0.000", "twin"):
         assert words in html
-    with pytest.raises(InputError, match="another of these runs has the same store"):
+    with pytest.raises(InputError) as refused:
         compare([_workspace(lineage.run_file), _workspace(lineage.run_file)])
+    assert refused.value.code == "store-twice"
 
 
 def test_nothing_landed_is_nothing_to_report(tmp_path: Path) -> None:
     run_file = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
     told = perennial("report", run_file, f"store={tmp_path / 'store'}", code=2)
     assert "nothing has landed" in told
-    with pytest.raises(InputError, match=r"no stage of quickstart .* yet; use `perennial run"):
+    with pytest.raises(InputError, match=r"use `perennial run") as refused:
         compare([_workspace(run_file, f"store={tmp_path / 'empty'}")])
+    assert refused.value.code == "nothing-evaluated"

@@ -177,21 +177,21 @@ INFINITE = InfiniteSchedule(3e-3, 1e-3, 3e-4, 2, 6, "cosine")
 
 
 @pytest.mark.parametrize(
-    ("kind", "trunk", "step", "told"),
+    ("kind", "trunk", "step", "phase"),
     [
-        ("infinite", INFINITE, 2, "is of the cooldown phase"),
-        ("cosine", INFINITE, 2, "is of the cooldown phase"),
-        ("infinite", COSINE, 12, "is of the anneal phase of a cosine schedule"),
-        ("cosine", COSINE, 6, "is of the anneal phase of a cosine schedule"),
-        ("cosine", COSINE, 1, "is of the warmup phase of a cosine schedule"),
+        ("infinite", INFINITE, 2, "cooldown"),
+        ("cosine", INFINITE, 2, "cooldown"),
+        ("infinite", COSINE, 12, "anneal"),
+        ("cosine", COSINE, 6, "anneal"),
+        ("cosine", COSINE, 1, "warmup"),
     ],
 )
 def test_a_checkpoint_that_is_not_of_the_constant_phase_is_refused(
-    kind: str, trunk: Schedule, step: int, told: str
+    kind: str, trunk: Schedule, step: int, phase: str
 ) -> None:
-    with pytest.raises(InputError, match=told) as refused:
+    with pytest.raises(InputError, match=f"of the {phase} phase") as refused:
         check_constant("t.yaml", _config(kind), trunk, f"00-a@{step}", step, whole=step == 12)
-    assert refused.value.field == "after"
+    assert (refused.value.code, refused.value.field) == ("phase-not-constant", "after")
 
 
 @pytest.mark.parametrize(
@@ -329,8 +329,9 @@ def test_advice_is_run_as_it_is_written(tmp_path: Path) -> None:
     assert shares == [0.5, 0.25]
     assert (run.replay.weighting, run.replay.max_epochs) == ("recent", 2)
     assert str(run.release.anneal) == "12%"
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError) as refused:
         load_run(document, [str(tmp_path / "missing.yaml")])
+    assert refused.value.code == "file-missing"
 
 
 def test_optuna_proposes_what_was_begun_first_and_then_points_of_the_space() -> None:
