@@ -90,7 +90,7 @@ def _sections(
     for name in history.curves:
         metric = METRICS[name]
         curve = drawn[f"metric-{name}"]
-        yield Section(metric.title, metric.meaning, curve, f"Picture: {metric.meaning}")
+        yield PageSection(metric.title, metric.meaning, curve, f"Picture: {metric.meaning}")
     yield _pictured(
         "Every stage on every corpus", "matrix", drawn, [tables.bits(told), *tables.domains(told)]
     )
