@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,17 +147,23 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
         finished.set()
         watcher.join()
         ray.kill(actor)
-    reached = checkpoint.latest_step(store, job.folder)
+    _check_end(job, checkpoint.latest_step(store, job.folder), stopped, termination)
+    return checkpoint.folder_of(job.folder, job.last_step)
+
+
+def _check_end(
+    job: Job, reached: int | None, stopped: Sequence[str], termination: Termination
+) -> None:
+    """Raise what `run_job` documents unless the job reached its last step."""
     if termination.requested:
         raise Terminated(
             f"{job.name}: stopped on request with the checkpoint of step {reached or 0:,} stored; "
-            "the same command goes on from there"
+            "the same command continues from there"
         )
     if stopped:
         raise TrainingStopped(f"{job.name}: {stopped[-1]}")
     if reached != job.last_step:
         raise TrainingFailed(f"{job.name}: the workers ended before step {job.last_step}")
-    return checkpoint.folder_of(job.folder, job.last_step)
 
 
 def _fit(job: Job, actor: Any) -> None:

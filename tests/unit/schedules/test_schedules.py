@@ -396,7 +396,9 @@ def test_importing_schedules_loads_pydantic_and_the_standard_library_alone() -> 
 
 
 def test_the_table_in_the_documentation_is_what_its_command_prints() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "schedules.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "explanation/schedules.md").read_text(
+        encoding="utf-8"
+    )
     command = page.split("```python\n")[1].split("```")[0]
     table = page.split("```text\n")[1].split("```")[0]
     printed = subprocess.run(
