@@ -33,7 +33,7 @@ from tests.support.kubernetes_manifests import (
     schema_errors,
 )
 
-GUIDE = ROOT / "docs" / "kubernetes.md"
+GUIDE = ROOT / "docs/guide/kubernetes.md"
 CLOUDS = [name for name in OVERLAYS if name != "local"]
 EVERY = [*OVERLAYS, "guide", "kueue"]
 
