@@ -121,19 +121,12 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     stopped: list[str] = []
     termination = Termination()
 
-    def watch() -> None:
-        while True:
-            last = finished.wait(_POLL_SECONDS)
-            if termination.requested:
-                actor.ask_to_stop.remote()
-            progress = ray.get(actor.drain.remote())
-            stopped.extend(progress.stopped)
-            termination.graceful |= bool(progress.rows)
-            on_progress(progress)
-            if last:
-                return
-
-    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher = threading.Thread(
+        target=_watch,
+        args=(actor, finished, termination, stopped, on_progress),
+        name="progress",
+        daemon=True,
+    )
     watcher.start()
     try:
         with termination.handled():
@@ -166,12 +159,33 @@ def _check_end(
         raise TrainingFailed(f"{job.name}: the workers ended before step {job.last_step}")
 
 
+def _watch(
+    actor: Any,
+    finished: threading.Event,
+    termination: Termination,
+    stopped: list[str],
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Poll the progress actor until `finished`, and once more after it."""
+    while True:
+        last = finished.wait(_POLL_SECONDS)
+        if termination.requested:
+            actor.ask_to_stop.remote()
+        progress = ray.get(actor.drain.remote())
+        stopped.extend(progress.stopped)
+        # A finished step is a state worth saving: SIGTERM need no longer end the process at once.
+        termination.graceful |= bool(progress.rows)
+        on_progress(progress)
+        if last:
+            return
+
+
 def _fit(job: Job, actor: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="perennial-ray-") as scratch:
         trainer = ElasticTrainer(
             job,
             _train,
-            train_loop_config={"job": job.to_dict(), "tap": actor},
+            train_loop_config={"job": job.to_dict(), "driver": actor},
             run_config=RunConfig(
                 name=job.name,
                 storage_path=scratch,

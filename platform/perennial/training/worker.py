@@ -15,10 +15,8 @@ import torch.distributed as dist
 
 from perennial.errors import InputError, Preempted, Spike, StartDamaged, StoreFailed
 from perennial.store import Store, open_store
-from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.checkpoint.reader import ResumePoint, begin_from_latest
 from perennial.training.checkpoint.resume import (
-    ResumeState,
     batches_from,
     engine_at,
     load_moments,
@@ -35,29 +33,31 @@ from perennial.training.job import Job
 from perennial.training.join_probe import JoinWatch
 from perennial.training.metrics import StepFacts, measured_metrics
 from perennial.training.ray.preemption import is_ending
-from perennial.training.ray.progress import News
-from perennial.training.spikes.detector import SpikeWatch
-from perennial.training.spikes.messages import advice, described, skip_of
-from perennial.training.spikes.skips import record_skip
+from perennial.training.ray.progress import RowBuffer
+from perennial.training.spikes.response import SpikeResponse
 
 
 def train(config: dict[str, Any]) -> None:
     """Train a job from its latest committed checkpoint to its end, on this rank."""
-    _quiet()
+    _quiet_libraries()
     job = Job.from_dict(config["job"])
     torch.set_num_threads(max(1, int(job.training.cpus_per_worker)))
-    _Worker(job, open_store(job.store_url), config["tap"]).run()
+    _Worker(job, open_store(job.store_url), config["driver"]).run()
 
 
-def _quiet() -> None:
+def _quiet_libraries() -> None:
+    # Their notes on every start are no news to the user, and hide what is.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 class _Begun(NamedTuple):
-    """step: the first step of the mix that is not trained yet; tokens: this rank's sequences of it
-    `(sequences, sequence_length)`; batches: those that follow.
+    """A worker that is ready to train.
+
+    start: the checkpoint that it begins from.
+    step: first step of the mix that is not trained yet; tokens: this rank's sequences of it,
+        `(sequences, sequence_length)`; batches: iterates over the steps that follow.
     """
 
     start: ResumePoint
@@ -67,100 +67,106 @@ class _Begun(NamedTuple):
 
 
 class _Worker:
-    def __init__(self, job: Job, store: Store, tap: Any) -> None:
+    """One rank of a worker group. All ranks take the same steps and decisions."""
+
+    def __init__(self, job: Job, store: Store, driver: Any) -> None:
+        """Prepare to run; nothing is loaded yet. `driver` is the handle of its progress actor."""
         self._job = job
         self._store = store
-        self._tap = tap
+        self._driver = driver
         self._rank = dist.get_rank()
         self._world = dist.get_world_size()
         self._parts = micro_batches(
             job.mix.global_batch, job.training.micro_batch, self._rank, self._world
         )
-        self._metrics = measured_metrics()
-        self._news = News(tap, self._rank)
+        self._rows = RowBuffer(driver, self._rank)
         self._meter = Meter()
         self._row: dict[str, Any] = {}
         self._seen_before = sum(job.tokens_seen.values())
         self._engine: Any = None
         self._saver: Saver | None = None
-        self._told = Votes()
+        self._votes = Votes()
 
     def run(self) -> None:
-        """Train to the end, however often a spike rolls the job back, or to what stops it.
+        """Train to completion, rolling back on loss spikes.
 
-        Where another worker group would only meet the same again, the driver is told why, and
-        nothing is raised.
+        Where another worker group would only meet the same problem again, the driver is sent the
+        reason and nothing is raised: Ray Train would start another group for an exception.
         """
         try:
-            while not self._ran():
+            while not self._run_to_end_or_spike():
                 pass
         except (StartDamaged, StoreFailed, InputError) as end:
             if self._rank == 0:
-                ray.get(self._tap.stopped.remote(str(end)))
+                ray.get(self._driver.stopped.remote(str(end)))
         finally:
-            self._news.flush()
+            self._rows.flush()
             self._close_saver()
 
-    def _ran(self) -> bool:
-        """Run once; whether that was all."""
+    def _run_to_end_or_spike(self) -> bool:
+        """Return whether training is over; False to start again without a spike's batch."""
         try:
-            self._run()
-        except Spike as spike:
-            trouble = spike
+            self._train()
+        except Spike as raised:
+            spike = raised
         else:
             return True
-        return not self._roll_back(trouble)
+        # Outside the handler: its traceback holds the failed step's tensors, and the engine.
+        return not self._roll_back(spike)
 
     def _close_saver(self) -> None:
         if self._saver is not None:
             self._saver.close()
         self._saver = None
 
-    def _run(self) -> None:
-        if not self._may_go_on():
+    def _train(self) -> None:
+        if not self._owns_job():
             return
         with tempfile.TemporaryDirectory(prefix="perennial-start-") as scratch:
-            begun = begin_from_latest(self._job, self._store, Path(scratch), self._tap, self._begin)
+            begun = begin_from_latest(
+                self._job, self._store, Path(scratch), self._driver, self._begin
+            )
             if begun is None:
                 return
             start, step, tokens, batches = begun
             self._equip(start)
         if self._rank == 0:
-            self._tap.started.remote(start.step, self._world)
+            self._driver.started.remote(start.step, self._world)
         self._meter.lap()
         while True:
             self._trace.step()
             done = self._job.first_step + step + 1
-            if done in self._memory.skipped:
+            if done in self._state.skipped:
                 self._skip(done)
             else:
                 self._step(done - 1, tokens)
                 self._row |= self._joins.after(done)
-            if self._open_saver.wants(done) or self._told.ending:
-                self._settle()
+            if self._open_saver.wants(done) or self._votes.ending:
+                self._finish_reduction()
                 self._meter.to("checkpoint")
                 self._save(done)
-            if done == self._job.last_step or self._told.stop:
+            if done == self._job.last_step or self._votes.stop:
                 self._trace.close()
                 return
             self._meter.to("data")
             step, tokens = next(batches)
 
-    def _may_go_on(self) -> bool:
-        """Whether nobody took the job over, asked once: rank 0 asks, the others are told."""
-        told: list[bool] = [True]
+    def _owns_job(self) -> bool:
+        """Return whether no other controller has claimed the job: rank 0 asks and broadcasts."""
+        owned: list[bool] = [True]
         if self._rank == 0:
-            told[0] = self._job.may_commit(self._store)
-        dist.broadcast_object_list(told, src=0)
-        return told[0]
+            owned[0] = self._job.may_commit(self._store)
+        dist.broadcast_object_list(owned, src=0)
+        return owned[0]
 
     def _begin(self, start: ResumePoint) -> _Begun | None:
-        """The engine and the data at the job's present step; None when the job is done."""
+        """Build the engine and the data at the job's present step; None when the job is done."""
         job = self._job
         if start.step == job.last_step:
             return None
-        self._remember(start)
+        self._read_state(start)
         self._drop_engine()
+        # The first batch is read while the engine is built, which takes longer.
         with ThreadPoolExecutor(1) as ahead:
             mix_step = start.step - job.first_step
             batches = batches_from(self._store, job, mix_step, self._rank, self._world)
@@ -171,53 +177,41 @@ class _Worker:
         return _Begun(start, step, tokens, batches)
 
     def _equip(self, start: ResumePoint) -> None:
-        """All that training needs besides the engine and the data."""
+        """Build what training needs besides the engine and the data."""
         job = self._job
+        self._metrics = measured_metrics()
         self._saver = self._open_saver = Saver(
-            job, self._store, self._tap, start.history, self._memory.skipped
+            job, self._store, self._driver, start.history, self._state.skipped
         )
-        self._told = Votes()
+        self._votes = Votes()
         meter_collectives(self._meter)
         self._reduction = StepReduction(self._engine.device)
         self._joins = JoinWatch(self._store, job, self._engine, start.step)
         key = f"profiles/{job.name}/{start.step:08d}-rank-{self._rank:02d}.json.gz"
         self._trace = Trace(self._store, key, wanted=job.training.profile)
 
-    def _remember(self, start: ResumePoint) -> None:
-        """Know the job's past: rank 0 reads it, the others are told."""
-        spikes = self._job.training.spikes
-        told: list[Any] = [None]
+    def _read_state(self, start: ResumePoint) -> None:
+        """Read the job's past on rank 0 and broadcast it: the ranks must agree on what to skip."""
+        state: list[Any] = [None]
         if self._rank == 0:
-            told[0] = read_resume_state(
-                self._store, self._job.folder, start.last_rows(spikes.window)
-            )
-        dist.broadcast_object_list(told, src=0)
-        self._memory: ResumeState = told[0]
-        self._spikes = self._memory.spikes
-        self._watch = SpikeWatch(spikes, self._memory.losses)
+            rows = start.last_rows(self._job.training.spikes.window)
+            state[0] = read_resume_state(self._store, self._job.folder, rows)
+        dist.broadcast_object_list(state, src=0)
+        self._state = state[0]
+        self._spikes = SpikeResponse(self._job, self._store, self._driver, self._state)
 
     def _roll_back(self, spike: Spike) -> bool:
-        """Leave the spike's batch out and be ready to start again; False when the job must stop."""
-        job = self._job
-        policy = job.training.spikes
+        """Drop everything since the last checkpoint; False when training must stop instead."""
+        # A snapshot under way is of a step before the spike, and may still become the checkpoint.
         self._open_saver.wait()
         self._close_saver()
-        again = (
-            policy.policy == "rollback-and-skip" and len(self._memory.skipped) < policy.max_skips
-        )
+        again = self._spikes.can_skip
         if self._rank == 0:
-            committed = checkpoint.latest_step(self._store, job.folder)
-            if again:
-                record_skip(self._store, job.folder, skip_of(job, spike))
-                stands = job.first_step if committed is None else committed
-                told = f"{described(job, spike)}; going on from step {stands} without this batch"
-                self._tap.skipped.remote(told)
-            else:
-                # No exception: another worker group would only meet the same batch again.
-                ray.get(self._tap.stopped.remote(advice(job, spike, committed)))
+            self._spikes.record(spike)
         self._trace.close()
         self._drop_engine()
-        self._news.take()
+        self._rows.take()
+        # No rank may read the skips before rank 0 has recorded this one.
         dist.barrier()
         return again
 
@@ -227,9 +221,9 @@ class _Worker:
         self._engine = None
 
     def _skip(self, done: int) -> None:
-        """Let the step that leads to `done` go by without training its batch."""
-        self._settle()
-        self._news.keep(
+        """Let the step that leads to `done` pass without training its batch."""
+        self._finish_reduction()
+        self._rows.add_silently(
             {
                 "step": done,
                 "eta": self._job.eta(done - 1),
@@ -241,24 +235,25 @@ class _Worker:
     def _save(self, step: int) -> None:
         """Save as the ranks agreed; wait for the store only where training ends.
 
-        Raises Preempted for Ray Train to start another worker group, StoreFailed when none would
-        help.
+        Raises:
+            Preempted: for Ray Train to start another worker group.
+            StoreFailed: too many checkpoints failed, and another group would fare no better.
         """
-        told, saver = self._told, self._open_saver
-        if told.hopeless:
+        votes, saver = self._votes, self._open_saver
+        if votes.hopeless:
             saver.finish()
-        ending = told.ending or step == self._job.last_step
-        if told.busy and not ending and not saver.needs(step):
+        ending = votes.ending or step == self._job.last_step
+        if votes.busy and not ending and not saver.needs(step):
             saver.put_off(step)
             return
-        saver.save(self._engine, step, self._news.take(), needed=ending)
+        saver.save(self._engine, step, self._rows.take(), needed=ending)
         if ending:
             saver.finish()
-        if told.preempted and not told.stop and step < self._job.last_step:
-            raise Preempted(f"this worker group was told that it ends; step {step} is stored")
+        if votes.preempted and not votes.stop and step < self._job.last_step:
+            raise Preempted(f"this worker group was asked to end; step {step} is stored")
 
     def _step(self, step: int, tokens: np.ndarray) -> None:
-        """One optimizer step on this rank's sequences `(sequences, sequence_length)`."""
+        """Take one optimizer step on this rank's sequences `(sequences, sequence_length)`."""
         job, engine, meter = self._job, self._engine, self._meter
         set_eta(engine, job.eta(step))
         seed_dropout(job.seed, step, self._rank)
@@ -273,8 +268,9 @@ class _Worker:
             engine.backward(loss * part.weight)
             total += loss.detach().float() * (part.sequences / job.mix.global_batch)
             if part is self._parts[-1]:
-                # before this step's gradients become weights
-                self._settle()
+                # Before this step's gradients become weights: the step before must be no spike,
+                # and its snapshot must have been written.
+                self._finish_reduction()
                 meter.to("checkpoint")
                 self._open_saver.wait_for_snapshot()
             meter.to("optimizer")
@@ -283,23 +279,26 @@ class _Worker:
         meter.to("communication")
         if norm is None:
             norm = 0.0 if overflowed(engine) else engine.get_global_grad_norm()
-        votes = Votes(
-            self._news.stop, is_ending(), bool(self._open_saver.hopeless), self._open_saver.busy
-        )
-        facts = StepFacts(job, step, engine, total, norm)
-        values = {n: (m.combine, m.measure(facts)) for n, m in self._metrics.items()}
-        self._reduction.start(
-            {name: (how, value) for name, (how, value) in values.items() if value is not None},
-            votes,
-        )
-        self._end_step(step)
+        self._start_reduction(StepFacts(job, step, engine, total, norm))
+        self._start_row(step)
 
-    def _end_step(self, step: int) -> None:
-        """Note what is known of a step before its loss has come back from all ranks."""
+    def _start_reduction(self, facts: StepFacts) -> None:
+        """Begin to combine the step's metrics and this rank's votes over the ranks."""
+        values = {
+            name: (metric.combine, value)
+            for name, metric in self._metrics.items()
+            if (value := metric.measure(facts)) is not None
+        }
+        saver = self._open_saver
+        votes = Votes(self._rows.stop_requested, is_ending(), bool(saver.hopeless), saver.busy)
+        self._reduction.start(values, votes)
+
+    def _start_row(self, step: int) -> None:
+        """Note what is known of a step before its metrics have come back from all ranks."""
         seconds = self._meter.lap()
         self._meter.to("other")
         trained = step + 1 - self._job.first_step
-        trained -= sum(skipped <= step for skipped in self._memory.skipped)
+        trained -= sum(skipped <= step for skipped in self._state.skipped)
         self._row = {
             "step": step + 1,
             "eta": self._job.eta(step),
@@ -310,21 +309,14 @@ class _Worker:
             "tokens_seen": self._seen_before + trained * self._job.tokens_per_step,
         }
 
-    def _settle(self) -> None:
-        """Hear what the last step's loss was on all ranks, and tell it. Raises Spike."""
+    def _finish_reduction(self) -> None:
+        """Take the last step's metrics and votes, and add its row. Raises Spike."""
         before = self._meter.to("communication")
         reduced = self._reduction.finish()
         self._meter.to("other")
         if reduced is not None:
-            self._told = reduced.votes
+            self._votes = reduced.votes
             row = self._row | reduced.values
-            problem = self._watch.judge(row["loss"], row["gradient_norm"])
-            if problem is not None:
-                if not problem.finite or self._job.training.spikes.policy != "ignore":
-                    raise Spike(row["step"], problem.text, problem.finite)
-                self._spikes += 1
-                row["spike"] = problem.text
-            if self._spikes:
-                row["spikes"] = self._spikes
-            self._news.add(row)
+            self._spikes.judge(row)
+            self._rows.add(row)
         self._meter.to(before)

@@ -1,0 +1,142 @@
+"""The training loop on two processes, with its data and its driver played: no cluster is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from perennial.config.training import ModelSpec, TrainingSpec
+from perennial.mixture import ReplayRule, stage_mix
+from perennial.schedules import ConstantSchedule
+from perennial.store import Store, open_store
+from perennial.training.checkpoint import manifest as checkpoints
+from perennial.training.job import Job
+from tests.support.gloo import run_on
+
+FOLDER = "checkpoints/00-text"
+STEPS = 12
+ADEMAMIX = {"kind": "ademamix", "alpha_warmup": 4, "beta3_warmup": 8}
+
+
+def _job(store: Store, **training: Any) -> Job:
+    spec = TrainingSpec.model_validate(
+        {"global_batch": 4, "micro_batch": 1, "checkpoint_every": "4 steps", "zero_stage": 1}
+        | training
+    )
+    config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    return Job(
+        store_url=store.url,
+        name="00-text",
+        folder=FOLDER,
+        mix=stage_mix([], {"text": 4 * STEPS}, STEPS, 4, ReplayRule(share=0.0)),
+        layouts={},
+        first_step=0,
+        start=None,
+        schedule=ConstantSchedule(1e-2, 2),
+        model=ModelSpec(architecture="gpt_neox", config=config | {"num_attention_heads": 2}),
+        training=spec,
+        sequence_length=8,
+        vocabulary=64,
+        end_of_document=0,
+        dtype="<u2",
+        seed=0,
+    )
+
+
+class _Driver:
+    """The driver's progress actor, as the workers see it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return _Call(self.calls, name)
+
+
+@dataclasses.dataclass
+class _Call:
+    calls: list[tuple[str, tuple[Any, ...]]]
+    name: str
+
+    def remote(self, *arguments: Any) -> bool:
+        self.calls.append((self.name, arguments))
+        return False
+
+
+def _batches(
+    _store: Store, job: Job, mix_step: int, rank: int, world: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    for step in range(mix_step, job.mix.steps):
+        batch = np.random.default_rng(step).integers(1, 64, (4, 8))
+        yield step, batch[rank * 4 // world : (rank + 1) * 4 // world]
+
+
+def _train(folder: Path, until: int | None, training: dict[str, Any]) -> None:
+    import torch.distributed as dist
+
+    from perennial.training import worker
+    from perennial.training.ray import progress
+
+    driver: Any = _Driver()
+    patched: Any = worker
+    patched.batches_from, patched.is_ending = _batches, lambda: False
+    rays: Any = vars(progress)["ray"]
+    rays.wait, rays.get = (lambda answers, **_: (answers, [])), lambda answers: answers
+    store = open_store(folder)
+    job = dataclasses.replace(_job(store, **training), until=until)
+    worker._Worker(job, store, driver).run()
+    dist.barrier()
+    if dist.get_rank() == 0:
+        (folder / "calls.json").write_text(json.dumps(driver.calls))
+
+
+def _weights(store: Store) -> dict[str, torch.Tensor]:
+    at = checkpoints.folder_of(FOLDER, STEPS)
+    key = checkpoints.read_manifest(store, at).key_of(at, "model.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(Path(store.url) / key)
+    return weights
+
+
+@pytest.mark.parametrize("optimizer", [None, ADEMAMIX], ids=["adamw", "ademamix"])
+def test_i9_a_resumed_job_is_bitwise_the_straight_one(
+    tmp_path: Path, optimizer: dict[str, Any] | None
+) -> None:
+    training = {"optimizer": optimizer} if optimizer else {}
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    for folder, ends in ((straight, (None,)), (resumed, (6, None))):
+        folder.mkdir()
+        for until in ends:
+            run_on(2, _train, folder, until, training)
+    for name, tensor in _weights(open_store(straight)).items():
+        assert torch.equal(tensor, _weights(open_store(resumed))[name]), name
+    key, rows = checkpoints.kept_rows(open_store(resumed), FOLDER)
+    assert key is not None
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    _, expected = checkpoints.kept_rows(open_store(straight), FOLDER)
+    for name in ("loss", "gradient_norm", "eta", "tokens_seen"):
+        assert [row[name] for row in rows] == [row[name] for row in expected]
+    calls = json.loads((resumed / "calls.json").read_text())
+    assert ["started", [6, 2]] in calls
+    assert "stopped" not in [name for name, _ in calls]
+    manifest = checkpoints.read_manifest(open_store(resumed), checkpoints.folder_of(FOLDER, STEPS))
+    assert manifest.optimizer == ("ademamix" if optimizer else "adamw")
+
+
+def test_a_group_that_would_load_another_optimizers_state_stops_and_says_so(
+    tmp_path: Path,
+) -> None:
+    run_on(2, _train, tmp_path, 6, {})
+    run_on(2, _train, tmp_path, None, {"optimizer": ADEMAMIX})
+    (why,) = [told for name, told in json.loads((tmp_path / "calls.json").read_text())
+              if name == "stopped"]  # fmt: skip
+    assert "ademamix" in why[0]
+    assert "adamw" in why[0]
+    assert checkpoints.latest_step(open_store(tmp_path), FOLDER) == 6
