@@ -1,4 +1,4 @@
-"""What a model costs before it is trained: parameters, memory, checkpoint bytes, FLOPs.
+"""Costs of a model before it is trained: parameters, memory, checkpoint bytes, FLOPs.
 
 Everything but `model_size` is arithmetic on its result. Sources: memory of weights, gradients and
 optimizer by ZeRO stage, Rajbhandari et al. 2020 (arXiv 1910.02054, sections 3 and 5); activations,
@@ -52,12 +52,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it; the allocator's waste and communication buffers come on top."""
+        """Return the sum; the allocator's waste and communication buffers come on top."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def model_size(config: PretrainedConfig) -> ModelSize:
-    """Builds the model of `config` on torch's meta device (no memory) and counts."""
+    """Build the model of `config` on torch's meta device, which takes no memory, and count."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -82,7 +82,7 @@ def model_size(config: PretrainedConfig) -> ModelSize:
 
 
 def flops_per_token(size: ModelSize, sequence_length: int) -> int:
-    """FLOPs of one trained token, forward and backward: 6 N + 12 L h s.
+    """Return the FLOPs of one trained token, forward and backward: 6 N + 12 L h s.
 
     N leaves out an untied input embedding: it is looked up, not multiplied. What activation
     checkpointing computes again is not counted, as in the definition of MFU.
@@ -98,11 +98,16 @@ def memory(
     zero_stage: int,
     workers: int,
 ) -> Memory:
-    """Bytes in one of `workers` data-parallel workers under that ZeRO stage.
+    """Return bytes in one worker's memory; what `cpu_offload` moves to the CPU is not in it.
 
-    What `cpu_offload` moves to the CPU's memory is not in it.
+    Args:
+        size: of the model.
+        training: the run file's section.
+        sequence_length: in tokens.
+        zero_stage: of DeepSpeed's ZeRO, 0 to 3; that of `training` is not read.
+        workers: number of data-parallel workers that divide what the stage divides.
     """
-    each = number_bytes(training.precision)
+    number = number_bytes(training.precision)
 
     def share(bytes_per_parameter: int, from_stage: int) -> int:
         total = size.parameters * bytes_per_parameter
@@ -111,14 +116,14 @@ def memory(
     away = training.cpu_offload
     optimizer_bytes = _MASTER_BYTES + training.optimizer_config.state_bytes()
     return Memory(
-        weights=0 if away == "weights" and zero_stage == 3 else share(each, 3),
-        gradients=share(each, 2),
+        weights=0 if away == "weights" and zero_stage == 3 else share(number, 3),
+        gradients=share(number, 2),
         optimizer=0 if away != "none" and zero_stage else share(optimizer_bytes, 1),
         activations=activation_bytes(
             size,
             sequence_length,
             training.micro_batch,
-            each,
+            number,
             recomputed=training.activation_checkpointing,
             scores=training.attention == "eager",
             logits=training.loss == "full",
@@ -136,9 +141,9 @@ def activation_bytes(
     scores: bool,
     logits: bool = True,
 ) -> int:
-    """Bytes of activations that one forward pass leaves to its backward pass.
+    """Return the bytes of activations that one forward pass leaves to its backward pass.
 
-    recomputed: activation checkpointing; each layer keeps its input, and one layer at a time the
+    recomputed: activation checkpointing; every layer keeps its input, and one layer at a time the
     rest. scores: attention keeps its (sequence, sequence) scores, which fused kernels never write.
     logits: the loss is not taken a part of the tokens at a time.
     A layer is s b h (34 + 5 a s / h) bytes in 16-bit numbers, 34 without the scores; the logits
@@ -166,5 +171,5 @@ def checkpoint_bytes(size: ModelSize, training: TrainingSpec) -> int:
 
 
 def number_bytes(precision: Precision) -> int:
-    """Bytes of one number of the forward pass."""
+    """Return the bytes of one number of the forward pass."""
     return 4 if precision == "fp32" else 2

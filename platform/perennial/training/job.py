@@ -1,4 +1,4 @@
-"""What a worker group trains: everything it needs, as plain data."""
+"""The job of a worker group: everything that it needs, as plain data."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ class Job:
     """A stretch of training: a stage of the trunk, an anneal, or a trial.
 
     store_url: root of the run.
-    name: stage or branch name, as people read it.
+    name: stage or branch name, as messages show it.
     folder: key under which its checkpoints go.
     mix: the plan of its steps, counted from 0.
     layouts: where the rows of the mix's corpora lie.
     first_step: trunk step at which it begins; trunk step = first_step + step of the mix.
     start: key of the checkpoint whose weights it starts from; None starts from random weights.
-    optimizer: whether AdamW's moments start from zero or come from `start`, both or the second.
-    old: corpora whose held-out loss tells, with that of the new ones, how the stage's first steps
-        join it to the trunk; without any nothing is told.
+    optimizer: whether the optimizer's state starts from zero or comes from `start`, whole or
+        without its averages of the gradient.
+    old: corpora whose held-out loss is measured, with that of the new ones, in the stage's first
+        steps; without any nothing is measured.
     schedule: the learning rate by trunk step; an anneal on a branch.
     tokens_seen: tokens that the trunk has seen of each corpus before `first_step`.
     dtype: numpy name of a token id in the shards.
-    fence: until when the job may commit checkpoints; None is for ever.
+    fence: until when the job may commit checkpoints; None is without end.
     until: trunk step at which it ends before the mix does, as a trial; another job of its folder
         goes on from there. None trains the whole mix.
     """
@@ -62,48 +63,50 @@ class Job:
 
     @property
     def last_step(self) -> int:
-        """Trunk step after the job's last optimizer step."""
+        """Return the trunk step after the job's last optimizer step."""
         return self.first_step + self.mix.steps if self.until is None else self.until
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in one global batch."""
+        """Return the tokens in one global batch."""
         return self.mix.global_batch * self.sequence_length
 
     def eta(self, step: int) -> float:
-        """Learning rate of the optimizer step that leaves trunk step `step` (invariant I1)."""
+        """Return the rate of the optimizer step that leaves trunk step `step` (invariant I1)."""
         return self.schedule.eta(step)
 
     def phase(self, step: int) -> Phase:
-        """Phase of the optimizer step that leaves trunk step `step`."""
+        """Return the phase of the optimizer step that leaves trunk step `step`."""
         return self.schedule.phase(step)
 
     @cached_property
     def checkpoint_interval_steps(self) -> int:
-        """Optimizer steps from one checkpoint of the interval to the next."""
+        """Return the optimizer steps from one checkpoint of the interval to the next."""
         return max(1, self.training.checkpoint_every.steps(0, self.tokens_per_step))
 
     @cached_property
     def phase_ends(self) -> frozenset[int]:
-        """Trunk steps inside the job at which a phase of the schedule ends."""
+        """Return the trunk steps inside the job at which a phase of the schedule ends."""
         ends = {end + 1 for end in self.schedule.phase_ends().values()}
         return frozenset(end for end in ends if self.first_step < end < self.last_step)
 
     def may_commit(self, store: Store) -> bool:
-        """Whether nobody else took the job over: ask before a checkpoint is written."""
+        """Return whether the job still has its owner; asked before a checkpoint is committed."""
         return self.fence is None or self.fence.stands(store)
 
     def checkpoint_steps(self) -> set[int]:
-        """Trunk steps at which a checkpoint is due: at the interval, at phase ends, at the end."""
+        """Return the trunk steps at which a checkpoint is due; see `checkpoint_steps`."""
         every = self.checkpoint_interval_steps
         return checkpoint_steps(self.schedule, self.first_step, self.last_step, every)
 
     def tokens_at(self, step: int, skipped: Sequence[int] = ()) -> dict[str, int]:
-        """Tokens seen of each corpus when the trunk (or branch) stands at trunk step `step`.
+        """Return the tokens seen per corpus when the trunk (or branch) stands at `step`.
 
-        skipped: trunk steps whose batch (the one that would have led there) was not trained.
+        Args:
+            step: trunk step.
+            skipped: trunk steps whose batch (the one that would have led there) was not trained.
         """
-        past = [each - 1 - self.first_step for each in skipped if each <= step]
+        past = [left_out - 1 - self.first_step for left_out in skipped if left_out <= step]
         taken = trained_sequences(self.mix, step - self.first_step, past)
         seen = dict(self.tokens_seen)
         for corpus, sequences in taken.items():
@@ -111,7 +114,7 @@ class Job:
         return seen
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form."""
+        """Return the job as plain JSON values."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return data | {
             "mix": self.mix.to_dict(),
@@ -124,7 +127,7 @@ class Job:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Job:
-        """The inverse of `to_dict`."""
+        """Return the job that `to_dict` wrote."""
         return cls(
             **data
             | {
@@ -140,7 +143,14 @@ class Job:
 
 
 def checkpoint_steps(schedule: Schedule, first_step: int, last_step: int, every: int) -> set[int]:
-    """Trunk steps at which a checkpoint is due: every `every` steps, at phase ends, at the end."""
+    """Return the trunk steps at which a checkpoint is due.
+
+    Args:
+        schedule: a checkpoint is due at the end of every phase.
+        first_step: trunk step at which the job begins.
+        last_step: trunk step at which it ends; a checkpoint is due there.
+        every: steps of the interval.
+    """
     ends = {end + 1 for end in schedule.phase_ends().values()}
     due = {*range(first_step + every, last_step, every), *ends}
     return {step for step in due if first_step < step < last_step} | {last_step}

@@ -1,4 +1,4 @@
-"""Watching a stage's first steps: held-out losses of the new corpus and of the old ones."""
+"""Held-out losses of new and old corpora in a stage's first steps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LAST_LOOK = 64
 
 
 def looks(steps: int) -> set[int]:
-    """Steps of a stage of `steps` after which the join is looked at: 0, 1, 2, 4, ... 64."""
+    """Return the steps of a stage after which losses are measured: 0, 1, 2, 4, ... 64."""
     return {0} | {2**power for power in range(LAST_LOOK.bit_length())} & set(range(steps + 1))
 
 
 class JoinWatch:
-    """Looks at the join of a stage to the trunk, where its job names old corpora.
+    """Measures how a stage joins the trunk, where its job names old corpora.
 
     What it measures depends on the weights and the corpora alone, so a resumed job measures the
     same. Raises InputError when a corpus is not there.
@@ -43,20 +43,20 @@ class JoinWatch:
         self._before = self._losses() if first_step == job.first_step and self._due else None
 
     def after(self, step: int) -> dict[str, dict[str, float]]:
-        """What the row of the step that led to trunk step `step` tells; usually nothing.
+        """Return what to add to the row of the step that led to trunk step `step`; usually nothing.
 
         `heldout` is measured after it, `heldout_before` before the stage's first step: losses in
         nats per token by side, `new` and `old`. A collective.
         """
-        told: dict[str, dict[str, float]] = {}
+        losses: dict[str, dict[str, float]] = {}
         if self._before is not None:
-            told["heldout_before"], self._before = self._before, None
+            losses["heldout_before"], self._before = self._before, None
         if step in self._due:
-            told["heldout"] = self._losses()
-        return told
+            losses["heldout"] = self._losses()
+        return losses
 
     def _losses(self) -> dict[str, float]:
-        """Changes neither weights nor random numbers: dropout is off."""
+        """Return nats per token by side; weights and random numbers stay: dropout is off."""
         from perennial.training.engine.engine import loss_of
 
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -71,14 +71,14 @@ class JoinWatch:
                     total += torch.stack([loss, torch.ones_like(loss)]) * counted
         engine.train()
         dist.all_reduce(sums)
-        found = zip(self._rows, sums.tolist(), strict=True)
-        return {side: loss / rows for side, (loss, rows) in found if rows}
+        totals = zip(self._rows, sums.tolist(), strict=True)
+        return {side: loss / rows for side, (loss, rows) in totals if rows}
 
 
 def shared_out(
     rows: npt.NDArray[np.int64], rank: int, world_size: int, micro: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
-    """A rank's parts of at most `micro` rows, and how many of a part's rows count.
+    """Yield a rank's parts of at most `micro` rows, and how many of a part's rows count.
 
     Every rank gets as many parts as every other, as collectives inside the model need; where its
     rows are used up it gets one that does not count.
@@ -91,7 +91,7 @@ def shared_out(
 
 
 def _read(store: Store, job: Job) -> dict[str, npt.NDArray[np.int64]]:
-    """Fixed held-out sequences `(rows, sequence)` of both sides, the same on every rank."""
+    """Read the held-out sequences `(rows, sequence)` of both sides, the same on every rank."""
     sides = {"new": job.mix.corpora, "old": job.old}
     return {side: _share_of_each(store, corpora, job) for side, corpora in sides.items()}
 
@@ -106,7 +106,7 @@ def _share_of_each(store: Store, corpora: Sequence[str], job: Job) -> npt.NDArra
 
 
 def _heldout(store: Store, corpus: str, job: Job, rows: int) -> npt.NDArray[np.int64]:
-    """The first held-out sequences `(rows, sequence)` of a corpus; fewer where it has fewer."""
+    """Return the first held-out sequences `(rows, sequence)` of a corpus; fewer if it has fewer."""
     wanted = rows * job.sequence_length
     parts: list[npt.NDArray[Any]] = []
     for document in read_holdout(store, read_manifest(store, corpus)):

@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Progress:
-    """What the worker group reported since the last poll.
+    """Reports of the worker group since the last poll.
 
     started: (trunk step, world size) of every start of a worker group.
     rows: one per finished optimizer step: the metrics (`training.metrics`), step, phase,

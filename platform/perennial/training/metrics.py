@@ -24,7 +24,7 @@ Combine = Literal["sum", "mean", "max"]
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What one rank knows when its optimizer step is done, before the ranks have exchanged any.
+    """A rank's numbers of an optimizer step that is done, before the ranks have combined them.
 
     step: trunk step that the optimizer step left.
     engine: the DeepSpeed engine; its weights are those after the step.

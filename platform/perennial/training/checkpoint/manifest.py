@@ -38,7 +38,7 @@ class FileEntry(BaseModel):
 
 
 class CheckpointManifest(BaseModel):
-    """What a checkpoint says of itself; it exists when this does."""
+    """Description of a checkpoint, which exists when its manifest does."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,36 +61,38 @@ class CheckpointManifest(BaseModel):
     files: dict[str, FileEntry]
 
     def key_of(self, checkpoint: str, name: str) -> str:
-        """Key of one of the files of this manifest, which lies in `checkpoint`."""
+        """Return the key of file `name` of this manifest, which lies in `checkpoint`."""
         return f"{place_of(checkpoint, self.attempt)}/{name}"
 
 
 def folder_of(folder: str, step: int) -> str:
-    """Key of the checkpoint of `step` in a stage's or branch's folder."""
+    """Return the key of the checkpoint of `step` in a stage's or branch's folder."""
     return f"{folder}/{step:08d}"
 
 
 def place_of(checkpoint: str, attempt: str) -> str:
-    """Key of the folder of an attempt's files, which transformers can load."""
+    """Return the key of the folder of an attempt's files, which transformers can load."""
     return f"{checkpoint}/{attempt}" if attempt else checkpoint
 
 
 def committed_steps(store: Store, folder: str) -> list[int]:
-    """Steps with a committed checkpoint below `folder`, ascending."""
+    """Return the steps with a committed checkpoint below `folder`, ascending."""
     suffix = f"/{MANIFEST}"
     keys = [entry.key for entry in store.list(folder) if entry.key.endswith(suffix)]
     return sorted(int(key.removesuffix(suffix).rsplit("/", 1)[-1]) for key in keys)
 
 
 def latest_step(store: Store, folder: str) -> int | None:
-    """Highest committed step below `folder`, or None."""
+    """Return the highest committed step below `folder`, or None."""
     return max(committed_steps(store, folder), default=None)
 
 
 def read_manifest(store: Store, checkpoint: str) -> CheckpointManifest:
-    """The manifest of a committed checkpoint; FileNotFoundError when there is none.
+    """Return the manifest of a committed checkpoint.
 
-    Raises Damaged when it cannot be understood.
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        Damaged: the manifest cannot be parsed.
     """
     try:
         return CheckpointManifest.model_validate_json(store.read(f"{checkpoint}/{MANIFEST}"))
@@ -99,7 +101,7 @@ def read_manifest(store: Store, checkpoint: str) -> CheckpointManifest:
 
 
 def upload(store: Store, folder: str, files: Iterable[Path]) -> dict[str, FileEntry]:
-    """Copy files below the key `folder`; their sizes and digests."""
+    """Copy files below the key `folder`. Returns their sizes and digests by name."""
     entries = {}
     for path in files:
         entries[path.name] = FileEntry(size_bytes=path.stat().st_size, sha256=digest(path))
@@ -108,7 +110,7 @@ def upload(store: Store, folder: str, files: Iterable[Path]) -> dict[str, FileEn
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a local file, in constant memory."""
+    """Return the SHA-256 of a local file, read in constant memory."""
     sha256 = hashlib.sha256()
     with path.open("rb", buffering=0) as source:
         while chunk := source.read(_CHUNK_BYTES):
@@ -117,9 +119,15 @@ def digest(path: Path) -> str:
 
 
 def commit(store: Store, checkpoint: str, manifest: CheckpointManifest) -> bool:
-    """Make the checkpoint exist; False when another attempt's commit of the step stands.
+    """Commit a checkpoint. Returns False when another attempt has committed the step.
 
-    Raises FileNotFoundError when a file that the manifest names is not there, whole.
+    Args:
+        store: the run's store.
+        checkpoint: key of the checkpoint.
+        manifest: names the files, which are in the store already.
+
+    Raises:
+        FileNotFoundError: a file that the manifest names is missing, or is not whole.
     """
     place = place_of(checkpoint, manifest.attempt)
     sizes = {entry.key: entry.size_bytes for entry in store.list(place)}
@@ -131,7 +139,7 @@ def commit(store: Store, checkpoint: str, manifest: CheckpointManifest) -> bool:
 
 
 def quarantine(store: Store, checkpoint: str) -> None:
-    """Take a damaged checkpoint out of the line, so that its step can be committed again."""
+    """Rename a damaged checkpoint's manifest, so that its step can be committed again."""
     key = f"{checkpoint}/{MANIFEST}"
     store.write(f"{checkpoint}/{QUARANTINED}", store.read(key))
     store.remove(key)
@@ -146,7 +154,15 @@ def download(
 ) -> None:
     """Copy some of a committed checkpoint's files to a local folder.
 
-    Raises Damaged for one that is missing or has another digest than its manifest says.
+    Args:
+        store: the run's store.
+        checkpoint: key of the checkpoint.
+        manifest: its manifest.
+        names: the files to copy.
+        target: local folder; must exist.
+
+    Raises:
+        Damaged: a file is missing or has another digest than its manifest says.
     """
     for name in names:
         key = manifest.key_of(checkpoint, name)
@@ -159,7 +175,10 @@ def download(
 
 
 def kept_rows(store: Store, folder: str) -> tuple[str | None, list[dict[str, Any]]]:
-    """Key and rows of the finished steps of the last committed checkpoint below `folder`."""
+    """Return key and rows of the trained steps of the last committed checkpoint below `folder`.
+
+    The key is None, and there are no rows, where nothing is committed yet.
+    """
     step = latest_step(store, folder)
     if step is None:
         return None, []

@@ -1,4 +1,4 @@
-"""Whether whoever started a job is still in charge of it."""
+"""Ownership of a job: the controller that started it may commit until another claims it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from perennial.store import Log, Store
 
 @dataclass(frozen=True)
 class Fence:
-    """Falls when a claim of a kind is written into the run's log at entry `first` or later.
+    """A job's owner, until a claim is written into the run's log at entry `first` or later.
 
     kind: of the log's entries that are claims.
     name: what they claim; "" for a claim of the whole run.
@@ -21,8 +21,8 @@ class Fence:
     name: str = ""
 
     def stands(self, store: Store) -> bool:
-        """Ask the log: one request, and one more for each entry since `first`."""
-        told = (json.loads(data) for _, data in Log(store, "ledger").tail(self.first))
+        """Return whether no claim was written; takes a request, and one per entry since `first`."""
+        entries = (json.loads(data) for _, data in Log(store, "ledger").tail(self.first))
         return not any(
-            entry["kind"] == self.kind and entry.get("name", "") == self.name for entry in told
+            entry["kind"] == self.kind and entry.get("name", "") == self.name for entry in entries
         )

@@ -1,4 +1,4 @@
-"""Where training goes on: the latest sound checkpoint, the same on every rank.
+"""Reading of the latest sound checkpoint, the same one on every rank.
 
 A checkpoint of a large model is many times larger than what one worker needs of it. So the weights
 are fetched once a node, and of the optimizer's files each worker fetches those that hold its part.
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where the job goes on.
+    """The point from which a job resumes, or starts.
 
     step: trunk step.
     folder: local files of the checkpoint, shared by the workers of a node; None for random weights.
@@ -47,11 +47,11 @@ class ResumePoint:
 
     @property
     def history(self) -> Path | None:
-        """Metrics of the steps before `step`."""
+        """Return the local file with the metrics of the steps before `step`, or None."""
         return self.folder / METRICS if self.folder and self.resumed else None
 
     def last_rows(self, count: int) -> list[dict[str, Any]]:
-        """The last `count` steps' rows before `step`; fewer where there are fewer."""
+        """Return the rows of the last `count` steps before `step`; fewer where there are fewer."""
         if self.history is None:
             return []
         with self.history.open() as lines:
@@ -59,21 +59,31 @@ class ResumePoint:
 
 
 def begin_from_latest(
-    job: Job, store: Store, scratch: Path, tap: Any, begin: Callable[[ResumePoint], T]
+    job: Job, store: Store, scratch: Path, driver: Any, begin: Callable[[ResumePoint], T]
 ) -> T:
-    """What `begin` makes of the latest checkpoint that is sound on every rank; all call together.
+    """Call `begin` with the latest checkpoint that is sound on every rank, and return its result.
 
-    One that turns out to be damaged, here or in `begin`, is told, set aside and the one before
-    taken; without any, the job begins again. `begin` holds no collective after its first use of
-    `optimizer_files`. The files in `scratch` are of use until this returns.
-    Raises StartDamaged when what the job itself starts from is damaged.
+    A collective. A checkpoint that turns out to be damaged, here or in `begin`, is reported and
+    set aside, and the one before it is taken; without any, the job starts from its beginning.
+
+    Args:
+        job: the job.
+        store: the run's store.
+        scratch: local folder for the checkpoint's files, which are needed until this returns.
+        driver: handle of the driver's progress actor.
+        begin: may use no collective after its first use of `optimizer_files`, because a damaged
+            file ends it on one rank alone.
+
+    Raises:
+        StartDamaged: the checkpoint that the job itself starts from is damaged.
+        InputError: the checkpoint holds the state of another optimizer (`optimizer-changed`).
     """
     while (step := _latest(job, store)) is not None:
         key = checkpoints.folder_of(job.folder, step)
         try:
             return _begin_from(job, store, key, scratch / key, begin, resumed=True)
         except Unsound as unsound:
-            _set_aside(job, store, key, unsound.found, tap)
+            _set_aside(job, store, key, unsound.found, driver)
         dist.barrier()
     if job.start is None:
         return begin(ResumePoint(job.first_step))
@@ -101,7 +111,7 @@ def check_optimizer_of(job: Job, store: Store) -> None:
 
 
 def _latest(job: Job, store: Store) -> int | None:
-    """Rank 0 asks the store, the others are told."""
+    """Return the latest committed step: rank 0 reads the store and broadcasts it."""
     chosen: list[int | None] = [None]
     if dist.get_rank() == 0:
         chosen[0] = checkpoints.latest_step(store, job.folder)
@@ -109,14 +119,14 @@ def _latest(job: Job, store: Store) -> int | None:
     return chosen[0]
 
 
-def _set_aside(job: Job, store: Store, key: str, found: list[Damaged], tap: Any) -> None:
-    """Rank 0 takes a damaged checkpoint out of the line; one that vanished needs no more."""
-    if dist.get_rank() != 0 or any(isinstance(each, Vanished) for each in found):
+def _set_aside(job: Job, store: Store, key: str, damages: list[Damaged], driver: Any) -> None:
+    """Quarantine a damaged checkpoint, on rank 0; one that vanished is gone already."""
+    if dist.get_rank() != 0 or any(isinstance(damage, Vanished) for damage in damages):
         return
     checkpoints.quarantine(store, key)
     before = checkpoints.latest_step(store, job.folder)
     where = "its beginning" if before is None else f"the checkpoint of step {before:,}"
-    tap.notice.remote(f"{found[0]}; going on from {where}")
+    driver.notice.remote(f"{damages[0]}; going on from {where}")
 
 
 def _begin_from(
@@ -128,7 +138,7 @@ def _begin_from(
     *,
     resumed: bool,
 ) -> T:
-    """Raises Unsound on every rank when any of them found damage."""
+    """Begin from one checkpoint; Unsound is raised on every rank when any of them finds damage."""
     manifest = _agreed(lambda: _fetch_shared(store, key, folder))
     with_moments = resumed or job.optimizer != "reset"
     if with_moments:
@@ -144,22 +154,22 @@ def _begin_from(
 
 
 def _agreed(action: Callable[[], T]) -> T:
-    """Do it on every rank; raises Unsound on all when any of them found damage."""
+    """Run `action` on every rank; Unsound is raised on all when any of them finds damage."""
     damage, done = None, []
     try:
         done.append(action())
     except Damaged as damaged:
         damage = damaged
-    told: list[Damaged | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, damage)
-    found = [each for each in told if each is not None]
-    if found:
-        raise Unsound(found)
+    of_ranks: list[Damaged | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, damage)
+    damages = [of_rank for of_rank in of_ranks if of_rank is not None]
+    if damages:
+        raise Unsound(damages)
     return done[0]
 
 
 def _fetch_shared(store: Store, key: str, folder: Path) -> CheckpointManifest:
-    """The manifest; one worker of each node also fetches all files but the optimizer's."""
+    """Return the manifest; one worker per node also fetches all files but the optimizer's."""
     try:
         manifest = checkpoints.read_manifest(store, key)
     except FileNotFoundError:
@@ -171,12 +181,12 @@ def _fetch_shared(store: Store, key: str, folder: Path) -> CheckpointManifest:
 
 
 def _folder_of_node(mine: Path) -> Path:
-    """The folder of the worker that fetched for this worker's node."""
+    """Return the folder of the worker that fetched for this worker's node."""
     node = os.environ.get("NODE_RANK", "0")
     first = int(os.environ["LOCAL_RANK"]) == 0
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, (node, str(mine)) if first else None)
-    return Path(dict(each for each in told if each is not None)[node])
+    folders: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(folders, (node, str(mine)) if first else None)
+    return Path(dict(pair for pair in folders if pair is not None)[node])
 
 
 def _optimizer_files(
@@ -199,7 +209,7 @@ def _optimizer_files(
 
 
 def nearest_first(parts: int, rank: int, world_size: int) -> list[int]:
-    """Indices of `parts` equal parts of a whole, in the order of their nearness to a rank's share.
+    """Return the indices of `parts` equal parts of a whole, the nearest to a rank's share first.
 
     Parts that overlap the most with the share come first, then those that touch it, and so on.
     """

@@ -1,4 +1,4 @@
-"""The engine and the data of a worker at a step of its job."""
+"""State of a worker at a step of its job: engine, data, and what it must know of the past."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from perennial.training.spikes.skips import read_skips
 def batches_from(
     store: Store, job: Job, mix_step: int, rank: int, world_size: int
 ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """The steps of the mix from `mix_step` on, each with the rank's sequences of it
-    `(sequences, sequence_length)`.
+    """Return an iterator over the steps of the mix from `mix_step` on.
+
+    It yields the step and the rank's sequences of it, `(sequences, sequence_length)`.
     """
     dtype = np.dtype(job.dtype)
     dataset = build_rank_dataset(
@@ -44,7 +45,7 @@ def batches_from(
 
 
 def engine_at(store: Store, job: Job, start: ResumePoint, world_size: int) -> Any:
-    """The engine with the checkpoint's weights, or with new ones."""
+    """Return the engine with the checkpoint's weights, or with new ones."""
     model: torch.nn.Module = (
         initial_model(store, job) if start.folder is None else stored_model(start.folder)
     )
@@ -52,7 +53,7 @@ def engine_at(store: Store, job: Job, start: ResumePoint, world_size: int) -> An
 
 
 def load_moments(engine: Any, job: Job, start: ResumePoint) -> None:
-    """This rank's part of the checkpoint's moments. Raises Damaged."""
+    """Load this rank's part of the optimizer's state, as the stage joins. Raises Damaged."""
     if start.optimizer_steps is None:
         return
     config = job.training.optimizer_config
@@ -63,8 +64,11 @@ def load_moments(engine: Any, job: Job, start: ResumePoint) -> None:
 
 @dataclass(frozen=True)
 class ResumeState:
-    """losses: those of the last steps, in order. spikes: how many were ignored so far.
-    skipped: trunk steps that are not trained (each the step that its batch would have led to).
+    """The past of a job, as far as its worker group must know it besides the weights.
+
+    losses: those of the last steps, in order.
+    spikes: number of those that were ignored so far.
+    skipped: trunk steps that are not trained: those that their batches would have led to.
     """
 
     losses: tuple[float, ...]
@@ -73,7 +77,7 @@ class ResumeState:
 
 
 def read_resume_state(store: Store, folder: str, last_rows: list[dict[str, Any]]) -> ResumeState:
-    """The memory of a job's folder; `last_rows` are its last steps' metrics, in order."""
+    """Return a job's state; `last_rows` are the rows of its last steps, in order."""
     rows = [row for row in last_rows if "loss" in row]
     return ResumeState(
         losses=tuple(row["loss"] for row in rows),

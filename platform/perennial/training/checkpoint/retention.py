@@ -1,4 +1,4 @@
-"""Which checkpoints stay: each phase's end, the stage's end, and the last few."""
+"""Retention of checkpoints: the ends of phases and of the stage, and the last few."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from perennial.training.checkpoint import manifest as checkpoints
 def kept(
     steps: Iterable[int], phase_ends: Collection[int], stage_end: int, last_k: int
 ) -> set[int]:
-    """The steps whose checkpoints stay, of those that are committed."""
+    """Return the steps whose checkpoints stay.
+
+    Args:
+        steps: committed steps.
+        phase_ends: trunk steps at which a phase of the schedule ends.
+        stage_end: trunk step at which the stage ends.
+        last_k: number of the latest checkpoints that stay besides.
+    """
     ordered = sorted(steps)
     always = {step for step in ordered if step in phase_ends or step == stage_end}
     return always | set(ordered[-last_k:])
@@ -20,7 +27,7 @@ def kept(
 def sweep(
     store: Store, folder: str, phase_ends: Collection[int], stage_end: int, last_k: int
 ) -> None:
-    """Remove what `kept` does not name below `folder`, and what never became a checkpoint.
+    """Remove below `folder` what `kept` does not name, and what never became a checkpoint.
 
     A checkpoint's manifest goes before its files (invariant I6). Nothing at or above the newest
     committed step is touched, except attempts that lost the race for a committed step.
@@ -32,18 +39,18 @@ def sweep(
         if not number.isdecimal():
             continue
         step = int(number)
-        found = attempts.setdefault(step, set())
+        of_step = attempts.setdefault(step, set())
         attempt, below, _ = rest.partition("/")
         if below:
-            found.add(attempt)
+            of_step.add(attempt)
         elif attempt == checkpoints.MANIFEST:
             committed.add(step)
     stay = kept(committed, phase_ends, stage_end, last_k)
     newest = max(committed, default=-1)
-    for step, found in attempts.items():
+    for step, of_step in attempts.items():
         key = checkpoints.folder_of(folder, step)
         if step < newest and step not in stay:
             store.remove(key)
-        elif step in committed and len(found) > 1:
-            for lost in found - {checkpoints.read_manifest(store, key).attempt}:
+        elif step in committed and len(of_step) > 1:
+            for lost in of_step - {checkpoints.read_manifest(store, key).attempt}:
                 store.remove(checkpoints.place_of(key, lost))

@@ -67,7 +67,7 @@ def write_model_folder(module: Any, weights: dict[str, torch.Tensor], folder: Pa
 
 
 def _write(sink: Any, data: Any) -> None:
-    """All of it: one call to the system writes at most 2 GiB."""
+    """Write all of it: one call to the system writes at most 2 GiB."""
     left = memoryview(data)
     while left:
         left = left[sink.write(left) :]

@@ -1,9 +1,9 @@
-"""Saving checkpoints while training goes on.
+"""Writing of checkpoints while training goes on.
 
 A thread of each worker writes what the worker holds to local files (the snapshot, one at a time),
-and copies them to the store; rank 0's commits when all have told theirs. Nothing changes weights or
-moments before the next optimizer step, so training goes on at once, and only that step waits for
-the snapshot.
+and copies them to the store; rank 0's commits when all have reported theirs. Nothing changes
+weights or moments before the next optimizer step, so training goes on at once, and only that step
+waits for the snapshot.
 """
 
 from __future__ import annotations
@@ -59,17 +59,22 @@ class Saver:
         self,
         job: Job,
         store: Store,
-        tap: Any,
+        driver: Any,
         history: Path | None,
         skipped: tuple[int, ...] = (),
     ) -> None:
-        """history: the metrics of the checkpoint that training goes on from.
+        """Prepare to save.
 
-        skipped: trunk steps whose batch is left out.
+        Args:
+            job: the job.
+            store: the run's store.
+            driver: handle of the driver's progress actor.
+            history: local file with the metrics of the checkpoint that training goes on from.
+            skipped: trunk steps whose batch is left out.
         """
         self._job = job
         self._store = store
-        self._tap = tap
+        self._driver = driver
         self._skipped = skipped
         self._rank = dist.get_rank()
         self._world = dist.get_world_size()
@@ -92,16 +97,16 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether this rank's last snapshot is not in the store yet."""
+        """Return whether this rank's last snapshot is not in the store yet."""
         return self._under_way is not None and not self._under_way.done()
 
     def wants(self, step: int) -> bool:
-        """Whether a checkpoint is due at trunk step `step`, or one that was put off still is."""
+        """Return whether a checkpoint is due at trunk step `step`, or was put off before it."""
         self._owed |= (step - self._job.first_step) % self._job.checkpoint_interval_steps == 0
         return self._owed or self.needs(step)
 
     def needs(self, step: int) -> bool:
-        """Whether trunk step `step` is the end of a phase or of the job."""
+        """Return whether trunk step `step` is the end of a phase or of the job."""
         return step in self._job.phase_ends or step == self._job.last_step
 
     def save(
@@ -122,21 +127,21 @@ class Saver:
         self._under_way = self._thread.submit(self._store_snapshot, self._written, snapshot)
 
     def wait_for_snapshot(self) -> None:
-        """Until weights and moments may change. Raises OSError when they could not be written."""
+        """Wait until weights and moments may change. Raises OSError when writing them failed."""
         if self._written is not None:
             self._written.result()
 
     def put_off(self, step: int) -> None:
-        """Tell that a due checkpoint waits for the one before."""
+        """Report, once, that a due checkpoint waits for the one before."""
         if self._rank == 0 and not self._put_off:
-            self._tap.notice.remote(
+            self._driver.notice.remote(
                 f"the checkpoint due at step {step:,} waits until the one before is stored; "
                 "lengthen training.checkpoint_every if this happens often"
             )
         self._put_off = True
 
     def wait(self) -> None:
-        """Until nothing is under way."""
+        """Wait until nothing is under way."""
         if self._under_way is not None:
             self._under_way.result()
 
@@ -162,7 +167,7 @@ class Saver:
         weights: dict[str, torch.Tensor] | None,
         rows: list[dict[str, Any]],
     ) -> None:
-        """The snapshot, on this rank's own thread."""
+        """Write the snapshot, on this rank's own thread."""
         write_tensors(moments, self._folder / self._optimizer_name)
         if weights is not None:
             write_model_folder(module, weights, self._folder / _MODEL)
@@ -170,7 +175,7 @@ class Saver:
                 sink.writelines(f"{json.dumps(row)}\n" for row in rows)
 
     def _store_snapshot(self, written: Future[None], snapshot: _Snapshot) -> None:
-        """Everything after the snapshot, on the same thread. Raises what writing it raised."""
+        """Store the snapshot, on the same thread. Raises what writing it raised."""
         written.result()
         limit = self._job.training.max_failed_checkpoints
         while not self.hopeless:
@@ -183,7 +188,7 @@ class Saver:
                 return
             self._failures += 1
             if self._rank == 0:
-                self._tap.failed_save.remote(
+                self._driver.failed_save.remote(
                     snapshot.step,
                     f"the checkpoint of step {snapshot.step:,} could not be stored ({problem})",
                 )
@@ -198,13 +203,13 @@ class Saver:
                 time.sleep(_PATIENCE_SECONDS * 2 ** (self._failures - 1))
 
     def _try_to_store(self, snapshot: _Snapshot) -> str:
-        """Upload on every rank, then commit on rank 0; what went wrong on any, or ""."""
-        told: list[Any] = [None] * self._world
-        dist.all_gather_object(told, self._upload(snapshot), group=self._group)
-        problems = [part for part in told if isinstance(part, str)]
+        """Upload on every rank, then commit on rank 0. Returns what went wrong on any, or ""."""
+        parts: list[Any] = [None] * self._world
+        dist.all_gather_object(parts, self._upload(snapshot), group=self._group)
+        problems = [part for part in parts if isinstance(part, str)]
         outcome = [problems[0] if problems else ""]
         if self._rank == 0 and not problems:
-            outcome = [self._commit(snapshot, told)]
+            outcome = [self._commit(snapshot, parts)]
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         return outcome[0]
 
@@ -221,18 +226,18 @@ class Saver:
             return retrying(checkpoints.upload, self._store, place, self._files())
         except Exception as failed:
             # Whatever failed: every rank must learn of it in the collective that follows, or the
-            # others would wait there for ever. It is counted, and ends training at the limit.
+            # others would wait there without end. It is counted, and ends training at the limit.
             return _in_one_line(failed)
 
     def _files(self) -> list[Path]:
-        """This rank's files as they go to the store."""
+        """Return this rank's files as they go to the store."""
         files = [self._folder / self._optimizer_name]
         if self._rank == 0:
             files += [*sorted((self._folder / _MODEL).iterdir()), self._folder / METRICS]
         return files
 
     def _commit(self, snapshot: _Snapshot, parts: list[dict[str, checkpoints.FileEntry]]) -> str:
-        """Commit and thin out the older ones; what went wrong, or ""."""
+        """Commit and remove older checkpoints. Returns what went wrong, or ""."""
         job = self._job
         key = checkpoints.folder_of(job.folder, snapshot.step)
         files = {name: entry for part in parts for name, entry in part.items()}
@@ -243,12 +248,12 @@ class Saver:
         except Exception as failed:
             # As above: the other ranks wait for the outcome.
             return _in_one_line(failed)
-        self._tap.saved.remote(key)
+        self._driver.saved.remote(key)
         try:
             sweep(self._store, job.folder, job.phase_ends, job.last_step, job.training.keep_last)
         except Exception as failed:
             # The checkpoint is committed. What stays behind takes room and does no harm.
-            self._tap.notice.remote(
+            self._driver.notice.remote(
                 f"older checkpoints could not be removed ({_in_one_line(failed)}); "
                 "the next one tries again"
             )
@@ -279,7 +284,7 @@ class Saver:
 
 
 def _remove_left_over() -> None:
-    """Local files of workers that were killed on this machine."""
+    """Remove the local files of workers that were killed on this machine."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         process = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if process.isdecimal() and not Path("/proc", process).exists():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def deepspeed_settings(spec: TrainingSpec, global_batch: int, world_size: int) -> dict[str, Any]:
-    """What DeepSpeed is told: the run file's fields, and its block `deepspeed` beside them.
+    """Return DeepSpeed's configuration: the run file's fields, and its block `deepspeed`.
 
     Gradient accumulation takes up what `world_size` workers of `micro_batch` sequences leave; see
     `share` for the losses' weights.

@@ -49,7 +49,7 @@ def build_engine(
 
 
 def loss_of(engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document: int) -> Any:
-    """Mean nats per token of a micro-batch of ids `(micro_batch, sequence)`, to go backward from.
+    """Return the mean nats per token of a micro-batch of ids `(micro_batch, sequence)`.
 
     Every token after a sequence's first is predicted, the first of a next document too: the
     number of tokens that a step averages over does not depend on what is in them.
@@ -61,13 +61,13 @@ def loss_of(engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document:
 
 
 def set_eta(engine: Any, eta: float) -> None:
-    """The learning rate of the next optimizer step, for every parameter group."""
+    """Set the learning rate of the next optimizer step, for every parameter group."""
     for group in engine.optimizer.param_groups:
         group["lr"] = eta
 
 
 def gradient_norm(engine: Any) -> torch.Tensor | None:
-    """The norm of the whole gradient, before clipping, where DeepSpeed keeps none; else None.
+    """Return the norm of the whole gradient before clipping; None where DeepSpeed keeps it.
 
     ZeRO 0 in fp32 is stepped by torch alone. Call it between backward and step; it is None inside
     an accumulation, where no step is taken.
@@ -81,13 +81,15 @@ def gradient_norm(engine: Any) -> torch.Tensor | None:
 
 
 def overflowed(engine: Any) -> bool:
-    """Whether fp16 left out the step just taken: its scaled gradient was not finite, and the scale
-    is lowered for the next one."""
+    """Return whether fp16 left out the step just taken.
+
+    Its scaled gradient was not finite; DeepSpeed lowers the scale for the next one.
+    """
     return bool(engine.fp16_enabled() and not engine.was_step_applied())
 
 
 def gather_weights(engine: Any) -> dict[str, torch.Tensor] | None:
-    """The model's whole weights, for rank 0; None for the others.
+    """Return the model's whole weights on rank 0, and None on the others.
 
     A collective: every rank must call it. Under ZeRO 3 the tensors are copies on the CPU; otherwise
     they are the live ones, to be written before the next step. A parameter that two modules share

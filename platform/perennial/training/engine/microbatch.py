@@ -32,7 +32,13 @@ class MicroBatch:
 
 
 def micro_batches_per_rank(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro batches of at most `micro_batch` sequences that every rank runs for a step."""
+    """Return the number of micro batches that every rank runs for a step.
+
+    Args:
+        global_batch: sequences in a step, over all ranks.
+        micro_batch: most sequences in a micro batch.
+        world_size: number of ranks.
+    """
     largest_share = -(-global_batch // world_size)
     return -(-largest_share // micro_batch)
 
@@ -40,20 +46,20 @@ def micro_batches_per_rank(global_batch: int, micro_batch: int, world_size: int)
 def micro_batches(
     global_batch: int, micro_batch: int, rank: int, world_size: int
 ) -> list[MicroBatch]:
-    """The micro batches of one rank's part of a step, as even as they can be."""
+    """Return the micro batches of one rank's part of a step, as even as they can be."""
     mine = slice_rank_rows(global_batch, rank, world_size)
     rows = mine.stop - mine.start
     count = micro_batches_per_rank(global_batch, micro_batch, world_size)
-    found = []
+    parts = []
     for index in range(count):
         first, last = index * rows // count, (index + 1) * rows // count
         weight = (last - first) * count * world_size / global_batch
-        found.append(MicroBatch(slice(first, max(last, first + 1)), last - first, weight))
-    return found
+        parts.append(MicroBatch(slice(first, max(last, first + 1)), last - first, weight))
+    return parts
 
 
 def on_device(parts: Iterable[np.ndarray], device: torch.device) -> Iterator[torch.Tensor]:
-    """Each part's ids `(sequences, sequence)` on the device, in order.
+    """Yield every part's ids `(sequences, sequence)` on the device, in order.
 
     On a GPU the next one is copied out of pinned memory while this one is computed.
     """

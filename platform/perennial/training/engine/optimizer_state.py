@@ -1,4 +1,4 @@
-"""The optimizer's state in a layout that knows no world size, for every ZeRO stage.
+"""Optimizer state in a layout independent of the world size, for every ZeRO stage.
 
 Every worker writes the pieces of each parameter's moments that it owns, named by parameter and
 offset. A worker group of any size, under any ZeRO stage, reads back the pieces that overlap its
@@ -27,10 +27,10 @@ _MASTER = "master"
 
 
 def optimizer_state(engine: Any, config: OptimizerConfig) -> tuple[dict[str, torch.Tensor], int]:
-    """This worker's pieces of the moments (and fp32 weights), and the optimizer steps taken.
+    """Return this worker's pieces of the state (and fp32 weights), and the optimizer steps taken.
 
     The tensors `(length,)` are the live ones, to be written before the next step. Steps that fp16
-    skipped for an overflow are not counted: Adam did not see them.
+    skipped for an overflow are not counted: the optimizer did not see them.
     """
     stepped = inner_optimizer(engine)
     keep_master = next(engine.module.parameters()).dtype != torch.float32
@@ -57,7 +57,7 @@ def load_optimizer(engine: Any, config: OptimizerConfig, files: Iterable[Path], 
     """Fill this worker's pieces from files that any number of workers wrote.
 
     files: are asked for one by one until all is there, so those that are needed come first.
-    Raises RuntimeError when the files leave a part of a piece unwritten.
+    Raises RuntimeError when the files do not cover a piece.
     """
     stepped = inner_optimizer(engine)
     stored = _Stored(files)
@@ -88,7 +88,7 @@ class _Stored:
         self._index: defaultdict[tuple[str, str], list[tuple[int, str, Any]]] = defaultdict(list)
 
     def has(self, parameter: str, kind: str) -> bool:
-        """Whether a file that was opened has some of it."""
+        """Return whether a file that was opened has some of it."""
         return (parameter, kind) in self._index
 
     def fill(self, target: torch.Tensor, piece: ParameterShard, kind: str) -> None:
@@ -111,13 +111,13 @@ class _Stored:
         )
 
     def _runs(self, parameter: str, kind: str) -> Iterator[tuple[int, str, Any]]:
-        """What the opened files have of it; then what each further file has."""
+        """Yield what the opened files have of it; then what every further file has."""
         known = self._index[parameter, kind]
-        told = 0
+        yielded = 0
         while True:
-            while told < len(known):
-                yield known[told]
-                told += 1
+            while yielded < len(known):
+                yield known[yielded]
+                yielded += 1
             path = next(self._unopened, None)
             if path is None:
                 return

@@ -1,4 +1,4 @@
-"""A trace of a few steps for a person to look at."""
+"""Trace of a few steps by PyTorch's profiler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Trace:
         self._profile: profile | None = None
 
     def step(self) -> None:
-        """A step is about to begin."""
+        """Count a step that is about to begin, and start or end the trace."""
         self._steps += 1
         if self._steps == FIRST:
             kinds = [ProfilerActivity.CPU]

@@ -1,4 +1,4 @@
-"""Where a step's time goes: seconds by part, on the host's clock. Pure but for the clock."""
+"""Seconds of a step by part, on the host's clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Meter:
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
     def to(self, part: Part) -> Part:
-        """From now on time belongs to `part`; the part that it belonged to, to go back to."""
+        """Charge time to `part` from now on. Returns the part charged before, to go back to."""
         now = self._clock()
         before = self._part
         self._seconds[before] += now - self._since
@@ -32,14 +32,14 @@ class Meter:
         return before
 
     def lap(self) -> dict[Part, float]:
-        """Seconds by part since the last lap, all parts."""
+        """Return seconds by part since the last lap, for all parts."""
         self.to(self._part)
         seconds, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
         return seconds
 
 
 def shares(laps: list[Mapping[str, float]]) -> dict[str, float]:
-    """Each part's share of the laps' whole time, from 0 to 1; empty without any."""
+    """Return every part's share of the laps' whole time, from 0 to 1; empty without any."""
     total = sum(sum(lap.values()) for lap in laps)
     if not total:
         return {}

@@ -1,4 +1,4 @@
-"""The language model's configuration, and building it."""
+"""Configurations of language models, and models built from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def model_config(
     spec: ModelSpec, vocabulary: int, end_of_document: int, sequence_length: int
 ) -> PretrainedConfig:
-    """The transformers configuration of the model that stage 0 starts from; no weights are read.
+    """Return the transformers configuration of stage 0's model; no weights are read.
 
     vocabulary: ids of the run's tokenizer. A random model has as many rows, or as many as `spec`
         pads them to with `vocab_size`; a stored one may have more, and never fewer.
@@ -36,7 +36,7 @@ def model_config(
 
 
 def stored_config(files: ModelFiles, inherit_layers: int | None) -> PretrainedConfig:
-    """The configuration of a stored model, cut to its first layers where asked."""
+    """Return the configuration of a stored model, cut to its first layers where asked."""
     from transformers import AutoConfig
 
     from perennial.training.model.inherit import shortened
@@ -89,7 +89,7 @@ def check_vocabulary(config: PretrainedConfig, where: str, vocabulary: int) -> N
 
 
 def random_model(config: PretrainedConfig, seed: int) -> Any:
-    """A model with the architecture's own initialisation, the same on every worker."""
+    """Return a model with the architecture's own initialisation, the same on every worker."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -98,7 +98,7 @@ def random_model(config: PretrainedConfig, seed: int) -> Any:
 
 
 def stored_model(folder: Path, gguf: str | None = None, dtype: Any = None) -> Any:
-    """The model in a local folder, by default in float32; nothing is unpickled.
+    """Return the model in a local folder, by default in float32; nothing is unpickled.
 
     Raises RuntimeError when the files lack weights that the configuration asks for.
     """

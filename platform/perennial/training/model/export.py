@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face folder: safetensors, tokenizer, model card, manifest last."""
+"""Export of a checkpoint as a Hugging Face folder; its manifest is written last."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perennial.training.checkpoint import manifest as checkpoints
 def export(
     store: Store, checkpoint: str, folder: str, tokenizer_json: str, end_of_document: str, card: str
 ) -> None:
-    """Write the release folder `folder` from a committed checkpoint (invariant I6).
+    """Write a release folder from a committed checkpoint (invariant I6).
 
     AutoModelForCausalLM and AutoTokenizer load it with `from_pretrained`.
     """
@@ -26,13 +26,13 @@ def export(
         _write_tokenizer(local, tokenizer_json, end_of_document)
         (local / "README.md").write_text(card, encoding="utf-8")
         files = checkpoints.upload(store, folder, sorted(local.iterdir()))
-    told = {
+    manifest_data = {
         "checkpoint": checkpoint,
         "tokens_seen": manifest.tokens_seen,
         "code_version": manifest.code_version,
         "files": {name: entry.model_dump() for name, entry in files.items()},
     }
-    store.create(f"{folder}/manifest.json", json.dumps(told, indent=1).encode())
+    store.create(f"{folder}/manifest.json", json.dumps(manifest_data, indent=1).encode())
 
 
 def _write_tokenizer(folder: Path, tokenizer_json: str, end_of_document: str) -> None:

@@ -1,4 +1,4 @@
-"""How a model computes: attention, activation checkpointing, the loss, masks between documents."""
+"""Features of a model: attention, activation checkpointing, the loss, masks of documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PROBE_TOKENS = 12
 
 
 def prepare(model: Any, spec: TrainingSpec, end_of_document: int) -> None:
-    """Set the model up as the run file says; call it before DeepSpeed divides the weights.
+    """Set the model up as the run file asks; call it before DeepSpeed divides the weights.
 
     Raises InputError when the architecture cannot do what is asked: that is found by computing a
     few tokens both ways.
@@ -53,8 +53,9 @@ def _refused(field: str, problem: str, remedy: str) -> InputError:
 
 
 def document_positions(ids: torch.Tensor, end_of_document: int) -> torch.Tensor:
-    """The position of every token in its document, `(batch, sequence)`; a document ends after its
-    end-of-document id.
+    """Return the position of every token in its document, `(batch, sequence)`.
+
+    A document ends after its end-of-document id.
 
     transformers takes positions that start again as documents that do not see each other.
     """
@@ -66,7 +67,7 @@ def document_positions(ids: torch.Tensor, end_of_document: int) -> torch.Tensor:
 
 
 def _check_documents(model: Any, end_of_document: int) -> None:
-    """The second of two documents in a row must come out as it does alone."""
+    """Refuse a model whose second document of a row does not come out as it does alone."""
     name = type(model).__name__
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise _refused("mask", f"{name} knows no positions", "use mask: causal")
@@ -79,8 +80,8 @@ def _check_documents(model: Any, end_of_document: int) -> None:
     with torch.no_grad():
         expected = model(alone, use_cache=False).logits
         positions = document_positions(row, end_of_document)
-        found = model(row, position_ids=positions, use_cache=False).logits[:, length:]
-    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-4):
+        beside = model(row, position_ids=positions, use_cache=False).logits[:, length:]
+    if not torch.allclose(expected, beside, rtol=1e-3, atol=1e-4):
         problem = f"{name} carries one document into the next"
         raise _refused("mask", problem, "use mask: causal")
 
@@ -98,8 +99,8 @@ def _use_chunked_loss(model: Any) -> None:
     head.forward = _pass_on
     model.loss_function = _ChunkedLoss(head)
     with torch.no_grad():
-        found = model(input_ids=ids, labels=ids, use_cache=False).loss.item()
-    if not math.isclose(expected, found, rel_tol=1e-3):
+        chunked = model(input_ids=ids, labels=ids, use_cache=False).loss.item()
+    if not math.isclose(expected, chunked, rel_tol=1e-3):
         problem = f"{type(model).__name__} does more to its logits than a linear head does"
         raise _refused("loss", problem, "use loss: full")
 
@@ -117,7 +118,7 @@ class _ChunkedLoss:
     def __call__(
         self, logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **_: Any
     ) -> torch.Tensor:
-        """Mean nats per token of `labels` `(batch, sequence)`, shifted by one."""
+        """Return the mean nats per token of `labels` `(batch, sequence)`, shifted by one."""
         targets = pad(labels, (0, 1), value=-100)[:, 1:]
         return linear_cross_entropy(
             logits.reshape(-1, logits.shape[-1]),

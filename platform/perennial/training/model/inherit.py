@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """The configuration with the first `layers` blocks, lists that have an entry a block included.
+    """Return the configuration with the first `layers` blocks; lists with an entry per block too.
 
     Raises InputError for more layers than there are.
     """
@@ -42,7 +42,7 @@ def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
 
 
 def inherit(reference: Any, layers: int) -> Any:
-    """A model of the reference's first `layers` blocks, with all of its other weights.
+    """Return a model of the reference's first `layers` blocks, with all of its other weights.
 
     The output of its block k is the reference's output of block k. Raises InputError for a model
     whose blocks are not one list.
@@ -68,7 +68,7 @@ def inherit(reference: Any, layers: int) -> Any:
 
 
 def _blocks(model: Any, depth: int) -> str:
-    """Name of the list of blocks."""
+    """Return the name of the list of blocks."""
     from torch.nn import ModuleList
 
     lists: list[str] = [

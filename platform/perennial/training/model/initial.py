@@ -1,4 +1,4 @@
-"""The weights that stage 0 starts from: random, or a stored model imported into the run once.
+"""Weights that stage 0 starts from: random, or a stored model imported into the run once.
 
 Workers on other machines cannot read the folder that the run file names, so the driver copies the
 model to `models/initial/` in the store, manifest last (invariant I6); every worker reads that.
@@ -33,7 +33,7 @@ _MANIFEST = f"{FOLDER}/manifest.json"
 
 
 class InitialManifest(BaseModel):
-    """Where the run's first weights come from; they exist when this does."""
+    """Origin of the run's first weights, which exist when their manifest does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,7 +46,7 @@ class InitialManifest(BaseModel):
 
 
 def has_model(store: Store) -> bool:
-    """Whether the run's stored model was imported."""
+    """Return whether the run's stored model was imported."""
     return store.exists(_MANIFEST)
 
 
@@ -87,7 +87,7 @@ def import_model(
 
 
 def initial_model(store: Store, job: Job) -> Any:
-    """The model that a job without a checkpoint to start from begins with, in float32."""
+    """Return the model that a job without a checkpoint to start from begins with, in float32."""
     if job.model.path is None:
         config = model_config(job.model, job.vocabulary, job.end_of_document, job.sequence_length)
         return random_model(config, job.seed)

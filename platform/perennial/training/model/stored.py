@@ -1,4 +1,4 @@
-"""The files of a stored model: a Hugging Face folder or a GGUF file, local or in S3."""
+"""Files of a stored model: a Hugging Face folder or a GGUF file, local or in S3."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ModelFiles:
 
 
 def model_files(path: str, scratch: Path, *, weights: bool) -> ModelFiles:
-    """The model's files on this machine: where they lie, or copied from S3 to `scratch`.
+    """Return the model's files on this machine: where they lie, or copied from S3 to `scratch`.
 
     weights: whether the tensors are wanted too; a GGUF file is always copied whole.
     Raises InputError when the path holds no model, or only pickled weights.
@@ -57,7 +57,7 @@ def _gguf(path: str, scratch: Path) -> ModelFiles:
 
 
 def _tensor_files(source: Store, path: str, names: set[str]) -> list[str]:
-    """The safetensors files; never a pickle."""
+    """Return the names of the safetensors files; a pickle is never read."""
     if _INDEX in names:
         files = sorted(set(json.loads(source.read(_INDEX))["weight_map"].values()))
     else:

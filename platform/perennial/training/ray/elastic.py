@@ -83,7 +83,7 @@ class FailuresInARow(ResettableFailurePolicy):
     """Gives up after more than `max_failures` failures without a new checkpoint between them.
 
     A failure that follows a new checkpoint counts as the first one: a fleet of spot machines loses
-    workers for ever and makes progress, while a bug meets the same step again.
+    workers all the time and makes progress, while a bug meets the same step again.
     """
 
     def __init__(self, max_failures: int, progress: CheckpointProgress) -> None:

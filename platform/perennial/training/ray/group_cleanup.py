@@ -78,5 +78,5 @@ class _ControllerGuard:
 
 @tenacity.retry(wait=tenacity.wait_fixed(_CHECK_SECONDS))
 def _is_alive(actor_id: str) -> bool:
-    # Retried for ever: a cluster that does not answer now says nothing about the controller.
+    # Retried without end: a cluster that does not answer now says nothing about the controller.
     return is_actor_alive(actor_id)

@@ -1,4 +1,4 @@
-"""Judging each step's loss by the steps before it. Pure."""
+"""Detection of loss spikes: a step's loss against those of the steps before it."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ _LEAST_HISTORY = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a step's loss; `finite` says whether the weights after it are numbers."""
+    """A step's problem, as text; `finite` is false where the weights after it are no numbers."""
 
     text: str
     finite: bool
 
 
 class SpikeWatch:
-    """The losses of the last steps, and whether the next one belongs to them."""
+    """Window of the last steps' losses, by which the next one is judged."""
 
     def __init__(self, spec: SpikesSpec, losses: Iterable[float] = ()) -> None:
         self._threshold = spec.threshold
         self._losses = deque(losses, maxlen=spec.window)
 
     def judge(self, loss: float, gradient_norm: float) -> Problem | None:
-        """What is wrong with the next step, which then belongs to the last ones.
+        """Return what is wrong with the next step, or None, and add it to the window.
 
-        loss: nats per token, the mean over the global batch.
-        gradient_norm: before clipping; -1 from DeepSpeed stands for one that is not finite.
         A spike is a loss above the window's median by more than `threshold` deviations, where
         a deviation is 1.4826 median absolute deviations and at least 1% of the median. It takes
         20 steps (or a whole window that is shorter) to judge by.
+
+        Args:
+            loss: nats per token, the mean over the global batch.
+            gradient_norm: before clipping; -1 from DeepSpeed stands for one that is not finite.
         """
         if not math.isfinite(loss):
             return Problem(f"the loss is {loss}", finite=False)
@@ -56,7 +58,7 @@ class SpikeWatch:
         if len(self._losses) < min(_LEAST_HISTORY, self._losses.maxlen):
             return None
         median = statistics.median(self._losses)
-        spread = statistics.median(abs(each - median) for each in self._losses)
+        spread = statistics.median(abs(past - median) for past in self._losses)
         deviation = max(_DEVIATION * spread, _LEAST_DEVIATION * abs(median))
         rise = (loss - median) / deviation
         if rise <= self._threshold:

@@ -1,4 +1,4 @@
-"""Batches that were left out: one object each in the job's folder, written before it is so.
+"""Batches that are left out: one object per batch in the job's folder, written before the skip.
 
 The plan stays what it is: the step of a skipped batch goes by without an optimizer step, so every
 later step has the batch and the learning rate that it would have had. Every worker group reads the
@@ -28,13 +28,13 @@ class Skip(BaseModel):
 
 
 def record_skip(store: Store, folder: str, skip: Skip) -> None:
-    """Leave the batch out from now on; the first record of a step stands."""
+    """Record that a batch is left out from now on; the first record of a step stands."""
     key = f"{folder}/{_PREFIX}{skip.step:08d}.json"
     store.create(key, skip.model_dump_json(indent=1).encode())
 
 
 def read_skips(store: Store, folder: str) -> list[Skip]:
-    """What a job's folder leaves out, by step."""
+    """Return the batches that a job's folder leaves out, by step."""
     return [
         Skip.model_validate_json(store.read(info.key))
         for info in store.list(folder)
