@@ -175,3 +175,25 @@ def test_declared_edges_hold_no_circle() -> None:
         TopologicalSorter(EDGES).prepare()
     except CycleError as error:
         pytest.fail(f"rooms import each other: {' -> '.join(error.args[1])}")
+
+
+def test_no_module_is_a_fragment_of_another() -> None:
+    """A module under 40 lines with one importer belongs into that importer.
+
+    A verb of the command line is a module of its own, however short.
+    """
+    fragments = {
+        name: importer
+        for name, importer in TREE.single_importer_modules().items()
+        if TREE.modules[name].lines < 40 and importer != "cli.app"
+    }
+    assert not fragments
+
+
+def test_a_class_name_means_one_thing() -> None:
+    assert not TREE.duplicate_classes()
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports for types only, and inside functions, count too."""
+    assert not TREE.circles()

@@ -18,7 +18,7 @@ from perennial.controller.observer import RunObserver
 from perennial.training.metrics import progress_text
 
 if TYPE_CHECKING:
-    from perennial.controller.context import Workspace
+    from perennial.controller.observer import ObservedRun
     from perennial.evaluation import HeldoutLoss, LossMatrix
     from perennial.evaluation.scores import Score
     from perennial.sources import SourceStatus
@@ -48,7 +48,7 @@ class ProgressScreen(RunObserver):
         # Without markup: names of trials and paths may hold brackets.
         log.print(text, style="bold", soft_wrap=True, markup=False)
 
-    def job_began(self, work: Workspace, job: Job) -> None:
+    def job_began(self, work: ObservedRun, job: Job) -> None:
         """Print the job that starts, and draw its progress."""
         self.message(
             f"training {job.name}: steps {job.first_step:,} to {job.last_step:,}, "
@@ -66,7 +66,7 @@ class ProgressScreen(RunObserver):
             self._task = self._bars.add_task(job.name, total=job.mix.steps, status="starting")
             self._bars.start()
 
-    def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
+    def job_progressed(self, work: ObservedRun, job: Job, progress: Progress) -> None:
         """Show steps, phase, loss, learning rate, speed and time left."""
         for step, world_size in progress.started:
             self._began, self._begun_at_step = time.monotonic(), step
@@ -102,7 +102,7 @@ class ProgressScreen(RunObserver):
             f"{left // 60}:{left % 60:02d} left"
         )
 
-    def job_ended(self, work: Workspace, job: Job) -> None:
+    def job_ended(self, work: ObservedRun, job: Job) -> None:
         """Print that the job is done."""
         if self._bars is not None:
             self._bars.stop()

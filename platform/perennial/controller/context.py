@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from perennial import corpora
 from perennial.config import RunSpec
-from perennial.controller.observer import RunIds, RunObserver
+from perennial.controller.observer import ObservedRun, RunIds, RunObserver
 from perennial.controller.ray_cluster import check_fits, use_ray
 from perennial.errors import InputError, InvalidTransition, StaleDecision, Superseded
 from perennial.evaluation.tasks import read_task
@@ -34,7 +34,7 @@ _PINNED = ("name", "seed", "corpora.sequence_length", "tokenizer", "model")
 class WorkerStarts(RunObserver):
     """Keeps the start of every worker group in the store, for the report."""
 
-    def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
+    def job_progressed(self, work: ObservedRun, job: Job, progress: Progress) -> None:
         """Append the starts since the last call."""
         for step, workers in progress.started:
             note_start(work.store, job.folder, WorkerStart(now(), step, workers))

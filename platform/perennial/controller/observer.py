@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from perennial.controller.context import Workspace
+    from perennial.config import RunSpec
     from perennial.runs.events import Released, Releasing
-    from perennial.runs.state import Stage
+    from perennial.runs.state import RunState, Stage
+    from perennial.store import Store
     from perennial.training.job import Job
     from perennial.training.launcher import Progress
+
+
+class ObservedRun(Protocol):
+    """What an observer may read of a run."""
+
+    spec: RunSpec
+    store: Store
+    inbox: Store
+    run_ids: RunIds
+
+    @property
+    def state(self) -> RunState:
+        """The run as of the last read of its ledger."""
+
+    @property
+    def in_charge(self) -> bool:
+        """Whether this process is the controller in charge."""
+
+    def log(self, text: str) -> None:
+        """Show a line to the user."""
 
 
 class RunObserver:
@@ -19,43 +40,43 @@ class RunObserver:
     raises becomes a notice; it never fails what the controller does.
     """
 
-    def check(self, work: Workspace) -> None:
+    def check(self, work: ObservedRun) -> None:
         """Raise InputError for wrong settings, before anything is written or computed."""
 
     def message(self, text: str) -> None:
         """Show one line about what begins or ended."""
 
-    def looked(self, work: Workspace) -> None:
+    def looked(self, work: ObservedRun) -> None:
         """Follow a look of the controller at the ledger and the inbox."""
 
-    def ingest_began(self, work: Workspace, corpus: str) -> None:
+    def ingest_began(self, work: ObservedRun, corpus: str) -> None:
         """Follow the beginning of a corpus's tokenisation."""
 
-    def job_began(self, work: Workspace, job: Job) -> None:
+    def job_began(self, work: ObservedRun, job: Job) -> None:
         """Follow the start of a job's worker group."""
 
-    def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
+    def job_progressed(self, work: ObservedRun, job: Job, progress: Progress) -> None:
         """Follow what the workers did since the last call; called from another thread."""
 
-    def job_ended(self, work: Workspace, job: Job) -> None:
+    def job_ended(self, work: ObservedRun, job: Job) -> None:
         """Follow a job's last step."""
 
-    def stage_trained(self, work: Workspace, stage: Stage) -> None:
+    def stage_trained(self, work: ObservedRun, stage: Stage) -> None:
         """Follow the end of a stage's training."""
 
-    def stage_evaluated(self, work: Workspace, stage: Stage) -> None:
+    def stage_evaluated(self, work: ObservedRun, stage: Stage) -> None:
         """Follow the measurement of a stage's end."""
 
-    def matrix_filled(self, work: Workspace) -> None:
+    def matrix_filled(self, work: ObservedRun) -> None:
         """Follow the measurement of missing cells of the loss matrix."""
 
-    def release_made(self, work: Workspace, claimed: Releasing, released: Released) -> None:
+    def release_made(self, work: ObservedRun, claimed: Releasing, released: Released) -> None:
         """Follow the export and the measurement of a release."""
 
-    def release_scored(self, work: Workspace, released: Released) -> None:
+    def release_scored(self, work: ObservedRun, released: Released) -> None:
         """Follow the scoring of a release on lm-eval tasks."""
 
-    def report_written(self, work: Workspace, html: bytes) -> None:
+    def report_written(self, work: ObservedRun, html: bytes) -> None:
         """Follow the writing of the report's page."""
 
     def closed(self) -> None:
@@ -68,10 +89,10 @@ class RunIds:
     This one tracks nothing: every id is empty.
     """
 
-    def stage_run_id(self, work: Workspace, stage: Stage) -> str:
+    def stage_run_id(self, work: ObservedRun, stage: Stage) -> str:
         """Return the id of a stage that is about to start, or "" where none is known in time."""
         return ""
 
-    def release_run_id(self, work: Workspace, release: str) -> str:
+    def release_run_id(self, work: ObservedRun, release: str) -> str:
         """Return the id of a release that is about to be annealed, or ""."""
         return ""

@@ -17,14 +17,14 @@ from perennial.runs.history import read_history
 from perennial.runs.metrics import stored_rows
 
 if TYPE_CHECKING:
-    from perennial.controller.context import Workspace
+    from perennial.controller.observer import ObservedRun
     from perennial.runs.events import Released, Releasing
     from perennial.runs.state import Stage
     from perennial.telemetry.mlflow_observer import MlflowObserver
     from perennial.tracking import Tracker
 
 
-def catch_up(work: Workspace, tracker: Tracker) -> list[str]:
+def catch_up(work: ObservedRun, tracker: Tracker) -> list[str]:
     """Log every trained stage, release and the lineage's matrix again; the stages' names."""
     # A stage that trains is caught up by the controller that trains it.
     stages = [stage for stage in work.state.stages if stage.name in work.state.ends]
@@ -40,7 +40,7 @@ def catch_up(work: Workspace, tracker: Tracker) -> list[str]:
     return [stage.name for stage in stages]
 
 
-def _stage(work: Workspace, tracker: Tracker, stage: Stage) -> None:
+def _stage(work: ObservedRun, tracker: Tracker, stage: Stage) -> None:
     run = tracker.child(stage.name, stage.tracking_run, params=metrics.parameters(work.spec, stage))
     tokens_per_step = work.spec.tokens_per_step
     rows = list(stored_rows(work.store, stage.folder, tokens_per_step))
@@ -50,7 +50,7 @@ def _stage(work: Workspace, tracker: Tracker, stage: Stage) -> None:
         run.finish(at_ms=rows[-1][1] if rows else None)
 
 
-def track(work: Workspace, tracker: Tracker) -> None:
+def track(work: ObservedRun, tracker: Tracker) -> None:
     """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
     told = summary.matrix(work.state)
     length = work.spec.corpora.sequence_length
@@ -78,7 +78,7 @@ def track(work: Workspace, tracker: Tracker) -> None:
             run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
 
 
-def track_stage(work: Workspace, tracker: Tracker, stage: Stage) -> None:
+def track_stage(work: ObservedRun, tracker: Tracker, stage: Stage) -> None:
     """Log a stage's losses, scores and samples with its own MLflow run."""
     state = work.state
     run = tracker.child(stage.name, run_id=stage.tracking_run)
@@ -90,7 +90,7 @@ def track_stage(work: Workspace, tracker: Tracker, stage: Stage) -> None:
 
 
 def track_release(
-    work: Workspace, tracker: Tracker, claimed: Releasing, released: Released
+    work: ObservedRun, tracker: Tracker, claimed: Releasing, released: Released
 ) -> None:
     """Log a release's losses and samples, and register it."""
     run = tracker.child(f"release-{released.name}")
@@ -112,24 +112,24 @@ class Publisher(RunObserver):
     def __init__(self, mlflow: MlflowObserver) -> None:
         self._mlflow = mlflow
 
-    def stage_evaluated(self, work: Workspace, stage: Stage) -> None:
+    def stage_evaluated(self, work: ObservedRun, stage: Stage) -> None:
         """Draw the run anew, log the stage and end its MLflow run."""
         tracker = self._mlflow.tracker(work)
         track(work, tracker)
         track_stage(work, tracker, stage)
         tracker.child(stage.name, run_id=stage.tracking_run).finish()
 
-    def matrix_filled(self, work: Workspace) -> None:
+    def matrix_filled(self, work: ObservedRun) -> None:
         """Draw the run anew."""
         track(work, self._mlflow.tracker(work))
 
-    def release_made(self, work: Workspace, claimed: Releasing, released: Released) -> None:
+    def release_made(self, work: ObservedRun, claimed: Releasing, released: Released) -> None:
         """Draw the run anew, log the release and register it."""
         tracker = self._mlflow.tracker(work)
         track(work, tracker)
         track_release(work, tracker, claimed, released)
 
-    def release_scored(self, work: Workspace, released: Released) -> None:
+    def release_scored(self, work: ObservedRun, released: Released) -> None:
         """Log the release's scores."""
         step = work.state.branches[released.name].step + released.steps
         run = self._mlflow.tracker(work).child(f"release-{released.name}")

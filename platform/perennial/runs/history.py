@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from perennial.store import Store
 
 
-class MetricPoint(NamedTuple):
+class CurvePoint(NamedTuple):
     """A metric's value at one step, after so many tokens of the trunk."""
 
     tokens: int
@@ -70,9 +70,9 @@ class History:
     curves: the values of every metric that the report draws, by the metric's name.
     """
 
-    losses: tuple[MetricPoint, ...] = ()
+    losses: tuple[CurvePoint, ...] = ()
     times: tuple[StageTime, ...] = ()
-    curves: Mapping[str, tuple[MetricPoint, ...]] = field(default_factory=dict)
+    curves: Mapping[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
 
 
 def read_history(store: Store, state: RunState, tokens_per_step: int) -> History:
@@ -83,17 +83,17 @@ def read_history(store: Store, state: RunState, tokens_per_step: int) -> History
         state: the run as of the last read of the ledger.
         tokens_per_step: tokens of one optimizer step, to place a step on the axis of tokens.
     """
-    losses: list[MetricPoint] = []
+    losses: list[CurvePoint] = []
     times: list[StageTime] = []
-    curves: defaultdict[str, list[MetricPoint]] = defaultdict(list)
+    curves: defaultdict[str, list[CurvePoint]] = defaultdict(list)
     for stage in state.stages:
         _, rows = kept_rows(store, stage.folder)
         for row in rows:
             tokens = row["step"] * tokens_per_step
-            losses.append(MetricPoint(tokens, row["loss"], stage.name))
+            losses.append(CurvePoint(tokens, row["loss"], stage.name))
             for metric, value in metrics_in(row):
                 if metric.figure:
-                    curves[metric.name].append(MetricPoint(tokens, value, stage.name))
+                    curves[metric.name].append(CurvePoint(tokens, value, stage.name))
         if stage.name in state.ends and rows:
             starts = len(read_starts(store, stage.folder))
             times.append(stage_time(stage, state.times.get(stage.name, {}), rows, starts))

@@ -13,7 +13,7 @@ from perennial.telemetry.gauges import read_gauges
 from perennial.telemetry.prometheus import Exported
 
 if TYPE_CHECKING:
-    from perennial.controller.context import Workspace
+    from perennial.controller.observer import ObservedRun
     from perennial.runs.state import Stage
     from perennial.telemetry.mlflow_observer import MlflowObserver
     from perennial.training.job import Job
@@ -35,7 +35,7 @@ class GaugeObserver(RunObserver):
         self._logged_at = 0.0
         self._shown: tuple[str, tuple[str, ...]] | None = None
 
-    def looked(self, work: Workspace) -> None:
+    def looked(self, work: ObservedRun) -> None:
         """Show the state, the queue and the data's lag as they are now."""
         self._looked_at, now = time.monotonic(), datetime.now(UTC)
         landed_at = {landed.name: landed.landed_at for landed in corpora.list_landed(work.inbox)}
@@ -53,7 +53,7 @@ class GaugeObserver(RunObserver):
         # The step is the time: a queue has no optimizer steps.
         run.log(int(now.timestamp()), {f"queue/{name}": value for name, value in values.items()})
 
-    def stage_trained(self, work: Workspace, stage: Stage) -> None:
+    def stage_trained(self, work: ObservedRun, stage: Stage) -> None:
         """Show how long the oldest data of the stage had waited until it was trained."""
         inbox = corpora.list_landed(work.inbox)
         landed_at = [landed.landed_at for landed in inbox if landed.name in stage.corpora]
@@ -65,11 +65,11 @@ class GaugeObserver(RunObserver):
         for run in (tracker.parent_run(), tracker.child(stage.name, run_id=stage.tracking_run)):
             run.log(stage.last_step, {"queue/landed_to_trained_seconds": lag})
 
-    def job_began(self, work: Workspace, job: Job) -> None:
+    def job_began(self, work: ObservedRun, job: Job) -> None:
         """Start the job's goodput and restarts from zero."""
         self._exported.begin()
 
-    def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
+    def job_progressed(self, work: ObservedRun, job: Job, progress: Progress) -> None:
         """Show a job's steps, and the inbox once in a while: a stage may train for days."""
         self._exported.progress(job, progress.started, progress.rows)
         if time.monotonic() - self._looked_at > LOOK_SECONDS:

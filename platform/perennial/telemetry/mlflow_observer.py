@@ -11,9 +11,9 @@ from perennial.controller.observer import RunIds, RunObserver
 from perennial.runs.metrics import metrics, parameters, stored_rows
 
 if TYPE_CHECKING:
-    from perennial.controller.context import Workspace
+    from perennial.controller.observer import ObservedRun
     from perennial.runs.state import Stage
-    from perennial.tracking import Run, Tracker
+    from perennial.tracking import TrackedRun, Tracker
     from perennial.training.job import Job
     from perennial.training.launcher import Progress
 
@@ -22,7 +22,7 @@ _ID_SECONDS = 30.0
 _CLOSE_SECONDS = 30.0
 
 
-def tracking_uri(work: Workspace) -> str:
+def tracking_uri(work: ObservedRun) -> str:
     """Return the URI of the MLflow that keeps the run.
 
     Raises:
@@ -37,9 +37,9 @@ class MlflowObserver(RunObserver, RunIds):
 
     def __init__(self) -> None:
         self._tracker: Tracker | None = None
-        self._job_run: Run | None = None
+        self._job_run: TrackedRun | None = None
 
-    def tracker(self, work: Workspace) -> Tracker:
+    def tracker(self, work: ObservedRun) -> Tracker:
         """Return the run's tracker, opened on first use: loading MLflow takes seconds."""
         if self._tracker is None:
             self._tracker = tracking.open_tracker(
@@ -47,29 +47,29 @@ class MlflowObserver(RunObserver, RunIds):
             )
         return self._tracker
 
-    def check(self, work: Workspace) -> None:
+    def check(self, work: ObservedRun) -> None:
         """Raise InputError for a tracking URI that is missing."""
         tracking_uri(work)
 
-    def ingest_began(self, work: Workspace, corpus: str) -> None:
+    def ingest_began(self, work: ObservedRun, corpus: str) -> None:
         """Open the tracker, so that MLflow loads while the corpus is tokenised."""
         self.tracker(work)
 
-    def stage_run_id(self, work: Workspace, stage: Stage) -> str:
+    def stage_run_id(self, work: ObservedRun, stage: Stage) -> str:
         """Return the id of the stage's MLflow run, or "" while MLflow is away."""
         run = self.tracker(work).child(stage.name, params=parameters(work.spec, stage))
         return run.wait_id(_ID_SECONDS) or ""
 
-    def release_run_id(self, work: Workspace, release: str) -> str:
+    def release_run_id(self, work: ObservedRun, release: str) -> str:
         """Return the id of the release's MLflow run, or "" while MLflow is away."""
         return self.tracker(work).child(f"release-{release}").wait_id(_ID_SECONDS) or ""
 
-    def job_began(self, work: Workspace, job: Job) -> None:
+    def job_began(self, work: ObservedRun, job: Job) -> None:
         """Log the steps that an outage of MLflow, or a kill, kept from it; it skips what it has."""
         run = self._job_run = self.tracker(work).child(job.name, run_id=job.tracking_run)
         run.log_rows(stored_rows(work.store, job.folder, job.tokens_per_step), job.tokens_per_step)
 
-    def job_progressed(self, work: Workspace, job: Job, progress: Progress) -> None:
+    def job_progressed(self, work: ObservedRun, job: Job, progress: Progress) -> None:
         """Log the finished steps and the checkpoints that could not be stored."""
         run = self._job_run
         if run is None:
@@ -81,7 +81,7 @@ class MlflowObserver(RunObserver, RunIds):
             at_ms = int(time.time() * 1000)
             run.log_rows(metrics(job, progress.rows, at_ms), job.tokens_per_step)
 
-    def report_written(self, work: Workspace, html: bytes) -> None:
+    def report_written(self, work: ObservedRun, html: bytes) -> None:
         """Keep the page with the lineage's own run."""
         self.tracker(work).parent_run().artifact(html, "report.html")
 
@@ -91,7 +91,7 @@ class MlflowObserver(RunObserver, RunIds):
             self._tracker.close(_CLOSE_SECONDS)
 
 
-def mlflow_of(work: Workspace) -> MlflowObserver:
+def mlflow_of(work: ObservedRun) -> MlflowObserver:
     """Return the observer that keeps the run in MLflow."""
     assert isinstance(work.run_ids, MlflowObserver), "the run was opened without MLflow"
     return work.run_ids

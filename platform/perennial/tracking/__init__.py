@@ -6,7 +6,15 @@ delivers them, waits out an MLflow that is slow or down, and says at the end wha
 
 from perennial.tracking.outbox import Status
 from perennial.tracking.redaction import hide_secrets
-from perennial.tracking.tracker import Run, Tracker, open_tracker
+from perennial.tracking.tracker import TrackedRun, Tracker, open_tracker
 from perennial.tracking.uris import default_uri, ui_command
 
-__all__ = ["Run", "Status", "Tracker", "default_uri", "hide_secrets", "open_tracker", "ui_command"]
+__all__ = [
+    "Status",
+    "TrackedRun",
+    "Tracker",
+    "default_uri",
+    "hide_secrets",
+    "open_tracker",
+    "ui_command",
+]

@@ -43,7 +43,7 @@ _ENVIRONMENT = {
 }
 
 
-class Run:
+class TrackedRun:
     """One run of a tracker. No method waits for MLflow except `wait_id`."""
 
     def __init__(self, outbox: Outbox, pending: Pending) -> None:
@@ -145,7 +145,7 @@ class Tracker:
         """MLflow's id of the lineage's own run; None until it is known."""
         return self._parent.id
 
-    def parent_run(self) -> Run:
+    def parent_run(self) -> TrackedRun:
         """The lineage's own run: for the loss matrix and pictures over all stages."""
         return self._parent
 
@@ -155,8 +155,8 @@ class Tracker:
         run_id: str | None = None,
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, object] | None = None,
-        parent: Run | None = None,
-    ) -> Run:
+        parent: TrackedRun | None = None,
+    ) -> TrackedRun:
         """The run of one stage, release, search or trial, under `parent` or else the lineage's.
 
         It is the run with the id `run_id` (None or "" while it was never known), else the one that
@@ -191,14 +191,14 @@ class Tracker:
         run_id: str | None,
         params: Mapping[str, object],
         tags: Mapping[str, object],
-        parent: Run | None = None,
-    ) -> Run:
+        parent: TrackedRun | None = None,
+    ) -> TrackedRun:
         shown = {**hide_values(tags), LINEAGE_TAG: self._lineage}
         # A name that MLflow refuses would keep the whole run out of it.
         known = {_NOT_IN_KEY.sub("_", field): text for field, text in hide_values(params).items()}
         above = None if parent is None else parent._pending
         pending = Pending(key, name, run_id or None, known, shown, parent=above)
-        return Run(self._outbox, self._outbox.add(pending))
+        return TrackedRun(self._outbox, self._outbox.add(pending))
 
 
 def open_tracker(uri: str, experiment: str, lineage: str, artifacts: str | None = None) -> Tracker:

@@ -20,7 +20,7 @@ from perennial.report.figures.run import (
 )
 from perennial.report.figures.style import Picture
 from perennial.report.figures.training import time_spent, train_loss
-from perennial.runs.history import MetricPoint, StageTime, goodput
+from perennial.runs.history import CurvePoint, StageTime, goodput
 from perennial.runs.summary import RatePoint, StageTokens
 from tests.support.search_results import sample_result
 
@@ -63,7 +63,7 @@ TOKENS = [
 POINTS = [(3.0, 0.5), (3.2, 0.1), (3.3, 0.4)]
 
 
-LOSSES = [MetricPoint(100 * i, 9 - i / 40, "00-a" if i < 50 else "01-b") for i in range(1, 90)]
+LOSSES = [CurvePoint(100 * i, 9 - i / 40, "00-a" if i < 50 else "01-b") for i in range(1, 90)]
 TIMES = [
     StageTime("00-a", 100.0, {"forward": 30.0, "backward": 40.0, "data": 5.0}, 1),
     StageTime("01-b", 90.0, {"forward": 30.0, "checkpoint": 4.0, "other": 5.0}, 3),

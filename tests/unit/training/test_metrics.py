@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from perennial.report.figures.training import metric_curve
-from perennial.runs.history import MetricPoint, read_history
+from perennial.runs.history import CurvePoint, read_history
 from perennial.runs.metrics import of_step
 from perennial.runs.state import RunState
 from perennial.store import open_store
@@ -108,7 +108,7 @@ def test_a_plug_in_with_a_figure_is_drawn_from_the_stored_rows(
     store.write(f"{key}/manifest.json", json.dumps(manifest).encode())
     curves = read_history(store, state, 1024).curves
     assert curves == {
-        plugin.name: (MetricPoint(1024, 0.1, stage.name), MetricPoint(2048, 0.2, stage.name))
+        plugin.name: (CurvePoint(1024, 0.1, stage.name), CurvePoint(2048, 0.2, stage.name))
     }
     assert metric_curve(curves[plugin.name], plugin.axis, plugin.title).svg()
     assert plugin.axis == "largest part (nats)"

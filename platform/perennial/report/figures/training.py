@@ -23,7 +23,7 @@ from perennial.report.figures.style import (
     paper,
     picture,
 )
-from perennial.runs.history import MetricPoint, StageTime
+from perennial.runs.history import CurvePoint, StageTime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,13 +39,13 @@ _PARTS = {
 """Label, parts of a step, colour and hatch of each piece of a bar."""
 
 
-def train_loss(points: Sequence[MetricPoint]) -> Picture:
+def train_loss(points: Sequence[CurvePoint]) -> Picture:
     """Return the picture of the training loss over the trunk's tokens."""
     return metric_curve(points, "training nats per token", "Training loss over the whole run")
 
 
 @picture
-def metric_curve(points: Sequence[MetricPoint], label: str, title: str) -> Figure:
+def metric_curve(points: Sequence[CurvePoint], label: str, title: str) -> Figure:
     """Draw a metric over the trunk's tokens: means of equal intervals, and their lows and highs.
 
     Args:
