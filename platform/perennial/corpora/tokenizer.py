@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from perennial.corpora.ingest.sample import sample_texts
 from perennial.corpora.manifest import IngestSettings, token_bytes
 from perennial.errors import InputError
-from perennial.store import open_store
+from perennial.store import is_store_url, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -179,7 +179,7 @@ def read_tokenizer(path: str | Path) -> RunTokenizer:
 
 def _locate(path: str) -> tuple[Store, str]:
     """Return the folder that holds the tokenizer, and the file's name in it."""
-    if path.endswith((".json", ".gguf")) or ("://" not in path and Path(path).is_file()):
+    if path.endswith((".json", ".gguf")) or (not is_store_url(path) and Path(path).is_file()):
         parent, _, name = path.rpartition("/")
         return open_store(parent or "."), name
     return open_store(path), "tokenizer.json"

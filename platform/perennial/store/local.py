@@ -17,6 +17,7 @@ from perennial.errors import InputError
 from perennial.store.atomic_file import PendingFile
 from perennial.store.base import ObjectInfo, Objects, Store, markers_first
 from perennial.store.keys import is_pending, pending_name, valid_key, valid_prefix
+from perennial.store.schemes import LOCAL_SCHEME, STORES, hide_secret
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -136,6 +137,17 @@ class LocalStore(Store):
 
     def _path(self, key: str) -> Path:
         return Path(self.url, valid_key(key))
+
+
+@STORES.register(LOCAL_SCHEME)
+def open_local_store(url: str) -> LocalStore:
+    """Open the folder at a path or a file:// URL; a relative path becomes absolute."""
+    local = url.removeprefix(f"{LOCAL_SCHEME}://")
+    if "://" in local or not local or "\0" in local:
+        raise InputError(
+            "store", hide_secret(url), "not a folder", "name a folder", code="store-url-invalid"
+        )
+    return LocalStore(str(Path(local).expanduser().absolute()))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import tempfile
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from perennial.store.atomic_file import PendingFile
 from perennial.store.base import ObjectInfo, Objects, Store, markers_first
 from perennial.store.keys import pending_name, valid_key, valid_prefix
 from perennial.store.s3_client import arrow_options, connection, plain_errors, set_defaults
+from perennial.store.schemes import STORES, parse_bucket_url
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _CREATE_ATTEMPTS = 5
 _REMOVALS_AT_ONCE = 8
 _READ_BLOCK_BYTES = 8 << 20
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_ENVIRONMENT = "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
 _CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to ones that may list the "
     "bucket"
@@ -234,6 +238,12 @@ class S3Store(Store):
             if limit or not page.get("IsTruncated"):
                 return sorted(objects, key=lambda info: info.key)
             request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+@STORES.register("s3")
+def open_s3_store(url: str) -> S3Store:
+    """Open the store at s3://bucket or s3://bucket/prefix."""
+    return S3Store(parse_bucket_url(url, _BUCKET, _ENVIRONMENT))
 
 
 def _info(key: str, size_bytes: int, answer: dict[str, Any]) -> ObjectInfo:

@@ -172,7 +172,8 @@ def test_unpickling_an_s3_store_sets_the_defaults_its_process_needs(
     "url",
     [
         "",
-        "gs://bucket/a",
+        "ftp://bucket/a",
+        "file://s3://bucket",
         "http://host/a",
         "s3://",
         "s3://B",
@@ -181,7 +182,7 @@ def test_unpickling_an_s3_store_sets_the_defaults_its_process_needs(
         "s3://bucket//a",
         "s3://bucket/a?endpoint=http://x",
         "s3://key:hush@bucket/a",
-        "gs://key:hush@bucket/a",
+        "ftp://key:hush@bucket/a",
     ],
 )
 def test_a_url_of_another_form_is_an_input_error_without_its_secret(url: str) -> None:
