@@ -259,16 +259,22 @@ def _trial_logger(log: Callable[[str], None], steps: int, count: int) -> Any:
     from ray import tune
 
     class TrialLogger(tune.Callback):  # type: ignore[misc]
-        def __init__(self) -> None:
+        def __init__(self, log: Callable[[str], None]) -> None:
+            self._log = log
             self._done = 0
+
+        def __getstate__(self) -> dict[str, Any]:
+            # Tune stores its callbacks to restore a search, which is never done here; what logs
+            # holds locks and cannot be stored.
+            return {}
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self._done += 1
             values = ", ".join(f"{value:.3f}" for value in _values(trial.last_result))
             name = _point(trial.config).name
-            log(f"trial {self._done} of {count} at {steps:,} steps: {name}: {values}")
+            self._log(f"trial {self._done} of {count} at {steps:,} steps: {name}: {values}")
 
-    return TrialLogger()
+    return TrialLogger(log)
 
 
 def _parameters(point: Point) -> dict[str, Any]:

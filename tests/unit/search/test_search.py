@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import threading
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from perennial.search.results import SearchResult
 from perennial.search.space import Space, space_of
 from perennial.search.summarize import SearchSetting, TrialOutcome, summarize
 from perennial.search.trials import Bench, objective_values
-from perennial.search.tune_runner import advised, optuna_searcher
+from perennial.search.tune_runner import _trial_logger, advised, optuna_searcher
 from tests.support.event_factory import AT, event_of
 from tests.support.tiny_run import tiny_run
 
@@ -359,3 +361,20 @@ def test_a_search_asks_the_advisor_for_what_is_neither_finished_nor_under_way() 
     busy = [space.grid()[1]]
     assert propose(finished, busy) in space.grid()[2:]
     assert propose(dict.fromkeys(space.grid(), (3.0, 0.1)), []) is None
+
+
+def test_what_logs_the_trials_is_stored_by_tune_without_the_run_behind_it() -> None:
+    from ray import cloudpickle
+
+    lines, lock = list[str](), threading.Lock()
+
+    def log(line: str) -> None:
+        with lock:  # as a run's observers do
+            lines.append(line)
+
+    logger = _trial_logger(log, steps=6, count=2)
+    cloudpickle.dumps(logger)
+    result = {"objective_1": 3.0, "objective_2": 0.5}
+    trial = SimpleNamespace(last_result=result, config={"point": asdict(HERE)})
+    logger.on_trial_complete(1, [], trial)
+    assert lines == [f"trial 1 of 2 at 6 steps: {HERE.name}: 3.000, 0.500"]
