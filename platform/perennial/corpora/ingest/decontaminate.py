@@ -56,13 +56,25 @@ def read_evaluation_texts(paths: Sequence[Path], settings: IngestSettings) -> Ev
     for path in paths:
         kind = find_kind(path.name)
         if kind is None:
-            raise _unreadable(path, f"its suffix {path.suffix!r} is unknown", "format-unknown")
+            raise InputError(
+                str(path),
+                "corpora.decontaminate",
+                f"its suffix {path.suffix!r} is unknown",
+                f"name UTF-8 files of evaluation texts: {describe_suffixes()}",
+                code="format-unknown",
+            )
         try:
             with path.open("rb") as stream:
                 size = path.stat().st_size
                 texts.update(formats.read_evaluation_texts(stream, kind, size, settings))
         except (OSError, ValueError) as error:
-            raise _unreadable(path, str(error), "file-unreadable") from error
+            raise InputError(
+                str(path),
+                "corpora.decontaminate",
+                f"it cannot be read: {error}",
+                f"name UTF-8 files of evaluation texts: {describe_suffixes()}",
+                code="file-unreadable",
+            ) from error
     ordered = tuple(sorted(texts))
     return EvaluationTexts(hashlib.sha256(_json(ordered)).hexdigest() if paths else "", ordered)
 
@@ -129,16 +141,6 @@ def _words(text: str) -> list[str]:
 def _run_digest(words: list[str]) -> int:
     digest = hashlib.blake2b(" ".join(words).encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _unreadable(path: Path, problem: str, code: str) -> InputError:
-    return InputError(
-        str(path),
-        "corpora.decontaminate",
-        f"it cannot be read: {problem}",
-        f"name UTF-8 files of evaluation texts: {describe_suffixes()}",
-        code=code,
-    )
 
 
 def _json(texts: Sequence[str]) -> bytes:
