@@ -1,4 +1,4 @@
-"""A run whose schedule, files and replay come from another package, and the run without it."""
+"""A run that uses another package for whatever can be extended, and the run without it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import yaml
 
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
+from perennial.training.checkpoint import manifest as checkpoint
 from tests.support.cli import perennial, perennial_json, start
 from tests.support.plugins import install_plugins
 from tests.support.tiny_run import tiny_run, write_run
@@ -40,6 +41,7 @@ def plugin_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginRun]:
     environment = install_plugins(folder)
     document = tiny_run(folder)
     document["training"] |= {"workers": 1, "micro_batch": 8, "checkpoint_every": "3 steps"}
+    document["training"] |= {"optimizer": {"kind": "lion", "betas": [0.9, 0.98]}}
     document["stages"] |= {"budget": f"{STEPS} steps"}
     document["schedule"] = SCHEDULE
     document["replay"] |= {"weighting": "oldest"}
@@ -70,17 +72,33 @@ def test_each_plugin_did_its_part(plugin_run: PluginRun) -> None:
     counts = {source.corpus: source.sequences for source in second.mix.sources}
     assert counts == {"second": 6 * STEPS, "first": 2 * STEPS}
     assert second.mix.replay.weighting == "oldest"
+    end = checkpoint.read_manifest(plugin_run.store, state.ends[second.name])
+    assert end.optimizer == "lion"
+    folder = checkpoint.place_of(state.ends[second.name], end.attempt)
+    rows = plugin_run.store.read(f"{folder}/metrics.jsonl")
+    norms = [json.loads(row)["weight_norm"] for row in rows.splitlines()]
+    assert len(norms) == STEPS
+    assert len(set(norms)) == STEPS, "the weights move at every step"
     verification = _json("verify", plugin_run)
     assert (verification["holds"], verification["findings"]) == (True, [])
 
 
+def test_the_report_draws_the_metric(plugin_run: PluginRun, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    words = ("report", plugin_run.run_file, "--output", page)
+    perennial(*words, env=plugin_run.environment)
+    assert "Weight norm" in page.read_text()
+
+
 def test_without_the_package_its_run_file_is_refused(plugin_run: PluginRun) -> None:
     message = perennial("status", plugin_run.run_file, code=2)
-    assert "sawtooth" in message
+    assert "'lion' is refused" in message
+    assert "install the package that brings it" in message
 
 
 def test_without_the_package_the_store_is_read(plugin_run: PluginRun, tmp_path: Path) -> None:
     document = yaml.safe_load(plugin_run.run_file.read_text())
+    del document["training"]["optimizer"]
     plain = tiny_run(tmp_path)
     run_file = write_run(tmp_path, document | {k: plain[k] for k in ("schedule", "replay")})
     status = perennial_json("status", run_file)
@@ -93,6 +111,7 @@ def test_without_the_package_the_store_is_read(plugin_run: PluginRun, tmp_path: 
     page = tmp_path / "page.html"
     perennial("report", run_file, "--output", page)
     assert "01-second" in page.read_text()
+    assert "Weight norm" not in page.read_text()
 
 
 def _json(verb: str, run: PluginRun) -> Any:

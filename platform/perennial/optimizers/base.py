@@ -34,7 +34,8 @@ class OptimizerConfig(Section, ABC):
 
     state_tensors: ClassVar[tuple[str, ...]]
     """keys of `optimizer.state[parameter]` that hold one fp32 number per weight; checkpoints store
-    them under these names. The state may hold a scalar `step` besides, the count of steps taken"""
+    them under these names. The state holds a scalar `step` besides: the steps taken, which
+    checkpoints record"""
     direction_tensors: ClassVar[tuple[str, ...]]
     """those of `state_tensors` that average the gradient itself: a stage that joins with
     keep-second-moment zeroes them and keeps the others and `step`"""
