@@ -16,7 +16,7 @@
         ├── CheckpointError
         │   ├── Damaged             a file of a committed checkpoint is missing or altered
         │   │   └── Vanished            ... because retention or a quarantine removed it
-        │   ├── Unsound             what the ranks found wrong with a checkpoint, on all of them
+        │   ├── Unsound             damage that any rank met, raised on all of them
         │   ├── StartDamaged        the checkpoint that a job starts from is damaged
         │   └── StoreFailed         too many checkpoints in a row could not be stored
         ├── Preempted           the worker group was asked to end; its checkpoint is committed
@@ -198,13 +198,13 @@ class Vanished(Damaged):
 
 
 class Unsound(CheckpointError):
-    """What the ranks found wrong with a checkpoint; raised on all of them."""
+    """Damage that any rank met in a checkpoint; raised on all of them."""
 
     code = "checkpoint-unsound"
 
-    def __init__(self, found: list[Damaged]) -> None:
-        super().__init__(found)
-        self.found = found
+    def __init__(self, damages: list[Damaged]) -> None:
+        super().__init__(damages)
+        self.damages = damages
 
 
 class StartDamaged(CheckpointError):

@@ -1,4 +1,4 @@
-"""What the verbs of a run return; `to_dict` is the document that `--json` prints."""
+"""Results of the verbs of a run; `to_dict` is the document that `--json` prints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LandedFiles:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What `run`, or one look of `watch`, did, and what the run has achieved so far.
+    """The effect of `run`, or of one look of `watch`, and what the run has achieved so far.
 
     Attributes:
         trained: number of stages that were trained by this call.
@@ -77,7 +77,7 @@ class WatchedLook:
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What `ingest` did.
+    """The effect of `ingest`.
 
     Attributes:
         landed: corpora that sources landed in this call.
@@ -158,7 +158,7 @@ class TrackingSummary:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will do and cost.
+    """The steps, tokens and costs of a run to come.
 
     Attributes:
         plan: stages, tokens, rates, memory and time.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What the stage of a corpus is trained with.
+    """The settings of a corpus's stage.
 
     budget: tokens or steps of the stage, or a percentage of the corpus.
     replay: the run file's rule of replay, with the share of this stage.

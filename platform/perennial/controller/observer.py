@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ObservedRun(Protocol):
-    """What an observer may read of a run."""
+    """The part of a run that an observer may read."""
 
     spec: RunSpec
     store: Store
@@ -27,7 +27,7 @@ class ObservedRun(Protocol):
 
     @property
     def in_charge(self) -> bool:
-        """Whether this process is the controller in charge."""
+        """Return whether this process is the controller in charge."""
 
     def log(self, text: str) -> None:
         """Show a line to the user."""

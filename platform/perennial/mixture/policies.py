@@ -19,7 +19,7 @@ from perennial.registry import Registry
 
 @dataclass(frozen=True)
 class CorpusHistory:
-    """What the trunk has done with an earlier corpus.
+    """The trunk's use of an earlier corpus.
 
     stage: number of the stage that it was new in.
     seen: sequences trained, replays included.

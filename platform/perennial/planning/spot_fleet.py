@@ -52,7 +52,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured of the run. checkpoint_seconds: how long one checkpoint halts training;
+    """Measured costs of the run. checkpoint_seconds: how long one checkpoint halts training;
     restart_seconds: from the loss of a worker to the next step of the others."""
 
     checkpoint_seconds: float

@@ -41,21 +41,21 @@ def report(work: Workspace, at: str) -> str:
 
 
 def page(work: Workspace, at: str) -> Page:
-    """What the page says; reads only."""
+    """Return the contents of the page; reads only."""
     spec, state = work.spec, work.state
-    told, history = summary.matrix(state), read_history(work.store, state, spec.tokens_per_step)
+    matrix, history = summary.matrix(state), read_history(work.store, state, spec.tokens_per_step)
     gap = baseline_gap(spec, work.store, state)
     return Page(
         title=f"{spec.name}: what was gained, what was lost",
         subtitle=f"As the ledger of {spec.store} stood at {moment(at)}. Perennial {__version__}.",
-        facts=dict(_facts(spec, state, told, history, gap)),
-        sections=tuple(_sections(work, told, history, gap)),
+        facts=dict(_facts(spec, state, matrix, history, gap)),
+        sections=tuple(_sections(work, matrix, history, gap)),
         quotes=tuple(_quotes(state)),
     )
 
 
 def _facts(
-    spec: RunSpec, state: RunState, told: LossMatrix, history: History, gap: Gap | None
+    spec: RunSpec, state: RunState, matrix: LossMatrix, history: History, gap: Gap | None
 ) -> Iterator[tuple[str, str]]:
     yield "corpora", str(len(state.corpora))
     if not state.stages:
@@ -65,10 +65,10 @@ def _facts(
     yield "trunk stands at", f"{state.stages[-1].name}, step {steps:,}"
     yield "tokens trained", f"{steps * spec.tokens_per_step:,}"
     yield "releases", str(len(state.releases))
-    if told.stages:
-        last = len(told.stages) - 1
-        yield "average loss", tables.number(told.average_loss(last))
-        yield "average forgetting", tables.number(told.average_forgetting(last), signed=True)
+    if matrix.stages:
+        last = len(matrix.stages) - 1
+        yield "average loss", tables.number(matrix.average_loss(last))
+        yield "average forgetting", tables.number(matrix.average_forgetting(last), signed=True)
     if gap is not None and gap.average is not None:
         yield "gap to retraining", change_text(gap.average)
     if (share := goodput(history.times)) is not None:
@@ -76,7 +76,7 @@ def _facts(
 
 
 def _sections(
-    work: Workspace, told: LossMatrix, history: History, gap: Gap | None
+    work: Workspace, matrix: LossMatrix, history: History, gap: Gap | None
 ) -> Iterator[PageSection]:
     spec, state = work.spec, work.state
     drawn = pictures(state, spec.corpora.sequence_length, history)
@@ -92,13 +92,16 @@ def _sections(
         curve = drawn[f"metric-{name}"]
         yield PageSection(metric.title, metric.meaning, curve, f"Picture: {metric.meaning}")
     yield _pictured(
-        "Every stage on every corpus", "matrix", drawn, [tables.bits(told), *tables.domains(told)]
+        "Every stage on every corpus",
+        "matrix",
+        drawn,
+        [tables.bits(matrix), *tables.domains(matrix)],
     )
     if "transfer" in drawn:
         untrained = summary.untrained_nats(work.store)
         shown = [
-            tables.transfer(told),
-            tables.transfer_means(told, untrained),
+            tables.transfer(matrix),
+            tables.transfer_means(matrix, untrained),
         ]
         yield _pictured("Learned and forgotten", "transfer", drawn, shown)
     if spec.evaluation.baseline is not None:
@@ -114,7 +117,7 @@ def _sections(
 
 
 def _retraining(baseline: str, gap: Gap | None) -> PageSection:
-    """How far the run is from one that was retrained from scratch."""
+    """Return the section on the gap to a run that was retrained from scratch."""
     title = "Against retraining"
     if gap is None:
         return PageSection(
@@ -152,8 +155,8 @@ def _quotes(state: RunState) -> Iterator[Quote]:
         for sample in samples:
             key = (sample.prompt, sample.corpus)
             texts.setdefault(key, []).append((name, sample.text))
-    for (prompt, corpus), told in texts.items():
-        yield Quote(prompt, corpus, told)
+    for (prompt, corpus), continuations in texts.items():
+        yield Quote(prompt, corpus, continuations)
 
 
 _LEADS = {
@@ -170,7 +173,7 @@ _LEADS = {
     "highest step of each stretch.",
     "time": "Goodput is the share of a stage's time, from the decision to begin to its last "
     "checkpoint, that was spent in steps that count. The rest is starting workers, steps that were "
-    "trained twice, and waiting for a machine or for a person.",
+    "trained twice, and waiting for a machine or for a user.",
     "transfer": "Left is loss that fell, right is loss that rose. Forgetting is the loss on an "
     "earlier corpus now minus its loss right after its own stage, on the same documents.",
     "tokens": "What each stage trained on: the hatched part is replay of earlier corpora, which "

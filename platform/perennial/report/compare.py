@@ -1,4 +1,4 @@
-"""Runs beside each other, from their ledgers: models of equal cost, gaps, compute saved."""
+"""Compare runs from their ledgers: models of equal cost, gaps, compute saved."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run as its ledger tells it; `flops_per_token` of its model."""
+    """A run as its ledger describes it; `flops_per_token` of its model."""
 
     spec: RunSpec
     store: Store
@@ -81,13 +81,14 @@ class Comparison:
 
     @property
     def tasks(self) -> dict[str, dict[str, Mapping[str, Any]]]:
-        """By task and metric, the score of each run's last model; tasks that gave none are out."""
-        found: dict[str, dict[str, Mapping[str, Any]]] = {}
+        """Scores of each run's last model, by task and metric; tasks without one are left out."""
+        scores_by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
         for run in self.runs:
             for score in run.final[-1].scores:
                 if "value" in score:
-                    found.setdefault(f"{score['task']} {score['metric']}", {})[run.name] = score
-        return found
+                    task = f"{score['task']} {score['metric']}"
+                    scores_by_task.setdefault(task, {})[run.name] = score
+        return scores_by_task
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
@@ -97,20 +98,20 @@ class Comparison:
             "runs": [_plain(run, self) for run in self.runs],
             "gaps": [
                 {
-                    "run": each.ours.run,
-                    "model": each.ours.name,
-                    "against": {"run": each.theirs.run, "model": each.theirs.name},
-                    "corpora": {name: change._asdict() for name, change in each.corpora.items()},
-                    "average": each.average._asdict() if each.average else None,
+                    "run": gap.ours.run,
+                    "model": gap.ours.name,
+                    "against": {"run": gap.theirs.run, "model": gap.theirs.name},
+                    "corpora": {name: change._asdict() for name, change in gap.corpora.items()},
+                    "average": gap.average._asdict() if gap.average else None,
                 }
-                for each in self.gaps
+                for gap in self.gaps
             ],
         }
 
 
-def _plain(run: ComparedRun, told: Comparison) -> dict[str, Any]:
+def _plain(run: ComparedRun, comparison: Comparison) -> dict[str, Any]:
     models = [
-        asdict(model) | {"average": average(model, told.corpora, told.in_nats)}
+        asdict(model) | {"average": average(model, comparison.corpora, comparison.in_nats)}
         for model in run.models
     ]
     totals = {
@@ -141,8 +142,8 @@ def compare(works: Sequence[Workspace]) -> Comparison:
                 "name each once",
                 code="store-twice",
             )
-        found = read_run(work.spec, work.store, work.ledger.read())
-        if found is None:
+        read = read_run(work.spec, work.store, work.ledger.read())
+        if read is None:
             raise InputError(
                 work.where,
                 "",
@@ -150,7 +151,7 @@ def compare(works: Sequence[Workspace]) -> Comparison:
                 f"use `perennial run {work.where}`",
                 code="nothing-evaluated",
             )
-        spec, models, costs = found.spec, found.models, found.bill
+        spec, models, costs = read.spec, read.models, read.bill
         runs.append(ComparedRun(spec, work.store, models, costs, model_flops(work)))
     finals = [model for run in runs for model in run.final]
     corpora = common_corpora(finals)
@@ -194,18 +195,22 @@ def baseline_gap(spec: RunSpec, store: Store, state: RunState) -> Gap | None:
     """
     if spec.evaluation.baseline is None:
         return None
-    other = open_store(spec.evaluation.baseline)
-    told = Ledger(other).read()
+    their_store = open_store(spec.evaluation.baseline)
+    their_state = Ledger(their_store).read()
     ours = read_run(spec, store, state)
-    theirs = read_run(read_stored_run(told.spec), other, told) if told.spec else None
+    theirs = (
+        read_run(read_stored_run(their_state.spec), their_store, their_state)
+        if their_state.spec
+        else None
+    )
     if ours is None or theirs is None:
         return None
-    pairs = [(mine, each) for mine in reversed(ours.final) for each in reversed(theirs.final)]
+    pairs = [(mine, other) for mine in reversed(ours.final) for other in reversed(theirs.final)]
     chosen = next((pair for pair in pairs if equal(*pair)), pairs[0])
     corpora = common_corpora(chosen)
     if not corpora or not same_tokens(chosen, corpora):
         return None
-    stores = {id(chosen[0]): store, id(chosen[1]): other}
+    stores = {id(chosen[0]): store, id(chosen[1]): their_store}
     return gap(*chosen, corpora, lambda m, corpus: kept_losses(stores[id(m)], m.key, corpus))
 
 

@@ -28,14 +28,14 @@ class PageSection:
     title: str
     lead: str = ""
     picture: Picture | None = None
-    #: what the picture shows, for whoever cannot see it
+    #: what the picture shows, for readers who cannot see it
     alt: str = ""
     tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
 class Quote:
-    """A prompt, whose manner it is in, and how each model went on: names and texts."""
+    """A prompt, its corpus, and the continuation of each model: names and texts."""
 
     prompt: str
     manner: str
@@ -44,7 +44,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole report. `facts` are what a person wants first, a few words and a number each."""
+    """The whole report. `facts` come first: a few words and a number each."""
 
     title: str
     subtitle: str

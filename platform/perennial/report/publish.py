@@ -52,16 +52,16 @@ def _stage(work: ObservedRun, tracker: Tracker, stage: Stage) -> None:
 
 def track(work: ObservedRun, tracker: Tracker) -> None:
     """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
-    told = summary.matrix(work.state)
+    matrix = summary.matrix(work.state)
     length = work.spec.corpora.sequence_length
     history = read_history(work.store, work.state, work.spec.tokens_per_step)
     drawn = pictures(work.state, length, history)
     files = {f"{name}.png": picture.png() for name, picture in drawn.items()} | {
         "times.json": json.dumps([asdict(time) for time in history.times], indent=1).encode(),
         "matrix.json": json.dumps(
-            told.to_dict(summary.untrained_nats(work.store)), indent=1
+            matrix.to_dict(summary.untrained_nats(work.store)), indent=1
         ).encode(),
-        "matrix.csv": told.to_csv().encode(),
+        "matrix.csv": matrix.to_csv().encode(),
         "tokens.json": json.dumps(summary.tokens_by_source(work.state, length), indent=1).encode(),
         "spec.json": work.spec.model_dump_json(indent=1).encode(),
     }
@@ -69,11 +69,11 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
     for name, data in files.items():
         work.store.write(f"report/{name}", data)
         run.artifact(data, name)
-    for index, (_, losses) in enumerate(told.stages):
+    for index, (_, losses) in enumerate(matrix.stages):
         step = work.state.stages[index].last_step
         heldout = {f"heldout/{c}": loss.nats_per_token for c, loss in losses.items()}
         run.log(step, heldout, work.spec.tokens_per_step)
-        forgetting = told.average_forgetting(index)
+        forgetting = matrix.average_forgetting(index)
         if forgetting is not None:
             run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
 
@@ -113,18 +113,18 @@ class Publisher(RunObserver):
         self._mlflow = mlflow
 
     def stage_evaluated(self, work: ObservedRun, stage: Stage) -> None:
-        """Draw the run anew, log the stage and end its MLflow run."""
+        """Draw the run again, log the stage and end its MLflow run."""
         tracker = self._mlflow.tracker(work)
         track(work, tracker)
         track_stage(work, tracker, stage)
         tracker.child(stage.name, run_id=stage.tracking_run).finish()
 
     def matrix_filled(self, work: ObservedRun) -> None:
-        """Draw the run anew."""
+        """Draw the run again."""
         track(work, self._mlflow.tracker(work))
 
     def release_made(self, work: ObservedRun, claimed: Releasing, released: Released) -> None:
-        """Draw the run anew, log the release and register it."""
+        """Draw the run again, log the release and register it."""
         tracker = self._mlflow.tracker(work)
         track(work, tracker)
         track_release(work, tracker, claimed, released)

@@ -1,4 +1,4 @@
-"""The report's tables. Pure."""
+"""Build the report's tables. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def lineage(spec: RunSpec, state: RunState) -> list[Table]:
-    """Stages, releases, and corpora that are no stage."""
+    """Return the tables of stages, releases, and corpora without a stage."""
     length = spec.tokens_per_step
     stages = [
         (
@@ -48,19 +48,19 @@ def lineage(spec: RunSpec, state: RunState) -> list[Table]:
     return tables
 
 
-def bits(told: LossMatrix) -> Table:
-    """Bits per byte, which compare across tokenizers."""
-    rows = [*told.stages, *((f"release {name}", losses) for name, losses in told.releases)]
+def bits(matrix: LossMatrix) -> Table:
+    """Return the bits per byte, which compare across tokenizers."""
+    rows = [*matrix.stages, *((f"release {name}", losses) for name, losses in matrix.releases)]
     cells = [
-        (name, *(number(losses[c].bits_per_byte) if c in losses else "-" for c in told.corpora))
+        (name, *(number(losses[c].bits_per_byte) if c in losses else "-" for c in matrix.corpora))
         for name, losses in rows
     ]
-    return Table(("bits per byte after", *told.corpora), cells, frozenset(told.corpora))
+    return Table(("bits per byte after", *matrix.corpora), cells, frozenset(matrix.corpora))
 
 
-def domains(told: LossMatrix) -> list[Table]:
-    """The last row of the matrix by domain, where documents name one."""
-    name, losses = (*told.stages, *told.releases)[-1]
+def domains(matrix: LossMatrix) -> list[Table]:
+    """Return the last row of the matrix by domain, where documents name one."""
+    name, losses = (*matrix.stages, *matrix.releases)[-1]
     rows = [row for corpus, loss in losses.items() for row in _domain_rows(corpus, loss)]
     columns = (f"domain, {name}", "corpus", "nats per token", "standard error", "documents")
     return [Table(columns, rows, frozenset(columns[2:]))] if rows else []
@@ -83,32 +83,37 @@ def _domain_rows(corpus: str, loss: HeldoutLoss) -> list[Sequence[str]]:
     return [*rows, mean]
 
 
-def transfer(told: LossMatrix) -> Table:
-    """What each stage learned and forgot."""
+def transfer(matrix: LossMatrix) -> Table:
+    """Return adaptation and forgetting of each stage."""
     rows = []
-    for i, (name, _) in enumerate(told.stages):
-        errors = told.forgetting_stderr(i)
+    for i, (name, _) in enumerate(matrix.stages):
+        errors = matrix.forgetting_stderr(i)
         lost = ", ".join(
             f"{corpus} {number(nats, signed=True)}{_error(errors[corpus])}"
-            for corpus, nats in told.forgetting(i).items()
+            for corpus, nats in matrix.forgetting(i).items()
         )
-        mean = number(told.average_forgetting(i), signed=True)
-        rows.append((name, number(told.adaptation(i)), lost or "-", mean))
+        mean = number(matrix.average_forgetting(i), signed=True)
+        rows.append((name, number(matrix.adaptation(i)), lost or "-", mean))
     columns = ("stage", "adaptation", "forgetting by corpus", "average forgetting")
     return Table(columns, rows, frozenset({"adaptation", "average forgetting"}))
 
 
-def transfer_means(told: LossMatrix, untrained_nats: float) -> Table:
-    """What stages did to corpora before and after their own, on average."""
+def transfer_means(matrix: LossMatrix, untrained_nats: float) -> Table:
+    """Return the mean effect of stages on corpora before and after their own.
+
+    Args:
+        matrix: the loss matrix.
+        untrained_nats: loss of a model to which every token is as likely, nats per token.
+    """
     rows = [
         (
             "backward transfer",
-            number(told.backward_transfer(), signed=True),
+            number(matrix.backward_transfer(), signed=True),
             "how far later stages lowered the loss on earlier corpora; below 0 they raised it",
         ),
         (
             "forward transfer",
-            number(told.forward_transfer(untrained_nats), signed=True),
+            number(matrix.forward_transfer(untrained_nats), signed=True),
             "how far below a model that knows nothing a corpus stood before its own stage",
         ),
     ]
@@ -116,7 +121,7 @@ def transfer_means(told: LossMatrix, untrained_nats: float) -> Table:
 
 
 def times(history: History) -> Table:
-    """Where each stage's time went."""
+    """Return the time of each stage, and the share of it in steps that count."""
     rows = [
         (
             time.stage,
@@ -132,7 +137,7 @@ def times(history: History) -> Table:
 
 
 def gates(state: RunState) -> Table:
-    """Every bound, and whether it held."""
+    """Return every gate's bound with the verdict."""
     rows = [
         (
             stage,
@@ -153,7 +158,7 @@ def gates(state: RunState) -> Table:
 
 
 def scores(state: RunState) -> Iterator[Table]:
-    """lm-eval scores of releases, and of stages with their change."""
+    """Yield the lm-eval scores of releases, and of stages with their change."""
     columns = ("task", "metric", "score", "standard error", "items")
     numbers = frozenset({"score", "standard error", "items", "change"})
     released = [_score(name, s) for name, scores in state.scores.items() for s in scores]
@@ -183,7 +188,7 @@ def _score(release: str, score: Score) -> Sequence[str]:
 
 
 def number(value: float | None, signed: bool = False) -> str:
-    """Three places, or a dash."""
+    """Return a number with three decimal places, or a dash for None."""
     if value is None:
         return "-"
     return f"{value:+.3f}" if signed else f"{value:.3f}"

@@ -76,13 +76,13 @@ class MlflowRuns:
                 self._client.set_terminated(run_id, status, timestamp_ms)
 
     def refused(self, error: Exception) -> bool:
-        """Whether MLflow understood the call and will never take it."""
+        """Return whether MLflow understood the call and will never accept it."""
         return isinstance(error, MlflowException) and error.error_code in _REFUSALS
 
     def _experiment(self, name: str, artifacts: str | None) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         try:
             return str(self._client.create_experiment(name, artifact_location=artifacts))
         except MlflowException as error:
@@ -102,24 +102,24 @@ class MlflowRuns:
         return run if run.info.lifecycle_stage == "active" else None
 
     def _by_key(self, run: Pending, parent_id: str | None) -> Any:
-        """The one settled run of this key, created if there is none.
+        """Return the one settled run of this key, created if there is none.
 
-        MLflow knows no unique names, and several processes may be here at once. Who sees nobody
-        else's run after creating its own settles it, anyone else deletes its own and tries again.
+        MLflow knows no unique names, and several processes may be here at once. A process that sees
+        no other run after it created its own settles it; otherwise it deletes its own and retries.
         A creator sees every run that is older than its look, so at most one is ever settled.
         """
         first_seen: dict[str, float] = {}
         while True:
             there = self._with_key(run.key)
-            for found in there:
-                if SETTLED_TAG in found.data.tags:
-                    return found
+            for run_there in there:
+                if SETTLED_TAG in run_there.data.tags:
+                    return run_there
             if not there and (mine := self._create_alone(run, parent_id)):
                 return mine
-            for found in there:  # its creator is at work, or died at it
-                since = first_seen.setdefault(found.info.run_id, time.monotonic())
+            for run_there in there:  # its creator is at work, or died at it
+                since = first_seen.setdefault(run_there.info.run_id, time.monotonic())
                 if time.monotonic() - since > STALE_SECONDS:
-                    self._client.delete_run(found.info.run_id)
+                    self._client.delete_run(run_there.info.run_id)
             time.sleep(random.uniform(0, _GIVE_WAY_SECONDS))
 
     def _create_alone(self, run: Pending, parent_id: str | None) -> Any | None:
@@ -128,7 +128,7 @@ class MlflowRuns:
             tags[PARENT_TAG] = parent_id
         mine = self._client.create_run(self._experiment_id, tags=tags, run_name=run.name)
         run_id = mine.info.run_id
-        if [found.info.run_id for found in self._with_key(run.key)] == [run_id]:
+        if [other.info.run_id for other in self._with_key(run.key)] == [run_id]:
             self._client.set_tag(run_id, SETTLED_TAG, "true")
             return mine
         self._client.delete_run(run_id)

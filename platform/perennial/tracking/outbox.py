@@ -35,7 +35,7 @@ class Artifact(NamedTuple):
 
 
 class End(NamedTuple):
-    """How and when a run ended."""
+    """The state in which a run ended, and the time."""
 
     status: Status
     timestamp_ms: int
@@ -67,7 +67,7 @@ Item = MetricPoint | Other
 
 @dataclass
 class Lost:
-    """What was given up: over the bound, or refused by MLflow."""
+    """Values and files that were given up: over the bound, or refused by MLflow."""
 
     points: int = 0
     steps: tuple[int, int] = (0, 0)
@@ -117,17 +117,17 @@ class Pending:
 
     @property
     def delivered(self) -> bool:
-        """Whether nothing is left to send."""
+        """Return whether nothing is left to send."""
         return self.attached and not (self.points or self.others)
 
     @property
     def others(self) -> list[Other]:
-        """What is left that is no value."""
+        """Return what is left besides values."""
         end = (self.end,) if self.end else ()
         return [*self.artifacts, *self.updates.values(), *self.registrations, *end]
 
     def missing(self) -> str:
-        """What MLflow does not have, in words; "" when it has everything."""
+        """Return what MLflow does not have, in words; "" when it has everything."""
         missing = Lost(self.lost.points, self.lost.steps, list(self.lost.others))
         for item in (*self.points, *self.others):
             missing.add(item)
@@ -163,7 +163,7 @@ class Outbox:
     def put(self, run: Pending, items: Iterable[Item]) -> None:
         """Keep what is new; what is over a bound counts as lost."""
         with self._changed:
-            points = sum(len(each.points) for each in self._runs.values())
+            points = sum(len(run.points) for run in self._runs.values())
             for item in items:
                 match item:
                     case MetricPoint() if item.step <= run.steps.get(item.name, -1):
@@ -219,7 +219,7 @@ class Outbox:
                     run.lost.add(item)
 
     def attach(self, run: Pending, run_id: str, steps: Mapping[str, int]) -> None:
-        """MLflow has the run, and of each metric the values up to these steps."""
+        """Record that MLflow has the run, and of each metric the values up to these steps."""
         with self._changed:
             run.id, run.attached = run_id, True
             run.points = deque(p for p in run.points if p.step > steps.get(p.name, -1))
@@ -234,7 +234,7 @@ class Outbox:
             self._notify_urgent()
 
     def abandon(self) -> list[str]:
-        """Stop delivering; what is missing of each run, in words."""
+        """Stop delivering, and return what is missing of each run, in words."""
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()

@@ -33,8 +33,8 @@ def _have_model(client: MlflowClient, name: str) -> None:
 
 def _version(client: MlflowClient, item: Registration) -> ModelVersion | None:
     wanted = f"name = '{item.model}' and tags.`{RELEASE_TAG}` = '{item.release}'"
-    found = client.search_model_versions(wanted)
-    return min(found, key=lambda version: int(version.version), default=None)
+    versions = client.search_model_versions(wanted)
+    return min(versions, key=lambda version: int(version.version), default=None)
 
 
 def _create(client: MlflowClient, run_id: str, item: Registration) -> ModelVersion:

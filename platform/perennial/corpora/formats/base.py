@@ -117,7 +117,7 @@ class FileFormat(ABC):
         Offsets must increase and be unique in the file. What is no document is yielded with a
         reason, by `make_record` or as a Record of its own with a reason in kebab-case, never
         raised: one bad line must not cost the rest of the file. Errors of the stream itself
-        (OSError, EOFError) pass through; the caller tells damage from a failing storage.
+        (OSError, EOFError) pass through; the caller distinguishes damage from a failing storage.
 
         Args:
             part: the open file, and the bytes of it to read. A format that is not splittable gets

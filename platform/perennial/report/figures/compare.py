@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @picture
 def losses_by_corpus(models: Sequence[Model], corpora: Sequence[str], in_nats: bool) -> Figure:
-    """The loss of one model of each run on every corpus and on average, with standard errors."""
+    """Draw the loss of a model of each run on every corpus and on average, with standard errors."""
     rows = [*corpora, *(["average"] if len(corpora) > 1 else [])]
     figure, axes = axes_of(1.4 + (0.14 * len(models) + 0.3) * len(rows) + 0.2 * len(models))
     for i, model in enumerate(models):
@@ -104,7 +104,7 @@ def _label_loss(axes: Axes, in_nats: bool, along: str) -> None:
 
 @picture
 def compute_bars(bill: Bill) -> Figure:
-    """What each arrival cost, beside what retraining on everything so far would have cost."""
+    """Draw the cost of each arrival beside that of retraining on everything so far."""
     arrivals = bill.arrivals
     figure, axes = axes_of(1.9 + 0.62 * len(arrivals))
     for y, arrival in enumerate(arrivals):
@@ -114,9 +114,9 @@ def compute_bars(bill: Bill) -> Figure:
             (0.2, arrival.retrained_tokens, COLOURS[1], "///"),
         ):
             axes.barh(y + offset, tokens, height=0.36, color=tint, hatch=hatch, edgecolor=paper())
-        told = f"{share:.0%} saved" if share else "the same"
+        label = f"{share:.0%} saved" if share else "the same"
         axes.annotate(
-            told,
+            label,
             (arrival.retrained_tokens, y),
             (6, 0),
             textcoords="offset points",

@@ -111,7 +111,7 @@ def _ink(background: tuple[float, float, float, float]) -> str:
 
 @picture
 def loss_lines(matrix: LossMatrix, stages: Sequence[StageTokens]) -> Figure:
-    """Held-out loss on each corpus over the trunk's tokens, with two standard errors.
+    """Draw held-out loss on each corpus over the trunk's tokens, with two standard errors.
 
     stages: tokens of the matrix's stages, in order.
     """
@@ -214,7 +214,7 @@ def _shade(axes: Axes, trunk: Sequence[RatePoint]) -> list[str]:
 
 @picture
 def tokens_by_source(stages: Sequence[StageTokens]) -> Figure:
-    """Tokens of each stage: new ones plain, replayed ones hatched, coloured by corpus."""
+    """Draw the tokens of each stage: new ones plain, replayed ones hatched, coloured by corpus."""
     figure, axes = axes_of(2.1 + 0.5 * len(stages))
     own = [corpus for stage in stages for corpus in stage.new]
     corpora = list(dict.fromkeys([*own, *(c for stage in stages for c in stage.replayed)]))
@@ -246,7 +246,7 @@ def tokens_by_source(stages: Sequence[StageTokens]) -> Figure:
 
 @picture
 def learned_and_forgotten(matrix: LossMatrix) -> Figure:
-    """What each stage after the first changed: its own corpus, and every corpus before it.
+    """Draw what each stage after the first changed: its own corpus, and every earlier one.
 
     Bars to the left are loss that fell, to the right loss that rose; forgetting has two standard
     errors, over documents paired with themselves. Expects at least two stages.
@@ -312,26 +312,26 @@ def _changes(matrix: LossMatrix, stage: int) -> list[tuple[str, float, float | N
 
 def pictures(state: RunState, sequence_length: int, history: History) -> dict[str, Picture]:
     """Pictures of the run by name; none before the first stage was evaluated."""
-    told = matrix(state)
-    if not any(losses for _, losses in told.stages):
+    losses_by_stage = matrix(state)
+    if not any(losses for _, losses in losses_by_stage.stages):
         return {}
     sources = stage_tokens(state, sequence_length)
-    found = {
-        "matrix": loss_heat_map(told),
-        "losses": loss_lines(told, sources[: len(told.stages)]),
+    figures = {
+        "matrix": loss_heat_map(losses_by_stage),
+        "losses": loss_lines(losses_by_stage, sources[: len(losses_by_stage.stages)]),
         "learning-rate": learning_rate(rate_points(state.stages), _branches(state)),
         "tokens": tokens_by_source(sources),
     }
-    if len(told.stages) > 1:
-        found["transfer"] = learned_and_forgotten(told)
+    if len(losses_by_stage.stages) > 1:
+        figures["transfer"] = learned_and_forgotten(losses_by_stage)
     if history.losses:
-        found["train-loss"] = training.train_loss(history.losses)
+        figures["train-loss"] = training.train_loss(history.losses)
     for name, points in history.curves.items():
         metric = METRICS[name]
-        found[f"metric-{name}"] = training.metric_curve(points, metric.axis, metric.title)
+        figures[f"metric-{name}"] = training.metric_curve(points, metric.axis, metric.title)
     if history.times:
-        found["time"] = training.time_spent(history.times)
-    return found
+        figures["time"] = training.time_spent(history.times)
+    return figures
 
 
 def _branches(state: RunState) -> dict[str, list[tuple[int, float]]]:

@@ -1,4 +1,4 @@
-"""How pictures look: one style, as PNG or SVG, on light or dark paper, wide or for a phone.
+"""The look of pictures: one style, as PNG or SVG, on light or dark paper, wide or for a phone.
 
 Colours are Okabe and Ito's, which people with any colour vision tell apart; what a colour says, a
 marker, a hatch or a label says too.
@@ -121,7 +121,7 @@ def accent() -> str:
 
 
 def narrow() -> bool:
-    """Whether the picture is for a phone."""
+    """Return whether the picture is for a phone."""
     return bool(matplotlib.rcParams["figure.figsize"][0] == NARROW_INCHES)
 
 

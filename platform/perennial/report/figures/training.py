@@ -78,7 +78,7 @@ def metric_curve(points: Sequence[CurvePoint], label: str, title: str) -> Figure
 
 @picture
 def time_spent(times: Sequence[StageTime]) -> Figure:
-    """Where each stage's time went, from the decision to begin to its last checkpoint."""
+    """Draw how each stage's time was spent, from the decision to begin to its last checkpoint."""
     figure, axes = axes_of(2.3 + 0.5 * len(times))
     for y, time in enumerate(times):
         left = 0.0

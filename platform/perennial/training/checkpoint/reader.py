@@ -83,7 +83,7 @@ def begin_from_latest(
         try:
             return _begin_from(job, store, key, scratch / key, begin, resumed=True)
         except Unsound as unsound:
-            _set_aside(job, store, key, unsound.found, driver)
+            _set_aside(job, store, key, unsound.damages, driver)
         dist.barrier()
     if job.start is None:
         return begin(ResumePoint(job.first_step))
@@ -91,7 +91,7 @@ def begin_from_latest(
         return _begin_from(job, store, job.start, scratch / job.start, begin, resumed=False)
     except Unsound as unsound:
         raise StartDamaged(
-            f"{unsound.found[0]}; {job.name} starts from there, so restore that file from a copy"
+            f"{unsound.damages[0]}; {job.name} starts from there, so restore that file from a copy"
         ) from None
 
 
