@@ -1,4 +1,4 @@
-"""The thread that brings an outbox to MLflow, however long that takes."""
+"""The thread that delivers an outbox to MLflow, and retries until it is abandoned."""
 
 from __future__ import annotations
 
@@ -42,14 +42,16 @@ class Delivery(threading.Thread):
             failed_before, self.last_error = self.last_error, ""
             try:
                 self._deliver_all(self._connected())
-            except Exception as error:  # whatever it is, training goes on
-                self._note(error)
-            self._tell_change(failed_before)
+            except Exception as error:
+                # MLflow, its database drivers and its plug-ins raise anything; a failure of
+                # tracking must never end training. Terminated is no Exception and passes.
+                self._record(error)
+            self._log_change(failed_before)
             self._outbox.pause(self._pause_seconds())
 
     def _connected(self) -> MlflowRuns:
         if self._mlflow is None:
-            # Its lines on the tables that it creates are no news to the person who trains.
+            # It logs every table that it creates, which is of no use to the user who trains.
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
             from perennial.tracking.mlflow_runs import MlflowRuns
 
@@ -69,13 +71,17 @@ class Delivery(threading.Thread):
             for item in self._outbox.others(run):
                 try:
                     self._deliver(mlflow, run, [item], partial(mlflow.put, run_id, item))
-                except Exception as error:  # a file that finds no place must not hold up values
-                    self._note(error)
+                except Exception as error:
+                    # A file that cannot be stored must not hold up the values behind it.
+                    self._record(error)
 
     def _deliver(
         self, mlflow: MlflowRuns, run: Pending, items: Sequence[Item], send: Callable[[], None]
     ) -> None:
-        """Send these items. They are done when MLflow took or refused them, else it raises."""
+        """Send these items and mark them done, whether MLflow took or refused them.
+
+        Raises what MLflow raises when another try may succeed.
+        """
         try:
             send()
         except Exception as error:
@@ -83,15 +89,15 @@ class Delivery(threading.Thread):
                 raise
             if run.key not in self._refused:
                 self._refused.add(run.key)
-                logger.warning("MLflow refuses a part of %s: %s", run.key, _in_short(error))
+                logger.warning("MLflow refuses a part of %s: %s", run.key, _first_line(error))
             self._outbox.done(run, items, lost=True)
         else:
             self._outbox.done(run, items)
 
-    def _note(self, error: Exception) -> None:
-        self.last_error = _in_short(error)
+    def _record(self, error: Exception) -> None:
+        self.last_error = _first_line(error)
 
-    def _tell_change(self, failed_before: str) -> None:
+    def _log_change(self, failed_before: str) -> None:
         if self.last_error and not failed_before:
             logger.warning(
                 "MLflow does not answer; training goes on and what it logs is kept: %s",
@@ -109,6 +115,6 @@ class Delivery(threading.Thread):
         return min(pause, FIRST_BACKOFF_SECONDS) if self._outbox.closing else pause
 
 
-def _in_short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = str(error).splitlines() or [""]
     return hide_secrets(f"{type(error).__name__}: {lines[0][:_ERROR_CHARACTERS]}")

@@ -1,4 +1,4 @@
-"""The handles that training holds: a tracker for a lineage, and its runs."""
+"""The handles that training holds: a tracker of a lineage, and its runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Standard output belongs to the command that runs.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow's own client would retry for minutes inside one call; delivery has its own patience.
+    # MLflow's client would retry for minutes inside one call; the delivery thread retries instead.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
@@ -52,11 +52,11 @@ class TrackedRun:
 
     @property
     def id(self) -> str | None:
-        """MLflow's run id; None while a new run has not reached MLflow yet."""
+        """Return MLflow's run id; None while a new run has not reached MLflow yet."""
         return self._pending.id
 
     def wait_id(self, timeout_seconds: float) -> str | None:
-        """MLflow's run id, waiting for it at most so long; None when it did not come."""
+        """Wait for MLflow's run id, at most this long; return None when it did not come."""
         return self._outbox.wait_id(self._pending, timeout_seconds)
 
     def log(
@@ -70,13 +70,16 @@ class TrackedRun:
         rows: Iterable[tuple[int, int, Mapping[str, float]]],
         tokens_per_step: int | None = None,
     ) -> None:
-        """Log rows of (step, time in ms since 1970, values by metric name).
+        """Log rows of metrics.
 
-        tokens_per_step: log each value a second time, as `by_tokens/<name>`, at the number of
-        tokens instead of the step: MLflow draws metrics over nothing but steps and time.
         Steps of a metric rise: a value at or below the last step that this run has of it, from
-        this process or an earlier one, is there already and is left out. So rows may be given
+        this process or an earlier one, is logged already and is left out. So rows may be logged
         again after a restart.
+
+        Args:
+            rows: (step, time in ms since 1970, values by metric name).
+            tokens_per_step: log each value a second time, as `by_tokens/<name>`, at the number of
+                tokens instead of the step, because MLflow plots metrics over steps and time only.
         """
         self._put(
             MetricPoint(prefix + _NOT_IN_KEY.sub("_", name), float(value), timestamp_ms, step)
@@ -86,15 +89,19 @@ class TrackedRun:
         )
 
     def tag(self, name: str, text: str) -> None:
-        """Show a fact about the run, in place of an older one of this name."""
+        """Set a tag of the run, replacing an older one of this name."""
         self._put([Tag(name, hide_secrets(text))])
 
     def artifact(self, source: Path | bytes, name: str) -> None:
-        """Log a small file (it is read at once) under `name`, which may have folders.
+        """Log a small file, which is read at once; secrets in a text file are hidden.
 
-        Secrets in a text file are hidden.
+        Args:
+            source: the file or its bytes.
+            name: its name in MLflow, which may have folders.
 
-        Raises ValueError for a name that leads out of the run, OSError when it cannot be read.
+        Raises:
+            ValueError: the name leads out of the run.
+            OSError: the file cannot be read.
         """
         path = PurePosixPath(name)
         if not path.name or path.is_absolute() or ".." in path.parts or "\\" in name:
@@ -110,19 +117,29 @@ class TrackedRun:
         aliases: Iterable[str] = (),
         tags: Mapping[str, object] | None = None,
     ) -> None:
-        """Have release `release`, made by this run, as a version of `model` in the registry.
+        """Register a release that this run made as a version of a model in MLflow's registry.
 
-        location: where its files lie, a folder or s3://...
-        aliases: names that point to this version from now on, wherever they pointed before;
-            a character that MLflow does not take becomes a dash. MLflow gives `latest` itself.
-        Registering a release again makes no second version; it moves aliases and adds tags.
+        Registering it again makes no second version; it moves aliases and adds tags.
+
+        Args:
+            model: name of the model in the registry.
+            release: name of the release.
+            location: folder or URL of its files.
+            aliases: names that point to this version from now on, wherever they pointed before;
+                a character that MLflow refuses becomes a dash. MLflow sets `latest` itself.
+            tags: facts to show with the version; secrets are hidden.
         """
         named = tuple(_NOT_IN_ALIAS.sub("-", alias) for alias in aliases)
         shown = tuple(hide_values(tags or {}).items())
         self._put([Registration(model, release, hide_secrets(location), named, shown)])
 
     def finish(self, status: Status = "FINISHED", at_ms: int | None = None) -> None:
-        """Log that the run ended, now by default. Opening it again makes it running again."""
+        """Log that the run ended; opening it again sets it to running.
+
+        Args:
+            status: how it ended.
+            at_ms: when, in ms since 1970; now by default.
+        """
         self._put([End(status, _now_ms() if at_ms is None else at_ms)])
 
     def _put(self, items: Iterable[Item]) -> None:
@@ -130,7 +147,7 @@ class TrackedRun:
 
 
 class Tracker:
-    """One lineage in MLflow. Close it, or what is still on its way is lost with the process."""
+    """One lineage in MLflow. Close it, or what is still queued is lost with the process."""
 
     def __init__(self, uri: str, experiment: str, lineage: str, artifacts: str | None) -> None:
         self._uri = uri
@@ -142,11 +159,11 @@ class Tracker:
 
     @property
     def lineage_run_id(self) -> str | None:
-        """MLflow's id of the lineage's own run; None until it is known."""
+        """Return MLflow's id of the lineage's own run; None until it is known."""
         return self._parent.id
 
     def parent_run(self) -> TrackedRun:
-        """The lineage's own run: for the loss matrix and pictures over all stages."""
+        """Return the lineage's own run, for the loss matrix and pictures over all stages."""
         return self._parent
 
     def child(
@@ -157,21 +174,29 @@ class Tracker:
         tags: Mapping[str, object] | None = None,
         parent: TrackedRun | None = None,
     ) -> TrackedRun:
-        """The run of one stage, release, search or trial, under `parent` or else the lineage's.
+        """Return the run of one stage, release, search or trial.
 
-        It is the run with the id `run_id` (None or "" while it was never known), else the one that
-        the lineage has under `name`, else a new one. Parameters keep the values of their first
-        logging; secrets are hidden.
-        Raises InputError for a name that cannot be looked up.
+        It is the run with the id `run_id`, else the one that the lineage has under `name`, else a
+        new one.
+
+        Args:
+            name: of the run, unique in the lineage.
+            run_id: MLflow's id; None or "" while it was never known.
+            params: parameters, which keep the values of their first logging; secrets are hidden.
+            tags: facts about the run; secrets are hidden.
+            parent: the run that MLflow shows it under; by default the lineage's own.
+
+        Raises:
+            InputError: MLflow could not look the name up.
         """
         _check(_CHILD, "run name", name)
         key = f"{self._lineage}/{name}"
         return self._run(key, name, run_id, params or {}, tags or {}, parent)
 
     def close(self, timeout_seconds: float = 30.0) -> None:
-        """Deliver what is left, for at most so long; one warning line names what is missing.
+        """Deliver what is left, for at most this long; one warning names what is missing.
 
-        What is logged afterwards is left out.
+        What is logged afterwards is ignored.
         """
         self._outbox.close()
         self._delivery.join(timeout_seconds)
@@ -194,7 +219,7 @@ class Tracker:
         parent: TrackedRun | None = None,
     ) -> TrackedRun:
         shown = {**hide_values(tags), LINEAGE_TAG: self._lineage}
-        # A name that MLflow refuses would keep the whole run out of it.
+        # One name that MLflow refuses would keep the whole run out of MLflow.
         known = {_NOT_IN_KEY.sub("_", field): text for field, text in hide_values(params).items()}
         above = None if parent is None else parent._pending
         pending = Pending(key, name, run_id or None, known, shown, parent=above)
@@ -202,11 +227,17 @@ class Tracker:
 
 
 def open_tracker(uri: str, experiment: str, lineage: str, artifacts: str | None = None) -> Tracker:
-    """Track a lineage in an experiment of the MLflow at `uri`; returns before MLflow is loaded.
+    """Track a lineage in an experiment of MLflow; returns before MLflow is imported.
 
-    artifacts: where a new experiment keeps its files; by default beside an SQLite file, and
-    where the server decides otherwise.
-    Raises InputError for a lineage name that cannot be looked up.
+    Args:
+        uri: of the MLflow server, or of a database such as sqlite:///mlflow.db.
+        experiment: its name.
+        lineage: name of the lineage.
+        artifacts: folder or URL where a new experiment keeps its files; by default beside an
+            SQLite file, and where the server decides otherwise.
+
+    Raises:
+        InputError: MLflow could not look the lineage's name up.
     """
     _check(_NAME, "name", lineage)
     for name, value in _ENVIRONMENT.items():
@@ -221,11 +252,12 @@ def _check(pattern: re.Pattern[str], field: str, name: str) -> None:
             field,
             f"{name!r} cannot name a run",
             "use letters, digits and . @ + = - _, at most 200",
+            code="tracking-name-invalid",
         )
 
 
 def _axes(step: int, tokens_per_step: int | None) -> list[tuple[str, int]]:
-    """Prefix of a metric's name and place on its axis: by steps, and by tokens where asked."""
+    """Return prefixes of a metric's name with positions on its axis: steps, and tokens if asked."""
     by_tokens = [] if tokens_per_step is None else [(BY_TOKENS, step * tokens_per_step)]
     return [("", step), *by_tokens]
 

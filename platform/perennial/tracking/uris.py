@@ -1,4 +1,4 @@
-"""Where MLflow keeps its rows and artifacts, and the command that shows them."""
+"""Locations of MLflow's database and artifacts, and the command that serves them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ _SQLITE = "sqlite:///"
 
 
 def default_uri(store: Store) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else an SQLite file inside a local store.
+    """Return MLFLOW_TRACKING_URI where it is set, else an SQLite file inside a local store.
 
-    Raises InputError for a store in S3: SQLite cannot live there.
+    Raises:
+        InputError: the store is in a bucket, where SQLite cannot keep its file.
     """
-    if given := os.environ.get("MLFLOW_TRACKING_URI"):
-        return given
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
     if store.is_local:
         return f"{_SQLITE}{store.url}/mlflow/mlflow.db"
     raise InputError(
         store.url,
         "tracking.uri",
-        "a store in S3 has no MLflow of its own",
+        "a store in a bucket cannot hold MLflow's database",
         "set tracking.uri or MLFLOW_TRACKING_URI to your MLflow server, e.g. http://mlflow:5000",
+        code="tracking-uri-missing",
     )
 
 
 def artifact_root(uri: str) -> str | None:
-    """Folder for artifacts beside an SQLite file; None where the MLflow server decides."""
+    """Return the folder for artifacts beside an SQLite file; None where the server decides."""
     if not uri.startswith(_SQLITE):
         return None
     return str(Path(uri.removeprefix(_SQLITE)).absolute().parent / "artifacts")
@@ -42,19 +44,29 @@ def artifact_root(uri: str) -> str | None:
 def ui_command(
     uri: str, artifacts: str | None = None, host: str = "127.0.0.1", port: int = 5000
 ) -> list[str]:
-    """The command that serves MLflow's pages, and its API, over a database until it is stopped.
+    """Return the command that serves MLflow's pages and API over a database until it is stopped.
 
-    artifacts: where artifacts sent through this server go; by default beside an SQLite file.
-    Raises InputError when `uri` is a server already.
+    Args:
+        uri: SQLAlchemy URL of the database.
+        artifacts: folder or URL of the artifacts; by default a folder beside an SQLite file.
+        host: address that the server listens on.
+        port: its port.
+
+    Raises:
+        InputError: `uri` is that of a server already.
     """
     if uri.startswith(("http://", "https://")):
         raise InputError(
-            "perennial ui", "tracking.uri", "it is an MLflow server already", f"open {uri}"
+            "perennial ui",
+            "tracking.uri",
+            "it is an MLflow server already",
+            f"open {uri}",
+            code="tracking-is-server",
         )
     command = [
         "env",
         "MLFLOW_DISABLE_TELEMETRY=true",
-        # Its job runner, which this project has no use for, takes 8 more processes and 1.6 GB.
+        # The job runner is not used here, and would start 8 more processes that take 1.6 GB.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false",
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
         *("--host", host, "--port", str(port), "--workers", "1"),

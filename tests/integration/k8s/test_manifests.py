@@ -15,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+from perennial.version import __version__
 from tests.support.kubernetes_manifests import (
     GONE,
     K8S,
@@ -546,7 +547,7 @@ def test_versions_agree_with_the_package(everything: list[Doc]) -> None:
     ours = {image for image in images if image.startswith("perennial")}
     assert len(ours) == 1
     assert images - ours <= {"postgres:17-bookworm"}
-    assert ours.pop().startswith(f"perennial:{project['version']}-")
+    assert ours.pop().startswith(f"perennial:{__version__}-")
 
 
 def test_the_entrypoints_are_verbs_and_options_of_the_command_line(everything: list[Doc]) -> None:
