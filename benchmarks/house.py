@@ -8,6 +8,7 @@ a checkout. Counts are of `platform/perennial`; only the last two rows are of `t
 
 from __future__ import annotations
 
+import argparse
 import ast
 import statistics
 import subprocess
@@ -174,8 +175,13 @@ def _measure_commit(commit: str) -> dict[str, str]:
         return measure(Path(folder))
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Print the table for the working tree and for each commit named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("commits", nargs="*", metavar="COMMIT")
+    arguments = parser.parse_args().commits
     columns: dict[str, dict[str, str]] = {}
     measured: list[tuple[str, Callable[[], dict[str, str]]]] = [
         *((commit, lambda commit=commit: _measure_commit(commit)) for commit in arguments),
@@ -192,4 +198,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

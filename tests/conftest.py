@@ -10,6 +10,8 @@ settings.load_profile("shared-machine")
 
 pytest_plugins = (
     "tests.support.s3_server",
+    "tests.support.google_server",
+    "tests.support.store_kinds",
     "tests.support.local_ray",
     "tests.support.trained_run",
     "tests.support.postgres_server",

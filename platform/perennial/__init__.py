@@ -37,7 +37,7 @@ def open(  # noqa: A001 - read as `perennial.open`
     Nothing is computed or written, and Ray is not started.
 
     Args:
-        run: path of a run file (`.yaml` or `.yml`), or a store: a folder or `s3://bucket/prefix`.
+        run: path of a run file (`.yaml` or `.yml`), or a store: a folder or a bucket's URL.
             From a store alone the run file is the one that the ledger recorded when the run was
             opened: such a run can be read and decided about, not trained.
         overrides: `section.key=value`, or YAML files that hold a part of a run file.

@@ -38,8 +38,8 @@ class PluginRun:
 @pytest.fixture(scope="module")
 def plugin_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginRun]:
     folder = tmp_path_factory.mktemp("plugins")
-    environment = install_plugins(folder)
-    document = tiny_run(folder)
+    environment = install_plugins(folder) | {"SHARE_MOUNT": str(folder)}
+    document = tiny_run(folder, "share://store")
     document["training"] |= {"workers": 1, "micro_batch": 8, "checkpoint_every": "3 steps"}
     document["training"] |= {"optimizer": {"kind": "lion", "betas": [0.9, 0.98]}}
     document["stages"] |= {"budget": f"{STEPS} steps"}
@@ -90,6 +90,12 @@ def test_the_report_draws_the_metric(plugin_run: PluginRun, tmp_path: Path) -> N
     assert "Weight norm" in page.read_text()
 
 
+def test_without_the_package_its_url_is_refused(plugin_run: PluginRun) -> None:
+    message = perennial("status", "share://store", code=2)
+    assert "name a folder or a url of gs://, s3://" in message
+    assert "tiny" in perennial("status", "share://store", env=plugin_run.environment)
+
+
 def test_without_the_package_its_run_file_is_refused(plugin_run: PluginRun) -> None:
     message = perennial("status", plugin_run.run_file, code=2)
     assert "'lion' is refused" in message
@@ -100,6 +106,7 @@ def test_without_the_package_the_store_is_read(plugin_run: PluginRun, tmp_path: 
     document = yaml.safe_load(plugin_run.run_file.read_text())
     del document["training"]["optimizer"]
     plain = tiny_run(tmp_path)
+    document["store"] = plugin_run.store.url
     run_file = write_run(tmp_path, document | {k: plain[k] for k in ("schedule", "replay")})
     status = perennial_json("status", run_file)
     assert status["corpora"] == {"first": "passed", "second": "passed"}

@@ -284,11 +284,3 @@ def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The url of an empty place in a fresh bucket; the environment points at its server."""
     s3_server.use(monkeypatch)
     return f"s3://{s3_server.new_bucket()}/runs/one"
-
-
-@pytest.fixture(params=["local", "s3"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty store of each kind: what holds for one must hold for the other (I8)."""
-    if request.param == "local":
-        return str(tmp_path / "store")
-    return str(request.getfixturevalue("s3_url"))

@@ -40,7 +40,7 @@ class CorporaSpec(Section):
     share of common runs of 5 words, estimated by MinHash, above 0 and at most 1. null turns it
     off"""
     borrow: str | None = None
-    """store of another run, a folder or s3://bucket/prefix: its tokenizer, and the corpora of this
+    """store of another run, a folder or a bucket's url: its tokenizer, and the corpora of this
     run's inbox that it has tokenised, are copied instead of computed again"""
     decontaminate: tuple[str, ...] = ()
     """files of evaluation texts, in any format that a corpus may have; a document that shares 13
@@ -53,7 +53,8 @@ class TokenizerSpec(Section):
     vocabulary: Annotated[int, Field(ge=300, le=2**31)] | None = None
     """entries of a byte-level BPE tokenizer that is trained on the first corpus, at least 300"""
     path: str | None = None
-    """a tokenizer.json, a Hugging Face folder that holds one or a .gguf file, local or s3://"""
+    """a tokenizer.json, a Hugging Face folder that holds one or a .gguf file, local or a bucket's
+    url"""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizerSpec:
@@ -181,7 +182,7 @@ class EvaluationSpec(Section):
     """prompts that every stage and every release continues, besides the first words of held-out
     documents"""
     baseline: str | None = None
-    """store of a run that was retrained from scratch, a folder or s3://bucket/prefix; the report
+    """store of a run that was retrained from scratch, a folder or a bucket's url; the report
     shows the gap to it"""
 
 
@@ -200,9 +201,9 @@ class RunSpec(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     """name of the lineage: lower-case letters, digits, dot, dash, underscore; at most 64"""
     store: Annotated[str, Field(min_length=1)]
-    """root folder of the run: a local path or s3://bucket/prefix"""
+    """root folder of the run: a local path, s3://bucket/prefix or gs://bucket/prefix"""
     inbox: str | None = None
-    """folder that producers land corpora in: a local path or s3://bucket/prefix; default
+    """folder that producers land corpora in: a local path or a bucket's url; default
     <store>/inbox"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """seed of the weights, the shuffle and the held-out split"""

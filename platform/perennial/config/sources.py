@@ -55,7 +55,7 @@ class SourceSpec(Section):
     """A place that new data comes from: give exactly one of prefix, index and command."""
 
     prefix: str | None = None
-    """a folder or s3://bucket/prefix; every new or changed file in it is new data"""
+    """a folder or a bucket's url; every new or changed file in it is new data"""
     index: str | None = None
     """the http(s) address of a page of links to files, or of a JSON list of files"""
     command: tuple[str, ...] | None = None

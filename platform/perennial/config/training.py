@@ -39,7 +39,8 @@ class ModelSpec(Section):
     config: dict[str, Any] = Field(default_factory=dict)
     """with `architecture`, fields of its configuration in transformers"""
     path: str | None = None
-    """a stored model: a Hugging Face folder of safetensors or a .gguf file, local or s3://"""
+    """a stored model: a Hugging Face folder of safetensors or a .gguf file, local or a
+    bucket's url"""
     inherit_layers: Count | None = None
     """with `path`, number of the model's first blocks that are kept, beside the embeddings, the
     final norm and the head (Inheritune, arXiv 2404.08634); default all"""

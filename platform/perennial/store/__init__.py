@@ -11,6 +11,7 @@ import os
 from perennial.errors import InputError
 from perennial.store.append_log import Log
 from perennial.store.base import ObjectInfo, Store
+from perennial.store.gs import GoogleStore
 from perennial.store.local import LocalStore
 from perennial.store.s3 import S3Store
 from perennial.store.schemes import (
@@ -24,6 +25,7 @@ from perennial.store.schemes import (
 
 __all__ = [
     "STORES",
+    "GoogleStore",
     "LocalStore",
     "Log",
     "ObjectInfo",

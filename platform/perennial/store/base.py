@@ -77,7 +77,7 @@ class Store(ABC):
         """Open for reading (seekable) or for writing.
 
         A written object appears complete on close; when the `with` block raises, not at all.
-        Writing to S3 goes through a temporary local file of the object's size.
+        Writing to a bucket goes through a temporary local file of the object's size.
         """
 
     @abstractmethod

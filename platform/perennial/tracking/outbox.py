@@ -51,7 +51,7 @@ class Tag(NamedTuple):
 class Registration(NamedTuple):
     """A release in the model registry; `aliases` move to it from any other release.
 
-    location: where its files lie, a path or s3://...
+    location: where its files lie, a path or a URL
     """
 
     model: str

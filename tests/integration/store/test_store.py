@@ -15,8 +15,8 @@ from tests.support.s3_server import S3Server
 
 
 @pytest.fixture
-def store(store_url: str) -> Store:
-    return open_store(store_url)
+def store(any_store_url: str) -> Store:
+    return open_store(any_store_url)
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:

@@ -34,8 +34,8 @@ def _race(store: Store, writer: int) -> list[bool]:
     return outcomes
 
 
-def test_I4_I8_of_eight_threads_that_create_one_key_one_wins(store_url: str) -> None:
-    store = open_store(store_url)
+def test_I4_I8_of_eight_threads_that_create_one_key_one_wins(any_store_url: str) -> None:
+    store = open_store(any_store_url)
     barrier = ThreadBarrier(8)
 
     def race(writer: int) -> list[bool]:
@@ -50,8 +50,8 @@ def test_I4_I8_of_eight_threads_that_create_one_key_one_wins(store_url: str) -> 
     _assert_one_winner_each(store, outcomes)
 
 
-def test_I4_I8_of_four_processes_that_create_one_key_one_wins(store_url: str) -> None:
-    store = open_store(store_url)
+def test_I4_I8_of_four_processes_that_create_one_key_one_wins(any_store_url: str) -> None:
+    store = open_store(any_store_url)
     context = multiprocessing.get_context("spawn")
     with context.Pool(4, _join, (context.Barrier(4),)) as pool:
         outcomes = pool.starmap(_race, [(store, writer) for writer in range(4)], chunksize=1)
@@ -66,8 +66,8 @@ def _assert_one_winner_each(store: Store, outcomes: list[list[bool]]) -> None:
     assert len(store.list()) == ROUNDS
 
 
-def test_I6_I8_readers_see_the_old_bytes_or_the_new_ones(store_url: str) -> None:
-    store = open_store(store_url)
+def test_I6_I8_readers_see_the_old_bytes_or_the_new_ones(any_store_url: str) -> None:
+    store = open_store(any_store_url)
     values = [bytes([letter]) * (300_000 + letter) for letter in b"abcd"]
     store.write("a", values[0])
 
@@ -81,8 +81,8 @@ def test_I6_I8_readers_see_the_old_bytes_or_the_new_ones(store_url: str) -> None
     assert set(seen) <= set(values)
 
 
-def test_I8_a_store_works_on_both_sides_of_a_fork(store_url: str) -> None:
-    store = open_store(store_url)
+def test_I8_a_store_works_on_both_sides_of_a_fork(any_store_url: str) -> None:
+    store = open_store(any_store_url)
     store.write("before", b"parent")
     child = os.fork()
     if child == 0:
@@ -96,12 +96,12 @@ def test_I8_a_store_works_on_both_sides_of_a_fork(store_url: str) -> None:
     assert store.read("after") == b"parent and child"
 
 
-def test_I8_a_store_works_in_tasks_of_another_process(store_url: str) -> None:
+def test_I8_a_store_works_in_tasks_of_another_process(any_store_url: str) -> None:
     program = (
         "import pickle, sys; store = pickle.load(sys.stdin.buffer); "
         "store.write('b', store.read('a')); print(store.list()[0].key)"
     )
-    store = open_store(store_url)
+    store = open_store(any_store_url)
     store.write("a", b"x")
     answer = _python(program, pickle.dumps(store))
     assert answer.stdout == b"a\n", answer.stderr
@@ -109,7 +109,7 @@ def test_I8_a_store_works_in_tasks_of_another_process(store_url: str) -> None:
 
 
 def test_I6_I8_a_writer_killed_halfway_leaves_no_object(
-    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     program = (
@@ -117,7 +117,7 @@ def test_I6_I8_a_writer_killed_halfway_leaves_no_object(
         "sink = store.open('a/b', 'wb'); sink.write(bytes(9 << 20)); sink.flush(); "
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    store = open_store(store_url)
+    store = open_store(any_store_url)
     answer = _python(program, pickle.dumps(store))
     assert answer.returncode == -signal.SIGKILL, answer.stderr
     assert store.list() == []

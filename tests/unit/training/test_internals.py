@@ -1,4 +1,4 @@
-"""Private names of Ray and of DeepSpeed are used in one module each."""
+"""Private names of Ray, of DeepSpeed and of MLflow are used in one module each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[3] / "platform" / "perennial"
 OF_RAY = "training/ray/internals.py"
 OF_DEEPSPEED = "training/engine/deepspeed_internals.py"
+OF_MLFLOW = "tracking/mlflow_runs.py"
 RAY_NAMES = {
     "_autoscaling_coordinator",
     "_base_exc",
@@ -44,6 +45,7 @@ DEEPSPEED_NAMES = {
     "partition_numel",
     "single_partition_of_fp32_groups",
 }
+MLFLOW_NAMES = {"mlflow.parentRunId", "to_proto"}
 
 
 def _names(path: Path) -> Iterator[str]:
@@ -63,8 +65,8 @@ def _names(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("home", "private"),
-    [(OF_RAY, RAY_NAMES), (OF_DEEPSPEED, DEEPSPEED_NAMES)],
-    ids=["ray", "deepspeed"],
+    [(OF_RAY, RAY_NAMES), (OF_DEEPSPEED, DEEPSPEED_NAMES), (OF_MLFLOW, MLFLOW_NAMES)],
+    ids=["ray", "deepspeed", "mlflow"],
 )
 def test_private_names_of_a_library_are_used_in_one_module(home: str, private: set[str]) -> None:
     users = {
@@ -75,7 +77,7 @@ def test_private_names_of_a_library_are_used_in_one_module(home: str, private: s
     assert users == {home}
 
 
-@pytest.mark.parametrize("library", ["ray", "deepspeed"])
+@pytest.mark.parametrize("library", ["ray", "deepspeed", "mlflow"])
 def test_nothing_else_imports_a_private_name_of_a_library(library: str) -> None:
     users = set()
     for path in PACKAGE.rglob("*.py"):
