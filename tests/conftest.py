@@ -12,6 +12,7 @@ pytest_plugins = (
     "tests.support.s3_server",
     "tests.support.google_server",
     "tests.support.store_kinds",
+    "tests.support.gloo",
     "tests.support.local_ray",
     "tests.support.trained_run",
     "tests.support.postgres_server",

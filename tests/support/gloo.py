@@ -1,13 +1,30 @@
-"""One function on several real processes that can talk to each other (gloo)."""
+"""Real processes that can talk to each other (gloo), and a group of this process alone."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from torch.multiprocessing.spawn import spawn
+
+
+@pytest.fixture(scope="session")
+def group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of this process alone, for engines that a test builds itself."""
+    import torch.distributed as dist
+
+    ranks = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    place: Path = tmp_path_factory.mktemp("group") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ranks.items():
+            patch.setenv(name, value)
+        dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
 
 
 def run_on(world_size: int, function: Callable[..., None], *arguments: Any) -> None:

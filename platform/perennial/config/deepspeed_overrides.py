@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 _OWNED = {
@@ -27,43 +28,75 @@ _OWNED = {
 }
 """Keys of DeepSpeed that Perennial sets itself, with the key of the run file for each."""
 
-_UNSTORED = {
-    "bf16.bf16_master_weights_and_grads": "keeps no fp32 weights",
-    "bf16.bf16_optimizer_states": "keeps the moments in bf16",
-    "fp16.fp16_master_weights_and_grads": "keeps no fp32 weights",
-    "zero_optimization.offload_optimizer.ratio": "steps a part of the weights elsewhere",
-    "zero_optimization.zenflow": "steps a part of the weights later",
-    "zero_optimization.mics_shard_size": "divides the weights otherwise",
-    "tensor_parallel": "divides the weights otherwise",
-    "pipeline": "divides the weights otherwise",
+_PASSED_ON = {
+    "communication_data_type",
+    "comms_logger",
+    "data_types.grad_accum_dtype",
+    "dump_state",
+    "flops_profiler",
+    "fp16.consecutive_hysteresis",
+    "fp16.hysteresis",
+    "fp16.initial_scale_power",
+    "fp16.loss_scale",
+    "fp16.loss_scale_window",
+    "fp16.min_loss_scale",
+    "gradient_predivide_factor",
+    "memory_breakdown",
+    "prescale_gradients",
+    "wall_clock_breakdown",
+    "zero_optimization.allgather_bucket_size",
+    "zero_optimization.allgather_partitions",
+    "zero_optimization.contiguous_gradients",
+    "zero_optimization.ignore_unused_parameters",
+    "zero_optimization.log_trace_cache_warnings",
+    "zero_optimization.offload_optimizer.buffer_count",
+    "zero_optimization.offload_optimizer.fast_init",
+    "zero_optimization.offload_optimizer.pin_memory",
+    "zero_optimization.offload_param.buffer_count",
+    "zero_optimization.offload_param.buffer_size",
+    "zero_optimization.offload_param.max_in_cpu",
+    "zero_optimization.offload_param.pin_memory",
+    "zero_optimization.overlap_comm",
+    "zero_optimization.reduce_bucket_size",
+    "zero_optimization.reduce_scatter",
+    "zero_optimization.stage3_max_live_parameters",
+    "zero_optimization.stage3_max_reuse_distance",
+    "zero_optimization.stage3_module_granularity_threshold",
+    "zero_optimization.stage3_param_persistence_threshold",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "zero_optimization.sub_group_size",
 }
-"""Keys of DeepSpeed that lead to a state which checkpoints cannot store, with the reason."""
+"""Keys of DeepSpeed that change how a step is computed, and neither what it computes nor the state
+that checkpoints store; a mapping stands for all keys below it."""
 
 
-def check_overrides(block: Mapping[str, Any], zero_stage: int) -> None:
-    """Refuse keys that Perennial sets itself, and keys that checkpoints cannot store.
+def check_overrides(block: Mapping[str, Any]) -> None:
+    """Refuse keys that Perennial sets itself, and keys that are not known to be safe.
+
+    DeepSpeed has hundreds of keys, and every release has new ones. One that divides weights or
+    moments otherwise would train, and lead to checkpoints that lack a part.
 
     Args:
         block: the mapping `training.deepspeed`.
-        zero_stage: stage of ZeRO that the run uses.
 
     Raises:
         ValueError: "problem; remedy" for the first such key.
     """
-    for key in _keys(block):
-        if key in _OWNED:
+    for key, value in _leaves(block):
+        owned = next((part for part in _prefixes(key) if part in _OWNED), None)
+        if owned is not None:
             raise ValueError(
-                f"deepspeed.{key} is set by {_OWNED[key]}; remove it from the block deepspeed"
+                f"deepspeed.{owned} is set by {_OWNED[owned]}; remove it from the block deepspeed"
             )
-        if key in _UNSTORED:
+        if not any(part in _PASSED_ON for part in _prefixes(key)):
+            close = get_close_matches(key, _PASSED_ON, n=1)
             raise ValueError(
-                f"deepspeed.{key} {_UNSTORED[key]}, which checkpoints do not store; remove it"
+                f"deepspeed.{key} is not among the keys that are passed on, because checkpoints "
+                "are not known to store every state that it leads to; "
+                + (f"did you mean {close[0]}?" if close else "remove it")
             )
-    if zero_stage < 2 and "grad_accum_dtype" in block.get("data_types", {}):
-        raise ValueError(
-            "deepspeed.data_types.grad_accum_dtype selects another optimizer of DeepSpeed below "
-            "ZeRO 2, which checkpoints do not store; set zero_stage to 2 or 3"
-        )
+        if key == "data_types.grad_accum_dtype" and value not in ("fp32", "bf16"):
+            raise ValueError(f"deepspeed.{key} {value!r} is refused; use fp32, or bf16 to save memory")
 
 
 def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,9 +117,17 @@ def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[s
     return result
 
 
-def _keys(block: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield every key at every depth, dotted: `a`, `a.b`."""
+def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key that holds no mapping, dotted (`a.b`), with its value."""
     for key, value in block.items():
-        yield f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    """Yield a dotted key and the keys above it: `a.b`, `a`."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]

@@ -38,7 +38,7 @@ class AdamWConfig(OptimizerConfig):
     def build(
         self, parameter_groups: list[dict[str, Any]], *, offloaded: bool
     ) -> torch.optim.Optimizer:
-        """Return torch's AdamW; its fused kernel where the state is offloaded to the CPU."""
+        """Return torch's AdamW; its fused kernel on GPUs, and where the state is offloaded."""
         import torch
 
         return torch.optim.AdamW(
@@ -46,5 +46,5 @@ class AdamWConfig(OptimizerConfig):
             lr=0.0,
             betas=self.betas,
             eps=self.epsilon,
-            fused=True if offloaded else None,
+            fused=True if offloaded or torch.cuda.is_available() else None,
         )

@@ -19,7 +19,7 @@ from perennial.training.checkpoint.reader import ResumePoint, begin_from_latest
 from perennial.training.checkpoint.resume import (
     batches_from,
     engine_at,
-    load_moments,
+    load_state,
     read_resume_state,
 )
 from perennial.training.checkpoint.writer import Saver
@@ -172,7 +172,7 @@ class _Worker:
             batches = batches_from(self._store, job, mix_step, self._rank, self._world)
             first = ahead.submit(next, batches)
             self._engine = engine_at(self._store, job, start, self._world)
-            load_moments(self._engine, job, start)
+            load_state(self._engine, job, start)
             step, tokens = first.result()
         return _Begun(start, step, tokens, batches)
 

@@ -34,8 +34,8 @@ class ResumePoint:
     step: trunk step.
     folder: local files of the checkpoint, shared by the workers of a node; None for random weights.
     optimizer_steps: steps that the moments have taken; None when they start from zero.
-    optimizer_files: the moments' files, read once; fetched as they are asked for, and those that
-        hold this rank's part come first. Raises Damaged.
+    optimizer_files: the files of moments and fp32 weights, read once; fetched as they are asked
+        for, and those that hold this rank's part come first. Raises Damaged.
     resumed: whether the checkpoint is the job's own.
     """
 

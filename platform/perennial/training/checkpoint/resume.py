@@ -14,8 +14,13 @@ from perennial.mixture.batches import slice_rank_rows
 from perennial.mixture.ray_stream import build_rank_dataset, read_step_batches
 from perennial.store import Store
 from perennial.training.checkpoint.reader import ResumePoint
+from perennial.training.checkpoint.tensors import weights_are_rounded
 from perennial.training.engine.engine import build_engine
-from perennial.training.engine.optimizer_state import forget_direction, load_optimizer
+from perennial.training.engine.optimizer_state import (
+    forget_direction,
+    load_master_weights,
+    load_optimizer,
+)
 from perennial.training.job import Job
 from perennial.training.model.config import stored_model
 from perennial.training.model.initial import initial_model
@@ -52,9 +57,18 @@ def engine_at(store: Store, job: Job, start: ResumePoint, world_size: int) -> An
     return build_engine(model, job.training, job.mix.global_batch, world_size, job.end_of_document)
 
 
-def load_moments(engine: Any, job: Job, start: ResumePoint) -> None:
-    """Load this rank's part of the optimizer's state, as the stage joins. Raises Damaged."""
+def load_state(engine: Any, job: Job, start: ResumePoint) -> None:
+    """Load this rank's part of the fp32 weights, and of the optimizer's state as the stage joins.
+
+    The fp32 weights are the trunk itself, of which the stored model is a rounded copy: they stay
+    whatever becomes of the moments.
+
+    Raises:
+        Damaged: a file is missing or has another digest than its manifest says.
+    """
     if start.optimizer_steps is None:
+        if start.folder is not None and weights_are_rounded(start.folder):
+            load_master_weights(engine, start.optimizer_files)
         return
     config = job.training.optimizer_config
     load_optimizer(engine, config, start.optimizer_files, start.optimizer_steps)

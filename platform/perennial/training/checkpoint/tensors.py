@@ -66,6 +66,16 @@ def write_model_folder(module: Any, weights: dict[str, torch.Tensor], folder: Pa
     write_tensors(stored, folder / SAFE_WEIGHTS_NAME)
 
 
+def weights_are_rounded(folder: Path) -> bool:
+    """Return whether a checkpoint's model holds its weights in fewer bits than fp32."""
+    from safetensors import safe_open
+    from transformers.utils import SAFE_WEIGHTS_NAME
+
+    with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as stored:
+        keys: list[str] = list(stored.keys())
+        return any(stored.get_slice(key).get_dtype() in ("BF16", "F16") for key in keys)
+
+
 def _write(sink: Any, data: Any) -> None:
     """Write all of it: one call to the system writes at most 2 GiB."""
     left = memoryview(data)

@@ -18,7 +18,7 @@ def deepspeed_settings(spec: TrainingSpec, global_batch: int, world_size: int) -
     `share` for the losses' weights.
     """
     accumulation = micro_batches_per_rank(global_batch, spec.micro_batch, world_size)
-    ours = {
+    ours: dict[str, Any] = {
         # DeepSpeed wants this product; with parts of unlike sizes it is more than `global_batch`.
         "train_batch_size": spec.micro_batch * accumulation * world_size,
         "train_micro_batch_size_per_gpu": spec.micro_batch,
@@ -32,6 +32,10 @@ def deepspeed_settings(spec: TrainingSpec, global_batch: int, world_size: int) -
         "fp16": {"enabled": spec.precision == "fp16"},
         "steps_per_print": 10**9,
     }
+    if spec.precision == "bf16":
+        # bf16 has 8 bits: a sum over micro batches and ranks would lose most of a small gradient.
+        ours["communication_data_type"] = "fp32"
+        ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return merge_settings(ours, spec.deepspeed)
 
 

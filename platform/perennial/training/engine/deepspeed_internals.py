@@ -7,12 +7,15 @@ state, or how it names what it holds, this file alone changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.ops import __compatible_ops__
+from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngine
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,42 @@ def is_partitioned(parameter: torch.Tensor) -> bool:
 def disable_shared_memory_collectives() -> None:
     """Keep DeepSpeed from compiling an all-reduce over shared memory; gloo serves without it."""
     __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def initialize(model: Any, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
+    """Return DeepSpeed's engine, which sums gradients in the format that the settings ask for.
+
+    For bf16 with sums in fp32, DeepSpeed has no ZeRO 0, and takes an optimizer of another kind for
+    ZeRO 1 than for 2 and 3, though that of 2 can do both. torch itself keeps a parameter's gradient
+    in another format than the parameter since 2.10, which serves ZeRO 0.
+    """
+    bf16 = settings["bf16"]["enabled"]
+    fp32_sums = bf16 and settings.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    alone = settings["zero_optimization"]["stage"] == 0
+    if fp32_sums and alone:
+        settings = {key: value for key, value in settings.items() if key != "data_types"}
+    with _one_kind_of_zero():
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    if fp32_sums and alone:
+        for parameter in engine.module.parameters():
+            parameter.grad_dtype = torch.float32
+    return engine
+
+
+@contextmanager
+def _one_kind_of_zero() -> Iterator[None]:
+    """Let engines that are built take ZeRO's own optimizer for stage 1 at any format of sums."""
+    decide = DeepSpeedEngine._do_optimizer_sanity_check
+
+    def decide_for_zero(engine: Any, optimizer: Any) -> Any:
+        kind = decide(engine, optimizer)
+        return ZERO_OPTIMIZATION if kind == BFLOAT16 else kind
+
+    DeepSpeedEngine._do_optimizer_sanity_check = decide_for_zero
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = decide
 
 
 def wrap_collectives(

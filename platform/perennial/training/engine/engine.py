@@ -11,9 +11,11 @@ import torch.distributed as dist
 from perennial.training.engine.deepspeed_config import deepspeed_settings
 from perennial.training.engine.deepspeed_internals import (
     disable_shared_memory_collectives,
+    initialize,
     is_partitioned,
 )
-from perennial.training.model.features import document_positions, prepare
+from perennial.training.engine.probe import probe_features
+from perennial.training.model.features import model_inputs, prepare
 
 if TYPE_CHECKING:
     from perennial.config.training import TrainingSpec
@@ -28,12 +30,12 @@ def build_engine(
     """
     disable_shared_memory_collectives()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
-    prepare(model, spec, end_of_document)
+    prepare(model, spec)
     config = spec.optimizer_config
     groups = _decay_groups(model, config.weight_decay)
     optimizer = config.build(groups, offloaded=spec.cpu_offload != "none")
     settings = deepspeed_settings(spec, global_batch, world_size)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    engine = initialize(model, optimizer, settings)
     # DeepSpeed 0.19.8 steps once on zero gradients where ZeRO 0 keeps fp32 copies, and would
     # correct the moments' bias for one step too many.
     if spec.zero_stage == 0:
@@ -43,6 +45,7 @@ def build_engine(
         head = model.get_output_embeddings()
         for parameter in head.parameters():
             deepspeed.zero.register_external_parameter(model, parameter)
+    probe_features(engine, spec, end_of_document)
     if spec.compile:
         engine.compile()
     return engine
@@ -54,10 +57,7 @@ def loss_of(engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document:
     Every token after a sequence's first is predicted, the first of a next document too: the
     number of tokens that a step averages over does not depend on what is in them.
     """
-    inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
-    if spec.mask == "document":
-        inputs["position_ids"] = document_positions(ids, end_of_document)
-    return engine(**inputs).loss
+    return engine(labels=ids, **model_inputs(ids, spec, end_of_document)).loss
 
 
 def set_eta(engine: Any, eta: float) -> None:
@@ -111,8 +111,19 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor] | None:
 
 
 def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in trained if _decays(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if not _decays(name, p)], "weight_decay": 0.0},
     ]
+
+
+def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Return whether weight decay applies: to matrices, never to norms, biases and marked ones.
+
+    Experts keep their biases as one tensor `(experts, outputs)`, which is no matrix, and state
+    space models mark parameters that decay would destroy.
+    """
+    is_bias = name.endswith("bias")
+    marked = getattr(parameter, "_no_weight_decay", False)
+    return parameter.dim() >= 2 and not is_bias and not marked

@@ -53,8 +53,18 @@ def optimizer_state(engine: Any, config: OptimizerConfig) -> tuple[dict[str, tor
     return tensors, steps
 
 
+def load_master_weights(engine: Any, files: Iterable[Path]) -> None:
+    """Fill this worker's fp32 weights from files of workers that computed in fewer bits.
+
+    For `files` and errors see `load_optimizer`.
+    """
+    stored = _Stored(files)
+    for piece in owned_shards(engine):
+        stored.fill(piece.slice(piece.owner.data), piece, _MASTER)
+
+
 def load_optimizer(engine: Any, config: OptimizerConfig, files: Iterable[Path], steps: int) -> None:
-    """Fill this worker's pieces from files that any number of workers wrote.
+    """Fill this worker's pieces of the state and fp32 weights from files of any number of workers.
 
     files: are asked for one by one until all is there, so those that are needed come first.
     Raises RuntimeError when the files do not cover a piece.

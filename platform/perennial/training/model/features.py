@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import LinearCrossEntropyOptions
-from torch.nn.functional import linear_cross_entropy, pad
+from torch.nn.functional import linear, linear_cross_entropy, pad
 
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
     from perennial.config.training import TrainingSpec
 
-_PROBE_TOKENS = 12
+_IGNORED = -100
 
 
-def prepare(model: Any, spec: TrainingSpec, end_of_document: int) -> None:
+def prepare(model: Any, spec: TrainingSpec) -> None:
     """Set the model up as the run file asks; call it before DeepSpeed divides the weights.
 
-    Raises InputError when the architecture cannot do what is asked: that is found by computing a
-    few tokens both ways.
+    Whether the architecture computes what is asked is seen from the engine: see `probe`.
+
+    Raises:
+        InputError: transformers cannot set the architecture up so.
     """
-    if spec.mask == "document":
-        _check_documents(model, end_of_document)
     if spec.attention is not None:
         _set_attention(model, spec.attention)
     if spec.activation_checkpointing:
@@ -33,7 +33,7 @@ def prepare(model: Any, spec: TrainingSpec, end_of_document: int) -> None:
             activation_checkpointing_kwargs={"use_reentrant": False}
         )
     if spec.loss == "chunked":
-        _use_chunked_loss(model)
+        ChunkedLoss(model)
     # A model out of a file is set to evaluate; both kinds must train alike.
     model.train()
 
@@ -43,12 +43,13 @@ def _set_attention(model: Any, name: str) -> None:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as wrong:
         reason = str(wrong).partition(". ")[0]
-        raise _refused(
+        raise refused(
             "attention", f"{name} cannot be used ({reason})", "name another one, or none"
         ) from wrong
 
 
-def _refused(field: str, problem: str, remedy: str) -> InputError:
+def refused(field: str, problem: str, remedy: str) -> InputError:
+    """Return the error for a feature that the architecture cannot have."""
     return InputError("run file", f"training.{field}", problem, remedy, code="feature-unsupported")
 
 
@@ -66,64 +67,95 @@ def document_positions(ids: torch.Tensor, end_of_document: int) -> torch.Tensor:
     return places - starts
 
 
-def _check_documents(model: Any, end_of_document: int) -> None:
-    """Refuse a model whose second document of a row does not come out as it does alone."""
-    name = type(model).__name__
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise _refused("mask", f"{name} knows no positions", "use mask: causal")
-    length = _PROBE_TOKENS // 2
-    alone = (torch.arange(length)[None] + end_of_document + 1) % model.config.vocab_size
-    first = alone.flip(1).clone()
-    first[:, -1] = end_of_document
-    row = torch.cat([first, alone], dim=1)
-    model.eval()
-    with torch.no_grad():
-        expected = model(alone, use_cache=False).logits
-        positions = document_positions(row, end_of_document)
-        beside = model(row, position_ids=positions, use_cache=False).logits[:, length:]
-    if not torch.allclose(expected, beside, rtol=1e-3, atol=1e-4):
-        problem = f"{name} carries one document into the next"
-        raise _refused("mask", problem, "use mask: causal")
+def model_inputs(ids: torch.Tensor, spec: TrainingSpec, end_of_document: int) -> dict[str, Any]:
+    """Return the arguments of a model's forward pass over ids `(batch, sequence)`."""
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if spec.mask == "document":
+        positions = document_positions(ids, end_of_document)
+        inputs["position_ids"] = positions
+        if spec.attention is not None and spec.attention.startswith("flash"):
+            inputs |= _flash_lengths(positions)
+    return inputs
 
 
-def _use_chunked_loss(model: Any) -> None:
-    """Let the head pass hidden states on, and the loss multiply them with its weights in chunks.
+def _flash_lengths(positions: torch.Tensor) -> dict[str, Any]:
+    """Return where documents begin in all rows laid end to end, as flash attention wants it.
 
-    So the logits `(tokens, vocabulary)` never exist at once. torch's own kernel does it.
+    transformers derives this from the positions by itself, in every layer, and only for a single
+    row: several rows would attend across their documents.
     """
-    ids = (torch.arange(_PROBE_TOKENS)[None] * 7 + 1) % model.config.vocab_size
-    model.eval()
-    with torch.no_grad():
-        expected = model(input_ids=ids, labels=ids, use_cache=False).loss.item()
-    head = model.get_output_embeddings()
-    head.forward = _pass_on
-    model.loss_function = _ChunkedLoss(head)
-    with torch.no_grad():
-        chunked = model(input_ids=ids, labels=ids, use_cache=False).loss.item()
-    if not math.isclose(expected, chunked, rel_tol=1e-3):
-        problem = f"{type(model).__name__} does more to its logits than a linear head does"
-        raise _refused("loss", problem, "use loss: full")
+    flat = positions.reshape(-1)
+    starts = torch.nonzero(flat == 0).reshape(-1)
+    bounds = pad(starts, (0, 1), value=flat.numel()).to(torch.int32)
+    longest = int(positions.max()) + 1
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
-def _pass_on(hidden: torch.Tensor) -> torch.Tensor:
-    return hidden
+class ChunkedLoss:
+    """transformers' loss for causal models over the head's input in place of its output.
 
+    The head passes hidden states on, and the loss multiplies them with its weights in chunks, so
+    that the logits `(tokens, vocabulary)` never exist at once. torch's own kernel does it.
+    """
 
-class _ChunkedLoss:
-    """transformers' loss for causal models over the head's input in place of its output."""
+    def __init__(self, model: Any) -> None:
+        """Let a model compute its loss so; `of` finds it again."""
+        self._head: torch.nn.Linear = model.get_output_embeddings()
+        self._full_loss = model.loss_function
+        self._factor: float | None = None
+        self._head.forward = _pass_on
+        model.loss_function = self
 
-    def __init__(self, head: torch.nn.Linear) -> None:
-        self._head = head
+    @classmethod
+    def of(cls, model: Any) -> ChunkedLoss:
+        """Return the loss of a model that computes it so."""
+        loss: ChunkedLoss = model.loss_function
+        return loss
 
     def __call__(
         self, logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **_: Any
     ) -> torch.Tensor:
         """Return the mean nats per token of `labels` `(batch, sequence)`, shifted by one."""
-        targets = pad(labels, (0, 1), value=-100)[:, 1:]
-        return linear_cross_entropy(
-            logits.reshape(-1, logits.shape[-1]),
+        targets = pad(labels, (0, 1), value=_IGNORED)[:, 1:].reshape(-1)
+        hidden = logits if self._factor is None else logits * self._factor
+        losses = linear_cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
             self._head.weight,
-            targets.reshape(-1),
+            targets,
             linear_bias=self._head.bias,
+            # torch adds its chunks up in the format of the hidden states: a sum of thousands of
+            # tokens in bf16 is off by several percent.
+            reduction="none",
             options=LinearCrossEntropyOptions(),
         )
+        return losses.float().sum() / (targets != _IGNORED).sum()
+
+    @contextmanager
+    def multiplied(self, factor: float) -> Iterator[None]:
+        """Compute from the hidden states times a factor."""
+        self._factor = factor
+        try:
+            yield
+        finally:
+            self._factor = None
+
+    @contextmanager
+    def switched_off(self, model: Any, factor: float = 1.0) -> Iterator[None]:
+        """Let the model make logits and transformers' loss again, of hidden states times a factor."""
+        head = self._head
+        head.forward = lambda hidden: linear(hidden * factor, head.weight, head.bias)
+        model.loss_function = self._full_loss
+        try:
+            yield
+        finally:
+            head.forward = _pass_on
+            model.loss_function = self
+
+
+def _pass_on(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
