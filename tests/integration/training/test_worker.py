@@ -23,6 +23,7 @@ from tests.support.gloo import run_on
 
 FOLDER = "checkpoints/00-text"
 STEPS = 12
+ETA = 1e-2
 ADEMAMIX = {"kind": "ademamix", "alpha_warmup": 4, "beta3_warmup": 8}
 
 
@@ -40,7 +41,7 @@ def _job(store: Store, **training: Any) -> Job:
         layouts={},
         first_step=0,
         start=None,
-        schedule=ConstantSchedule(1e-2, 2),
+        schedule=ConstantSchedule(ETA, 2),
         model=ModelSpec(architecture="gpt_neox", config=config | {"num_attention_heads": 2}),
         training=spec,
         sequence_length=8,
@@ -75,11 +76,13 @@ def _batches(
     _store: Store, job: Job, mix_step: int, rank: int, world: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     for step in range(mix_step, job.mix.steps):
-        batch = np.random.default_rng(step).integers(1, 64, (4, 8))
+        batch = np.random.default_rng(job.first_step + step).integers(1, 64, (4, 8))
         yield step, batch[rank * 4 // world : (rank + 1) * 4 // world]
 
 
-def _train(folder: Path, until: int | None, training: dict[str, Any]) -> None:
+def _train(
+    place: Path, until: int | None, training: dict[str, Any], /, **changes: Any
+) -> None:
     import torch.distributed as dist
 
     from perennial.training import worker
@@ -90,12 +93,12 @@ def _train(folder: Path, until: int | None, training: dict[str, Any]) -> None:
     patched.batches_from, patched.is_ending = _batches, lambda: False
     rays: Any = vars(progress)["ray"]
     rays.wait, rays.get = (lambda answers, **_: (answers, [])), lambda answers: answers
-    store = open_store(folder)
-    job = dataclasses.replace(_job(store, **training), until=until)
+    store = open_store(place)
+    job = dataclasses.replace(_job(store, **training), until=until, **changes)
     worker._Worker(job, store, driver).run()
     dist.barrier()
     if dist.get_rank() == 0:
-        (folder / "calls.json").write_text(json.dumps(driver.calls))
+        (place / "calls.json").write_text(json.dumps(driver.calls))
 
 
 def _weights(store: Store) -> dict[str, torch.Tensor]:
@@ -128,6 +131,75 @@ def test_i9_a_resumed_job_is_bitwise_the_straight_one(
     assert "stopped" not in [name for name, _ in calls]
     manifest = checkpoints.read_manifest(open_store(resumed), checkpoints.folder_of(FOLDER, STEPS))
     assert manifest.optimizer == ("ademamix" if optimizer else "adamw")
+
+
+CUT = 6
+SECOND = "checkpoints/01-text"
+
+
+def _join(folder: Path, optimizer: str, eta: float, training: dict[str, Any]) -> None:
+    """Train the second half as a stage of its own, which starts from the end of the first."""
+    steps = STEPS - CUT
+    _train(
+        folder,
+        None,
+        training,
+        folder=SECOND,
+        name="01-text",
+        first_step=CUT,
+        start=checkpoints.folder_of(FOLDER, CUT),
+        mix=stage_mix([], {"text": 4 * steps}, steps, 4, ReplayRule(share=0.0)),
+        schedule=ConstantSchedule(eta, 2),
+        optimizer=optimizer,
+    )
+
+
+@pytest.mark.parametrize(
+    "training",
+    [{}, {"precision": "bf16"}, {"precision": "bf16", "zero_stage": 2}],
+    ids=["fp32", "bf16", "bf16-zero-2"],
+)
+def test_i9_a_stage_cut_in_two_is_bitwise_one_where_the_optimizer_is_kept(
+    tmp_path: Path, training: dict[str, Any]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, until in ((whole, None), (cut, CUT)):
+        folder.mkdir()
+        run_on(2, _train, folder, until, training)
+    run_on(2, _join, cut, "keep", ETA, training)
+    expected, joined = _state(open_store(whole), FOLDER, STEPS), _state(open_store(cut), SECOND, STEPS)
+    assert set(joined) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, joined[name]), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("optimizer", ["reset", "keep-second-moment"])
+def test_a_join_keeps_the_fp32_weights_whatever_it_does_to_the_moments(
+    tmp_path: Path, optimizer: str, stage: int
+) -> None:
+    """The stage's rate changes no fp32 number, so it ends with the weights that it began with."""
+    training = {"precision": "bf16", "zero_stage": stage}
+    run_on(2, _train, tmp_path, CUT, training)
+    run_on(2, _join, tmp_path, optimizer, 1e-30, training)
+    store = open_store(tmp_path)
+    before, after = _state(store, FOLDER, CUT), _state(store, SECOND, STEPS)
+    weights = [name for name in before if name.endswith("|master") or "|" not in name]
+    rounded = [name for name in weights if "|" not in name]
+    assert len(weights) > len(rounded) > 0
+    for name in weights:
+        assert torch.equal(before[name], after[name]), name
+
+
+def _state(store: Store, folder: str, step: int) -> dict[str, torch.Tensor]:
+    """Weights and optimizer state of a checkpoint, by the names in its files."""
+    at = checkpoints.folder_of(folder, step)
+    manifest = checkpoints.read_manifest(store, at)
+    state: dict[str, torch.Tensor] = {}
+    for name in manifest.files:
+        if name.endswith(".safetensors"):
+            state |= load_file(Path(store.url) / manifest.key_of(at, name))
+    return state
 
 
 def test_a_group_that_would_load_another_optimizers_state_stops_and_says_so(
