@@ -6,7 +6,7 @@ QUICKSTART := build/quickstart
 RUN := pipelines/quickstart.yaml
 BASELINES := union no-replay cosine english french spanish
 
-.PHONY: docs quickstart baselines unit unit-tests property-tests coverage test test-long bench-data bench-train test-services check clean
+.PHONY: docs quickstart baselines unit unit-tests property-tests integration-tests e2e-tests coverage test test-long bench-data bench-train test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
 	$(BIN)/python pipelines/fetch_quickstart.py $(QUICKSTART)/text
@@ -38,7 +38,10 @@ coverage: $(VENV)/installed-test  ## the same tests, with the share of the packa
 test:  ## all tests but the longest: at most 15 minutes on two cores
 	$(MAKE) --no-print-directory --jobs 2 --output-sync $(VENV)/installed-test test-services
 	$(MAKE) --no-print-directory --jobs 2 --output-sync check coverage
-	$(BIN)/python -m pytest -m "not long" tests/integration tests/e2e
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=line integration-tests e2e-tests
+
+integration-tests e2e-tests: %-tests: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not long" tests/$*
 
 test-long: $(VENV)/installed-test test-services  ## the longest tests
 	$(BIN)/python pipelines/fetch_smollm.py build/smollm

@@ -14,6 +14,7 @@ pytest_plugins = (
     "tests.support.store_kinds",
     "tests.support.gloo",
     "tests.support.local_ray",
+    "tests.support.ray_nodes",
     "tests.support.trained_run",
     "tests.support.postgres_server",
 )

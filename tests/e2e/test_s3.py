@@ -16,8 +16,10 @@ from tests.support.tiny_run import SEQUENCE_LENGTH, tiny_run, write_run, write_t
 from tests.support.trained_run import STEPS, Lineage, document
 
 
-def test_i8_two_stages_train_in_a_bucket(s3_url: str, s3_server: S3Server, tmp_path: Path) -> None:
-    env = {**s3_server.environment(), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+def test_i8_two_stages_train_in_a_bucket(
+    s3_url: str, ray_head: dict[str, str], tmp_path: Path
+) -> None:
+    env = {**ray_head, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     run_file = write_run(tmp_path, tiny_run(tmp_path, store=s3_url))
     for name, path in write_texts(tmp_path).items():
         perennial("land", run_file, name, path, env=env)
@@ -34,6 +36,7 @@ def test_i8_two_stages_train_in_a_bucket(s3_url: str, s3_server: S3Server, tmp_p
     assert perennial_json("status", run_file, env=env)["next"] == []
 
 
+@pytest.mark.long
 def test_i9_a_gateway_that_dies_in_mid_stage_changes_nothing(
     s3_url: str, s3_server: S3Server, tmp_path: Path, lineage: Lineage
 ) -> None:

@@ -21,7 +21,7 @@ from tests.support.trained_run import STEPS, Lineage, document
 
 
 def test_a_search_advises_a_fragment_and_the_stage_goes_on_from_its_trial(
-    lineage: Lineage, tmp_path: Path
+    lineage: Lineage, ray_head: dict[str, str], tmp_path: Path
 ) -> None:
     shutil.copytree(lineage.after_first, tmp_path / "store")
     run_file = write_run(tmp_path, document(tmp_path))
@@ -33,7 +33,7 @@ def test_a_search_advises_a_fragment_and_the_stage_goes_on_from_its_trial(
     tuning_file.write_text(yaml.safe_dump(search | space | halving))
     store = open_store(tmp_path / "store")
 
-    found = perennial_json("tune", tuning_file)
+    found = perennial_json("tune", tuning_file, env=ray_head)
 
     assert [trial["point"]["eta"] for trial in found["trials"]] == [5e-4, 3e-3]
     assert sorted(trial["steps"] for trial in found["trials"]) == [8, 16]
@@ -53,13 +53,15 @@ def test_a_search_advises_a_fragment_and_the_stage_goes_on_from_its_trial(
     assert all({"adaptation", "forgetting", "train/loss"} <= set(r.data.metrics) for r in under)
 
     events = len(store.list("ledger"))
-    again = perennial_json("tune", tuning_file)  # nothing is trained or measured again
+    again = perennial_json(
+        "tune", tuning_file, env=ray_head
+    )  # nothing is trained or measured again
     assert again == found
     assert len(store.list("ledger")) == events + 1  # the new claim
 
     command = found["advice"][1]["command"].split()
     assert command[:2] == ["perennial", "run"]
-    process = start(*command[1:])
+    process = start(*command[1:], env=ray_head)
     _, told = process.communicate()
     assert process.returncode == 0, told[-4000:]
     assert f"step {STEPS + 16} of trial" in told

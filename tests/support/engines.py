@@ -44,7 +44,8 @@ def one_step(model: Any, ids: torch.Tensor, settings: dict[str, Any]) -> tuple[f
     before = stepped_weights(engine)
     set_eta(engine, 1e3)
     total = 0.0
-    parts = ids.split(spec.micro_batch)
+    first = range(0, len(ids), spec.micro_batch)
+    parts = [ids[row : row + spec.micro_batch] for row in first]
     for part in parts:
         loss = loss_of(engine, part, spec, END_OF_DOCUMENT)
         engine.backward(loss)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,19 +41,19 @@ class FlashCalls:
         """Return causal attention inside each piece of `(tokens, heads, size)`."""
         self.varlen += 1
         assert cu_seqlens_q.dtype == torch.int32
-        assert isinstance(options["max_seqlen_q"], int), "a tensor would be waited for in each layer"
+        assert isinstance(options["max_seqlen_q"], int), (
+            "a tensor would be waited for in each layer"
+        )
         bounds = cu_seqlens_q.tolist()
-        assert options["max_seqlen_q"] == max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+        assert options["max_seqlen_q"] == max(b - a for a, b in pairwise(bounds))
         pieces = [
             _attend(q[None, a:b], k[None, a:b], v[None, a:b], options.get("softmax_scale"))[0]
-            for a, b in zip(bounds, bounds[1:], strict=False)
+            for a, b in pairwise(bounds)
         ]
         return torch.cat(pieces)
 
 
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
-) -> torch.Tensor:
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
     return out.transpose(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
+
+_IMPORTED_ONCE = ["deepspeed", "transformers", "ray.train", "ray.data", "safetensors.torch"]
+"""What ranks import, which takes seconds; a server imports it once and forks every rank."""
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +36,27 @@ def run_on(world_size: int, function: Callable[..., None], *arguments: Any) -> N
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (world_size, port, function, arguments)
-    spawn(_rank, args=arguments, nprocs=world_size)  # type: ignore[no-untyped-call]
+    multiprocessing.set_forkserver_preload(_IMPORTED_ONCE)
+    arguments = (world_size, port, dict(os.environ), function, arguments)
+    start_processes(  # type: ignore[no-untyped-call]
+        _rank, args=arguments, nprocs=world_size, start_method="forkserver"
+    )
 
 
 def _rank(
-    rank: int, world_size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    port: int,
+    environment: dict[str, str],
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
     import torch
     import torch.distributed as dist
 
+    # The server's environment is that of the first call.
+    os.environ.clear()
+    os.environ |= environment
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"

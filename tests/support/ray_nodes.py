@@ -16,17 +16,19 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.s3_server import S3Server
+
 _SOURCE = str(Path(__file__).parents[2] / "platform")
 _STORE_BYTES = 100 << 20
 
 
 class Nodes:
-    """A head without CPUs, where drivers live, and nodes with room for one worker each.
+    """A head, where drivers live, and nodes with room for one worker each.
 
     environment: what a driver needs to join: `start("run", run_file, env=nodes.environment)`.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], head_cpus: int = 0) -> None:
         from ray.cluster_utils import Cluster
 
         self._variables = environment
@@ -34,7 +36,7 @@ class Nodes:
             self._cluster = Cluster(
                 initialize_head=True,
                 head_node_args={
-                    "num_cpus": 0,
+                    "num_cpus": head_cpus,
                     "object_store_memory": _STORE_BYTES,
                     "include_dashboard": False,
                 },
@@ -100,10 +102,13 @@ class Nodes:
 
 
 @contextmanager
-def ray_nodes(*, count: int, environment: dict[str, str] | None = None) -> Iterator[Nodes]:
+def ray_nodes(
+    *, count: int, environment: dict[str, str] | None = None, head_cpus: int = 0
+) -> Iterator[Nodes]:
     """A cluster with `count` nodes that ends with the block. Tokens are asked for, as always.
 
     environment: more variables for its processes, such as those of an S3 server.
+    head_cpus: CPUs of the head itself.
     """
     # A place of its own, or any driver that names no cluster would join this one.
     folder = tempfile.mkdtemp(prefix="ray-")
@@ -113,7 +118,8 @@ def ray_nodes(*, count: int, environment: dict[str, str] | None = None) -> Itera
             "PYTHONPATH": os.pathsep.join(paths),
             "RAY_TMPDIR": folder,
             **(environment or {}),
-        }
+        },
+        head_cpus,
     )
     try:
         for _ in range(count):
@@ -122,6 +128,17 @@ def ray_nodes(*, count: int, environment: dict[str, str] | None = None) -> Itera
     finally:
         nodes.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_head(s3_server: S3Server) -> Iterator[dict[str, str]]:
+    """The variables with which commands join one cluster of the session, and see its S3 server.
+
+    A command that starts a cluster of its own takes some seconds longer.
+    """
+    environment = s3_server.environment()
+    with ray_nodes(count=0, environment=environment, head_cpus=os.cpu_count() or 1) as nodes:
+        yield nodes.environment
 
 
 def kill_tree(root: psutil.Process) -> None:

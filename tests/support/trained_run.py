@@ -41,18 +41,18 @@ def document(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def lineage(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
+def lineage(tmp_path_factory: pytest.TempPathFactory, ray_head: dict[str, str]) -> Lineage:
     """One for the whole session: it takes a minute or two."""
     folder = tmp_path_factory.mktemp("lineage")
     run_file = write_run(folder, document(folder))
     texts = write_texts(folder)
     perennial("land", run_file, "help", texts["help"])
-    first_run = perennial_json("run", run_file)
+    first_run = perennial_json("run", run_file, env=ray_head)
     after_first = folder / "after-first"
     shutil.copytree(folder / "store", after_first)
     perennial("land", run_file, "code", texts["code"])
-    perennial("watch", run_file, "--once")
-    release = perennial_json("release", run_file)
-    evaluation = perennial_json("evaluate", run_file)
+    perennial("watch", run_file, "--once", env=ray_head)
+    release = perennial_json("release", run_file, env=ray_head)
+    evaluation = perennial_json("evaluate", run_file, env=ray_head)
     store = open_store(folder / "store")
     return Lineage(folder, run_file, store, after_first, first_run, release, evaluation)

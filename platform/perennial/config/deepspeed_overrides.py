@@ -96,7 +96,9 @@ def check_overrides(block: Mapping[str, Any]) -> None:
                 + (f"did you mean {close[0]}?" if close else "remove it")
             )
         if key == "data_types.grad_accum_dtype" and value not in ("fp32", "bf16"):
-            raise ValueError(f"deepspeed.{key} {value!r} is refused; use fp32, or bf16 to save memory")
+            raise ValueError(
+                f"deepspeed.{key} {value!r} is refused; use fp32, or bf16 to save memory"
+            )
 
 
 def merge_settings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def memory(
     optimizer_bytes = _MASTER_BYTES + training.optimizer_config.state_bytes()
     return Memory(
         weights=0 if away == "weights" and zero_stage == 3 else share(number, 3),
-        gradients=share(number, 2),
+        gradients=share(gradient_bytes(training), 2),
         optimizer=0 if away != "none" and zero_stage else share(optimizer_bytes, 1),
         activations=activation_bytes(
             size,
@@ -168,6 +168,14 @@ def checkpoint_bytes(size: ModelSize, training: TrainingSpec) -> int:
     master = 0 if training.precision == "fp32" else _MASTER_BYTES
     state = training.optimizer_config.state_bytes()
     return size.parameters * (number_bytes(training.precision) + state + master)
+
+
+def gradient_bytes(training: TrainingSpec) -> int:
+    """Return the bytes of one number of the gradient that micro batches are summed in."""
+    sums = training.deepspeed.get("data_types", {}).get("grad_accum_dtype", "fp32")
+    if training.precision == "bf16" and sums == "fp32":
+        return 4
+    return number_bytes(training.precision)
 
 
 def number_bytes(precision: Precision) -> int:

@@ -298,7 +298,7 @@ def _joining(engine: Any, folder: Path) -> Any:
     import torch.distributed as dist
 
     from perennial.training.checkpoint.reader import begin_from_latest
-    from perennial.training.checkpoint.resume import load_moments
+    from perennial.training.checkpoint.resume import load_state
     from perennial.training.checkpoint.writer import Saver
     from perennial.training.engine.optimizer_state import optimizer_state
 
@@ -319,7 +319,7 @@ def _joining(engine: Any, folder: Path) -> Any:
             moments = optimizer_state(engine, AdamWConfig())[0]
             for tensor in moments.values():
                 tensor.zero_()
-            load_moments(engine, job, start)
+            load_state(engine, job, start)
             moments = optimizer_state(engine, AdamWConfig())[0]
             return [
                 any(bool(t.any()) for name, t in moments.items() if name.endswith(f"|{moment}"))

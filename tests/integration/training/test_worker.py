@@ -80,9 +80,7 @@ def _batches(
         yield step, batch[rank * 4 // world : (rank + 1) * 4 // world]
 
 
-def _train(
-    place: Path, until: int | None, training: dict[str, Any], /, **changes: Any
-) -> None:
+def _train(place: Path, until: int | None, training: dict[str, Any], /, **changes: Any) -> None:
     import torch.distributed as dist
 
     from perennial.training import worker
@@ -108,7 +106,13 @@ def _weights(store: Store) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize("optimizer", [None, ADEMAMIX], ids=["adamw", "ademamix"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(None, id="adamw"),
+        pytest.param(ADEMAMIX, id="ademamix", marks=pytest.mark.long),
+    ],
+)
 def test_i9_a_resumed_job_is_bitwise_the_straight_one(
     tmp_path: Path, optimizer: dict[str, Any] | None
 ) -> None:
@@ -154,41 +158,60 @@ def _join(folder: Path, optimizer: str, eta: float, training: dict[str, Any]) ->
     )
 
 
+def _cut_in_two(folder: Path, training: dict[str, Any]) -> None:
+    """Train a stage whole, and as two stages of which the second keeps the optimizer."""
+    _train(folder / "whole", None, training)
+    _train(folder / "cut", CUT, training)
+    _join(folder / "cut", "keep", ETA, training)
+
+
 @pytest.mark.parametrize(
     "training",
-    [{}, {"precision": "bf16"}, {"precision": "bf16", "zero_stage": 2}],
-    ids=["fp32", "bf16", "bf16-zero-2"],
+    [
+        pytest.param({}, id="fp32"),
+        pytest.param({"precision": "bf16"}, id="bf16"),
+        pytest.param({"precision": "bf16", "zero_stage": 2}, id="zero-2", marks=pytest.mark.long),
+    ],
 )
 def test_i9_a_stage_cut_in_two_is_bitwise_one_where_the_optimizer_is_kept(
     tmp_path: Path, training: dict[str, Any]
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder, until in ((whole, None), (cut, CUT)):
-        folder.mkdir()
-        run_on(2, _train, folder, until, training)
-    run_on(2, _join, cut, "keep", ETA, training)
-    expected, joined = _state(open_store(whole), FOLDER, STEPS), _state(open_store(cut), SECOND, STEPS)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    run_on(2, _cut_in_two, tmp_path, training)
+    expected = _state(open_store(tmp_path / "whole"), FOLDER, STEPS)
+    joined = _state(open_store(tmp_path / "cut"), SECOND, STEPS)
     assert set(joined) == set(expected)
     for name, tensor in expected.items():
         assert torch.equal(tensor, joined[name]), name
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("optimizer", ["reset", "keep-second-moment"])
+def _join_unmoved(folder: Path, optimizer: str) -> None:
+    """Train a stage and one that joins it, in every ZeRO stage; the second changes no number."""
+    for stage in range(4):
+        training = {"precision": "bf16", "zero_stage": stage}
+        _train(folder / str(stage), CUT, training)
+        _join(folder / str(stage), optimizer, 1e-30, training)
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["reset", pytest.param("keep-second-moment", marks=pytest.mark.long)]
+)
 def test_a_join_keeps_the_fp32_weights_whatever_it_does_to_the_moments(
-    tmp_path: Path, optimizer: str, stage: int
+    tmp_path: Path, optimizer: str
 ) -> None:
-    """The stage's rate changes no fp32 number, so it ends with the weights that it began with."""
-    training = {"precision": "bf16", "zero_stage": stage}
-    run_on(2, _train, tmp_path, CUT, training)
-    run_on(2, _join, tmp_path, optimizer, 1e-30, training)
-    store = open_store(tmp_path)
-    before, after = _state(store, FOLDER, CUT), _state(store, SECOND, STEPS)
-    weights = [name for name in before if name.endswith("|master") or "|" not in name]
-    rounded = [name for name in weights if "|" not in name]
-    assert len(weights) > len(rounded) > 0
-    for name in weights:
-        assert torch.equal(before[name], after[name]), name
+    """The second stage's rate is so small that it ends with the weights that it began with."""
+    for stage in range(4):
+        (tmp_path / str(stage)).mkdir()
+    run_on(2, _join_unmoved, tmp_path, optimizer)
+    for stage in range(4):
+        store = open_store(tmp_path / str(stage))
+        before, after = _state(store, FOLDER, CUT), _state(store, SECOND, STEPS)
+        weights = [name for name in before if name.endswith("|master") or "|" not in name]
+        rounded = [name for name in weights if "|" not in name]
+        assert len(weights) > len(rounded) > 0
+        for name in weights:
+            assert torch.equal(before[name], after[name]), (stage, name)
 
 
 def _state(store: Store, folder: str, step: int) -> dict[str, torch.Tensor]:

@@ -21,11 +21,13 @@ def test_the_block_is_merged_into_what_the_run_file_names() -> None:
         "zero_optimization": {"overlap_comm": True, "offload_optimizer": {"buffer_count": 8}},
     }
     spec = _spec(zero_stage=2, cpu_offload="optimizer", deepspeed=block)
-    settings = deepspeed_settings(spec, 8, 2)
+    settings = deepspeed_settings(spec, 8, 2, parameters=1001)
     assert settings["wall_clock_breakdown"] is True
     assert settings["gradient_accumulation_steps"] == 2
     assert settings["zero_optimization"] == {
         "stage": 2,
+        "reduce_bucket_size": 1001,
+        "allgather_bucket_size": 1002,
         "overlap_comm": True,
         "offload_optimizer": {"device": "cpu", "pin_memory": False, "buffer_count": 8},
     }
@@ -43,8 +45,21 @@ def test_the_block_is_merged_into_what_the_run_file_names() -> None:
             {"zero_optimization": {"offload_param": {"device": "nvme"}}},
             "offload_param.device is set by training.cpu_offload",
         ),
-        ({"tensor_parallel": {"autotp_size": 2}}, "which checkpoints do not store"),
-        ({"data_types": {"grad_accum_dtype": "fp32"}}, "set zero_stage to 2 or 3"),
+        (
+            {"tensor_parallel": {"autotp_size": 2}},
+            "tensor_parallel.autotp_size is not among",
+        ),
+        ({"expert_parallel": {"enabled": True}}, "deepspeed.expert_parallel.enabled is not among"),
+        ({"sequence_parallel_size": 2}, "deepspeed.sequence_parallel_size is not among the keys"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"super_offload": True}}},
+            "offload_optimizer.super_offload is not among the keys",
+        ),
+        (
+            {"zero_optimization": {"overlap_com": True}},
+            "you mean zero_optimization.overlap_comm",
+        ),
+        ({"data_types": {"grad_accum_dtype": "fp8"}}, "'fp8' is refused; use fp32, or bf16"),
     ],
 )
 def test_what_has_a_field_of_its_own_is_refused_by_name(block: dict[str, Any], told: str) -> None:
@@ -79,10 +94,12 @@ def test_a_gpu_run_is_described_to_deepspeed_as_its_fields_say(precision: str) -
         gpus_per_worker=1,
         attention="flash_attention_2",
     )
-    settings = deepspeed_settings(spec, 8, 1)
+    settings = deepspeed_settings(spec, 8, 1, parameters=10**10)
     moved = {"device": "cpu", "pin_memory": True}
     assert settings["zero_optimization"] == {
         "stage": 3,
+        "reduce_bucket_size": 5 * 10**8,
+        "allgather_bucket_size": 5 * 10**8,
         "offload_optimizer": moved,
         "offload_param": moved,
     }
@@ -90,3 +107,16 @@ def test_a_gpu_run_is_described_to_deepspeed_as_its_fields_say(precision: str) -
         precision == "bf16",
         precision == "fp16",
     ]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_sums_its_gradients_in_fp32_unless_the_block_says_otherwise(stage: int) -> None:
+    spec = _spec(zero_stage=stage, precision="bf16")
+    settings = deepspeed_settings(spec, 8, 1, 1000)
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert settings["communication_data_type"] == "fp32"
+    block = {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16"}
+    spec = _spec(zero_stage=stage, precision="bf16", deepspeed=block)
+    settings = deepspeed_settings(spec, 8, 1, 1000)
+    assert settings["data_types"] == {"grad_accum_dtype": "bf16"}
+    assert "data_types" not in deepspeed_settings(_spec(zero_stage=stage), 8, 1, 1000)

@@ -78,6 +78,16 @@ def test_zero_divides_what_its_stage_says_and_one_worker_holds_16_bytes_a_parame
     assert by_stage[3].weights == parameters * 2 // 64
 
 
+def test_gradients_of_bf16_are_summed_in_fp32_unless_the_run_file_says_otherwise() -> None:
+    spec = load_run(PIPELINES / "paper-405m.yaml")
+    size = model_size(model_config(spec.model, 50277, 0, 2048))
+    bf16 = spec.training.model_copy(update={"precision": "bf16"})
+    small = bf16.model_copy(update={"deepspeed": {"data_types": {"grad_accum_dtype": "bf16"}}})
+    assert memory(size, bf16, 2048, 1, 8).gradients == 4 * size.parameters
+    assert memory(size, bf16, 2048, 2, 8).gradients == -(-4 * size.parameters // 8)
+    assert memory(size, small, 2048, 1, 8).gradients == 2 * size.parameters
+
+
 def test_checkpointing_leaves_one_layer_and_every_layers_input() -> None:
     spec = load_run(PIPELINES / "paper-405m.yaml")
     size = model_size(model_config(spec.model, 50277, 0, 2048))

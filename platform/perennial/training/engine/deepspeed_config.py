@@ -11,12 +11,25 @@ if TYPE_CHECKING:
     from perennial.config.training import TrainingSpec
 
 
-def deepspeed_settings(spec: TrainingSpec, global_batch: int, world_size: int) -> dict[str, Any]:
+_LARGEST_BUCKET = 500_000_000
+"""DeepSpeed's own size of a bucket, in numbers"""
+
+
+def deepspeed_settings(
+    spec: TrainingSpec, global_batch: int, world_size: int, parameters: int
+) -> dict[str, Any]:
     """Return DeepSpeed's configuration: the run file's fields, and its block `deepspeed`.
 
     Gradient accumulation takes up what `world_size` workers of `micro_batch` sequences leave; see
-    `share` for the losses' weights.
+    `micro_batches` for the losses' weights.
+
+    Args:
+        spec: the run file's section.
+        global_batch: sequences in a step, over all workers.
+        world_size: number of workers.
+        parameters: number of the model's, above which no bucket needs to be.
     """
+    bucket = min(parameters, _LARGEST_BUCKET)
     accumulation = micro_batches_per_rank(global_batch, spec.micro_batch, world_size)
     ours: dict[str, Any] = {
         # DeepSpeed wants this product; with parts of unlike sizes it is more than `global_batch`.
@@ -24,7 +37,13 @@ def deepspeed_settings(spec: TrainingSpec, global_batch: int, world_size: int) -
         "train_micro_batch_size_per_gpu": spec.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": spec.gradient_clip,
-        "zero_optimization": {"stage": spec.zero_stage} | _offload(spec),
+        "zero_optimization": {
+            "stage": spec.zero_stage,
+            # Memory that is allocated in every step, whatever of it is used.
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket + bucket % 2,  # NCCL's buffers are aligned to 4 bytes
+        }
+        | _offload(spec),
         "zero_allow_untested_optimizer": True,
         # DeepSpeed's own Adam for offloaded state is compiled on first use; torch's needs nothing.
         "zero_force_ds_cpu_optimizer": False,

@@ -34,7 +34,8 @@ def build_engine(
     config = spec.optimizer_config
     groups = _decay_groups(model, config.weight_decay)
     optimizer = config.build(groups, offloaded=spec.cpu_offload != "none")
-    settings = deepspeed_settings(spec, global_batch, world_size)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    settings = deepspeed_settings(spec, global_batch, world_size, parameters)
     engine = initialize(model, optimizer, settings)
     # DeepSpeed 0.19.8 steps once on zero gradients where ZeRO 0 keeps fp32 copies, and would
     # correct the moments' bias for one step too many.

@@ -105,7 +105,7 @@ class ChunkedLoss:
 
     def __init__(self, model: Any) -> None:
         """Let a model compute its loss so; `of` finds it again."""
-        self._head: torch.nn.Linear = model.get_output_embeddings()
+        self._head = model.get_output_embeddings()
         self._full_loss = model.loss_function
         self._factor: float | None = None
         self._head.forward = _pass_on
@@ -146,8 +146,8 @@ class ChunkedLoss:
 
     @contextmanager
     def switched_off(self, model: Any, factor: float = 1.0) -> Iterator[None]:
-        """Let the model make logits and transformers' loss again, of hidden states times a factor."""
-        head = self._head
+        """Let the model make logits again, and its own loss, of hidden states times a factor."""
+        head: Any = self._head
         head.forward = lambda hidden: linear(hidden * factor, head.weight, head.bias)
         model.loss_function = self._full_loss
         try:
