@@ -38,7 +38,11 @@ coverage: $(VENV)/installed-test  ## the same tests, with the share of the packa
 test:  ## all tests but the longest: at most 15 minutes on two cores
 	$(MAKE) --no-print-directory --jobs 2 --output-sync $(VENV)/installed-test test-services
 	$(MAKE) --no-print-directory --jobs 2 --output-sync check coverage
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=line integration-tests e2e-tests
+	# Side by side; the second session's output follows the first's.
+	mkdir -p build; \
+	$(MAKE) --no-print-directory e2e-tests > build/e2e-tests.log 2>&1 & e2e=$$!; \
+	$(MAKE) --no-print-directory integration-tests; integration=$$?; \
+	wait $$e2e; e2e=$$?; cat build/e2e-tests.log; exit $$((integration + e2e))
 
 integration-tests e2e-tests: %-tests: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "not long" tests/$*

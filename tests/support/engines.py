@@ -8,7 +8,7 @@ import torch
 
 from perennial.config.training import TrainingSpec
 from perennial.training.engine.deepspeed_internals import owned_shards
-from perennial.training.engine.engine import build_engine, loss_of, set_eta
+from perennial.training.engine.engine import build_engine, losses_of, set_eta
 
 END_OF_DOCUMENT = 3
 
@@ -47,8 +47,8 @@ def one_step(model: Any, ids: torch.Tensor, settings: dict[str, Any]) -> tuple[f
     first = range(0, len(ids), spec.micro_batch)
     parts = [ids[row : row + spec.micro_batch] for row in first]
     for part in parts:
-        loss = loss_of(engine, part, spec, END_OF_DOCUMENT)
-        engine.backward(loss)
+        losses = losses_of(engine, part, spec, END_OF_DOCUMENT)
+        engine.backward(losses.objective)
         engine.step()
-        total += loss.item() / len(parts)
+        total += losses.loss.item() / len(parts)
     return total, stepped_weights(engine) - before

@@ -41,6 +41,10 @@ class ModelSpec(Section):
     path: str | None = None
     """a stored model: a Hugging Face folder of safetensors or a .gguf file, local or a
     bucket's url"""
+    init: Literal["architecture", "small-wang"] = "architecture"
+    """with `architecture`, standard deviations of the random weights: architecture (what
+    transformers does for it, mostly 0.02) or small-wang (GPT-NeoX's and the paper's: sqrt(2 / 5h),
+    and 2 / (L sqrt(h)) where a block adds to the residual stream, h wide and L blocks deep)"""
     inherit_layers: Count | None = None
     """with `path`, number of the model's first blocks that are kept, beside the embeddings, the
     final norm and the head (Inheritune, arXiv 2404.08634); default all"""
@@ -56,6 +60,10 @@ class ModelSpec(Section):
         if self.path is not None and self.config:
             raise ValueError(
                 "config goes with architecture, and a stored model brings its own; remove config"
+            )
+        if self.path is not None and self.init != "architecture":
+            raise ValueError(
+                "init goes with architecture, and a stored model has its weights; remove init"
             )
         if self.path is None and self.inherit_layers is not None:
             raise ValueError(
@@ -114,7 +122,7 @@ class TrainingSpec(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that one worker reserves; leave some of the machine for Ray Data's readers"""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs that one worker reserves; 0 trains on CPUs"""
+    """GPUs of one worker: 1, or 0 to train on CPUs"""
     global_batch: Count
     """sequences in one optimizer step, constant for any number of workers"""
     micro_batch: Count
@@ -140,6 +148,10 @@ class TrainingSpec(Section):
     loss: Literal["full", "chunked"] = "full"
     """full (all logits at once) or chunked (torch's linear_cross_entropy: the logits of a part of
     the tokens at a time, which saves memory where the vocabulary is large)"""
+    balance_loss: Annotated[float, Field(ge=0)] | None = None
+    """weight of the loss that spreads the tokens of a mixture-of-experts model over its experts, at
+    least 0, which turns it off; default what the model's configuration says. It is trained and
+    recorded apart from the loss"""
     activation_checkpointing: bool = False
     """true recomputes every block's activations in the backward pass, to save memory"""
     compile: bool = False
@@ -203,6 +215,11 @@ class TrainingSpec(Section):
     @model_validator(mode="after")
     def _engine_agrees(self) -> TrainingSpec:
         check_overrides(self.deepspeed)
+        if self.gpus_per_worker not in (0, 1):
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker:g} is refused: a worker is one process "
+                "with one GPU; give 1 (or 0 for CPUs), and more workers"
+            )
         if self.cpu_offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("cpu_offload optimizer needs ZeRO; set zero_stage to 1, 2 or 3")
         if self.cpu_offload == "weights" and self.zero_stage != 3:

@@ -194,6 +194,7 @@ def answer(
             texts,
             folder=Path(scratch) / "tasks",
             context_tokens=questions.sequence_length,
+            most_logits=MAX_LOGITS,
             seed=questions.seed,
         )
         paired = (_paired(store, folder_key, outcome, questions) for outcome in outcomes)

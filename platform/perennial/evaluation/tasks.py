@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FOLDER, CORPUS, CONTINUATIONS = "${folder}", "${corpus}", "${continuations}"
 BATCH = 16
+_COPIES_OF_LOGITS = 3
+"""the model's, their logarithmic softmax and its copy in fp32, which lm-eval holds at once"""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def run_tasks(
     *,
     folder: Path,
     context_tokens: int,
+    most_logits: int,
     seed: int,
 ) -> list[TaskScore | NotRun]:
     """Score the tasks with a loaded model.
@@ -123,6 +126,7 @@ def run_tasks(
         texts: held-out documents by corpus.
         folder: local tasks are written below it; they need no network.
         context_tokens: longest sequence that the model has seen, in tokens.
+        most_logits: numbers of logits that may be in memory at once.
         seed: of the items of local tasks.
     """
     if not tasks:
@@ -131,7 +135,9 @@ def run_tasks(
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, max_length=context_tokens)
+    logits = context_tokens * model.config.get_text_config().vocab_size
+    batch = max(1, min(BATCH, most_logits // (_COPIES_OF_LOGITS * logits)))
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=context_tokens)
     outcomes: list[TaskScore | NotRun] = []
     named = [task for task in tasks if isinstance(task, str)]
     # lm-eval reads thousands of files to list its own tasks, so only where one is named.
@@ -228,14 +234,27 @@ def _score(
 ) -> list[TaskScore | NotRun]:
     from lm_eval import simple_evaluate
 
-    try:
-        with _silence():
-            results = simple_evaluate(
-                lm, tasks=[name], num_fewshot=shots, task_manager=manager, log_samples=True
-            )
-    except Exception as error:  # a fault in one task's data or code must not stop the others
-        return [NotRun(label, _reason(error))]
-    return [*scores(results)]
+    while True:
+        try:
+            with _silence():
+                results = simple_evaluate(
+                    lm, tasks=[name], num_fewshot=shots, task_manager=manager, log_samples=True
+                )
+        except Exception as error:  # a fault in one task's data or code must not stop the others
+            if not _is_out_of_memory(error) or lm.batch_size_per_gpu == 1:
+                return [NotRun(label, _reason(error))]
+        else:
+            return [*scores(results)]
+        # Outside the handler, whose traceback holds the tensors.
+        lm.batch_size_per_gpu //= 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether torch found no memory; on CPUs it has no class of its own for that."""
+    import torch
+
+    on_cpu = isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or on_cpu
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class StepFacts:
     loss: this rank's part of the mean loss over the global batch, in nats per token; the sum over
         the ranks is that mean.
     gradient_norm: of the whole gradient, before clipping; a number or a tensor `()`.
+    balance: this rank's part of the mean loss that spreads tokens over experts; None without any.
     """
 
     job: Job
@@ -38,6 +39,7 @@ class StepFacts:
     engine: Any
     loss: torch.Tensor
     gradient_norm: torch.Tensor | float
+    balance: torch.Tensor | None = None
 
 
 class StepMetric:
@@ -171,6 +173,17 @@ class GradientNorm(StepMetric):
         return facts.gradient_norm
 
 
+class BalanceLoss(StepMetric):
+    """Loss that spreads tokens over experts, before its weight; 1 where all are used alike."""
+
+    name = "balance_loss"
+    combine = "sum"
+
+    def measure(self, facts: StepFacts) -> torch.Tensor | None:
+        """Return this rank's part of the mean; None for a model without experts."""
+        return facts.balance
+
+
 class TokensPerSecond(StepMetric):
     """Tokens of the global batch over the seconds of the step."""
 
@@ -190,5 +203,13 @@ class TokensSeen(StepMetric):
     name = "tokens_seen"
 
 
-for _metric in (Loss(), LearningRate(), GradientNorm(), TokensPerSecond(), Spikes(), TokensSeen()):
+for _metric in (
+    Loss(),
+    LearningRate(),
+    GradientNorm(),
+    BalanceLoss(),
+    TokensPerSecond(),
+    Spikes(),
+    TokensSeen(),
+):
     METRICS.register(_metric.name)(_metric)

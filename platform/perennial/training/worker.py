@@ -24,7 +24,7 @@ from perennial.training.checkpoint.resume import (
 )
 from perennial.training.checkpoint.writer import Saver
 from perennial.training.engine.collective_timer import meter_collectives
-from perennial.training.engine.engine import gradient_norm, loss_of, overflowed, set_eta
+from perennial.training.engine.engine import gradient_norm, losses_of, overflowed, set_eta
 from perennial.training.engine.microbatch import micro_batches, on_device, seed_dropout
 from perennial.training.engine.profiling import Trace
 from perennial.training.engine.scalar_allreduce import StepReduction, Votes
@@ -259,14 +259,18 @@ class _Worker:
         seed_dropout(job.seed, step, self._rank)
         ahead = on_device((tokens[part.rows] for part in self._parts), engine.device)
         total = torch.zeros((), device=engine.device)
+        balance: Any = 0.0
         norm: Any = None
         for part in self._parts:
             meter.to("forward")
             ids = next(ahead)
-            loss = loss_of(engine, ids, job.training, job.end_of_document)
+            losses = losses_of(engine, ids, job.training, job.end_of_document)
             meter.to("backward")
-            engine.backward(loss * part.weight)
-            total += loss.detach().float() * (part.sequences / job.mix.global_batch)
+            engine.backward(losses.objective * part.weight)
+            share = part.sequences / job.mix.global_batch
+            total += losses.loss.detach().float() * share
+            if losses.balance is not None:
+                balance = balance + losses.balance.detach().float() * share
             if part is self._parts[-1]:
                 # Before this step's gradients become weights: the step before must be no spike,
                 # and its snapshot must have been written.
@@ -279,7 +283,8 @@ class _Worker:
         meter.to("communication")
         if norm is None:
             norm = 0.0 if overflowed(engine) else engine.get_global_grad_norm()
-        self._start_reduction(StepFacts(job, step, engine, total, norm))
+        uneven = None if losses.balance is None else balance
+        self._start_reduction(StepFacts(job, step, engine, total, norm, uneven))
         self._start_row(step)
 
     def _start_reduction(self, facts: StepFacts) -> None:

@@ -25,6 +25,7 @@ from perennial.evaluation.suites import SUITES, Suite, SuiteTask
 from perennial.evaluation.tasks import run_suite
 from perennial.store import Store, open_store
 from tests.support.s3_server import S3Server
+from tests.support.small_models import small_model
 
 SEQUENCE = 128
 DOCUMENTS = 12
@@ -272,6 +273,58 @@ def test_a_task_that_cannot_run_is_reported_and_stops_no_other(
     [nowhere] = examine(store, RELEASE, Questions((), SEQUENCE, 1, tasks=(CONTINUATION,))).tasks
     assert isinstance(nowhere, NotRun)
     assert "no corpus is being evaluated" in nowhere.reason
+
+
+def test_a_task_that_memory_does_not_hold_is_scored_in_smaller_batches(tmp_path: Path) -> None:
+    """A model that has memory for two rows; the scores are those of one with memory for all."""
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    from perennial.evaluation.tasks import LocalTask, run_tasks
+
+    end = "<|endoftext|>"
+    words = str(_byte_tokenizer(tmp_path))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=words, eos_token=end, pad_token=end)
+    yaml = (
+        "task: memory\ndataset_path: json\n"
+        "dataset_kwargs: {data_files: {test: '${folder}/items.jsonl'}, "
+        "cache_dir: '${folder}/cache'}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\n"
+        "doc_to_choice: [' a', ' b']\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\n"
+    )
+    items = "".join(f'{{"q": "word {"on " * n}"}}\n' for n in range(6))
+    task = LocalTask("memory", {"task.yaml": yaml.encode(), "items.jsonl": items.encode()})
+    rows: list[int] = []
+
+    def run(name: str, most_rows: int, most_logits: int = 1 << 26) -> Any:
+        def forget(_: Any, arguments: tuple[Any, ...]) -> None:
+            rows.append(len(arguments[0]))
+            if rows[-1] > most_rows:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        model = small_model("llama", vocab_size=300, max_position_embeddings=64)
+        model.register_forward_pre_hook(forget)
+        rows.clear()
+        (score,) = run_tasks(
+            model,
+            tokenizer,
+            [task],
+            {},
+            folder=tmp_path / name,
+            context_tokens=64,
+            most_logits=most_logits,
+            seed=0,
+        )
+        return score
+
+    whole = run("whole", 16)
+    assert isinstance(whole, TaskScore)
+    assert max(rows) > 2
+    assert run("small", 2).items == whole.items
+    assert isinstance(run("none", 0), NotRun)
+    # Three copies of the logits of four rows of 64 tokens and 300 words.
+    assert run("sized", 16, most_logits=4 * 3 * 64 * 300).items == whole.items
+    assert max(rows) == 4
 
 
 def test_losses_and_tasks_may_be_asked_of_different_corpora_with_one_load(store: Store) -> None:

@@ -83,7 +83,8 @@ def test_the_progress_line_shows_the_loss_and_the_learning_rate() -> None:
 
 
 def test_the_built_in_measured_metrics_come_first_and_in_order(plugin: StepMetric) -> None:
-    assert list(measured_metrics()) == ["loss", "gradient_norm", "loss_part"]
+    built_in = ["loss", "gradient_norm", "balance_loss"]
+    assert list(measured_metrics()) == [*built_in, "loss_part"]
 
 
 def test_a_plug_in_is_in_mlflow_and_in_the_progress_line(plugin: StepMetric) -> None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ class Saver:
         dist.broadcast_object_list(attempt, src=0, group=self._group)
         self._attempt: str = attempt[0]
         _remove_left_over()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_this_boot()}-{os.getpid()}-"))
         if history is not None and self._rank == 0:
             shutil.copyfile(history, self._folder / METRICS)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -284,11 +286,32 @@ class Saver:
 
 
 def _remove_left_over() -> None:
-    """Remove the local files of workers that were killed on this machine."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        process = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if process.isdecimal() and not Path("/proc", process).exists():
+    """Remove the local files of workers that were killed on this machine.
+
+    The folder for temporary files may be shared by machines or pods, whose processes cannot be seen
+    from here: theirs stay.
+    """
+    host = f"{_PREFIX}{_host()}-"
+    for folder in Path(tempfile.gettempdir()).glob(f"{host}*-*-*"):
+        boot, process, _ = folder.name.removeprefix(host).split("-", 2)
+        is_alive = f"{_host()}-{boot}" == _this_boot() and Path("/proc", process).exists()
+        if process.isdecimal() and not is_alive:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _host() -> str:
+    """Return the name of this machine or pod, without what separates the parts of a name."""
+    return socket.gethostname().replace("-", "_")
+
+
+@cache
+def _this_boot() -> str:
+    """Return a name of this machine since its start, after which process numbers begin again."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    except OSError:
+        boot = "0"
+    return f"{_host()}-{boot}"
 
 
 def _in_one_line(failed: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import deepspeed
 import torch
@@ -15,7 +15,7 @@ from perennial.training.engine.deepspeed_internals import (
     is_partitioned,
 )
 from perennial.training.engine.probe import probe_features
-from perennial.training.model.features import model_inputs, prepare
+from perennial.training.model.features import balance_weight, model_inputs, prepare
 
 if TYPE_CHECKING:
     from perennial.config.training import TrainingSpec
@@ -52,13 +52,38 @@ def build_engine(
     return engine
 
 
-def loss_of(engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document: int) -> Any:
-    """Return the mean nats per token of a micro-batch of ids `(micro_batch, sequence)`.
+class Losses(NamedTuple):
+    """Losses of a micro batch; means over its tokens.
+
+    loss: nats per token, which is reported.
+    objective: what the gradient is taken of: the loss, and the weighted loss of the experts.
+    balance: loss of unevenly used experts, 1 when all are used alike; None for a model without.
+    """
+
+    loss: torch.Tensor
+    objective: torch.Tensor
+    balance: torch.Tensor | None = None
+
+
+def losses_of(engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document: int) -> Losses:
+    """Return the losses of a micro-batch of ids `(micro_batch, sequence)`.
 
     Every token after a sequence's first is predicted, the first of a next document too: the
     number of tokens that a step averages over does not depend on what is in them.
     """
-    return engine(labels=ids, **model_inputs(ids, spec, end_of_document)).loss
+    inputs = model_inputs(ids, spec, end_of_document)
+    weight = balance_weight(engine.module, spec)
+    if not weight:
+        loss = engine(labels=ids, **inputs).loss
+        return Losses(loss, loss)
+    output = engine(labels=ids, output_router_logits=True, **inputs)
+    balance = output.aux_loss.to(output.loss.device)
+    return Losses(output.loss, output.loss + weight * balance, balance)
+
+
+def loss_of(engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document: int) -> Any:
+    """Return the mean nats per token of a micro-batch of ids `(micro_batch, sequence)`."""
+    return losses_of(engine, ids, spec, end_of_document).loss
 
 
 def set_eta(engine: Any, eta: float) -> None:
@@ -122,9 +147,9 @@ def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str,
 def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
     """Return whether weight decay applies: to matrices, never to norms, biases and marked ones.
 
-    Experts keep their biases as one tensor `(experts, outputs)`, which is no matrix, and state
-    space models mark parameters that decay would destroy.
+    Experts keep their biases as one tensor `(experts, outputs)`, which is no matrix. The rates of
+    a state space model decay to others than it was given; its authors mark them.
     """
     is_bias = name.endswith("bias")
-    marked = getattr(parameter, "_no_weight_decay", False)
-    return parameter.dim() >= 2 and not is_bias and not marked
+    is_rate = name.endswith("A_log") or getattr(parameter, "_no_weight_decay", False)
+    return parameter.dim() >= 2 and not is_bias and not is_rate

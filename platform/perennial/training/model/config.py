@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
+from perennial.training.model.initialisation import draw_small_wang
 from perennial.training.model.stored import ModelFiles, model_files
 
 if TYPE_CHECKING:
@@ -88,13 +89,25 @@ def check_vocabulary(config: PretrainedConfig, where: str, vocabulary: int) -> N
         )
 
 
-def random_model(config: PretrainedConfig, seed: int) -> Any:
-    """Return a model with the architecture's own initialisation, the same on every worker."""
+def random_model(config: PretrainedConfig, seed: int, init: str = "architecture") -> Any:
+    """Return a model with random weights, the same on every worker.
+
+    Args:
+        config: of the architecture.
+        seed: of the weights.
+        init: as `model.init` of the run file.
+
+    Raises:
+        InputError: the method does not know the architecture.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if init == "small-wang":
+        draw_small_wang(model, seed)
+    return model
 
 
 def stored_model(folder: Path, gguf: str | None = None, dtype: Any = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ def prepare(model: Any, spec: TrainingSpec) -> None:
         )
     if spec.loss == "chunked":
         ChunkedLoss(model)
+    _prepare_balance(model, spec)
     # A model out of a file is set to evaluate; both kinds must train alike.
     model.train()
 
@@ -94,6 +96,30 @@ def _flash_lengths(positions: torch.Tensor) -> dict[str, Any]:
         "max_length_q": longest,
         "max_length_k": longest,
     }
+
+
+def balance_weight(model: Any, spec: TrainingSpec) -> float:
+    """Return the weight of the loss that balances a model's experts; 0 for one without any."""
+    if not _has_router(model):
+        return 0.0
+    if spec.balance_loss is not None:
+        return spec.balance_loss
+    return float(model.config.get_text_config().router_aux_loss_coef)
+
+
+def _prepare_balance(model: Any, spec: TrainingSpec) -> None:
+    if _has_router(model):
+        # transformers would add it to the loss, where nothing could tell the two apart.
+        model.router_aux_loss_coef = 0.0
+    elif spec.balance_loss:
+        problem = f"{type(model).__name__} has no experts that a loss could balance"
+        raise refused("balance_loss", problem, "remove balance_loss")
+
+
+def _has_router(model: Any) -> bool:
+    config = model.config.get_text_config()
+    arguments = inspect.signature(model.forward).parameters
+    return hasattr(config, "router_aux_loss_coef") and "output_router_logits" in arguments
 
 
 class ChunkedLoss:

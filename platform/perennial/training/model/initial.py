@@ -90,7 +90,7 @@ def initial_model(store: Store, job: Job) -> Any:
     """Return the model that a job without a checkpoint to start from begins with, in float32."""
     if job.model.path is None:
         config = model_config(job.model, job.vocabulary, job.end_of_document, job.sequence_length)
-        return random_model(config, job.seed)
+        return random_model(config, job.seed, job.model.init)
     manifest = InitialManifest.model_validate_json(store.read(_MANIFEST))
     with tempfile.TemporaryDirectory() as scratch:
         for name, expected in manifest.files.items():
