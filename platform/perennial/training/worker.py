@@ -24,6 +24,7 @@ from perennial.training.checkpoint.resume import (
 )
 from perennial.training.checkpoint.writer import Saver
 from perennial.training.engine.collective_timer import meter_collectives
+from perennial.training.engine.deepspeed_internals import release_engine
 from perennial.training.engine.engine import gradient_norm, losses_of, overflowed, set_eta
 from perennial.training.engine.microbatch import micro_batches, on_device, seed_dropout
 from perennial.training.engine.profiling import Trace
@@ -84,6 +85,7 @@ class _Worker:
         self._row: dict[str, Any] = {}
         self._seen_before = sum(job.tokens_seen.values())
         self._engine: Any = None
+        self._joins: JoinWatch | None = None
         self._saver: Saver | None = None
         self._votes = Votes()
 
@@ -108,10 +110,11 @@ class _Worker:
         try:
             self._train()
         except Spike as raised:
-            spike = raised
+            # Its traceback holds the failed step's tensors, and the engine.
+            spike = raised.with_traceback(None)
         else:
             return True
-        # Outside the handler: its traceback holds the failed step's tensors, and the engine.
+        # Outside the handler, which keeps the traceback of what it handles.
         return not self._roll_back(spike)
 
     def _close_saver(self) -> None:
@@ -140,6 +143,7 @@ class _Worker:
                 self._skip(done)
             else:
                 self._step(done - 1, tokens)
+                assert self._joins is not None
                 self._row |= self._joins.after(done)
             if self._open_saver.wants(done) or self._votes.ending:
                 self._finish_reduction()
@@ -216,8 +220,9 @@ class _Worker:
         return again
 
     def _drop_engine(self) -> None:
+        self._joins = None
         if self._engine is not None:
-            self._engine.destroy()
+            release_engine(self._engine)
         self._engine = None
 
     def _skip(self, done: int) -> None:

@@ -225,6 +225,67 @@ def _state(store: Store, folder: str, step: int) -> dict[str, torch.Tensor]:
     return state
 
 
+def _roll_back(folder: Path, stage: int) -> None:
+    """Train with a spike at step 7; note which parts of the first engine live beside the second."""
+    import gc
+    import weakref
+
+    import torch.distributed as dist
+
+    from perennial.errors import Spike
+    from perennial.training import worker
+    from perennial.training.engine.deepspeed_internals import inner_optimizer
+    from perennial.training.spikes import response
+    from perennial.training.spikes.response import SpikeResponse
+
+    parts: list[weakref.ref[Any]] = []
+    alive: list[list[str]] = []
+    build: Any = vars(worker)["engine_at"]
+    spiked: list[int] = []
+
+    def judge(_: SpikeResponse, row: dict[str, Any]) -> None:
+        if row["step"] == 7 and not spiked:
+            engine = run[0]._engine
+            moments = next(iter(inner_optimizer(engine).state.values()))["exp_avg"]
+            parts.extend(map(weakref.ref, (engine, next(engine.module.parameters()), moments)))
+            spiked.append(7)
+            raise Spike(7, "planted", finite=True)
+
+    def build_noting(*arguments: Any) -> Any:
+        if spiked:
+            alive.append([type(part()).__name__ for part in parts if part() is not None])
+        return build(*arguments)
+
+    run: list[Any] = []
+
+    class Noting(worker._Worker):
+        def run(self) -> None:
+            run.append(self)
+            super().run()
+
+    patched: Any = worker
+    patched._Worker, patched.engine_at = Noting, build_noting
+    patched_response: Any = response
+    patched_response.SpikeResponse.judge = judge
+    patched_response._origins = lambda *_: []  # no corpus is there to trace the batch in
+    gc.disable()  # nothing but what the worker itself frees
+    policy = {"policy": "rollback-and-skip"}
+    _train(folder, None, {"zero_stage": stage, "spikes": policy, "keep_last": 1})
+    gc.enable()
+    if dist.get_rank() == 0:
+        (folder / "alive.json").write_text(json.dumps(alive))
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(0, marks=pytest.mark.long), 1, pytest.param(2, marks=pytest.mark.long), 3],
+)
+def test_a_rollback_has_one_engine_in_memory_at_a_time(tmp_path: Path, stage: int) -> None:
+    run_on(2, _roll_back, tmp_path, stage)
+    assert json.loads((tmp_path / "alive.json").read_text()) == [[]]
+    assert checkpoints.latest_step(open_store(tmp_path), FOLDER) == STEPS
+
+
 def test_a_group_that_would_load_another_optimizers_state_stops_and_says_so(
     tmp_path: Path,
 ) -> None:

@@ -6,6 +6,7 @@ state, or how it names what it holds, this file alone changes.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.ops import __compatible_ops__
 from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngine
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,26 @@ def _one_kind_of_zero() -> Iterator[None]:
         yield
     finally:
         DeepSpeedEngine._do_optimizer_sanity_check = decide
+
+
+def release_engine(engine: Any) -> None:
+    """Free an engine's weights, gradients and optimizer state before another one is built.
+
+    DeepSpeed's `destroy` removes hooks and leaves cycles behind. Those of ZeRO 3 pass through
+    autograd, where Python's collector does not see them: the objects on them are emptied, so that
+    only modules without parameters stay. The engine and its module cannot be used afterwards.
+    """
+    engine.destroy()
+    zero = engine.optimizer
+    gathering = getattr(zero, "parameter_offload", None)
+    cycles = [*engine.module.modules(), getattr(gathering, "param_coordinator", None), gathering]
+    if not isinstance(zero, torch.optim.Optimizer):
+        cycles.append(zero)
+    FWD_MODULE_STACK.clear()
+    for each in (*cycles, engine):
+        if each is not None:
+            vars(each).clear()
+    gc.collect()
 
 
 def wrap_collectives(
