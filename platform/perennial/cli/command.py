@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+# No Path: a run may also be named by its store, whose URL a Path would spoil.
 RunFile = Annotated[
-    Path, typer.Argument(metavar="RUN_FILE", help="The run file, such as pipelines/quickstart.yaml")
+    str, typer.Argument(metavar="RUN_FILE", help="The run file, such as pipelines/quickstart.yaml")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -41,7 +42,7 @@ _SIGTERM_CODES = (signal.SIGTERM, Terminated.exit_code)
 """exit codes of SystemExit on SIGTERM: Ray's handler gives the first, the launcher's the second"""
 
 
-def open_run(run_file: Path, overrides: Sequence[str] | None) -> Run:
+def open_run(run_file: str, overrides: Sequence[str] | None) -> Run:
     """Open the run that a command names, with its progress on stderr."""
     return perennial.open(run_file, overrides or (), observers=[ProgressScreen()])
 
@@ -69,8 +70,19 @@ def as_command(verb: Callable[P, None]) -> Callable[P, None]:
                 _fail(_terminated(str(ended)), as_json)
             except PerennialError as failure:
                 _fail(failure.to_dict(), as_json)
+            except OSError as failure:
+                # A store or this machine's files: the words of the service or the system, and
+                # what they are about.
+                message = {"code": "storage-error", "message": _name(failure), "exit_code": 1}
+                _fail(message, as_json)
 
     return command
+
+
+def _name(failure: OSError) -> str:
+    if failure.strerror is None:
+        return str(failure)
+    return ": ".join(str(part) for part in (failure.filename, failure.strerror) if part)
 
 
 def _terminated(message: str) -> dict[str, Any]:

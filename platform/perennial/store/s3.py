@@ -88,8 +88,7 @@ class S3Store(BucketStore):
         self._call("delete_object", key)
 
     def describe(self, error: OSError) -> str:
-        response = getattr(error.__cause__, "response", {})
-        return response.get("Error", {}).get("Code") or " ".join(str(error).split())
+        return _response(error).get("Error", {}).get("Code") or " ".join(str(error).split())
 
     def arrow(self) -> tuple[FileSystem, str]:
         from pyarrow.fs import S3FileSystem
@@ -117,5 +116,10 @@ def _info(key: str, size_bytes: int, answer: dict[str, Any]) -> ObjectInfo:
 
 def _refused_by_condition(error: OSError) -> bool:
     """Return whether the server answered 412, or 409 while another writer is not finished."""
-    response = getattr(error.__cause__, "response", {})
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status in (409, 412)
+
+
+def _response(error: OSError) -> dict[str, Any]:
+    """Return the server's answer that an error was made of; {} when there was none."""
+    return getattr(error.__cause__, "response", None) or {}

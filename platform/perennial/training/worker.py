@@ -175,7 +175,7 @@ class _Worker:
             mix_step = start.step - job.first_step
             batches = batches_from(self._store, job, mix_step, self._rank, self._world)
             first = ahead.submit(next, batches)
-            self._engine = engine_at(self._store, job, start, self._world)
+            self._engine = engine_at(job, start, self._world)
             load_state(self._engine, job, start)
             step, tokens = first.result()
         return _Begun(start, step, tokens, batches)

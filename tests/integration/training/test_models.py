@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 
 from perennial.config.training import ModelSpec
-from perennial.errors import InputError
+from perennial.errors import Damaged, InputError
 from perennial.store import Store, open_store
 from perennial.training.model.config import model_config, stored_model
 from perennial.training.model.inherit import inherit
-from perennial.training.model.initial import import_model, initial_model
+from perennial.training.model.initial import fetch_initial, import_model
+from tests.support.memory_limit import run_within
 from tests.support.small_models import small_model
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -88,7 +90,7 @@ def test_a_stored_model_is_imported_once_and_read_from_the_store(
     first = import_model(store, spec, 50, 7, 16)
     (tmp_path / "model" / "model.safetensors").unlink()
     assert import_model(store, spec, 50, 7, 16) == first
-    model = _initial(store, spec)
+    model = _initial(store)
     assert model.config.eos_token_id == 7
     assert model.num_parameters() == first.parameters
     with torch.no_grad():
@@ -102,14 +104,46 @@ def test_a_stored_model_is_imported_once_and_read_from_the_store(
             assert torch.equal(model(IDS).logits, logits)
 
 
+def test_a_model_in_several_files_is_copied_without_being_held(tmp_path: Path) -> None:
+    """Its files are those of the folder, bit for bit, in less memory than they take."""
+    model = small_model("llama", vocab_size=200_000, hidden_size=64)
+    model.save_pretrained(tmp_path / "model", max_shard_size="30MB")
+    shards = sorted((tmp_path / "model").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    del model
+    run_within(40 << 20, _import_large, tmp_path)
+    stored = tmp_path / "store" / "models" / "initial"
+    for shard in shards:
+        assert (stored / shard.name).read_bytes() == shard.read_bytes()
+    again = _initial(open_store(tmp_path / "store"))
+    assert again.config.eos_token_id == 7
+
+
+def _import_large(folder: Path) -> None:
+    spec = ModelSpec(path=str(folder / "model"))
+    manifest = import_model(open_store(folder / "store"), spec, 200_000, 7, 16)
+    assert manifest.parameters > 25_000_000
+
+
+def test_weights_that_are_missing_are_seen_before_any_is_copied(tmp_path: Path) -> None:
+    _store_model(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 5}))
+    store = open_store(tmp_path / "store")
+    with pytest.raises(InputError, match="weights are missing or have other shapes") as refusal:
+        import_model(store, ModelSpec(path=str(tmp_path / "model")), 50, 0, 16)
+    assert refusal.value.code == "model-unusable"
+    assert store.list() == []
+
+
 def test_an_imported_model_that_was_damaged_is_noticed(tmp_path: Path) -> None:
     _store_model(tmp_path / "model")
     spec = ModelSpec(path=str(tmp_path / "model"))
     store = open_store(tmp_path / "store")
     import_model(store, spec, 50, 0, 16)
     store.write("models/initial/config.json", b"{}")
-    with pytest.raises(RuntimeError, match=r"config\.json is damaged"):
-        _initial(store, spec)
+    with pytest.raises(Damaged, match=r"config\.json is damaged"):
+        _initial(store)
 
 
 def test_the_configuration_needs_no_weights(tmp_path: Path) -> None:
@@ -175,8 +209,7 @@ def test_weights_that_the_configuration_asks_for_and_the_file_lacks_are_an_error
         stored_model(tmp_path)
 
 
-def _initial(store: Store, spec: ModelSpec) -> Any:
-    from types import SimpleNamespace
-
-    job: Any = SimpleNamespace(model=spec)
-    return initial_model(store, job)
+def _initial(store: Store) -> Any:
+    with TemporaryDirectory() as folder:
+        fetch_initial(store, Path(folder))
+        return stored_model(Path(folder))

@@ -82,3 +82,24 @@ def test_help_lists_the_verbs_in_the_order_of_work() -> None:
     verbs = [verb.__name__ for panel in PANELS.values() for verb in panel]
     assert verbs[:4] == ["land", "run", "watch", "status"]
     assert [word for word in words if word in verbs] == verbs
+
+
+def test_a_store_is_named_by_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path would make one slash of two, and look for a folder."""
+    done = CliRunner().invoke(app, ["status", "nowhere://store"])
+    assert done.exit_code == 2
+    assert "perennial: store: nowhere://store: not a store" in done.stderr
+
+
+def test_an_error_of_the_storage_is_one_line_with_its_own_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    done = CliRunner().invoke(app, ["status", "s3://bucket/run", "--json"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("perennial: s3://bucket/run")
+    assert "Unable to locate credentials" in done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "storage-error"

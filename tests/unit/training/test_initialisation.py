@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from perennial.config import load_run
 from perennial.config.training import ModelSpec
 from perennial.errors import InputError
-from perennial.training.model.config import random_model
+from perennial.training.model.config import model_config, random_model
 from perennial.training.model.initialisation import small_wang_deviations
 from tests.support.small_models import small_model
 
@@ -65,8 +65,10 @@ def test_the_seed_decides_the_weights() -> None:
 
 @pytest.mark.parametrize("architecture", ["mamba", "ctrl", "rwkv"])
 def test_an_architecture_of_other_names_is_refused(architecture: str) -> None:
+    """Before any compute, and without weights."""
+    spec = ModelSpec(architecture=architecture, init="small-wang")
     with pytest.raises(InputError) as caught:
-        random_model(small_model(architecture).config, 1, "small-wang")
+        model_config(spec, 50, 0, 16)
     assert caught.value.code == "init-unsupported"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -100,7 +99,7 @@ def retire(
         _print_corpus(run.retire(name, reason), run_file, as_json)
 
 
-def _print_corpus(corpus: Corpus, run_file: Path, as_json: bool) -> None:
+def _print_corpus(corpus: Corpus, run_file: str, as_json: bool) -> None:
     if as_json:
         print_json({"corpus": corpus.name, "state": corpus.state, "story": corpus.event_kinds})
         return

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from perennial.report.compare import ComparedRun, Comparison
 
 RunFiles = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(metavar="RUN_FILE...", help="Run files; the first is compared with the others"),
 ]
 Output = Annotated[

@@ -176,7 +176,7 @@ def _print_memory(plan: Plan) -> None:
     out.print(table)
 
 
-def _print_end(plan: Plan, run_file: Path) -> None:
+def _print_end(plan: Plan, run_file: str) -> None:
     speed = plan.speed
     out.print(
         "speed       unknown: no checkpoint of this run shows it, and no GPUs are stated"

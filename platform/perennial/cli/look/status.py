@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.cli.command import AsJson, Overrides, RunFile, open_run
@@ -31,7 +30,7 @@ def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = Fal
         out.print(line, markup=False)
 
 
-def _screen(state: RunStatus, run_file: Path) -> StatusScreen:
+def _screen(state: RunStatus, run_file: str) -> StatusScreen:
     trunk = state.trunk
     position = (
         f"{trunk['stage']}, step {trunk['step']:,}, {trunk['phase']} phase; losses in nats a token"
@@ -124,7 +123,7 @@ def _result_notes(state: RunStatus) -> Iterator[Note]:
         yield "gap", f"{number(gap.average)} nats per token to {theirs}"
 
 
-def _places(state: RunStatus, run_file: Path) -> Iterator[Note]:
+def _places(state: RunStatus, run_file: str) -> Iterator[Note]:
     yield "store", state.store
     if state.has_own_inbox:
         yield "inbox", state.inbox

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -77,14 +76,14 @@ def watch(
     opened.watch(print_look, interval_seconds=interval, webhook_port=webhook, reschedule=reschedule)
 
 
-def _print_end(summary: TrainingSummary, run_file: Path, as_json: bool) -> None:
+def _print_end(summary: TrainingSummary, run_file: str, as_json: bool) -> None:
     """Print a summary; a stage that a gate stopped ends the command with exit code 1."""
     _print_summary(summary, run_file, as_json)
     if summary.gated:
         raise typer.Exit(1)
 
 
-def _print_summary(summary: TrainingSummary, run_file: Path, as_json: bool) -> None:
+def _print_summary(summary: TrainingSummary, run_file: str, as_json: bool) -> None:
     if as_json:
         print_json(summary.to_dict())
         return

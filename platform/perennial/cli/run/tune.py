@@ -35,7 +35,7 @@ def tune(
     from perennial.config.search import TuningSpec
 
     spec = load(tuning_file, TuningSpec, overrides or ())
-    run = open_run(Path(spec.run), None)
+    run = open_run(spec.run, None)
     if dry_run:
         print_json(run.plan_tune(spec, tuning_file).to_dict())
         return

@@ -23,6 +23,7 @@ from perennial.store import Store
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import MANIFEST, METRICS, OPTIMIZER, CheckpointManifest
 from perennial.training.job import Job
+from perennial.training.model.initial import fetch_initial, new_model
 
 T = TypeVar("T")
 
@@ -32,7 +33,9 @@ class ResumePoint:
     """The point from which a job resumes, or starts.
 
     step: trunk step.
-    folder: local files of the checkpoint, shared by the workers of a node; None for random weights.
+    folder: local files of the checkpoint, shared by the workers of a node; None without one.
+    initial: local files of the model that the run begins with, shared alike; None with `folder`,
+        and where this rank draws random weights itself.
     optimizer_steps: steps that the moments have taken; None when they start from zero.
     optimizer_files: the files of moments and fp32 weights, read once; fetched as they are asked
         for, and those that hold this rank's part come first. Raises Damaged.
@@ -41,6 +44,7 @@ class ResumePoint:
 
     step: int
     folder: Path | None = None
+    initial: Path | None = None
     optimizer_steps: int | None = None
     optimizer_files: Iterator[Path] = field(default_factory=lambda: iter(()), repr=False)
     resumed: bool = False
@@ -86,7 +90,7 @@ def begin_from_latest(
             _set_aside(job, store, key, unsound.damages, driver)
         dist.barrier()
     if job.start is None:
-        return begin(ResumePoint(job.first_step))
+        return begin(ResumePoint(job.first_step, initial=_fetch_initial(job, store, scratch)))
     try:
         return _begin_from(job, store, job.start, scratch / job.start, begin, resumed=False)
     except Unsound as unsound:
@@ -145,10 +149,10 @@ def _begin_from(
         check_same_optimizer(key, manifest.optimizer, job.training.optimizer_config.kind)
     start = ResumePoint(
         manifest.step if resumed else job.first_step,
-        _folder_of_node(folder),
-        manifest.optimizer_steps if with_moments else None,
-        _optimizer_files(store, key, manifest, folder),
-        resumed,
+        folder=_folder_of_node(folder),
+        optimizer_steps=manifest.optimizer_steps if with_moments else None,
+        optimizer_files=_optimizer_files(store, key, manifest, folder),
+        resumed=resumed,
     )
     return _agreed(lambda: begin(start))
 
@@ -178,6 +182,39 @@ def _fetch_shared(store: Store, key: str, folder: Path) -> CheckpointManifest:
         names = [name for name in manifest.files if not name.startswith(OPTIMIZER)]
         checkpoints.download(store, key, manifest, names, folder)
     return manifest
+
+
+def _fetch_initial(job: Job, store: Store, scratch: Path) -> Path | None:
+    """Fetch the stored model that the run begins with, or draw a random one, once a node.
+
+    So a node holds a model once, in the pages of its files. A collective.
+
+    Returns:
+        The folder of its files; None for a random model of a worker that is alone on its node.
+
+    Raises:
+        StartDamaged: a file of it is missing or damaged.
+    """
+    is_stored = job.model.path is not None
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if not is_stored and workers == 1 and job.training.zero_stage < 3:
+        return None
+    folder = scratch / "initial"
+
+    def fetch() -> None:
+        if int(os.environ["LOCAL_RANK"]) == 0:
+            if is_stored:
+                fetch_initial(store, folder)
+            else:
+                new_model(job).save_pretrained(folder)
+
+    try:
+        _agreed(fetch)
+    except Unsound as unsound:
+        raise StartDamaged(
+            f"{unsound.damages[0]}; the run begins with it, so restore that file from a copy"
+        ) from None
+    return _folder_of_node(folder)
 
 
 def _folder_of_node(mine: Path) -> Path:

@@ -15,15 +15,14 @@ from perennial.mixture.ray_stream import build_rank_dataset, read_step_batches
 from perennial.store import Store
 from perennial.training.checkpoint.reader import ResumePoint
 from perennial.training.checkpoint.tensors import weights_are_rounded
-from perennial.training.engine.engine import build_engine
+from perennial.training.engine.engine import build_engine, load_model
 from perennial.training.engine.optimizer_state import (
     forget_direction,
     load_master_weights,
     load_optimizer,
 )
 from perennial.training.job import Job
-from perennial.training.model.config import stored_model
-from perennial.training.model.initial import initial_model
+from perennial.training.model.initial import new_model
 from perennial.training.spikes.skips import read_skips
 
 
@@ -49,12 +48,13 @@ def batches_from(
     return read_step_batches(tables, mine.stop - mine.start, mix_step, dtype)
 
 
-def engine_at(store: Store, job: Job, start: ResumePoint, world_size: int) -> Any:
-    """Return the engine with the checkpoint's weights, or with new ones."""
+def engine_at(job: Job, start: ResumePoint, world_size: int) -> Any:
+    """Return the engine with the weights of the checkpoint, of a stored model, or with new ones."""
+    folder, training, batch = start.folder or start.initial, job.training, job.mix.global_batch
     model: torch.nn.Module = (
-        initial_model(store, job) if start.folder is None else stored_model(start.folder)
+        new_model(job) if folder is None else load_model(folder, training, batch, world_size)
     )
-    return build_engine(model, job.training, job.mix.global_batch, world_size, job.end_of_document)
+    return build_engine(model, training, batch, world_size, job.end_of_document)
 
 
 def load_state(engine: Any, job: Job, start: ResumePoint) -> None:

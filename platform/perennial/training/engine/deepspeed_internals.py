@@ -100,6 +100,22 @@ def _parts_of_parameters(zero: Any, names: dict[int, str]) -> Iterator[Parameter
             offset += padded
 
 
+def partition(parameters: list[torch.nn.Parameter], settings: dict[str, Any]) -> None:
+    """Divide parameters among the ranks as ZeRO 3 does; each rank keeps its part. A collective."""
+    if not parameters:
+        return
+    holder = torch.nn.Module()
+    for number, parameter in enumerate(parameters):
+        holder.register_parameter(str(number), parameter)
+    deepspeed.zero.Init(module=holder, config_dict_or_path=settings, dtype=parameters[0].dtype)
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Return the shape of a parameter, of which ZeRO 3 may have left a part here."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
 def is_partitioned(parameter: torch.Tensor) -> bool:
     """Return whether ZeRO 3 divided a parameter among the workers."""
     return hasattr(parameter, "ds_id")
@@ -160,9 +176,9 @@ def release_engine(engine: Any) -> None:
     if not isinstance(zero, torch.optim.Optimizer):
         cycles.append(zero)
     FWD_MODULE_STACK.clear()
-    for each in (*cycles, engine):
-        if each is not None:
-            vars(each).clear()
+    for part in (*cycles, engine):
+        if part is not None:
+            vars(part).clear()
     gc.collect()
 
 

@@ -13,12 +13,23 @@ from perennial.training.engine.deepspeed_internals import (
     disable_shared_memory_collectives,
     initialize,
     is_partitioned,
+    whole_shape,
 )
+from perennial.training.engine.partitioned_load import load_partitioned
 from perennial.training.engine.probe import probe_features
+from perennial.training.model.config import stored_model
 from perennial.training.model.features import balance_weight, model_inputs, prepare
 
 if TYPE_CHECKING:
-    from perennial.config.training import TrainingSpec
+    from pathlib import Path
+
+    from perennial.config.training import Precision, TrainingSpec
+
+_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def build_engine(
@@ -28,13 +39,12 @@ def build_engine(
 
     Raises InputError when the architecture cannot do what the run file asks of it.
     """
-    disable_shared_memory_collectives()
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    _start_deepspeed()
     prepare(model, spec)
     config = spec.optimizer_config
     groups = _decay_groups(model, config.weight_decay)
     optimizer = config.build(groups, offloaded=spec.cpu_offload != "none")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_weights(model)
     settings = deepspeed_settings(spec, global_batch, world_size, parameters)
     engine = initialize(model, optimizer, settings)
     # DeepSpeed 0.19.8 steps once on zero gradients where ZeRO 0 keeps fp32 copies, and would
@@ -50,6 +60,30 @@ def build_engine(
     if spec.compile:
         engine.compile()
     return engine
+
+
+def load_model(folder: Path, spec: TrainingSpec, global_batch: int, world_size: int) -> Any:
+    """Return the model in a local folder, for `build_engine`. A collective under ZeRO 3.
+
+    Under ZeRO 3 each rank loads its part alone, where the files name the weights as the model does.
+    """
+    if spec.zero_stage == 3:
+        _start_deepspeed()
+        settings = deepspeed_settings(spec, global_batch, world_size, parameters=1)
+        model = load_partitioned(folder, _DTYPES[spec.precision], settings)
+        if model is not None:
+            return model
+    return stored_model(folder)
+
+
+def _start_deepspeed() -> None:
+    disable_shared_memory_collectives()
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+
+
+def count_weights(model: torch.nn.Module) -> int:
+    """Return the number of a model's weights, divided ones whole."""
+    return sum(whole_shape(parameter).numel() for parameter in model.parameters())
 
 
 class Losses(NamedTuple):
@@ -152,4 +186,4 @@ def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
     """
     is_bias = name.endswith("bias")
     is_rate = name.endswith("A_log") or getattr(parameter, "_no_weight_decay", False)
-    return parameter.dim() >= 2 and not is_bias and not is_rate
+    return len(whole_shape(parameter)) >= 2 and not is_bias and not is_rate

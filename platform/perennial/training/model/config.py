@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
-from perennial.training.model.initialisation import draw_small_wang
-from perennial.training.model.stored import ModelFiles, model_files
+from perennial.training.model.initialisation import check_small_wang, draw_small_wang
+from perennial.training.model.stored import ModelFiles, model_files, write_hollow_tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,7 +29,10 @@ def model_config(
     does not fit the run, before any compute.
     """
     if spec.path is None:
-        return _new_config(spec, vocabulary, end_of_document, sequence_length)
+        config = _new_config(spec, vocabulary, end_of_document, sequence_length)
+        if spec.init == "small-wang":
+            check_small_wang(_weightless_model(config))
+        return config
     with tempfile.TemporaryDirectory() as scratch:
         files = model_files(spec.path, Path(scratch), weights=False)
         config = stored_config(files, spec.inherit_layers)
@@ -96,9 +100,6 @@ def random_model(config: PretrainedConfig, seed: int, init: str = "architecture"
         config: of the architecture.
         seed: of the weights.
         init: as `model.init` of the run file.
-
-    Raises:
-        InputError: the method does not know the architecture.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -108,6 +109,39 @@ def random_model(config: PretrainedConfig, seed: int, init: str = "architecture"
     if init == "small-wang":
         draw_small_wang(model, seed)
     return model
+
+
+def count_parameters(files: ModelFiles) -> int:
+    """Return the number of a stored model's parameters; its weights are neither read nor held.
+
+    Raises:
+        InputError: the files lack weights that the configuration asks for, or have other shapes.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with tempfile.TemporaryDirectory() as hollow:
+            write_hollow_tensors(files, Path(hollow))
+            shutil.copy(files.folder / "config.json", hollow)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                hollow,
+                device_map="meta",
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, SafetensorError) as wrong:
+        raise _refused(files.where, _first_line(wrong)) from None
+    absent = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
+    if absent:
+        raise _refused(
+            files.where,
+            f"{len(absent)} weights are missing or have other shapes, such as {absent[0]}",
+        )
+    return int(model.num_parameters())
 
 
 def stored_model(folder: Path, gguf: str | None = None, dtype: Any = None) -> Any:
@@ -134,6 +168,14 @@ def stored_model(folder: Path, gguf: str | None = None, dtype: Any = None) -> An
         model.hf_quantizer = None
         del model.config.quantization_config
     return model
+
+
+def _weightless_model(config: PretrainedConfig) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def _new_config(

@@ -7,29 +7,36 @@ model to `models/initial/` in the store, manifest last (invariant I6); every wor
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from perennial.errors import Damaged
+from perennial.store import open_store
 from perennial.training.model.config import (
     check_fit,
+    count_parameters,
     model_config,
     random_model,
     stored_config,
     stored_model,
 )
 from perennial.training.model.inherit import inherit
-from perennial.training.model.stored import model_files
+from perennial.training.model.stored import INDEX, ModelFiles, model_files
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from perennial.config.training import ModelSpec
     from perennial.store import Store
     from perennial.training.job import Job
 
 FOLDER = "models/initial"
 _MANIFEST = f"{FOLDER}/manifest.json"
+_CHUNK_BYTES = 8 << 20
 
 
 class InitialManifest(BaseModel):
@@ -63,42 +70,95 @@ def import_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as target:
-        files = model_files(spec.path, Path(source), weights=True)
+    with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as scratch:
+        converted = spec.path.endswith(".gguf") or spec.inherit_layers is not None
+        files = model_files(spec.path, Path(source), weights=converted)
         config = stored_config(files, spec.inherit_layers)
         check_fit(config, spec.path, vocabulary, sequence_length)
-        model = stored_model(files.folder, files.gguf, dtype="auto")
-        if spec.inherit_layers is not None:
-            model = inherit(model, spec.inherit_layers)
-        model.config.eos_token_id = end_of_document
-        model.generation_config.eos_token_id = end_of_document
-        model.save_pretrained(target)
-        written = sorted(Path(target).iterdir())
-        for file in written:
-            store.upload(file, f"{FOLDER}/{file.name}")
-        manifest = InitialManifest(
-            path=spec.path,
-            inherit_layers=spec.inherit_layers,
-            parameters=model.num_parameters(),
-            files={file.name: _digest(file) for file in written},
-        )
+        if converted:
+            model = _convert(files, spec.inherit_layers, end_of_document)
+            model.save_pretrained(scratch)
+            parameters, digests = model.num_parameters(), _upload(store, Path(scratch))
+        else:
+            parameters = count_parameters(files)
+            _describe(files, config, end_of_document, Path(scratch))
+            digests = _upload(store, Path(scratch)) | _copy_tensors(store, files)
+    manifest = InitialManifest(
+        path=spec.path, inherit_layers=spec.inherit_layers, parameters=parameters, files=digests
+    )
     store.create(_MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest
 
 
-def initial_model(store: Store, job: Job) -> Any:
-    """Return the model that a job without a checkpoint to start from begins with, in float32."""
-    if job.model.path is None:
-        config = model_config(job.model, job.vocabulary, job.end_of_document, job.sequence_length)
-        return random_model(config, job.seed, job.model.init)
+def _convert(files: ModelFiles, inherit_layers: int | None, end_of_document: int) -> Any:
+    """Return the model of a GGUF file, or cut to its first layers: both have to be loaded."""
+    model = stored_model(files.folder, files.gguf, dtype="auto")
+    if inherit_layers is not None:
+        model = inherit(model, inherit_layers)
+    model.config.eos_token_id = end_of_document
+    model.generation_config.eos_token_id = end_of_document
+    return model
+
+
+def _describe(
+    files: ModelFiles, config: PretrainedConfig, end_of_document: int, folder: Path
+) -> None:
+    """Write the model's configurations, with the run's end-of-document id, into a folder."""
+    generation = files.folder / "generation_config.json"
+    if generation.exists():
+        described = json.loads(generation.read_text()) | {"eos_token_id": end_of_document}
+        (folder / generation.name).write_text(json.dumps(described, indent=2))
+    config.eos_token_id = end_of_document
+    config.save_pretrained(folder)
+
+
+def _copy_tensors(store: Store, files: ModelFiles) -> dict[str, str]:
+    """Copy the tensors' files as they are, in constant memory; return their digests by name."""
+    source = open_store(files.where)
+    names = [name for name in (*files.tensors, INDEX) if source.exists(name)]
+    return {name: _copy_object(source, name, store, f"{FOLDER}/{name}") for name in names}
+
+
+def _upload(store: Store, folder: Path) -> dict[str, str]:
+    """Store a folder's files; return their digests by name."""
+    digests = {}
+    for file in sorted(folder.iterdir()):
+        store.upload(file, f"{FOLDER}/{file.name}")
+        digests[file.name] = _digest(file)
+    return digests
+
+
+def _copy_object(source: Store, name: str, target: Store, key: str) -> str:
+    """Copy an object from one store to another in constant memory; return its SHA-256."""
+    sha256 = hashlib.sha256()
+    with source.open(name) as data, target.open(key, "wb") as sink:
+        while chunk := data.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+            sink.write(chunk)
+    return sha256.hexdigest()
+
+
+def fetch_initial(store: Store, folder: Path) -> None:
+    """Copy the imported model to a local folder.
+
+    Raises:
+        Damaged: a file is missing or has another digest than its manifest says.
+    """
     manifest = InitialManifest.model_validate_json(store.read(_MANIFEST))
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, expected in manifest.files.items():
-            local = Path(scratch) / name
-            store.download(f"{FOLDER}/{name}", local)
-            if _digest(local) != expected:
-                raise RuntimeError(f"{FOLDER}/{name} is damaged: its digest is not the manifest's")
-        return stored_model(Path(scratch))
+    for name, expected in manifest.files.items():
+        key = f"{FOLDER}/{name}"
+        try:
+            store.download(key, folder / name)
+        except FileNotFoundError:
+            raise Damaged(key, "is missing") from None
+        if _digest(folder / name) != expected:
+            raise Damaged(key, "is damaged (its digest is not the one in its manifest)")
+
+
+def new_model(job: Job) -> Any:
+    """Return the random model that a job without a stored one begins with, in float32."""
+    config = model_config(job.model, job.vocabulary, job.end_of_document, job.sequence_length)
+    return random_model(config, job.seed, job.model.init)
 
 
 def _digest(file: Path) -> str:

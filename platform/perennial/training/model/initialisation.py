@@ -34,27 +34,14 @@ def small_wang_deviations(hidden_size: int, layers: int) -> tuple[float, float]:
     return math.sqrt(2 / (5 * hidden_size)), 2 / (layers * math.sqrt(hidden_size))
 
 
-def draw_small_wang(model: Any, seed: int) -> None:
-    """Draw all matrices of a model, the same on every worker; vectors stay as they are.
+def check_small_wang(model: Any) -> None:
+    """Check that a model's projections into the residual stream are known; it may have no weights.
 
     Raises:
-        InputError: a block has fewer than two projections into the residual stream, of attention
-            and of the feed-forward part, with known names.
+        InputError: a block has fewer than two of them, of attention and of the feed-forward part.
     """
-    import torch
-
-    config = model.config.get_text_config()
-    small, wang = small_wang_deviations(config.hidden_size, config.num_hidden_layers)
-    random = torch.Generator().manual_seed(seed)
-    known = 0
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2 or name.endswith("bias"):
-            continue
-        into_stream = name.removesuffix(".weight").endswith(_INTO_RESIDUAL_STREAM)
-        known += into_stream
-        with torch.no_grad():
-            parameter.normal_(0.0, wang if into_stream else small, generator=random)
-    if known < 2 * config.num_hidden_layers:
+    known = sum(_is_into_stream(name) for name, _ in model.named_parameters())
+    if known < 2 * model.config.get_text_config().num_hidden_layers:
         raise InputError(
             "run file",
             "model.init",
@@ -63,3 +50,23 @@ def draw_small_wang(model: Any, seed: int) -> None:
             "use init: architecture",
             code="init-unsupported",
         )
+
+
+def draw_small_wang(model: Any, seed: int) -> None:
+    """Draw all matrices of a model, the same on every worker; vectors stay as they are."""
+    import torch
+
+    config = model.config.get_text_config()
+    small, wang = small_wang_deviations(config.hidden_size, config.num_hidden_layers)
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or name.endswith("bias"):
+            continue
+        with torch.no_grad():
+            parameter.normal_(0.0, wang if _is_into_stream(name) else small, generator=random)
+
+
+def _is_into_stream(name: str) -> bool:
+    return not name.endswith("bias") and name.removesuffix(".weight").endswith(
+        _INTO_RESIDUAL_STREAM
+    )

@@ -1,4 +1,4 @@
-"""Files of a stored model: a Hugging Face folder or a GGUF file, local or in S3."""
+"""Files of a stored model: a Hugging Face folder or a GGUF file, local or in a bucket."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from perennial.errors import InputError
 from perennial.store import Store, open_store
 
-_INDEX = "model.safetensors.index.json"
-_DESCRIPTIONS = ("config.json", "generation_config.json", _INDEX)
+INDEX = "model.safetensors.index.json"
+_DESCRIPTIONS = ("config.json", "generation_config.json", INDEX)
+_HEADER_SIZE_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,17 @@ class ModelFiles:
     """A local folder that transformers can load a model from; `gguf` is the file's name in it.
 
     where: the path as the run file gives it.
+    tensors: names of its safetensors files; () for a GGUF file.
     """
 
     where: str
     folder: Path
     gguf: str | None = None
+    tensors: tuple[str, ...] = ()
 
 
 def model_files(path: str, scratch: Path, *, weights: bool) -> ModelFiles:
-    """Return the model's files on this machine: where they lie, or copied from S3 to `scratch`.
+    """Return the model's files on this machine: where they lie, or copied to `scratch`.
 
     weights: whether the tensors are wanted too; a GGUF file is always copied whole.
     Raises InputError when the path holds no model, or only pickled weights.
@@ -39,10 +42,28 @@ def model_files(path: str, scratch: Path, *, weights: bool) -> ModelFiles:
         raise _refused(path, "there is no config.json")
     tensors = _tensor_files(source, path, names)
     if source.is_local:
-        return ModelFiles(path, Path(source.url))
+        return ModelFiles(path, Path(source.url), tensors=tensors)
     for name in [*(n for n in _DESCRIPTIONS if n in names), *(tensors if weights else ())]:
         source.download(name, scratch / name)
-    return ModelFiles(path, scratch)
+    return ModelFiles(path, scratch, tensors=tensors)
+
+
+def write_hollow_tensors(files: ModelFiles, folder: Path) -> None:
+    """Write the safetensors files of a model with their names and shapes, and holes for numbers.
+
+    They take no room, and transformers compares them with a configuration as it does real ones.
+    """
+    source = open_store(files.where)
+    for name in (*files.tensors, INDEX):
+        if not source.exists(name):
+            continue
+        with source.open(name) as data, (folder / name).open("wb") as target:
+            if name == INDEX:
+                target.write(data.read())
+                continue
+            size = data.read(_HEADER_SIZE_BYTES)
+            target.write(size + data.read(int.from_bytes(size, "little")))
+            target.truncate(source.info(name).size_bytes)
 
 
 def _gguf(path: str, scratch: Path) -> ModelFiles:
@@ -56,10 +77,10 @@ def _gguf(path: str, scratch: Path) -> ModelFiles:
     return ModelFiles(path, scratch, name)
 
 
-def _tensor_files(source: Store, path: str, names: set[str]) -> list[str]:
+def _tensor_files(source: Store, path: str, names: set[str]) -> tuple[str, ...]:
     """Return the names of the safetensors files; a pickle is never read."""
-    if _INDEX in names:
-        files = sorted(set(json.loads(source.read(_INDEX))["weight_map"].values()))
+    if INDEX in names:
+        files = sorted(set(json.loads(source.read(INDEX))["weight_map"].values()))
     else:
         files = ["model.safetensors"]
     absent = [name for name in files if name not in names]
@@ -67,7 +88,7 @@ def _tensor_files(source: Store, path: str, names: set[str]) -> list[str]:
         pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
         why = "; pickled weights are not read" if pickled else ""
         raise _refused(path, f"there is no {absent[0]}{why}")
-    return files
+    return tuple(files)
 
 
 def _refused(path: str, problem: str) -> InputError:
