@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from perennial import corpora
 from perennial.config import RunSpec
@@ -125,7 +125,8 @@ class Workspace:
             return
         wanted = self.spec.model_dump(mode="json")
         for field in _PINNED:
-            before, after = _stated(state.spec, field), _stated(wanted, field)
+            section = getattr(self.spec, field, None)
+            before, after = (_stated(spec, field, section) for spec in (state.spec, wanted))
             if before != after:
                 raise InputError(
                     self.where,
@@ -267,9 +268,21 @@ class Workspace:
         return {name: corpora.read_manifest(self.store, name) for name in ingested}
 
 
-def _stated(document: Document, name: str) -> JsonValue:
-    """Return a field without its nulls: a field that an older version did not know says nothing."""
+def _stated(document: Document, name: str, section: object) -> JsonValue:
+    """Return a field without nulls and defaults, which an older version may not have known.
+
+    Args:
+        document: a run file's.
+        name: dotted name of the field.
+        section: the field in this run's file, whose class knows the defaults where it is a section.
+    """
     value = field_of(document, name)
-    if isinstance(value, dict):
-        return {key: inner for key, inner in value.items() if inner is not None}
-    return value
+    if not isinstance(value, dict):
+        return value
+    known = type(section).model_fields if isinstance(section, BaseModel) else {}
+    defaults = {key: field.get_default() for key, field in known.items()}
+    return {
+        key: inner
+        for key, inner in value.items()
+        if inner is not None and (key not in defaults or inner != defaults[key])
+    }

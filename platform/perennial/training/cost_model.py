@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from perennial.config.training import Precision, TrainingSpec
 
 ZERO_STAGES = (0, 1, 2, 3)
+_PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+"""FLOP/s by a part of the device's name, longer names first."""
 _MASTER_BYTES = 4
 """Bytes of the fp32 copy of a weight that the optimizer steps."""
 
@@ -79,6 +92,15 @@ def model_size(config: PretrainedConfig) -> ModelSize:
         heads=config.num_attention_heads,
         vocabulary=config.vocab_size,
     )
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the FLOP/s of a GPU in bf16 without sparsity, by NVIDIA's data sheets; None unknown.
+
+    Args:
+        device_name: as torch names it, such as "NVIDIA H100 80GB HBM3".
+    """
+    return next((flops for name, flops in _PEAK_FLOPS.items() if name in device_name), None)
 
 
 def flops_per_token(size: ModelSize, sequence_length: int) -> int:

@@ -191,7 +191,9 @@ def _fit(job: Job, actor: Any) -> None:
                 storage_path=scratch,
                 worker_runtime_env={"env_vars": allocator_environment()},
             ),
-            torch_config=PreemptibleTorchConfig(),
+            torch_config=PreemptibleTorchConfig(
+                timeout_s=max(1, round(60 * job.training.hang_minutes))
+            ),
         )
         try:
             trainer.fit()

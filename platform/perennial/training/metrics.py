@@ -8,11 +8,13 @@ progress line and on the report. Another package brings one through an entry poi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from perennial.registry import Registry
+from perennial.training.cost_model import flops_per_token, model_size, peak_flops
+from perennial.training.engine.step_timer import Part
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from perennial.training.job import Job
 
 Combine = Literal["sum", "mean", "max"]
+_COMPUTING: tuple[Part, ...] = ("forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class StepFacts:
         the ranks is that mean.
     gradient_norm: of the whole gradient, before clipping; a number or a tensor `()`.
     balance: this rank's part of the mean loss that spreads tokens over experts; None without any.
+    seconds: this rank's, by part of the step (`step_timer.PARTS`), so far.
     """
 
     job: Job
@@ -40,6 +44,7 @@ class StepFacts:
     loss: torch.Tensor
     gradient_norm: torch.Tensor | float
     balance: torch.Tensor | None = None
+    seconds: Mapping[Part, float] = field(default_factory=dict)
 
 
 class StepMetric:
@@ -191,6 +196,72 @@ class TokensPerSecond(StepMetric):
     unit = "tokens/s"
 
 
+class BusySeconds(StepMetric):
+    """Seconds in which a rank computed, on average; the rest it waited for others or for data."""
+
+    name = "busy_seconds"
+    unit = "s"
+
+    def measure(self, facts: StepFacts) -> float:
+        """Return this rank's."""
+        return sum(facts.seconds.get(part, 0.0) for part in _COMPUTING)
+
+
+class SlowestBusySeconds(BusySeconds):
+    """Seconds in which the slowest rank computed, for which the others waited."""
+
+    name = "busy_seconds_slowest"
+    combine = "max"
+
+
+class GpuMemory(StepMetric):
+    """Most bytes that tensors took on a GPU in the step, on the fullest one; absent on CPUs."""
+
+    name = "gpu_memory_bytes"
+    combine = "max"
+    unit = "bytes"
+
+    def measure(self, facts: StepFacts) -> float | None:
+        """Return this rank's, and let the next step's begin."""
+        import torch
+
+        if facts.engine.device.type != "cuda":
+            return None
+        most = torch.cuda.max_memory_allocated(facts.engine.device)
+        torch.cuda.reset_peak_memory_stats(facts.engine.device)
+        return float(most)
+
+
+class ModelFlopsUtilisation(StepMetric):
+    """Share of the GPUs' peak that the model's arithmetic takes (MFU); absent on other devices.
+
+    By PaLM's definition (arXiv 2204.02311, appendix B): what is computed twice counts once.
+    """
+
+    name = "mfu"
+
+    def __init__(self) -> None:
+        """Prepare for the first engine; the size of its model is counted once."""
+        self._flops_per_token: tuple[int, int] | None = None
+
+    def measure(self, facts: StepFacts) -> float | None:
+        """Return this rank's share."""
+        import torch
+
+        device = facts.engine.device
+        if device.type != "cuda":
+            return None
+        peak = peak_flops(torch.cuda.get_device_name(device))
+        seconds = sum(facts.seconds.values())
+        if peak is None or not seconds:
+            return None
+        module, length = facts.engine.module, facts.job.sequence_length
+        if self._flops_per_token is None or self._flops_per_token[0] != id(module):
+            self._flops_per_token = id(module), flops_per_token(model_size(module.config), length)
+        flops = self._flops_per_token[1] * facts.job.tokens_per_step
+        return flops / torch.distributed.get_world_size() / seconds / peak
+
+
 class Spikes(StepMetric):
     """Loss spikes of the job that were ignored so far; absent while there is none."""
 
@@ -208,6 +279,10 @@ for _metric in (
     LearningRate(),
     GradientNorm(),
     BalanceLoss(),
+    BusySeconds(),
+    SlowestBusySeconds(),
+    GpuMemory(),
+    ModelFlopsUtilisation(),
     TokensPerSecond(),
     Spikes(),
     TokensSeen(),

@@ -289,7 +289,8 @@ class _Worker:
         if norm is None:
             norm = 0.0 if overflowed(engine) else engine.get_global_grad_norm()
         uneven = None if losses.balance is None else balance
-        self._start_reduction(StepFacts(job, step, engine, total, norm, uneven))
+        facts = StepFacts(job, step, engine, total, norm, uneven, meter.seconds())
+        self._start_reduction(facts)
         self._start_row(step)
 
     def _start_reduction(self, facts: StepFacts) -> None:

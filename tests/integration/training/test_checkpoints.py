@@ -54,6 +54,10 @@ class Remote:
     remote: Callable[..., Any]
 
 
+CONFIG = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+MODEL = ModelSpec(architecture="gpt_neox", config=CONFIG | {"num_attention_heads": 2})
+
+
 def _job(url: str, **training: Any) -> Job:
     spec = TrainingSpec.model_validate(
         {"global_batch": 2, "micro_batch": 1, "checkpoint_every": "5 steps"} | training
@@ -67,7 +71,7 @@ def _job(url: str, **training: Any) -> Job:
         first_step=0,
         start=None,
         schedule=ConstantSchedule(1e-3, 10),
-        model=ModelSpec(architecture="gpt_neox"),
+        model=MODEL,
         training=spec,
         sequence_length=8,
         vocabulary=64,
@@ -84,11 +88,9 @@ def _engine() -> Any:
     from perennial.training.engine.engine import build_engine, set_eta
     from perennial.training.model.config import model_config, random_model
 
-    config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    spec = ModelSpec(architecture="gpt_neox", config=config | {"num_attention_heads": 2})
     training = _job("").training
     engine = build_engine(
-        random_model(model_config(spec, 64, 0, 8), seed=1), training, 2, dist.get_world_size(), 0
+        random_model(model_config(MODEL, 64, 0, 8), seed=1), training, 2, dist.get_world_size(), 0
     )
     set_eta(engine, 1e-2)
     ids = torch.arange(8).reshape(1, 8)

@@ -54,6 +54,8 @@ class CheckpointManifest(BaseModel):
     optimizer: str | None = None
     """kind of the optimizer; None in checkpoints of versions before 0.2, which had AdamW alone"""
     optimizer_steps: int
+    loss_scale: float | None = None
+    """fp16's factor of the loss; None in other formats, and in checkpoints before 0.3"""
     world_size: int
     code_version: str
     tracking_run: str

@@ -40,6 +40,7 @@ class ResumePoint:
     optimizer_files: the files of moments and fp32 weights, read once; fetched as they are asked
         for, and those that hold this rank's part come first. Raises Damaged.
     resumed: whether the checkpoint is the job's own.
+    loss_scale: fp16's factor of the loss; None without a checkpoint that has one.
     """
 
     step: int
@@ -48,6 +49,7 @@ class ResumePoint:
     optimizer_steps: int | None = None
     optimizer_files: Iterator[Path] = field(default_factory=lambda: iter(()), repr=False)
     resumed: bool = False
+    loss_scale: float | None = None
 
     @property
     def history(self) -> Path | None:
@@ -153,22 +155,35 @@ def _begin_from(
         optimizer_steps=manifest.optimizer_steps if with_moments else None,
         optimizer_files=_optimizer_files(store, key, manifest, folder),
         resumed=resumed,
+        loss_scale=manifest.loss_scale,
     )
     return _agreed(lambda: begin(start))
 
 
 def _agreed(action: Callable[[], T]) -> T:
-    """Run `action` on every rank; Unsound is raised on all when any of them finds damage."""
-    damage, done = None, []
+    """Run `action` on every rank; what it raises on any of them ends it on all.
+
+    Raises:
+        Unsound: any rank found damage.
+        RuntimeError: another rank failed otherwise; it raises what failed.
+    """
+    failure, done = None, []
     try:
         done.append(action())
-    except Damaged as damaged:
-        damage = damaged
-    of_ranks: list[Damaged | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, damage)
-    damages = [of_rank for of_rank in of_ranks if of_rank is not None]
-    if damages:
+    except Exception as raised:
+        # The others would wait for this rank in the next collective.
+        failure = raised
+    damage = failure if isinstance(failure, Damaged) else None
+    text = None if failure is None else f"{type(failure).__name__}: {failure}"
+    of_ranks: list[tuple[Damaged | None, str | None]] = [(None, None)] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, (damage, text))
+    if failure is not None and damage is None:
+        raise failure
+    if damages := [of_rank for of_rank, _ in of_ranks if of_rank is not None]:
         raise Unsound(damages)
+    for rank, (_, other) in enumerate(of_ranks):
+        if other is not None:
+            raise RuntimeError(f"worker {rank} failed: {other}")
     return done[0]
 
 

@@ -15,6 +15,7 @@ from perennial.mixture.ray_stream import build_rank_dataset, read_step_batches
 from perennial.store import Store
 from perennial.training.checkpoint.reader import ResumePoint
 from perennial.training.checkpoint.tensors import weights_are_rounded
+from perennial.training.engine.deepspeed_internals import set_loss_scale
 from perennial.training.engine.engine import build_engine, load_model
 from perennial.training.engine.optimizer_state import (
     forget_direction,
@@ -66,6 +67,8 @@ def load_state(engine: Any, job: Job, start: ResumePoint) -> None:
     Raises:
         Damaged: a file is missing or has another digest than its manifest says.
     """
+    if start.loss_scale is not None:
+        set_loss_scale(engine, start.loss_scale)
     if start.optimizer_steps is None:
         if start.folder is not None and weights_are_rounded(start.folder):
             load_master_weights(engine, start.optimizer_files)

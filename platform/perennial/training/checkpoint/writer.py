@@ -31,7 +31,9 @@ from perennial.store import Store
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import METRICS, OPTIMIZER
 from perennial.training.checkpoint.retention import sweep
+from perennial.training.checkpoint.staging import QueuedWork
 from perennial.training.checkpoint.tensors import write_model_folder, write_tensors
+from perennial.training.engine.deepspeed_internals import loss_scale
 from perennial.training.engine.engine import gather_weights
 from perennial.training.engine.optimizer_state import optimizer_state
 from perennial.training.job import Job
@@ -51,6 +53,7 @@ class _Snapshot:
 
     step: int
     optimizer_steps: int
+    loss_scale: float | None
     needed: bool
 
 
@@ -124,8 +127,10 @@ class Saver:
         self._owed = False
         moments, steps = optimizer_state(engine, self._job.training.optimizer_config)
         weights = gather_weights(engine)
-        snapshot = _Snapshot(step, steps, needed or self.needs(step))
-        self._written = self._thread.submit(self._write, engine.module, moments, weights, rows)
+        snapshot = _Snapshot(step, steps, loss_scale(engine), needed or self.needs(step))
+        self._written = self._thread.submit(
+            self._write, engine.module, moments, weights, rows, QueuedWork()
+        )
         self._under_way = self._thread.submit(self._store_snapshot, self._written, snapshot)
 
     def wait_for_snapshot(self) -> None:
@@ -168,11 +173,12 @@ class Saver:
         moments: dict[str, torch.Tensor],
         weights: dict[str, torch.Tensor] | None,
         rows: list[dict[str, Any]],
+        ready: QueuedWork,
     ) -> None:
         """Write the snapshot, on this rank's own thread."""
-        write_tensors(moments, self._folder / self._optimizer_name)
+        write_tensors(moments, self._folder / self._optimizer_name, ready)
         if weights is not None:
-            write_model_folder(module, weights, self._folder / _MODEL)
+            write_model_folder(module, weights, self._folder / _MODEL, ready)
             with (self._folder / METRICS).open("a") as sink:
                 sink.writelines(f"{json.dumps(row)}\n" for row in rows)
 
@@ -277,6 +283,7 @@ class Saver:
             skipped=tuple(skipped for skipped in self._skipped if skipped <= step),
             optimizer=job.training.optimizer_config.kind,
             optimizer_steps=snapshot.optimizer_steps,
+            loss_scale=snapshot.loss_scale,
             world_size=self._world,
             code_version=__version__,
             tracking_run=job.tracking_run,

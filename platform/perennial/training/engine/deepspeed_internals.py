@@ -162,6 +162,24 @@ def _one_kind_of_zero() -> Iterator[None]:
         DeepSpeedEngine._do_optimizer_sanity_check = decide
 
 
+def loss_scale(engine: Any) -> float | None:
+    """Return the factor of fp16's loss, which DeepSpeed searches; None in other formats."""
+    if not engine.fp16_enabled():
+        return None
+    return float(_scaler(engine).cur_scale)
+
+
+def set_loss_scale(engine: Any, scale: float) -> None:
+    """Go on with the factor that a checkpoint stored, instead of searching it again."""
+    if engine.fp16_enabled():
+        _scaler(engine).cur_scale = scale
+
+
+def _scaler(engine: Any) -> Any:
+    """Return what holds the scale: ZeRO's scaler, or at ZeRO 0 the optimizer itself."""
+    return getattr(engine.optimizer, "loss_scaler", engine.optimizer)
+
+
 def release_engine(engine: Any) -> None:
     """Free an engine's weights, gradients and optimizer state before another one is built.
 

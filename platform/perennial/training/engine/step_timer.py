@@ -31,6 +31,11 @@ class Meter:
         self._part, self._since = part, now
         return before
 
+    def seconds(self) -> dict[Part, float]:
+        """Return seconds by part since the last lap, which goes on."""
+        self.to(self._part)
+        return dict(self._seconds)
+
     def lap(self) -> dict[Part, float]:
         """Return seconds by part since the last lap, for all parts."""
         self.to(self._part)
