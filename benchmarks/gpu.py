@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -57,7 +58,7 @@ def main() -> None:
     print(f"# Where this machine stands\n\n`sh benchmarks/gpu.sh{' --cpu' if on_cpu else ''}`")
     for name in options.sections.split(","):
         began = time.perf_counter()
-        print(f"\n## {SECTIONS[name].__doc__}\n", flush=True)
+        print(f"\n## {inspect.cleandoc(SECTIONS[name].__doc__ or name)}\n", flush=True)
         for line in SECTIONS[name](on_cpu):
             print(line, flush=True)
         print(f"\n{time.perf_counter() - began:.0f} s", flush=True)
