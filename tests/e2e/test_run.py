@@ -212,6 +212,7 @@ def test_status_tells_the_whole_story(lineage: Lineage) -> None:
         assert words in shown
 
 
+@pytest.mark.long
 def test_i9_killed_in_the_middle_of_a_stage_it_ends_with_the_same_weights(
     lineage: Lineage, tmp_path: Path
 ) -> None:

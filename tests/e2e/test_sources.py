@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
@@ -36,6 +37,7 @@ def run_with_source(folder: Path) -> Path:
     return write_run(folder, document)
 
 
+@pytest.mark.long
 def test_a_cron_pulls_what_is_due_and_tokenises_it_once(tmp_path: Path) -> None:
     run_file = run_with_source(tmp_path)
     first = perennial_json("ingest", run_file, "--due")

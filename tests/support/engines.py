@@ -25,6 +25,16 @@ def engine_of_one(model: Any, spec: TrainingSpec) -> Any:
     return build_engine(model, spec, spec.global_batch, 1, END_OF_DOCUMENT)
 
 
+class PlainModel:
+    """A model where an engine is expected, for what an engine only passes on."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.module(**inputs)
+
+
 def stepped_weights(engine: Any) -> torch.Tensor:
     """All fp32 weights that this rank's optimizer steps, flat, in the order of their names."""
     shards = sorted(owned_shards(engine), key=lambda shard: shard.parameter)

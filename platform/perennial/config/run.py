@@ -175,6 +175,12 @@ class EvaluationSpec(Section):
     tasks: tuple[str, ...] = ()
     """lm-eval tasks by name, suites (paper-english, paper-german), or folders that hold a task's
     YAML"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """number format in which a model is loaded for its evaluation; bf16 takes half the memory, and
+    its losses differ in the third digit"""
+    gpus: Count = 1
+    """GPUs that a model is divided among for its evaluation, at least 1; without any it has no
+    effect"""
     trunk_tasks: bool = False
     """true scores the tasks at the end of every stage too, and compares with the checkpoint that
     the stage started from; false scores releases alone"""

@@ -10,7 +10,7 @@ from perennial.config import RunSpec
 from perennial.controller.context import Workspace
 from perennial.controller.ingest_stage import usable
 from perennial.corpora import read_manifest
-from perennial.evaluation import Answers, Questions, examine
+from perennial.evaluation import Answers, Loading, Questions, examine
 from perennial.evaluation import measure as measure_losses
 from perennial.evaluation.cache import kept_losses
 from perennial.evaluation.gates import Measurements
@@ -145,6 +145,7 @@ def _questions(work: Workspace) -> Questions:
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,
         references=summary.references(work.state),
+        loading=loading_of(work.spec),
     )
 
 
@@ -167,8 +168,14 @@ def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, H
         work.spec.corpora.sequence_length,
         work.spec.evaluation.documents,
         summary.references(work.state),
+        loading=loading_of(work.spec),
     )
     return dict(losses)
+
+
+def loading_of(spec: RunSpec) -> Loading:
+    """Return how a run's models are loaded for their evaluation."""
+    return Loading(spec.evaluation.precision, spec.evaluation.gpus)
 
 
 _PROMPTS_PER_CORPUS = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perennial.config import parse_amount
 from perennial.controller.context import Workspace
-from perennial.controller.evaluate_stage import measure, sampling
+from perennial.controller.evaluate_stage import loading_of, measure, sampling
 from perennial.controller.ingest_stage import usable
 from perennial.controller.train_stage import train
 from perennial.errors import InputError, Superseded
@@ -105,6 +105,7 @@ def evaluate(work: Workspace) -> None:
         max_documents=work.spec.evaluation.documents,
         tasks=tasks,
         seed=work.spec.seed,
+        loading=loading_of(work.spec),
     )
     answers = examine(work.store, latest.folder, questions)
     scores = [plain(score) for score in answers.tasks]
@@ -217,6 +218,7 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,
         references=summary.references(work.state),
+        loading=loading_of(work.spec),
         **sampling(work.spec),
     )
     answers = examine(work.store, folder, questions)

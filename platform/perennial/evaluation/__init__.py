@@ -4,7 +4,7 @@
 run's stages; `perennial.report.figures.run` draws them.
 """
 
-from perennial.evaluation.evaluate import Answers, Questions, examine, measure
+from perennial.evaluation.evaluate import Answers, Loading, Questions, examine, measure
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.matrix import LossMatrix, corpus_of, pareto_front
 from perennial.evaluation.samples import Sample
@@ -13,6 +13,7 @@ from perennial.evaluation.scores import NotRun, TaskScore
 __all__ = [
     "Answers",
     "HeldoutLoss",
+    "Loading",
     "LossMatrix",
     "NotRun",
     "Questions",

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from perennial.corpora import load_tokenizer, read_manifest
 from perennial.errors import InputError
@@ -32,6 +32,14 @@ MAX_WINDOWS = 16
 
 
 @dataclass(frozen=True)
+class Loading:
+    """Number format in which a model is loaded, and the GPUs that it is divided among."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gpus: int = 1
+
+
+@dataclass(frozen=True)
 class Questions:
     """The measurements to make of a model.
 
@@ -45,6 +53,7 @@ class Questions:
     seed: of the samples and of the tasks' items.
     references: by corpus, the model that its loss is compared with.
     task_reference: the model that the scores of tasks are compared with.
+    loading: how the model is loaded.
     """
 
     corpora: tuple[str, ...]
@@ -58,6 +67,7 @@ class Questions:
     seed: int = 0
     references: Mapping[str, str] = field(default_factory=dict)
     task_reference: str | None = None
+    loading: Loading = Loading()
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -82,6 +92,7 @@ def measure(
     max_documents: int,
     references: Mapping[str, str] | None = None,
     cpus: int = 1,
+    loading: Loading | None = None,
 ) -> dict[str, HeldoutLoss]:
     """Return the held-out loss on each corpus of the checkpoint or release in `folder_key`.
 
@@ -93,9 +104,14 @@ def measure(
         max_documents: most held-out documents of a corpus that are used.
         references: by corpus, the model that its loss is compared with.
         cpus: CPUs of the Ray task.
+        loading: how the model is loaded; default in fp32 on one GPU.
     """
     questions = Questions(
-        tuple(corpora), sequence_length, max_documents, references=references or {}
+        tuple(corpora),
+        sequence_length,
+        max_documents,
+        references=references or {},
+        loading=loading or Loading(),
     )
     return examine(store, folder_key, questions, cpus).losses
 
@@ -143,7 +159,7 @@ def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) 
         num_cpus=cpus,
         # Outside the caller's placement group, which need not have the CPUs.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
-        num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+        num_gpus=questions.loading.gpus if ray.cluster_resources().get("GPU") else 0,
         runtime_env={"env_vars": offline},
     )
     answers: Answers = ray.get(remote.remote(store, folder_key, questions, tasks, cpus))
@@ -172,7 +188,7 @@ def answer(
     with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
         folder = Path(scratch) / "model"
         fetch(store, folder_key, folder)
-        model = load_model(folder)
+        model = load_model(folder, questions.loading)
         documents = {
             corpus: read_documents(store, corpus, questions.max_documents)
             for corpus in dict.fromkeys([*questions.corpora, *questions.sources])
@@ -211,18 +227,25 @@ def fetch(store: Store, folder_key: str, local: Path) -> None:
             store.download(key, local / name)
 
 
-def load_model(folder: Path) -> Any:
-    """Load the model of a local folder in float32, on the GPU where there is one."""
+def load_model(folder: Path, loading: Loading) -> Any:
+    """Load the model of a local folder, on the GPUs where there are any."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    has_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=torch.bfloat16 if loading.precision == "bf16" else torch.float32,
+        device_map="auto" if has_gpu and loading.gpus > 1 else None,
     )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if loading.gpus > 1 and has_gpu:
+        return model  # its layers are on several GPUs already
+    return model.to("cuda" if has_gpu else "cpu")
 
 
 def tokenizer_of(store: Store, folder: Path) -> Any:

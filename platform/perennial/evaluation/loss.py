@@ -205,8 +205,9 @@ def document_losses(
             group = windows[first : first + batch]
             inputs, targets = (torch.from_numpy(a).to(device) for a in _pad(documents, group))
             logits = model(input_ids=inputs, use_cache=False).logits.float()
+            wanted = targets.flatten().to(logits.device)  # the last of several GPUs
             losses = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+                logits.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="none"
             )
             sums = losses.view(targets.shape).double().sum(dim=1).tolist()
             for window, total in zip(group, sums, strict=True):

@@ -152,7 +152,7 @@ class Bench:
         ledger.transact(unless_claimed)
 
     def _tried(self, point: Point, decided: Branched, step: int, trained: int) -> Tried:
-        from perennial.evaluation import measure
+        from perennial.evaluation import Loading, measure
         from perennial.training.launcher import run_job
 
         spec = self.run_spec(point)
@@ -167,6 +167,7 @@ class Bench:
             (self.corpus, *self.old),
             spec.corpora.sequence_length,
             spec.evaluation.documents,
+            loading=Loading(spec.evaluation.precision, spec.evaluation.gpus),
         )
         nats = {corpus: loss.nats_per_token for corpus, loss in losses.items()}
         return Tried(

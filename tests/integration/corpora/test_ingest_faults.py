@@ -85,6 +85,7 @@ def result(url: str, answer: dict[str, str]) -> dict[str, str]:
     return digests(open_store(url)) | answer
 
 
+@pytest.mark.long
 def test_I5_I6_an_ingest_over_a_road_that_fails_5_percent_of_requests_is_exact(
     url: str, road: Road, ingesters: list[Ingester], undisturbed: dict[str, str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_I5_I6_an_ingest_waits_out_a_gateway_that_is_killed_and_restarted(
     assert result(url, ingesters[0].end()) == undisturbed
 
 
+@pytest.mark.long
 def test_I5_I6_two_processes_that_ingest_one_corpus_at_once_lose_and_double_nothing(
     url: str, ingesters: list[Ingester], undisturbed: dict[str, str]
 ) -> None:

@@ -18,7 +18,7 @@ from perennial.corpora import CorpusManifest, IngestSettings, import_tokenizer, 
 from perennial.corpora.manifest import Counts, HoldoutFile
 from perennial.corpora.packing import holdout_bytes
 from perennial.errors import InputError
-from perennial.evaluation import NotRun, Questions, TaskScore, examine, measure
+from perennial.evaluation import Loading, NotRun, Questions, TaskScore, examine, measure
 from perennial.evaluation.heldout import read_documents
 from perennial.evaluation.loss import document_losses, heldout_loss
 from perennial.evaluation.suites import SUITES, Suite, SuiteTask
@@ -273,6 +273,16 @@ def test_a_task_that_cannot_run_is_reported_and_stops_no_other(
     [nowhere] = examine(store, RELEASE, Questions((), SEQUENCE, 1, tasks=(CONTINUATION,))).tasks
     assert isinstance(nowhere, NotRun)
     assert "no corpus is being evaluated" in nowhere.reason
+
+
+def test_a_model_loaded_in_bf16_has_nearly_the_same_losses(store: Store) -> None:
+    losses = [
+        examine(store, RELEASE, Questions(("english",), SEQUENCE, 5, loading=loading)).losses
+        for loading in (Loading(), Loading("bf16", gpus=2))
+    ]
+    whole, half = (loss["english"].nats_per_token for loss in losses)
+    assert half == pytest.approx(whole, rel=1e-2)
+    assert half != whole
 
 
 def test_a_task_that_memory_does_not_hold_is_scored_in_smaller_batches(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from perennial.training.engine.engine import loss_of
 from perennial.training.engine.microbatch import on_device, seed_dropout
 from perennial.training.model.features import document_positions, prepare
 from tests.support.engines import END_OF_DOCUMENT as END
-from tests.support.engines import engine_of_one, one_step, training_spec
+from tests.support.engines import PlainModel, engine_of_one, one_step, training_spec
 from tests.support.flash_stand_in import FlashCalls, flash_stand_ins
 from tests.support.small_models import small_model
 
@@ -132,7 +132,7 @@ def test_with_the_document_mask_rows_have_the_losses_of_their_documents_alone(
     prepare(model, spec)
     model.eval()
     with torch.no_grad():
-        packed = loss_of(model, IDS, spec, END)
+        packed = loss_of(PlainModel(model), IDS, spec, END)
         of_packed = (flash.varlen, flash.dense)
         documents = [IDS[:1, a:b] for a, b in ((0, 3), (3, 8), (8, 10))]
         documents += [IDS[1:, a:b] for a, b in ((0, 1), (1, 2), (2, 10))]

@@ -69,12 +69,11 @@ def _both_ways(folder: Path, result: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
-        ("llama", {"tie_word_embeddings": False}),
-        ("llama", {"tie_word_embeddings": True}),
-        ("gpt_neox", {}),
-        ("mixtral", {"num_local_experts": 4}),
+        pytest.param("llama", {"tie_word_embeddings": False}, id="llama", marks=pytest.mark.long),
+        pytest.param("llama", {"tie_word_embeddings": True}, id="tied"),
+        pytest.param("gpt_neox", {}, id="gpt_neox", marks=pytest.mark.long),
+        pytest.param("mixtral", {"num_local_experts": 4}, id="names-that-differ"),
     ],
-    ids=["llama", "tied", "gpt_neox", "names-that-differ"],
 )
 def test_it_is_the_model_that_is_loaded_whole(
     tmp_path: Path, architecture: str, settings: dict[str, Any]

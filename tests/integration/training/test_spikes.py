@@ -116,6 +116,7 @@ def test_a_spike_stops_the_job_or_is_left_out_for_good(tmp_path: Path, ray_local
     assert any("skipped" in finding.problem for finding in verify(store).findings)
 
 
+@pytest.mark.long
 def test_a_setting_that_the_model_cannot_have_stops_the_job_at_once(
     tmp_path: Path, ray_local: None
 ) -> None:

@@ -76,6 +76,8 @@ def test_what_has_a_field_of_its_own_is_refused_by_name(block: dict[str, Any], t
         ({"attention": "flex_attention"}, "needs GPUs"),
         ({"attention": "flash_attention_2", "gpus_per_worker": 1}, "does not compute in fp32"),
         ({"precision": "fp16"}, "precision fp16 needs GPUs"),
+        ({"gpus_per_worker": 0.5}, "gpus_per_worker 0.5 is refused"),
+        ({"gpus_per_worker": 2}, "a worker is one process with one GPU"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(

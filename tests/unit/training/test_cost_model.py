@@ -14,6 +14,7 @@ from perennial.training.cost_model import (
     flops_per_token,
     memory,
     model_size,
+    peak_flops,
 )
 from perennial.training.model.config import model_config
 
@@ -116,6 +117,25 @@ def test_what_waits_in_the_cpus_memory_or_is_never_written_is_not_counted() -> N
     kept = memory(size, spec.training, 2048, 3, 8)
     assert kept.activations - told.activations == 8 * 4 * 2048 * size.vocabulary
     assert memory(size, away, 2048, 0, 8).optimizer == 12 * size.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10G", 125),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("Tesla T4", 65),
+    ],
+)
+def test_the_peak_of_a_gpu_is_known_by_its_name(name: str, teraflops: int) -> None:
+    peak = peak_flops(name)
+    assert peak == pytest.approx(teraflops * 1e12)
+    assert peak_flops("Radeon") is None
 
 
 def test_an_optimizer_with_a_third_average_takes_4_bytes_more_a_parameter() -> None:

@@ -55,7 +55,7 @@ class CheckpointManifest(BaseModel):
     """kind of the optimizer; None in checkpoints of versions before 0.2, which had AdamW alone"""
     optimizer_steps: int
     loss_scale: float | None = None
-    """fp16's factor of the loss; None in other formats, and in checkpoints before 0.3"""
+    """fp16's factor of the loss; None in other formats, and where an older version wrote it"""
     world_size: int
     code_version: str
     tracking_run: str
