@@ -125,6 +125,25 @@ def _import_large(folder: Path) -> None:
     assert manifest.parameters > 25_000_000
 
 
+def test_a_model_is_cut_to_its_first_blocks_a_file_at_a_time(tmp_path: Path) -> None:
+    """In less memory than the blocks that are kept take."""
+    model = small_model("llama", hidden_size=512, intermediate_size=4096, num_hidden_layers=12)
+    model.save_pretrained(tmp_path / "model", max_shard_size="30MB")
+    del model
+    run_within(120 << 20, _cut_large, tmp_path)
+    whole = stored_model(tmp_path / "model").state_dict()
+    heir = _initial(open_store(tmp_path / "store"))
+    assert heir.config.num_hidden_layers == 8
+    for name, tensor in heir.state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def _cut_large(folder: Path) -> None:
+    spec = ModelSpec(path=str(folder / "model"), inherit_layers=8)
+    manifest = import_model(open_store(folder / "store"), spec, 50, 7, 16)
+    assert 4 * manifest.parameters > 200 << 20
+
+
 def test_weights_that_are_missing_are_seen_before_any_is_copied(tmp_path: Path) -> None:
     _store_model(tmp_path / "model")
     config = tmp_path / "model" / "config.json"

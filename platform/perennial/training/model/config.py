@@ -31,7 +31,7 @@ def model_config(
     if spec.path is None:
         config = _new_config(spec, vocabulary, end_of_document, sequence_length)
         if spec.init == "small-wang":
-            check_small_wang(_weightless_model(config))
+            check_small_wang(weightless_model(config))
         return config
     with tempfile.TemporaryDirectory() as scratch:
         files = model_files(spec.path, Path(scratch), weights=False)
@@ -170,7 +170,8 @@ def stored_model(folder: Path, gguf: str | None = None, dtype: Any = None) -> An
     return model
 
 
-def _weightless_model(config: PretrainedConfig) -> Any:
+def weightless_model(config: PretrainedConfig) -> Any:
+    """Return a model of a configuration with shapes and no numbers."""
     import torch
     from transformers import AutoModelForCausalLM
 

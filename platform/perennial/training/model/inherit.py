@@ -7,13 +7,18 @@ reference's; the paper's released code leaves the embeddings and the norm random
 from __future__ import annotations
 
 import copy
+import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
+from perennial.training.model.stored import INDEX
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from perennial.training.model.stored import ModelFiles
 
 
 def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
@@ -39,6 +44,48 @@ def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
         return type(config).from_dict(fields | {depth_field: layers})
     except (TypeError, ValueError) as wrong:
         raise _refused(config, str(wrong)) from None
+
+
+def cut_tensors(files: ModelFiles, config: PretrainedConfig, folder: Path) -> bool:
+    """Write the tensors of a stored model's first blocks, file by file, into a folder.
+
+    At most one file's tensors are held at a time.
+
+    Args:
+        files: the model's; its tensors are on this machine.
+        config: of the shortened model.
+        folder: for the files, their index and nothing else.
+
+    Returns:
+        Whether the files have all weights of the shortened model by its own names; otherwise
+        transformers has to translate them, with the whole model in memory.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        heir = AutoModelForCausalLM.from_config(config)
+    wanted = set(heir.state_dict())
+    needed = {name for name, _ in heir.named_parameters()}
+    places: dict[str, str] = {}
+    total_bytes = 0
+    for file in files.tensors:
+        with safe_open(files.folder / file, framework="pt") as stored:
+            tensors = {
+                name: stored.get_tensor(name)
+                for name in stored.keys()  # noqa: SIM118, a handle is no mapping
+                if name in wanted
+            }
+        if tensors:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            places |= dict.fromkeys(tensors, file)
+            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+    if len(files.tensors) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index))
+    return needed <= set(places)
 
 
 def inherit(reference: Any, layers: int) -> Any:

@@ -23,8 +23,9 @@ from perennial.training.model.config import (
     random_model,
     stored_config,
     stored_model,
+    weightless_model,
 )
-from perennial.training.model.inherit import inherit
+from perennial.training.model.inherit import cut_tensors, inherit
 from perennial.training.model.stored import INDEX, ModelFiles, model_files
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def import_model(
         files = model_files(spec.path, Path(source), weights=converted)
         config = stored_config(files, spec.inherit_layers)
         check_fit(config, spec.path, vocabulary, sequence_length)
-        if converted:
+        if spec.inherit_layers is not None and _cut(files, config, end_of_document, Path(scratch)):
+            parameters, digests = _count(config), _upload(store, Path(scratch))
+        elif converted:
             model = _convert(files, spec.inherit_layers, end_of_document)
             model.save_pretrained(scratch)
             parameters, digests = model.num_parameters(), _upload(store, Path(scratch))
@@ -88,6 +91,20 @@ def import_model(
     )
     store.create(_MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest
+
+
+def _cut(files: ModelFiles, config: PretrainedConfig, end_of_document: int, folder: Path) -> bool:
+    """Write the first layers of a stored model into a folder; False where it must be loaded."""
+    if files.gguf is None and cut_tensors(files, config, folder):
+        _describe(files, config, end_of_document, folder)
+        return True
+    for file in folder.iterdir():
+        file.unlink()
+    return False
+
+
+def _count(config: PretrainedConfig) -> int:
+    return int(weightless_model(config).num_parameters())
 
 
 def _convert(files: ModelFiles, inherit_layers: int | None, end_of_document: int) -> Any:
