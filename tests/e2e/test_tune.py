@@ -20,6 +20,7 @@ from tests.support.tiny_run import write_run, write_texts
 from tests.support.trained_run import STEPS, Lineage, document
 
 
+@pytest.mark.long
 def test_a_search_advises_a_fragment_and_the_stage_goes_on_from_its_trial(
     lineage: Lineage, ray_head: dict[str, str], tmp_path: Path
 ) -> None:

@@ -345,6 +345,7 @@ def test_losses_and_tasks_may_be_asked_of_different_corpora_with_one_load(store:
     assert {score.asked for score in answers.tasks} == {CONTINUATION}
 
 
+@pytest.mark.long
 def test_named_tasks_and_suites_without_their_data_are_not_run(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_the_dashboard_shows_every_metric_and_no_other() -> None:
     assert set(asked()) == set(METRICS)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     importlib.util.find_spec("prometheus_client") is None, reason="needs ray[default]"
 )

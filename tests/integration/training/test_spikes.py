@@ -79,6 +79,7 @@ def _plant(store: Store, job: Job) -> tuple[list[Origin], dict[str, bytes]]:
     return places, before
 
 
+@pytest.mark.long
 def test_a_spike_stops_the_job_or_is_left_out_for_good(tmp_path: Path, ray_local: None) -> None:
     store, ledger, job = _started(tmp_path)
     places, shards = _plant(store, job)
