@@ -212,6 +212,8 @@ def test_every_stage_and_offload_trains_alike(grid: Callable[[str], Path]) -> No
             for name, settings in {
                 "ademamix": {"zero_stage": 1, "optimizer": ADEMAMIX},
                 "zero-0": {"zero_stage": 0},
+                "bf16": {"zero_stage": 1, "precision": "bf16"},
+                "bf16-zero-2": {"zero_stage": 2, "precision": "bf16"},
                 "zero-2": {"zero_stage": 2},
                 "zero-3": {"zero_stage": 3},
                 "features": QUICK["features"],
@@ -222,14 +224,17 @@ def test_every_stage_and_offload_trains_alike(grid: Callable[[str], Path]) -> No
 def test_i9_training_goes_on_alike_on_a_world_size_that_does_not_divide_the_batch(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    """3 steps on three workers and 2 on one give the loss of 5 steps on one within 1e-4."""
+    """3 steps on three workers and 2 on one give the loss of 5 steps on one.
+
+    Within 1e-4, and in bf16 within what its 8 bits resolve.
+    """
     (tmp_path / "resized").mkdir()
     run_on(3, _train_each, tmp_path, [(0, 3)], {"resized": settings})
     run_on(1, _resized_and_straight, tmp_path, settings)
     resized = load_file(tmp_path / "resized" / "whole-3-5-1.safetensors")["loss"]
     straight = load_file(tmp_path / "straight" / "whole-0-5-1.safetensors")["loss"]
     earlier = load_file(tmp_path / "resized" / "whole-0-3-3.safetensors")["loss"]
-    assert abs(resized - straight) < 1e-4
+    assert abs(resized - straight) < (5e-3 if settings.get("precision") == "bf16" else 1e-4)
     assert abs(resized - earlier) > 1e-3
 
 
