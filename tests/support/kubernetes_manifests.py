@@ -86,12 +86,17 @@ def _strict(schema: Doc) -> Doc:
     return result
 
 
-@functools.cache
-def _ray_schema(kind: str) -> Draft202012Validator:
+def crd_folder() -> Path:
+    """The folder of KubeRay's CRDs; skips the test without one, so call it in the test's thread."""
     folder = os.environ.get("PERENNIAL_KUBERAY_CRDS")
     if not folder:
         pytest.skip("PERENNIAL_KUBERAY_CRDS does not name a folder with KubeRay's CRDs")
-    text = (Path(folder) / f"ray.io_{kind.lower()}s.yaml").read_bytes()
+    return Path(folder)
+
+
+@functools.cache
+def _ray_schema(kind: str) -> Draft202012Validator:
+    text = (crd_folder() / f"ray.io_{kind.lower()}s.yaml").read_bytes()
     versions = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]["versions"]
     (v1,) = (v for v in versions if v["name"] == "v1")
     schema = v1["schema"]["openAPIV3Schema"]

@@ -22,6 +22,7 @@ import pytest
 from tests.support.kubernetes_manifests import (
     K8S,
     Doc,
+    crd_folder,
     find,
     operator_objections,
     overlay,
@@ -106,6 +107,7 @@ class Api:
 
 @pytest.fixture
 def api() -> Iterator[Api]:
+    crd_folder()
     api = Api()
     thread = threading.Thread(target=api.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
