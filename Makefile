@@ -6,7 +6,7 @@ QUICKSTART := build/quickstart
 RUN := pipelines/quickstart.yaml
 BASELINES := union no-replay cosine english french spanish
 
-.PHONY: docs quickstart baselines unit unit-tests property-tests integration-tests e2e-tests coverage test test-long bench-data bench-train test-services check clean
+.PHONY: docs quickstart baselines unit integration-tests e2e-tests coverage test test-long bench-data bench-train test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
 	$(BIN)/python pipelines/fetch_quickstart.py $(QUICKSTART)/text
@@ -26,11 +26,8 @@ baselines: $(VENV)/installed  ## train the alternatives to the quickstart and co
 	done
 	$(BIN)/perennial compare $(RUN) $(BASELINES:%=pipelines/baselines/%.yaml) --output build/quickstart/compare.html
 
-unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster: under a minute
-	$(MAKE) --no-print-directory --jobs 2 --output-sync unit-tests property-tests
-
-unit-tests property-tests: %-tests: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests/$*
+unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster: about a minute
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest --numprocesses 2 tests/unit tests/property
 
 coverage: $(VENV)/installed-test  ## the same tests, with the share of the package's lines that they reach
 	# A fixed seed: both processes must collect the tests of a set in one order.
