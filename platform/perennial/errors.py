@@ -7,10 +7,12 @@
         ├── InputError          the input is wrong: exit code 2
         ├── LedgerError
         │   ├── LostRace            another process wrote this ledger entry first
+        │   ├── LogGap              an entry of a log is missing, and a later one is there
         │   ├── InvalidTransition   an event that cannot follow the ledger's state
         │   ├── NewerSchema         written by a later version of Perennial
         │   ├── StaleDecision       a decision that no longer fits the ledger: decide again
-        │   └── Superseded          another controller, or another claim, is in charge
+        │   ├── Superseded          another controller, or another claim, is in charge
+        │   └── Busy                another process holds the lease: exit code 3
         ├── TrainingFailed      the worker group gave up
         │   └── TrainingStopped     another try would meet the same batch again
         ├── CheckpointError
@@ -119,6 +121,20 @@ class LostRace(LedgerError):
     code = "lost-race"
 
 
+class LogGap(LedgerError):
+    """An entry of an append-only log is missing, and a later one is there."""
+
+    code = "log-gap"
+
+    def __init__(self, missing: str, later: str) -> None:
+        super().__init__(missing, later)
+        self.missing = missing
+        self.later = later
+
+    def __str__(self) -> str:
+        return f"{self.missing} is missing, and {self.later} is there"
+
+
 class InvalidTransition(LedgerError):
     """An event that cannot follow the state of its subject; carries the subject's history."""
 
@@ -154,6 +170,13 @@ class Superseded(LedgerError):
     """Another controller, or another claim, is in charge; this one changes nothing more."""
 
     code = "superseded"
+
+
+class Busy(LedgerError):
+    """Another process holds the run's lease, and lives; nothing was done."""
+
+    exit_code = 3
+    code = "busy"
 
 
 class TrainingFailed(PerennialError):

@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perennial.cli.console import ProgressScreen
 from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoint
 from tests.support.cli import perennial, perennial_json, start
+from tests.support.controllers import supersede
 from tests.support.tiny_run import tiny_run, write_run, write_texts
 from tests.support.trained_run import STEPS, Lineage, document
 
@@ -92,7 +92,7 @@ def test_i4_the_workers_of_a_superseded_controller_write_nothing_more(
     training: subprocess.Popen[str], run_file: Path, store: Store
 ) -> None:
     ours = psutil.Process(training.pid).children(recursive=True)
-    Workspace(load_run(run_file), str(run_file), [ProgressScreen()]).take_charge()
+    supersede(Workspace(load_run(run_file), str(run_file)))
     before = checkpoint.committed_steps(store, FOLDER)
     _, told = training.communicate()
     assert training.returncode == 1, told

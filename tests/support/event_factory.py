@@ -43,6 +43,7 @@ def event_of(
         events.Held(at=AT, corpus=corpus, reason="later"),
         events.Retried(at=AT, corpus=corpus),
         events.Retired(at=AT, corpus=corpus),
+        events.Unretired(at=AT, corpus=corpus),
         events.Failed(
             at=AT, corpus=corpus, attempt=attempt, attempts=3, reason="it broke", next_try=next_try
         ),

@@ -183,7 +183,12 @@ class _Handler(BaseHTTPRequestHandler):
             objects = dict(self.server_state.buckets[bucket])
         prefix, after = query.get("prefix", ""), query.get("pageToken", "")
         delimiter = query.get("delimiter")
-        names = [name for name in sorted(objects) if name.startswith(prefix) and name > after]
+        offset = query.get("startOffset", "")
+        names = [
+            name
+            for name in sorted(objects)
+            if name.startswith(prefix) and name > after and name >= offset
+        ]
         folders: set[str] = set()
         if delimiter:
             inner = [name for name in names if delimiter in name[len(prefix) :]]

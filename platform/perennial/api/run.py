@@ -88,20 +88,22 @@ class Run:
 
         return data.plan_land(self._acting(), name, [Path(file) for file in files])
 
-    def run(self, *, reschedule: bool = False) -> TrainingSummary:
+    def run(self, *, reschedule: bool = False, take_over: bool = False) -> TrainingSummary:
         """Train and evaluate every stage that is not done yet, in order. Safe to repeat and kill.
 
         Args:
             reschedule: go on under a schedule that is not the trunk's so far.
+            take_over: stop a controller that lives, and go on in its place.
 
         Raises:
+            Busy: another controller is in charge, and lives.
             InputError: the run file is wrong, nothing has landed, or all of it was refused.
             TrainingFailed: a stage failed for the last time.
             Terminated: on SIGTERM, after the workers stored a checkpoint.
         """
         from perennial.api import training
 
-        with self._checked() as work:
+        with self._checked(verb="run", take_over=take_over) as work:
             return training.run(work, reschedule=reschedule)
 
     def plan_run(self) -> list[str]:
@@ -118,49 +120,59 @@ class Run:
         interval_seconds: float = 60.0,
         webhook_port: int | None = None,
         reschedule: bool = False,
+        take_over: bool = False,
     ) -> NoReturn:
         """Pull the sources that are due and train each corpus that lands, until SIGTERM.
+
+        While another controller is in charge it stands by, and goes on when that one ends.
 
         Args:
             on_look: called after each look at the inbox.
             interval_seconds: time between two looks.
             webhook_port: look at once whenever an S3 event is posted to this port; None: no port.
             reschedule: go on under a schedule that is not the trunk's so far.
+            take_over: stop a controller that lives, and go on in its place.
 
         Raises:
             Terminated: on SIGTERM, after the workers stored a checkpoint.
-            Superseded: another controller took charge.
         """
         from perennial.api import training
 
-        with self._checked() as work:
+        with self._checked(verb="watch", take_over=take_over) as work:
             training.watch(
                 work, on_look, interval_seconds, webhook_port=webhook_port, reschedule=reschedule
             )
 
-    def watch_once(self, *, reschedule: bool = False) -> TrainingSummary:
+    def watch_once(self, *, reschedule: bool = False, take_over: bool = False) -> TrainingSummary:
         """Pull the sources that are due and train what has landed, once.
 
         Args:
             reschedule: go on under a schedule that is not the trunk's so far.
+            take_over: stop a controller that lives, and go on in its place.
+
+        Raises:
+            Busy: another controller is in charge, and lives.
         """
         from perennial.api import training
 
-        with self._checked() as work:
+        with self._checked(verb="watch --once", take_over=take_over) as work:
             return training.watch_once(work, reschedule=reschedule)
 
-    def ingest(self, *, due: bool = False) -> IngestSummary:
+    def ingest(self, *, due: bool = False, take_over: bool = False) -> IngestSummary:
         """Tokenise what has landed without training it. Safe to repeat and kill.
+
+        A controller that waits for data stays in charge. Waits while another process tokenises.
 
         Args:
             due: first pull the sources that are due.
+            take_over: stop a process that tokenises, and go on in its place.
 
         Raises:
             InputError: a stage is unfinished, or `due` is asked of a run without sources.
         """
         from perennial.api import data
 
-        with self._checked() as work:
+        with self._checked(verb="ingest", take_over=take_over) as work:
             return data.ingest(work, due=due)
 
     def plan_ingest(self, *, due: bool = False) -> list[str]:
@@ -207,6 +219,13 @@ class Run:
         Arguments and errors are those of `hold`.
         """
         return self._decide("retire", corpus, reason)
+
+    def unretire(self, corpus: str, reason: str = "") -> Corpus:
+        """Replay a retired corpus again.
+
+        Arguments and errors are those of `hold`.
+        """
+        return self._decide("unretire", corpus, reason)
 
     def accept(self, corpus: str, reason: str = "") -> Corpus:
         """Accept a stage that a gate stopped; the next one starts from its end.
@@ -442,11 +461,15 @@ class Run:
         return self._reading()
 
     @contextmanager
-    def _checked(self, *, acts: bool = True) -> Iterator[Workspace]:
+    def _checked(
+        self, *, acts: bool = True, verb: str = "", take_over: bool = False
+    ) -> Iterator[Workspace]:
         """Yield a checked workspace that MLflow, gauges and pictures follow.
 
         Args:
             acts: the verb trains, ingests or measures, for which the run file is needed.
+            verb: what is done, for those who find the run held.
+            take_over: take the leases of processes that live.
         """
         from perennial.controller.context import Workspace
         from perennial.report.publish import Publisher
@@ -458,7 +481,9 @@ class Run:
         mlflow = MlflowObserver()
         gauges, publisher = GaugeObserver(mlflow, self.spec.name), Publisher(mlflow)
         observers = [*self._observers, mlflow, gauges, publisher]
-        work = Workspace(self.spec, self.where, observers, run_ids=mlflow)
+        work = Workspace(
+            self.spec, self.where, observers, run_ids=mlflow, verb=verb, take_over=take_over
+        )
         try:
             # A store alone may be read where neither its tokenizer's file nor its GPUs are.
             if self._from_store:

@@ -13,6 +13,8 @@ from perennial.controller.source_poller import open_sources, utc_now
 from perennial.report.compare import baseline_gap
 from perennial.runs import summary
 from perennial.runs.history import StageTime, goodput
+from perennial.runs.lease import read_heartbeat
+from perennial.runs.ledger import moment
 from perennial.runs.transitions import ON_THE_TRUNK
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class RunStatus:
         reasons: why a corpus is in its state, where the ledger has a reason.
         pending: corpora that have no stage yet, or whose stage failed.
         epoch, controller: number and name of the controller that took charge last.
+        held: the process that is in charge now, with its last heartbeat; "" without one.
         gated: the stage that a gate stopped, with its verdicts; None without one.
         choices: commands that decide about that stage, each with its effect.
         trunk: stage, step and phase of the last checkpoint; None before the first stage.
@@ -86,6 +89,7 @@ class RunStatus:
     pending: Sequence[str]
     epoch: int
     controller: str
+    held: str
     gated: Mapping[str, Any] | None
     choices: Sequence[tuple[str, str]]
     trunk: Mapping[str, Any] | None
@@ -107,7 +111,7 @@ class RunStatus:
             "store": self.store,
             "corpora": self.corpora,
             "reasons": self.reasons,
-            "controller": {"epoch": self.epoch, "name": self.controller},
+            "controller": {"epoch": self.epoch, "name": self.controller, "held": self.held},
             "gated": self.gated,
             "trunk": self.trunk,
             "matrix": self.matrix.to_dict(),
@@ -136,6 +140,7 @@ def read_status(work: Workspace) -> RunStatus:
         pending=list(_pending(state)),
         epoch=state.epoch,
         controller=state.controller,
+        held=_read_holder(work, state),
         gated=summary.gated(state),
         choices=choices(state, work.where),
         trunk=summary.position(work.store, state),
@@ -151,6 +156,13 @@ def read_status(work: Workspace) -> RunStatus:
         sources=[source.status(utc_now()) for source in open_sources(work)],
         next=todo(work),
     )
+
+
+def _read_holder(work: Workspace, state: RunState) -> str:
+    beat = read_heartbeat(work.store, state.lease)
+    if beat is None or beat.holder.is_gone:
+        return ""
+    return f"{beat.holder}, last heartbeat {moment(beat.modified.isoformat())}"
 
 
 def _pending(state: RunState) -> Iterator[str]:

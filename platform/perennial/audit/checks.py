@@ -13,10 +13,13 @@ from perennial.audit.finding import Finding, unequal
 from perennial.errors import InputError, InvalidTransition
 from perennial.mixture import StageMix, branch_mix, stage_mix, trained_sequences, truncate_mix
 from perennial.runs.events import Branched, Event, Releasing, Started, Trained, decode
+from perennial.runs.ledger import HEAD, Head, check_follows, digest_of
 from perennial.runs.search_state import shifted
 from perennial.runs.state import RunState
 from perennial.schedules import AbsentSchedule, from_dict
 from perennial.training.checkpoint.manifest import MANIFEST, CheckpointManifest, folder_of
+
+_NO_HEAD = Head()
 
 
 @dataclass
@@ -43,28 +46,40 @@ def ledger_key(number: int) -> str:
     return f"ledger/{number:012d}.json"
 
 
-def fold(ledger: Mapping[str, bytes]) -> FoldedLedger:
-    """Fold the ledger's objects up to the first that is missing, unreadable or impossible."""
+def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
+    """Fold the ledger's objects up to the first that is missing, unreadable or impossible.
+
+    Args:
+        ledger: its objects by key.
+        head: its end, as the store remembers it.
+    """
     story = FoldedLedger()
-    for number in range(len(ledger)):
-        key = ledger_key(number)
+    reached, chained = Head(), False
+    last = max([*ledger, ledger_key(head.events - 1)] if head.events else ledger, default="")
+    while (key := ledger_key(reached.events)) <= last:
         if key not in ledger:
-            right = f"{len(ledger)} events follow each other without a gap"
-            story.findings.append(Finding(key, "is missing, and later events are there", right))
+            right = f"there are entries up to {last}; restore it from a copy"
+            story.findings.append(Finding(key, "is missing", right))
             break
         try:
-            event = decode(ledger[key])
-            story.state.apply(event)
+            entry = decode(ledger[key])
+            check_follows(entry.before, reached, chained)
+            story.state.apply(entry.event)
         except InvalidTransition as impossible:
             story.findings.append(
                 Finding(key, str(impossible), "each corpus is landed, trained and evaluated once")
             )
             break
-        except (ValueError, LookupError, TypeError, StopIteration) as broken:
+        except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as broken:
             problem = f"cannot be read ({' '.join(str(broken).split())[:200]})"
             story.findings.append(Finding(key, problem, "an event that follows the one before it"))
             break
-        story.events.append(event)
+        story.events.append(entry.event)
+        reached = Head(reached.events + 1, digest_of(ledger[key]))
+        chained = entry.before is not None
+    if not story.findings and reached.events == head.events and reached != head:
+        last = ledger_key(head.events - 1)
+        story.findings.append(Finding(last, f"is not the entry that {HEAD} names", "restore it"))
     if (
         story.findings
     ):  # an event may have changed the state before it failed: fold again without it

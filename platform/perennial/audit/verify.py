@@ -37,7 +37,7 @@ from perennial.audit.files import (
 from perennial.audit.finding import Finding, unequal
 from perennial.errors import InputError
 from perennial.runs.events import Ready, field_of
-from perennial.runs.ledger import FOLDER
+from perennial.runs.ledger import FOLDER, read_head
 from perennial.store import Log
 from perennial.training.checkpoint.manifest import (
     MANIFEST,
@@ -105,7 +105,7 @@ class Verification:
         trained = sum(stage.mix.steps for stage in state.stages if stage.name in state.ends)
         stages = f"{len(state.stages):,}"
         return {
-            "the ledger has no gap and folds": f"{len(self.story.events):,} events",
+            "the ledger has no gap, is chained and folds": f"{len(self.story.events):,} events",
             "one corpus, one stage (I4)": f"{stages} stages of {len(counts):,} corpora",
             "each stage's mix is its history's": f"{stages} mixes",
             "each step was taken once, on a whole batch (I4)": (
@@ -128,8 +128,8 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     # Listed before the ledger is read: whatever a running controller commits in between is then
     # in the ledger, and not a folder that the ledger does not know.
     committed = _committed(store)
-    log = Log(store, FOLDER)
-    story = checks.fold(log.entries())
+    head = read_head(store)  # before the entries, of which a running controller writes more
+    story = checks.fold(Log(store, FOLDER).entries(), head)
     if not story.events and not story.findings:
         raise InputError(
             "store",

@@ -10,7 +10,7 @@ import typer
 from perennial.cli.command import as_command
 from perennial.cli.data.land import land
 from perennial.cli.data.track import track
-from perennial.cli.decide.corpus import accept, hold, refuse, retire, retry
+from perennial.cli.decide.corpus import accept, hold, refuse, retire, retry, unretire
 from perennial.cli.look.compare import compare
 from perennial.cli.look.plan import plan
 from perennial.cli.look.report import report
@@ -37,7 +37,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [land, run, watch, status, ingest],
     "Release and measure": [release, evaluate, report, compare],
     "Before compute": [plan, simulate, tune],
-    "Decide about a corpus": [hold, retry, accept, refuse, retire],
+    "Decide about a corpus": [hold, retry, accept, refuse, retire, unretire],
     "Check and track": [verify, ui, track],
 }
 """Verbs in the order of work, by their panel in `perennial --help`."""

@@ -37,6 +37,10 @@ Reschedule = Annotated[
     typer.Option("--reschedule", help="Go on under a schedule that is not the trunk's so far"),
 ]
 
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Stop the process that holds the run, and go on")
+]
+
 _STOPPED = "stopped; the same command goes on from the last checkpoint"
 _SIGTERM_CODES = (signal.SIGTERM, Terminated.exit_code)
 """exit codes of SystemExit on SIGTERM: Ray's handler gives the first, the launcher's the second"""
@@ -50,7 +54,8 @@ def open_run(run_file: str, overrides: Sequence[str] | None) -> Run:
 def as_command(verb: Callable[P, None]) -> Callable[P, None]:
     """Return a verb whose failures end in one line on stderr and an exit code.
 
-    The code is 2 for wrong input, 143 after SIGTERM, otherwise 1. With `--json`, stdout has the
+    The code is 2 for wrong input, 3 where another process holds the run, 143 after SIGTERM,
+    otherwise 1. With `--json`, stdout has the
     failure as a document as well.
     """
 

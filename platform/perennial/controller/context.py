@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, JsonValue
 
 from perennial import corpora
 from perennial.config import RunSpec
+from perennial.controller.leases import Leases
 from perennial.controller.observer import ObservedRun, RunIds, RunObserver
 from perennial.controller.ray_cluster import check_fits, use_ray
 from perennial.errors import InputError, InvalidTransition, StaleDecision, Superseded
@@ -43,13 +44,16 @@ class WorkerStarts(RunObserver):
 class Workspace:
     """A run that is open: what a command reads and writes goes through here.
 
-    Reading changes nothing. A process that writes as the controller calls `take_charge` first.
+    Reading changes nothing. A process that writes as the controller calls `take_charge` first, one
+    that tokenises is `ingesting`: each holds a lease until `close`, or until it stands down.
 
     Args:
         spec: the run file.
         where: path of the run file, for messages.
         observers: follow what the controller does.
         run_ids: gives the ids under which a tracker keeps stages and releases.
+        verb: what this process does, for those who find the run held.
+        take_over: take the leases of processes that live.
     """
 
     def __init__(
@@ -58,6 +62,9 @@ class Workspace:
         where: str,
         observers: Sequence[RunObserver] = (),
         run_ids: RunIds | None = None,
+        *,
+        verb: str = "run",
+        take_over: bool = False,
     ) -> None:
         self.where = where
         self.run_ids = run_ids or RunIds()
@@ -69,7 +76,10 @@ class Workspace:
         self.ledger = Ledger(self.store, self.log)
         self.setbacks: dict[str, Failed] = {}
         """releases by policy that failed in this process, by name, with the time of the next try"""
+        self.undecided = ""
+        """why it cannot be decided which releases are due; "" where it can"""
         self._epoch = 0
+        self._leases = Leases(self.store, self.ledger, self.log, verb, insists=take_over)
 
     @property
     def state(self) -> RunState:
@@ -95,6 +105,12 @@ class Workspace:
     def log(self, text: str) -> None:
         """Show a line to the user."""
         self.notify(lambda observer: observer.message(text))
+
+    def leave_undecided(self, reason: str) -> None:
+        """Keep why it cannot be decided which releases are due, and show it where it is new."""
+        if reason and reason != self.undecided and self.in_charge:
+            self.log(f"no release by policy: {reason}; the trunk continues")
+        self.undecided = reason
 
     @property
     def in_charge(self) -> bool:
@@ -177,22 +193,44 @@ class Workspace:
             + f": {imported.parameters:,} parameters"
         )
 
-    def take_charge(self) -> None:
-        """Become the controller in charge; any other one stops before its next write."""
-        if self._epoch:
-            return
-        who = f"{socket.gethostname()}:{os.getpid()}"
+    def open_ledger(self) -> None:
+        """Write the run file into the ledger, unless a process did before."""
 
         def open_run(state: RunState) -> Opened | None:
             document = self.spec.model_dump(mode="json")
             return Opened(at=now(), spec=document) if state.spec is None else None
 
-        def raise_epoch(state: RunState) -> TookOver:
-            return TookOver(at=now(), epoch=state.epoch + 1, controller=who)
-
         self.ledger.transact(open_run)
-        self.ledger.transact(raise_epoch)
-        self._epoch = self.state.epoch
+
+    def take_charge(self) -> None:
+        """Become the controller in charge; any other one stops before its next write.
+
+        Raises:
+            Busy: another controller is in charge, and lives.
+        """
+        if not self._epoch:
+            self.open_ledger()
+            self._epoch = self._leases.take_training()
+
+    def stand_down(self) -> None:
+        """Give back what this process holds, and be a reader again."""
+        self._epoch = 0
+        self._leases.give_back()
+
+    @contextmanager
+    def ingesting(self, name: str) -> Iterator[None]:
+        """Hold the lease of who tokenises, and record that the corpus is being tokenised.
+
+        Waits while another process tokenises.
+
+        Args:
+            name: the corpus.
+
+        Raises:
+            StaleDecision: the corpus is in another state by now.
+        """
+        with self._leases.ingesting(name, self._check_in_charge):
+            yield
 
     def refresh(self) -> RunState:
         """Read what other processes wrote.
@@ -207,6 +245,7 @@ class Workspace:
     def _check_in_charge(self, state: RunState) -> None:
         if self._epoch and state.epoch != self._epoch:
             raise Superseded("another controller took charge of this run; this one stops")
+        self._leases.check_ingesting(state)
 
     def fence(self) -> Fence:
         """Return the check by which workers commit only while this controller is in charge."""
@@ -259,7 +298,8 @@ class Workspace:
         use_ray(self.spec.training)
 
     def close(self) -> None:
-        """Let the observers deliver what is left."""
+        """Give back what this process holds, and let the observers deliver what is left."""
+        self.stand_down()
         self.notify(lambda observer: observer.closed())
 
     def manifests(self) -> dict[str, CorpusManifest]:

@@ -8,18 +8,28 @@ from typing import Literal
 from perennial import corpora
 from perennial.controller.context import Workspace
 from perennial.errors import InputError, InvalidTransition
-from perennial.runs.events import Accepted, CorpusEvent, Held, Landed, Refused, Retired, Retried
+from perennial.runs.events import (
+    Accepted,
+    CorpusEvent,
+    Held,
+    Landed,
+    Refused,
+    Retired,
+    Retried,
+    Unretired,
+)
 from perennial.runs.ledger import now
 from perennial.runs.state import Corpus, RunState
 from perennial.runs.transitions import TRANSITIONS
 
-Decision = Literal["hold", "retry", "refuse", "retire", "accept"]
+Decision = Literal["hold", "retry", "refuse", "retire", "unretire", "accept"]
 
 _KINDS: dict[Decision, str] = {
     "hold": "held",
     "retry": "retried",
     "refuse": "refused",
     "retire": "retired",
+    "unretire": "unretired",
     "accept": "accepted",
 }
 
@@ -138,5 +148,7 @@ def _event(decision: Decision, name: str, reason: str, replay: float | None) -> 
             return Refused(at=now(), corpus=name, reason=reason)
         case "retire":
             return Retired(at=now(), corpus=name, reason=reason)
+        case "unretire":
+            return Unretired(at=now(), corpus=name, reason=reason)
         case "accept":
             return Accepted(at=now(), corpus=name, reason=reason)

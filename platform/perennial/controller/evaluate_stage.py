@@ -55,6 +55,7 @@ def judge(work: Workspace, name: str) -> None:
         gains,
         state.stage_scores[stage.name],
         summary.scores_before(state, stage),
+        state.not_finite.get(stage.name, ()),
     )
     verdicts = judge_gates(work.spec.gates, measured)
     if all(verdict.holds for verdict in verdicts):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from perennial import corpora
 from perennial.controller.context import Workspace
 from perennial.errors import InputError
-from perennial.runs.events import Ingesting, Ready, Refused
+from perennial.runs.events import Ready, Refused
 from perennial.runs.ledger import now
 from perennial.runs.stage_planner import stage_steps
 from perennial.runs.state import RunState
@@ -22,20 +22,32 @@ def ingest(work: Workspace, name: str) -> None:
     """Tokenise a landed corpus, and refuse one that cannot become a stage.
 
     Args:
-        work: the run, of which this process is in charge.
+        work: the run.
         name: the corpus.
     """
     try:
         if work.state.corpora[name].state == "landed":
             check_size(work, name, corpora.read_landed(work.inbox, name).total_bytes)
-            work.record(Ingesting(at=now(), corpus=name))
+    except InputError as refusal:
+        _refuse(work, name, refusal)
+        return
+    with work.ingesting(name):
+        _ingest(work, name)
+
+
+def _refuse(work: Workspace, name: str, refusal: InputError) -> None:
+    work.record(Refused(at=now(), corpus=name, reason=str(refusal)))
+    work.log(f"warning: {name} is refused: {refusal}")
+
+
+def _ingest(work: Workspace, name: str) -> None:
+    try:
         work.use_ray()
         work.notify(lambda observer: observer.ingest_began(work, name))
         manifest = _tokenise(work, name)
         stage_steps(work.spec, name, manifest.rows)
     except InputError as refusal:
-        work.record(Refused(at=now(), corpus=name, reason=str(refusal)))
-        work.log(f"warning: {name} is refused: {refusal}")
+        _refuse(work, name, refusal)
         return
     _warn_of_misfit(work, manifest)
     counts = manifest.counts

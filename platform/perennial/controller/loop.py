@@ -19,7 +19,15 @@ from perennial.controller.ingest_stage import ingest
 from perennial.controller.release import carry_out
 from perennial.controller.reuse_trial import adopt
 from perennial.controller.train_stage import train
-from perennial.errors import InputError, LedgerError, StaleDecision, Superseded, Terminated
+from perennial.errors import (
+    MISTAKES,
+    Busy,
+    InputError,
+    LedgerError,
+    StaleDecision,
+    Superseded,
+    Terminated,
+)
 from perennial.runs import release_policy as policy
 from perennial.runs import retry_policy as attempts
 from perennial.runs.actions import Action, Outside, next_action
@@ -69,6 +77,7 @@ class Look:
 
     trained: stages that were trained.
     failure: what kept it from more; it is in the ledger, or the next look meets it again.
+        Superseded and Busy: this process stands by until the other one ends.
     """
 
     trained: int = 0
@@ -82,9 +91,10 @@ def watch(
     *,
     reschedule: bool = False,
 ) -> NoReturn:
-    """Look again and again, until the process is asked to end or another controller takes charge.
+    """Look again and again, until the process is asked to end.
 
-    What goes wrong with one corpus, or with the store for a while, does not end it.
+    What goes wrong with one corpus, or with the store for a while, does not end it. While another
+    controller is in charge it stands by, and takes charge again when that one ends.
 
     Args:
         work: the run.
@@ -94,7 +104,6 @@ def watch(
 
     Raises:
         Terminated: on SIGTERM.
-        Superseded: when another controller took charge.
     """
     with _terminated_by_sigterm():
         while True:
@@ -106,8 +115,9 @@ def _look(work: Workspace, reschedule: bool) -> Look:
     try:
         check_inbox(work)
         return Look(advance(work, reschedule=reschedule, wait=False))
-    except Superseded:
-        raise
+    except (Superseded, Busy) as other:
+        work.stand_down()
+        return Look(failure=other)
     except Exception as failure:
         return Look(failure=failure)
 
@@ -139,6 +149,7 @@ def ingest_landed(work: Workspace) -> None:
 
     Raises:
         InputError: a stage is unfinished.
+        Busy: as for `Workspace.ingesting`.
         Exception: the last failure of an ingestion that is not retried.
     """
     controller = _Controller(work, reschedule=False)
@@ -153,7 +164,7 @@ def ingest_landed(work: Workspace) -> None:
             )
         if action.verb in ("start", "wait", "release"):
             break
-        work.take_charge()
+        work.open_ledger()
         controller.perform(action)
     if controller.gave_up is not None:
         raise controller.gave_up
@@ -171,12 +182,13 @@ def todo(work: Workspace) -> list[str]:
     """Return the first action of `advance` and what waits behind it; reads only."""
     outside = _outside(work, [release.name for release in _due(work)])
     first = next_action(work.state, outside, order_of(work.spec))
+    undecided = [f"no release by policy: {work.undecided}"] if work.undecided else []
     if first is None or (first.verb == "wait" and not first.until):
-        return []
+        return undecided
     waiting = [n for n in outside.inbox if n not in work.state.corpora and n != first.subject]
     line = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
     line += f" until {first.until}" if first.until else ""
-    return [line, *(f"then {name}" for name in waiting)]
+    return [line, *(f"then {name}" for name in waiting), *undecided]
 
 
 def check_inbox(work: Workspace) -> None:
@@ -191,12 +203,21 @@ def _outside(work: Workspace, due: Sequence[str] = ()) -> Outside:
 
 
 def _due(work: Workspace) -> list[Releasing]:
-    """Return the releases that are due under the run file's policy."""
+    """Return the releases that are due under the run file's policy.
+
+    Where that cannot be decided, none is due, and the reason is kept: the trunk goes on.
+    """
 
     def checkpoints(stage: Stage) -> list[int]:
         return committed_steps(work.store, stage.folder)
 
-    return policy.due(work.spec, work.state, checkpoints, now())
+    try:
+        due = policy.due(work.spec, work.state, checkpoints, now())
+    except (InputError, *MISTAKES) as undecidable:
+        work.leave_undecided(attempts.reason(undecidable))
+        return []
+    work.leave_undecided("")
+    return due
 
 
 def _sleep_until(work: Workspace, action: Action) -> None:

@@ -20,7 +20,7 @@ class Verdict:
     """The result of comparing one bound of a gate with its measurement.
 
     gate: `max_forgetting`, `max_adaptation`, `min_gain`, `tasks` or `tasks.max_drop`, as in the run
-        file.
+        file; `finite` is no bound of it, and always asked.
     subject: the corpus or the task.
     value: the measurement; None when there is none, and `reason` says why.
     stderr: its standard error, None where it is unknown.
@@ -43,18 +43,28 @@ class Measurements:
         with the standard error over paired documents; a corpus without one was not measured.
     scores: of the stage's end on tasks, with the gate's name as `asked`.
     scores_before: of the checkpoint that the stage started from.
+    not_finite: corpora on which the stage's loss is not a number.
     """
 
     matrix: LossMatrix
     gains: Mapping[str, Change] = field(default_factory=dict)
     scores: Sequence[Mapping[str, Any]] = ()
     scores_before: Sequence[Mapping[str, Any]] = ()
+    not_finite: Sequence[str] = ()
 
 
 def judge(bounds: GatesSpec, measured: Measurements) -> list[Verdict]:
-    """Return a verdict for every bound. A bound without a measurement does not hold."""
+    """Return a verdict for every bound. A bound without a measurement does not hold.
+
+    A loss that is not a number is a verdict that does not hold, whatever the bounds: the model is
+    broken, and the next stage must not start from it unseen.
+    """
     stage = len(measured.matrix.stages) - 1
     return [
+        *(
+            Verdict("finite", corpus, None, None, 0.0, False, "its held-out loss is not a number")
+            for corpus in measured.not_finite
+        ),
         *_forgetting(bounds, measured.matrix, stage),
         *_own_corpora(bounds, measured, stage),
         *chain.from_iterable(

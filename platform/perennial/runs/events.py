@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -14,21 +15,25 @@ from pydantic import (
     PlainSerializer,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from perennial.config.run import OptimizerAtJoin
 from perennial.config.search import Point
 from perennial.errors import NewerSchema
+from perennial.evaluation.finite import drop_not_finite, explain_not_finite, names_not_finite
 from perennial.evaluation.gates import Verdict
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the ledger's format; an event without one is of version 1. In version 2 a stage may
-have several new corpora: `mix.corpora` in place of `mix.corpus`."""
-_READ = (1, 2)
+have several new corpora: `mix.corpora` in place of `mix.corpus`. In version 3 each event carries
+the digest of the one before."""
+_CHAINED = 3
+"""the first version with digests"""
 
 Document = dict[str, JsonValue]
 """A resolved run file or tuning file as it was written; read by field name alone."""
@@ -52,6 +57,12 @@ def _read_mix(value: object) -> object:
 Mix = Annotated[StageMix, BeforeValidator(_read_mix), PlainSerializer(StageMix.to_dict)]
 """A stage's share of the plan; read once, when its event is."""
 
+Losses = Annotated[dict[str, HeldoutLoss], BeforeValidator(drop_not_finite)]
+"""Held-out losses by corpus. Versions that wrote what is not a number into events are read without
+it: a loss that is not a number is one that was not measured."""
+Scores = Annotated[list[Score], BeforeValidator(explain_not_finite)]
+"""Scores of tasks; one that is not a number is a task without a score, with that reason."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,11 +79,15 @@ class Opened(_Record):
 
 
 class TookOver(_Record):
-    """A controller took charge; every controller with a lower epoch must stop."""
+    """A controller took charge; every controller with a lower epoch must stop.
+
+    lease: key of its heartbeat; "" where an older version wrote none.
+    """
 
     kind: Literal["took-over"] = "took-over"
     epoch: int
     controller: str
+    lease: str = ""
 
 
 class Landed(_Record):
@@ -84,10 +99,14 @@ class Landed(_Record):
 
 
 class Ingesting(_Record):
-    """Tokenising the corpus began."""
+    """Tokenising the corpus began, or continues in another process: the latest may finish it.
+
+    lease: key of that process's heartbeat; "" where an older version wrote none.
+    """
 
     kind: Literal["ingesting"] = "ingesting"
     corpus: str
+    lease: str = ""
 
 
 class Ready(_Record):
@@ -133,6 +152,14 @@ class Retired(_Record):
     """The trained corpus is no longer replayed by later stages; it stays in the lineage."""
 
     kind: Literal["retired"] = "retired"
+    corpus: str
+    reason: str = ""
+
+
+class Unretired(_Record):
+    """The retired corpus is replayed again by the stages that follow."""
+
+    kind: Literal["unretired"] = "unretired"
     corpus: str
     reason: str = ""
 
@@ -189,13 +216,26 @@ class Evaluating(_Record):
 
 
 class Evaluated(_Record):
-    """Held-out losses after the stage, by corpus, scores of the tasks asked for, and samples."""
+    """Held-out losses after the stage, by corpus, scores of the tasks asked for, and samples.
+
+    not_finite: corpora on which the loss is not a number; a verdict that does not hold.
+    """
 
     kind: Literal["evaluated"] = "evaluated"
     corpus: str
-    losses: dict[str, HeldoutLoss]
-    scores: list[Score] = Field(default_factory=list)
+    losses: Losses
+    scores: Scores = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
+    not_finite: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_not_finite(cls, document: object) -> object:
+        """Name the corpora of an older event whose loss is not a number."""
+        if not isinstance(document, dict) or not isinstance(document.get("losses"), dict):
+            return document
+        named = [*document.get("not_finite", ()), *names_not_finite(document["losses"])]
+        return document | {"not_finite": tuple(dict.fromkeys(named))}
 
 
 class Passed(_Record):
@@ -227,8 +267,8 @@ class Measured(_Record):
 
     kind: Literal["measured"] = "measured"
     stage: str
-    losses: dict[str, HeldoutLoss]
-    scores: list[Score] = Field(default_factory=list)
+    losses: Losses
+    scores: Scores = Field(default_factory=list)
 
 
 class Releasing(_Record):
@@ -258,7 +298,7 @@ class Released(_Record):
     folder: str
     steps: int
     schedule: ScheduleRecord
-    losses: dict[str, HeldoutLoss]
+    losses: Losses
     samples: list[Sample]
 
 
@@ -268,7 +308,7 @@ class Scored(_Record):
     kind: Literal["scored"] = "scored"
     release: str
     tasks: list[str]
-    scores: list[Score]
+    scores: Scores
 
 
 class Searching(_Record):
@@ -322,7 +362,7 @@ class Tried(_Record):
     checkpoint: str
     trained_steps: int
     values: dict[str, float]
-    losses: dict[str, HeldoutLoss]
+    losses: Losses
 
 
 CorpusEvent = (
@@ -333,6 +373,7 @@ CorpusEvent = (
     | Held
     | Retried
     | Retired
+    | Unretired
     | Failed
     | Started
     | Trained
@@ -349,8 +390,20 @@ Event = Opened | TookOver | CorpusEvent | Measured | ReleaseEvent | Scored | Sea
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
-def decode(data: bytes) -> Event:
-    """Return the event in one ledger object.
+@dataclass(frozen=True)
+class Entry:
+    """One object of the ledger.
+
+    before: SHA-256 of the bytes of the entry before, "" in the first; None in an entry of a
+        version without digests.
+    """
+
+    event: Event
+    before: str | None
+
+
+def decode(data: bytes) -> Entry:
+    """Return the entry in one ledger object.
 
     Raises:
         NewerSchema: its format is one that this version does not know.
@@ -360,10 +413,13 @@ def decode(data: bytes) -> Event:
     if not isinstance(document, dict):
         raise ValueError("it is no JSON object")
     schema = document.pop("schema", 1)
-    if schema not in _READ:
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise NewerSchema(f"its schema is {schema!r}, this version knows up to {SCHEMA}")
+    before = document.pop("before", None) if schema >= _CHAINED else None
+    if schema >= _CHAINED and not isinstance(before, str):
+        raise ValueError("before: it has no digest of the entry before it")
     try:
-        return _EVENT.validate_python(document)
+        return Entry(_EVENT.validate_python(document), before)
     except ValidationError as invalid:
         raise ValueError(_first_problem(invalid)) from None
 
@@ -377,6 +433,16 @@ def _first_problem(invalid: ValidationError) -> str:
     return f"{field}: {error['msg']}" if field else error["msg"]
 
 
-def encode(event: Event) -> bytes:
-    """The ledger object of one event."""
-    return json.dumps({"schema": SCHEMA} | event.model_dump(mode="json"), indent=1).encode()
+def encode(event: Event, before: str = "") -> bytes:
+    """Return the ledger object of one event.
+
+    Args:
+        event: the event.
+        before: SHA-256 of the bytes of the entry before it; "" for the first.
+
+    Raises:
+        ValueError: a number in it is not finite. JSON has no such numbers, and an entry can never
+            be changed.
+    """
+    document = {"schema": SCHEMA, "before": before} | event.model_dump(mode="json")
+    return json.dumps(document, indent=1, allow_nan=False).encode()

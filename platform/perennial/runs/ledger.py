@@ -1,19 +1,36 @@
-"""Read and append the event log of a run; an entry's key is created once, which is the lock."""
+"""Read and append the event log of a run; an entry's key is created once, which is the lock.
+
+Each entry carries the digest of the one before, and `leases/head.json` the number and digest of the
+last. So an entry that is absent is never taken for one that was not written yet, and one that was
+replaced, repeated or brought from another run is seen by whoever reads.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from perennial.errors import InputError, LostRace, NewerSchema
+from perennial.errors import InputError, InvalidTransition, LogGap, LostRace, NewerSchema
 from perennial.runs import snapshots
 from perennial.runs.events import Event, decode, encode
 from perennial.runs.state import RunState
 from perennial.store import Log, Store
 
 FOLDER = "ledger"
+HEAD = "leases/head.json"
+"""outside of the ledger's folder, so that what removes a whole folder does not remove both"""
 E = TypeVar("E", bound=Event)
+_REMEDY = (
+    "nothing is written; `perennial verify` lists what is wrong, `perennial repair` mends it, with "
+    "--from and a copy of the store where an entry is lost"
+)
+_BROKEN = (InvalidTransition, ValueError, LookupError, TypeError, AttributeError, StopIteration)
+"""what folding an event that does not belong to this ledger may raise"""
 
 
 def now() -> str:
@@ -26,10 +43,56 @@ def moment(at: str) -> str:
     return f"{at[:16].replace('T', ' ')} UTC"
 
 
+def digest_of(data: bytes) -> str:
+    """Return the digest by which the next entry names this one."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Head:
+    """The end of a ledger.
+
+    events: number of its entries.
+    sha256: digest of the last of them, "" without one.
+    """
+
+    events: int = 0
+    sha256: str = ""
+
+
+def read_head(store: Store) -> Head:
+    """Return the head that was stored last; an empty one where none can be read.
+
+    It may be behind the ledger, whose last writer was killed before it stored the head. It is never
+    before it.
+    """
+    try:
+        document = json.loads(store.read(HEAD))
+        return Head(int(document["events"]), str(document["sha256"]))
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return Head()
+
+
+def check_follows(before: str | None, head: Head, chained: bool) -> None:
+    """Raise ValueError for an entry that was not written behind the head.
+
+    Args:
+        before: digest that the entry carries; None in those of older versions.
+        head: of the entries before it.
+        chained: whether one of them carries a digest; there is no way back from that.
+    """
+    if before is None and chained:
+        raise ValueError("it carries no digest, and the entries before it do")
+    if before is not None and before != head.sha256:
+        follows = f"follows {before[:12]}" if before else "is the first of its ledger"
+        raise ValueError(
+            f"it {follows}, and the entry before it is {head.sha256[:12] or 'none'}: it is from "
+            "another ledger, or is repeated, or the one before it was replaced"
+        )
+
+
 class Ledger:
     """A run's events in the store, and the state that they fold to.
-
-    next: number of the entry that would be appended next.
 
     Args:
         store: the run's store.
@@ -40,38 +103,90 @@ class Ledger:
         self._store = store
         self._log = Log(store, FOLDER)
         self._log_line = log
-        self.next = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.head = Head()
         self.state = RunState()
+        self._chained = False
+
+    @property
+    def next(self) -> int:
+        """Return the number of the entry that would be appended next."""
+        return self.head.events
 
     def read(self) -> RunState:
-        """Fold in the events since the last read: one request per event, and one for the end."""
-        if not self.next:
-            snapshot = snapshots.newest(self._store, self._log, self._log_line)
-            if snapshot is not None:
-                self.next, self.state = snapshot.events, snapshot.state
-        for number, data in self._log.tail(self.next):
-            self.state.apply(self._event(number, data))
-            self.next = number + 1
+        """Fold in the events since the last read: one request per event, and one listing.
+
+        Raises:
+            InputError: an entry is missing, unreadable, or does not follow the one before it. The
+                next call reads from the beginning, so that it sees what was repaired.
+        """
+        try:
+            if self.next:
+                self._fold_tail()
+            else:
+                self._read_from_snapshot()
+        except InputError:
+            self._forget()
+            raise
         return self.state
+
+    def _read_from_snapshot(self) -> None:
+        snapshot = snapshots.newest(self._store, self._log, self._log_line)
+        if snapshot is not None:
+            self.head = Head(snapshot.events, digest_of(snapshot.last_event))
+            self.state = snapshot.state
+            self._chained = decode(snapshot.last_event).before is not None
+        self._fold_tail()
+        stored = read_head(self._store)
+        if stored.events > self.next:
+            self._fold_tail()  # written since
+        if stored.events > self.next:
+            last = self._log.key(stored.events - 1)
+            raise self._broken(self._log.key(self.next), f"is missing, and {last} was written")
+        if stored.events == self.next and stored.sha256 != self.head.sha256:
+            key = self._log.key(self.next - 1)
+            raise self._broken(key, f"is not the entry that {HEAD} names: it was replaced")
+        if not self.next and self._store.list("checkpoints"):
+            raise self._broken(self._log.key(0), "is missing, and there are checkpoints")
+
+    def _fold_tail(self) -> None:
+        try:
+            for number, data in self._log.tail(self.next):
+                self._fold(number, data)
+        except LogGap as gap:
+            raise self._broken(gap.missing, f"is missing, and {gap.later} is there") from None
+
+    def _fold(self, number: int, data: bytes) -> None:
+        try:
+            entry = decode(data)
+            check_follows(entry.before, self.head, self._chained)
+            self.state.apply(entry.event)
+        except NewerSchema as newer:
+            raise InputError(
+                f"{self._store.url}/{self._log.key(number)}",
+                "",
+                f"is not an event that this version knows ({newer})",
+                "use the version of perennial that wrote it, or a later one",
+                code="ledger-unreadable",
+            ) from None
+        except _BROKEN as wrong:
+            why = " ".join(str(wrong).split()) or type(wrong).__name__
+            key = self._log.key(number)
+            raise self._broken(key, f"cannot follow the entry before it ({why})") from None
+        self._move(number, data, chained=entry.before is not None)
+
+    def _move(self, number: int, data: bytes, *, chained: bool) -> None:
+        self.head = Head(number + 1, digest_of(data))
+        self._chained = chained
+
+    def _broken(self, key: str, problem: str) -> InputError:
+        return InputError(f"{self._store.url}/{key}", "", problem, _REMEDY, code="ledger-broken")
 
     def key(self, number: int) -> str:
         """Return the key of an entry."""
         return self._log.key(number)
-
-    def _event(self, number: int, data: bytes) -> Event:
-        try:
-            return decode(data)
-        except ValueError as wrong:
-            remedy = "restore it, or use the version of perennial that wrote it"
-            if isinstance(wrong, NewerSchema):
-                remedy = "use the version of perennial that wrote it, or a later one"
-            raise InputError(
-                f"{self._store.url}/{self._log.key(number)}",
-                "",
-                f"is not an event that this version knows ({wrong})",
-                remedy,
-                code="ledger-unreadable",
-            ) from None
 
     def transact(self, decide: Callable[[RunState], E | None]) -> E | None:
         """Append the event that `decide` derives from the state as it is now.
@@ -100,17 +215,22 @@ class Ledger:
             return event
 
     def append(self, event: Event) -> None:
-        """Write the next event.
+        """Write the next event, and then the head.
 
         Raises:
             InvalidTransition: it cannot follow; nothing was written.
+            ValueError: it holds a number that is not finite; nothing was written.
             LostRace: another process wrote this entry first; nothing was written.
         """
         self.state.check(event)
-        data = encode(event)
+        data = encode(event, self.head.sha256)
         if not self._log.append(self.next, data):
             raise LostRace(self._log.key(self.next))
         self.state.apply(event)
-        self.next += 1
-        if snapshots.due(self.next):
-            snapshots.write(self._store, self.state, self.next, data)
+        self._move(self.next, data, chained=True)
+        # The event is written: what only helps to read it must not make a failure of it.
+        with suppress(OSError):
+            # A plain write: of two that cross each other the earlier may stay; it promises less.
+            self._store.write(HEAD, json.dumps(asdict(self.head)).encode())
+            if snapshots.due(self.next):
+                snapshots.write(self._store, self.state, self.next, data)

@@ -26,10 +26,11 @@ _KEPT = 2
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state after the first `events` entries of the ledger."""
+    """The state after the first `events` entries of the ledger, the last of which is given."""
 
     events: int
     state: RunState
+    last_event: bytes
 
 
 def due(events: int) -> bool:
@@ -89,7 +90,7 @@ def _read(store: Store, log: Log, key: str) -> Snapshot:
         raise ValueError("it follows no event of this ledger")
     if hashlib.sha256(last).hexdigest() != document["last_event_sha256"]:
         raise ValueError("the event that it follows is another one")
-    return Snapshot(events, _adapter().validate_python(document["state"]))
+    return Snapshot(events, _adapter().validate_python(document["state"]), last)
 
 
 def _keys(store: Store) -> list[str]:

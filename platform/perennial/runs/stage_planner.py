@@ -183,7 +183,7 @@ def decide_release(
         at: UTC time of the event, ISO 8601.
 
     Raises:
-        InputError: the anneal has fewer than two steps.
+        InputError: the anneal has fewer than two steps, or no corpus to train on.
     """
     settings = (
         spec.release if anneal is None else spec.release.model_copy(update={"anneal": anneal})
@@ -192,6 +192,16 @@ def decide_release(
         settings, spec.schedule.anneal_end, from_dict(stage.schedule), step, spec.tokens_per_step
     )
     trained = [*state.history_of(stage), truncate_mix(stage.mix, step - stage.first_step)]
+    if eta is not None and not {s.corpus for s in trained[-1].sources if s.sequences} - {
+        *state.retired
+    }:
+        raise InputError(
+            "release",
+            stage.name,
+            "there is nothing to anneal on: every corpus of the stage is retired",
+            f"replay one again with `perennial unretire`: {', '.join(state.retired)}",
+            code="every-corpus-retired",
+        )
     mix = None if eta is None else branch_mix(trained, eta.steps, state.retired)
     return Releasing(
         at=at,

@@ -27,6 +27,7 @@ from perennial.runs.events import (
     Event,
     Failed,
     Gated,
+    Ingesting,
     Landed,
     Measured,
     Opened,
@@ -65,6 +66,9 @@ class RunState:
     spec: Document | None = None
     epoch: int = 0
     controller: str = ""
+    #: keys of the heartbeats of who trains, and of who tokenises
+    lease: str = ""
+    ingest_lease: str = ""
     #: corpora by name, in the order in which they landed
     corpora: dict[str, Corpus] = field(default_factory=dict)
     #: stages in the order of the trunk
@@ -79,6 +83,8 @@ class RunState:
     skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: held-out losses after each evaluated stage, by stage name and corpus
     losses: dict[str, dict[str, HeldoutLoss]] = field(default_factory=dict)
+    #: corpora on which a stage's loss is not a number, by stage name
+    not_finite: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: scores that the gates asked for, and their verdicts, by stage name
     stage_scores: dict[str, list[Score]] = field(default_factory=dict)
     verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
@@ -105,6 +111,7 @@ class RunState:
                 self.spec = event.spec
             case TookOver():
                 self.epoch, self.controller = event.epoch, event.controller
+                self.lease = event.lease
             case Releasing():
                 self.releasing[event.name] = self.branches[event.name] = event
             case Released():
@@ -180,6 +187,11 @@ class RunState:
         return stage.corpora if stage is not None and corpus in stage.corpora else (corpus,)
 
     @property
+    def ingesting(self) -> Corpus | None:
+        """Return the corpus that is being tokenised, or None."""
+        return next((c for c in self.corpora.values() if c.state == "ingesting"), None)
+
+    @property
     def at_work(self) -> Stage | None:
         """Return the last stage of the trunk unless it has passed."""
         last = self.stages[-1] if self.stages else None
@@ -227,6 +239,8 @@ class RunState:
         match event:
             case Landed():
                 corpus.size_bytes = event.size_bytes
+            case Ingesting():
+                self.ingest_lease = event.lease
             case Ready():
                 corpus.sequences, corpus.tokens = event.sequences, event.tokens
             case Retried():
@@ -244,6 +258,7 @@ class RunState:
                 self.skipped[self.stages[-1].folder] = event.skipped
             case Evaluated():
                 self.losses[self.stages[-1].name] = event.losses
+                self.not_finite[self.stages[-1].name] = event.not_finite
                 self.stage_scores[self.stages[-1].name] = [*event.scores]
                 self.stage_samples[self.stages[-1].name] = event.samples
             case Passed() | Gated():

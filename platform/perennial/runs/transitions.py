@@ -26,6 +26,7 @@ Back = Literal["back"]
 TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("unknown", "landed"): "landed",
     ("landed", "ingesting"): "ingesting",
+    ("ingesting", "ingesting"): "ingesting",
     ("ingesting", "ready"): "ready",
     ("ready", "started"): "training",
     ("training", "trained"): "trained",
@@ -35,6 +36,7 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("evaluated", "gated"): "gated",
     ("gated", "accepted"): "passed",
     ("passed", "retired"): "retired",
+    ("retired", "unretired"): "passed",
     # A failed action is tried again from the state in which it failed.
     ("landed", "failed"): "failed",
     ("ingesting", "failed"): "failed",

@@ -38,7 +38,7 @@ def note_start(store: Store, folder: str, start: WorkerStart) -> None:
     log = Log(store, f"starts/{folder}")
     data = json.dumps(asdict(start)).encode()
     try:
-        number = sum(1 for _ in log.tail(0))
+        number = max(log.numbers(), default=-1) + 1
         while not log.append(number, data):
             number += 1
     except OSError:
@@ -47,4 +47,5 @@ def note_start(store: Store, folder: str, start: WorkerStart) -> None:
 
 def read_starts(store: Store, folder: str) -> list[WorkerStart]:
     """Read the starts of a job, in order."""
-    return [WorkerStart(**json.loads(data)) for _, data in Log(store, f"starts/{folder}").tail(0)]
+    entries = Log(store, f"starts/{folder}").entries()
+    return [WorkerStart(**json.loads(data)) for data in entries.values()]

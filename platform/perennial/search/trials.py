@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from perennial.config import RunSpec, parse, parse_amount
 from perennial.config.deepspeed_overrides import merge_settings
-from perennial.errors import InputError, Superseded
+from perennial.errors import InputError, Superseded, TrainingStopped
+from perennial.evaluation.finite import split_finite
 from perennial.mixture import branch_mix, truncate_mix
 from perennial.runs.events import Branched, Event, Tried
 from perennial.runs.job_factory import branch_job, stage_job
@@ -169,7 +170,14 @@ class Bench:
             spec.evaluation.documents,
             loading=Loading(spec.evaluation.precision, spec.evaluation.gpus),
         )
-        nats = {corpus: loss.nats_per_token for corpus, loss in losses.items()}
+        kept, lost = split_finite(losses)
+        if lost:
+            # As where its training loss left the numbers: another try would meet the same.
+            raise TrainingStopped(
+                f"{decided.trial} at step {step}: its held-out loss on {' and '.join(lost)} is not "
+                "a number; leave such rates out of the space"
+            )
+        nats = {corpus: loss.nats_per_token for corpus, loss in kept.items()}
         return Tried(
             at=now(),
             trial=decided.trial,
@@ -177,7 +185,7 @@ class Bench:
             checkpoint=checkpoint,
             trained_steps=trained,
             values=objective_values(self.objectives, nats, self.before, self.corpus, self.old),
-            losses=dict(losses),
+            losses=kept,
         )
 
     def job(self, spec: RunSpec, decided: Branched, until: int) -> Job:

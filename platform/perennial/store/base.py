@@ -65,8 +65,16 @@ class Store(ABC):
         """Return whether there is an object (not a folder) at `key`."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Objects:
-        """Return every object below the folder `prefix`, at any depth, sorted by key."""
+    def list(self, prefix: str = "", after: str = "") -> Objects:
+        """Return every object below the folder `prefix`, at any depth, sorted by key.
+
+        A listing is no snapshot: of two objects that are created while it is made, it may have the
+        later one alone.
+
+        Args:
+            prefix: the folder.
+            after: only keys that sort behind this one; a bucket does not read the others.
+        """
 
     @abstractmethod
     def info(self, key: str) -> ObjectInfo:

@@ -68,8 +68,14 @@ class BucketStore(Store):
         """Return the mark that `create_marked` left, "" without one, None without an object."""
 
     @abstractmethod
-    def objects(self, prefix: str, limit: int | None = None) -> Objects:
-        """Return objects below the folder `prefix` in key order, folder markers included."""
+    def objects(self, prefix: str, limit: int | None = None, after: str = "") -> Objects:
+        """Return objects below the folder `prefix` in key order, folder markers included.
+
+        Args:
+            prefix: the folder.
+            limit: the first so many at most.
+            after: only keys behind this one, by the service's own order of bytes.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -115,9 +121,10 @@ class BucketStore(Store):
             return False
         return True
 
-    def list(self, prefix: str = "") -> Objects:
+    def list(self, prefix: str = "", after: str = "") -> Objects:
         # Without the empty objects by which some clients mark a folder, the store's own included.
-        return [info for info in self.objects(prefix) if info.key.rpartition("/")[2]]
+        found = self.objects(prefix, after=after)
+        return [info for info in found if info.key.rpartition("/")[2]]
 
     def open(self, key: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         path = self.path_of(key)

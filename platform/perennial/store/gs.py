@@ -66,16 +66,19 @@ class GoogleStore(BucketStore):
     def info(self, key: str) -> ObjectInfo:
         return _info(key, self._describe_object(valid_key(key)))
 
-    def objects(self, prefix: str, limit: int | None = None) -> Objects:
+    def objects(self, prefix: str, limit: int | None = None, after: str = "") -> Objects:
         # The requests themselves: gcsfs's listings add a folder for every prefix.
         bucket, base = self.place()
         request: dict[str, Any] = {"prefix": self.folder_of(prefix), "maxResults": limit}
+        if after:
+            request["startOffset"] = base + after  # the first name that it returns
         objects: Objects = []
         while True:
             with self.errors(self.name_of(prefix)):
                 page = self.filesystem.call("GET", "b/{}/o", bucket, json_out=True, **request)
             for entry in page.get("items", ()):
-                objects.append(_info(entry["name"].removeprefix(base), entry))
+                if entry["name"] != base + after:
+                    objects.append(_info(entry["name"].removeprefix(base), entry))
             if limit or not page.get("nextPageToken"):
                 return sorted(objects, key=lambda info: info.key)
             request["pageToken"] = page["nextPageToken"]

@@ -58,12 +58,14 @@ class LocalStore(Store):
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
-    def list(self, prefix: str = "") -> Objects:
+    def list(self, prefix: str = "", after: str = "") -> Objects:
         folder = Path(self.url, valid_prefix(prefix))
         objects = []
         for path in _files(folder):
-            with suppress(FileNotFoundError):  # removed since the folder was read
-                objects.append(_info(path.relative_to(self.url).as_posix(), path))
+            key = path.relative_to(self.url).as_posix()
+            if key > after:
+                with suppress(FileNotFoundError):  # removed since the folder was read
+                    objects.append(_info(key, path))
         return sorted(objects, key=lambda info: info.key)
 
     def info(self, key: str) -> ObjectInfo:

@@ -69,9 +69,11 @@ class S3Store(BucketStore):
         answer = self._call("head_object", valid_key(key))
         return _info(key, answer["ContentLength"], answer)
 
-    def objects(self, prefix: str, limit: int | None = None) -> Objects:
+    def objects(self, prefix: str, limit: int | None = None, after: str = "") -> Objects:
         bucket, base = self.place()
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": self.folder_of(prefix)}
+        if after:
+            request["StartAfter"] = base + after
         if limit:
             request["MaxKeys"] = limit
         objects: Objects = []

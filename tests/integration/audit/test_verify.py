@@ -17,9 +17,10 @@ from perennial.audit.verify import verify
 from perennial.corpora import read_manifest
 from perennial.corpora.manifest import CorpusManifest, QuarantineFile
 from perennial.errors import InputError
-from perennial.store import Store, open_store
+from perennial.store import Log, Store, open_store
 from perennial.training.checkpoint.manifest import MANIFEST
 from tests.support.cli import perennial, perennial_json, start
+from tests.support.ledger_files import rechain
 from tests.support.synthetic_run import ATTEMPT, craft_run
 from tests.support.tiny_run import tiny_run, write_run
 
@@ -71,6 +72,8 @@ def edit(store: Store, key: str, change: Callable[[Any], None]) -> None:
     content = json.loads(store.read(key))
     change(content)
     store.write(key, json.dumps(content).encode())
+    if key.startswith("ledger/"):
+        rechain(store)
 
 
 def edit_mix(store: Store, change: Callable[[Any], None]) -> None:
@@ -83,13 +86,16 @@ def edit_mix(store: Store, change: Callable[[Any], None]) -> None:
 
 def event_key(store: Store, kind: str, corpus: str) -> str:
     """The ledger object of a corpus's event."""
-    events = {info.key: json.loads(store.read(info.key)) for info in store.list("ledger")}
+    log = Log(store, "ledger")
+    events = {key: json.loads(data) for key, data in log.entries().items()}
     return next(k for k, e in events.items() if (e["kind"], e.get("corpus")) == (kind, corpus))
 
 
 def append(store: Store, event: dict[str, Any]) -> None:
     """Write an event that no ledger would let through."""
-    store.write(f"ledger/{len(store.list('ledger')):012d}.json", json.dumps(event).encode())
+    number = max(Log(store, "ledger").numbers()) + 1
+    store.write(f"ledger/{number:012d}.json", json.dumps(event).encode())
+    rechain(store)
 
 
 def copy(store: Store, source: str, target: str) -> None:
@@ -286,7 +292,7 @@ FAULTS = {
     "a ledger gap": Fault(
         lambda s: s.remove("ledger/000000000004.json"),
         ("ledger/000000000004.json",),
-        "is missing, and later events are there",
+        "is missing; there are entries up to",
     ),
     "half an event": Fault(
         lambda s: s.write("ledger/000000000004.json", b'{"kind": "sta'),
@@ -345,6 +351,7 @@ def test_an_unfinished_run_holds(local: Store) -> None:
     events = [info.key for info in local.list("ledger")]
     for key in events[events.index(event_key(local, "trained", "code")) :]:
         local.remove(key)
+    rechain(local)
     for key in ("releases", "branches", f"{END}/manifest.json"):
         local.remove(key)
     local.write("corpora/later/staging-0/pieces/000000.json", b"{}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from perennial.controller.loop import _Controller, advance, todo
 from perennial.errors import InputError, Superseded
 from perennial.runs.ledger import Ledger
 from perennial.runs.stage_planner import decide_stage
+from tests.support.controllers import supersede
 from tests.support.event_factory import AT, WALK, event_of, released, releasing
 from tests.support.tiny_run import tiny_run, write_run
 
@@ -29,12 +31,13 @@ def run_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def work(run_file: Path, tmp_path: Path) -> Workspace:
+def work(run_file: Path, tmp_path: Path) -> Iterator[Workspace]:
     document = tiny_run(tmp_path)
     document["stages"] |= {"attempts": 2, "retry_after_seconds": 3600, "batch_arrivals": {}}
     opened = Workspace(RunSpec.model_validate(document), str(run_file), [ProgressScreen()])
     opened.take_charge()
-    return opened
+    yield opened
+    opened.close()
 
 
 def _write(work: Workspace, corpus: str, *kinds: str, joined: tuple[str, ...] = ()) -> None:
@@ -86,7 +89,7 @@ def test_what_is_no_failure_of_the_corpus_is_not_written_of_it(
 
 def test_a_controller_that_lost_its_charge_writes_no_failure(work: Workspace) -> None:
     _write(work, "a", *WALK[:4])
-    Workspace(work.spec, work.where, [ProgressScreen()]).take_charge()
+    supersede(work)
     with pytest.raises(Superseded):
         _Controller(work, reschedule=False)._try("a", lambda: _raising(OSError("away")))
     assert work.ledger.read().corpora["a"].state == "training"

@@ -15,7 +15,7 @@ import pytest
 from perennial.errors import InputError, InvalidTransition, LostRace
 from perennial.runs import snapshots
 from perennial.runs.events import Event, Landed, Refused, Releasing, TookOver, decode, encode
-from perennial.runs.ledger import Ledger
+from perennial.runs.ledger import Ledger, digest_of
 from perennial.runs.state import RunState
 from perennial.store import ObjectInfo, Store, open_store
 from perennial.store.local import LocalStore
@@ -34,8 +34,8 @@ class CountingStore(LocalStore):
         self.asked["read"] += 1
         return super().read(key)
 
-    def list(self, prefix: str = "") -> list[ObjectInfo]:
-        found = super().list(prefix)
+    def list(self, prefix: str = "", after: str = "") -> list[ObjectInfo]:
+        found = super().list(prefix, after)
         self.asked["listed names"] += len(found)
         return found
 
@@ -46,8 +46,11 @@ def _fill(store: Store, events: int) -> Ledger:
     old = (events - 1) // snapshots.EVERY_EVENTS * snapshots.EVERY_EVENTS - 1
     folder = Path(store.url) / "ledger"
     folder.mkdir(parents=True)
+    before = ""
     for number, event in enumerate(told[:old]):
-        (folder / f"{number:012d}.json").write_bytes(encode(event))
+        data = encode(event, before)
+        (folder / f"{number:012d}.json").write_bytes(data)
+        before = digest_of(data)
     ledger = Ledger(store)
     ledger.read()
     for event in told[old:]:
@@ -70,12 +73,14 @@ def test_reading_a_ledger_costs_its_tail_and_not_its_length(tmp_path: Path, even
     assert ledger.read() == written.state
     assert ledger.next == events
     tail = events % snapshots.EVERY_EVENTS
-    # The snapshot, the event that it follows, the tail, and one request that finds nothing.
+    # The snapshot, the event that it follows, the tail, and the head.
     assert CountingStore.asked["read"] == tail + 3
-    assert CountingStore.asked["listed names"] <= 3
+    # The snapshots, twice: by themselves, and behind the entries of the tail.
+    assert CountingStore.asked["listed names"] <= tail + 6
     CountingStore.asked.clear()
     ledger.read()
-    assert CountingStore.asked == {"read": 1}
+    assert CountingStore.asked["read"] == 0
+    assert CountingStore.asked["listed names"] <= 3
 
 
 @pytest.fixture
@@ -127,9 +132,9 @@ def test_a_snapshot_holds_the_whole_state(tmp_path: Path) -> None:
     store, state = open_store(tmp_path), RunState()
     walk(state, "a")
     walk(state, "b", "landed", "ingesting", "ready", "started")
-    snapshots.write(store, state, 1, b"{}")
-    ledger = Ledger(store)
-    store.write("ledger/000000000000.json", b"{}")
+    snapshots.write(store, state, 1, encode(Landed(at=AT, corpus="a", size_bytes=1)))
+    ledger, last = Ledger(store), encode(Landed(at=AT, corpus="a", size_bytes=1))
+    store.write("ledger/000000000000.json", last)
     assert ledger.read() == state
     assert ledger.state.stages[1].mix == state.stages[1].mix
 
@@ -184,7 +189,7 @@ def test_i4_of_controllers_that_race_for_a_claim_each_round_has_one_winner(
         assert racer.exitcode == 0
     assert sorted(claim for mine in claims.values() for claim in mine) == [*range(1, RACES + 1)]
     assert sum(1 for mine in claims.values() if mine) > 1, "one that always wins raced nobody"
-    told = [decode(raced.read(f"ledger/{len(WALK) + n:012d}.json")) for n in range(RACES)]
+    told = [decode(raced.read(f"ledger/{len(WALK) + n:012d}.json")).event for n in range(RACES)]
     assert not raced.exists(f"ledger/{len(WALK) + RACES:012d}.json")
     for claim, event in enumerate(told, 1):
         assert isinstance(event, TookOver | Releasing)
@@ -224,7 +229,8 @@ def test_transactions_of_racing_processes_each_rest_on_the_last_state(raced: Sto
     for racer in racers:
         racer.join()
         assert racer.exitcode == 0
-    entries = [decode(raced.read(f"ledger/{n:012d}.json")) for n in range(controllers * rounds)]
+    keys = [f"ledger/{n:012d}.json" for n in range(controllers * rounds)]
+    entries = [decode(raced.read(key)).event for key in keys]
     assert not raced.exists(f"ledger/{controllers * rounds:012d}.json")
     assert [e.epoch for e in entries if isinstance(e, TookOver)] == [*range(1, len(entries) + 1)]
     writers = Counter(event.controller for event in entries if isinstance(event, TookOver))
@@ -256,5 +262,6 @@ def test_a_fence_falls_with_the_next_claim_and_with_no_other_event(tmp_path: Pat
 
 
 def test_encoded_events_are_readable_by_people() -> None:
-    told = json.loads(encode(Landed(at=AT, corpus="a", size_bytes=1)))
-    assert told == {"schema": 2, "at": AT, "kind": "landed", "corpus": "a", "size_bytes": 1}
+    told = json.loads(encode(Landed(at=AT, corpus="a", size_bytes=1), "d1"))
+    event = {"at": AT, "kind": "landed", "corpus": "a", "size_bytes": 1}
+    assert told == {"schema": 3, "before": "d1"} | event

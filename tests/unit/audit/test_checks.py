@@ -12,6 +12,7 @@ import pytest
 from perennial.audit.checks import PlannedFolder, check_checkpoint, check_stages, fold
 from perennial.mixture import StageMix
 from perennial.runs import events
+from perennial.runs.ledger import digest_of
 from perennial.runs.state import RunState
 from perennial.training.checkpoint.manifest import CheckpointManifest
 from tests.support.event_factory import AT, ROWS, WALK, event_of
@@ -30,7 +31,12 @@ def _ledger(change: Change = lambda _: None) -> dict[str, bytes]:
         state.apply(event)
         told.append(json.loads(events.encode(event)))
     change(told[-1]["mix"])
-    return {f"ledger/{n:012d}.json": json.dumps(each).encode() for n, each in enumerate(told)}
+    ledger, before = {}, ""
+    for number, document in enumerate(told):
+        data = json.dumps(document | {"before": before}).encode()
+        ledger[f"ledger/{number:012d}.json"] = data
+        before = digest_of(data)
+    return ledger
 
 
 def _findings(change: Change = lambda _: None) -> list[str]:

@@ -15,16 +15,18 @@ from perennial import errors
 from perennial.config import RunSpec
 from perennial.controller import evaluate_stage, loop, release
 from perennial.controller.context import Workspace
-from perennial.controller.loop import advance, ingest_landed, watch
+from perennial.controller.loop import Look, advance, ingest_landed, watch
 from perennial.controller.observer import RunObserver
 from perennial.controller.train_stage import train
 from perennial.errors import (
     MISTAKES,
+    Busy,
     Damaged,
     InputError,
     InputMoved,
     InvalidTransition,
     LedgerError,
+    LogGap,
     PerennialError,
     Spike,
     StaleDecision,
@@ -40,12 +42,14 @@ from perennial.runs.stage_planner import decide_stage
 from perennial.runs.state import RunState
 from perennial.runs.worker_starts import read_starts
 from perennial.training.job import Job
+from tests.support.controllers import supersede
 from tests.support.event_factory import AT, WALK, event_of
 from tests.support.tiny_run import tiny_run
 
 _ARGUMENTS: dict[type[BaseException], tuple[Any, ...]] = {
     InputError: ("run.yaml", "field", "is wrong", "mend it"),
     InvalidTransition: ("a", "landed", "trained", ()),
+    LogGap: ("ledger/7", "ledger/8"),
     Damaged: ("checkpoints/a", "is altered"),
     Vanished: ("checkpoints/a", "is gone"),
     Unsound: ([],),
@@ -90,13 +94,14 @@ def lines() -> Lines:
 
 
 @pytest.fixture
-def work(tmp_path: Path, lines: Lines) -> Workspace:
+def work(tmp_path: Path, lines: Lines) -> Iterator[Workspace]:
     document = tiny_run(tmp_path)
     document["stages"] |= {"attempts": 2, "retry_after_seconds": 3600}
     document["schedule"] = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
     opened = Workspace(RunSpec.model_validate(document), "run.yaml", [lines])
     opened.take_charge()
-    return opened
+    yield opened
+    opened.close()
 
 
 def _write(work: Workspace, *kinds: str) -> None:
@@ -285,7 +290,7 @@ def test_a_release_under_another_controller(
     """Whatever ends it, a controller that is no longer in charge stops."""
 
     def superseded_meanwhile(*_: object) -> None:
-        Workspace(releases.spec, "run.yaml").take_charge()
+        supersede(releases)
         raise error
 
     monkeypatch.setattr(loop, "carry_out", superseded_meanwhile)
@@ -297,18 +302,39 @@ def test_a_release_under_another_controller(
 def test_a_watch(work: Workspace, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "advance", _once(error))
     looks: list[loop.Look] = []
-    ends = isinstance(error, (*ENDS, Superseded))
+    ends = isinstance(error, ENDS)
     with pytest.raises(type(error) if ends else Terminated):
         watch(work, lambda: None, looks.append)
     assert [look.failure for look in looks] == ([] if ends else [error])
 
 
-def test_a_watch_ends_when_another_controller_takes_charge(work: Workspace) -> None:
-    def pause() -> None:
-        Workspace(work.spec, "run.yaml").take_charge()
+def test_a_watch_stands_by_and_takes_charge_again_when_the_other_one_ends(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Workspace(work.spec, "run.yaml", take_over=True)
+    looks: list[Look] = []
+    acted: list[int] = []
 
-    with pytest.raises(Superseded):
-        watch(work, pause, lambda _: None)
+    def advance_one(work: Workspace, **_: object) -> int:
+        """Stand for a run that always has something to do."""
+        work.refresh()
+        work.take_charge()
+        acted.append(work.state.epoch)
+        return 0
+
+    def pause() -> None:
+        if len(looks) == 1:
+            other.take_charge()
+        elif len(looks) == 3:
+            other.close()
+        elif len(looks) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "advance", advance_one)
+    with pytest.raises(KeyboardInterrupt):
+        watch(work, pause, looks.append)
+    assert [type(look.failure) for look in looks] == [type(None), Superseded, Busy, type(None)]
+    assert acted == [1, 3], "it did not insist against the one that took over"
 
 
 class Failing(RunObserver):

@@ -361,7 +361,8 @@ def test_an_event_of_the_first_schema_is_read_as_it_was_meant(state: RunState) -
     now = started(state, "a")
     older = {k: v for k, v in now.mix.to_dict().items() if k != "corpora"} | {"corpus": "a"}
     told = json.loads(events.encode(now)) | {"schema": 1, "mix": older}
-    state.apply(events.decode(json.dumps(told).encode()))
+    del told["before"]
+    state.apply(events.decode(json.dumps(told).encode()).event)
     assert state.stages[0].corpora == ("a",)
 
 
@@ -477,11 +478,11 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
     for event in told:
         data = events.encode(event)
         assert json.loads(data)["schema"] == events.SCHEMA
-        assert events.decode(data) == event
+        assert events.decode(data) == events.Entry(event, before="")
 
 
 def test_an_event_of_a_newer_schema_is_told_apart_from_a_broken_one() -> None:
-    with pytest.raises(NewerSchema, match="its schema is 3, this version knows up to 2"):
-        events.decode(b'{"schema": 3, "kind": "from-the-future"}')
+    with pytest.raises(NewerSchema, match="its schema is 4, this version knows up to 3"):
+        events.decode(b'{"schema": 4, "kind": "from-the-future"}')
     before_schemas = b'{"kind": "took-over", "at": "", "epoch": 1, "controller": "c"}'
-    assert isinstance(events.decode(before_schemas), events.TookOver)
+    assert isinstance(events.decode(before_schemas).event, events.TookOver)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from perennial.config import RunSpec
 from perennial.controller.context import Workspace
-from perennial.errors import InvalidTransition, StaleDecision, Superseded
+from perennial.errors import Busy, InvalidTransition, StaleDecision, Superseded
 from perennial.runs.events import Event, Landed, Refused, TookOver
 from perennial.runs.ledger import Ledger
 from perennial.runs.state import RunState
 from perennial.store import Store, open_store
+from tests.support.controllers import supersede
 from tests.support.event_factory import AT
 from tests.support.tiny_run import tiny_run
 
@@ -77,11 +79,12 @@ def test_racing_threads_lose_no_entry(store: Store) -> None:
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Workspace:
+def work(tmp_path: Path) -> Iterator[Workspace]:
     opened = Workspace(RunSpec.model_validate(tiny_run(tmp_path)), "run.yaml")
     opened.take_charge()
     opened.record(_landed("a"))
-    return opened
+    yield opened
+    opened.close()
 
 
 def test_what_happened_is_recorded_behind_what_others_wrote(work: Workspace) -> None:
@@ -105,7 +108,7 @@ def test_a_decision_on_the_whole_state_is_planned_again_after_any_event(work: Wo
 
 
 def test_a_controller_that_lost_its_charge_writes_nothing_and_a_user_does(work: Workspace) -> None:
-    Workspace(work.spec, "run.yaml").take_charge()
+    supersede(work)
     for write in (work.record, work.decide):
         with pytest.raises(Superseded):
             write(_landed("c"))
@@ -113,13 +116,25 @@ def test_a_controller_that_lost_its_charge_writes_nothing_and_a_user_does(work: 
     assert list(Ledger(work.store).read().corpora) == ["a", "d"]
 
 
-def test_one_of_many_processes_opens_the_run(tmp_path: Path) -> None:
+def test_one_of_many_processes_opens_the_run_and_takes_charge(tmp_path: Path) -> None:
     spec = RunSpec.model_validate(tiny_run(tmp_path))
     controllers = [Workspace(spec, "run.yaml") for _ in range(4)]
-    threads = [threading.Thread(target=work.take_charge) for work in controllers]
+    refused: list[Busy] = []
+
+    def take_charge(work: Workspace) -> None:
+        try:
+            work.take_charge()
+        except Busy as busy:
+            refused.append(busy)
+
+    threads = [threading.Thread(target=take_charge, args=(work,)) for work in controllers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert Ledger(controllers[0].store).read().epoch == 4
-    assert sum(1 for work in controllers if work.ledger.read().epoch == 4) == 4
+    assert Ledger(controllers[0].store).read().epoch == 1
+    assert sum(work.in_charge for work in controllers) == 1
+    assert len(refused) == 3
+    assert "--take-over" in str(refused[0])
+    for work in controllers:
+        work.close()

@@ -1,4 +1,4 @@
-"""`perennial hold`, `retry`, `refuse`, `retire` and `accept`: a user's decisions of a corpus."""
+"""`perennial hold`, `retry`, `refuse`, `retire`, `unretire`, `accept`: a user's decisions."""
 
 from __future__ import annotations
 
@@ -97,6 +97,22 @@ def retire(
         print_preview(run, run.plan_decision("retire", name))
     else:
         _print_corpus(run.retire(name, reason), run_file, as_json)
+
+
+def unretire(
+    run_file: RunFile,
+    name: Name,
+    overrides: Overrides = None,
+    reason: Reason = "",
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Replay a retired corpus again, from the next stage on."""
+    run = open_run(run_file, overrides)
+    if dry_run:
+        print_preview(run, run.plan_decision("unretire", name))
+    else:
+        _print_corpus(run.unretire(name, reason), run_file, as_json)
 
 
 def _print_corpus(corpus: Corpus, run_file: str, as_json: bool) -> None:

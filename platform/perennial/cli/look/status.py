@@ -71,7 +71,9 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
 
 def _gate_notes(state: RunStatus) -> Iterator[Note]:
     for verdict in state.gated["verdicts"] if state.gated else ():
-        if not verdict["holds"]:
+        if verdict["gate"] == "finite":
+            yield "stopped", f"{verdict['subject']}: {verdict['reason']}"
+        elif not verdict["holds"]:
             value = "not measured" if verdict["value"] is None else f"{verdict['value']:+.3f}"
             error = "" if verdict["stderr"] is None else f" ± {verdict['stderr']:.3f}"
             bound = f"{verdict['gate']} of {verdict['subject']} is {verdict['bound']:g}"
@@ -125,6 +127,8 @@ def _result_notes(state: RunStatus) -> Iterator[Note]:
 
 def _places(state: RunStatus, run_file: str) -> Iterator[Note]:
     yield "store", state.store
+    if state.held:
+        yield "held", f"by {state.held}"
     if state.has_own_inbox:
         yield "inbox", state.inbox
     for folder in state.releases[-1:]:

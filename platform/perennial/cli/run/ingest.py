@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from perennial.cli.command import AsJson, DryRun, Overrides, RunFile, open_run, print_preview
+from perennial.cli.command import (
+    AsJson,
+    DryRun,
+    Overrides,
+    RunFile,
+    TakeOver,
+    open_run,
+    print_preview,
+)
 from perennial.cli.console import out, print_json, print_sources
 
 
@@ -18,13 +26,14 @@ def ingest(
     due: Annotated[
         bool, typer.Option("--due", help="First pull the sources that are due, for a cron")
     ] = False,
+    take_over: TakeOver = False,
 ) -> None:
     """Tokenise what landed without training it. Safe to repeat and kill."""
     run = open_run(run_file, overrides)
     if dry_run:
         print_preview(run, run.plan_ingest(due=due))
         return
-    ingested = run.ingest(due=due)
+    ingested = run.ingest(due=due, take_over=take_over)
     if as_json:
         print_json(ingested.to_dict())
         return

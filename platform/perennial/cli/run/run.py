@@ -12,10 +12,12 @@ from perennial.cli.command import (
     Overrides,
     Reschedule,
     RunFile,
+    TakeOver,
     open_run,
     print_preview,
 )
 from perennial.cli.console import log, out, print_gate, print_json, print_matrix, print_tokens
+from perennial.errors import Busy, Superseded
 
 if TYPE_CHECKING:
     from perennial.api.results import TrainingSummary, WatchedLook
@@ -27,13 +29,14 @@ def run(
     as_json: AsJson = False,
     dry_run: DryRun = False,
     reschedule: Reschedule = False,
+    take_over: TakeOver = False,
 ) -> None:
     """Train and evaluate every stage that is not done yet, in order. Safe to repeat and kill."""
     opened = open_run(run_file, overrides)
     if dry_run:
         print_preview(opened, opened.plan_run())
         return
-    _print_end(opened.run(reschedule=reschedule), run_file, as_json)
+    _print_end(opened.run(reschedule=reschedule, take_over=take_over), run_file, as_json)
 
 
 def watch(
@@ -42,6 +45,7 @@ def watch(
     as_json: AsJson = False,
     dry_run: DryRun = False,
     reschedule: Reschedule = False,
+    take_over: TakeOver = False,
     once: Annotated[bool, typer.Option("--once", help="Look once, then end")] = False,
     interval: Annotated[
         float, typer.Option("--interval", min=0.1, help="Seconds between two looks")
@@ -63,17 +67,34 @@ def watch(
         print_preview(opened, opened.plan_run())
         return
     if once:
-        _print_end(opened.watch_once(reschedule=reschedule), run_file, as_json)
+        summary = opened.watch_once(reschedule=reschedule, take_over=take_over)
+        _print_end(summary, run_file, as_json)
         return
 
+    said = ""
+
     def print_look(look: WatchedLook) -> None:
-        if look.failure is not None:
-            log.print(f"perennial: {look.failure}", soft_wrap=True, markup=False)
-        elif look.summary is not None:
+        nonlocal said
+        # What is met again at every look is printed once.
+        failure, before = str(look.failure or ""), said
+        said = failure
+        if look.summary is not None:
             _print_summary(look.summary, run_file, as_json)
+        elif failure == before and failure:
+            return
+        elif isinstance(look.failure, Busy | Superseded):
+            log.print(f"standing by: {failure}", soft_wrap=True, markup=False)
+        elif failure:
+            log.print(f"perennial: {failure}", soft_wrap=True, markup=False)
         log.print(f"watching {look.inbox}, next look in {interval:g} s", soft_wrap=True)
 
-    opened.watch(print_look, interval_seconds=interval, webhook_port=webhook, reschedule=reschedule)
+    opened.watch(
+        print_look,
+        interval_seconds=interval,
+        webhook_port=webhook,
+        reschedule=reschedule,
+        take_over=take_over,
+    )
 
 
 def _print_end(summary: TrainingSummary, run_file: str, as_json: bool) -> None:

@@ -1,0 +1,154 @@
+"""Hold a run against other processes: a heartbeat in the store says that its holder lives.
+
+The ledger is the lock: whoever appends the claim holds it, and the claim names an object of its
+holder's own, `leases/<name>/<id>.json`, which that process alone writes, again and again. A holder
+that ends removes it. One that is killed leaves it, and it is free once the process is gone from
+this machine, or the object is older than `STALE_SECONDS` on the storage's own clock: no two
+machines have the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from perennial.store import Store
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+FOLDER = "leases"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lease.
+
+    machine: host, start of the machine, and table of processes; "" where it cannot be known.
+    process: its number in that table.
+    began: when it began, in the table's own units; numbers are used again.
+    verb: what it does.
+    since: UTC time at which it took the lease.
+    """
+
+    host: str
+    machine: str
+    process: int
+    began: str
+    verb: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"`perennial {self.verb}` on {self.host} (process {self.process})"
+
+    @property
+    def is_here(self) -> bool:
+        """Return whether it is, or was, a process of this machine."""
+        return bool(self.machine) and self.machine == _machine()
+
+    @property
+    def is_gone(self) -> bool:
+        """Return whether it was a process of this machine that has ended."""
+        return self.is_here and _began(self.process) != self.began
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A lease as it is in the store: its holder, and the storage's time of the last write."""
+
+    holder: Holder
+    modified: datetime
+
+
+def this_process(verb: str, since: str) -> Holder:
+    """Return this process as a holder.
+
+    Args:
+        verb: what it does.
+        since: the present UTC time.
+    """
+    pid = os.getpid()
+    return Holder(socket.gethostname(), _machine(), pid, _began(pid), verb, since)
+
+
+def read_heartbeat(store: Store, key: str) -> Heartbeat | None:
+    """Return the lease at a key; None where there is none: it was given back, or never written."""
+    if not key:
+        return None
+    try:
+        document = json.loads(store.read(key))
+        return Heartbeat(Holder(**document), store.info(key).modified)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+class Lease:
+    """A lease that this process writes until it is given back.
+
+    Args:
+        store: the run's store.
+        name: what is held: `training` or `ingesting`.
+        holder: this process.
+    """
+
+    def __init__(self, store: Store, name: str, holder: Holder) -> None:
+        self.key = f"{FOLDER}/{name}/{uuid.uuid4().hex}.json"
+        self._store = store
+        self._data = json.dumps(asdict(holder)).encode()
+        self._ended = threading.Event()
+        store.write(self.key, self._data)
+        self._thread = threading.Thread(target=self._beat, name=f"perennial-{name}", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            with suppress(OSError):  # the next one may pass; until then the lease grows old
+                self.beat()
+
+    def beat(self) -> None:
+        """Write the lease again; its time of writing is the storage's present time."""
+        self._store.write(self.key, self._data)
+
+    def give_back(self) -> None:
+        """Stop the heartbeat and remove the lease; whoever asks next finds it free."""
+        self._ended.set()
+        self._thread.join()  # a write behind the removal would bring it back
+        with suppress(OSError):
+            self._store.remove(self.key)
+
+    def age_seconds(self, modified: datetime) -> float:
+        """Return how long ago an object was written, on the storage's clock."""
+        return (self._store.info(self.key).modified - modified).total_seconds()
+
+    def sweep(self) -> None:
+        """Remove the leases that processes left behind when they were killed."""
+        for info in self._store.list(self.key.rpartition("/")[0]):
+            if self.age_seconds(info.modified) > STALE_SECONDS:
+                self._store.remove(info.key)
+
+
+@cache
+def _machine() -> str:
+    # Pods on one node share the boot, and each may have a process 1: their tables differ.
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _began(process: int) -> str:
+    """Return when a process of this machine began; "" where there is none."""
+    try:
+        # The second field is the command in brackets, which may hold blanks and brackets itself.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
