@@ -14,6 +14,7 @@ from perennial.controller.source_poller import open_sources, pull_due, utc_now
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
+    from perennial.audit.repair import Repair
     from perennial.controller.context import Workspace
 
 
@@ -58,6 +59,15 @@ def plan_ingest(work: Workspace, *, due: bool) -> list[str]:
     _check_due(work, due)
     statuses = [source.status(utc_now()) for source in open_sources(work)] if due else []
     return [*(f"pull {status.name} at {status.next_due}" for status in statuses), *todo(work)]
+
+
+def repair(store: str, copy: str | None, *, acts: bool = True) -> Repair:
+    """Mend a store from a copy; see `Run.repair`."""
+    from perennial.audit import repair as audit
+    from perennial.store import open_store
+
+    lender = None if copy is None else open_store(copy)
+    return audit.repair(open_store(store), lender, acts=acts)
 
 
 def _check_due(work: Workspace, due: bool) -> None:

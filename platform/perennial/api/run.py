@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         WatchedLook,
     )
     from perennial.api.status import RunStatus
+    from perennial.audit.repair import Repair
     from perennial.audit.verify import Progress, Verification
     from perennial.config import RunSpec
     from perennial.config.search import TuningSpec
@@ -410,6 +411,28 @@ class Run:
 
         return verify(open_store(self.spec.store), progress)
 
+    def repair(self, copy: str | None = None) -> Repair:
+        """Mend the store: take from a copy what is lost, set aside what belongs to no run.
+
+        Args:
+            copy: URL of a copy of the store, as far as there is one; None: mend without.
+
+        Returns:
+            What was done, and what `verify` still finds.
+
+        Raises:
+            Busy: a process trains or tokenises, and lives.
+        """
+        from perennial.api import data
+
+        return data.repair(self.spec.store, copy)
+
+    def plan_repair(self, copy: str | None = None) -> Repair:
+        """Return what `repair` would do first; arguments and errors are its."""
+        from perennial.api import data
+
+        return data.repair(self.spec.store, copy, acts=False)
+
     def simulate(
         self, costs: PathLike, fleet: Fleet, *, hours: float = 24.0, seeds: int = 20
     ) -> FleetForecast:
@@ -460,36 +483,18 @@ class Run:
             )  # fmt: skip
         return self._reading()
 
-    @contextmanager
     def _checked(
         self, *, acts: bool = True, verb: str = "", take_over: bool = False
-    ) -> Iterator[Workspace]:
-        """Yield a checked workspace that MLflow, gauges and pictures follow.
-
-        Args:
-            acts: the verb trains, ingests or measures, for which the run file is needed.
-            verb: what is done, for those who find the run held.
-            take_over: take the leases of processes that live.
-        """
-        from perennial.controller.context import Workspace
-        from perennial.report.publish import Publisher
-        from perennial.telemetry.gauge_observer import GaugeObserver
-        from perennial.telemetry.mlflow_observer import MlflowObserver
+    ) -> AbstractContextManager[Workspace]:
+        from perennial.api.workspace import checked_workspace
 
         if acts:
             self._acting()
-        mlflow = MlflowObserver()
-        gauges, publisher = GaugeObserver(mlflow, self.spec.name), Publisher(mlflow)
-        observers = [*self._observers, mlflow, gauges, publisher]
-        work = Workspace(
-            self.spec, self.where, observers, run_ids=mlflow, verb=verb, take_over=take_over
+        return checked_workspace(
+            self.spec,
+            self.where,
+            self._observers,
+            from_store=self._from_store,
+            verb=verb,
+            take_over=take_over,
         )
-        try:
-            # A store alone may be read where neither its tokenizer's file nor its GPUs are.
-            if self._from_store:
-                work.check_run()
-            else:
-                work.check()
-            yield work
-        finally:
-            work.close()

@@ -71,11 +71,15 @@ class ReadTask:
 
 @dataclass
 class Verification:
-    """The result of a verification; `findings` is empty when everything holds."""
+    """The result of a verification; `findings` is empty when everything holds.
+
+    lost: right digests of the objects that are missing or altered, by key; "" where nothing has it.
+    """
 
     store: str
     story: checks.FoldedLedger
     findings: list[Finding]
+    lost: dict[str, str] = field(default_factory=dict)
     manifests: dict[str, CorpusManifest] = field(default_factory=dict)
     checkpoints: dict[str, CheckpointManifest] = field(default_factory=dict)
     skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -179,6 +183,7 @@ def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[
             manifest = corpora.read_manifest(store, name)
         except InputError as wrong:
             done.findings.append(_as_finding(store, wrong))
+            done.lost[manifest_key(name)] = ""
             continue
         done.manifests[name] = manifest
         if name in ready:
@@ -200,6 +205,7 @@ def _tokenizer(store: Store, done: Verification) -> str:
         done.findings.append(_as_finding(store, wrong))
     except ValueError as broken:
         done.findings.append(_unreadable("tokenizer/manifest.json", broken))
+    done.lost |= {f"tokenizer/{name}": "" for name in ("manifest.json", "tokenizer.json")}
     return ""
 
 
@@ -238,6 +244,7 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
             manifest = CheckpointManifest.model_validate_json(store.read(f"{key}/{MANIFEST}"))
         except (FileNotFoundError, ValueError) as broken:
             done.findings.append(_unreadable(f"{key}/{MANIFEST}", broken))
+            done.lost[f"{key}/{MANIFEST}"] = ""
             continue
         done.checkpoints[key] = manifest
         plan = plans.get(key.rpartition("/")[0])
@@ -279,6 +286,7 @@ def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator
             source, seen = str(manifest["checkpoint"]), dict(manifest["tokens_seen"])
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as broken:
             done.findings.append(_unreadable(where, broken))
+            done.lost[where] = ""
             continue
         checkpoint = done.checkpoints.get(source)
         if checkpoint is None:
@@ -304,7 +312,10 @@ def _read_all(
         for task, result in zip(tasks, pool.map(read, tasks), strict=True):
             done.files += 1
             done.read_bytes += result.size_bytes or 0
-            done.findings += check_read(task.key, task.size_bytes, task.sha256, result)
+            faults = list(check_read(task.key, task.size_bytes, task.sha256, result))
+            done.findings += faults
+            if faults:
+                done.lost[task.key] = task.sha256
             results[task.key] = result
             progress(task.key, done.read_bytes, total)
     return results

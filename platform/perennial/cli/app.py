@@ -9,6 +9,7 @@ import typer
 
 from perennial.cli.command import as_command
 from perennial.cli.data.land import land
+from perennial.cli.data.repair import repair
 from perennial.cli.data.track import track
 from perennial.cli.decide.corpus import accept, hold, refuse, retire, retry, unretire
 from perennial.cli.look.compare import compare
@@ -38,7 +39,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Release and measure": [release, evaluate, report, compare],
     "Before compute": [plan, simulate, tune],
     "Decide about a corpus": [hold, retry, accept, refuse, retire, unretire],
-    "Check and track": [verify, ui, track],
+    "Check and track": [verify, repair, ui, track],
 }
 """Verbs in the order of work, by their panel in `perennial --help`."""
 

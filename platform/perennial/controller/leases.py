@@ -115,7 +115,7 @@ class Leases:
             self._training = None
 
     def _begin(self, name: str) -> Lease:
-        # Before the claim, so that nobody takes a lease whose holder had no time to write it.
+        # Before the claim, so that no process takes a lease whose holder had no time to write it.
         return Lease(self._store, name, beats.this_process(self._verb, now()))
 
     def _await(self, mine: Lease, key: str, *, waits: bool = False) -> None:
@@ -131,21 +131,21 @@ class Leases:
         """
         said = False
         first = beats.read_heartbeat(self._store, key)
-        found = first
-        while found is not None and not self._is_free(mine, found):
+        beat = first
+        while beat is not None and not self._is_free(mine, beat):
             assert first is not None
-            if not waits and (found.modified != first.modified or found.holder.is_here):
+            if not waits and (beat.modified != first.modified or beat.holder.is_here):
                 raise Busy(
-                    f"{found.holder} has held this run since {found.holder.since} and lives: "
+                    f"{beat.holder} has held this run since {beat.holder.since} and lives: "
                     "wait until it ends, stop it, or insist with --take-over"
                 )
             if not said:
-                self._log(f"waiting for {found.holder}, which may have ended")
+                self._log(f"waiting for {beat.holder}, which may have ended")
                 said = True
             time.sleep(_POLL_SECONDS)
             mine.beat()
-            found = beats.read_heartbeat(self._store, key)
+            beat = beats.read_heartbeat(self._store, key)
 
-    def _is_free(self, mine: Lease, found: Heartbeat) -> bool:
-        is_old = mine.age_seconds(found.modified) > beats.STALE_SECONDS
-        return self._insists or is_old or found.holder.is_gone
+    def _is_free(self, mine: Lease, beat: Heartbeat) -> bool:
+        is_old = mine.age_seconds(beat.modified) > beats.STALE_SECONDS
+        return self._insists or is_old or beat.holder.is_gone

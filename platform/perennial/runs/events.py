@@ -391,7 +391,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="k
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One object of the ledger.
 
     before: SHA-256 of the bytes of the entry before, "" in the first; None in an entry of a
@@ -402,7 +402,7 @@ class Entry:
     before: str | None
 
 
-def decode(data: bytes) -> Entry:
+def decode(data: bytes) -> LedgerEntry:
     """Return the entry in one ledger object.
 
     Raises:
@@ -419,7 +419,7 @@ def decode(data: bytes) -> Entry:
     if schema >= _CHAINED and not isinstance(before, str):
         raise ValueError("before: it has no digest of the entry before it")
     try:
-        return Entry(_EVENT.validate_python(document), before)
+        return LedgerEntry(_EVENT.validate_python(document), before)
     except ValidationError as invalid:
         raise ValueError(_first_problem(invalid)) from None
 

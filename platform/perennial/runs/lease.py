@@ -1,10 +1,10 @@
 """Hold a run against other processes: a heartbeat in the store says that its holder lives.
 
-The ledger is the lock: whoever appends the claim holds it, and the claim names an object of its
-holder's own, `leases/<name>/<id>.json`, which that process alone writes, again and again. A holder
-that ends removes it. One that is killed leaves it, and it is free once the process is gone from
-this machine, or the object is older than `STALE_SECONDS` on the storage's own clock: no two
-machines have the same.
+The ledger is the lock: the process that appends the claim holds it, and the claim names an object
+of its own, `leases/<name>/<id>.json`, which it alone writes, again and again. A holder that ends
+removes it. One that is killed leaves it, and it is free once the process is gone from this machine,
+or the object is older than `STALE_SECONDS` on the storage's own clock: no two machines have the
+same.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Lease:
         self._store.write(self.key, self._data)
 
     def give_back(self) -> None:
-        """Stop the heartbeat and remove the lease; whoever asks next finds it free."""
+        """Stop the heartbeat and remove the lease; the next process finds it free."""
         self._ended.set()
         self._thread.join()  # a write behind the removal would bring it back
         with suppress(OSError):

@@ -2,7 +2,7 @@
 
 Each entry carries the digest of the one before, and `leases/head.json` the number and digest of the
 last. So an entry that is absent is never taken for one that was not written yet, and one that was
-replaced, repeated or brought from another run is seen by whoever reads.
+replaced, repeated or brought from another run is seen by every reader.
 """
 
 from __future__ import annotations

@@ -49,12 +49,12 @@ class Log:
             LogGap: an entry is missing, and a later one is there. An entry that is absent is not
                 one that was not written yet.
         """
-        found = self.numbers(first)
-        for number in range(first, found[-1] + 1 if found else first):
+        numbers = self.numbers(first)
+        for number in range(first, numbers[-1] + 1 if numbers else first):
             # Read also where the listing does not have it: it may be older than the entry.
             data = self.read(number)
             if data is None:
-                raise LogGap(self.key(number), self.key(found[-1]))
+                raise LogGap(self.key(number), self.key(numbers[-1]))
             yield number, data
 
     def append(self, number: int, data: bytes) -> bool:

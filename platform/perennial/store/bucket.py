@@ -123,8 +123,8 @@ class BucketStore(Store):
 
     def list(self, prefix: str = "", after: str = "") -> Objects:
         # Without the empty objects by which some clients mark a folder, the store's own included.
-        found = self.objects(prefix, after=after)
-        return [info for info in found if info.key.rpartition("/")[2]]
+        objects = self.objects(prefix, after=after)
+        return [info for info in objects if info.key.rpartition("/")[2]]
 
     def open(self, key: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         path = self.path_of(key)

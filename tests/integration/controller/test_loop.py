@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from typer.testing import CliRunner
 from perennial.cli.app import app
 from perennial.cli.console import ProgressScreen
 from perennial.config import RunSpec
+from perennial.controller import evaluate_stage, loop
 from perennial.controller.context import Workspace
 from perennial.controller.decisions import choices
 from perennial.controller.loop import _Controller, advance, todo
 from perennial.errors import InputError, Superseded
+from perennial.evaluation import Answers, HeldoutLoss, Questions
 from perennial.runs.ledger import Ledger
 from perennial.runs.stage_planner import decide_stage
 from tests.support.controllers import supersede
 from tests.support.event_factory import AT, WALK, event_of, released, releasing
-from tests.support.tiny_run import tiny_run, write_run
+from tests.support.tiny_run import tiny_run, write_run, write_texts
 
 
 @pytest.fixture
@@ -193,3 +196,76 @@ def test_of_a_gated_stage_of_several_corpora_each_choice_says_whom_it_concerns(
     accepted = CliRunner().invoke(app, ["accept", str(run_file), "b", "--json"])
     assert json.loads(accepted.stdout)["state"] == "passed"
     assert work.ledger.read().gated is None
+
+
+def test_a_retired_corpus_is_replayed_again_once_a_person_says_so(
+    work: Workspace, run_file: Path
+) -> None:
+    for name in ("a", "b"):
+        _write(work, name, *WALK)
+    _write(work, "a", "retired")
+    done = CliRunner().invoke(app, ["unretire", str(run_file), "a", "--json"])
+    assert json.loads(done.stdout)["state"] == "passed"
+    assert work.ledger.read().retired == ()
+    again = CliRunner().invoke(app, ["unretire", str(run_file), "a"])
+    assert again.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"policy": "each-stage"},
+        {"policy": "every", "every": "5 steps"},
+        {"policy": "schedule", "schedule": "0 0 * * *"},
+    ],
+)
+def test_a_release_that_cannot_be_decided_stops_nothing_and_says_why(
+    tmp_path: Path, policy: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every corpus retired, a policy that wants a release, and a new corpus."""
+    document = tiny_run(tmp_path)
+    document["release"] |= policy
+    path = write_run(tmp_path, document)
+    work = Workspace(RunSpec.model_validate(document), str(path), [ProgressScreen()])
+    monkeypatch.setattr(loop, "committed_steps", lambda *_: [5, 10])
+    work.take_charge()
+    _write(work, "a", *WALK[:3])
+    work.record(decide_stage(work.spec, work.state, "a", AT, "", reschedule=False))
+    _write(work, "a", *WALK[4:])
+    _write(work, "a", "retired")
+    texts = write_texts(tmp_path)
+    CliRunner().invoke(app, ["land", str(path), "code", str(texts["code"])])
+    assert todo(work) == ["record-landing code", f"no release by policy: {work.undecided}"]
+    assert "every corpus of the stage is retired" in work.undecided
+    assert "perennial unretire" in work.undecided
+    status = CliRunner().invoke(app, ["status", str(path), "--json"])
+    assert (status.exit_code, json.loads(status.stdout)["next"]) == (0, todo(work))
+    controller = _Controller(work, reschedule=False)
+    action = controller.next()
+    assert action is not None
+    controller.perform(action)
+    assert work.state.corpora["code"].state == "landed"
+    _write(work, "a", "unretired")
+    assert todo(work)[0].startswith("release 00-a-")
+    work.close()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_its_gate(
+    work: Workspace, run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any bound in the run file; the next stage must not start from such a model."""
+    _write(work, "a", *WALK[:5])
+    loss = HeldoutLoss("a", math.nan, math.nan, 2, 10, 40, math.nan)
+    monkeypatch.setattr(evaluate_stage, "examine", lambda *_: Answers({"a": loss}, (), ()))
+    questions = Questions(corpora=("a",), sequence_length=128, max_documents=2, seed=1)
+    monkeypatch.setattr(evaluate_stage, "_questions", lambda _: questions)
+    monkeypatch.setattr(work, "use_ray", lambda: None)
+    evaluate_stage.evaluate(work, "a")
+    evaluate_stage.judge(work, "a")
+    assert work.state.corpora["a"].state == "gated"
+    told = CliRunner().invoke(app, ["status", str(run_file)]).stdout
+    assert "a: its held-out loss is not a number" in told
+    status = CliRunner().invoke(app, ["status", str(run_file), "--json"])
+    assert json.loads(status.stdout)["gated"]["verdicts"][0]["gate"] == "finite"
+    assert CliRunner().invoke(app, ["accept", str(run_file), "a"]).exit_code == 0
+    assert CliRunner().invoke(app, ["status", str(run_file)]).exit_code == 0

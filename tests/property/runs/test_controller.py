@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from perennial.errors import InvalidTransition, LostRace
+from perennial.config import RunSpec
+from perennial.errors import InputError, InvalidTransition, LostRace
 from perennial.runs import events
 from perennial.runs.actions import Action, Order, Outside, next_action
 from perennial.runs.ledger import Ledger
+from perennial.runs.release_policy import due
 from perennial.runs.state import RunState
 from perennial.store import open_store
 from tests.support.event_factory import AT, TOKENS, event_of
+from tests.support.tiny_run import tiny_run
 
 CORPORA = ("a", "b", "c", "d")
 LATER = "2026-01-01T00:01:00+00:00"
@@ -27,6 +31,19 @@ ORDERS = [
     Order(most_corpora=4, first=["b", "a"]),
 ]
 """one stage a corpus, and several corpora a stage within bounds of every kind"""
+
+
+def _policies() -> list[RunSpec]:
+    specs = []
+    for policy in ({}, {"every": "6 steps"}, {"schedule": "0 0 * * *"}):
+        document = tiny_run(Path("/nowhere"))
+        name = next(iter(policy), "each-stage")
+        document["release"] |= {"policy": name} | policy
+        specs.append(RunSpec.model_validate(document))
+    return specs
+
+
+POLICIES = _policies()
 
 
 class Controller:
@@ -90,7 +107,7 @@ class Controllers(RuleBasedStateMachine):
 
     @rule(
         corpus=st.sampled_from(CORPORA),
-        kind=st.sampled_from(["held", "retried", "refused", "retired", "accepted"]),
+        kind=st.sampled_from(["held", "retried", "refused", "retired", "unretired", "accepted"]),
     )
     def decide(self, corpus: str, kind: str) -> None:
         """A person writes a decision, whoever is in charge."""
@@ -134,6 +151,20 @@ class Controllers(RuleBasedStateMachine):
             assert corpus.event_kinds.count("started") <= 1 + again, name
             assert corpus.event_kinds.count("landed") == 1
         self._stages_are_as_they_were_written(state)
+        for spec in POLICIES:
+            self._a_release_is_decided_or_refused(state, spec)
+
+    def _a_release_is_decided_or_refused(self, state: RunState, spec: RunSpec) -> None:
+        """Whatever was retired: a policy gives releases, or says in a sentence why it cannot."""
+        try:
+            wanted = due(spec, state, lambda stage: [stage.last_step], LATER)
+        except InputError as undecidable:
+            assert undecidable.code == "every-corpus-retired"
+            assert state.retired
+            return
+        for release in wanted:
+            assert release.mix is not None
+            assert not {s.corpus for s in release.mix.sources} & {*state.retired}
 
     def _stages_are_as_they_were_written(self, state: RunState) -> None:
         """What was merged stays merged, whoever goes on with it, and within the bounds."""

@@ -478,7 +478,7 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
     for event in told:
         data = events.encode(event)
         assert json.loads(data)["schema"] == events.SCHEMA
-        assert events.decode(data) == events.Entry(event, before="")
+        assert events.decode(data) == events.LedgerEntry(event, before="")
 
 
 def test_an_event_of_a_newer_schema_is_told_apart_from_a_broken_one() -> None:

@@ -1,0 +1,47 @@
+"""Open a run for a verb that acts or draws: checked, and followed by its observers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from perennial.config import RunSpec
+from perennial.controller.context import Workspace
+from perennial.controller.observer import RunObserver
+from perennial.report.publish import Publisher
+from perennial.telemetry.gauge_observer import GaugeObserver
+from perennial.telemetry.mlflow_observer import MlflowObserver
+
+
+@contextmanager
+def checked_workspace(
+    spec: RunSpec,
+    where: str,
+    observers: Sequence[RunObserver],
+    *,
+    from_store: bool,
+    verb: str,
+    take_over: bool,
+) -> Iterator[Workspace]:
+    """Yield a checked workspace that MLflow, gauges and pictures follow, and close it.
+
+    Args:
+        spec: the resolved run file.
+        where: path of the run file, for messages.
+        observers: follow the controller first.
+        from_store: the run was opened by its store alone.
+        verb: what is done, for those who find the run held.
+        take_over: take the leases of processes that live.
+    """
+    mlflow = MlflowObserver()
+    followers = [*observers, mlflow, GaugeObserver(mlflow, spec.name), Publisher(mlflow)]
+    work = Workspace(spec, where, followers, run_ids=mlflow, verb=verb, take_over=take_over)
+    try:
+        # A store alone may be read where neither its tokenizer's file nor its GPUs are.
+        if from_store:
+            work.check_run()
+        else:
+            work.check()
+        yield work
+    finally:
+        work.close()

@@ -1,0 +1,48 @@
+"""`perennial repair`: mend a run's store from a copy of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from perennial.cli.command import AsJson, DryRun, Overrides, RunFile, open_run
+from perennial.cli.console import out, print_json
+
+if TYPE_CHECKING:
+    from perennial.audit.repair import Repair
+
+
+def repair(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    copy: Annotated[
+        str | None, typer.Option("--from", metavar="STORE", help="A copy of the run's store")
+    ] = None,
+) -> None:
+    """Mend the store: take from a copy what is lost, set aside what belongs to no run."""
+    run = open_run(run_file, overrides)
+    done = run.plan_repair(copy) if dry_run else run.repair(copy)
+    if as_json:
+        print_json(done.to_dict())
+    else:
+        _print_repair(done, run_file)
+    if done.findings:
+        raise typer.Exit(1)
+
+
+def _print_repair(done: Repair, run_file: str) -> None:
+    words = ("restored", "set aside") if done.acted else ("to restore", "to set aside")
+    for word, keys in zip(words, (done.restored, done.set_aside), strict=True):
+        for key in keys:
+            out.print(f"{word:12}  {key}", markup=False)
+    for finding in done.findings:
+        out.print(str(finding), markup=False)
+    if not done.acted:
+        out.print(f"next      perennial repair {run_file}   do it")
+    elif done.findings:
+        out.print(f"next      perennial repair {run_file} --from STORE   a copy that has more")
+    else:
+        out.print(f"next      perennial run {run_file}")
