@@ -24,7 +24,9 @@
         ├── Preempted           the worker group was asked to end; its checkpoint is committed
         ├── Spike               an optimizer step that must not be kept
         ├── TrialFailed         a trial of a search failed too often
-        ├── PullFailed          a source cannot be pulled now
+        ├── PullFailed          a source, or one of its files, cannot be pulled now
+        │   ├── PullRefused         ... because a rule of the source forbids it
+        │   └── PullSpent           ... because the pull has used up its bytes or its time
         ├── Unsteady            a request failed in a way that may pass
         └── InputMoved          a file changed while it was read
 
@@ -276,9 +278,21 @@ class TrialFailed(PerennialError):
 
 
 class PullFailed(PerennialError):
-    """A source cannot be pulled now; the message says why."""
+    """A source, or one of its files, cannot be pulled now; the message says why."""
 
     code = "pull-failed"
+
+
+class PullRefused(PullFailed):
+    """A rule of the source forbids a file or an address; another try cannot help."""
+
+    code = "pull-refused"
+
+
+class PullSpent(PullFailed):
+    """The bytes or the time of a pull are used up; what is left comes with the next pull."""
+
+    code = "pull-spent"
 
 
 class Unsteady(PerennialError):

@@ -75,4 +75,3 @@ def test_a_watch_pulls_beside_what_else_it_does(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     puller.stop()
-    puller.join()

@@ -19,23 +19,34 @@ PACKAGE = ROOT / "platform" / "perennial"
 TREE = SourceTree(PACKAGE)
 
 # Room -> the rooms that it may import. Nothing else is allowed, and no circle is declared.
-_CORE = {"errors", "registry", "fields", "store", "config", "schedules", "optimizers", "mixture"}
+_CORE = {
+    "errors",
+    "redaction",
+    "registry",
+    "fields",
+    "store",
+    "config",
+    "schedules",
+    "optimizers",
+    "mixture",
+}
 _DATA = _CORE | {"corpora"}
 EDGES: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
+    "redaction": set(),
     "registry": {"errors"},
     "store": {"errors", "registry"},
     "fields": {"registry"},
     "optimizers": {"errors", "registry", "fields"},
     "schedules": {"errors", "registry", "fields"},
-    "config": {"errors", "registry", "fields", "schedules", "optimizers", "mixture"},
+    "config": {"errors", "redaction", "registry", "fields", "schedules", "optimizers", "mixture"},
     "corpora": {"errors", "registry", "store"},
     "mixture": {"errors", "registry", "fields", "store"},
-    "tracking": {"errors", "store"},
+    "tracking": {"errors", "redaction", "store"},
     "training": _DATA | {"version"},
     "evaluation": {"errors", "store", "fields", "config", "corpora"},
-    "sources": {"errors", "store", "fields", "config", "corpora", "tracking"},
+    "sources": {"errors", "redaction", "store", "fields", "config", "corpora"},
     "runs": _DATA | {"version", "training", "evaluation"},
     "audit": _DATA | {"training", "runs"},
     "controller": _DATA | {"training", "evaluation", "sources", "runs"},

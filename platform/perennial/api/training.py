@@ -66,9 +66,13 @@ def watch(
         on_look(WatchedLook(summary, look.failure, work.inbox.url))
 
     # Sources are pulled beside training, which may take days.
-    Puller(work, interval_seconds).start()
-    with Wakeup(webhook_port, work.log) as wakeup:
-        loop.watch(work, lambda: wakeup.wait(interval_seconds), report, reschedule=reschedule)
+    puller = Puller(work, interval_seconds)
+    puller.start()
+    try:
+        with Wakeup(webhook_port, work.log) as wakeup:
+            loop.watch(work, lambda: wakeup.wait(interval_seconds), report, reschedule=reschedule)
+    finally:
+        puller.stop()
 
 
 def watch_once(work: Workspace, *, reschedule: bool) -> TrainingSummary:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PLAIN_LINE_SECONDS = 5.0
 _LANDED_SHOWN = 3
+_BAD_SHOWN = 5
 
 log = Console(stderr=True, highlight=False)
 out = Console(highlight=False, soft_wrap=True)
@@ -216,10 +218,13 @@ def print_sources(sources: Sequence[SourceStatus]) -> None:
             _moment(source.pulled_at),
             f"{source.waiting_bytes:,} bytes" if source.waiting_bytes else "-",
             ", ".join(source.landed[-_LANDED_SHOWN:]) or "-",
-            source.error,
+            escape(source.problem),
         )
     out.print(table)
     for source in sources:
+        for file in source.bad_files[:_BAD_SHOWN]:
+            again = f"again at {_moment(file.next_try)} UTC"
+            out.print(f"bad file  {source.name}: {file.reason}; {again}", markup=False)
         if source.watermark:
             out.print(f"watermark {source.name}: {source.watermark}", markup=False)
 

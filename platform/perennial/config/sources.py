@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    field_serializer,
+    model_validator,
+)
 
 from perennial.config.cron import Duration, TimetableText, parse_duration
 from perennial.fields import Section
+from perennial.redaction import HIDDEN, hide_secrets
 
 _SIZE = re.compile(r"(\d+)\s*(|k|M|G|T)B")
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -48,6 +58,59 @@ Size = Annotated[
         }
     ),
 ]
+
+
+@dataclass(frozen=True)
+class FeedHost:
+    """A host that a feed may name besides its own.
+
+    Attributes:
+        name: of the host.
+        port: the only one that is allowed; None for those of http and https.
+        plain: whether http is allowed where the index is read over https.
+    """
+
+    name: str
+    port: int | None
+    plain: bool
+
+    def rename(self, name: str) -> FeedHost:
+        """Return the host under another spelling of its name."""
+        return replace(self, name=name)
+
+    def __str__(self) -> str:
+        name = f"[{self.name}]" if ":" in self.name else self.name
+        port = "" if self.port is None else f":{self.port}"
+        return f"{'http://' if self.plain else ''}{name}{port}"
+
+
+def parse_feed_host(value: Any) -> FeedHost:
+    """Read `cdn.example.org`, `cdn.example.org:8443` or `http://mirror.example.org`.
+
+    Raises:
+        ValueError: the value is none of them.
+    """
+    if isinstance(value, FeedHost):
+        return value
+    text = value if isinstance(value, str) else ""
+    plain = text.startswith("http://")
+    place = text.removeprefix("http://")
+    parts = urlsplit(f"//{place}")
+    if not parts.hostname or parts.netloc != place or set(place) & set("@*\\ "):
+        raise ValueError(
+            f"{value!r} is no host; write cdn.example.org, with :PORT for a port of its own, or "
+            "http://cdn.example.org to allow plain http"
+        )
+    return FeedHost(parts.hostname, parts.port, plain)
+
+
+FeedHostText = Annotated[
+    FeedHost,
+    BeforeValidator(parse_feed_host),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"$comment": "host", "type": "string"}),
+]
+ParameterName = Annotated[str, Field(pattern=r"^[^&=?#\s]+$"), AfterValidator(str.lower)]
 SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 
 
@@ -70,13 +133,61 @@ class SourceSpec(Section):
     max_age: Duration | None = None
     """longest time that data waits for `minimum`, such as `7d`; default no limit"""
     timeout: Duration = Field(default_factory=lambda: parse_duration("1h"))
-    """longest run time of a command, such as `1h`"""
+    """longest time of one pull: the run time of a command, or the copying of files, of which the
+    rest then comes with the next pull"""
+    file_timeout: Duration = Field(default_factory=lambda: parse_duration("30m"))
+    """longest time that the copying of one file may take, with all its attempts"""
+    max_file: Size = parse_size("10 GB")
+    """bytes of the largest file that is taken"""
+    max_pull: Size = parse_size("100 GB")
+    """bytes that one pull copies at most, at least `max_file`; the rest comes with the next pull"""
+    hosts: tuple[FeedHostText, ...] = ()
+    """hosts besides the index's own that its files, and redirects, may be on: `cdn.example.org`,
+    `cdn.example.org:8443`, or `http://cdn.example.org` to allow plain http under an index of
+    https"""
+    private: bool = False
+    """true lets an index and its hosts have private addresses, such as 10.0.0.7 or localhost; an
+    index that is itself written as one needs it only for others"""
+    proxy: bool = False
+    """true sends requests through the proxy that HTTP_PROXY or HTTPS_PROXY names. The proxy looks
+    up the hosts, so that private addresses behind it cannot be refused"""
+    unsized: bool = False
+    """true takes files whose end the server does not mark (no Content-Length, not chunked) and of
+    which the index gives neither `bytes` nor `sha256`: one that was cut off looks like a whole
+    one"""
+    secrets: tuple[ParameterName, ...] = ()
+    """further query parameters of addresses that hold a secret, or change while the file stays the
+    same; those called token, key, signature, expires and the like are known"""
+
+    @field_serializer("index", when_used="json")
+    def _hide_secrets(self, index: str | None) -> str | None:
+        """Return the index as the store and MLflow keep it."""
+        if index is None:
+            return None
+        for name in self.secrets:
+            pattern = rf"(?<=[?&])({re.escape(name)})=[^&#]+"
+            index = re.sub(pattern, rf"\1={HIDDEN}", index, flags=re.IGNORECASE)
+        return hide_secrets(index)
 
     @model_validator(mode="after")
     def _one_of_three(self) -> SourceSpec:
         given = [self.prefix, self.index, self.command]
         if sum(value is not None for value in given) != 1 or self.command == ():
             raise ValueError("a source has exactly one of prefix, index and command; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_of_the_kind(self) -> SourceSpec:
+        if self.index is None:
+            for name in ("hosts", "private", "proxy", "unsized", "secrets"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is used with `index` alone; leave it out")
+        if self.max_pull < self.max_file:
+            raise ValueError(
+                f"max_pull {show_size(self.max_pull)} is less than max_file "
+                f"{show_size(self.max_file)}, so that such a file never fits; raise max_pull or "
+                "lower max_file"
+            )
         return self
 
     @model_validator(mode="after")

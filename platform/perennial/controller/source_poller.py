@@ -29,7 +29,7 @@ def open_sources(work: Workspace) -> list[DataSource]:
 
 
 def pull_due(work: Workspace, sources: Sequence[DataSource], now: datetime) -> list[str]:
-    """Pull the sources that are due, and land what makes a whole corpus.
+    """Pull the sources that are due, all at once, and land what makes a whole corpus.
 
     Writes to the inbox and to `sources/`, never to the ledger: a controller in another process is
     not disturbed.
@@ -40,9 +40,29 @@ def pull_due(work: Workspace, sources: Sequence[DataSource], now: datetime) -> l
         now: the time against which schedules are compared.
 
     Returns:
-        Names of the corpora that landed.
+        Names of the corpora that landed, in the order of the sources.
     """
-    return [name for source in sources for name in source.run_due(now, work.log)]
+    landed: dict[str, list[str]] = {}
+
+    def pull(source: DataSource) -> None:
+        landed[source.name] = source.run_due(now, work.log)
+
+    threads = [_thread(source, pull) for source in sources]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        # Programs that sources have started would outlive this process.
+        for source in sources:
+            source.stop()
+        raise
+    return [name for source in sources for name in landed.get(source.name, [])]
+
+
+def _thread(source: DataSource, pull: Callable[[DataSource], None]) -> threading.Thread:
+    return threading.Thread(target=pull, args=(source,), name=f"source-{source.name}", daemon=True)
 
 
 def utc_now() -> datetime:
@@ -50,26 +70,38 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Puller(threading.Thread):
-    """A thread that pulls while training runs, which may take days."""
+class Puller:
+    """Threads that pull while training runs, which may take days: one for each source.
+
+    A source that takes long, or whose server does not answer, holds none of the others.
+
+    Args:
+        work: the run.
+        interval_seconds: time between two looks at a source's schedule.
+        clock: the time against which schedules are compared.
+    """
 
     def __init__(
         self, work: Workspace, interval_seconds: float, clock: Callable[[], datetime] = utc_now
     ) -> None:
-        super().__init__(name="perennial-sources", daemon=True)
         self._work = work
         self._sources = open_sources(work)
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._stopped = threading.Event()
 
-    def run(self) -> None:
-        """Pull what is due until stopped; return at once for a run without sources."""
-        while self._sources:
-            pull_due(self._work, self._sources, self._clock())
-            if self._stopped.wait(self._interval_seconds):
-                return
+    def start(self) -> None:
+        """Begin to pull what is due."""
+        for source in self._sources:
+            _thread(source, self._pull).start()
 
     def stop(self) -> None:
-        """End after the present pull; the next process finishes what it leaves incomplete."""
+        """Break off the present pulls, and end their programs; the next process repeats them."""
         self._stopped.set()
+        for source in self._sources:
+            source.stop()
+
+    def _pull(self, source: DataSource) -> None:
+        while not self._stopped.is_set():
+            source.run_due(self._clock(), self._work.log)
+            self._stopped.wait(self._interval_seconds)

@@ -4,6 +4,6 @@ An append-only log in the store records what was pulled and which corpus it beca
 or landing that was killed is neither lost nor repeated.
 """
 
-from perennial.sources.source import DataSource, SourceStatus
+from perennial.sources.source import BadFileStatus, DataSource, SourceStatus
 
-__all__ = ["DataSource", "SourceStatus"]
+__all__ = ["BadFileStatus", "DataSource", "SourceStatus"]

@@ -28,12 +28,33 @@ class PulledFile(BaseModel):
     sha256: str
 
 
+class BadFile(BaseModel):
+    """A file that could not be pulled while others were.
+
+    Attributes:
+        version: as the index gives it; another one is tried at once.
+        failures: pulls in a row that could not get it.
+        retry_at: UTC time before which it is not tried again.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    origin: str
+    version: str
+    reason: str
+    failures: int
+    retry_at: AwareDatetime
+
+
 class FilesPulled(_Timed):
-    """A pull copied everything that was new, possibly nothing, into `folder`.
+    """A pull copied what was new and sound, possibly nothing, into `folder`.
 
     Attributes:
         watermark: where the next pull begins: a command's own, or the newest file's.
         passed_over: files of an unknown format, and files that were listed but are gone.
+        bad: all files that are listed and cannot be had, also those that this pull did not try.
+        more_bad: bad files beyond those in the list.
+        rest: files that were left for the next pull, for want of bytes or time.
     """
 
     kind: Literal["pulled"] = "pulled"
@@ -41,6 +62,9 @@ class FilesPulled(_Timed):
     files: tuple[PulledFile, ...]
     watermark: str
     passed_over: int = 0
+    bad: tuple[BadFile, ...] = ()
+    more_bad: int = 0
+    rest: int = 0
 
 
 class AttemptFailed(_Timed):

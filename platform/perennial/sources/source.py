@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from perennial.config import SourceSpec
 from perennial.corpora import FileToLand, land_stored
 from perennial.errors import InputError
-from perennial.sources.base import FetchedFile, Pull, make_file_name
+from perennial.sources.address import hide_addresses
+from perennial.sources.base import FetchedFile, Pull, make_file_name, one_line
+from perennial.sources.breaker import Breaker
 from perennial.sources.command import fetch_command
 from perennial.sources.events import (
     AttemptFailed,
+    BadFile,
     CorpusChosen,
     CorpusLanded,
     FilesPulled,
@@ -30,15 +34,40 @@ from perennial.sources.prefix import fetch_prefix
 from perennial.sources.state import SourceState, is_enough, make_corpus_name, next_due
 from perennial.store import Store
 from perennial.store.append_log import Log
-from perennial.tracking.redaction import hide_secrets
 
 Notify = Callable[[str], None]
-_REASON_CHARACTERS = 500
+_BAD_SHOWN = 5  # in notices, each with a line of its own
+_ENTRY = re.compile(r"log/(\d{12})\.json")
+_PULLED = re.compile(r"(pulled/(\d{6,})-[^/]+)/")
+
+
+@dataclass(frozen=True)
+class BadFileStatus:
+    """A file that a source cannot get.
+
+    Attributes:
+        origin: where it is.
+        reason: why it cannot be had.
+        failures: pulls in a row that could not get it.
+        next_try: ISO 8601.
+    """
+
+    origin: str
+    reason: str
+    failures: int
+    next_try: str
 
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """Status of a source for display; times are ISO 8601, "" where there is none."""
+    """Status of a source for display; times are ISO 8601, "" where there is none.
+
+    Attributes:
+        error: why the source as a whole failed; "" for no failure.
+        bad_files: files that it cannot get while others are.
+        more_bad: bad files beyond those.
+        rest: files that the last pull left for the next one.
+    """
 
     name: str
     next_due: str
@@ -47,6 +76,20 @@ class SourceStatus:
     waiting_bytes: int
     landed: tuple[str, ...]
     error: str
+    bad_files: tuple[BadFileStatus, ...] = ()
+    more_bad: int = 0
+    rest: int = 0
+
+    @property
+    def problem(self) -> str:
+        """Return what is wrong in one line, "" for nothing."""
+        count = len(self.bad_files) + self.more_bad
+        parts = [self.error]
+        if self.bad_files:
+            files = "1 file cannot" if count == 1 else f"{count} files cannot"
+            parts.append(f"{files} be had: {self.bad_files[0].reason}")
+        parts += [f"{self.rest} files left for the next pull"] if self.rest else []
+        return "; ".join(filter(None, parts))
 
 
 class DataSource:
@@ -64,32 +107,79 @@ class DataSource:
         self, name: str, spec: SourceSpec, store: Store, inbox: Store, least_bytes: int
     ) -> None:
         self.name = name
-        self.state = SourceState()
+        self.state = SourceState(secrets=frozenset(spec.secrets))
         self._spec = spec
         self._store = store.sub(f"sources/{name}")
         self._inbox = inbox
         self._least_bytes = least_bytes
         self._log = Log(self._store, "log")
         self._events = 0  # of the log that were applied
+        self._is_whole = False  # of the log, when this process began to read it
+        self._breaker = Breaker()
+        self._notified = ""
 
     def read(self) -> SourceState:
-        """Apply what was written to the log since the last read; return the state."""
-        for _, data in self._log.tail(self._events):
-            self._fold(decode_event(data))
+        """Apply what was written to the log since the last read; return the state.
+
+        Raises:
+            InputError: an entry is missing or cannot be read.
+        """
+        self._read_tail()
+        if not self._is_whole:
+            # An entry behind the end that was found: written meanwhile, or behind a lost one.
+            matches = [_ENTRY.fullmatch(info.key) for info in self._store.list("log")]
+            last = max((int(match[1]) for match in matches if match), default=-1)
+            if last >= self._events:
+                self._read_tail()
+            if last >= self._events:
+                raise self._broken(self._events, "does not exist, and later entries do")
+            self._is_whole = True
         return self.state
 
+    def _read_tail(self) -> None:
+        for number, data in self._log.tail(self._events):
+            try:
+                event = decode_event(data)
+            except ValueError as wrong:
+                # The first line alone: the next ones repeat the entry.
+                problem = one_line(str(wrong).partition("\n")[0])
+                raise self._broken(number, f"is no entry of this log ({problem})") from None
+            self._fold(event)
+
+    def _broken(self, number: int, problem: str) -> InputError:
+        return InputError(
+            f"{self._store.url}/{self._log.key(number)}", "", problem,
+            "restore it from a copy of the store, or use the later version of Perennial that "
+            "wrote it; without either, move it and all later entries away, and what was pulled "
+            "since then is pulled again",
+            code="source-log-broken",
+        )  # fmt: skip
+
     def status(self, now: datetime) -> SourceStatus:
-        """Return the source's status; reads only."""
-        state = self.read()
-        return SourceStatus(
-            self.name,
-            next_due(self._spec, state, now).isoformat(),
-            state.pulled_at.isoformat() if state.pulled_at else "",
-            state.watermark,
-            state.waiting_bytes,
-            tuple(state.landed),
-            state.error,
+        """Return the source's status; reads only, and shows a failure instead of raising it."""
+        try:
+            state = self.read()
+            status = SourceStatus(
+                self.name,
+                next_due(self._spec, state, now).isoformat(),
+                state.pulled_at.isoformat() if state.pulled_at else "",
+                hide_addresses(state.watermark),
+                state.waiting_bytes,
+                tuple(state.landed),
+                hide_addresses(state.error),
+            )
+        except Exception as failed:
+            # Any class: what is wrong with one source must not hide the rest of the run.
+            return SourceStatus(self.name, "", "", "", 0, (), _describe(failed))
+        files = tuple(
+            BadFileStatus(file.origin, file.reason, file.failures, file.retry_at.isoformat())
+            for file in state.bad
         )
+        return replace(status, bad_files=files, more_bad=state.more_bad, rest=state.rest)
+
+    def stop(self) -> None:
+        """Break off what another thread pulls; the next process pulls it again."""
+        self._breaker.trip()
 
     def run_due(self, now: datetime, notify: Notify) -> list[str]:
         """Do what is due: finish a landing that was killed, pull, land.
@@ -120,18 +210,25 @@ class DataSource:
         return now >= next_due(self._spec, self.state, now)
 
     def _fail(self, error: Exception, now: datetime, notify: Notify) -> None:
-        text = " ".join(str(error).split()) or type(error).__name__
-        reason = hide_secrets(text)[:_REASON_CHARACTERS]
+        if self._breaker.tripped:
+            return  # broken off by `stop`, which is no failure of the source
+        reason = _describe(error)
+        text = f"source {self.name} failed ({reason})"
         try:
             self._append(AttemptFailed(at=now, reason=reason), lambda: True)
-        except OSError:
-            notify(f"source {self.name} failed ({reason}), and its log cannot be written")
-            return
-        again = next_due(self._spec, self.state, now)
-        notify(f"source {self.name} failed ({reason}); again at {again:%Y-%m-%d %H:%M:%S} UTC")
+            again = next_due(self._spec, self.state, now)
+            text += f"; again at {again:%Y-%m-%d %H:%M:%S} UTC"
+        except Exception as failed:
+            # The log is broken, or the store does not answer: nothing can be written.
+            why = _describe(failed)
+            text += ", and its log cannot be written" + ("" if why == reason else f" ({why})")
+            if text == self._notified:
+                return  # the same at every look
+        self._notified = text
+        notify(text)
 
     def _pull(self, now: datetime, notify: Notify) -> None:
-        before = self.state.pulls
+        before, bad_before = self.state.pulls, self.state.bad
         self._sweep()
         folder = f"pulled/{before:06d}-{uuid.uuid4().hex[:8]}"
         try:
@@ -142,15 +239,22 @@ class DataSource:
             raise
         if not self._append(pulled, lambda: self.state.pulls == before):
             self._store.remove(folder)  # another process pulled the same files
-        elif pulled.files or pulled.passed_over:
-            size = sum(file.size_bytes for file in pulled.files)
-            over = f", passed over {pulled.passed_over}" if pulled.passed_over else ""
-            notify(f"source {self.name}: pulled {len(pulled.files)} files, {size:,} bytes{over}")
+        else:
+            for line in _describe_pull(pulled, bad_before):
+                notify(f"source {self.name}: {line}")
 
     def _copy(self, now: datetime, number: int, folder: str) -> FilesPulled:
         """Copy everything that is new into a folder of the store."""
         with tempfile.TemporaryDirectory(prefix="perennial-pull-") as scratch:
-            pull = Pull(self._spec.match, self.state.seen, Path(scratch), self.state.watermark)
+            pull = Pull(
+                spec=self._spec,
+                seen=self.state.seen,
+                bad_before=self.state.bad,
+                folder=Path(scratch),
+                watermark=self.state.watermark,
+                now=now,
+                breaker=self._breaker,
+            )
             files = tuple(
                 self._keep(folder, make_file_name(number, index, fetched.name), fetched)
                 for index, fetched in enumerate(self._fetch(pull))
@@ -161,6 +265,9 @@ class DataSource:
             files=files,
             watermark=pull.watermark,
             passed_over=pull.passed_over,
+            bad=pull.bad_to_keep(),
+            more_bad=len(pull.bad) - len(pull.bad_to_keep()),
+            rest=pull.rest,
         )
 
     def _fetch(self, pull: Pull) -> Iterator[FetchedFile]:
@@ -169,7 +276,7 @@ class DataSource:
             return fetch_prefix(spec.prefix, pull)
         if spec.index is not None:
             return fetch_index(spec.index, pull)
-        return fetch_command(spec.command or (), spec.timeout.total_seconds(), pull)
+        return fetch_command(spec.command or (), pull)
 
     def _keep(self, folder: str, name: str, fetched: FetchedFile) -> PulledFile:
         with fetched.local.open("rb") as stream:
@@ -225,14 +332,19 @@ class DataSource:
         pulls = self.state.pulls
         self._append(
             CorpusChosen(at=now, corpus=name, pulls=pulls),
-            lambda: self.state.chosen == instead_of and self.state.pulls == pulls,
+            # Also not when another process chose and landed the same files meanwhile.
+            lambda: (
+                (self.state.chosen, self.state.pulls) == (instead_of, pulls)
+                and bool(self.state.waiting or self.state.landing)
+            ),
         )
 
     def _sweep(self) -> None:
         """Remove the folders of pulls that were killed and of corpora that landed."""
         kept = {pull.folder for pull in (*self.state.waiting, *self.state.landing)}
-        for folder in {"/".join(info.key.split("/")[:2]) for info in self._store.list("pulled")}:
-            number = int(folder.removeprefix("pulled/")[:6])
+        matches = [_PULLED.match(info.key) for info in self._store.list("pulled")]
+        folders = {match[1]: int(match[2]) for match in matches if match}
+        for folder, number in folders.items():
             if folder not in kept and number < self.state.pulls:
                 self._store.remove(folder)
 
@@ -261,3 +373,29 @@ def _files(pulls: list[FilesPulled]) -> list[FileToLand]:
         for pull in pulls
         for file in pull.files
     ]
+
+
+def _describe(error: Exception) -> str:
+    """Return the one line of a failure that the user can do something about."""
+    return hide_addresses(one_line(str(error)) or type(error).__name__)
+
+
+def _describe_pull(pulled: FilesPulled, before: Sequence[BadFile]) -> Iterator[str]:
+    """Yield lines about a pull that did or left out anything.
+
+    Args:
+        pulled: the pull.
+        before: bad files of the pull before; those that were not tried again are not repeated.
+    """
+    if pulled.files or pulled.passed_over or pulled.rest:
+        size = sum(file.size_bytes for file in pulled.files)
+        over = f", passed over {pulled.passed_over}" if pulled.passed_over else ""
+        rest = f", left {pulled.rest} for the next pull" if pulled.rest else ""
+        yield f"pulled {len(pulled.files)} files, {size:,} bytes{over}{rest}"
+    known = {(file.origin, file.failures) for file in before}
+    tried = [file for file in pulled.bad if (file.origin, file.failures) not in known]
+    for file in tried[:_BAD_SHOWN]:
+        yield f"{file.reason}; again at {file.retry_at:%Y-%m-%d %H:%M:%S} UTC"
+    more = len(tried) - _BAD_SHOWN + pulled.more_bad
+    if more > 0:
+        yield f"{more} more files cannot be had"

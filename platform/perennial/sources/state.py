@@ -8,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 
 from perennial.config.sources import SourceSpec
+from perennial.sources.address import identify
 from perennial.sources.events import (
     AttemptFailed,
+    BadFile,
     CorpusChosen,
     CorpusLanded,
     FilesPulled,
@@ -18,17 +20,23 @@ from perennial.sources.events import (
 
 _FIRST_RETRY = timedelta(minutes=1)
 _LAST_RETRY = timedelta(hours=1)
+_LAST_FILE_RETRY = timedelta(days=1)
 
 
 @dataclass
 class SourceState:
-    """State of one source."""
+    """State of one source; `secrets` are those of its run file."""
 
+    secrets: Set[str] = frozenset()
     pulls: int = 0
     pulled_at: datetime | None = None
     watermark: str = ""
-    #: version of every file that was pulled, by origin
+    #: version of every file that was pulled, by the identity of its origin
     seen: dict[str, str] = field(default_factory=dict)
+    #: what the last pull could not get, how many more there were, and what it left for the next
+    bad: tuple[BadFile, ...] = ()
+    more_bad: int = 0
+    rest: int = 0
     #: pulls with files that no corpus was chosen for, oldest first
     waiting: list[FilesPulled] = field(default_factory=list)
     #: the corpus that is being landed, and its pulls
@@ -52,7 +60,10 @@ class SourceState:
             case FilesPulled():
                 self.pulls += 1
                 self.pulled_at, self.watermark = event.at, event.watermark
-                self.seen |= {file.origin: file.version for file in event.files}
+                self.seen |= {
+                    identify(file.origin, self.secrets): file.version for file in event.files
+                }
+                self.bad, self.more_bad, self.rest = event.bad, event.more_bad, event.rest
                 self.waiting += [event] if event.files else []
             case CorpusChosen():
                 # Possibly a second choice for the same pulls, when another producer landed a corpus
@@ -75,7 +86,8 @@ def next_due(spec: SourceSpec, state: SourceState, now: datetime) -> datetime:
     """Return the time of the next pull; a time that is not after `now` means at once.
 
     Missed times of the schedule count as one. After a failure the wait doubles from a minute to an
-    hour, and ends at the schedule's next time at the latest.
+    hour, and ends at the schedule's next time at the latest. A file that could not be had makes the
+    source due when the file is to be tried again.
 
     Args:
         spec: the source in the run file.
@@ -83,13 +95,30 @@ def next_due(spec: SourceSpec, state: SourceState, now: datetime) -> datetime:
         now: the current time.
     """
     if state.failed_at is not None:
-        wait = min(_FIRST_RETRY * (1 << min(state.failures - 1, 10)), _LAST_RETRY)
+        wait = _wait(state.failures, _LAST_RETRY)
         return min(state.failed_at + wait, spec.schedule.next_due(state.failed_at))
-    return (
-        spec.schedule.last_due(now)
-        if state.pulled_at is None
-        else spec.schedule.next_due(state.pulled_at)
-    )
+    if state.pulled_at is None:
+        return spec.schedule.last_due(now)
+    retries = [file.retry_at for file in state.bad]
+    return min([spec.schedule.next_due(state.pulled_at), *retries])
+
+
+def next_file_try(spec: SourceSpec, failures: int, now: datetime, *, refused: bool) -> datetime:
+    """Return when to try a file again: after a minute, two, ... up to a day.
+
+    Args:
+        spec: the source in the run file.
+        failures: pulls in a row that could not get it, this one included.
+        now: the current time.
+        refused: another try cannot help, so the schedule's next time is soon enough.
+    """
+    if refused:
+        return spec.schedule.next_due(now)
+    return now + _wait(failures, _LAST_FILE_RETRY)
+
+
+def _wait(failures: int, longest: timedelta) -> timedelta:
+    return min(_FIRST_RETRY * (1 << min(failures - 1, 20)), longest)
 
 
 def is_enough(spec: SourceSpec, state: SourceState, now: datetime, least_bytes: int) -> bool:

@@ -4,8 +4,8 @@ Nothing here makes training wait or fail: calls put their rows in a bounded queu
 delivers them, waits out an MLflow that is slow or down, and says at the end what is missing.
 """
 
+from perennial.redaction import hide_secrets
 from perennial.tracking.outbox import Status
-from perennial.tracking.redaction import hide_secrets
 from perennial.tracking.tracker import TrackedRun, Tracker, open_tracker
 from perennial.tracking.uris import default_uri, ui_command
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from perennial.redaction import hide_secrets
 from perennial.tracking.outbox import Item, Outbox, Pending
-from perennial.tracking.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from perennial.tracking.mlflow_runs import MlflowRuns

@@ -13,8 +13,8 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from perennial.redaction import hide_in_file
 from perennial.tracking.outbox import Artifact, End, MetricPoint, Other, Pending, Registration, Tag
-from perennial.tracking.redaction import hide_in_file
 from perennial.tracking.registry import register
 
 RUN_TAG = "perennial.run"

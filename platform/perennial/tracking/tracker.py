@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from perennial.errors import InputError
+from perennial.redaction import hide_secrets, hide_values
 from perennial.tracking.delivery import Delivery
 from perennial.tracking.outbox import (
     Artifact,
@@ -22,7 +23,6 @@ from perennial.tracking.outbox import (
     Status,
     Tag,
 )
-from perennial.tracking.redaction import hide_secrets, hide_values
 from perennial.tracking.uris import artifact_root
 
 logger = logging.getLogger("perennial.tracking")

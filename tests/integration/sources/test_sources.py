@@ -19,7 +19,7 @@ import pytest
 
 from perennial import corpora
 from perennial.config import SourceSpec, parse
-from perennial.sources import DataSource, index
+from perennial.sources import DataSource, http_client
 from perennial.store import Store, open_store
 
 START = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
@@ -185,7 +185,7 @@ def test_a_program_that_never_ends_is_ended_with_its_children(tmp_path: Path) ->
     script = f"sleep 600 & echo $! > {pid}; wait"
     place = Place(open_store(tmp_path / "store"), command=["/bin/sh", "-c", script], timeout="1s")
     assert place.look() == []
-    assert "took longer than 1 s" in place.told[0]
+    assert "took longer than 1s" in place.told[0]
     child = int(pid.read_text())
     state = Path(f"/proc/{child}/stat")
     assert not state.exists() or state.read_text().split(")")[1].split()[0] == "Z"
@@ -250,7 +250,7 @@ class Site:
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(index, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(http_client, "FIRST_WAIT_SECONDS", 0.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     site = Site()
     thread = threading.Thread(target=site.server.serve_forever, args=(0.02,))
@@ -278,7 +278,7 @@ def test_an_index_is_asked_for_what_is_new_or_changed(
     site.page("a.txt", "b.txt", "c.txt")
     place.look(days=1)
     changed = [] if validator == "none" else ["one, corrected"]
-    assert place.texts()["news-2026-11-24"] == [*changed, "three"]
+    assert place.texts()["news-2026-11-24"] == ["three", *changed]
 
 
 def test_a_json_index_that_tells_versions_spares_the_questions(site: Site, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from perennial.errors import InputError, PullFailed, Terminated
 from perennial.sources import DataSource
 from perennial.sources.base import make_file_name
 from perennial.sources.events import CorpusChosen, FilesPulled, PulledFile
-from perennial.sources.index import Entry, read_index
+from perennial.sources.listing import Entry, read_index
 from perennial.sources.state import SourceState, is_enough, make_corpus_name
 from perennial.store import open_store
 
@@ -65,7 +65,7 @@ def test_a_source_is_shown_as_it_was_written() -> None:
 
 
 def test_a_page_gives_the_links_below_it() -> None:
-    assert read_index("https://x.org/data/", PAGE) == [
+    assert read_index("https://x.org/data/", PAGE).entries == [
         Entry("https://x.org/data/?C=N"),
         Entry("https://x.org/data/a.jsonl.gz"),
         Entry("https://x.org/data/sub/b%20c.txt"),
@@ -76,13 +76,13 @@ def test_a_page_gives_the_links_below_it() -> None:
 def test_a_json_list_gives_addresses_anywhere_and_versions(wrapped: bool) -> None:
     listed = '["a.jsonl", {"url": "https://cdn.org/b.jsonl", "version": 7}]'
     text = f'{{"files": {listed}}}' if wrapped else listed
-    assert read_index("https://x.org/data/list.json", text) == [
+    assert read_index("https://x.org/data/list.json", text).entries == [
         Entry("https://x.org/data/a.jsonl"),
         Entry("https://cdn.org/b.jsonl", "7"),
     ]
 
 
-@pytest.mark.parametrize("text", ["[1]", '{"a": 1}', '[{"name": "a"}]', '["file:///etc/x"]', "[1"])
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1", "[" * 100_000])
 def test_other_json_is_no_index(text: str) -> None:
     with pytest.raises(PullFailed, match="no index"):
         read_index("https://x.org/list.json", text)

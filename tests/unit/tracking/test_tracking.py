@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from perennial.errors import InputError
+from perennial.redaction import hide_in_file, hide_secrets, hide_values
 from perennial.store import open_store
 from perennial.tracking import default_uri, open_tracker, outbox, ui_command
 from perennial.tracking.outbox import Artifact, End, MetricPoint, Outbox, Pending
-from perennial.tracking.redaction import hide_in_file, hide_secrets, hide_values
 
 
 def pending(box: Outbox, key: str = "quick/00-english") -> Pending:

@@ -97,7 +97,7 @@ def _corpus_notes(state: RunStatus) -> Iterator[Note]:
 
 def _source_note(source: SourceStatus) -> Note:
     parts = [
-        source.error,
+        source.problem,
         f"next {source.next_due[:16].replace('T', ' ')} UTC" if source.next_due else "",
         f"{source.waiting_bytes:,} bytes wait" if source.waiting_bytes else "",
         f"landed {', '.join(source.landed[-2:])}" if source.landed else "",
