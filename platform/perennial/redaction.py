@@ -18,7 +18,7 @@ _URL_USER = re.compile(r"(?<=://)[^/?#\s'\"]+(?=@)")
 # Names of query parameters: signed addresses of AWS, Google, Azure, Alibaba, CloudFront, Akamai and
 # nginx, and what web services call their keys.
 _SECRET_PARAMETER = (
-    r"(?:[\w.%~-]*(?:password|passwd|passphrase|secret|token|signature|credential|auth(?!or)|jwt"
+    r"(?:[\w.%~-]*(?:password|passwd|passphrase|secret|token|signature|credential|auth(?!or(?!i[sz]))|jwt"
     r"|session|api[_.-]?key|access[_.-]?key)[\w.%~-]*"
     r"|[\w.%~-]*[_.-]key|x-(?:amz|goog|oss|cos|obs|ms)-[\w-]+|key-pair-id|googleaccessid"
     r"|key|pass|pwd|pin|code|sid|sig|sign|hmac|md5|hash|policy|expires?|exp|otp|nonce"

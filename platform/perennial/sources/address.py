@@ -151,7 +151,8 @@ def canonical_url(url: str) -> str:
 
 
 def _canonical_host(name: str) -> str:
-    return urlsplit(canonical_url(f"http://{name}/")).hostname or name
+    place = f"[{name}]" if ":" in name else name
+    return urlsplit(canonical_url(f"http://{place}/")).hostname or name
 
 
 def is_public(address: IPAddress) -> bool:

@@ -129,7 +129,7 @@ class Pull:
 
         Args:
             size_bytes: its size, or what came of it so far.
-            copied: these bytes were counted by `spend`.
+            copied: the bytes are here, whatever is left of the pull.
 
         Raises:
             PullRefused: it is too large for the source.

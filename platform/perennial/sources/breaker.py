@@ -12,7 +12,7 @@ from perennial.errors import PullFailed
 
 
 @dataclass
-class Span:
+class TimeLimit:
     """Time that a wait may take.
 
     Attributes:
@@ -50,7 +50,7 @@ class Breaker:
             action()
 
     @contextmanager
-    def limit(self, seconds: float, end: Callable[[], None]) -> Iterator[Span]:
+    def limit(self, seconds: float, end: Callable[[], None]) -> Iterator[TimeLimit]:
         """Call `end` in another thread if the block has not ended after some time.
 
         Args:
@@ -60,10 +60,10 @@ class Breaker:
         Raises:
             PullFailed: the process is about to end.
         """
-        span = Span(monotonic() + seconds)
+        limit = TimeLimit(monotonic() + seconds)
 
         def end_late() -> None:
-            span.late = True
+            limit.late = True
             end()
 
         with self._lock:
@@ -74,7 +74,7 @@ class Breaker:
         timer.daemon = True
         timer.start()
         try:
-            yield span
+            yield limit
         finally:
             timer.cancel()
             with self._lock:

@@ -46,25 +46,28 @@ def fetch_command(command: Sequence[str], pull: Pull) -> Iterator[FetchedFile]:
         raise PullFailed(f"{command[0]} wrote {total:,} bytes, more than `max_pull` of {limit}")
     pull.watermark = _read_watermark(out, output) or pull.watermark
     for local in files:
-        name = storable(local.relative_to(out).as_posix())
-        try:
-            pull.check_size(local.stat().st_size)
-        except PullRefused as refused:
-            pull.note(name, PullRefused(f"{name} {refused}"))
-            continue
+        name = _name(local, out)
         yield FetchedFile(local, name, name, "")
 
 
 def _wanted_files(out: Path, pull: Pull) -> Iterator[Path]:
     for local in out.rglob("*"):
-        name = storable(local.relative_to(out).as_posix())
+        name = _name(local, out)
         if local.is_dir() or not pull.wants(name):
             continue
-        if local.is_symlink() or not local.is_file():
-            # An archive that was unpacked may hold a link to any file of this machine.
-            pull.note(name, PullRefused(f"{name} is a link or no regular file"))
-            continue
-        yield local
+        try:
+            if local.is_symlink() or not local.is_file():
+                # An archive that was unpacked may hold a link to any file of this machine.
+                raise PullRefused("is a link or no regular file")
+            pull.check_size(local.stat().st_size, copied=True)
+        except PullRefused as refused:
+            pull.note(name, PullRefused(f"{name} {refused}"))
+        else:
+            yield local
+
+
+def _name(local: Path, out: Path) -> str:
+    return storable(local.relative_to(out).as_posix())
 
 
 def _run(command: Sequence[str], pull: Pull, variables: dict[str, str]) -> str:
@@ -91,14 +94,14 @@ def _run(command: Sequence[str], pull: Pull, variables: dict[str, str]) -> str:
 
     timeout = pull.spec.timeout
     try:
-        with pull.breaker.limit(timeout.total_seconds(), kill) as span:
+        with pull.breaker.limit(timeout.total_seconds(), kill) as limit:
             # Not reaped yet, so that its number stays that of its group.
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     finally:
         # Also after SIGTERM or Ctrl-C of this process: no orphan goes on writing into $OUT.
         kill()
         process.wait()
-    if span.late:
+    if limit.late:
         raise PullFailed(f"{command[0]} took longer than {show_duration(timeout)}")
     if process.returncode:
         last = _read_end(complained).strip().rpartition("\n")[2][-_SHOWN_CHARACTERS:]

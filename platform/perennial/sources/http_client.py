@@ -36,7 +36,7 @@ from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionErro
 from perennial.errors import PullFailed, PullRefused, Unsteady
 from perennial.sources.address import AddressRules, hide_addresses, port_of, show_address
 from perennial.sources.base import Pull, one_line
-from perennial.sources.breaker import Span
+from perennial.sources.breaker import TimeLimit
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class FeedClient:
         self._rules = AddressRules.of(pull.spec)
         self._lock = Lock()
         self._sockets: dict[tuple[str, int], socket.socket] = {}
-        self._span = Span(0.0)
+        self._limit = TimeLimit(0.0)
         bundles = (os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
         self._verify: str | bool = next(filter(None, bundles), True)
         self._adapter = _Adapter(self._connect)
@@ -102,8 +102,8 @@ class FeedClient:
                 return receive(answer)
 
         try:
-            with self._pull.breaker.limit(self._pull.seconds_for_file(), self._shut) as span:
-                self._span = span
+            with self._pull.breaker.limit(self._pull.seconds_for_file(), self._shut) as limit:
+                self._limit = limit
                 return self._retry(attempt)
         except PullFailed as failed:
             reason = str(failed)
@@ -115,7 +115,7 @@ class FeedClient:
             retry=retry_if_exception_type(
                 (requests.ConnectionError, requests.Timeout, HTTPError, Unsteady)
             ),
-            stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(self._span.seconds_left),
+            stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(self._limit.seconds_left),
             wait=wait_exponential_jitter(
                 multiplier=FIRST_WAIT_SECONDS, max=30, jitter=FIRST_WAIT_SECONDS
             ),
@@ -134,18 +134,18 @@ class FeedClient:
     def _in_time(self, attempt: Callable[[], T]) -> T:
         try:
             result = attempt()
-        except (requests.RequestException, HTTPError, OSError):
+        except (requests.RequestException, HTTPError, OSError, PullFailed, Unsteady):
             self._shut()
             self._check_time()
             raise
-        # A connection that was shut at the deadline looks like a body that ends.
+        # A connection that was shut at the deadline looks like an answer that ends.
         self._check_time()
         return result
 
     def _check_time(self) -> None:
         if self._pull.breaker.tripped:
             raise PullFailed("the process is ending")
-        if self._span.late:
+        if self._limit.late:
             raise self._pull.late()
 
     @contextmanager
@@ -183,7 +183,7 @@ class FeedClient:
         answer: requests.Response = self._adapter.send(
             request,
             stream=True,
-            timeout=(_CONNECT_SECONDS, min(_PIECE_SECONDS, self._span.seconds_left + 1)),
+            timeout=(_CONNECT_SECONDS, min(_PIECE_SECONDS, self._limit.seconds_left + 1)),
             verify=self._verify,
             proxies=self._find_proxies(url),
         )
@@ -221,7 +221,7 @@ class FeedClient:
             peer = socket.socket(family, kind, protocol)
             try:
                 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                peer.settimeout(min(_CONNECT_SECONDS, self._span.seconds_left) or 0.001)
+                peer.settimeout(min(_CONNECT_SECONDS, self._limit.seconds_left) or 0.001)
                 peer.connect(address)
                 self._keep(name, port, peer)
             except OSError as failed:
@@ -264,7 +264,7 @@ class FeedClient:
             self._sockets[name, port] = peer.dup()
         if before is not None:
             before.close()
-        if self._span.late or self._pull.breaker.tripped:
+        if self._limit.late or self._pull.breaker.tripped:
             self._shut()
 
     def _shut(self) -> None:

@@ -150,7 +150,7 @@ def _write(answer: requests.Response, entry: Entry, local: Path, pull: Pull) -> 
             sink.write(piece)
     for length, place in ((announced, "the server announced"), (promised, "the index says")):
         if length not in (None, size):
-            raise ProtocolError(f"the body ended after {size:,} bytes: {place} {length:,}")
+            raise ProtocolError(f"the body ended after {size:,} bytes, where {place} {length:,}")
     if entry.sha256 and digest.hexdigest() != entry.sha256:
         raise PullFailed("is not the file that the index describes: its sha256 differs")
 

@@ -12,6 +12,7 @@ from perennial.errors import PullFailed
 
 MOST_ENTRIES = 500_000
 _MOST_MARKS = 8 * MOST_ENTRIES  # commas and brackets: an entry has at most so many
+_LONGEST_PAGE = 16 << 20  # characters; reading 1 Mi of them takes up to 4 s
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _LONGEST_ADDRESS = 8192
 _LONGEST_VERSION = 1024
@@ -56,8 +57,14 @@ def read_index(url: str, text: str) -> Listing:
     """
     if text.lstrip()[:1] in ("[", "{"):
         return _parse_json(url, text)
+    if len(text) > _LONGEST_PAGE:
+        limit = f"{_LONGEST_PAGE >> 20} MiB"
+        raise PullFailed(f"is a page of more than {limit}; divide it, or write it as a JSON list")
     parser = _LinkParser()
-    parser.feed(text)
+    try:
+        parser.feed(text)
+    except AssertionError as wrong:
+        raise PullFailed(f"is a page that cannot be read: {wrong}") from None
     folder = urljoin(url, ".")
     links = (_join(url, link) for link in parser.links)
     inside = [Entry(link) for link in links if link and link.startswith(folder) and link != folder]

@@ -10,7 +10,7 @@ from time import monotonic
 from perennial.errors import PullFailed, PullRefused
 from perennial.sources.address import storable
 from perennial.sources.base import Candidate, FetchedFile, Pull
-from perennial.sources.breaker import Span
+from perennial.sources.breaker import TimeLimit
 from perennial.store import ObjectInfo, Store, open_store
 
 _PIECE_BYTES = 1 << 20
@@ -49,7 +49,7 @@ def _fetch(store: Store, info: ObjectInfo, origin: str, pull: Pull) -> FetchedFi
     The next pull gets what replaced it.
     """
     local, size = pull.folder / "file", 0
-    span = Span(monotonic() + pull.seconds_for_file())
+    limit = TimeLimit(monotonic() + pull.seconds_for_file())
     try:
         pull.check_size(info.size_bytes)
         with local.open("wb") as sink:
@@ -57,7 +57,7 @@ def _fetch(store: Store, info: ObjectInfo, origin: str, pull: Pull) -> FetchedFi
                 size += len(piece)
                 pull.spend(len(piece))
                 pull.check_size(size, copied=True)
-                if not span.seconds_left:
+                if not limit.seconds_left:
                     raise pull.late()
                 sink.write(piece)
         if store.info(info.key).etag != info.etag:
@@ -82,5 +82,7 @@ def _read(store: Store, key: str) -> Iterator[bytes]:
                 yield piece
     except FileNotFoundError:
         raise
+    except ValueError as failed:
+        raise PullRefused(f"has a name that no store takes ({failed}); rename it") from failed
     except OSError as failed:
         raise PullFailed(f"cannot be read: {failed.strerror or failed}") from failed

@@ -355,6 +355,8 @@ class DataSource:
             event: the event.
             is_valid: checked before every try, against all that other processes wrote.
         """
+        if not self._is_whole:
+            self.read()  # raises where an entry is missing: nothing is written into a gap
         while is_valid():
             if self._log.append(self._events, encode_event(event)):
                 self._fold(event)
