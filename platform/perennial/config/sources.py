@@ -108,7 +108,7 @@ FeedHostText = Annotated[
     FeedHost,
     BeforeValidator(parse_feed_host),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"$comment": "host", "type": "string"}),
+    WithJsonSchema({"type": "string"}),
 ]
 ParameterName = Annotated[str, Field(pattern=r"^[^&=?#\s]+$"), AfterValidator(str.lower)]
 SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]

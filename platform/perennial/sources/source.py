@@ -13,7 +13,7 @@ from pathlib import Path
 
 from perennial.config import SourceSpec
 from perennial.corpora import FileToLand, land_stored
-from perennial.errors import InputError
+from perennial.errors import InputError, LogGap
 from perennial.sources.address import hide_addresses
 from perennial.sources.base import FetchedFile, Pull, make_file_name, one_line
 from perennial.sources.breaker import Breaker
@@ -37,7 +37,6 @@ from perennial.store.append_log import Log
 
 Notify = Callable[[str], None]
 _BAD_SHOWN = 5  # in notices, each with a line of its own
-_ENTRY = re.compile(r"log/(\d{12})\.json")
 _PULLED = re.compile(r"(pulled/(\d{6,})-[^/]+)/")
 
 
@@ -114,7 +113,6 @@ class DataSource:
         self._least_bytes = least_bytes
         self._log = Log(self._store, "log")
         self._events = 0  # of the log that were applied
-        self._is_whole = False  # of the log, when this process began to read it
         self._breaker = Breaker()
         self._notified = ""
 
@@ -124,31 +122,20 @@ class DataSource:
         Raises:
             InputError: an entry is missing or cannot be read.
         """
-        self._read_tail()
-        if not self._is_whole:
-            # An entry behind the end that was found: written meanwhile, or behind a lost one.
-            matches = [_ENTRY.fullmatch(info.key) for info in self._store.list("log")]
-            last = max((int(match[1]) for match in matches if match), default=-1)
-            if last >= self._events:
-                self._read_tail()
-            if last >= self._events:
-                raise self._broken(self._events, "does not exist, and later entries do")
-            self._is_whole = True
+        try:
+            for _, data in self._log.tail(self._events):
+                self._fold(decode_event(data))
+        except LogGap:
+            raise self._broken("does not exist, and later entries do") from None
+        except ValueError as wrong:
+            # The first line alone: the next ones repeat the entry.
+            problem = one_line(str(wrong).partition("\n")[0])
+            raise self._broken(f"is no entry of this log ({problem})") from None
         return self.state
 
-    def _read_tail(self) -> None:
-        for number, data in self._log.tail(self._events):
-            try:
-                event = decode_event(data)
-            except ValueError as wrong:
-                # The first line alone: the next ones repeat the entry.
-                problem = one_line(str(wrong).partition("\n")[0])
-                raise self._broken(number, f"is no entry of this log ({problem})") from None
-            self._fold(event)
-
-    def _broken(self, number: int, problem: str) -> InputError:
+    def _broken(self, problem: str) -> InputError:
         return InputError(
-            f"{self._store.url}/{self._log.key(number)}", "", problem,
+            f"{self._store.url}/{self._log.key(self._events)}", "", f"this entry {problem}",
             "restore it from a copy of the store, or use the later version of Perennial that "
             "wrote it; without either, move it and all later entries away, and what was pulled "
             "since then is pulled again",
@@ -355,14 +342,13 @@ class DataSource:
             event: the event.
             is_valid: checked before every try, against all that other processes wrote.
         """
-        if not self._is_whole:
+        while True:
             self.read()  # raises where an entry is missing: nothing is written into a gap
-        while is_valid():
+            if not is_valid():
+                return False
             if self._log.append(self._events, encode_event(event)):
                 self._fold(event)
                 return True
-            self.read()
-        return False
 
     def _fold(self, event: SourceEvent) -> None:
         self.state.apply(event)

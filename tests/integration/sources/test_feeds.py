@@ -32,6 +32,7 @@ from tests.support.hostile_site import (
     redirect,
 )
 from tests.support.hostile_site import serve_hostile_site as serve
+from tests.support.processes import wait_until_ended
 from tests.support.tiny_run import tiny_run, write_run
 
 NOW = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
@@ -531,7 +532,6 @@ def test_a_pull_that_is_broken_off_ends_its_program(site: HostileSite, tmp_path:
         assert thread.is_alive()
     source.stop()
     thread.join()
-    state = Path(f"/proc/{int(pid.read_text())}/stat")
-    assert not state.exists() or state.read_text().split(")")[1].split()[0] == "Z"
+    wait_until_ended(int(pid.read_text()))
     assert feed.lines == []
     assert feed.store.list("sources/feed/log") == []

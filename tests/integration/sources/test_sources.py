@@ -21,6 +21,7 @@ from perennial import corpora
 from perennial.config import SourceSpec, parse
 from perennial.sources import DataSource, http_client
 from perennial.store import Store, open_store
+from tests.support.processes import wait_until_ended
 
 START = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
 
@@ -186,9 +187,7 @@ def test_a_program_that_never_ends_is_ended_with_its_children(tmp_path: Path) ->
     place = Place(open_store(tmp_path / "store"), command=["/bin/sh", "-c", script], timeout="1s")
     assert place.look() == []
     assert "took longer than 1s" in place.told[0]
-    child = int(pid.read_text())
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().split(")")[1].split()[0] == "Z"
+    wait_until_ended(int(pid.read_text()))
 
 
 def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
