@@ -15,6 +15,7 @@
         │   └── Busy                another process holds the lease: exit code 3
         ├── TrainingFailed      the worker group gave up
         │   └── TrainingStopped     another try would meet the same batch again
+        ├── Altered             a stored file is missing, or is not what was promised of it
         ├── CheckpointError
         │   ├── Damaged             a file of a committed checkpoint is missing or altered
         │   │   └── Vanished            ... because retention or a quarantine removed it
@@ -38,7 +39,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 MISTAKES = (
     ArithmeticError,
@@ -196,6 +197,34 @@ class TrainingStopped(TrainingFailed):
     code = "training-stopped"
 
 
+class Altered(PerennialError):
+    """A stored file is missing, or is not the one whose digest its manifest holds.
+
+    Args:
+        key: of the file.
+        expected: sha256 that the manifest holds.
+        actual: sha256 of what two reads gave; "" when there is no such file.
+    """
+
+    code = "file-altered"
+
+    def __init__(self, key: str, expected: str, actual: str) -> None:
+        super().__init__(key, expected, actual)
+        self.key = key
+        self.expected = expected
+        self.actual = actual
+
+    @property
+    def problem(self) -> str:
+        """Return what is wrong with the file, without its key."""
+        if not self.actual:
+            return f"is missing (its manifest has sha256 {self.expected})"
+        return f"is damaged (its manifest has sha256 {self.expected}, two reads gave {self.actual})"
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.problem}; restore the file from a copy of the store"
+
+
 class CheckpointError(PerennialError):
     """Base of what can be wrong with a checkpoint."""
 
@@ -307,11 +336,32 @@ class InputMoved(PerennialError):
     Args:
         file: number of the file in the listing.
         reason: why it counts as another one.
+        actual: what was found in its place, in words.
     """
 
     code = "input-moved"
 
-    def __init__(self, file: int, reason: str) -> None:
-        super().__init__(file, reason)
+    def __init__(self, file: int, reason: str, actual: str = "") -> None:
+        super().__init__(file, reason, actual)
         self.file = file
         self.reason = reason
+        self.actual = actual
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def find_cause(error: BaseException | None, kind: type[E]) -> E | None:
+    """Return the innermost error of a kind that an error was raised from, or None.
+
+    An error that comes out of a Ray task holds the task's own as `cause`.
+
+    Args:
+        error: what was caught.
+        kind: the class to look for.
+    """
+    actual: E | None = None
+    while isinstance(error, BaseException):
+        actual = error if isinstance(error, kind) else actual
+        error = getattr(error, "cause", None) or error.__cause__
+    return actual

@@ -75,7 +75,9 @@ def ingest_text(
     corpora.land(inbox, name, [file])
     assert spec.tokenizer.vocabulary is not None
     corpora.train_tokenizer(store, inbox, name, spec.tokenizer.vocabulary, settings)
-    ledger.append(Landed(at=now(), corpus=name, size_bytes=file.stat().st_size))
+    listing = corpora.record_list(store, inbox, corpora.read_landed(inbox, name))
+    size = file.stat().st_size
+    ledger.append(Landed(at=now(), corpus=name, size_bytes=size, listing=listing))
     ledger.append(Ingesting(at=now(), corpus=name))
     earlier = [each for stage in ledger.state.stages for each in stage.corpora]
     manifest = ingest_corpus(store, inbox, name, settings, earlier=earlier)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from perennial.corpora.file_list import ListedFile, decode_list
+
 if TYPE_CHECKING:
     from perennial.store import Store
 
@@ -54,7 +56,14 @@ class MetricsContents:
     skipped: tuple[int, ...] = ()
 
 
-Contents = ShardContents | HoldoutContents | QuarantineContents | MetricsContents
+@dataclass(frozen=True)
+class FileListContents:
+    """List of the files of a corpus that landed."""
+
+    files: tuple[ListedFile, ...]
+
+
+Contents = ShardContents | HoldoutContents | QuarantineContents | MetricsContents | FileListContents
 Reader = Callable[[BinaryIO], Contents]
 
 
@@ -149,6 +158,11 @@ def read_metrics(stream: BinaryIO) -> MetricsContents:
         else:
             runs.append((step, step))
     return MetricsContents(tuple(runs), frozenset(sizes), tuple(skipped))
+
+
+def read_list(stream: BinaryIO) -> FileListContents:
+    """Return the list of a corpus's files."""
+    return FileListContents(tuple(decode_list(stream.read())))
 
 
 def _lines(stream: BinaryIO) -> Iterator[dict[str, Any]]:

@@ -7,12 +7,12 @@ from typing import Literal
 
 from perennial import corpora
 from perennial.controller.context import Workspace
+from perennial.controller.ingest_stage import landing
 from perennial.errors import InputError, InvalidTransition
 from perennial.runs.events import (
     Accepted,
     CorpusEvent,
     Held,
-    Landed,
     Refused,
     Retired,
     Retried,
@@ -106,9 +106,8 @@ def _record_landings(work: Workspace, name: str) -> None:
     """Record a corpus of the inbox, after those that landed before it."""
     for landed in corpora.list_landed(work.inbox):
         if landed.name not in work.ledger.read().corpora:
-            size = landed.total_bytes
             with suppress(InvalidTransition):  # a controller recorded it at the same moment
-                work.amend(Landed(at=now(), corpus=landed.name, size_bytes=size))
+                work.amend(landing(work, landed))
         if landed.name == name:
             return
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from perennial import corpora
 from perennial.controller.context import Workspace
+from perennial.corpora import LandedCorpus
+from perennial.corpora.manifest import manifest_key
 from perennial.errors import InputError
-from perennial.runs.events import Ready, Refused
+from perennial.runs.events import Landed, Ready, Refused
 from perennial.runs.ledger import now
 from perennial.runs.stage_planner import stage_steps
 from perennial.runs.state import RunState
@@ -16,6 +18,16 @@ from perennial.store import open_store
 
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
+
+
+def landing(work: Workspace, landed: LandedCorpus) -> Landed:
+    """Return the event of a corpus that landed; the list of its files is kept in the store."""
+    return Landed(
+        at=now(),
+        corpus=landed.name,
+        size_bytes=landed.total_bytes,
+        listing=corpora.record_list(work.store, work.inbox, landed),
+    )
 
 
 def ingest(work: Workspace, name: str) -> None:
@@ -26,13 +38,15 @@ def ingest(work: Workspace, name: str) -> None:
         name: the corpus.
     """
     try:
+        landed = _check_landed(work, name)
         if work.state.corpora[name].state == "landed":
-            check_size(work, name, corpora.read_landed(work.inbox, name).total_bytes)
+            if landed is not None:
+                check_size(work, name, landed.total_bytes)
     except InputError as refusal:
         _refuse(work, name, refusal)
         return
     with work.ingesting(name):
-        _ingest(work, name)
+        _ingest(work, name, landed)
 
 
 def _refuse(work: Workspace, name: str, refusal: InputError) -> None:
@@ -40,11 +54,11 @@ def _refuse(work: Workspace, name: str, refusal: InputError) -> None:
     work.log(f"warning: {name} is refused: {refusal}")
 
 
-def _ingest(work: Workspace, name: str) -> None:
+def _ingest(work: Workspace, name: str, landed: LandedCorpus | None) -> None:
     try:
         work.use_ray()
         work.notify(lambda observer: observer.ingest_began(work, name))
-        manifest = _tokenise(work, name)
+        manifest = _tokenise(work, name, landed)
         stage_steps(work.spec, name, manifest.rows)
     except InputError as refusal:
         _refuse(work, name, refusal)
@@ -66,6 +80,19 @@ def _ingest(work: Workspace, name: str) -> None:
     )
 
 
+def _check_landed(work: Workspace, name: str) -> LandedCorpus | None:
+    """Return the corpus if the inbox has it as it landed; None where it is ingested already."""
+    if work.store.exists(manifest_key(name)):
+        return None  # its files may have been removed since
+    listing = work.state.corpora[name].listing
+    landed = corpora.check_landed(work.store, work.inbox, name, listing)
+    if landed.ignored:
+        first, more = landed.ignored[0], len(landed.ignored) - 1
+        others = f" and {more:,} more files" if more else ""
+        work.log(f"warning: {name} is what it landed with; {first}{others} beside it: ignored")
+    return landed
+
+
 def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
     """Warn when the tokenizer, made for the first corpus, fits this one badly."""
     first = next((name for name in usable(work.state) if name != manifest.name), None)
@@ -75,7 +102,7 @@ def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
             work.log(f"warning: {warning}")
 
 
-def _tokenise(work: Workspace, name: str) -> CorpusManifest:
+def _tokenise(work: Workspace, name: str, landed: LandedCorpus | None) -> CorpusManifest:
     # Imported here: it loads pyarrow and Ray Data, which a look at the run's state needs not.
     from perennial.corpora.ingest.pipeline import ingest_corpus
 
@@ -97,7 +124,7 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
         corpora.import_tokenizer(work.store, work.spec.tokenizer.path)
     elif work.spec.tokenizer.vocabulary is not None:
         vocabulary = work.spec.tokenizer.vocabulary
-        corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings)
+        corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings, landed)
     return ingest_corpus(
         work.store,
         work.inbox,
@@ -106,6 +133,7 @@ def _tokenise(work: Workspace, name: str) -> CorpusManifest:
         earlier=[other for other in usable(work.state) if other != name],
         decontaminate=[Path(path) for path in work.spec.corpora.decontaminate],
         lender=lender,
+        landed=landed,
     )
 
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 from perennial import corpora
 from perennial.controller import evaluate_stage as judging
 from perennial.controller.context import Workspace
-from perennial.controller.ingest_stage import ingest
+from perennial.controller.ingest_stage import ingest, landing
 from perennial.controller.release import carry_out
 from perennial.controller.reuse_trial import adopt
 from perennial.controller.train_stage import train
@@ -31,7 +31,7 @@ from perennial.errors import (
 from perennial.runs import release_policy as policy
 from perennial.runs import retry_policy as attempts
 from perennial.runs.actions import Action, Outside, next_action
-from perennial.runs.events import Landed, Releasing, Retried, Trained
+from perennial.runs.events import Releasing, Retried, Trained
 from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import now
 from perennial.runs.stage_planner import check_first_stage, decide_stage, order_of
@@ -335,8 +335,7 @@ class _Controller:
     def _land(self, name: str) -> None:
         seen = {landed.name: landed for landed in corpora.list_landed(self._work.inbox)}
         if name in seen:
-            size = seen[name].total_bytes
-            self._work.record(Landed(at=now(), corpus=name, size_bytes=size))
+            self._work.record(landing(self._work, seen[name]))
 
     def _start(self, action: Action) -> None:
         work = self._work

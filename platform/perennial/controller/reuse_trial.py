@@ -6,11 +6,11 @@ where plan, schedule, optimizer and start are the same, so is every weight.
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from perennial.runs.search_state import Trial, trial_stage
 from perennial.schedules import from_dict
+from perennial.store import copy_checked
 from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.spikes.skips import read_skips
 
@@ -61,12 +61,14 @@ def beginnings(state: RunState, stage: Stage) -> list[Trial]:
 
 
 def _copy(store: Store, source: str, stage: Stage) -> None:
-    """Copy the files of the attempt, then commit a manifest for the stage (invariant I6)."""
+    """Copy the files of the attempt, then commit a manifest for the stage (invariant I6).
+
+    Raises Altered when the trial's manifest has another digest of a file.
+    """
     manifest = checkpoint.read_manifest(store, source)
     target = checkpoint.folder_of(stage.folder, manifest.step)
-    for name in manifest.files:
+    for name, file in manifest.files.items():
         key = f"{checkpoint.place_of(target, manifest.attempt)}/{name}"
-        with store.open(manifest.key_of(source, name)) as read, store.open(key, "wb") as written:
-            shutil.copyfileobj(read, written)
+        copy_checked(store, manifest.key_of(source, name), store, key, file.sha256)
     owner = {"name": stage.name, "tracking_run": stage.tracking_run}
     checkpoint.commit(store, target, manifest.model_copy(update=owner))

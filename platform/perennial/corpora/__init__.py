@@ -6,18 +6,18 @@ is called.
 """
 
 from perennial.corpora.compatibility import check_same_run
+from perennial.corpora.file_list import ListRecord, decode_list
 from perennial.corpora.formats.open import find_kind
 from perennial.corpora.holdout import HeldOutDocument, read_holdout
 from perennial.corpora.inbox import (
-    FileToLand,
     LandedCorpus,
-    check_files,
+    check_landed,
     check_name,
-    land,
-    land_stored,
     list_landed,
     read_landed,
+    record_list,
 )
+from perennial.corpora.landing import FileToLand, check_files, land, land_stored
 from perennial.corpora.manifest import CorpusManifest, IngestSettings, fit_warning, read_manifest
 from perennial.corpora.reuse import borrow_tokenizer
 from perennial.corpora.tokenizer import (
@@ -34,11 +34,14 @@ __all__ = [
     "HeldOutDocument",
     "IngestSettings",
     "LandedCorpus",
+    "ListRecord",
     "RunTokenizer",
     "borrow_tokenizer",
     "check_files",
+    "check_landed",
     "check_name",
     "check_same_run",
+    "decode_list",
     "find_kind",
     "fit_warning",
     "import_tokenizer",
@@ -50,5 +53,6 @@ __all__ = [
     "read_landed",
     "read_manifest",
     "read_tokenizer",
+    "record_list",
     "train_tokenizer",
 ]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from perennial.store import open_checked
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -38,6 +40,9 @@ def read_holdout(
         store: the run's store.
         manifest: the corpus's manifest.
         indices: the documents to yield, by increasing number over all files; None for all.
+
+    Raises:
+        Altered: a file is missing or has another digest than the manifest says.
     """
     # Imported here: this module is part of the package's face, which loads no pyarrow.
     import pyarrow.parquet as pq
@@ -49,7 +54,8 @@ def read_holdout(
         begin, first = first, first + file.documents
         if wanted is not None and not ((wanted >= begin) & (wanted < first)).any():
             continue
-        with store.open(f"corpora/{manifest.name}/{file.file}") as stream:
+        key = f"corpora/{manifest.name}/{file.file}"
+        with open_checked(store, key, file.sha256) as stream:
             batches = pq.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE, columns=list(_COLUMNS))
             for batch in batches:
                 numbers = np.arange(begin, begin + len(batch))

@@ -1,57 +1,70 @@
-"""Corpora in the inbox: a folder `<name>/` of files, complete once its marker `_SUCCESS` exists."""
+"""Corpora in the inbox: a folder `<name>/` of files, complete once its marker `_SUCCESS` exists.
+
+Where the marker has a list of files, the corpus is that list.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from perennial.corpora.formats.open import describe_suffixes, find_kind
+from perennial.corpora.file_list import (
+    ListedFile,
+    ListRecord,
+    check_same_files,
+    decode_list,
+    encode_list,
+    moved_file,
+    parse_list,
+)
+from perennial.corpora.formats.base import CHANGED
+from perennial.corpora.formats.open import describe_suffixes
 from perennial.errors import InputError
+from perennial.store import read_checked
 
 if TYPE_CHECKING:
     from perennial.store import ObjectInfo, Store
 
 MARKER = "_SUCCESS"
-# A producer that writes a manifest of its own need not write the marker too.
-_MARKERS = (MARKER, "manifest.json")
+MANIFEST = "manifest.json"
+"""A producer's own manifest; one that lists its files completes a corpus without the marker."""
+_MARKERS = (MARKER, MANIFEST)
+_READ_LISTS = 1 << 14
 MAX_NAME_CHARACTERS = 64
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class LandedFile:
-    """One file of a landed corpus; `name` is its path below the corpus's folder."""
+    """One file of a landed corpus; `name` is its path below the corpus's folder.
+
+    sha256: as the corpus's list promises it; "" where it does not.
+    """
 
     name: str
     size_bytes: int
     etag: str
-
-
-@dataclass(frozen=True)
-class FileToLand:
-    """A file of another store: its key there, and the name that it gets in the corpus."""
-
-    key: str
-    name: str
-    size_bytes: int
-    sha256: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
 class LandedCorpus:
-    """A complete corpus: one whose marker exists."""
+    """A complete corpus: one whose marker exists, or whose manifest's files all do.
+
+    is_listed: whether `files` are those of its producer's list.
+    ignored: names of files beside those of the corpus.
+    """
 
     name: str
     files: tuple[LandedFile, ...]
     landed_at: datetime
+    is_listed: bool = False
+    ignored: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -73,110 +86,42 @@ def check_name(name: str) -> str:
     )
 
 
-def land(inbox: Store, name: str, files: Sequence[Path]) -> list[str]:
-    """Upload files as a corpus, the marker last.
-
-    Landing the same content again changes nothing and is safe after a kill.
-
-    Args:
-        inbox: the store that corpora land in.
-        name: the corpus's name.
-        files: local files; their base names become the names in the corpus.
-
-    Returns:
-        The keys of the files in the inbox.
-
-    Raises:
-        InputError: before anything is written, for a bad name, no file, a missing file, an unknown
-            suffix, two files of one name, or a complete corpus of that name with other content.
-    """
-    check_files(files)
-    by_name = {path.name: path for path in files}
-    return _land(inbox, name, _describe(files), lambda file, key: inbox.upload(by_name[file], key))
-
-
-def land_stored(inbox: Store, name: str, files: Sequence[FileToLand], source: Store) -> list[str]:
-    """Copy files of another store into the inbox as a corpus, the marker last; see `land`.
-
-    Args:
-        inbox: the store that corpora land in.
-        name: the corpus's name.
-        files: the files to copy, with the names that they get.
-        source: the store that holds them.
-
-    Returns:
-        The keys of the files in the inbox.
-    """
-    by_name = {file.name: file for file in files}
-
-    def copy(file: str, key: str) -> None:
-        with source.open(by_name[file].key) as stream, inbox.open(key, "wb") as sink:
-            shutil.copyfileobj(stream, sink, 1 << 20)
-
-    described = [
-        {"name": file.name, "bytes": file.size_bytes, "sha256": file.sha256}
-        for file in sorted(files, key=lambda file: file.name)
-    ]
-    return _land(inbox, name, described, copy)
-
-
-def _land(
-    inbox: Store,
-    name: str,
-    described: Sequence[dict[str, Any]],
-    copy: Callable[[str, str], None],
-) -> list[str]:
-    check_name(name)
-    marker = _canonical({"files": described})
-    keys = [f"{name}/{entry['name']}" for entry in described]
-    if inbox.exists(f"{name}/{MARKER}"):
-        _check_same(inbox, name, marker)
-        return keys
-    for key, entry in zip(keys, described, strict=True):
-        copy(str(entry["name"]), key)
-    # An earlier landing of this name may have been killed and left files that are not in this one.
-    for info in inbox.list(f"{name}/"):
-        if info.key not in (*keys, f"{name}/{MARKER}"):
-            inbox.remove(info.key)
-    if not inbox.create(f"{name}/{MARKER}", marker):
-        # Another process landed the name meanwhile, which is fine if the content is the same.
-        _check_same(inbox, name, marker)
-    return keys
-
-
 def list_landed(inbox: Store) -> list[LandedCorpus]:
-    """Return the complete corpora in the order in which they landed (the marker's time, name)."""
+    """Return the complete corpora in the order in which they landed (the marker's time, name).
+
+    Their files are those that the inbox lists. A marker's own list is not read here: what this
+    costs must not grow with the number of corpora. `read_landed` reads it.
+    """
     folders: dict[str, list[ObjectInfo]] = {}
     for info in inbox.list(""):
         name, slash, _ = info.key.partition("/")
         if slash:
             folders.setdefault(name, []).append(info)
-    corpora = [_read_folder(name, infos) for name, infos in folders.items()]
+    corpora = [_read_folder(inbox, name, infos) for name, infos in folders.items()]
     return sorted((c for c in corpora if c is not None), key=lambda c: (c.landed_at, c.name))
 
 
 def read_landed(inbox: Store, name: str) -> LandedCorpus:
-    """Return the landed corpus of a name.
+    """Return the landed corpus of a name: the files of its producer's list where there is one.
 
     Args:
         inbox: the store that corpora land in.
         name: the corpus's name.
 
     Raises:
-        InputError: if it is missing, unfinished or empty.
+        InputError: if it is missing, unfinished or empty, if its list cannot be read, or if a file
+            of the list is gone or has another size.
     """
     check_name(name)
     infos = inbox.list(f"{name}/")
-    corpus = _read_folder(name, infos)
+    corpus = _read_folder(inbox, name, infos)
     where = f"{inbox.url}/{name}"
     if corpus is None:
-        raise InputError(
-            where,
-            "",
-            f"its marker {MARKER} does not exist" if infos else "there is no such corpus",
-            f"land it: `perennial land RUN_FILE {name} FILES...`",
-            code="corpus-unfinished" if infos else "corpus-missing",
-        )
+        raise _unfinished(where, name, infos)
+    listed = _read_list(inbox, name, infos)
+    if listed is not None:
+        check_same_files(where, listed, _as_listed(name, infos), promised=True)
+        corpus = _with_list(corpus, listed, infos)
     if corpus.total_bytes == 0:
         raise InputError(
             where,
@@ -188,86 +133,191 @@ def read_landed(inbox: Store, name: str) -> LandedCorpus:
     return corpus
 
 
-def _read_folder(name: str, infos: Sequence[ObjectInfo]) -> LandedCorpus | None:
-    markers = [i for i in infos if i.key.removeprefix(f"{name}/") in _MARKERS]
-    if not markers:
+def record_list(store: Store, inbox: Store, corpus: LandedCorpus) -> ListRecord | None:
+    """Keep the list of a corpus's files in the run's store, where it is never changed.
+
+    Args:
+        store: the run's store.
+        inbox: the store that the corpus landed in.
+        corpus: the corpus as it was listed.
+
+    Returns:
+        What the ledger holds of the list; None when the list in the marker cannot be read.
+    """
+    try:
+        listed = _read_list(inbox, corpus.name, inbox.list(f"{corpus.name}/"))
+    except InputError:
+        return None  # the ingest meets it again, and refuses the corpus
+    here = {file.name: file for file in corpus.files}
+    files = [
+        file if file.sha256 or file.name not in here else _add_etag(file, here[file.name])
+        for file in listed or [ListedFile(name, None) for name in here]
+    ]
+    data = encode_list(files)
+    record = ListRecord(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        files=len(files),
+        promised=all(file.sha256 for file in files),
+    )
+    store.create(record.key, data)
+    return record
+
+
+def _add_etag(listed: ListedFile, here: LandedFile) -> ListedFile:
+    return replace(listed, size_bytes=here.size_bytes, etag=here.etag)
+
+
+def check_landed(store: Store, inbox: Store, name: str, record: ListRecord | None) -> LandedCorpus:
+    """Return a landed corpus if its files are those with which it landed.
+
+    Files that came later are not of the corpus; `ignored` names them.
+
+    Args:
+        store: the run's store.
+        inbox: the store that the corpus landed in.
+        name: the corpus's name.
+        record: its list as the ledger holds it; None where the ledger has none.
+
+    Raises:
+        InputError: as `read_landed`, and for a file that is gone or another one since it landed.
+        Altered: the list that the store keeps is missing or damaged.
+    """
+    corpus = read_landed(inbox, name)
+    if record is None:
+        return corpus
+    then = decode_list(read_checked(store, record.key, record.sha256))
+    where = f"{inbox.url}/{name}"
+    now = [ListedFile(f.name, f.size_bytes, f.sha256, f.etag) for f in corpus.files]
+    check_same_files(where, then, now, record.promised)
+    added = [file for file in now if file.name not in {f.name for f in then}]
+    if added and record.promised and corpus.is_listed:
+        gone = ListedFile(MARKER, None)
+        raise moved_file(where, gone, CHANGED, f"found a list that has {added[0].name} too")
+    digests = {file.name: file.sha256 for file in then}
+    files = tuple(
+        replace(file, sha256=digests[file.name] or file.sha256)
+        for file in corpus.files
+        if file.name in digests
+    )
+    ignored = (*corpus.ignored, *(file.name for file in added))
+    return replace(corpus, files=files, ignored=ignored)
+
+
+def _read_folder(inbox: Store, name: str, infos: Sequence[ObjectInfo]) -> LandedCorpus | None:
+    """Return the corpus in a folder as the inbox lists it; None while it is not complete."""
+    times = {key: i.modified for i in infos if (key := i.key.removeprefix(f"{name}/")) in _MARKERS}
+    landed_at = times.get(MARKER)
+    if landed_at is None and MANIFEST in times:
+        landed_at = _completed_at(inbox, name, infos)
+    if landed_at is None:
         return None
     files = (
         LandedFile(info.key.removeprefix(f"{name}/"), info.size_bytes, info.etag)
         for info in sorted(infos, key=lambda i: i.key)
-        if info not in markers
     )
     # Spark and Hadoop leave files such as _metadata and .part-0.crc beside the data.
-    kept = tuple(f for f in files if not f.name.rpartition("/")[2].startswith(("_", ".")))
-    return LandedCorpus(name, kept, min(marker.modified for marker in markers))
+    kept = tuple(
+        f
+        for f in files
+        if f.name not in _MARKERS and not f.name.rpartition("/")[2].startswith(("_", "."))
+    )
+    return LandedCorpus(name, kept, landed_at)
 
 
-def check_files(files: Sequence[Path]) -> None:
-    """Raise InputError for files that cannot be landed together; see `land`."""
-    if not files:
-        raise InputError(
-            "land",
-            "files",
-            "no files were given",
-            f"name at least one {describe_suffixes()}",
-            code="no-files",
-        )
-    for path in files:
-        if not path.is_file():
+def _completed_at(inbox: Store, name: str, infos: Sequence[ObjectInfo]) -> datetime | None:
+    """Return when a corpus without marker was complete by its producer's manifest, or None.
+
+    An empty manifest is a marker by another name. One with a list is complete with the last file of
+    the list, since it may have been written first. Any other completes nothing, for the same
+    reason.
+    """
+    by_name = {info.key.removeprefix(f"{name}/"): info for info in infos}
+    manifest = by_name[MANIFEST]
+    if manifest.size_bytes == 0:
+        return manifest.modified
+    try:
+        listed = _read_list(inbox, name, infos)
+    except InputError:
+        return None
+    if listed is None:
+        return None
+    here = [by_name.get(file.name) for file in listed]
+    if not all(
+        info is not None and file.size_bytes in (None, info.size_bytes)
+        for file, info in zip(listed, here, strict=True)
+    ):
+        return None
+    return max(info.modified for info in (manifest, *here) if info is not None)
+
+
+def _read_list(
+    inbox: Store, name: str, infos: Sequence[ObjectInfo]
+) -> tuple[ListedFile, ...] | None:
+    """Return the list in a corpus's marker, or else in its producer's manifest; None without one.
+
+    Raises InputError for a list that cannot be read, where it is the marker's or there is none.
+    """
+    markers = {info.key.removeprefix(f"{name}/"): info for info in infos}
+    for marker in _MARKERS:
+        info = markers.get(marker)
+        if info is None or info.size_bytes == 0:
+            continue
+        try:
+            listed = _parse_object(inbox, info.key, info.etag)
+        except ValueError as broken:
+            if marker == MANIFEST and MARKER in markers:
+                return None  # a file of another program, beside the marker
             raise InputError(
-                "land",
-                str(path),
-                "there is no such file",
-                "name a file that exists",
-                code="file-missing",
-            )
-        if find_kind(path.name) is None:
-            raise InputError(
-                "land",
-                str(path),
-                f"its suffix {path.suffix!r} is unknown",
-                f"use {describe_suffixes()}",
-                code="format-unknown",
-            )
-        if path.name.startswith(("_", ".")):
-            raise InputError(
-                "land",
-                str(path),
-                "names that begin with an underscore or a dot are ignored in an inbox",
-                "rename it",
-                code="file-name-ignored",
-            )
-    names = sorted(path.name for path in files)
-    for first, second in pairwise(names):
-        if first == second:
-            raise InputError(
-                "land",
-                first,
-                "two files have this name",
-                "rename one of them",
-                code="file-name-twice",
-            )
+                f"{inbox.url}/{name}",
+                marker,
+                f"its list of files cannot be read ({broken})",
+                'write {"files": [{"name": ..., "bytes": ..., "sha256": ...}, ...]} with names '
+                f"below the corpus's folder, or an empty {MARKER}",
+                code="marker-unreadable",
+            ) from broken
+        if listed is not None:
+            return listed
+    return None
 
 
-def _describe(files: Sequence[Path]) -> list[dict[str, Any]]:
-    described = []
-    for path in sorted(files, key=lambda p: p.name):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        described.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
-    return described
+@lru_cache(maxsize=_READ_LISTS)
+def _parse_object(inbox: Store, key: str, _etag: str) -> tuple[ListedFile, ...] | None:
+    """Return the list in an object, which is read once a version."""
+    try:
+        return parse_list(inbox.read(key))
+    except ValueError:
+        return parse_list(inbox.read(key))  # a torn read spoils one transfer of a sound object
 
 
-def _canonical(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, indent=1).encode()
+def _as_listed(name: str, infos: Sequence[ObjectInfo]) -> list[ListedFile]:
+    return [
+        ListedFile(info.key.removeprefix(f"{name}/"), info.size_bytes, etag=info.etag)
+        for info in infos
+    ]
 
 
-def _check_same(inbox: Store, name: str, marker: bytes) -> None:
-    if inbox.read(f"{name}/{MARKER}") != marker:
-        raise InputError(
-            f"{inbox.url}/{name}",
-            "",
-            "a complete corpus of this name has other content",
-            "land the new files under another name; a landed corpus never changes",
-            code="corpus-differs",
-        )
+def _with_list(
+    corpus: LandedCorpus, listed: Sequence[ListedFile], infos: Sequence[ObjectInfo]
+) -> LandedCorpus:
+    """Return a corpus with the files of its list, all of which are there."""
+    here = {info.key.removeprefix(f"{corpus.name}/"): info for info in infos}
+    files = tuple(
+        LandedFile(file.name, here[file.name].size_bytes, here[file.name].etag, file.sha256)
+        for file in sorted(listed, key=lambda file: file.name)
+    )
+    named = {file.name for file in listed}
+    ignored = tuple(file.name for file in corpus.files if file.name not in named)
+    return replace(corpus, files=files, is_listed=True, ignored=ignored)
+
+
+def _unfinished(where: str, name: str, infos: Sequence[ObjectInfo]) -> InputError:
+    """Return the refusal of a corpus that is missing or not complete."""
+    problem = f"its marker {MARKER} does not exist" if infos else "there is no such corpus"
+    remedy = f"land it: `perennial land RUN_FILE {name} FILES...`"
+    if any(info.key == f"{name}/{MANIFEST}" for info in infos):
+        problem += f", and its {MANIFEST} lists no files, or some that are not there yet"
+        remedy = f"complete it, and write an empty {MARKER} last"
+    return InputError(
+        where, "", problem, remedy, code="corpus-unfinished" if infos else "corpus-missing"
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 from perennial.corpora.compatibility import check_same_settings
 from perennial.corpora.manifest import CorpusManifest, IngestSettings, manifest_key
-from perennial.corpora.tokenizer import MANIFEST_KEY, TOKENIZER_KEY, RunTokenizer
+from perennial.corpora.tokenizer import MANIFEST_KEY, TOKENIZER_KEY, RunTokenizer, load_tokenizer
 from perennial.errors import InputError
+from perennial.store import copy_checked
 
 if TYPE_CHECKING:
     from perennial.corpora.inbox import LandedCorpus
@@ -23,7 +23,8 @@ def borrow_tokenizer(store: Store, lender: Store) -> None:
         lender: the store of the other run.
     """
     if lender.exists(MANIFEST_KEY) and not store.exists(MANIFEST_KEY):
-        _copy(lender, store, TOKENIZER_KEY)
+        tokenizer = load_tokenizer(lender)  # compared with its fingerprint
+        store.write(TOKENIZER_KEY, tokenizer.json.encode())
         # The manifest comes last: a tokenizer exists when its manifest does (invariant I6).
         store.create(MANIFEST_KEY, lender.read(MANIFEST_KEY))
 
@@ -51,6 +52,7 @@ def borrow_corpus(
 
     Raises:
         InputError: when the other run tokenised other files of that name, or in another way.
+        Altered: a file of the other run is missing or has another digest than its manifest says.
     """
     name = landed.name
     if not lender.exists(manifest_key(name)):
@@ -67,11 +69,7 @@ def borrow_corpus(
         )
     stored = (*manifest.shards, *manifest.holdout, *manifest.quarantine, *manifest.digests)
     for file in stored:
-        _copy(lender, store, f"corpora/{name}/{file.file}")
+        key = f"corpora/{name}/{file.file}"
+        copy_checked(lender, key, store, key, file.sha256)
     store.create(manifest_key(name), lender.read(manifest_key(name)))
     return manifest
-
-
-def _copy(lender: Store, store: Store, key: str) -> None:
-    with lender.open(key) as stream, store.open(key, "wb") as sink:
-        shutil.copyfileobj(stream, sink, 1 << 20)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from perennial.corpora.ingest.sample import sample_texts
+from perennial.corpora.inbox import LandedCorpus, read_landed
+from perennial.corpora.ingest.sample import check_sampled, sample_texts
 from perennial.corpora.manifest import IngestSettings, token_bytes
 from perennial.errors import InputError
 from perennial.store import is_store_url, open_store
@@ -92,7 +93,12 @@ class RunTokenizer:
 
 
 def train_tokenizer(
-    store: Store, inbox: Store, name: str, vocabulary: int, settings: IngestSettings
+    store: Store,
+    inbox: Store,
+    name: str,
+    vocabulary: int,
+    settings: IngestSettings,
+    landed: LandedCorpus | None = None,
 ) -> RunTokenizer:
     """Train a byte-level BPE with GPT-2's split on a sample of a landed corpus.
 
@@ -105,10 +111,11 @@ def train_tokenizer(
         name: the corpus's name.
         vocabulary: entries of the vocabulary, at least 257.
         settings: how documents are found in the corpus.
+        landed: the corpus as `check_landed` returned it; default: as it is now.
 
     Raises:
-        InputError: for a vocabulary that is too small, a store with another tokenizer, or a corpus
-            without text.
+        InputError: for a vocabulary that is too small, a store with another tokenizer, a corpus
+            without text, or a sampled file that is not what its producer promised.
     """
     if vocabulary < SMALLEST_VOCABULARY:
         raise InputError(
@@ -120,7 +127,10 @@ def train_tokenizer(
         )
     if store.exists(MANIFEST_KEY):
         return _load_existing(store, "asked_vocabulary", vocabulary)
-    texts = sample_texts(inbox, name, settings, _SAMPLE_BYTES)
+    landed = landed or read_landed(inbox, name)
+    # A tokenizer stays, also where the corpus is refused later.
+    check_sampled(inbox, landed, _SAMPLE_BYTES)
+    texts = sample_texts(inbox, landed, settings, _SAMPLE_BYTES)
     trained = _train(texts, vocabulary)
     if trained.get_vocab_size() <= SMALLEST_VOCABULARY < vocabulary:
         raise InputError(
@@ -187,6 +197,16 @@ def _locate(path: str) -> tuple[Store, str]:
 
 def load_tokenizer(store: Store) -> RunTokenizer:
     """Return the run's tokenizer. Raises InputError when there is none or it was altered."""
+    try:
+        return _load_once(store)
+    except InputError as wrong:
+        if wrong.code != "tokenizer-altered":
+            raise
+    # A torn read spoils one transfer of a sound object.
+    return _load_once(store)
+
+
+def _load_once(store: Store) -> RunTokenizer:
     try:
         manifest = TokenizerManifest.model_validate_json(store.read(MANIFEST_KEY))
         text = store.read(TOKENIZER_KEY).decode()

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from perennial.corpora import load_tokenizer, read_manifest
-from perennial.errors import InputError
+from perennial.errors import InputError, PerennialError, find_cause
 from perennial.evaluation.cache import keep_items, keep_losses, kept_items, kept_losses
 from perennial.evaluation.heldout import prompts, read_documents
 from perennial.evaluation.loss import Document, HeldoutLoss, document_losses, heldout_loss
 from perennial.evaluation.samples import Sample, generate
 from perennial.evaluation.scores import NotRun, TaskScore, paired_stderr
 from perennial.evaluation.tasks import LocalTask, read_task, run_tasks
+from perennial.store import download_checked
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -130,8 +131,10 @@ def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) 
 
     Raises:
         InputError: before any compute, when there is no such folder, corpus or local task.
+        Altered: a file of the model, or of held-out documents, is missing or damaged.
     """
     import ray
+    from ray.exceptions import RayTaskError
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     if not store.exists(f"{folder_key}/manifest.json"):
@@ -162,7 +165,11 @@ def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) 
         num_gpus=questions.loading.gpus if ray.cluster_resources().get("GPU") else 0,
         runtime_env={"env_vars": offline},
     )
-    answers: Answers = ray.get(remote.remote(store, folder_key, questions, tasks, cpus))
+    try:
+        answers: Answers = ray.get(remote.remote(store, folder_key, questions, tasks, cpus))
+    except RayTaskError as failed:
+        # A damaged file is reported as itself, without Ray's traceback around it.
+        raise find_cause(failed, PerennialError) or failed from None
     return answers
 
 
@@ -218,13 +225,36 @@ def answer(
 
 
 def fetch(store: Store, folder_key: str, local: Path) -> None:
-    """Copy a checkpoint or release to a local folder, without its optimizer state."""
-    manifest = json.loads(store.read(f"{folder_key}/manifest.json"))
-    attempt = manifest.get("attempt", "")  # the folder of a checkpoint's files; a release has none
-    for name in manifest["files"]:
-        if not name.startswith("optimizer-"):
-            key = "/".join(filter(None, (folder_key, attempt, name)))
-            store.download(key, local / name)
+    """Copy a checkpoint or release to a local folder, without its optimizer state.
+
+    Raises:
+        Altered: a file is missing or has another digest than the manifest says.
+        InputError: the manifest cannot be read.
+    """
+    for name, (key, sha256) in _promised_files(store, folder_key).items():
+        download_checked(store, key, local / name, sha256)
+
+
+def _promised_files(store: Store, folder_key: str) -> dict[str, tuple[str, str]]:
+    """Return key and sha256 of a model's files by name, without its optimizer state."""
+    where = f"{folder_key}/manifest.json"
+    try:
+        manifest = json.loads(store.read(where))
+        # The folder of a checkpoint's files; a release has none.
+        folder = "/".join(filter(None, (folder_key, manifest.get("attempt", ""))))
+        return {
+            name: (f"{folder}/{name}", str(file["sha256"]))
+            for name, file in manifest["files"].items()
+            if not name.startswith("optimizer-")
+        }
+    except (ValueError, LookupError, TypeError, AttributeError) as broken:
+        raise InputError(
+            store.url,
+            where,
+            f"it cannot be read ({broken})",
+            "restore it from a copy of the store",
+            code="manifest-unreadable",
+        ) from broken
 
 
 def load_model(folder: Path, loading: Loading) -> Any:

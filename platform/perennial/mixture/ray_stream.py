@@ -9,6 +9,7 @@ with the block of that step (invariants I2, I3).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from ray.data.block import BlockMetadata
 from perennial.mixture.batches import Batches, slice_rank_rows
 from perennial.mixture.plan import StageMix
 from perennial.mixture.row_reader import CorpusLayout, RowReader
+from perennial.mixture.shard_check import ShardCheck
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,6 +59,9 @@ def build_rank_dataset(
         rank: number of the worker, from 0.
         world_size: number of workers.
         first_step: step of the stage, from 0.
+
+    A shard is compared with its digest when the first block takes rows of it (`ShardCheck`); the
+    read task raises Altered for one that is missing or damaged.
 
     Raises:
         ValueError: there are more workers than sequences in a batch.
@@ -144,6 +149,20 @@ class _Rows(NamedTuple):
         return _Rows(self.steps[rows:], self.tokens[rows:])
 
 
+class _Block(NamedTuple):
+    """Plan of one table of a rank.
+
+    steps: `(steps)`; sources, rows: index of the source and number of the row of every sequence,
+        `(steps, sequences)`.
+    checks: of the shards, to wait for.
+    """
+
+    steps: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    checks: list[Future[None]]
+
+
 class _RankBlocks:
     """One rank's tables: a plain object, so that it can travel to the read task."""
 
@@ -161,6 +180,7 @@ class _RankBlocks:
         self._layouts = {source.corpus: layouts[source.corpus] for source in mix.sources}
         self._mix = mix
         self._row_bytes = row_bytes
+        self._rank, self._world_size = rank, world_size
         self._mine = slice_rank_rows(mix.global_batch, rank, world_size)
         share = self._mine.stop - self._mine.start
         self._steps_per_block = min(max(1, BLOCK_BYTES // (share * row_bytes)), _MOST_STEPS)
@@ -168,15 +188,31 @@ class _RankBlocks:
 
     def tables(self) -> Iterator[pa.Table]:
         reader = RowReader(self._store, self._layouts, self._row_bytes)
-        batches = Batches(self._mix, self._first_step)
-        step = self._first_step
-        while step < self._mix.steps:
-            steps = min(self._steps_per_block, self._mix.steps - step)
-            sources, rows = (part[:, self._mine] for part in batches.take(steps))
-            tokens = self._tokens(reader, sources.ravel(), rows.ravel())
-            of_step = np.repeat(np.arange(step, step + steps), sources.shape[1])
+        check = ShardCheck(self._store, self._layouts, self._mix, self._rank, self._world_size)
+        ahead = self._blocks(check)
+        block = next(ahead, None)
+        while block is not None:
+            # The next block's shards are hashed while this one's rows are read and trained.
+            following = next(ahead, None)
+            for shard in block.checks:
+                shard.result()
+            tokens = self._tokens(reader, block.sources.ravel(), block.rows.ravel())
+            of_step = np.repeat(block.steps, block.sources.shape[1])
             yield pa.table({"step": of_step, "tokens": tokens})
-            step += steps
+            block = following
+
+    def _blocks(self, check: ShardCheck) -> Iterator[_Block]:
+        """Yield this rank's blocks; the checks of a block's shards have begun."""
+        batches = Batches(self._mix, self._first_step)
+        for step in range(self._first_step, self._mix.steps, self._steps_per_block):
+            steps = min(self._steps_per_block, self._mix.steps - step)
+            sources, rows = batches.take(steps)
+            yield _Block(
+                np.arange(step, step + steps),
+                sources[:, self._mine],
+                rows[:, self._mine],
+                check.start(sources, rows),
+            )
 
     def _tokens(
         self, reader: RowReader, sources: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]

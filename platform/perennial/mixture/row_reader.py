@@ -31,10 +31,14 @@ _LONGEST_PAGE_HEADER = 32
 
 @dataclass(frozen=True)
 class CorpusLayout:
-    """The shards of a corpus: their keys, and the number of rows in each."""
+    """The shards of a corpus: their keys, the number of rows in each, and their digests.
+
+    digests: sha256 of each shard, from the corpus's manifest; () where none was promised.
+    """
 
     keys: tuple[str, ...]
     shard_rows: tuple[int, ...]
+    digests: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:

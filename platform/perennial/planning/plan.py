@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -325,8 +324,7 @@ def _measured(work: Workspace) -> Speed | None:
             continue
         folder = checkpoint.folder_of(stage.folder, step)
         manifest = checkpoint.read_manifest(work.store, folder)
-        lines = work.store.read(manifest.key_of(folder, checkpoint.METRICS)).splitlines()
-        rows = [json.loads(line) for line in lines[-_RECENT_STEPS:]]
+        rows = checkpoint.read_rows(work.store, folder, manifest)[-_RECENT_STEPS:]
         if rows:
             tokens = sum(row["batch_tokens"] for row in rows)
             seconds = sum(row["batch_tokens"] / row["tokens_per_second"] for row in rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from perennial.config.run import OptimizerAtJoin
+from perennial.corpora.file_list import ListRecord
 from perennial.mixture import StageMix
 from perennial.runs.events import ScheduleRecord, Started
 from perennial.runs.transitions import CorpusState
@@ -19,6 +20,8 @@ class Corpus:
     #: kinds of the events that happened to it, in order
     event_kinds: list[str] = field(default_factory=list)
     size_bytes: int = 0
+    #: the list of its files when it landed; None where there is nothing to compare with
+    listing: ListRecord | None = None
     sequences: int = 0
     tokens: int = 0
     reason: str = ""

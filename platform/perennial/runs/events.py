@@ -20,6 +20,7 @@ from pydantic import (
 
 from perennial.config.run import OptimizerAtJoin
 from perennial.config.search import Point
+from perennial.corpora.file_list import ListRecord
 from perennial.errors import NewerSchema
 from perennial.evaluation.finite import drop_not_finite, explain_not_finite, names_not_finite
 from perennial.evaluation.gates import Verdict
@@ -91,11 +92,16 @@ class TookOver(_Record):
 
 
 class Landed(_Record):
-    """A complete corpus was seen in the inbox."""
+    """A complete corpus was seen in the inbox.
+
+    listing: the digest of the list of its files, which is an object of its own so that the event
+        stays small; None in events of versions before 0.3, and for a list that cannot be read.
+    """
 
     kind: Literal["landed"] = "landed"
     corpus: str
     size_bytes: int
+    listing: ListRecord | None = Field(default=None, exclude_if=lambda listing: listing is None)
 
 
 class Ingesting(_Record):

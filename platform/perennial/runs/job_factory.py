@@ -165,4 +165,5 @@ def layout(manifest: CorpusManifest) -> CorpusLayout:
     return CorpusLayout(
         tuple(f"corpora/{manifest.name}/{shard.file}" for shard in manifest.shards),
         tuple(sum(shard.row_groups) for shard in manifest.shards),
+        tuple(shard.sha256 for shard in manifest.shards),
     )

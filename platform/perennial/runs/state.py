@@ -238,13 +238,16 @@ class RunState:
             corpus.attempt, corpus.next_try = 0, None
         match event:
             case Landed():
-                corpus.size_bytes = event.size_bytes
+                corpus.size_bytes, corpus.listing = event.size_bytes, event.listing
             case Ingesting():
                 self.ingest_lease = event.lease
             case Ready():
                 corpus.sequences, corpus.tokens = event.sequences, event.tokens
             case Retried():
                 corpus.replay = event.replay if event.by_person else corpus.replay
+                # Where nothing was promised, a user's retry takes the inbox as it is.
+                if event.by_person and corpus.listing and not corpus.listing.promised:
+                    corpus.listing = None
 
     def _note_stage(self, event: CorpusEvent) -> None:
         """Keep an event's data about a stage."""

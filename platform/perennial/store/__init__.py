@@ -11,6 +11,13 @@ import os
 from perennial.errors import InputError
 from perennial.store.append_log import Log
 from perennial.store.base import ObjectInfo, Store
+from perennial.store.checked import (
+    check_object,
+    copy_checked,
+    download_checked,
+    open_checked,
+    read_checked,
+)
 from perennial.store.gs import GoogleStore
 from perennial.store.local import LocalStore
 from perennial.store.s3 import S3Store
@@ -31,8 +38,13 @@ __all__ = [
     "ObjectInfo",
     "S3Store",
     "Store",
+    "check_object",
+    "copy_checked",
+    "download_checked",
     "is_store_url",
+    "open_checked",
     "open_store",
+    "read_checked",
 ]
 
 

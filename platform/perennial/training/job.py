@@ -157,4 +157,4 @@ def checkpoint_steps(schedule: Schedule, first_step: int, last_step: int, every:
 
 
 def _layout(data: dict[str, Any]) -> CorpusLayout:
-    return CorpusLayout(tuple(data["keys"]), tuple(data["shard_rows"]))
+    return CorpusLayout(**{name: tuple(values) for name, values in data.items()})

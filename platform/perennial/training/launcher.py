@@ -58,6 +58,7 @@ class _ProgressActor:
     def __init__(self) -> None:
         self._progress = Progress()
         self._stop = False
+        self._is_stopped = False
 
     def started(self, step: int, world_size: int) -> None:
         self._progress.started.append((step, world_size))
@@ -84,7 +85,12 @@ class _ProgressActor:
         self._stop = True
 
     def stopped(self, why: str) -> None:
+        self._is_stopped = True
         self._progress.stopped.append(why)
+
+    def is_stopped(self) -> bool:
+        """Return whether a worker said that another worker group would fare no better."""
+        return self._is_stopped
 
     def drain(self) -> Progress:
         """Return what was reported since the last call."""
@@ -109,8 +115,8 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
             checkpoint.
         TrainingStopped: another worker group would not help: a loss stopped the job
             (`training.spikes`), too many checkpoints could not be stored
-            (`training.max_failed_checkpoints`), what the job starts from is damaged, or the model
-            does not support what the run file asks of it.
+            (`training.max_failed_checkpoints`), what the job starts from or a shard is damaged, or
+            the model does not support what the run file asks of it.
     """
     store = open_store(job.store_url)
     check_optimizer_of(job, store)

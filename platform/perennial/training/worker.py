@@ -13,7 +13,15 @@ import ray
 import torch
 import torch.distributed as dist
 
-from perennial.errors import InputError, Preempted, Spike, StartDamaged, StoreFailed
+from perennial.errors import (
+    Altered,
+    InputError,
+    Preempted,
+    Spike,
+    StartDamaged,
+    StoreFailed,
+    find_cause,
+)
 from perennial.store import Store, open_store
 from perennial.training.checkpoint.reader import ResumePoint, begin_from_latest
 from perennial.training.checkpoint.resume import (
@@ -101,6 +109,12 @@ class _Worker:
         except (StartDamaged, StoreFailed, InputError) as end:
             if self._rank == 0:
                 ray.get(self._driver.stopped.remote(str(end)))
+        except Exception as failure:
+            altered = find_cause(failure, Altered)
+            if altered is not None:
+                # Met by this rank alone: raising ends the others, and the next group ends at once.
+                ray.get(self._driver.stopped.remote(str(altered)))
+            raise
         finally:
             self._rows.flush()
             self._close_saver()
@@ -123,7 +137,7 @@ class _Worker:
         self._saver = None
 
     def _train(self) -> None:
-        if not self._owns_job():
+        if not self._may_train():
             return
         with tempfile.TemporaryDirectory(prefix="perennial-start-") as scratch:
             begun = begin_from_latest(
@@ -155,13 +169,17 @@ class _Worker:
             self._meter.to("data")
             step, tokens = next(batches)
 
-    def _owns_job(self) -> bool:
-        """Return whether no other controller has claimed the job: rank 0 asks and broadcasts."""
-        owned: list[bool] = [True]
+    def _may_train(self) -> bool:
+        """Return whether no other controller has claimed the job, and no worker has stopped it.
+
+        Rank 0 asks and broadcasts.
+        """
+        answer: list[bool] = [True]
         if self._rank == 0:
-            owned[0] = self._job.may_commit(self._store)
-        dist.broadcast_object_list(owned, src=0)
-        return owned[0]
+            is_stopped = ray.get(self._driver.is_stopped.remote())
+            answer[0] = not is_stopped and self._job.may_commit(self._store)
+        dist.broadcast_object_list(answer, src=0)
+        return answer[0]
 
     def _begin(self, start: ResumePoint) -> _Begun | None:
         """Build the engine and the data at the job's present step; None when the job is done."""

@@ -135,7 +135,9 @@ def _write_models(store: Store, folder: Path) -> None:
 def _write_model(store: Store, target: str, files: list[Path], attempt: str) -> None:
     for file in files:
         store.upload(file, "/".join(filter(None, (target, attempt, file.name))))
-    manifest = {"files": {file.name: {} for file in files}, "attempt": attempt}
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    entries = {name: {"sha256": digest} for name, digest in digests.items()}
+    manifest = {"files": entries, "attempt": attempt}
     store.write(f"{target}/manifest.json", json.dumps(manifest).encode())
 
 

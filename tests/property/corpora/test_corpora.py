@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
+from datetime import UTC, datetime
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perennial.corpora import IngestSettings, RunTokenizer, import_tokenizer
+from perennial.corpora import IngestSettings, LandedCorpus, RunTokenizer, import_tokenizer
 from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.exact_dedup import compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
@@ -59,7 +60,8 @@ def run(
     )
     evaluation = read_evaluation_texts([], config)
     store = open_store(folder / "store")
-    plan = IngestPlan(store, inbox, "en", inputs, byte_tokenizer(), config, (), evaluation)
+    landed = LandedCorpus("en", (), datetime.now(UTC))
+    plan = IngestPlan(store, inbox, landed, inputs, byte_tokenizer(), config, (), evaluation)
     target, layout, step = plan.target, plan.layout, -1 if backwards else 1
     pieces, first = plan_pieces(inputs, config.piece_bytes), plan.scatter_job()
     read = {i: scatter_piece(first, i, pieces[i]) for i in range(len(pieces))[::step]}

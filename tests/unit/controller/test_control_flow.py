@@ -20,6 +20,7 @@ from perennial.controller.observer import RunObserver
 from perennial.controller.train_stage import train
 from perennial.errors import (
     MISTAKES,
+    Altered,
     Busy,
     Damaged,
     InputError,
@@ -55,6 +56,7 @@ _ARGUMENTS: dict[type[BaseException], tuple[Any, ...]] = {
     Unsound: ([],),
     Spike: (3, "a leap", True),
     InputMoved: (0, "it grew"),
+    Altered: ("corpora/a", "0a", "0b"),
 }
 
 
@@ -229,6 +231,7 @@ def test_tokenising(work: Workspace, error: BaseException, monkeypatch: pytest.M
 
     _write(work, "landed", "ingesting")
     monkeypatch.setattr(Workspace, "use_ray", lambda _: None)
+    monkeypatch.setattr(ingest_stage, "_check_landed", lambda *_: None)
     monkeypatch.setattr(ingest_stage, "_tokenise", _once(error))
     if isinstance(error, InputError):
         ingest_stage.ingest(work, "a")

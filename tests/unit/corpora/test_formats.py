@@ -40,7 +40,8 @@ import gzip, json, sys
 from pathlib import Path
 
 from perennial.corpora.formats.open import describe_suffixes
-from perennial.corpora.inbox import read_landed, land
+from perennial.corpora.inbox import read_landed
+from perennial.corpora.landing import land
 from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.partition import plan_pieces
 from perennial.corpora.ingest.read import ScatterJob, scatter_piece

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,19 @@ def manifest(store: Store) -> CorpusManifest:
     for part in range(2):
         numbers = range(part * PER_FILE, (part + 1) * PER_FILE)
         tokens = [np.array([number, 0], dtype="<u2").tobytes() for number in numbers]
-        data = holdout_bytes(tokens, list(numbers), [f"d{number}" for number in numbers])
+        data = holdout_bytes(
+            tokens, list(numbers), [f"d{number}" for number in numbers]
+        ).to_pybytes()
         name = f"holdout-{part:05d}.parquet"
-        store.write(f"corpora/en/{name}", data.to_pybytes())
-        files.append(HoldoutFile(file=name, size_bytes=1, sha256="", documents=PER_FILE))
+        store.write(f"corpora/en/{name}", data)
+        files.append(
+            HoldoutFile(
+                file=name,
+                size_bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                documents=PER_FILE,
+            )
+        )
     return CorpusManifest(
         name="en",
         tokenizer="",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,10 +104,13 @@ def test_a_plug_in_with_a_figure_is_drawn_from_the_stored_rows(
     (stage,) = state.stages
     key = checkpoints.folder_of(stage.folder, 2)
     rows = [ROW | {"step": step, plugin.name: step / 10, "seconds": {}} for step in (1, 2)]
-    store.write(f"{key}/metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    data = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    store.write(f"{key}/metrics.jsonl", data)
+    entry = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest = {"name": stage.name, "step": 2, "phase": "constant", "eta": 1e-3, "schedule": {}}
     manifest |= {"mix": {}, "mix_step": 2, "tokens_seen": {}, "optimizer_steps": 2}
-    manifest |= {"world_size": 1, "code_version": "0", "tracking_run": "", "files": {}}
+    manifest |= {"world_size": 1, "code_version": "0", "tracking_run": ""}
+    manifest |= {"files": {"metrics.jsonl": entry}}
     store.write(f"{key}/manifest.json", json.dumps(manifest).encode())
     curves = read_history(store, state, 1024).curves
     assert curves == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import zlib
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from perennial.corpora.formats.base import (
     FileSpan,
     Record,
 )
-from perennial.errors import InputError, InputMoved
+from perennial.errors import Altered, InputError, InputMoved
+from perennial.store import check_object
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings, InputFile
@@ -114,15 +116,18 @@ def _instance(form: type[FileFormat]) -> FileFormat:
 
 
 class _CountingStream(io.RawIOBase):
-    """A raw stream that counts what it gave and remembers the storage's own failure.
+    """A raw stream that counts and hashes what it gave and remembers the storage's own failure.
 
     Decompressors and Parquet report damaged data as OSError too: only what `failure` holds came
     from the storage, and must not be taken for bad input.
     """
 
-    def __init__(self, source: BinaryIO, at_once: int = _BUFFER_BYTES) -> None:
+    def __init__(
+        self, source: BinaryIO, at_once: int = _BUFFER_BYTES, hashed: bool = False
+    ) -> None:
         self._source = source
         self._at_once = at_once
+        self._sha256 = hashlib.sha256() if hashed else None
         self.failure: Exception | None = None
         self.position = 0
 
@@ -133,7 +138,10 @@ class _CountingStream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._source.seek(offset, whence)
+        place = self._source.seek(offset, whence)
+        if place != self.position:
+            self._sha256 = None  # it is not read from its beginning to its end
+        return place
 
     def tell(self) -> int:
         return self._source.tell()
@@ -148,13 +156,26 @@ class _CountingStream(io.RawIOBase):
             raise
         buffer[: len(data)] = data
         self.position += len(data)
+        if self._sha256 is not None:
+            self._sha256.update(data)
         return len(data)
+
+    def finish_digest(self) -> str | None:
+        """Return the sha256 of the whole stream, reading the rest; None if it was not in order."""
+        rest = bytearray(self._at_once)
+        while self._sha256 is not None and self.readinto(rest):
+            pass
+        return self._sha256.hexdigest() if self._sha256 is not None else None
 
 
 def read_span(
     corpus: Store, file: InputFile, span: FileSpan, settings: IngestSettings
 ) -> Iterator[Record]:
     """Yield the records of a part of a landed file.
+
+    A file whose digest was promised is hashed while it is read, where it is read as a whole and
+    from its beginning to its end. Otherwise the part that begins the file stands for the whole,
+    which is read once more.
 
     Args:
         corpus: the corpus's folder in the inbox.
@@ -163,7 +184,8 @@ def read_span(
         settings: how documents are found in it.
 
     Raises:
-        InputMoved: possibly after records, when the file is gone or another than was listed.
+        InputMoved: possibly after records, when the file is gone or another than was listed, or
+            what was read of it has another digest than was promised.
     """
     kind = find_kind(file.name)
     if kind is None:
@@ -178,7 +200,8 @@ def read_span(
     except FileNotFoundError:
         raise InputMoved(span.file, VANISHED) from None
     with source:
-        raw = _CountingStream(source)
+        is_whole = (span.start, span.end) == (0, file.size_bytes)
+        raw = _CountingStream(source, hashed=is_whole and bool(file.sha256))
         stream = io.BufferedReader(raw, _BUFFER_BYTES)
         part = FilePart(stream, span.start, span.end, file.size_bytes)
         try:
@@ -188,8 +211,11 @@ def read_span(
                 yield from kind.format.read(part, settings)
             if raw.failure is not None:
                 raise raw.failure
+            digest = raw.finish_digest() if is_whole else None
         except FileNotFoundError:
             raise InputMoved(span.file, VANISHED) from None
+    if file.sha256 and span.start == 0:
+        _check_digest(corpus, file, span, digest)
     # Once more, since the file may have been replaced while it was read.
     _check_unchanged(corpus, file, span)
 
@@ -217,13 +243,38 @@ def read_evaluation_texts(
         raise ValueError(str(error)) from error
 
 
+def _check_digest(corpus: Store, file: InputFile, span: FileSpan, digest: str | None) -> None:
+    """Raise InputMoved unless a file has the promised digest.
+
+    Args:
+        corpus: the corpus's folder in the inbox.
+        file: the file as it was listed.
+        span: the part that was read.
+        digest: of what was read; None to read the whole file.
+    """
+    actual = digest or file.sha256
+    if digest is None:
+        try:
+            check_object(corpus, file.name, file.sha256)
+        except Altered as altered:
+            if not altered.actual:
+                raise InputMoved(span.file, VANISHED) from None
+            actual = altered.actual
+    if actual != file.sha256:
+        raise InputMoved(span.file, CHANGED, f"found sha256 {actual}")
+
+
 def _check_unchanged(corpus: Store, file: InputFile, span: FileSpan) -> None:
     try:
         info = corpus.info(file.name)
     except FileNotFoundError:
         raise InputMoved(span.file, VANISHED) from None
-    if (info.size_bytes, info.etag) != (file.size_bytes, file.etag):
-        raise InputMoved(span.file, CHANGED)
+    if info.size_bytes != file.size_bytes:
+        raise InputMoved(span.file, CHANGED, f"found {info.size_bytes} bytes")
+    if info.etag != file.etag:
+        if not file.sha256:
+            raise InputMoved(span.file, CHANGED, f"found etag {info.etag}")
+        _check_digest(corpus, file, span, None)  # the same bytes, written again, are sound
 
 
 def _read_compressed(

@@ -26,6 +26,7 @@ from perennial.corpora.ingest.partition import (
 from perennial.corpora.ingest.read import group_rows, run_key
 from perennial.corpora.ingest.spill import ENTRY, SectionFile, read_sections
 from perennial.corpora.manifest import DUPLICATE, Counts, DigestFile, InputFile
+from perennial.store import read_checked
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -179,7 +180,7 @@ def _find_known(
     known = np.zeros(len(texts), dtype=bool)
     for index, file in enumerate(earlier.files):
         if file.digests and theirs[index] < high and low < theirs[index + 1]:
-            data = job.corpora.read(f"{earlier.name}/{file.file}")
+            data = read_checked(job.corpora, f"{earlier.name}/{file.file}", file.sha256)
             digests = np.frombuffer(data, dtype="<u8")
             places = np.minimum(np.searchsorted(digests, texts), len(digests) - 1)
             known |= digests[places] == texts

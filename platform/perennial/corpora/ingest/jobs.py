@@ -24,6 +24,7 @@ from perennial.corpora.manifest import (
 
 if TYPE_CHECKING:
     from perennial.corpora.encoders import EncoderName
+    from perennial.corpora.inbox import LandedCorpus
     from perennial.corpora.ingest.decontaminate import EvaluationTexts
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
@@ -35,12 +36,17 @@ class IngestPlan:
 
     store: Store
     inbox: Store
-    name: str
+    landed: LandedCorpus
     inputs: tuple[InputFile, ...]
     tokenizer: RunTokenizer
     settings: IngestSettings
     earlier: tuple[CorpusManifest, ...]
     evaluation: EvaluationTexts
+
+    @property
+    def name(self) -> str:
+        """Return the corpus's name."""
+        return self.landed.name
 
     @property
     def target(self) -> Store:

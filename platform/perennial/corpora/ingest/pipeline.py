@@ -29,7 +29,7 @@ from perennial.corpora.ingest.exact_dedup import CompareResult, compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
 from perennial.corpora.ingest.read import PieceResult, scatter_piece
-from perennial.corpora.ingest.sample import sample_texts
+from perennial.corpora.ingest.sample import list_inputs, sample_texts
 from perennial.corpora.ingest.write import gather_shard, has_files, write_holdout
 from perennial.corpora.manifest import (
     CorpusManifest,
@@ -41,11 +41,12 @@ from perennial.corpora.manifest import (
 )
 from perennial.corpora.reuse import borrow_corpus
 from perennial.corpora.tokenizer import load_tokenizer
-from perennial.errors import InputError
+from perennial.errors import InputError, PerennialError, find_cause
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from perennial.corpora.inbox import LandedCorpus
     from perennial.corpora.ingest.decontaminate import EvaluationTexts
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
@@ -68,6 +69,7 @@ def ingest_corpus(
     earlier: Sequence[str] = (),
     decontaminate: Sequence[Path] = (),
     lender: Store | None = None,
+    landed: LandedCorpus | None = None,
     cpus_per_task: float = 1.0,
     progress: IngestProgress | None = None,
 ) -> CorpusManifest:
@@ -84,6 +86,7 @@ def ingest_corpus(
         earlier: names of the run's corpora that it is compared with, in their order.
         decontaminate: local files of evaluation texts, whose digest becomes part of the settings.
         lender: the store of another run; what it tokenised of the same files is copied.
+        landed: the corpus as `check_landed` returned it; default: as it is now.
         cpus_per_task: CPUs that Ray reserves for a task.
         progress: called after every task.
 
@@ -91,9 +94,9 @@ def ingest_corpus(
         The corpus's manifest.
 
     Raises:
-        InputError: when the corpus is missing, when too much of it is bad (nothing is committed
-            then), when it has no text to train on, or when it or an earlier corpus was ingested
-            with another tokenizer, sequence length or seed.
+        InputError: when the corpus is missing, is not what its producer promised or too much of it
+            is bad (nothing is committed then), when it has no text to train on, or when it or an
+            earlier corpus was ingested with another tokenizer, sequence length or seed.
     """
     check_name(name)
     tokenizer = load_tokenizer(store)
@@ -101,13 +104,14 @@ def ingest_corpus(
     settings = settings.model_copy(update={"decontaminate": evaluation.digest})
     if store.exists(manifest_key(name)):
         return check_same_settings(store, name, tokenizer, settings)
+    landed = landed or read_landed(inbox, name)
     if lender is not None:
-        borrowed = borrow_corpus(store, lender, read_landed(inbox, name), tokenizer, settings)
+        borrowed = borrow_corpus(store, lender, landed, tokenizer, settings)
         if borrowed is not None:
             return borrowed
     report = progress or (lambda _pass, _done, _all: None)
     before = [read_manifest(store, corpus) for corpus in earlier]
-    plan = _make_plan(store, inbox, name, tokenizer, settings, before, evaluation)
+    plan = _make_plan(store, inbox, landed, tokenizer, settings, before, evaluation)
     # Imported here: a corpus that is borrowed, or ingested already, needs no Ray.
     from ray.exceptions import RayError
 
@@ -123,7 +127,7 @@ def ingest_corpus(
 def _make_plan(
     store: Store,
     inbox: Store,
-    name: str,
+    landed: LandedCorpus,
     tokenizer: RunTokenizer,
     settings: IngestSettings,
     earlier: Sequence[CorpusManifest],
@@ -131,14 +135,12 @@ def _make_plan(
 ) -> IngestPlan:
     for manifest in earlier:
         check_same_run(store, manifest, tokenizer, settings)
-    inputs = tuple(
-        InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag)
-        for f in read_landed(inbox, name).files
-    )
+    inputs = list_inputs(landed)
     # The piece size is settled before the plan is made, since staged pieces depend on it.
     size = choose_piece_bytes(inputs, settings.piece_bytes)
     settings = settings.model_copy(update={"piece_bytes": size})
-    return IngestPlan(store, inbox, name, inputs, tokenizer, settings, tuple(earlier), evaluation)
+    before = tuple(earlier)
+    return IngestPlan(store, inbox, landed, inputs, tokenizer, settings, before, evaluation)
 
 
 def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusManifest:
@@ -159,9 +161,9 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
         )
     pieces = plan_pieces(plan.inputs, settings.piece_bytes)
     scatter = plan.scatter_job()
-    texts = run("read", len(pieces), lambda index: scatter_piece(scatter, index, pieces[index]))
-    staged = [PieceResult.model_validate_json(text) for text in texts]
     try:
+        texts = run("read", len(pieces), lambda index: scatter_piece(scatter, index, pieces[index]))
+        staged = [PieceResult.model_validate_json(text) for text in texts]
         _check_quality(plan.inbox, name, plan.inputs, settings, staged)
     except InputError:
         # A refused corpus leaves nothing behind; the repaired one has other files anyway.
@@ -170,7 +172,7 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
     compare = plan.compare_job(staged)
     texts = run("compare", plan.layout.digest_parts, lambda part: compare_digests(compare, part))
     compared = [CompareResult.model_validate_json(text) for text in texts]
-    sample = list(sample_texts(plan.inbox, name, settings, _ENGINE_SAMPLE_BYTES))
+    sample = list(sample_texts(plan.inbox, plan.landed, settings, _ENGINE_SAMPLE_BYTES))
     encoder = choose_encoder(plan.tokenizer, sample)
     if encoder == "tokenizers":
         log.info("%s: tiktoken cannot replace this tokenizer; encoding with tokenizers", name)
@@ -220,10 +222,7 @@ def _iterate_rows(
         yield from items.map(task, num_cpus=cpus).iter_rows()
     except RayTaskError as error:
         # A refusal inside a task is reported as itself, without Ray's traceback around it.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise cause or error from None
+        raise find_cause(error, PerennialError) or error from None
 
 
 def _check_quality(

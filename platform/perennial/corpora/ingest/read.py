@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from perennial.corpora.file_list import ListedFile, moved_file
 from perennial.corpora.formats.base import HARMLESS, Record
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.partition import (
@@ -89,6 +90,9 @@ def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult
         job: what all tasks share.
         index: the piece's number.
         piece: the spans to read.
+
+    Raises:
+        InputError: a file is gone or is another one than its producer promised.
     """
     marker = f"pieces/{index:06d}.json"
     try:
@@ -101,13 +105,25 @@ def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult
 
 
 def _stage(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
-    """Stage a piece; start over without a file that changed meanwhile."""
+    """Stage a piece; start over without a file that changed meanwhile.
+
+    Raises InputError for a file that is not what its producer promised, at the second reading.
+    """
     moved: dict[int, str] = {}
+    read_again: set[int] = set()
     while True:
         try:
             return _stage_once(job, index, piece, moved)
         except InputMoved as error:
-            moved[error.file] = error.reason
+            file = job.inputs[error.file]
+            if not file.sha256:
+                moved[error.file] = error.reason
+            elif error.file not in read_again:
+                read_again.add(error.file)
+            else:
+                listed = ListedFile(file.name, file.size_bytes, file.sha256)
+                actual = error.actual or "there is no such file"
+                raise moved_file(job.corpus.url, listed, error.reason, actual) from None
 
 
 def _stage_once(

@@ -2,23 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from perennial.corpora.file_list import ListedFile, moved_file
+from perennial.corpora.formats.base import CHANGED, VANISHED
 from perennial.corpora.formats.open import read_span
-from perennial.corpora.inbox import read_landed
 from perennial.corpora.ingest.partition import digest_text, holdout_bound, plan_pieces
 from perennial.corpora.manifest import IngestSettings, InputFile
-from perennial.errors import InputMoved
+from perennial.errors import Altered, InputMoved
+from perennial.store import check_object
 
 if TYPE_CHECKING:
+    from perennial.corpora.formats.base import FileSpan
+    from perennial.corpora.inbox import LandedCorpus
     from perennial.store import Store
 
 _PARTS = 64
+_FILES_AT_ONCE = 8
+
+
+def list_inputs(landed: LandedCorpus) -> tuple[InputFile, ...]:
+    """Return the files of a landed corpus as its ingest reads them."""
+    return tuple(
+        InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag, sha256=f.sha256)
+        for f in landed.files
+    )
+
+
+def check_sampled(inbox: Store, landed: LandedCorpus, max_bytes: int) -> None:
+    """Compare the files that a sample is taken from with the digests that were promised.
+
+    For a sample that is used before the corpus is read as a whole.
+
+    Args:
+        inbox: the store that the corpus landed in.
+        landed: the corpus.
+        max_bytes: bytes of text of the sample, roughly.
+
+    Raises:
+        InputError: a file is gone or another one.
+    """
+    corpus, inputs = inbox.sub(landed.name), list_inputs(landed)
+
+    def check(number: int) -> None:
+        file = inputs[number]
+        try:
+            check_object(corpus, file.name, file.sha256)
+        except Altered as altered:
+            listed = ListedFile(file.name, file.size_bytes, file.sha256)
+            if not altered.actual:
+                actual = "there is no such file"
+                raise moved_file(corpus.url, listed, VANISHED, actual) from None
+            actual = f"found sha256 {altered.actual}"
+            raise moved_file(corpus.url, listed, CHANGED, actual) from None
+
+    numbers = {span.file for span in _choose_spans(inputs, max_bytes)}
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+        list(threads.map(check, sorted(n for n in numbers if inputs[n].sha256)))
 
 
 def sample_texts(
-    inbox: Store, name: str, settings: IngestSettings, max_bytes: int
+    inbox: Store, landed: LandedCorpus, settings: IngestSettings, max_bytes: int
 ) -> Iterator[str]:
     """Yield documents of evenly spread parts of a corpus.
 
@@ -26,17 +72,13 @@ def sample_texts(
 
     Args:
         inbox: the store that the corpus landed in.
-        name: the corpus's name.
+        landed: the corpus.
         settings: how documents are found in it.
         max_bytes: bytes of text to yield, roughly.
     """
-    landed = read_landed(inbox, name)
-    inputs = [InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag) for f in landed.files]
-    part_bytes = max(1, landed.total_bytes // _PARTS, max_bytes // _PARTS)
-    spans = [span for piece in plan_pieces(inputs, part_bytes) for span in piece]
-    parts = min(_PARTS, len(spans))
-    chosen = [spans[part * len(spans) // parts] for part in range(parts)]
-    bound, corpus = holdout_bound(settings.holdout_share), inbox.sub(name)
+    inputs = list_inputs(landed)
+    chosen = _choose_spans(inputs, max_bytes)
+    bound, corpus = holdout_bound(settings.holdout_share), inbox.sub(landed.name)
     taken = 0
     for number, span in enumerate(chosen, start=1):
         # What short parts leave of their share goes to those after them.
@@ -51,3 +93,12 @@ def sample_texts(
                     yield record.text.decode()
         except InputMoved:
             continue
+
+
+def _choose_spans(inputs: Sequence[InputFile], max_bytes: int) -> list[FileSpan]:
+    """Return evenly spread parts of the files of a corpus."""
+    total = sum(file.size_bytes for file in inputs)
+    part_bytes = max(1, total // _PARTS, max_bytes // _PARTS)
+    spans = [span for piece in plan_pieces(inputs, part_bytes) for span in piece]
+    parts = min(_PARTS, len(spans))
+    return [spans[part * len(spans) // parts] for part in range(parts)]

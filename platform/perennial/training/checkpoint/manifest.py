@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from perennial.errors import Damaged
-from perennial.store import Store
+from perennial.errors import Altered, Damaged
+from perennial.store import Store, download_checked, read_checked
 
 MANIFEST = "manifest.json"
 QUARANTINED = "manifest.damaged.json"
@@ -169,11 +169,9 @@ def download(
     for name in names:
         key = manifest.key_of(checkpoint, name)
         try:
-            store.download(key, target / name)
-        except FileNotFoundError:
-            raise Damaged(key, "is missing") from None
-        if digest(target / name) != manifest.files[name].sha256:
-            raise Damaged(key, "is damaged (its digest is not the one in its manifest)")
+            download_checked(store, key, target / name, manifest.files[name].sha256)
+        except Altered as altered:
+            raise Damaged(key, altered.problem) from None
 
 
 def kept_rows(store: Store, folder: str) -> tuple[str | None, list[dict[str, Any]]]:
@@ -185,6 +183,28 @@ def kept_rows(store: Store, folder: str) -> tuple[str | None, list[dict[str, Any
     if step is None:
         return None, []
     checkpoint = folder_of(folder, step)
-    key = read_manifest(store, checkpoint).key_of(checkpoint, METRICS)
-    lines = [json.loads(line) for line in store.read(key).splitlines()]
-    return key, [row for row in lines if "loss" in row]  # and not a batch that was left out
+    manifest = read_manifest(store, checkpoint)
+    rows = read_rows(store, checkpoint, manifest)
+    # A batch that was left out has no loss.
+    return manifest.key_of(checkpoint, METRICS), [row for row in rows if "loss" in row]
+
+
+def read_rows(store: Store, checkpoint: str, manifest: CheckpointManifest) -> list[dict[str, Any]]:
+    """Return the rows of all steps of a checkpoint's metrics.
+
+    Args:
+        store: the run's store.
+        checkpoint: key of the checkpoint.
+        manifest: its manifest.
+
+    Raises:
+        Damaged: the file is missing or has another digest than its manifest says.
+    """
+    if METRICS not in manifest.files:
+        raise Damaged(f"{checkpoint}/{MANIFEST}", f"names no {METRICS}")
+    key = manifest.key_of(checkpoint, METRICS)
+    try:
+        data = read_checked(store, key, manifest.files[METRICS].sha256)
+    except Altered as altered:
+        raise Damaged(key, altered.problem) from None
+    return [json.loads(line) for line in data.splitlines()]

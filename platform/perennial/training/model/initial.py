@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from perennial.errors import Damaged
-from perennial.store import open_store
+from perennial.errors import Altered, Damaged
+from perennial.store import download_checked, open_store
 from perennial.training.model.config import (
     check_fit,
     count_parameters,
@@ -165,11 +165,9 @@ def fetch_initial(store: Store, folder: Path) -> None:
     for name, expected in manifest.files.items():
         key = f"{FOLDER}/{name}"
         try:
-            store.download(key, folder / name)
-        except FileNotFoundError:
-            raise Damaged(key, "is missing") from None
-        if _digest(folder / name) != expected:
-            raise Damaged(key, "is damaged (its digest is not the one in its manifest)")
+            download_checked(store, key, folder / name, expected)
+        except Altered as altered:
+            raise Damaged(key, altered.problem) from None
 
 
 def new_model(job: Job) -> Any:
