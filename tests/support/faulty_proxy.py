@@ -31,6 +31,7 @@ class Road:
 
     fate: what becomes of each request, by its head.
     rewrite: changes a request's head.
+    spoil: changes an answer, given its request's head.
     fates: how many requests met each fate.
     outage: set when the server was not there for a request.
     """
@@ -40,6 +41,7 @@ class Road:
         self.endpoint = ""
         self.fate: Callable[[bytes], Fate] = smooth
         self.rewrite: Callable[[bytes], bytes] = lambda head: head
+        self.spoil: Callable[[bytes, bytes], bytes] = lambda _head, answer: answer
         self.fates: Counter[Fate] = Counter()
         self.outage = Event()
         self._close: Callable[[], object] = lambda: None
@@ -115,6 +117,7 @@ class Road:
             answer += await _body(server, answer)
         if fate == "lost answer":
             return False
+        answer = self.spoil(head, answer)
         back.write(answer[: len(answer) // 2] if fate == "half answer" else answer)
         await back.drain()
         return fate == "pass"

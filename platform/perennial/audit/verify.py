@@ -185,11 +185,11 @@ def _landed(store: Store, done: Verification, committed: set[str]) -> Iterator[R
             yield ReadTask(listing.key, listing.size_bytes, listing.sha256, read_list)
     # Further events may have ingested what the ledger seems to wait for.
     waiting = [] if done.story.findings else _waiting(done.story.state, committed)
-    for each in check_inbox(store, done.story.state, waiting):
-        if isinstance(each, Finding):
-            done.findings.append(each)
+    for file in check_inbox(store, done.story.state, waiting):
+        if isinstance(file, Finding):
+            done.findings.append(file)
         else:
-            yield ReadTask(each.key, each.size_bytes, each.sha256, place=(each.store, each.name))
+            yield ReadTask(file.key, file.size_bytes, file.sha256, place=(file.store, file.name))
 
 
 def _waiting(state: RunState, committed: set[str]) -> list[str]:

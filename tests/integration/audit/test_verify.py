@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from perennial.audit.verify import verify
-from perennial.corpora import read_manifest
+from perennial.corpora import read_landed, read_manifest, record_list
+from perennial.corpora.file_list import ListedFile, encode_list
 from perennial.corpora.manifest import CorpusManifest, QuarantineFile
 from perennial.errors import InputError
+from perennial.runs.events import Landed, encode
 from perennial.runs.ledger import HEAD
 from perennial.store import Log, Store, open_store
 from perennial.training.checkpoint.manifest import MANIFEST
@@ -146,6 +148,44 @@ def in_the_first_schema(store: Store) -> None:
             edit(store, info.key, older)
 
 
+def listing_of(store: Store, corpus: str) -> dict[str, Any]:
+    """What the ledger holds of the list with which a corpus landed."""
+    event: dict[str, Any] = json.loads(store.read(event_key(store, "landed", corpus)))
+    listing: dict[str, Any] = event["listing"]
+    return listing
+
+
+def land_another(store: Store, change: Callable[[Store], object]) -> None:
+    """Let a corpus land that is not ingested yet, and change it in the inbox."""
+    inbox = store.sub("inbox")
+    files = {"a.jsonl": b'{"text": "one"}\n', "b.jsonl": b'{"text": "two"}\n'}
+    listed = [
+        {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    ]
+    filled(inbox, {f"later/{name}": data for name, data in files.items()})
+    inbox.write("later/_SUCCESS", json.dumps({"files": listed}).encode())
+    record = record_list(store, inbox, read_landed(inbox, "later"))
+    assert record is not None
+    event = Landed(at="2026-01-01T00:00:00+00:00", corpus="later", size_bytes=32, listing=record)
+    append(store, json.loads(encode(event)))
+    change(inbox)
+
+
+def overwrite_letters(inbox: Store) -> None:
+    inbox.write("later/b.jsonl", b'{"text": "owt"}\n')
+
+
+def land_other_files(store: Store) -> None:
+    """Let the ledger say that a corpus landed with a file that was not ingested."""
+    key = event_key(store, "landed", "code")
+    data = encode_list([ListedFile("other.jsonl", 3, "0" * 64)])
+    digest = hashlib.sha256(data).hexdigest()
+    store.write(f"landed/{digest}.json", data)
+    listing = {"sha256": digest, "size_bytes": len(data), "files": 1, "promised": True}
+    edit(store, key, lambda event: event.update(listing=listing))
+
+
 def repeat_stage(store: Store) -> None:
     append(store, json.loads(store.read(event_key(store, "started", "help"))))
 
@@ -180,6 +220,29 @@ class Fault:
 
 SHARD = "corpora/code/shard-00000.parquet"
 FAULTS = {
+    "an altered list of what landed": Fault(
+        lambda s: s.write(f"landed/{listing_of(s, 'code')['sha256']}.json", b"[]"),
+        ("landed/", "corpora/code/manifest.json"),
+        "has 2 bytes, sha256",
+    ),
+    "a missing list of what landed": Fault(
+        lambda s: s.remove(f"landed/{listing_of(s, 'code')['sha256']}.json"),
+        ("landed/",),
+        "is missing; its manifest has",
+    ),
+    "a corpus of other files than landed": Fault(
+        land_other_files, ("corpora/code/manifest.json",) * 2, "inputs: other.jsonl: vanished"
+    ),
+    "letters of a file that waits in the inbox": Fault(
+        lambda s: land_another(s, overwrite_letters),
+        ("inbox/later/b.jsonl",),
+        r"has 16 bytes, sha256 \w+; its manifest has 16 bytes",
+    ),
+    "a lost file that waits in the inbox": Fault(
+        lambda s: land_another(s, lambda inbox: inbox.remove("later/a.jsonl")),
+        ("inbox/later/a.jsonl",),
+        "vanished: its marker's list has 16 bytes, sha256",
+    ),
     "a missing shard": Fault(lambda s: s.remove(SHARD), (SHARD,), "is missing; .* bytes, sha256"),
     "an altered row": Fault(
         lambda s: flip(s, SHARD), (SHARD,), r"has (\d+) bytes, sha256 \w+; its manifest has \1 byt"
@@ -343,6 +406,12 @@ def test_I4_I5_I6_I8_a_planted_fault_is_found(store: Store, name: str) -> None:
         assert re.match(key, line), line
         assert "\n" not in line
     assert re.search(fault.says, "\n".join(lines)), "\n".join(lines)
+
+
+def test_a_corpus_that_waits_in_the_inbox_holds(store: Store) -> None:
+    land_another(store, lambda inbox: inbox.write("later/_ignored", b"x"))
+    done = verify(store)
+    assert done.findings == []
 
 
 def test_a_run_of_the_first_schema_holds(local: Store) -> None:

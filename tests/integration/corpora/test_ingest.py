@@ -333,10 +333,13 @@ def accounts_hold(store: Store, manifest: CorpusManifest) -> None:
 def test_I5_a_file_that_vanished_or_changed_since_it_was_listed_is_quarantined(
     tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a corpus whose producer promised nothing; with a list the corpus is refused."""
     store = local(tmp_path, "store")
     for name in ("gone.jsonl", "other.jsonl"):
         jsonl(tmp_path / name, ["some text"])
     inbox = prepared(store, [*files, tmp_path / "gone.jsonl", tmp_path / "other.jsonl"])
+    promised = read_landed(inbox, "en")
+    inbox.write("en/_SUCCESS", b"")
 
     def listed(inbox: Store, name: str) -> LandedCorpus:
         found = read_landed(inbox, name)
@@ -352,6 +355,13 @@ def test_I5_a_file_that_vanished_or_changed_since_it_was_listed_is_quarantined(
     assert counts.quarantined == {"changed": 1, "vanished": 1}
     assert counts.trained_documents + counts.held_out_documents >= len(TEXTS)
     accounts_hold(store, manifest)
+    # The same inbox, against what its first marker promised.
+    other = local(tmp_path, "promised")
+    other.write("tokenizer/tokenizer.json", store.read("tokenizer/tokenizer.json"))
+    other.write("tokenizer/manifest.json", store.read("tokenizer/manifest.json"))
+    with refused("file-vanished", "gone.jsonl"):
+        ingest_corpus(other, inbox, "en", SETTINGS, landed=promised)
+    assert other.list("corpora") == []
 
 
 def test_I5_broken_input_is_quarantined_by_reason_and_the_rest_is_ingested(

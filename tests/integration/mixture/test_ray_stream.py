@@ -14,6 +14,7 @@ import pytest
 
 from perennial.corpora import IngestSettings, land, read_manifest, train_tokenizer
 from perennial.corpora.ingest.pipeline import ingest_corpus
+from perennial.errors import Altered, find_cause
 from perennial.mixture import ReplayRule, Source, StageMix, stage_mix
 from perennial.mixture import ray_stream as stream_room
 from perennial.mixture.batches import slice_rank_rows
@@ -230,3 +231,36 @@ def test_steps_are_the_same_however_the_tables_are_cut(cuts: tuple[int, ...]) ->
 def test_rows_out_of_order_or_of_another_step_raise(steps: tuple[int, ...], told: str) -> None:
     with pytest.raises(RuntimeError, match=told):
         list(read_step_batches([table(*steps)], 2, 4, UINT16))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_I10_a_damaged_shard_ends_the_stream_before_its_rows(
+    store: Store,
+    layouts: dict[str, CorpusLayout],
+    mix: StageMix,
+    batches: list[Tokens],
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    """Rows before it are the plan's, and no rank of the group gets a whole step with rows of it."""
+    monkeypatch.setattr(stream_room, "BLOCK_BYTES", 2 * BATCH * ROW_BYTES // workers)
+    key = layouts["code"].keys[1]
+    data = bytearray(store.read(key))
+    data[len(data) // 2] ^= 1
+    store.write(key, bytes(data))
+    got: list[tuple[int, Tokens]] = []
+    with pytest.raises(Exception) as raised:
+        got.extend(global_batches(store, layouts, mix, workers, 0))
+    altered = find_cause(raised.value, Altered)
+    assert altered is not None, raised.value
+    assert altered.key == key
+    for step, tokens in got:
+        assert (tokens == batches[step]).all()
+    (first,) = (source for source in mix.sources if source.corpus == "code")
+    before = next(
+        step
+        for step in range(mix.steps)
+        if mix.count_taken(step + 1)[mix.sources.index(first)] + first.start
+        > layouts["code"].shard_rows[0]
+    )
+    assert len(got) <= before

@@ -110,8 +110,9 @@ def test_corpora_are_listed_once_complete_in_the_order_of_landing(
 
 
 def test_a_corpus_of_another_producer_is_complete_by_its_manifest(inbox: Store) -> None:
-    for key in ("en/2024/part-0.jsonl", "en/_metadata", "en/2024/.part-0.crc", "en/manifest.json"):
+    for key in ("en/2024/part-0.jsonl", "en/_metadata", "en/2024/.part-0.crc"):
         inbox.write(key, b"{}")
+    inbox.write("en/manifest.json", b'{"files": ["2024/part-0.jsonl"]}')
     (corpus,) = list_landed(inbox)
     assert [file.name for file in corpus.files] == ["2024/part-0.jsonl"]
     assert corpus.total_bytes == 2

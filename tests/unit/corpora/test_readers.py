@@ -226,3 +226,68 @@ def test_a_file_that_vanished_or_changed_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(InputMoved) as vanished:
         list(read_span(store, file, span, SETTINGS))
     assert vanished.value.reason == "vanished"
+
+
+PROMISED = {
+    "a.jsonl": lines(*({"text": f"document {i}"} for i in range(9))),
+    "a.txt": b"one\n\ntwo\n\nthree\n",
+    "a.jsonl.gz": gzip.compress(lines({"text": "a"}, {"text": "b"})) + b"\0" * 512,
+    "a.txt.zst": pa.compress(b"a\n\nb\n", "zstd").to_pybytes(),
+    "cut.jsonl.gz": gzip.compress(lines({"text": "a" * 99}, {"text": "b"}))[:-12],
+    "a.parquet": b"",
+}
+
+
+@pytest.mark.parametrize("name", PROMISED)
+@pytest.mark.parametrize("cuts", [(), (9,)])
+def test_I10_a_file_is_compared_with_the_digest_that_was_promised(
+    tmp_path: Path, name: str, cuts: tuple[int, ...]
+) -> None:
+    """However it is read; what it held is another matter. No file but Parquet is read twice."""
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    content = PROMISED[name] or parquet(tmp_path, pa.table({"text": ["a", "b", "c"]}))
+    cuts = cuts if name in ("a.jsonl", "a.parquet") else ()
+    plain = read(folder, name, content, cuts=cuts)
+    store, reads = open_store(folder), list[str]()
+
+    class Counted(type(store)):  # type: ignore[misc]
+        """Counts how often the file is opened."""
+
+        def open(self, key: str, mode: str = "rb") -> object:
+            reads.append(key)
+            return super().open(key, mode)
+
+    counted = Counted(store.url)
+    bounds = [0, *cuts, len(content)]
+    spans = [FileSpan(0, a, b) for a, b in pairwise(bounds)]
+
+    def records(promised: bytes) -> list[Record]:
+        info, sha256 = store.info(name), hashlib.sha256(promised).hexdigest()
+        file = InputFile(name=name, size_bytes=info.size_bytes, etag=info.etag, sha256=sha256)
+        return [record for span in spans for record in read_span(counted, file, span, SETTINGS)]
+
+    reads.clear()
+    assert records(content) == plain
+    whole = len(spans) == 1 and name != "a.parquet"
+    assert len(reads) == (1 if whole else len(spans) + 1)
+    with pytest.raises(InputMoved) as moved:
+        records(content + b"x")
+    assert moved.value.reason == "changed"
+    assert moved.value.actual == f"found sha256 {hashlib.sha256(content).hexdigest()}"
+
+
+def test_the_same_bytes_written_again_are_the_promised_file(tmp_path: Path) -> None:
+    store, content = open_store(tmp_path), lines({"text": "a"})
+    store.write("a.jsonl", content)
+    etag = store.info("a.jsonl").etag
+    store.write("a.jsonl", content)
+    assert store.info("a.jsonl").etag != etag
+    file = InputFile(
+        name="a.jsonl",
+        size_bytes=len(content),
+        etag=etag,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    (record,) = read_span(store, file, FileSpan(0, 0, len(content)), SETTINGS)
+    assert record.text == b"a"

@@ -75,8 +75,7 @@ def ingest_corpus(
 ) -> CorpusManifest:
     """Tokenise a landed corpus into `corpora/<name>/`. Ray must be initialised.
 
-    Safe to repeat and to kill: finished pieces and shards are not redone, and an ingested corpus is
-    returned as it is.
+    Safe to repeat and to kill: neither finished pieces and shards nor an ingested corpus is redone.
 
     Args:
         store: the run's store, which has a tokenizer.
@@ -84,7 +83,7 @@ def ingest_corpus(
         name: the corpus's name.
         settings: how documents become sequences.
         earlier: names of the run's corpora that it is compared with, in their order.
-        decontaminate: local files of evaluation texts, whose digest becomes part of the settings.
+        decontaminate: local files of evaluation texts; their digest becomes part of the settings.
         lender: the store of another run; what it tokenised of the same files is copied.
         landed: the corpus as `check_landed` returned it; default: as it is now.
         cpus_per_task: CPUs that Ray reserves for a task.
@@ -94,9 +93,8 @@ def ingest_corpus(
         The corpus's manifest.
 
     Raises:
-        InputError: when the corpus is missing, is not what its producer promised or too much of it
-            is bad (nothing is committed then), when it has no text to train on, or when it or an
-            earlier corpus was ingested with another tokenizer, sequence length or seed.
+        InputError: when the corpus is missing, not what was promised, bad or without text, or it or
+            an earlier corpus was ingested with other settings. Nothing is committed then.
     """
     check_name(name)
     tokenizer = load_tokenizer(store)
