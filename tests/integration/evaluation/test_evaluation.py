@@ -17,7 +17,7 @@ import pytest
 from perennial.corpora import CorpusManifest, IngestSettings, import_tokenizer, load_tokenizer
 from perennial.corpora.manifest import Counts, HoldoutFile
 from perennial.corpora.packing import holdout_bytes
-from perennial.errors import InputError
+from perennial.errors import Altered, InputError
 from perennial.evaluation import Loading, NotRun, Questions, TaskScore, examine, measure
 from perennial.evaluation.heldout import read_documents
 from perennial.evaluation.loss import document_losses, heldout_loss
@@ -189,6 +189,31 @@ def test_a_run_on_s3_measures_what_it_does_in_a_folder_I8(
         remote.write(entry.key, store.read(entry.key))
     asked = (CHECKPOINT, ["english", "french"], SEQUENCE, 5)
     assert measure(remote, *asked) == measure(store, *asked)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{CHECKPOINT}/{ATTEMPT}/model.safetensors",
+        f"{RELEASE}/tokenizer.json",
+        "corpora/french/holdout-00001.parquet",
+    ],
+)
+def test_I10_flipped_bits_are_named_and_never_measured(
+    store: Store, tmp_path: Path, key: str
+) -> None:
+    changed = open_store(tmp_path / "changed")
+    for entry in store.list():
+        changed.write(entry.key, store.read(entry.key))
+    data = bytearray(changed.read(key))
+    data[-200] ^= 0x40
+    changed.write(key, bytes(data))
+    folder = RELEASE if key.startswith(RELEASE) else CHECKPOINT
+    with pytest.raises(Altered) as caught:
+        measure(changed, folder, ["english", "french"], SEQUENCE, max_documents=100)
+    assert caught.value.key == key
+    assert caught.value.expected == hashlib.sha256(store.read(key)).hexdigest()
+    assert caught.value.actual == hashlib.sha256(data).hexdigest()
 
 
 def test_the_chosen_documents_are_spread_over_the_files(store: Store) -> None:
