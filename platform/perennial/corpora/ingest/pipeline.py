@@ -213,6 +213,8 @@ def _iterate_rows(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # pyarrow retries most failures of S3 itself, but not an answer that breaks off in its body.
+    # Its wrapper loses the cause on the way to this process, and a refusal is one.
+    context.raise_original_map_exception = True
     context.retried_map_errors, context.max_map_retries = ["AWS Error"], 5
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = ray.data.from_items(list(indices), override_num_blocks=len(indices))
