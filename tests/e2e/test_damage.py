@@ -1,4 +1,4 @@
-"""Bits flipped in a run's store: the verb that reads them names the file, and never goes on (I10)."""
+"""Bits flipped in a run's store: the verb that reads them names the file and ends (I10)."""
 
 from __future__ import annotations
 

@@ -39,9 +39,8 @@ def ingest(work: Workspace, name: str) -> None:
     """
     try:
         landed = _check_landed(work, name)
-        if work.state.corpora[name].state == "landed":
-            if landed is not None:
-                check_size(work, name, landed.total_bytes)
+        if work.state.corpora[name].state == "landed" and landed is not None:
+            check_size(work, name, landed.total_bytes)
     except InputError as refusal:
         _refuse(work, name, refusal)
         return
