@@ -58,6 +58,7 @@ bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane besi
 	run data_loader_s3 data_loader.py --peers build/peers/bin/python --s3 --sequences 1024; \
 	run data_resume data_resume.py --peers build/peers/bin/python; \
 	run data_planner data_planner.py; \
+	run data_checks data_checks.py; \
 	run scale scale.py
 
 bench-train: $(VENV)/installed-test  ## the training loop beside a bare one and Trainer, about 40 minutes

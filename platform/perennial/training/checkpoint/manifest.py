@@ -98,6 +98,10 @@ def read_manifest(store: Store, checkpoint: str) -> CheckpointManifest:
     """
     try:
         return CheckpointManifest.model_validate_json(store.read(f"{checkpoint}/{MANIFEST}"))
+    except ValueError:
+        pass  # once more, since a torn read spoils one transfer of a sound object
+    try:
+        return CheckpointManifest.model_validate_json(store.read(f"{checkpoint}/{MANIFEST}"))
     except ValueError as broken:
         raise Damaged(f"{checkpoint}/{MANIFEST}", "cannot be read") from broken
 
