@@ -1,60 +1,45 @@
-"""Bits flipped in a run's store: the verb that reads them names the file and ends (I10)."""
+"""A shard with flipped bits: the run names it, trains none of it, and goes on once it is mended."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from perennial.runs.ledger import Ledger
-from perennial.store import Store, open_store
-from tests.support.cli import perennial, perennial_json
-from tests.support.tiny_run import write_run, write_texts
-from tests.support.trained_run import Lineage, document
+from perennial.store import open_store
+from tests.support.cli import perennial
+from tests.support.tiny_run import tiny_run, write_run, write_texts
 
-pytestmark = pytest.mark.long
-
-
-def _flip(store: Store, key: str) -> tuple[bytes, str]:
-    """Flip a bit; return the bytes before it, and the digest of those after it."""
-    before = store.read(key)
-    after = bytearray(before)
-    after[len(after) // 2] ^= 0x40
-    store.write(key, bytes(after))
-    return before, hashlib.sha256(after).hexdigest()
+SHARD = "corpora/help/shard-00000.parquet"
 
 
-def test_flipped_bits_of_a_shard_and_of_a_stages_end_are_named(
-    lineage: Lineage, tmp_path: Path, ray_head: dict[str, str]
+@pytest.mark.long
+def test_I10_flipped_bits_of_a_shard_end_the_training_with_its_name(
+    tmp_path: Path, ray_head: dict[str, str]
 ) -> None:
-    shutil.copytree(lineage.after_first, tmp_path / "store")
-    run_file = write_run(tmp_path, document(tmp_path))
-    store = open_store(tmp_path / "store")
-    state = Ledger(store).read()
-
-    end = state.ends["00-help"]
-    attempt = json.loads(store.read(f"{end}/manifest.json"))["attempt"]
-    weights = f"{end}/{attempt}/model.safetensors"
-    sound, found = _flip(store, weights)
-    line = perennial("release", run_file, code=1, env=ray_head)
-    assert f"{weights} is damaged (its manifest has sha256 " in line
-    assert found in line
-    store.write(weights, sound)
-
-    perennial("land", run_file, "code", write_texts(tmp_path)["code"])
+    run_file = write_run(tmp_path, tiny_run(tmp_path))
+    perennial("land", run_file, "help", write_texts(tmp_path)["help"])
     perennial("ingest", run_file, env=ray_head)
-    shard = "corpora/code/shard-00000.parquet"
-    sound, found = _flip(store, shard)
-    line = perennial("run", run_file, code=1, env=ray_head)
-    assert f"{shard} is damaged" in line
-    assert found in line
-    corpus = Ledger(store).read().corpora["code"]
-    assert (corpus.state, corpus.next_try) == ("failed", None)
-    assert shard in corpus.reason
+    store = open_store(tmp_path / "store")
+    sound = store.read(SHARD)
+    flipped = bytearray(sound)
+    flipped[len(flipped) // 2] ^= 0x40
+    store.write(SHARD, bytes(flipped))
 
-    store.write(shard, sound)
-    perennial("retry", run_file, "code")
-    assert perennial_json("run", run_file, env=ray_head)["corpora"]["code"] == "passed"
+    line = perennial("run", run_file, code=1, env=ray_head)
+    assert (
+        f"{SHARD} is damaged (its manifest has sha256 {hashlib.sha256(sound).hexdigest()}" in line
+    )
+    assert f"two reads gave {hashlib.sha256(flipped).hexdigest()}" in line
+    assert "nan" not in line.lower()
+    corpus = Ledger(store).read().corpora["help"]
+    assert (corpus.state, corpus.next_try) == ("failed", None)
+    assert SHARD in corpus.reason
+    assert not [info for info in store.list("checkpoints") if info.key.endswith("manifest.json")]
+
+    store.write(SHARD, sound)
+    perennial("retry", run_file, "help")
+    perennial("run", run_file, env=ray_head)
+    assert Ledger(store).read().corpora["help"].state == "passed"

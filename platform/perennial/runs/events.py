@@ -95,7 +95,7 @@ class Landed(_Record):
     """A complete corpus was seen in the inbox.
 
     listing: the digest of the list of its files, which is an object of its own so that the event
-        stays small; None in events of versions before 0.3, and for a list that cannot be read.
+        stays small; None in events of version 0.1, and for a list that cannot be read.
     """
 
     kind: Literal["landed"] = "landed"
