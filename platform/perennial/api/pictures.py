@@ -19,17 +19,29 @@ _CURVE_POINTS = 200
 
 def write_report(work: Workspace, output: Path | None) -> ReportPage:
     """Write the report's page; see `Run.report`."""
-    from perennial.report.build import KEY, report
+    from perennial.report.build import KEY, page
+    from perennial.report.html import render
 
     if not work.state.corpora:
         raise InputError(
             work.where, "", "nothing has landed yet, so there is nothing to report",
             f"use `perennial land {work.where} NAME FILES...`", code="nothing-landed",
         )  # fmt: skip
-    html = report(work, now())
+    if output is None:
+        work.store.check()
+    html = render(page(work, now()))
+    if output is not None:
+        output.write_text(html, encoding="utf-8")
+    try:
+        work.store.write(KEY, html.encode())
+    except OSError as refused:
+        if output is None:
+            raise
+        work.log(f"notice: the page is in {output} alone, for the store refused it ({refused})")
+    else:
+        work.notify(lambda observer: observer.report_written(work, html.encode()))
     if output is None:
         return ReportPage(f"{work.store.url}/{KEY}", html)
-    output.write_text(html, encoding="utf-8")
     return ReportPage(str(output.absolute()), html)
 
 

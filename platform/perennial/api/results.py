@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from perennial.runs.summary import RatePoint
     from perennial.schedules import Anneal
     from perennial.sources import SourceStatus
+    from perennial.tracking import Receipt
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,21 @@ class ReportPage:
 
 @dataclass(frozen=True)
 class TrackingSummary:
-    """Stages that MLflow has now, and its URI without a password."""
+    """What `track` brought to MLflow, and what it did not.
+
+    Attributes:
+        uri: of MLflow, without a password.
+        stages: stages that MLflow has whole.
+        receipt: numbers of what was delivered, and what is missing.
+    """
 
     uri: str
     stages: Sequence[str]
+    receipt: Receipt
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
-        return {"tracking": self.uri, "stages": list(self.stages)}
+        return {"tracking": self.uri, "stages": list(self.stages)} | self.receipt._asdict()
 
 
 @dataclass(frozen=True)

@@ -369,10 +369,11 @@ class Run:
         """Write one HTML page that needs no network to the store.
 
         Args:
-            output: a local file to write as well; None: none.
+            output: a local file to write as well; None: none. With one, a store that cannot be
+                written is a notice.
 
         Raises:
-            InputError: nothing has landed yet.
+            InputError: nothing has landed yet, or the store cannot be written.
         """
         from perennial.api.pictures import write_report
 
@@ -470,6 +471,12 @@ class Run:
 
         return tracking.ui_command(tracking_uri(self._reading()), host=host, port=port)
 
+    def prepare_tracking(self) -> None:
+        """Make or migrate MLflow's database, where it is an SQLite file; `ui_command` needs it."""
+        from perennial.telemetry.mlflow_observer import prepare_tracking
+
+        prepare_tracking(self._reading())
+
     def _reading(self) -> Workspace:
         from perennial.controller.context import Workspace
 
@@ -491,10 +498,5 @@ class Run:
         if acts:
             self._acting()
         return checked_workspace(
-            self.spec,
-            self.where,
-            self._observers,
-            from_store=self._from_store,
-            verb=verb,
-            take_over=take_over,
+            self.spec, self.where, self._observers, acts=acts, verb=verb, take_over=take_over
         )

@@ -129,5 +129,10 @@ def track(work: Workspace) -> TrackingSummary:
     from perennial.telemetry.mlflow_observer import mlflow_of, tracking_uri
     from perennial.tracking import hide_secrets
 
-    stages = catch_up(work, mlflow_of(work).tracker(work))
-    return TrackingSummary(hide_secrets(tracking_uri(work)), stages)
+    work.store.check()
+    mlflow = mlflow_of(work)
+    stages = catch_up(work, mlflow.tracker(work))
+    receipt = mlflow.deliver(work)
+    lacking = {words.partition(": ")[0] for words in receipt.missing}
+    whole = [name for name in stages if f"{work.spec.name}/{name}" not in lacking]
+    return TrackingSummary(hide_secrets(tracking_uri(work)), whole, receipt)

@@ -19,7 +19,7 @@ def checked_workspace(
     where: str,
     observers: Sequence[RunObserver],
     *,
-    from_store: bool,
+    acts: bool,
     verb: str,
     take_over: bool,
 ) -> Iterator[Workspace]:
@@ -29,7 +29,8 @@ def checked_workspace(
         spec: the resolved run file.
         where: path of the run file, for messages.
         observers: follow the controller first.
-        from_store: the run was opened by its store alone.
+        acts: the verb needs this machine, a store that can be written and what the run file names;
+            another one may read a run where none of them is.
         verb: what is done, for those who find the run held.
         take_over: take the leases of processes that live.
     """
@@ -37,11 +38,10 @@ def checked_workspace(
     followers = [*observers, mlflow, GaugeObserver(mlflow, spec.name), Publisher(mlflow)]
     work = Workspace(spec, where, followers, run_ids=mlflow, verb=verb, take_over=take_over)
     try:
-        # A store alone may be read where neither its tokenizer's file nor its GPUs are.
-        if from_store:
-            work.check_run()
-        else:
+        if acts:
             work.check()
+        else:
+            work.check_run()
         yield work
     finally:
         work.close()

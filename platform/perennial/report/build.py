@@ -9,7 +9,7 @@ from perennial.report import tables
 from perennial.report.compare import baseline_gap
 from perennial.report.compare_page import number as change_text
 from perennial.report.figures.run import pictures
-from perennial.report.html import Page, PageSection, Quote, Table, render
+from perennial.report.html import Page, PageSection, Quote, Table
 from perennial.report.search_section import search_sections
 from perennial.runs import summary
 from perennial.runs.history import goodput, read_history
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 KEY = "report/report.html"
 
 
-def report(work: Workspace, at: str) -> str:
-    """Write the page to the store and to MLflow; its HTML.
-
-    at: the time that the page says it was made.
-    """
-    html = render(page(work, at))
-    work.store.write(KEY, html.encode())
-    work.notify(lambda observer: observer.report_written(work, html.encode()))
-    return html
-
-
 def page(work: Workspace, at: str) -> Page:
     """Return the contents of the page; reads only."""
     spec, state = work.spec, work.state
@@ -47,7 +36,8 @@ def page(work: Workspace, at: str) -> Page:
     gap = baseline_gap(spec, work.store, state)
     return Page(
         title=f"{spec.name}: what was gained, what was lost",
-        subtitle=f"As the ledger of {spec.store} stood at {moment(at)}. Perennial {__version__}.",
+        # Without the folder of the store, which may be moved with the page.
+        subtitle=f"As the ledger stood at {moment(at)}. Perennial {__version__}.",
         facts=dict(_facts(spec, state, matrix, history, gap)),
         sections=tuple(_sections(work, matrix, history, gap)),
         quotes=tuple(_quotes(state)),

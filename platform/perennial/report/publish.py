@@ -15,13 +15,17 @@ from perennial.report.figures.run import pictures
 from perennial.runs import metrics, summary
 from perennial.runs.history import read_history
 from perennial.runs.metrics import stored_rows
+from perennial.telemetry.mlflow_observer import release_location
 
 if TYPE_CHECKING:
     from perennial.controller.observer import ObservedRun
+    from perennial.evaluation import LossMatrix
     from perennial.runs.events import Released, Releasing
     from perennial.runs.state import Stage
     from perennial.telemetry.mlflow_observer import MlflowObserver
     from perennial.tracking import Tracker
+
+_MATRIX = "matrix.json"
 
 
 def catch_up(work: ObservedRun, tracker: Tracker) -> list[str]:
@@ -37,6 +41,7 @@ def catch_up(work: ObservedRun, tracker: Tracker) -> list[str]:
         track_release(work, tracker, work.state.branches[released.name], released)
     if work.state.losses:
         track(work, tracker)
+    tracker.mark_complete()
     return [stage.name for stage in stages]
 
 
@@ -58,12 +63,12 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
     drawn = pictures(work.state, length, history)
     files = {f"{name}.png": picture.png() for name, picture in drawn.items()} | {
         "times.json": json.dumps([asdict(time) for time in history.times], indent=1).encode(),
-        "matrix.json": json.dumps(
-            matrix.to_dict(summary.untrained_nats(work.store)), indent=1
-        ).encode(),
         "matrix.csv": matrix.to_csv().encode(),
         "tokens.json": json.dumps(summary.tokens_by_source(work.state, length), indent=1).encode(),
-        "spec.json": work.spec.model_dump_json(indent=1).encode(),
+        # Without the folder of the store, which may be moved.
+        "spec.json": work.spec.model_dump_json(indent=1, exclude={"store"}).encode(),
+        # The last one: where it tells all losses, the others are of the same state or a later one.
+        _MATRIX: _matrix_json(work, matrix),
     }
     run = tracker.parent_run()
     for name, data in files.items():
@@ -76,6 +81,21 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
         forgetting = matrix.average_forgetting(index)
         if forgetting is not None:
             run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
+
+
+def _matrix_json(work: ObservedRun, matrix: LossMatrix) -> bytes:
+    return json.dumps(matrix.to_dict(summary.untrained_nats(work.store)), indent=1).encode()
+
+
+def is_drawn(work: ObservedRun) -> bool:
+    """Return whether the pictures in the store tell every loss of the ledger."""
+    if not work.state.losses:
+        return True
+    try:
+        there = work.store.read(f"report/{_MATRIX}")
+    except FileNotFoundError:
+        return False
+    return there == _matrix_json(work, summary.matrix(work.state))
 
 
 def track_stage(work: ObservedRun, tracker: Tracker, stage: Stage) -> None:
@@ -99,7 +119,7 @@ def track_release(
     run.register(
         work.spec.name,
         released.name,
-        f"{work.store.url}/{released.folder}",
+        release_location(work, released.folder),
         aliases=[f"stage-{claimed.stage}"],
         tags={"perennial.stage": claimed.stage, "perennial.step": claimed.step},
     )
@@ -111,23 +131,33 @@ class Publisher(RunObserver):
 
     def __init__(self, mlflow: MlflowObserver) -> None:
         self._mlflow = mlflow
+        self._looked = False
+
+    def looked(self, work: ObservedRun) -> None:
+        """Draw and log, once, what another process measured before it was killed."""
+        if self._looked:
+            return
+        self._looked = True
+        if not is_drawn(work):
+            catch_up(work, self._mlflow.tracker(work))
 
     def stage_evaluated(self, work: ObservedRun, stage: Stage) -> None:
         """Draw the run again, log the stage and end its MLflow run."""
-        tracker = self._mlflow.tracker(work)
-        track(work, tracker)
-        track_stage(work, tracker, stage)
-        tracker.child(stage.name, run_id=stage.tracking_run).finish()
+        if tracker := self._ready(work):
+            track(work, tracker)
+            track_stage(work, tracker, stage)
+            tracker.child(stage.name, run_id=stage.tracking_run).finish()
 
     def matrix_filled(self, work: ObservedRun) -> None:
         """Draw the run again."""
-        track(work, self._mlflow.tracker(work))
+        if tracker := self._ready(work):
+            track(work, tracker)
 
     def release_made(self, work: ObservedRun, claimed: Releasing, released: Released) -> None:
         """Draw the run again, log the release and register it."""
-        tracker = self._mlflow.tracker(work)
-        track(work, tracker)
-        track_release(work, tracker, claimed, released)
+        if tracker := self._ready(work):
+            track(work, tracker)
+            track_release(work, tracker, claimed, released)
 
     def release_scored(self, work: ObservedRun, released: Released) -> None:
         """Log the release's scores."""
@@ -135,3 +165,11 @@ class Publisher(RunObserver):
         run = self._mlflow.tracker(work).child(f"release-{released.name}")
         run.log(step, metrics.score_metrics(work.state.scores[released.name]))
         run.finish()
+
+    def _ready(self, work: ObservedRun) -> Tracker | None:
+        """Return the tracker; None where MLflow lacked earlier parts and all was logged here."""
+        tracker = self._mlflow.tracker(work)
+        if not tracker.incomplete:
+            return tracker
+        catch_up(work, tracker)
+        return None

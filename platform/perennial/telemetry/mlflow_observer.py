@@ -13,7 +13,7 @@ from perennial.runs.metrics import metrics, parameters, stored_rows
 if TYPE_CHECKING:
     from perennial.controller.observer import ObservedRun
     from perennial.runs.state import Stage
-    from perennial.tracking import TrackedRun, Tracker
+    from perennial.tracking import Receipt, TrackedRun, Tracker
     from perennial.training.job import Job
     from perennial.training.launcher import Progress
 
@@ -32,6 +32,28 @@ def tracking_uri(work: ObservedRun) -> str:
     return named or tracking.default_uri(work.store)
 
 
+def prepare_tracking(work: ObservedRun) -> None:
+    """Have MLflow's database ready where the store holds it, or an SQLite file elsewhere does.
+
+    Raises:
+        InputError: it cannot be made or used.
+    """
+    tracking.prepare(tracking_uri(work), owned=_is_own(work))
+
+
+def release_location(work: ObservedRun, folder: str) -> str:
+    """Return a release's folder as MLflow shall name it.
+
+    A database inside the store moves with it, and knows no path outside it.
+    """
+    return folder if _is_own(work) else f"{work.store.url}/{folder}"
+
+
+def _is_own(work: ObservedRun) -> bool:
+    """Return whether MLflow's database is a part of the run's store."""
+    return tracking_uri(work) == tracking.own_uri(work.store)
+
+
 class MlflowObserver(RunObserver, RunIds):
     """Logs what a job does. The tracker never waits for MLflow and never fails the run."""
 
@@ -43,7 +65,10 @@ class MlflowObserver(RunObserver, RunIds):
         """Return the run's tracker, opened on first use: loading MLflow takes seconds."""
         if self._tracker is None:
             self._tracker = tracking.open_tracker(
-                tracking_uri(work), work.spec.tracking.experiment, work.spec.name
+                tracking_uri(work),
+                work.spec.tracking.experiment,
+                work.spec.name,
+                owned=_is_own(work),
             )
         return self._tracker
 
@@ -84,6 +109,12 @@ class MlflowObserver(RunObserver, RunIds):
     def report_written(self, work: ObservedRun, html: bytes) -> None:
         """Keep the page with the lineage's own run."""
         self.tracker(work).parent_run().artifact(html, "report.html")
+
+    def deliver(self, work: ObservedRun) -> Receipt:
+        """Deliver all that was logged, as long as it takes; return what MLflow took or did not."""
+        receipt = self.tracker(work).close(_CLOSE_SECONDS, patient=True)
+        self._tracker = None
+        return receipt
 
     def closed(self) -> None:
         """Deliver what is left, for a limited time."""

@@ -5,16 +5,19 @@ delivers them, waits out an MLflow that is slow or down, and says at the end wha
 """
 
 from perennial.redaction import hide_secrets
-from perennial.tracking.outbox import Status
-from perennial.tracking.tracker import TrackedRun, Tracker, open_tracker
-from perennial.tracking.uris import default_uri, ui_command
+from perennial.tracking.outbox import Receipt, Status
+from perennial.tracking.tracker import TrackedRun, Tracker, open_tracker, prepare
+from perennial.tracking.uris import default_uri, own_uri, ui_command
 
 __all__ = [
+    "Receipt",
     "Status",
     "TrackedRun",
     "Tracker",
     "default_uri",
     "hide_secrets",
     "open_tracker",
+    "own_uri",
+    "prepare",
     "ui_command",
 ]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from perennial.redaction import hide_secrets
-from perennial.tracking.outbox import Item, Outbox, Pending
+from perennial.tracking.failures import Failure, explain
+from perennial.tracking.outbox import Artifact, Item, Outbox, Pending
 
 if TYPE_CHECKING:
     from perennial.tracking.mlflow_runs import MlflowRuns
@@ -21,41 +21,56 @@ GATHER_SECONDS = 1.0
 """pause between calls, in which values gather to one batch"""
 FIRST_BACKOFF_SECONDS = 0.5
 LAST_BACKOFF_SECONDS = 30.0
-_ERROR_CHARACTERS = 300
 
 
 class Delivery(threading.Thread):
-    """Imports MLflow, connects, and sends what the outbox holds; retries until it is abandoned."""
+    """Imports MLflow, connects, and sends what the outbox holds; retries until it is abandoned.
 
-    def __init__(self, outbox: Outbox, uri: str, experiment: str, artifacts: str | None) -> None:
+    Args:
+        outbox: what is to be sent.
+        uri: of MLflow.
+        experiment: its name.
+        owned: the database is part of one run's store.
+
+    Attributes:
+        failure: what is wrong with MLflow; None while it takes what is sent.
+    """
+
+    def __init__(self, outbox: Outbox, uri: str, experiment: str, owned: bool) -> None:
         super().__init__(name="perennial-tracking", daemon=True)
-        self.last_error = ""
+        self.failure: Failure | None = None
         self._outbox = outbox
-        self._target = (uri, experiment, artifacts)
+        self._target = (uri, experiment, owned)
         self._mlflow: MlflowRuns | None = None
+        self._thorough = False
         self._refused: set[str] = set()
         self._backoff_seconds = FIRST_BACKOFF_SECONDS
 
     def run(self) -> None:
-        """Deliver until the outbox is closed and empty, or abandoned."""
+        """Deliver until the outbox is closed and empty, or abandoned, or waiting is of no use."""
         while self._outbox.wait_for_work():
-            failed_before, self.last_error = self.last_error, ""
+            failed_before, self.failure = self.failure, None
+            closing = self._outbox.closing  # so that an attempt follows the last item
             try:
                 self._deliver_all(self._connected())
             except Exception as error:
                 # MLflow, its database drivers and its plug-ins raise anything; a failure of
                 # tracking must never end training. Terminated is no Exception and passes.
-                self._record(error)
+                self._record(explain(error))
             self._log_change(failed_before)
+            self._outbox.tried(failed=self.failure is not None)
+            if closing and self.failure is not None and self._is_lasting(self.failure):
+                return
             self._outbox.pause(self._pause_seconds())
 
     def _connected(self) -> MlflowRuns:
         if self._mlflow is None:
             # It logs every table that it creates, which is of no use to the user who trains.
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-            from perennial.tracking.mlflow_runs import MlflowRuns
+            from perennial.tracking.mlflow_runs import MlflowRuns, Target
 
-            self._mlflow = MlflowRuns(*self._target)
+            self._mlflow = MlflowRuns(Target(*self._target), self._thorough)
+            self._thorough = False
         return self._mlflow
 
     def _deliver_all(self, mlflow: MlflowRuns) -> None:
@@ -63,7 +78,10 @@ class Delivery(threading.Thread):
         for run in runs:
             if not run.attached:
                 parent_id = None if run is runs[0] else (run.parent or runs[0]).id
-                self._outbox.attach(run, *mlflow.attach(run, parent_id))
+                found = mlflow.attach(run, parent_id)
+                self._outbox.attach(run, found.run_id, found.steps)
+                if run is runs[0]:
+                    self._outbox.complete = found.complete
         for run in runs:
             run_id = str(run.id)
             while points := self._outbox.batch(run):
@@ -73,7 +91,10 @@ class Delivery(threading.Thread):
                     self._deliver(mlflow, run, [item], partial(mlflow.put, run_id, item))
                 except Exception as error:
                     # A file that cannot be stored must not hold up the values behind it.
-                    self._record(error)
+                    self._record(explain(error, item.name if isinstance(item, Artifact) else ""))
+        if self._outbox.completing and self.failure is None:
+            mlflow.complete(str(runs[0].id))
+            self._outbox.marked()
 
     def _deliver(
         self, mlflow: MlflowRuns, run: Pending, items: Sequence[Item], send: Callable[[], None]
@@ -89,32 +110,32 @@ class Delivery(threading.Thread):
                 raise
             if run.key not in self._refused:
                 self._refused.add(run.key)
-                logger.warning("MLflow refuses a part of %s: %s", run.key, _first_line(error))
+                words = explain(error).words
+                logger.warning("MLflow refuses a part of %s: %s", run.key, words)
             self._outbox.done(run, items, lost=True)
         else:
             self._outbox.done(run, items)
 
-    def _record(self, error: Exception) -> None:
-        self.last_error = _first_line(error)
+    def _record(self, failure: Failure) -> None:
+        self.failure = failure
+        if failure.broken:
+            self._mlflow, self._thorough = None, True
+            self._outbox.detach()
 
-    def _log_change(self, failed_before: str) -> None:
-        if self.last_error and not failed_before:
-            logger.warning(
-                "MLflow does not answer; training goes on and what it logs is kept: %s",
-                self.last_error,
-            )
-        if failed_before and not self.last_error:
-            logger.info("MLflow answers again")
+    def _is_lasting(self, failure: Failure) -> bool:
+        return failure.lasting or (failure.broken and not self._target[-1])
+
+    def _log_change(self, failed_before: Failure | None) -> None:
+        if self.failure is None:
+            if failed_before is not None:
+                logger.info("MLflow answers again")
+        elif failed_before is None or failed_before.problem != self.failure.problem:
+            logger.warning("%s; training goes on, and what it logs is kept", self.failure)
 
     def _pause_seconds(self) -> float:
-        if not self.last_error:
+        if self.failure is None:
             self._backoff_seconds = FIRST_BACKOFF_SECONDS
             return GATHER_SECONDS
         pause = self._backoff_seconds * random.uniform(0.5, 1.0)
         self._backoff_seconds = min(2 * self._backoff_seconds, LAST_BACKOFF_SECONDS)
         return min(pause, FIRST_BACKOFF_SECONDS) if self._outbox.closing else pause
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [""]
-    return hide_secrets(f"{type(error).__name__}: {lines[0][:_ERROR_CHARACTERS]}")

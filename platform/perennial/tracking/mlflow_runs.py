@@ -14,13 +14,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from perennial.redaction import hide_in_file
+from perennial.store import open_store
+from perennial.tracking.database import prepare_database
 from perennial.tracking.outbox import Artifact, End, MetricPoint, Other, Pending, Registration, Tag
 from perennial.tracking.registry import register
+from perennial.tracking.uris import ARTIFACTS, artifact_root
 
 RUN_TAG = "perennial.run"
 """holds the key that a run is found by"""
 SETTLED_TAG = "perennial.settled"
 """on a run that its creator keeps; only such a run may be continued"""
+COMPLETE_TAG = "perennial.complete"
+"""on the lineage's own run, once MLflow had everything that the store knew"""
 PARENT_TAG = "mlflow.parentRunId"
 
 _GIVE_WAY_SECONDS = 1.0
@@ -29,19 +34,34 @@ STALE_SECONDS = 30.0
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 
 
+class Target(NamedTuple):
+    """An experiment of an MLflow; `owned` says that the database is part of one run's store."""
+
+    uri: str
+    experiment: str
+    owned: bool
+
+
 class Found(NamedTuple):
-    """A run that MLflow has: its id, and the last step of each of its metrics."""
+    """A run that MLflow has: its id, and the last step of each of its metrics.
+
+    complete: the run once had everything that the store knew.
+    """
 
     run_id: str
     steps: dict[str, int]
+    complete: bool
 
 
 class MlflowRuns:
     """One experiment of one MLflow. Every method may block, and raises what MLflow raises."""
 
-    def __init__(self, uri: str, experiment: str, artifacts: str | None) -> None:
-        self._client = MlflowClient(uri)
-        self._experiment_id = self._experiment(experiment, artifacts)
+    def __init__(self, target: Target, thorough: bool) -> None:
+        prepare_database(target.uri, target.owned, thorough)
+        root = artifact_root(target.uri)
+        self._beside = None if root is None else open_store(root)
+        self._client = MlflowClient(target.uri)
+        self._experiment_id = self._experiment(target.experiment, root and ARTIFACTS)
 
     def attach(self, run: Pending, parent_id: str | None) -> Found:
         """Continue the run: the one of its id, else the one of its key, else a new one."""
@@ -52,7 +72,8 @@ class MlflowRuns:
         # A parameter keeps its first value in MLflow; a run that goes on may only add some.
         new = [Param(k, v) for k, v in run.params.items() if k not in there.data.params]
         self._client.log_batch(run_id, params=new)
-        return Found(run_id, {m.key: int(m.step) for m in there.data.to_proto().metrics})
+        steps = {m.key: int(m.step) for m in there.data.to_proto().metrics}
+        return Found(run_id, steps, COMPLETE_TAG in there.data.tags)
 
     def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Write values: all or none, and those that are there already are not written twice."""
@@ -62,12 +83,7 @@ class MlflowRuns:
         """Write a file or tag, in place of an older one of its name, a registration or the end."""
         match item:
             case Artifact(name=name, data=data):
-                path = PurePosixPath(name)
-                with tempfile.TemporaryDirectory(prefix="perennial-artifact-") as scratch:
-                    local = Path(scratch) / path.name
-                    local.write_bytes(hide_in_file(data))
-                    folder = str(path.parent) if path.parent.name else None
-                    self._client.log_artifact(run_id, str(local), folder)
+                self._put_file(run_id, name, hide_in_file(data))
             case Tag(name=name, text=text):
                 self._client.set_tag(run_id, name, text)
             case Registration():
@@ -75,9 +91,26 @@ class MlflowRuns:
             case End(status=status, timestamp_ms=timestamp_ms):
                 self._client.set_terminated(run_id, status, timestamp_ms)
 
+    def complete(self, run_id: str) -> None:
+        """Record that MLflow has everything that the store knows of the run and those below it."""
+        self._client.set_tag(run_id, COMPLETE_TAG, "true")
+
     def refused(self, error: Exception) -> bool:
         """Return whether MLflow understood the call and will never accept it."""
         return isinstance(error, MlflowException) and error.error_code in _REFUSALS
+
+    def _put_file(self, run_id: str, name: str, data: bytes) -> None:
+        root = str(self._client.get_run(run_id).info.artifact_uri)
+        if self._beside is not None and root.startswith(ARTIFACTS):
+            # MLflow itself resolves such a location on a server alone.
+            self._beside.write(f"{root.removeprefix(ARTIFACTS)}/{name}", data)
+            return
+        path = PurePosixPath(name)
+        with tempfile.TemporaryDirectory(prefix="perennial-artifact-") as scratch:
+            local = Path(scratch) / path.name
+            local.write_bytes(data)
+            folder = str(path.parent) if path.parent.name else None
+            self._client.log_artifact(run_id, str(local), folder)
 
     def _experiment(self, name: str, artifacts: str | None) -> str:
         experiment = self._client.get_experiment_by_name(name)

@@ -139,15 +139,43 @@ class Pending:
         return f"{self.key}: {', '.join(words)}" if words else ""
 
 
+class Receipt(NamedTuple):
+    """What one tracker brought to MLflow, and what it did not.
+
+    Attributes:
+        runs: runs that MLflow is known to have.
+        values: values of metrics that were written; those that were there already do not count.
+        files: artifacts that were written.
+        missing: what MLflow does not have of each run, in words that begin with the run's key.
+        reason: why; "" where nothing is missing.
+    """
+
+    runs: int
+    values: int
+    files: int
+    missing: tuple[str, ...]
+    reason: str
+
+
 class Outbox:
-    """The runs of one tracker; every method returns at once but those that say they wait."""
+    """The runs of one tracker; every method returns at once but those that say they wait.
+
+    Attributes:
+        closing: nothing more is coming.
+        completing: the lineage's own run shall be marked once all is delivered.
+        complete: MLflow once had all that the store knew; None until the run is there.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._runs: dict[str, Pending] = {}
         self._urgent = False
         self._abandoned = False
+        self._failing = False
+        self._values = self._files = 0
         self.closing = False
+        self.completing = False
+        self.complete: bool | None = None
 
     def add(self, run: Pending) -> Pending:
         """The run with this key: the one that is here already, else the new one."""
@@ -217,6 +245,9 @@ class Outbox:
                         run.end = None if run.end is item else run.end
                 if lost:
                     run.lost.add(item)
+                else:
+                    self._values += isinstance(item, MetricPoint)
+                    self._files += isinstance(item, Artifact)
 
     def attach(self, run: Pending, run_id: str, steps: Mapping[str, int]) -> None:
         """Record that MLflow has the run, and of each metric the values up to these steps."""
@@ -227,18 +258,52 @@ class Outbox:
                 run.steps[name] = max(step, run.steps.get(name, -1))
             self._changed.notify_all()
 
+    def detach(self) -> None:
+        """Record that MLflow may have lost the runs: they are looked up, or made, again."""
+        with self._changed:
+            for run in self._runs.values():
+                run.attached = False
+
+    def tried(self, failed: bool) -> None:
+        """Record how an attempt to deliver ended; while they fail, nobody waits for an id."""
+        with self._changed:
+            self._failing = failed
+            self._changed.notify_all()
+
+    def ask_mark(self) -> None:
+        """Have the lineage's own run marked as complete once all is delivered."""
+        with self._changed:
+            self.completing = True
+            self._notify_urgent()
+
+    def marked(self) -> None:
+        """Record that the lineage's own run is marked as complete."""
+        with self._changed:
+            self.completing, self.complete = False, True
+
+    @property
+    def brought(self) -> int:
+        """Return the number of runs, values and files that MLflow took so far."""
+        with self._changed:
+            attached = sum(run.attached for run in self._runs.values())
+            return attached + self._values + self._files
+
     def close(self) -> None:
         """Nothing more is coming: delivery should hurry."""
         with self._changed:
             self.closing = True
             self._notify_urgent()
 
-    def abandon(self) -> list[str]:
-        """Stop delivering, and return what is missing of each run, in words."""
+    def abandon(self, reason: str) -> Receipt:
+        """Stop delivering, and return what was delivered and what was not."""
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()
-            return [words for run in self._runs.values() if (words := run.missing())]
+            runs = list(self._runs.values())
+            missing = tuple(words for run in runs if (words := run.missing()))
+            attached = sum(run.attached for run in runs)
+            why = reason if missing else ""
+            return Receipt(attached, self._values, self._files, missing, why)
 
     def wait_for_work(self) -> bool:
         """Wait until there is something to deliver; False when there is nothing any more."""
@@ -256,13 +321,15 @@ class Outbox:
             )
 
     def wait_id(self, run: Pending, timeout_seconds: float) -> str | None:
-        """MLflow's run id, waiting for it at most so long."""
+        """MLflow's run id, waiting for it at most so long, and not while MLflow fails."""
         with self._changed:
-            self._changed.wait_for(lambda: run.id is not None or self._abandoned, timeout_seconds)
+            self._changed.wait_for(
+                lambda: run.id is not None or self._failing or self._abandoned, timeout_seconds
+            )
             return run.id
 
     def _work(self) -> bool:
-        return any(not run.delivered for run in self._runs.values())
+        return self.completing or any(not run.delivered for run in self._runs.values())
 
     def _artifact_bytes(self) -> int:
         return sum(len(a.data) for run in self._runs.values() for a in run.artifacts)

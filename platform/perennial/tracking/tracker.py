@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from perennial.errors import InputError
 from perennial.redaction import hide_secrets, hide_values
 from perennial.tracking.delivery import Delivery
+from perennial.tracking.failures import explain
 from perennial.tracking.outbox import (
     Artifact,
     End,
@@ -19,11 +20,11 @@ from perennial.tracking.outbox import (
     MetricPoint,
     Outbox,
     Pending,
+    Receipt,
     Registration,
     Status,
     Tag,
 )
-from perennial.tracking.uris import artifact_root
 
 logger = logging.getLogger("perennial.tracking")
 
@@ -149,18 +150,30 @@ class TrackedRun:
 class Tracker:
     """One lineage in MLflow. Close it, or what is still queued is lost with the process."""
 
-    def __init__(self, uri: str, experiment: str, lineage: str, artifacts: str | None) -> None:
+    def __init__(self, uri: str, experiment: str, lineage: str, owned: bool) -> None:
         self._uri = uri
         self._lineage = lineage
         self._outbox = Outbox()
         self._parent = self._run(lineage, lineage, None, {}, {})
-        self._delivery = Delivery(self._outbox, uri, experiment, artifacts)
+        self._delivery = Delivery(self._outbox, uri, experiment, owned)
         self._delivery.start()
 
     @property
     def lineage_run_id(self) -> str | None:
         """Return MLflow's id of the lineage's own run; None until it is known."""
         return self._parent.id
+
+    @property
+    def incomplete(self) -> bool:
+        """Return whether MLflow is known to lack what was logged before this tracker.
+
+        So it is with a new database, and where the lineage's own run was deleted in MLflow.
+        """
+        return self._outbox.complete is False
+
+    def mark_complete(self) -> None:
+        """Say that all that the store knows was logged; MLflow records it once it has that."""
+        self._outbox.ask_mark()
 
     def parent_run(self) -> TrackedRun:
         """Return the lineage's own run, for the loss matrix and pictures over all stages."""
@@ -193,21 +206,34 @@ class Tracker:
         key = f"{self._lineage}/{name}"
         return self._run(key, name, run_id, params or {}, tags or {}, parent)
 
-    def close(self, timeout_seconds: float = 30.0) -> None:
+    def close(self, timeout_seconds: float = 30.0, *, patient: bool = False) -> Receipt:
         """Deliver what is left, for at most this long; one warning names what is missing.
 
         What is logged afterwards is ignored.
+
+        Args:
+            timeout_seconds: the longest wait.
+            patient: begin that wait anew as long as something is delivered.
+
+        Returns:
+            What this tracker delivered, and what it did not.
         """
         self._outbox.close()
         self._delivery.join(timeout_seconds)
-        if missing := self._outbox.abandon():
-            reason = self._delivery.last_error or "there was no time for it"
+        brought = 0
+        while patient and self._delivery.is_alive() and self._outbox.brought > brought:
+            brought = self._outbox.brought
+            self._delivery.join(timeout_seconds)
+        failure = self._delivery.failure
+        receipt = self._outbox.abandon(str(failure) if failure else "there was no time for it")
+        if receipt.missing:
             logger.warning(
                 "MLflow at %s does not have %s (%s)",
                 hide_secrets(self._uri),
-                "; ".join(missing),
-                reason,
+                "; ".join(receipt.missing),
+                receipt.reason,
             )
+        return receipt
 
     def _run(
         self,
@@ -226,23 +252,56 @@ class Tracker:
         return TrackedRun(self._outbox, self._outbox.add(pending))
 
 
-def open_tracker(uri: str, experiment: str, lineage: str, artifacts: str | None = None) -> Tracker:
+def open_tracker(uri: str, experiment: str, lineage: str, *, owned: bool = False) -> Tracker:
     """Track a lineage in an experiment of MLflow; returns before MLflow is imported.
 
     Args:
-        uri: of the MLflow server, or of a database such as sqlite:///mlflow.db.
+        uri: of the MLflow server, or of a database such as sqlite:///mlflow.db. Artifacts are
+            beside an SQLite file, and where the server decides otherwise.
         experiment: its name.
         lineage: name of the lineage.
-        artifacts: folder or URL where a new experiment keeps its files; by default beside an
-            SQLite file, and where the server decides otherwise.
+        owned: the SQLite file is part of the run's store, so that it may be migrated, and set
+            aside where it cannot be used.
 
     Raises:
         InputError: MLflow could not look the lineage's name up.
     """
     _check(_NAME, "name", lineage)
+    _set_environment()
+    return Tracker(uri, experiment, lineage, owned)
+
+
+def prepare(uri: str, *, owned: bool) -> None:
+    """Have MLflow's database ready where it is an SQLite file; imports MLflow.
+
+    Args:
+        uri: of MLflow.
+        owned: as for `open_tracker`.
+
+    Raises:
+        InputError: the database cannot be made or used.
+    """
+    _set_environment()
+    from perennial.tracking.database import prepare_database
+
+    try:
+        prepare_database(uri, owned)
+    except InputError:
+        raise
+    except Exception as error:  # of the file system, SQLite or MLflow
+        failure = explain(error)
+        raise InputError(
+            hide_secrets(uri),
+            "tracking.uri",
+            f"MLflow's database cannot be used ({failure.words})",
+            failure.remedy or "try again",
+            code="tracking-database-unusable",
+        ) from error
+
+
+def _set_environment() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    return Tracker(uri, experiment, lineage, artifacts or artifact_root(uri))
 
 
 def _check(pattern: re.Pattern[str], field: str, name: str) -> None:

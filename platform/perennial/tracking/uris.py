@@ -12,7 +12,14 @@ from perennial.errors import InputError
 if TYPE_CHECKING:
     from perennial.store import Store
 
+ARTIFACTS = "mlflow-artifacts:/"
+"""how MLflow names its folder of artifacts, wherever that is"""
 _SQLITE = "sqlite:///"
+
+
+def own_uri(store: Store) -> str | None:
+    """Return the URI of the database that a local store holds; None for a store in a bucket."""
+    return f"{_SQLITE}{store.url}/mlflow/mlflow.db" if store.is_local else None
 
 
 def default_uri(store: Store) -> str:
@@ -23,8 +30,8 @@ def default_uri(store: Store) -> str:
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    if store.is_local:
-        return f"{_SQLITE}{store.url}/mlflow/mlflow.db"
+    if own := own_uri(store):
+        return own
     raise InputError(
         store.url,
         "tracking.uri",
@@ -34,11 +41,18 @@ def default_uri(store: Store) -> str:
     )
 
 
-def artifact_root(uri: str) -> str | None:
-    """Return the folder for artifacts beside an SQLite file; None where the server decides."""
+def sqlite_path(uri: str) -> Path | None:
+    """Return the path of an SQLite file; None for any other database, and for one in memory."""
     if not uri.startswith(_SQLITE):
         return None
-    return str(Path(uri.removeprefix(_SQLITE)).absolute().parent / "artifacts")
+    name = uri.removeprefix(_SQLITE).partition("?")[0]
+    return None if name in ("", ":memory:") else Path(name)
+
+
+def artifact_root(uri: str) -> str | None:
+    """Return the folder for artifacts beside an SQLite file; None where the server decides."""
+    path = sqlite_path(uri)
+    return None if path is None else str(path.absolute().parent / "artifacts")
 
 
 def ui_command(

@@ -242,9 +242,9 @@ def test_secrets_are_hidden(sqlite: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
     deliver(tracker)
     mlflow = client(sqlite)
     assert mlflow.get_run(stage.id).data.params == {"uri": "http://***@mlflow:5000"}
-    (tmp_path / "shown").mkdir()
-    shown = mlflow.download_artifacts(stage.id, "spec.yaml", str(tmp_path / "shown"))
-    assert Path(shown).read_text() == "key: ***\nuri: http://***@mlflow:5000\n"
+    beside = Path(sqlite.removeprefix("sqlite:///")).parent / "artifacts"
+    shown = beside / str(stage.id) / "artifacts" / "spec.yaml"
+    assert shown.read_text() == "key: ***\nuri: http://***@mlflow:5000\n"
 
 
 def test_what_a_run_lost_is_named_and_other_runs_go_on(

@@ -10,7 +10,7 @@ from perennial.errors import InputError
 from perennial.redaction import hide_in_file, hide_secrets, hide_values
 from perennial.store import open_store
 from perennial.tracking import default_uri, open_tracker, outbox, ui_command
-from perennial.tracking.outbox import Artifact, End, MetricPoint, Outbox, Pending
+from perennial.tracking.outbox import Artifact, End, MetricPoint, Outbox, Pending, Receipt
 
 
 def pending(box: Outbox, key: str = "quick/00-english") -> Pending:
@@ -105,10 +105,10 @@ def test_values_over_the_bound_count_as_lost(monkeypatch: pytest.MonkeyPatch) ->
     box.done(first, box.batch(first))
     box.put(second, points(5, 6))
     assert [p.step for p in second.points] == [0, 1, 5, 6]
-    assert box.abandon() == [
+    assert box.abandon("it is down").missing == (
         "quick/a: the run itself",
         "quick/b: the run itself, 12 values of steps 0 to 9",
-    ]
+    )
 
 
 def test_files_over_the_bound_count_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,9 @@ def test_files_over_the_bound_count_as_lost(monkeypatch: pytest.MonkeyPatch) -> 
     box.attach(run, "id", {})
     box.put(run, [Artifact("kept", b"x" * 10), Artifact("over", b"x")])
     box.done(run, [Artifact("kept", b"x" * 10)])
-    assert box.abandon() == ["quick/00-english: artifact over"]
+    assert box.abandon("it is full") == Receipt(
+        runs=1, values=0, files=1, missing=("quick/00-english: artifact over",), reason="it is full"
+    )
 
 
 def test_an_end_that_came_while_another_was_sent_stays() -> None:
@@ -141,7 +143,7 @@ def test_nothing_is_missing_when_all_was_delivered() -> None:
     box.done(run, [*box.batch(run), *box.others(run)])
     box.close()
     assert not box.wait_for_work()
-    assert box.abandon() == []
+    assert box.abandon("why") == Receipt(runs=1, values=3, files=1, missing=(), reason="")
 
 
 @pytest.mark.parametrize(

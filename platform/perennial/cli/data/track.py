@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typer
+
 from perennial.cli.command import AsJson, Overrides, RunFile, open_run
 from perennial.cli.console import out, print_json
 
@@ -9,9 +11,19 @@ from perennial.cli.console import out, print_json
 def track(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Log the whole run again, to an MLflow that missed a part or lost it. Safe to repeat."""
     tracked = open_run(run_file, overrides).track()
+    receipt = tracked.receipt
     if as_json:
         print_json(tracked.to_dict())
-        return
-    stages = ", ".join(tracked.stages) or "-"
-    out.print(f"MLflow at {tracked.uri} has {len(tracked.stages)} stages: {stages}")
-    out.print(f"next   perennial ui {run_file}")
+    else:
+        stages = ", ".join(tracked.stages) or "-"
+        out.print(f"MLflow at {tracked.uri} has {len(tracked.stages)} stages: {stages}")
+        out.print(
+            f"delivered {receipt.values:,} values and {receipt.files:,} files to "
+            f"{receipt.runs:,} runs; what was there already is not counted"
+        )
+        for words in receipt.missing:
+            out.print(f"missing   {words}", markup=False)
+        if not receipt.missing:
+            out.print(f"next      perennial ui {run_file}")
+    if receipt.missing:
+        raise typer.Exit(1)

@@ -19,9 +19,11 @@ def ui(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port")] = 5000,
 ) -> None:
     """Start the MLflow UI on the run's tracking store; ends with Ctrl-C."""
-    command = open_run(run_file, overrides).ui_command(host=host, port=port)
+    run = open_run(run_file, overrides)
+    command = run.ui_command(host=host, port=port)
     if dry_run:
         print_json({"command": command})
         return
+    run.prepare_tracking()
     log.print(f"MLflow at http://{host}:{port} (Ctrl-C ends it; it needs some seconds to start)")
     os.execvp(command[0], command)
