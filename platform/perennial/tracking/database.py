@@ -157,8 +157,8 @@ def _migrate(path: Path, revision: str) -> _Condition:
     """Migrate a copy, which takes the place of the database; the old one is kept beside it."""
     with _beside(path) as new, closing(_open(path)) as database:
         database.execute("BEGIN IMMEDIATE")  # nobody else writes until the copy is in place
-        with closing(sqlite3.connect(new)) as copy:
-            database.backup(copy)
+        with closing(_open(path)) as reader, closing(sqlite3.connect(new)) as copy:
+            reader.backup(copy)
         engine = mlflow_db.create_sqlalchemy_engine(f"sqlite:///{new}")
         try:
             mlflow_db._upgrade_db(engine)

@@ -94,7 +94,7 @@ _KINDS = (
         "back it up and use `mlflow db upgrade URI`, or install the version that wrote it",
     ),
     _kind(
-        r"ENDPOINT_NOT_FOUND|error code 40[45]|\b40[45] client error|not in the correct JSON",
+        r"ENDPOINT_NOT_FOUND|error code 40[45]|\b40[45] client error|not in a valid JSON",
         "there is no MLflow of a known version at this address",
         "correct tracking.uri (or MLFLOW_TRACKING_URI), or run a server of MLflow 3",
     ),
