@@ -147,7 +147,7 @@ class ReportPage:
 
 @dataclass(frozen=True)
 class TrackingSummary:
-    """What `track` brought to MLflow, and what it did not.
+    """The effect of `track` on MLflow.
 
     Attributes:
         uri: of MLflow, without a password.

@@ -369,8 +369,7 @@ class Run:
         """Write one HTML page that needs no network to the store.
 
         Args:
-            output: a local file to write as well; None: none. With one, a store that cannot be
-                written is a notice.
+            output: a local file as well, also where the store cannot be written; None: none.
 
         Raises:
             InputError: nothing has landed yet, or the store cannot be written.

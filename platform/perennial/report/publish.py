@@ -67,7 +67,7 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
         "tokens.json": json.dumps(summary.tokens_by_source(work.state, length), indent=1).encode(),
         # Without the folder of the store, which may be moved.
         "spec.json": work.spec.model_dump_json(indent=1, exclude={"store"}).encode(),
-        # The last one: where it tells all losses, the others are of the same state or a later one.
+        # The last one: where it has all losses, the others are of the same state or a later one.
         _MATRIX: _matrix_json(work, matrix),
     }
     run = tracker.parent_run()
@@ -88,7 +88,7 @@ def _matrix_json(work: ObservedRun, matrix: LossMatrix) -> bytes:
 
 
 def is_drawn(work: ObservedRun) -> bool:
-    """Return whether the pictures in the store tell every loss of the ledger."""
+    """Return whether the pictures in the store show every loss of the ledger."""
     if not work.state.losses:
         return True
     try:

@@ -56,7 +56,7 @@ class Advice:
         trial: index of the trial.
         fragment: the part of a run file that follows it.
         file: key of the fragment in the store.
-        command: the command that follows it.
+        command: the command that follows it; "" in the store, which may be moved.
     """
 
     taste: str

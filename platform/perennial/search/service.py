@@ -119,7 +119,7 @@ def tune(
     rounds = _run_trials(work, spec, search, bench, space)
     work.ledger.read()
     result = _summarize(work, spec, search, bench, space, rounds)
-    result = _with_commands(work, spec, search, result, output)
+    # Without the commands, which name the folder of a store that may be moved.
     files = _files(result, draw(result))
     for name, data in files.items():
         work.store.write(result_key(result.search, name), data)
@@ -127,7 +127,7 @@ def tune(
             output.mkdir(parents=True, exist_ok=True)
             (output / name).write_bytes(data)
     _track(work, result, files)
-    return result
+    return _with_commands(work, spec, search, result, output)
 
 
 def _checked_space(search: PlannedSearch, spec: TuningSpec) -> Space:

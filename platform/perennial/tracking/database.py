@@ -38,7 +38,12 @@ _BUSY_SECONDS = 20.0
 
 
 class _Condition(NamedTuple):
-    """What is at a database's place; `reason` says what is wrong, `revision` names its tables."""
+    """The condition of the file at a database's place.
+
+    Attributes:
+        reason: why it cannot be used.
+        revision: MLflow's name of its tables.
+    """
 
     state: Literal["absent", "current", "older", "newer", "broken"]
     reason: str = ""
@@ -156,7 +161,7 @@ def _judge(tables: set[str], revisions: list[str]) -> _Condition:
 def _migrate(path: Path, revision: str) -> _Condition:
     """Migrate a copy, which takes the place of the database; the old one is kept beside it."""
     with _beside(path) as new, closing(_open(path)) as database:
-        database.execute("BEGIN IMMEDIATE")  # nobody else writes until the copy is in place
+        database.execute("BEGIN IMMEDIATE")  # no other process writes until the copy is in place
         with closing(_open(path)) as reader, closing(sqlite3.connect(new)) as copy:
             reader.backup(copy)
         engine = mlflow_db.create_sqlalchemy_engine(f"sqlite:///{new}")
@@ -213,10 +218,10 @@ def _misplaced(path: Path, owned: bool) -> list[tuple[int, str]]:
     beside = artifact_root(f"sqlite:///{path}")
     wanted = "SELECT experiment_id, artifact_location FROM experiments"
     with closing(_open(path)) as database:
-        found = [(int(i), str(root)) for i, root in database.execute(wanted) if root]
+        named = [(int(i), str(root)) for i, root in database.execute(wanted) if root]
     return [
         (number, root)
-        for number, root in found
+        for number, root in named
         if root == beside or (owned and root.startswith("/") and root.endswith("/artifacts"))
     ]
 
@@ -266,7 +271,7 @@ def _relocate_releases(database: sqlite3.Connection) -> None:
 
 
 def _forget_connections(uri: str) -> None:
-    """Have MLflow open the file anew: its pools hold the file that was replaced."""
+    """Have MLflow open the file again: its pools hold the file that was replaced."""
     for store in (TrackingStore, RegistryStore):
         engine = store._engine_map.get(uri)
         if engine is not None:

@@ -78,10 +78,10 @@ class Delivery(threading.Thread):
         for run in runs:
             if not run.attached:
                 parent_id = None if run is runs[0] else (run.parent or runs[0]).id
-                found = mlflow.attach(run, parent_id)
-                self._outbox.attach(run, found.run_id, found.steps)
+                attached = mlflow.attach(run, parent_id)
+                self._outbox.attach(run, attached.run_id, attached.steps)
                 if run is runs[0]:
-                    self._outbox.complete = found.complete
+                    self._outbox.complete = attached.complete
         for run in runs:
             run_id = str(run.id)
             while points := self._outbox.batch(run):

@@ -28,8 +28,8 @@ class Failure(NamedTuple):
     broken: bool = False
 
     def __str__(self) -> str:
-        told = f"{self.problem}: {self.words}" if self.words else self.problem
-        return f"{told}; {self.remedy}" if self.remedy else told
+        problem = f"{self.problem}: {self.words}" if self.words else self.problem
+        return f"{problem}; {self.remedy}" if self.remedy else problem
 
 
 class _Kind(NamedTuple):
@@ -139,9 +139,9 @@ def _words(error: Exception) -> str:
     while (below := inner.__cause__) is not None and id(below) not in seen:
         seen.add(id(below))
         inner = below
-    told = _first_line(error)
+    words = _first_line(error)
     cause = _first_line(inner)
-    return told if cause.partition(": ")[2][:80] in told else f"{told} ({cause})"
+    return words if cause.partition(": ")[2][:80] in words else f"{words} ({cause})"
 
 
 def _first_line(error: BaseException) -> str:

@@ -140,7 +140,7 @@ class Pending:
 
 
 class Receipt(NamedTuple):
-    """What one tracker brought to MLflow, and what it did not.
+    """The account of one tracker: what it delivered to MLflow, and what it did not.
 
     Attributes:
         runs: runs that MLflow is known to have.
@@ -265,7 +265,7 @@ class Outbox:
                 run.attached = False
 
     def tried(self, failed: bool) -> None:
-        """Record how an attempt to deliver ended; while they fail, nobody waits for an id."""
+        """Record how an attempt to deliver ended; while they fail, no caller waits for an id."""
         with self._changed:
             self._failing = failed
             self._changed.notify_all()

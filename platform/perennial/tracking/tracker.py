@@ -213,7 +213,7 @@ class Tracker:
 
         Args:
             timeout_seconds: the longest wait.
-            patient: begin that wait anew as long as something is delivered.
+            patient: begin that wait again as long as something is delivered.
 
         Returns:
             What this tracker delivered, and what it did not.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,8 +107,10 @@ def _kill_while_making(maker: subprocess.Popen[str], folder: Path, at_bytes: int
     path = folder / "mlflow.db"
 
     def so_large() -> bool:
-        files = [*folder.glob(".pending-mlflow-*"), *folder.glob("mlflow.db")]
-        return any(file.stat().st_size >= at_bytes for file in files if file.exists())
+        with suppress(FileNotFoundError):  # renamed or removed since it was listed
+            files = [*folder.glob(".pending-mlflow-*"), *folder.glob("mlflow.db")]
+            return any(file.stat().st_size >= at_bytes for file in files)
+        return False
 
     until(so_large, f"the database has {at_bytes} bytes")
     subprocess.run(["kill", "-KILL", str(pid)], check=False)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
+from contextlib import closing
+from pathlib import Path
 
+import botocore.exceptions
 import pytest
 
 from perennial.errors import InputError
 from perennial.redaction import hide_in_file, hide_secrets, hide_values
 from perennial.store import open_store
 from perennial.tracking import default_uri, open_tracker, outbox, ui_command
+from perennial.tracking.failures import explain
 from perennial.tracking.outbox import Artifact, End, MetricPoint, Outbox, Pending, Receipt
 
 
@@ -174,3 +179,47 @@ def test_parameters_that_say_they_are_secret_are_hidden() -> None:
 def test_a_picture_is_left_as_it_is() -> None:
     picture = b"\x89PNG http://me:hunter2@host"
     assert hide_in_file(picture) == picture
+
+
+def _sqlite_words(path: Path, statement: str) -> sqlite3.Error:
+    """Return the error of SQLite for a statement on a file that may only be read."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        with pytest.raises(sqlite3.Error) as failed:
+            database.execute(statement)
+        return failed.value
+
+
+def test_a_database_that_is_only_read_or_damaged_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    sqlite3.connect(path).close()
+    failure = explain(_sqlite_words(path, "CREATE TABLE runs (name TEXT)"))
+    assert (failure.problem, failure.lasting) == ("MLflow's database cannot be written", True)
+    assert "attempt to write a readonly database" in str(failure)
+    failure = explain(_sqlite_words(path, "SELECT * FROM metrics"))
+    assert failure.broken
+    path.write_text("name: tiny\n")
+    failure = explain(_sqlite_words(path, "SELECT * FROM metrics"))
+    assert failure.broken
+    assert "perennial track" in failure.remedy
+
+
+def test_an_artifact_store_that_refuses_is_told_in_its_words() -> None:
+    refusal = botocore.exceptions.ClientError(
+        {"Error": {"Code": "AccessDenied", "Message": "no right to this bucket"}}, "PutObject"
+    )
+    for error in (refusal, botocore.exceptions.NoCredentialsError(), PermissionError("no right")):
+        failure = explain(error, "report.html")
+        assert failure.problem == "MLflow's artifact store refuses files"
+        assert failure.lasting
+        assert str(error) in str(failure)
+    assert not explain(ConnectionError("refused"), "report.html").lasting
+
+
+def test_the_innermost_cause_is_told_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2-and-3")
+    outer = RuntimeError("it failed")
+    outer.__cause__ = ValueError("hunter2-and-3 is wrong")
+    assert explain(outer).words == "RuntimeError: it failed (ValueError: *** is wrong)"
+    assert explain(OSError(28, "No space left on device")).problem == (
+        "there is no space left for MLflow"
+    )
