@@ -86,6 +86,10 @@ def test_i4_killed_after_every_ledger_write_the_run_ends_in_the_same_state(
         kills += 1
     perennial("run", run_file)
     assert _outcome(store) == _outcome(open_store(undisturbed / "store"))
+    matrices = [
+        each.read("report/matrix.json") for each in (store, open_store(undisturbed / "store"))
+    ]
+    assert matrices[0] == matrices[1], "pictures that a kill prevented are made"
     state = Ledger(store).read()
     assert [stage.corpora for stage in state.stages] == [("help", "code")]
     releases = [f"release-{release.name}" for release in state.releases]
