@@ -448,8 +448,8 @@ class Run:
         from perennial.planning.fleet_forecast import forecast_fleet
         from perennial.planning.spot_fleet import CostsSpec
 
-        measured = load(Path(costs), CostsSpec)
-        return forecast_fleet(self.spec, measured, fleet, hours * 3600, range(seeds))
+        spec, measured = self.spec, load(Path(costs), CostsSpec)
+        return forecast_fleet(spec, measured, fleet, hours * 3600, range(seeds))
 
     def track(self) -> TrackingSummary:
         """Log the whole run again, to an MLflow that missed a part or lost it. Safe to repeat."""
@@ -459,16 +459,11 @@ class Run:
             return training.track(work)
 
     def ui_command(self, *, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
-        """Return the command that starts MLflow's UI on the run's tracking store.
-
-        Args:
-            host: address to listen on.
-            port: port to listen on.
-        """
-        from perennial import tracking
+        """Return the command that starts MLflow's UI at an address, on the run's tracking store."""
         from perennial.telemetry.mlflow_observer import tracking_uri
+        from perennial.tracking import ui_command
 
-        return tracking.ui_command(tracking_uri(self._reading()), host=host, port=port)
+        return ui_command(tracking_uri(self._reading()), host=host, port=port)
 
     def prepare_tracking(self) -> None:
         """Make or migrate MLflow's database, where it is an SQLite file; `ui_command` needs it."""
