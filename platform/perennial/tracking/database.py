@@ -213,7 +213,7 @@ def _open(path: Path) -> sqlite3.Connection:
 def _misplaced(path: Path, owned: bool) -> list[tuple[int, str]]:
     """Return the experiments whose artifacts are named by the path of a folder, with that path.
 
-    Versions before 0.3 named the folder beside the database: after a copy, that of another store.
+    Earlier versions named the folder beside the database: after a copy, that of another store.
     """
     beside = artifact_root(f"sqlite:///{path}")
     wanted = "SELECT experiment_id, artifact_location FROM experiments"

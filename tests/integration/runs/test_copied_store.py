@@ -32,7 +32,7 @@ def _run(*words: object, as_json: bool = True) -> Any:
 
 
 def _name_by_path(mlflow: Path) -> None:
-    """Name the artifacts by the path of their folder, as versions before 0.3 did."""
+    """Name the artifacts by the path of their folder, as earlier versions did."""
     root = f"{mlflow}/artifacts"
     with closing(sqlite3.connect(mlflow / "mlflow.db")) as database:
         database.execute("UPDATE experiments SET artifact_location = ?", [root])

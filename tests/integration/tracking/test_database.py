@@ -216,7 +216,7 @@ def test_a_database_of_a_newer_mlflow_is_left_alone(folder: Path) -> None:
 def test_a_copied_database_of_an_older_version_writes_beside_itself(
     folder: Path, tmp_path: Path
 ) -> None:
-    """Versions before 0.3 kept the path of the folder in the database."""
+    """Earlier versions kept the path of the folder in the database."""
     path, root = folder / "mlflow.db", f"{folder}/artifacts"
     change(
         path,
