@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -38,8 +39,28 @@ class Section(BaseModel):
     The text below a field is its documentation, in the reference and in error messages.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # A number that is not finite would be null in the ledger, and then no number at all.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
+
+class Changeable(StrEnum):
+    """When a field of the run file may change; each field declares its own.
+
+    PINNED: never, once the run has begun.
+    HELD: not while a stage, release or trial is unfinished; the next one takes the new value.
+    JOIN: at any time; what was begun has the value that it began with, the next one the new.
+    FREE: at any time, from then on.
+    """
+
+    PINNED = "pinned"
+    HELD = "join, held"
+    JOIN = "join"
+    FREE = "free"
+
+
+PINNED, HELD, JOIN, FREE = Changeable
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
@@ -192,6 +213,11 @@ def unknown_name(registry: Registry[Any]) -> PydanticCustomError:
 def choice_of(info: FieldInfo | None) -> ByKind | None:
     """Return the choice by kind that a field is; None for any other field."""
     return next((m for m in info.metadata if isinstance(m, ByKind)), None) if info else None
+
+
+def change_of(info: FieldInfo) -> Changeable | None:
+    """Return when a field may change; None where it does not say, as a section does not."""
+    return next((mark for mark in info.metadata if isinstance(mark, Changeable)), None)
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:

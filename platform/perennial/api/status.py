@@ -181,7 +181,7 @@ def _stages(
             name=stage.name,
             corpora=stage.corpora,
             state=states[stage.corpora[0]].split(" ")[0],
-            tokens=stage.mix.steps * work.spec.tokens_per_step,
+            tokens=stage.mix.steps * stage.mix.global_batch * work.spec.corpora.sequence_length,
             replay=_replay_share(stage),
             losses={corpus: loss.nats_per_token for corpus, loss in losses.items()},
             adaptation=matrix.adaptation(index) if measured else None,

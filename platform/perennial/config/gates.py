@@ -6,17 +6,17 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from perennial.fields import Section
+from perennial.fields import FREE, Section
 
 
 class TaskGate(Section):
     """Bounds on the score of an lm-eval task: give min, max_drop or both."""
 
-    min: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    min: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
     """lowest score that passes"""
-    max_drop: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max_drop: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
     """most that the score may be below that of the checkpoint that the stage started from"""
-    metric: str | None = None
+    metric: Annotated[str | None, FREE] = None
     """the metric by its lm-eval name, such as `acc`; default the task's first"""
 
     @model_validator(mode="after")
@@ -29,17 +29,19 @@ class TaskGate(Section):
 class GatesSpec(Section):
     """Bounds for a stage. One that breaks a bound pauses the run until the user decides."""
 
-    max_forgetting: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max_forgetting: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
     """most that the held-out loss on an earlier corpus may be above its value after that corpus's
     own stage, in nats per token"""
-    max_adaptation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_adaptation: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, FREE] = (
+        None
+    )
     """highest held-out loss on any of the stage's own corpora after the stage, in nats per token"""
-    min_gain: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    min_gain: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
     """least decrease of the held-out loss on every one of the stage's own corpora, in nats per
     token"""
     tasks: dict[str, TaskGate] = Field(default_factory=dict)
     """bounds by lm-eval task: a name, a suite, or a folder that holds a task's YAML; scored at the
     end of the stage"""
-    standard_errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    standard_errors: Annotated[float, Field(ge=0, allow_inf_nan=False), FREE] = 0.0
     """a bound is broken only when the measurement exceeds it by more than this many of its standard
     errors"""

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from perennial.config.changes import default_of
 from perennial.config.json_schema import describe_type, file_schema, property_schemas
 from perennial.config.run import RunSpec
 from perennial.config.search import TuningSpec
-from perennial.fields import ByKind, Section, choice_of, is_mapping_of_sections, section_in
+from perennial.fields import (
+    ByKind,
+    Changeable,
+    Section,
+    change_of,
+    choice_of,
+    is_mapping_of_sections,
+    section_in,
+)
 
 _SCHEMAS = Path("platform/perennial/config")
 _PAGES = Path("docs/reference")
@@ -34,6 +42,12 @@ not listed here is an error. Every key can be overridden on the command line, as
   values which the file does not set. `null` for a key that cannot be null discards one of them. A
   file that chooses another schedule `kind` keeps those keys of its base that this kind has.
 - **amount**: a number with its unit, `2%`, `500 steps` or `4M tokens` (k, M, B, T).
+- **change**: when the value may change once the run has begun. *pinned*: never; a changed file is
+  refused (`run-changed`). *join*: at any time; a stage, a release or a corpus that was begun keeps
+  what it began with, and the next one takes the new value. *join, held*: as *join*, but refused
+  while a stage, a release or a trial that would go on under it is unfinished
+  (`unfinished-under-other-settings`). *free*: at any time, from then on. See
+  [changing a run file](../guide/run-and-watch.md#change-the-run-file).
 - **duration**: `90s`, `10m`, `6h` or `7d`. **size**: `500 kB`, `10 MB` or `2 GB`.
 - **editors**: the schema is in the package, `perennial/config/run-file.schema.json`. With the YAML
   language server, the first line of a file names it:
@@ -75,6 +89,8 @@ def documented_keys(schema: type[Section]) -> list[str]:
 
 def _page(title: str, introduction: str, schema: type[Section]) -> str:
     lines = [f"# {title}", "", _NOTE, "", introduction]
+    changes = schema is RunSpec
+    columns = ["key", "value", "default", *(["change"] if changes else []), "meaning"]
     for table in _tables("", "", schema):
         if table.name:
             level = "###" if "." in table.name else "##"
@@ -82,8 +98,8 @@ def _page(title: str, introduction: str, schema: type[Section]) -> str:
         if table.meaning:
             lines += [*wrap(f"Here: {table.meaning}.", 100, break_on_hyphens=False), ""]
         if table.keys:
-            lines += ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-            lines += [_row(table.section, key) for key in table.keys]
+            lines += [_cells(columns), _cells(["---"] * len(columns))]
+            lines += [_row(table, key, changes) for key in table.keys]
             lines += [""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -95,23 +111,28 @@ class _Table:
     name: dotted name of the section; "" for the whole file.
     meaning: documentation of the key that holds it.
     keys: those of its keys that are no sections themselves.
+    change: when any of its keys may change; None where each says so itself.
     """
 
     name: str
     meaning: str
     section: type[BaseModel]
     keys: list[str]
+    change: Changeable | None
 
 
-def _tables(name: str, meaning: str, section: type[BaseModel]) -> Iterator[_Table]:
+def _tables(
+    name: str, meaning: str, section: type[BaseModel], change: Changeable | None = None
+) -> Iterator[_Table]:
     """Yield a section and those in it, in the order of the file."""
     fields = section.model_fields
     inner = {key: _inner(info) for key, info in fields.items()}
-    yield _Table(name, meaning, section, [key for key in fields if not inner[key]])
+    yield _Table(name, meaning, section, [key for key in fields if not inner[key]], change)
     for key, sections in inner.items():
         for suffix, inner_section in sections.items():
             inner_name = f"{name}.{key}".removeprefix(".") + suffix
-            yield from _tables(inner_name, _meaning(fields[key]), inner_section)
+            own = change or change_of(fields[key])
+            yield from _tables(inner_name, _meaning(fields[key]), inner_section, own)
 
 
 def _inner(info: FieldInfo) -> Mapping[str, type[BaseModel]]:
@@ -140,21 +161,25 @@ def _meaning(info: FieldInfo) -> str:
     return text.replace("<", "&lt;")
 
 
-def _row(section: type[BaseModel], key: str) -> str:
+def _row(table: _Table, key: str, changes: bool) -> str:
+    section = table.section
     info = section.model_fields[key]
     kind = describe_type(property_schemas(section)[key])
-    cells = (f"`{key}`", kind, _default(section, info, key), _meaning(info))
+    change = [str(table.change or change_of(info))] if changes else []
+    return _cells([f"`{key}`", kind, _default(section, info, key), *change, _meaning(info)])
+
+
+def _cells(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _default(section: type[BaseModel], info: FieldInfo, key: str) -> str:
     if info.is_required():
         return "required"
-    value: Any = info.get_default(call_default_factory=True)
-    if value is None:
-        return "none"
     # As a file would hold it: an amount as its text, a duration in its largest unit.
-    shown = section.model_construct(**{key: value}).model_dump(mode="json", include={key})[key]
+    shown = default_of(section, key)
+    if shown is None:
+        return "none"
     if shown in ("", [], {}):
         return "empty"
     return f"`{json.dumps(shown) if not isinstance(shown, str) else shown}`"

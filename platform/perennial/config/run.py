@@ -13,7 +13,17 @@ from perennial.config.cron import TimetableText
 from perennial.config.gates import GatesSpec
 from perennial.config.sources import SourceName, SourceSpec
 from perennial.config.training import ModelSpec, TrainingSpec
-from perennial.fields import Amount, ByKind, Count, Section, Share, parse_amount
+from perennial.fields import (
+    FREE,
+    JOIN,
+    PINNED,
+    Amount,
+    ByKind,
+    Count,
+    Section,
+    Share,
+    parse_amount,
+)
 from perennial.mixture import ReplaySpec
 from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, ScheduleConfig
 
@@ -21,28 +31,28 @@ from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, Sc
 class CorporaSpec(Section):
     """Tokenisation of landed documents into sequences."""
 
-    text_field: str = "text"
+    text_field: Annotated[str, JOIN] = "text"
     """the field of a JSON line or the column of a Parquet file that holds the text"""
-    domain_field: str = ""
+    domain_field: Annotated[str, JOIN] = ""
     """the field or column that names a document's domain, such as `source`; held-out losses are
     then reported by domain as well. Empty: documents have no domains"""
-    sequence_length: Annotated[int, Field(ge=8)] = 2048
+    sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048
     """tokens in one sequence"""
-    holdout: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
+    holdout: Annotated[float, Field(gt=0.0, lt=0.5), PINNED] = 0.01
     """share of a corpus's documents that are held out for evaluation, above 0 and below 0.5"""
-    max_bad_share: Share = 0.01
+    max_bad_share: Annotated[Share, JOIN] = 0.01
     """share of unreadable documents above which the whole corpus is refused, from 0 to 1"""
-    duplicates: Literal["keep", "drop"] = "keep"
+    duplicates: Annotated[Literal["keep", "drop"], JOIN] = "keep"
     """keep or drop documents whose text occurred before, in this corpus or an earlier one; both
     count them"""
-    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
+    near_duplicates: Annotated[Annotated[float, Field(gt=0.0, le=1.0)] | None, JOIN] = 0.8
     """documents at least this similar to a held-out document are not trained; similarity is the
     share of common runs of 5 words, estimated by MinHash, above 0 and at most 1. null turns it
     off"""
-    borrow: str | None = None
+    borrow: Annotated[str | None, FREE] = None
     """store of another run, a folder or a bucket's url: its tokenizer, and the corpora of this
     run's inbox that it has tokenised, are copied instead of computed again"""
-    decontaminate: tuple[str, ...] = ()
+    decontaminate: Annotated[tuple[str, ...], JOIN] = ()
     """files of evaluation texts, in any format that a corpus may have; a document that shares 13
     consecutive words with one of them is not trained"""
 
@@ -50,9 +60,9 @@ class CorporaSpec(Section):
 class TokenizerSpec(Section):
     """The tokenizer, which is fixed for the life of the run: give exactly one of the two keys."""
 
-    vocabulary: Annotated[int, Field(ge=300, le=2**31)] | None = None
+    vocabulary: Annotated[Annotated[int, Field(ge=300, le=2**31)] | None, PINNED] = None
     """entries of a byte-level BPE tokenizer that is trained on the first corpus, at least 300"""
-    path: str | None = None
+    path: Annotated[str | None, PINNED] = None
     """a tokenizer.json, a Hugging Face folder that holds one or a .gguf file, local or a bucket's
     url"""
 
@@ -72,13 +82,13 @@ OptimizerAtJoin = Literal["reset", "keep", "keep-second-moment"]
 class StageOverride(Section):
     """Settings of the stage of one corpus, in place of the run's."""
 
-    budget: Amount | None = None
+    budget: Annotated[Amount | None, JOIN] = None
     """tokens of this stage, new and replayed together, such as `400k tokens` or `100%`"""
-    replay: Share | None = None
+    replay: Annotated[Share | None, JOIN] = None
     """this stage's replay share, from 0 to 1"""
-    priority: int = 0
+    priority: Annotated[int, JOIN] = 0
     """of corpora that landed, the one with the highest number is the next stage"""
-    optimizer: OptimizerAtJoin | None = None
+    optimizer: Annotated[OptimizerAtJoin | None, JOIN] = None
     """the optimizer state that this stage inherits: reset, keep or keep-second-moment"""
 
     @property
@@ -94,9 +104,9 @@ class BatchArrivals(Section):
     (arXiv 2403.08763, A.1).
     """
 
-    max_corpora: Annotated[int, Field(ge=2)] = 8
+    max_corpora: Annotated[int, Field(ge=2), JOIN] = 8
     """most corpora in one stage, at least 2"""
-    max_tokens: Amount | None = None
+    max_tokens: Annotated[Amount | None, JOIN] = None
     """most training tokens of these corpora together, such as `2B tokens`; default no limit"""
 
     @model_validator(mode="after")
@@ -109,46 +119,46 @@ class BatchArrivals(Section):
 class StagesSpec(Section):
     """Length, order and retries of the stages."""
 
-    budget: Amount = Field(default_factory=lambda: parse_amount("100%"))
+    budget: Annotated[Amount, JOIN] = Field(default_factory=lambda: parse_amount("100%"))
     """length of a stage, new and replayed tokens together; 100% is the corpus's training tokens"""
-    optimizer: OptimizerAtJoin = "reset"
+    optimizer: Annotated[OptimizerAtJoin, JOIN] = "reset"
     """the optimizer state that a stage inherits from the one before it: reset (none, as in the
     paper), keep (all) or keep-second-moment (the scale of the steps, but not their direction)"""
     corpora: dict[str, StageOverride] = Field(default_factory=dict)
     """overrides by corpus name"""
-    order: Literal["landing"] | tuple[str, ...] = "landing"
+    order: Annotated[Literal["landing"] | tuple[str, ...], JOIN] = "landing"
     """landing (by priority, then in the order of landing), or a list of corpora: they come first,
     in this order, and a later one waits for all before it"""
-    only: tuple[str, ...] | None = None
+    only: Annotated[tuple[str, ...] | None, JOIN] = None
     """names of the corpora that become stages; others are tokenised and evaluated, but never
     trained; default all"""
     batch_arrivals: BatchArrivals | None = None
     """corpora that are ready at the same time become one stage, within these bounds; `{}` takes the
     default bounds. A corpus that is named in `order`, has another priority, or has a budget, replay
     share or optimizer of its own keeps a stage of its own. Default: every corpus is a stage"""
-    attempts: Count = 3
+    attempts: Annotated[Count, FREE] = 3
     """attempts at ingesting, training or evaluating a corpus before it waits for `retry`"""
-    retry_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    retry_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False), FREE] = 60.0
     """delay before the second attempt, in seconds; it doubles with every further one"""
 
 
 class ReleaseSpec(Section):
     """The branch that is annealed and exported."""
 
-    anneal: Amount = Field(default_factory=lambda: parse_amount("10%"))
+    anneal: Annotated[Amount, JOIN] = Field(default_factory=lambda: parse_amount("10%"))
     """length of the anneal; a percentage is of the trunk's steps so far"""
-    shape: AnnealShape = "exponential"
+    shape: Annotated[AnnealShape, JOIN] = "exponential"
     """exponential (the paper's), 1-sqrt, linear or cosine"""
-    sample_tokens: Annotated[int, Field(ge=0)] = 40
+    sample_tokens: Annotated[int, Field(ge=0), FREE] = 40
     """tokens that each prompt is continued by; 0 samples nothing"""
-    policy: Literal["on-demand", "each-stage", "every", "schedule"] = "on-demand"
+    policy: Annotated[Literal["on-demand", "each-stage", "every", "schedule"], FREE] = "on-demand"
     """on-demand (by `perennial release` alone), each-stage (the end of every stage that passed its
     gates), every (see `every`) or schedule (see `schedule`). Releases by a policy are made between
     two stages"""
-    every: Amount | None = None
+    every: Annotated[Amount | None, FREE] = None
     """with `policy: every`, the tokens or steps of the trunk between two releases, such as `4M
     tokens`"""
-    schedule: TimetableText | None = None
+    schedule: Annotated[TimetableText | None, FREE] = None
     """with `policy: schedule`, times at which the end of the last stage is released if it was not
     yet: a period such as `7d`, or five cron fields such as `0 2 * * 1`, in UTC"""
 
@@ -170,24 +180,24 @@ class ReleaseSpec(Section):
 class EvaluationSpec(Section):
     """Measurements after every stage and on a release."""
 
-    documents: Count = 1000
+    documents: Annotated[Count, FREE] = 1000
     """most held-out documents that are scored per corpus"""
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[str, ...], FREE] = ()
     """lm-eval tasks by name, suites (paper-english, paper-german), or folders that hold a task's
     YAML"""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16"], FREE] = "fp32"
     """number format in which a model is loaded for its evaluation; bf16 takes half the memory, and
     its losses differ in the third digit"""
-    gpus: Count = 1
+    gpus: Annotated[Count, FREE] = 1
     """GPUs that a model is divided among for its evaluation, at least 1; without any it has no
     effect"""
-    trunk_tasks: bool = False
+    trunk_tasks: Annotated[bool, FREE] = False
     """true scores the tasks at the end of every stage too, and compares with the checkpoint that
     the stage started from; false scores releases alone"""
-    prompts: tuple[str, ...] = ()
+    prompts: Annotated[tuple[str, ...], FREE] = ()
     """prompts that every stage and every release continues, besides the first words of held-out
     documents"""
-    baseline: str | None = None
+    baseline: Annotated[str | None, FREE] = None
     """store of a run that was retrained from scratch, a folder or a bucket's url; the report
     shows the gap to it"""
 
@@ -195,23 +205,23 @@ class EvaluationSpec(Section):
 class TrackingSpec(Section):
     """The MLflow server and experiment that record the run."""
 
-    uri: str | None = None
+    uri: Annotated[str | None, FREE] = None
     """MLflow tracking URI; default MLFLOW_TRACKING_URI, else an SQLite file in a local store"""
-    experiment: str = "perennial"
+    experiment: Annotated[str, FREE] = "perennial"
     """name of the MLflow experiment"""
 
 
 class RunSpec(Section):
     """A run file: a trunk, its corpora, and everything that decides its result."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), PINNED]
     """name of the lineage: lower-case letters, digits, dot, dash, underscore; at most 64"""
-    store: Annotated[str, Field(min_length=1)]
+    store: Annotated[str, Field(min_length=1), FREE]
     """root folder of the run: a local path, s3://bucket/prefix or gs://bucket/prefix"""
-    inbox: str | None = None
+    inbox: Annotated[str | None, FREE] = None
     """folder that producers land corpora in: a local path or a bucket's url; default
     <store>/inbox"""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), PINNED] = 0
     """seed of the weights, the shuffle and the held-out split"""
     sources: dict[SourceName, SourceSpec] = Field(default_factory=dict)
     """places that new data is pulled from, by name: lower-case letters, digits, dash, underscore;
@@ -220,7 +230,7 @@ class RunSpec(Section):
     tokenizer: TokenizerSpec
     model: ModelSpec
     training: TrainingSpec
-    schedule: ScheduleSection
+    schedule: Annotated[ScheduleSection, JOIN]
     replay: ReplaySpec = Field(default_factory=ReplaySpec)
     stages: StagesSpec = Field(default_factory=StagesSpec)
     release: ReleaseSpec = Field(default_factory=ReleaseSpec)

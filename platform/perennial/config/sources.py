@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from perennial.config.cron import Duration, TimetableText, parse_duration
-from perennial.fields import Section
+from perennial.fields import FREE, Section
 from perennial.redaction import HIDDEN, hide_secrets
 
 _SIZE = re.compile(r"(\d+)\s*(|k|M|G|T)B")
@@ -117,45 +117,45 @@ SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 class SourceSpec(Section):
     """A place that new data comes from: give exactly one of prefix, index and command."""
 
-    prefix: str | None = None
+    prefix: Annotated[str | None, FREE] = None
     """a folder or a bucket's url; every new or changed file in it is new data"""
-    index: str | None = None
+    index: Annotated[str | None, FREE] = None
     """the http(s) address of a page of links to files, or of a JSON list of files"""
-    command: tuple[str, ...] | None = None
+    command: Annotated[tuple[str, ...] | None, FREE] = None
     """a program and its arguments, run without a shell; it writes files into the folder $OUT"""
-    schedule: TimetableText
+    schedule: Annotated[TimetableText, FREE]
     """times to pull: a period such as `6h` or `1d`, or five cron fields such as `0 2 * * *`, in
     UTC"""
-    match: str = "*"
+    match: Annotated[str, FREE] = "*"
     """pattern of the file names to take, such as `*.jsonl.gz`"""
-    minimum: Size = 0
+    minimum: Annotated[Size, FREE] = 0
     """bytes that must be pulled before they land as a corpus, such as `10 MB`"""
-    max_age: Duration | None = None
+    max_age: Annotated[Duration | None, FREE] = None
     """longest time that data waits for `minimum`, such as `7d`; default no limit"""
-    timeout: Duration = Field(default_factory=lambda: parse_duration("1h"))
+    timeout: Annotated[Duration, FREE] = Field(default_factory=lambda: parse_duration("1h"))
     """longest time of one pull: the run time of a command, or the copying of files, of which the
     rest then comes with the next pull"""
-    file_timeout: Duration = Field(default_factory=lambda: parse_duration("30m"))
+    file_timeout: Annotated[Duration, FREE] = Field(default_factory=lambda: parse_duration("30m"))
     """longest time that the copying of one file may take, with all its attempts"""
-    max_file: Size = parse_size("10 GB")
+    max_file: Annotated[Size, FREE] = parse_size("10 GB")
     """bytes of the largest file that is taken"""
-    max_pull: Size = parse_size("100 GB")
+    max_pull: Annotated[Size, FREE] = parse_size("100 GB")
     """bytes that one pull copies at most, at least `max_file`; the rest comes with the next pull"""
-    hosts: tuple[FeedHostText, ...] = ()
+    hosts: Annotated[tuple[FeedHostText, ...], FREE] = ()
     """hosts besides the index's own that its files, and redirects, may be on: `cdn.example.org`,
     `cdn.example.org:8443`, or `http://cdn.example.org` to allow plain http under an index of
     https"""
-    private: bool = False
+    private: Annotated[bool, FREE] = False
     """true lets an index and its hosts have private addresses, such as 10.0.0.7 or localhost; an
     index that is itself written as one needs it only for others"""
-    proxy: bool = False
+    proxy: Annotated[bool, FREE] = False
     """true sends requests through the proxy that HTTP_PROXY or HTTPS_PROXY names. The proxy looks
     up the hosts, so that private addresses behind it cannot be refused"""
-    unsized: bool = False
+    unsized: Annotated[bool, FREE] = False
     """true takes files whose end the server does not mark (no Content-Length, not chunked) and of
     which the index gives neither `bytes` nor `sha256`: one that was cut off looks like a whole
     one"""
-    secrets: tuple[ParameterName, ...] = ()
+    secrets: Annotated[tuple[ParameterName, ...], FREE] = ()
     """further query parameters of addresses that hold a secret, or change while the file stays the
     same; those called token, key, signature, expires and the like are known"""
 

@@ -16,7 +16,17 @@ from pydantic_core import CoreSchema
 
 from perennial.config.deepspeed_overrides import check_overrides
 from perennial.config.spikes import SpikesSpec
-from perennial.fields import Amount, ByKind, Count, Section, parse_amount
+from perennial.fields import (
+    FREE,
+    HELD,
+    JOIN,
+    PINNED,
+    Amount,
+    ByKind,
+    Count,
+    Section,
+    parse_amount,
+)
 from perennial.optimizers import (
     OPTIMIZERS,
     AbsentOptimizerConfig,
@@ -33,19 +43,19 @@ _ADAMW_KEYS = ("betas", "epsilon", "weight_decay")
 class ModelSpec(Section):
     """The model that stage 0 starts from: random weights, a stored model, or a part of one."""
 
-    architecture: str | None = None
+    architecture: Annotated[str | None, PINNED] = None
     """random weights of this type of causal language model in transformers, such as gpt_neox or
     llama"""
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Annotated[dict[str, Any], PINNED] = Field(default_factory=dict)
     """with `architecture`, fields of its configuration in transformers"""
-    path: str | None = None
+    path: Annotated[str | None, PINNED] = None
     """a stored model: a Hugging Face folder of safetensors or a .gguf file, local or a
     bucket's url"""
-    init: Literal["architecture", "small-wang"] = "architecture"
+    init: Annotated[Literal["architecture", "small-wang"], PINNED] = "architecture"
     """with `architecture`, standard deviations of the random weights: architecture (what
     transformers does for it, mostly 0.02) or small-wang (GPT-NeoX's and the paper's: sqrt(2 / 5h),
     and 2 / (L sqrt(h)) where a block adds to the residual stream, h wide and L blocks deep)"""
-    inherit_layers: Count | None = None
+    inherit_layers: Annotated[Count | None, PINNED] = None
     """with `path`, number of the model's first blocks that are kept, beside the embeddings, the
     final norm and the head (Inheritune, arXiv 2404.08634); default all"""
 
@@ -75,9 +85,9 @@ class ModelSpec(Section):
 class WorkersSpec(Section):
     """The number of workers: a fixed number, or a range within which the cluster decides."""
 
-    min: Count
+    min: Annotated[Count, FREE]
     """minimum number of workers, at least 1; with fewer, training waits"""
-    max: Count
+    max: Annotated[Count, FREE]
     """maximum number of workers, at least `min`"""
 
     @model_validator(mode="before")
@@ -119,75 +129,78 @@ class TrainingSpec(Section):
     workers: WorkersSpec = Field(default_factory=lambda: WorkersSpec(min=1, max=1))
     """number of Ray Train workers, at least 1; or {min: 1, max: 4} to use as many as the cluster
     has resources for at any time"""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    cpus_per_worker: Annotated[float, Field(gt=0), FREE] = 1.0
     """CPUs that one worker reserves; leave some of the machine for Ray Data's readers"""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_worker: Annotated[float, Field(ge=0), FREE] = 0.0
     """GPUs of one worker: 1, or 0 to train on CPUs"""
-    global_batch: Count
+    global_batch: Annotated[Count, JOIN]
     """sequences in one optimizer step, constant for any number of workers"""
-    micro_batch: Count
+    micro_batch: Annotated[Count, FREE]
     """most sequences in one forward pass of one worker"""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Annotated[Literal[0, 1, 2, 3], FREE] = 1
     """what DeepSpeed's ZeRO partitions among the workers: 0 nothing, 1 the optimizer state, 2 also
     the gradients, 3 also the weights"""
-    cpu_offload: Literal["none", "optimizer", "weights"] = "none"
+    cpu_offload: Annotated[Literal["none", "optimizer", "weights"], FREE] = "none"
     """what is kept in CPU memory instead of GPU memory: none, optimizer (its state and the fp32
     weights; needs zero_stage 1 or more) or weights (these too; needs zero_stage 3)"""
-    precision: Precision = "fp32"
+    precision: Annotated[Precision, HELD] = "fp32"
     """number format of the forward and backward pass: fp32, bf16 or fp16 (on GPUs; with a dynamic
     loss scale)"""
-    attention: (
-        Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
-    ) = None
+    attention: Annotated[
+        Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] | None,
+        FREE,
+    ] = None
     """implementation of attention in transformers: sdpa (torch's own), eager, or on GPUs
     flex_attention and, where the package flash-attn is installed, flash_attention_2 or
     flash_attention_3; default sdpa, or eager for an architecture without it"""
-    mask: Literal["causal", "document"] = "causal"
+    mask: Annotated[Literal["causal", "document"], HELD] = "causal"
     """what a token attends to: causal (all before it in its sequence) or document (what is before
     it in its own document)"""
-    loss: Literal["full", "chunked"] = "full"
+    loss: Annotated[Literal["full", "chunked"], FREE] = "full"
     """full (all logits at once) or chunked (torch's linear_cross_entropy: the logits of a part of
     the tokens at a time, which saves memory where the vocabulary is large)"""
-    balance_loss: Annotated[float, Field(ge=0)] | None = None
+    balance_loss: Annotated[Annotated[float, Field(ge=0)] | None, HELD] = None
     """weight of the loss that spreads the tokens of a mixture-of-experts model over its experts, at
     least 0, which turns it off; default what the model's configuration says. It is trained and
     recorded apart from the loss"""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, FREE] = False
     """true recomputes every block's activations in the backward pass, to save memory"""
-    compile: bool = False
+    compile: Annotated[bool, FREE] = False
     """true compiles the model with torch.compile"""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    deepspeed: Annotated[dict[str, Any], FREE] = Field(default_factory=dict)
     """further keys of DeepSpeed's configuration, passed on unchanged: those that change how a step
     is computed, and neither its result nor the state that checkpoints store"""
     optimizer: Annotated[
-        OptimizerConfig | None, ByKind(OPTIMIZERS, "adamw", AbsentOptimizerConfig)
+        OptimizerConfig | None, ByKind(OPTIMIZERS, "adamw", AbsentOptimizerConfig), HELD
     ] = None
     """the optimizer and its settings; default AdamW with `betas`, `epsilon` and `weight_decay` of
     this section, which may not be given together with it"""
-    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
+    betas: Annotated[tuple[DecayRate, DecayRate], HELD] = (0.9, 0.95)
     """AdamW's two decay rates, from 0 to below 1"""
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    epsilon: Annotated[float, Field(gt=0), HELD] = 1e-8
     """AdamW's epsilon, above 0"""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0), HELD] = 0.1
     """AdamW's weight decay on matrices (never on norms and biases), at least 0"""
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    gradient_clip: Annotated[float, Field(gt=0), HELD] = 1.0
     """largest norm of the gradient, above 0"""
-    checkpoint_every: Amount = Field(default_factory=lambda: parse_amount("500 steps"))
+    checkpoint_every: Annotated[Amount, FREE] = Field(
+        default_factory=lambda: parse_amount("500 steps")
+    )
     """distance between checkpoints, such as `100 steps` or `4M tokens`"""
     spikes: SpikesSpec = Field(default_factory=SpikesSpec)
     """detection of loss spikes, and the reaction to one"""
-    max_failed_checkpoints: Count = 3
+    max_failed_checkpoints: Annotated[Count, FREE] = 3
     """training stops when this many checkpoints in a row cannot be stored, at least 1"""
-    keep_last: Count = 2
+    keep_last: Annotated[Count, FREE] = 2
     """number of a stage's latest checkpoints that are kept, at least 1; those at the end of a phase
     or stage are always kept"""
-    profile: bool = False
+    profile: Annotated[bool, FREE] = False
     """true writes a trace of the PyTorch profiler, of steps 4 to 7 after every start of the
     workers, one file per worker, into profiles/ of the store"""
-    hang_minutes: Annotated[float, Field(gt=0)] = 10.0
+    hang_minutes: Annotated[float, Field(gt=0), FREE] = 10.0
     """minutes after which workers that wait for one that does not answer end, and are started
     again, above 0; longer than the slowest step and the slowest read of a checkpoint"""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Field(ge=0), FREE] = 3
     """number of failures of the worker group in a row, without a new checkpoint between them, that
     are retried before the stage fails"""
 

@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, JsonValue
-
 from perennial import corpora
 from perennial.config import RunSpec
+from perennial.config.changes import check_held, check_pinned
 from perennial.controller.leases import Leases
 from perennial.controller.observer import ObservedRun, RunIds, RunObserver
 from perennial.controller.ray_cluster import check_fits, use_ray
-from perennial.errors import InputError, InvalidTransition, StaleDecision, Superseded
+from perennial.errors import InvalidTransition, StaleDecision, Superseded
 from perennial.evaluation.tasks import read_task
-from perennial.runs.events import Document, Event, Failed, Opened, TookOver, field_of
+from perennial.runs.events import Event, Failed, Opened, TookOver
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.state import RunState
 from perennial.runs.worker_starts import WorkerStart, note_start
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
     from perennial.training.job import Job
     from perennial.training.launcher import Progress
-
-_PINNED = ("name", "seed", "corpora.sequence_length", "tokenizer", "model")
-"""Fields that may not change once a run has begun."""
 
 
 class WorkerStarts(RunObserver):
@@ -137,20 +133,14 @@ class Workspace:
             read_task(task)
 
     def _check_pinned(self, state: RunState) -> None:
-        if state.spec is None:
-            return
-        wanted = self.spec.model_dump(mode="json")
-        for field in _PINNED:
-            section = getattr(self.spec, field, None)
-            before, after = (_stated(spec, field, section) for spec in (state.spec, wanted))
-            if before != after:
-                raise InputError(
-                    self.where,
-                    field,
-                    f"{after!r}, but the run in {self.store.url} has {before!r}",
-                    "restore it, or give this run a store of its own",
-                    code="run-changed",
-                )
+        if state.spec is not None:
+            check_pinned(self.where, self.store.url, state.spec, self.spec)
+
+    def check_unfinished(self) -> None:
+        """Refuse settings under which an unfinished stage would go on otherwise than it began."""
+        stage = self.state.at_work
+        if stage is not None and self.state.corpora[stage.corpora[0]].stands_at == "training":
+            check_held(stage.name, stage.settings, self.spec, self.where)
 
     def check_model(self) -> None:
         """Check that the model fits the named tokenizer and the sequence length."""
@@ -201,6 +191,8 @@ class Workspace:
             return Opened(at=now(), spec=document) if state.spec is None else None
 
         self.ledger.transact(open_run)
+        # Another process may have opened the run since it was checked, under its own file.
+        self._check_pinned(self.state)
 
     def take_charge(self) -> None:
         """Become the controller in charge; any other one stops before its next write.
@@ -306,23 +298,3 @@ class Workspace:
         """Return the manifests of the ingested corpora, by name."""
         ingested = [c.name for c in self.state.corpora.values() if c.sequences]
         return {name: corpora.read_manifest(self.store, name) for name in ingested}
-
-
-def _stated(document: Document, name: str, section: object) -> JsonValue:
-    """Return a field without nulls and defaults, which an older version may not have known.
-
-    Args:
-        document: a run file's.
-        name: dotted name of the field.
-        section: the field in this run's file, whose class knows the defaults where it is a section.
-    """
-    value = field_of(document, name)
-    if not isinstance(value, dict):
-        return value
-    known = type(section).model_fields if isinstance(section, BaseModel) else {}
-    defaults = {key: field.get_default() for key, field in known.items()}
-    return {
-        key: inner
-        for key, inner in value.items()
-        if inner is not None and (key not in defaults or inner != defaults[key])
-    }

@@ -192,7 +192,8 @@ def todo(work: Workspace) -> list[str]:
 
 
 def check_inbox(work: Workspace) -> None:
-    """Refuse a schedule that cannot fit the first stage, before anything is written."""
+    """Refuse what the next stage cannot be trained under, before anything is written."""
+    work.check_unfinished()
     names = _outside(work).inbox
     if names and not work.state.stages:
         check_first_stage(work.spec, next(iter(work.state.corpora), names[0]))

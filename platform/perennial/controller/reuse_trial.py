@@ -57,6 +57,7 @@ def beginnings(state: RunState, stage: Stage) -> list[Trial]:
         trial
         for trial in state.searches.trials.values()
         if plan_of(trial_stage(trial.branched, stage.after)) == plan_of(stage)
+        and (trial.branched.settings or stage.settings) == stage.settings
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from perennial.fields import Count, Section, Share, Weight, unknown_name
+from perennial.fields import JOIN, Count, Section, Share, Weight, unknown_name
 from perennial.mixture.policies import REPLAY_POLICIES, CorpusHistory, replay_policy
 
 
@@ -29,17 +29,17 @@ PolicyName = Annotated[
 class ReplaySpec(Section):
     """Compute-equivalent replay (arXiv 2403.08763, section 4)."""
 
-    share: Share = 0.05
+    share: Annotated[Share, JOIN] = 0.05
     """share of every batch drawn from earlier corpora, from 0 to 1; 0.05 for a weak shift, 0.25 for
     a strong one"""
-    weighting: PolicyName = "seen"
+    weighting: Annotated[PolicyName, JOIN] = "seen"
     """how the share is split over earlier corpora: seen (in proportion to what the trunk has seen
     of each, the paper's rule), uniform (equal parts), recent (the latest twice as much as the one
     before it, and so on) or fixed (by `weights`)"""
-    weights: dict[str, Weight] = Field(default_factory=dict)
+    weights: Annotated[dict[str, Weight], JOIN] = Field(default_factory=dict)
     """with `weighting: fixed`, a number by corpus name, at least 0; a corpus without one is not
     replayed"""
-    max_epochs: Count | None = None
+    max_epochs: Annotated[Count | None, JOIN] = None
     """how often any sequence may be replayed over the trunk's life, at least 1; what the cap
     forbids goes to the other corpora, and to new tokens when all are capped; default no limit"""
 

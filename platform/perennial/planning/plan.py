@@ -218,13 +218,14 @@ def _stage_plan(
     length = spec.corpora.sequence_length
     done = checkpoint.latest_step(work.store, stage.folder) or stage.first_step
     left = stage.last_step - done
-    every = max(1, spec.training.checkpoint_every.steps(0, spec.tokens_per_step))
+    tokens_per_step = mix.global_batch * length
+    every = max(1, spec.training.checkpoint_every.steps(0, tokens_per_step))
     schedule = from_dict(stage.schedule)
     due = checkpoint_steps(schedule, stage.first_step, stage.last_step, every)
     ends = {end + 1 for end in schedule.phase_ends().values()}
     stay = kept(due, ends, stage.last_step, spec.training.keep_last)
     seen = seen_sequences(state.history[: state.stages.index(stage) + 1])
-    tokens_left = left * spec.tokens_per_step
+    tokens_left = left * tokens_per_step
     seconds = tokens_left / speed.tokens_per_second if speed else None
     gpus = spec.training.workers.max * spec.training.gpus_per_worker
     return StagePlan(
@@ -234,7 +235,7 @@ def _stage_plan(
         first_step=stage.first_step,
         steps=mix.steps,
         steps_left=left,
-        tokens=mix.steps * mix.global_batch * length,
+        tokens=mix.steps * tokens_per_step,
         sources=tuple(
             SourcePlan(
                 source.corpus,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from perennial.config.run import OptimizerAtJoin
 from perennial.corpora.file_list import ListRecord
 from perennial.mixture import StageMix
-from perennial.runs.events import ScheduleRecord, Started
+from perennial.runs.events import Document, ScheduleRecord, Started
 from perennial.runs.transitions import CorpusState
 
 
@@ -45,6 +45,7 @@ class Stage:
     """One stage, decided by its `Started` event.
 
     after: number of the trunk's stages that came before it.
+    settings: what it keeps of the run file until it is finished; None where that is not known.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     tracking_run: str
     after: int
     optimizer: OptimizerAtJoin
+    settings: Document | None = None
 
     @classmethod
     def decided(cls, event: Started, after: int) -> Stage:
@@ -68,6 +70,7 @@ class Stage:
             tracking_run=event.tracking_run,
             after=after,
             optimizer=event.optimizer,
+            settings=event.settings,
         )
 
     @property

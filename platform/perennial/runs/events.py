@@ -38,6 +38,9 @@ _CHAINED = 3
 
 Document = dict[str, JsonValue]
 """A resolved run file or tuning file as it was written; read by field name alone."""
+Settings = Annotated[Document | None, Field(exclude_if=lambda value: value is None)]
+"""What a stage, release or trial keeps of the run file until it is finished, by dotted field name
+(`config.changes.held_settings`); None, and not in the event, where an older version began it."""
 ScheduleRecord = dict[str, str | bool | int | float | None]
 """A schedule's kind and fields as `schedules.to_dict` wrote them. It stays a record here, so that a
 ledger can be read where the plug-in of its schedule is not installed."""
@@ -199,6 +202,7 @@ class Started(_Record):
     schedule: ScheduleRecord
     tracking_run: str
     optimizer: OptimizerAtJoin = "reset"
+    settings: Settings = None
 
 
 class Trained(_Record):
@@ -293,6 +297,7 @@ class Releasing(_Record):
     mix: Mix | None
     schedule: ScheduleRecord | None
     claim: int
+    settings: Settings = None
 
 
 class Released(_Record):
@@ -351,6 +356,7 @@ class Branched(_Record):
     mix: Mix
     schedule: ScheduleRecord
     optimizer: OptimizerAtJoin
+    settings: Settings = None
 
 
 class Tried(_Record):

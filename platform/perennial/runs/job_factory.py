@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from perennial.config.changes import check_held
 from perennial.mixture import StageMix
 from perennial.mixture.row_reader import CorpusLayout
 from perennial.runs.events import Releasing
@@ -17,6 +18,8 @@ from perennial.training.job import Job
 if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.corpora import CorpusManifest
+
+_RUN_FILE = "run file"
 
 
 def stage_job(
@@ -34,7 +37,11 @@ def stage_job(
         stage: the stage.
         manifests: of the corpora in its mix, by name.
         fence: keeps workers from committing once another controller is in charge.
+
+    Raises:
+        InputError: the stage was begun under settings that the run file no longer has.
     """
+    check_held(stage.name, stage.settings, spec, _RUN_FILE)
     job = _job(
         spec,
         manifests,
@@ -74,7 +81,11 @@ def release_job(
         manifests: of the corpora in its mix, by name.
         tracking_run: id of the release's run in the tracker, or "".
         fence: keeps workers from committing once another process claims the release.
+
+    Raises:
+        InputError: the release was begun under settings that the run file no longer has.
     """
+    check_held(f"release {decided.name}", decided.settings, spec, _RUN_FILE)
     assert decided.mix is not None and decided.schedule is not None
     stage = state.stage(decided.stage)
     job = branch_job(

@@ -108,6 +108,7 @@ def trial_stage(decided: Branched, after: int) -> Stage:
             schedule=decided.schedule,
             tracking_run="",
             optimizer=decided.optimizer,
+            settings=decided.settings,
         ),
         after,
     )

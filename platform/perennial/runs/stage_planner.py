@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from perennial.config.changes import held_settings
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
 from perennial.mixture import ReplayRule, branch_mix, stage_mix, truncate_mix
@@ -67,6 +68,7 @@ def decide_stage(
         schedule=to_dict(_schedule(spec, state, first_step, steps, reschedule)),
         tracking_run=tracking_run,
         optimizer=settings.optimizer,
+        settings=held_settings(spec),
     )
 
 
@@ -212,4 +214,5 @@ def decide_release(
         mix=mix,
         schedule=None if eta is None else to_dict(eta),
         claim=1,
+        settings=held_settings(spec),
     )

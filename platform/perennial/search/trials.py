@@ -112,6 +112,7 @@ class Bench:
             mix=mix,
             schedule=stage.schedule,
             optimizer=stage.optimizer,
+            settings=stage.settings,
         )
 
     def measure(self, point: Point, steps: int) -> dict[str, float]:
@@ -140,7 +141,8 @@ class Bench:
         if done is not None:
             return done.values
         before = trial.tried[-1].step if trial.tried else self.first_step
-        tried = self._tried(point, decided, step, step - before)
+        # As it was begun: its settings may not be those of a new trial.
+        tried = self._tried(point, trial.branched, step, step - before)
         self._write(ledger, tried)
         return tried.values
 
