@@ -24,6 +24,9 @@
         │   └── StoreFailed         too many checkpoints in a row could not be stored
         ├── Preempted           the worker group was asked to end; its checkpoint is committed
         ├── Spike               an optimizer step that must not be kept
+        ├── StorageError        a store or a disk refuses; the words are its own
+        │   └── StorageFull         ... because it is full; who frees it repeats the command
+        ├── TaskFailed          a task of the cluster failed
         ├── TrialFailed         a trial of a search failed too often
         ├── PullFailed          a source, or one of its files, cannot be pulled now
         │   ├── PullRefused         ... because a rule of the source forbids it
@@ -298,6 +301,24 @@ class Spike(PerennialError):
 
     def __str__(self) -> str:
         return self.text
+
+
+class StorageError(PerennialError):
+    """A store, or a disk of this machine, refuses what is asked of it; the words are its own."""
+
+    code = "storage-error"
+
+
+class StorageFull(StorageError):
+    """A store, or a disk, is full: who frees room repeats the command, which then goes on."""
+
+    code = "storage-full"
+
+
+class TaskFailed(PerennialError):
+    """A task of the cluster failed; the message is its innermost cause."""
+
+    code = "task-failed"
 
 
 class TrialFailed(PerennialError):

@@ -21,6 +21,7 @@ TREE = SourceTree(PACKAGE)
 # Room -> the rooms that it may import. Nothing else is allowed, and no circle is declared.
 _CORE = {
     "errors",
+    "causes",
     "redaction",
     "registry",
     "fields",
@@ -33,19 +34,20 @@ _CORE = {
 _DATA = _CORE | {"corpora"}
 EDGES: dict[str, set[str]] = {
     "errors": set(),
+    "causes": {"errors"},
     "version": set(),
     "redaction": set(),
     "registry": {"errors"},
-    "store": {"errors", "registry"},
+    "store": {"errors", "causes", "registry"},
     "fields": {"registry"},
     "optimizers": {"errors", "registry", "fields"},
     "schedules": {"errors", "registry", "fields"},
     "config": {"errors", "redaction", "registry", "fields", "schedules", "optimizers", "mixture"},
-    "corpora": {"errors", "registry", "store"},
+    "corpora": {"errors", "causes", "registry", "store"},
     "mixture": {"errors", "registry", "fields", "store"},
     "tracking": {"errors", "redaction", "store"},
     "training": _DATA | {"version"},
-    "evaluation": {"errors", "store", "fields", "config", "corpora"},
+    "evaluation": {"errors", "causes", "store", "fields", "config", "corpora"},
     "sources": {"errors", "redaction", "store", "fields", "config", "corpora"},
     "runs": _DATA | {"version", "training", "evaluation"},
     "audit": _DATA | {"training", "runs"},
@@ -60,7 +62,17 @@ EDGES: dict[str, set[str]] = {
     | {"tracking", "training", "evaluation", "sources", "runs", "audit", "controller"}
     | {"telemetry", "planning", "search", "report"},
     "__init__": {"errors", "version", "controller", "api"},
-    "cli": {"errors", "version", "config", "training", "evaluation", "sources", "runs", "audit"}
+    "cli": {
+        "errors",
+        "causes",
+        "version",
+        "config",
+        "training",
+        "evaluation",
+        "sources",
+        "runs",
+        "audit",
+    }
     | {"controller", "planning", "search", "report", "api"},
 }
 # Library -> the rooms (or modules) that may import it.

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 import perennial
+from perennial.causes import describe, is_storage_full, storage_error
 from perennial.cli.console import ProgressScreen, print_json, stdout_for_answers
-from perennial.errors import InputError, PerennialError, Terminated
+from perennial.errors import InputError, PerennialError, StorageError, TaskFailed, Terminated
 
 if TYPE_CHECKING:
     from perennial.api import Run
@@ -73,21 +74,27 @@ def as_command(verb: Callable[P, None]) -> Callable[P, None]:
                 _fail(_terminated(_STOPPED), as_json)
             except Terminated as ended:
                 _fail(_terminated(str(ended)), as_json)
-            except PerennialError as failure:
-                _fail(failure.to_dict(), as_json)
-            except OSError as failure:
-                # A store or this machine's files: the words of the service or the system, and
-                # what they are about.
-                message = {"code": "storage-error", "message": _name(failure), "exit_code": 1}
-                _fail(message, as_json)
+            except Exception as failure:
+                ending = _ending_of(failure)
+                if ending is None:
+                    raise
+                _fail(ending.to_dict(), as_json)
 
     return command
 
 
-def _name(failure: OSError) -> str:
-    if failure.strerror is None:
-        return str(failure)
-    return ": ".join(str(part) for part in (failure.filename, failure.strerror) if part)
+def _ending_of(failure: Exception) -> PerennialError | None:
+    """Return the failure to report in one line; None for a bug, which keeps its traceback."""
+    if isinstance(failure, InputError):
+        return failure
+    if is_storage_full(failure):
+        return failure if isinstance(failure, StorageError) else storage_error(failure)
+    if isinstance(failure, PerennialError):
+        return failure
+    if type(failure).__module__.partition(".")[0] == "ray":
+        # Its traceback is the cluster's; the store has it where an action failed.
+        return TaskFailed(describe(failure))
+    return storage_error(failure) if isinstance(failure, OSError) else None
 
 
 def _terminated(message: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import NoReturn
 from perennial import corpora
 from perennial.controller import evaluate_stage as judging
 from perennial.controller.context import Workspace
+from perennial.controller.failures import describe_failure
 from perennial.controller.ingest_stage import ingest, landing
 from perennial.controller.release import carry_out
 from perennial.controller.reuse_trial import adopt
@@ -29,7 +30,6 @@ from perennial.errors import (
     Terminated,
 )
 from perennial.runs import release_policy as policy
-from perennial.runs import retry_policy as attempts
 from perennial.runs.actions import Action, Outside, next_action
 from perennial.runs.events import Releasing, Retried, Trained
 from perennial.runs.job_factory import stage_job
@@ -295,8 +295,7 @@ class _Controller:
             raise  # wrong input, or another process wrote first: not the corpus's failure
         except Exception as failure:
             work.refresh()  # a controller that lost its charge writes nothing
-            before = work.state.corpora[name].attempt
-            failed = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
+            failed = describe_failure(work, name, work.state.corpora[name].attempt, failure)
             work.record(failed)
             if failed.next_try is None:
                 self.gave_up = failure
@@ -324,7 +323,7 @@ class _Controller:
         except Exception as failure:
             work.refresh()  # a controller that lost its charge stops here
             before = work.setbacks[name].attempt if name in work.setbacks else 0
-            failed = attempts.failed(name, before, failure, work.spec.stages, datetime.now(UTC))
+            failed = describe_failure(work, name, before, failure)
             work.setbacks[name] = failed
             again = f"not before {failed.next_try}" if failed.next_try else "by `perennial release`"
             work.log(

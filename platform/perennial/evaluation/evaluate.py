@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from perennial.causes import own_of
 from perennial.corpora import load_tokenizer, read_manifest
-from perennial.errors import InputError, PerennialError, find_cause
+from perennial.errors import InputError
 from perennial.evaluation.cache import keep_items, keep_losses, kept_items, kept_losses
 from perennial.evaluation.heldout import prompts, read_documents
 from perennial.evaluation.loss import Document, HeldoutLoss, document_losses, heldout_loss
@@ -168,8 +169,8 @@ def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) 
     try:
         answers: Answers = ray.get(remote.remote(store, folder_key, questions, tasks, cpus))
     except RayTaskError as failed:
-        # A damaged file is reported as itself, without Ray's traceback around it.
-        raise find_cause(failed, PerennialError) or failed from None
+        # A refusal is reported as itself, without Ray's traceback in its message.
+        raise own_of(failed) or failed from failed
     return answers
 
 

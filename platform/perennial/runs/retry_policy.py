@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from perennial.causes import causes, describe
 from perennial.config.run import StagesSpec
 from perennial.errors import MISTAKES, TrainingStopped
 from perennial.runs.events import Failed
@@ -35,27 +35,11 @@ def failed(
         corpus=corpus,
         attempt=attempt,
         attempts=spec.attempts,
-        reason=reason(failure),
+        reason=describe(failure)[:_LONGEST_REASON],
         next_try=(now + pause).isoformat(timespec="seconds") if again else None,
     )
 
 
 def may_pass(failure: BaseException) -> bool:
     """Return whether neither the failure nor any of its causes is bound to come again."""
-    return not any(isinstance(link, (*MISTAKES, TrainingStopped)) for link in _chain(failure))
-
-
-def reason(failure: BaseException) -> str:
-    """Return a failure in one line; a bug with its class, because `'x'` alone says little."""
-    line = " ".join(str(failure).split())
-    if not line or isinstance(failure, MISTAKES):
-        line = f"{type(failure).__name__}: {line}".rstrip(": ")
-    return line[:_LONGEST_REASON]
-
-
-def _chain(failure: BaseException) -> Iterator[BaseException]:
-    """Yield the failure and its causes, in this process or in a Ray task."""
-    link: BaseException | None = failure
-    while isinstance(link, BaseException):
-        yield link
-        link = getattr(link, "cause", None) or link.__cause__
+    return not any(isinstance(link, (*MISTAKES, TrainingStopped)) for link in causes(failure))

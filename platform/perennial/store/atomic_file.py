@@ -30,6 +30,9 @@ class PendingFile(io.BufferedWriter):
             os.fsync(self.fileno())
             super().close()
             self._publish(self._path)
+        except OSError as error:
+            self._name_place(error)
+            raise
         finally:
             self.discard()
 
@@ -47,7 +50,14 @@ class PendingFile(io.BufferedWriter):
         if kind is None:
             self.close()
         else:
+            if isinstance(error, OSError):
+                self._name_place(error)
             self.discard()
+
+    def _name_place(self, error: OSError) -> None:
+        """Name the folder in an error of the system, which knows no name where a write failed."""
+        if error.errno is not None and error.filename is None:
+            error.filename = str(self._path.parent)
 
     def __del__(self) -> None:
         # Without this the interpreter would call close() and publish half an object.

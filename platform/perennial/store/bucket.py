@@ -17,6 +17,7 @@ from perennial.errors import InputError
 from perennial.store.atomic_file import PendingFile
 from perennial.store.base import Objects, Store, markers_first
 from perennial.store.keys import pending_name, valid_key, valid_prefix
+from perennial.store.refusals import noted_remedy, raise_if_full, words_of
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -53,7 +54,10 @@ class BucketStore(Store):
 
     @abstractmethod
     def errors(self, name: str) -> AbstractContextManager[None]:
-        """Convert the service's errors into the OSErrors of `Store`, which name `name`."""
+        """Convert the service's errors into the OSErrors of `Store`, which name `name`.
+
+        Their text is what the server said, and a note on them the remedy where its code has one.
+        """
 
     @abstractmethod
     def create_marked(self, key: str, data: bytes, writer: str) -> None:
@@ -80,10 +84,6 @@ class BucketStore(Store):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove one object; absent is no error."""
-
-    @abstractmethod
-    def describe(self, error: OSError) -> str:
-        """Return the service's own code or words for an error that `errors` raised, in one line."""
 
     def read(self, key: str) -> bytes:
         with self.errors(self.name_of(key)):
@@ -174,38 +174,42 @@ class BucketStore(Store):
     def check(self) -> None:
         try:
             self.objects("", limit=1)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             raise InputError(
                 "store",
                 self.url,
-                f"bucket {self.place()[0]!r} does not exist",
+                f"bucket {self.place()[0]!r} does not exist ({words_of(error)})",
                 "make the bucket or correct the url",
                 code="bucket-missing",
-            ) from None
+            ) from error
         except PermissionError as error:
+            raise_if_full(self.url, error)
             raise InputError(
                 "store",
                 self.url,
-                f"the credentials were refused ({self.describe(error)})",
-                self.remedies.credentials,
+                f"the bucket may not be listed ({words_of(error)})",
+                noted_remedy(error) or self.remedies.credentials,
                 code="store-credentials",
             ) from error
         except OSError as error:
+            raise_if_full(self.url, error)
             raise InputError(
                 "store",
                 self.url,
-                f"cannot be reached ({self.describe(error)})",
-                self.remedies.unreachable,
+                f"cannot be reached ({words_of(error)})",
+                noted_remedy(error) or self.remedies.unreachable,
                 code="store-unreachable",
             ) from error
         try:
             sound = self._creates_once()
         except OSError as error:
+            raise_if_full(self.url, error)
             raise InputError(
                 "store",
                 self.url,
-                f"cannot be written ({self.describe(error)})",
-                "give these credentials the right to put, read and delete objects below this url",
+                f"cannot be written ({words_of(error)})",
+                noted_remedy(error)
+                or "give these credentials the right to put, read and delete objects below it",
                 code="store-not-writable",
             ) from error
         if not sound:

@@ -17,6 +17,7 @@ from perennial.errors import InputError
 from perennial.store.base import ObjectInfo, Objects
 from perennial.store.bucket import BucketStore, Remedies
 from perennial.store.keys import valid_key
+from perennial.store.refusals import with_remedy
 from perennial.store.schemes import STORES, parse_bucket_url
 
 if TYPE_CHECKING:
@@ -27,6 +28,26 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _CREDENTIALS = (
     "set GOOGLE_APPLICATION_CREDENTIALS to the file of an account that may list the bucket, or run "
     "`gcloud auth application-default login`"
+)
+
+_ADVICE = (
+    (
+        r"cloudkms|cryptoKey",
+        "give the bucket's service account the right to use its key (Cloud KMS CryptoKey "
+        "Encrypter/Decrypter)",
+    ),
+    (
+        r"short-lived token|Token used too (early|late)|reasonable timeframe",
+        "set this machine's clock by a time server: its requests seem to be of another time",
+    ),
+    (
+        r"Reauthentication|invalid_grant|expired",
+        "sign in again: `gcloud auth application-default login`",
+    ),
+    (r"billing", "open the billing account of the bucket's project"),
+    (r"quota|InsufficientStorage", "raise the project's quota, and repeat the command"),
+    (r"rateLimitExceeded|SlowDown", "repeat the command when the service is less busy"),
+    (r"bucket does not exist", "make the bucket or correct the url"),
 )
 
 
@@ -91,10 +112,6 @@ class GoogleStore(BucketStore):
         except FileNotFoundError:
             pass
 
-    def describe(self, error: OSError) -> str:
-        # The service's own words; with a name, `error` has them as its second argument.
-        return " ".join(str(error.strerror or error).split())
-
     def arrow(self) -> tuple[FileSystem, str]:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
@@ -141,6 +158,16 @@ def _connect(_pid: int, _emulator: str) -> GCSFileSystem:
 @contextmanager
 def _plain_errors(url: str) -> Iterator[None]:
     """Convert errors of gcsfs, aiohttp and google.auth into OSErrors that name `url`."""
+    try:
+        with _translated(url):
+            yield
+    except OSError as error:
+        with_remedy(error, _ADVICE)
+        raise
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
     from aiohttp import ClientError
     from gcsfs.retry import ChecksumError, HttpError
     from google.auth.exceptions import GoogleAuthError, TransportError
@@ -158,6 +185,8 @@ def _plain_errors(url: str) -> Iterator[None]:
     except HttpError as error:
         if error.code in (401, 403):
             raise PermissionError(errno.EACCES, str(error), url) from error
+        if error.code == 507:
+            raise OSError(errno.ENOSPC, str(error), url) from error
         raise ConnectionError(f"{url}: {error}") from error
     except ValueError as error:
         # gcsfs raises it for a request that the server calls invalid.

@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal
 
+from perennial.causes import remedy_of
 from perennial.errors import InputError
 from perennial.store.atomic_file import PendingFile
 from perennial.store.base import ObjectInfo, Objects, Store, markers_first
 from perennial.store.keys import is_pending, pending_name, valid_key, valid_prefix
+from perennial.store.refusals import raise_if_full, words_of
 from perennial.store.schemes import LOCAL_SCHEME, STORES, hide_secret
 
 if TYPE_CHECKING:
@@ -120,11 +122,14 @@ class LocalStore(Store):
                 raise NotADirectoryError(errno.ENOTDIR, f"{root} is not a folder")
             sound = LocalStore(str(root))._creates_once()
         except OSError as error:
+            raise_if_full(self.url, error)
+            known = "" if error.errno in (errno.EACCES, errno.EPERM) else remedy_of(error)
             raise InputError(
                 "store",
                 self.url,
-                f"cannot be written ({error.strerror or error})",
-                "name a folder that this user may create and write, on a file system with "
+                f"cannot be written ({words_of(error)})",
+                known
+                or "name a folder that this user may create and write, on a file system with "
                 "hard links",
                 code="store-not-writable",
             ) from error

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from perennial.store.base import ObjectInfo, Objects
 from perennial.store.bucket import BucketStore, Remedies
 from perennial.store.keys import valid_key
-from perennial.store.s3_client import arrow_options, connection, plain_errors, set_defaults
+from perennial.store.s3_client import (
+    answer_of,
+    arrow_options,
+    connection,
+    plain_errors,
+    set_defaults,
+)
 from perennial.store.schemes import STORES, parse_bucket_url
 
 if TYPE_CHECKING:
@@ -89,9 +95,6 @@ class S3Store(BucketStore):
     def delete(self, key: str) -> None:
         self._call("delete_object", key)
 
-    def describe(self, error: OSError) -> str:
-        return _response(error).get("Error", {}).get("Code") or " ".join(str(error).split())
-
     def arrow(self) -> tuple[FileSystem, str]:
         from pyarrow.fs import S3FileSystem
 
@@ -118,10 +121,5 @@ def _info(key: str, size_bytes: int, answer: dict[str, Any]) -> ObjectInfo:
 
 def _refused_by_condition(error: OSError) -> bool:
     """Return whether the server answered 412, or 409 while another writer is not finished."""
-    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status = answer_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status in (409, 412)
-
-
-def _response(error: OSError) -> dict[str, Any]:
-    """Return the server's answer that an error was made of; {} when there was none."""
-    return getattr(error.__cause__, "response", None) or {}

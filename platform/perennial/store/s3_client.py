@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
+
+from perennial.store.refusals import with_remedy
 
 if TYPE_CHECKING:
     from s3fs import S3FileSystem
@@ -22,6 +24,43 @@ _DEFAULTS = {
     "AWS_RETRY_MODE": "standard",
     "AWS_MAX_ATTEMPTS": "5",
 }
+_FULL = re.compile(r"Quota|StorageFull|InsufficientStorage")
+_REFUSED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed")
+_CLOCK = "set this machine's clock by a time server: its requests seem to be of another time"
+_REMEDIES: Sequence[tuple[str, str]] = (
+    (
+        r"kms",
+        "give these credentials the right to use the bucket's key: kms:GenerateDataKey and "
+        "kms:Decrypt",
+    ),
+    (_FULL.pattern, "free room in the bucket or raise its quota, and repeat the command"),
+    (r"^RequestTimeTooSkewed|^RequestExpired|^RequestInTheFuture", _CLOCK),
+    (
+        r"^ExpiredToken|^InvalidToken|^TokenRefreshRequired|token has expired|Token.*SSO|sso login",
+        "renew the session: `aws sso login`, or a new AWS_SESSION_TOKEN with its keys",
+    ),
+    (
+        r"^PermanentRedirect|^AuthorizationHeaderMalformed|^IllegalLocationConstraint|^301"
+        r"|region .* is wrong",
+        "set AWS_DEFAULT_REGION (and AWS_ENDPOINT_URL, where it is set) to the bucket's region",
+    ),
+    (
+        r"^InvalidAccessKeyId|^SignatureDoesNotMatch|Unable to locate credentials|^Partial cred",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to ones that may list "
+        "the bucket",
+    ),
+    (
+        r"^AccessDenied|^403|^AllAccessDisabled",
+        "give these credentials the right to list the bucket and to put, read and delete objects",
+    ),
+    (
+        r"Could not connect|Name or service not known",
+        "make the server reachable; AWS_ENDPOINT_URL and AWS_DEFAULT_REGION name it",
+    ),
+    (r"^NoSuchBucket", "make the bucket or correct the url"),
+    (r"^SlowDown|^ServiceUnavailable|^503", "repeat the command when the server is less busy"),
+)
+"""What the server's code and words begin with or hold, and what is to be done then."""
 _AWS_HOST = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 
 
@@ -99,20 +138,70 @@ def arrow_options() -> dict[str, Any]:
 
 @contextmanager
 def plain_errors(url: str) -> Iterator[None]:
-    """Convert errors of botocore, aiohttp and s3fs into OSErrors that name `url`."""
+    """Convert errors of botocore, aiohttp and s3fs into OSErrors that name `url`.
+
+    What the server answered is in their text, and the remedy for its code in a note.
+    """
     from botocore.exceptions import (
         BotoCoreError,
         CredentialRetrievalError,
         NoCredentialsError,
         PartialCredentialsError,
+        TokenRetrievalError,
     )
     from s3fs.core import S3_RETRYABLE_ERRORS
 
     try:
         yield
     except FileNotFoundError as error:
+        missing = answer_of(error).get("Error", {})
+        if missing.get("Code") == "NoSuchBucket":
+            raise with_remedy(_refusal(missing, errno.ENOENT, url), _REMEDIES) from error
         raise FileNotFoundError(errno.ENOENT, "no such object", url) from error
-    except (CredentialRetrievalError, NoCredentialsError, PartialCredentialsError) as error:
-        raise PermissionError(errno.EACCES, str(error), url) from error
+    except (
+        CredentialRetrievalError,
+        NoCredentialsError,
+        PartialCredentialsError,
+        TokenRetrievalError,
+    ) as error:
+        raise with_remedy(PermissionError(errno.EACCES, str(error), url), _REMEDIES) from error
     except (BotoCoreError, *S3_RETRYABLE_ERRORS) as error:
-        raise ConnectionError(f"{url}: {error}") from error
+        raise with_remedy(ConnectionError(f"{url}: {error}"), _REMEDIES) from error
+    except OSError as error:
+        answer = _worded(answer_of(error), url)
+        if not answer:
+            raise
+        refusal = _refusal(answer.get("Error", {}), _number(answer, error), url)
+        raise with_remedy(refusal, _REMEDIES) from error.__cause__
+
+
+def answer_of(error: OSError) -> dict[str, Any]:
+    """Return the server's answer that an error was made of; {} when there was none."""
+    return getattr(error.__cause__, "response", None) or {}
+
+
+def _worded(answer: dict[str, Any], url: str) -> dict[str, Any]:
+    """Return the answer, or that of a listing: the answer to a HEAD has a number and no words."""
+    if answer.get("Error", {}).get("Code", "").isdecimal():
+        bucket = url.partition("://")[2].partition("/")[0]
+        try:
+            connection().call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        except OSError as error:
+            return answer_of(error) or answer
+    return answer
+
+
+def _refusal(answer: Mapping[str, str], number: int, url: str) -> OSError:
+    """Return the error of an answer: the server's code and its own words."""
+    return OSError(number, ": ".join(filter(None, map(answer.get, ("Code", "Message")))), url)
+
+
+def _number(answer: Mapping[str, Any], error: OSError) -> int:
+    """Return the errno of an answer; OSError makes a PermissionError and so on of it."""
+    code = answer.get("Error", {}).get("Code", "")
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status == 507 or _FULL.search(code):
+        return errno.ENOSPC
+    if status in (401, 403) or isinstance(error, PermissionError) or code in _REFUSED:
+        return errno.EACCES
+    return error.errno or errno.EIO

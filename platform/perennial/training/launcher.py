@@ -12,6 +12,7 @@ import ray
 from ray.train import RunConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from perennial.causes import innermost_of
 from perennial.errors import MISTAKES, Terminated, TrainingFailed, TrainingStopped
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
@@ -19,7 +20,7 @@ from perennial.training.checkpoint.reader import check_optimizer_of
 from perennial.training.job import Job
 from perennial.training.ray.elastic import ElasticTrainer
 from perennial.training.ray.environment import allocator_environment
-from perennial.training.ray.internals import TrainingFailedError, exceptions_of_workers
+from perennial.training.ray.internals import TrainingFailedError, failures_of_workers
 from perennial.training.ray.preemption import PreemptibleTorchConfig, Termination
 
 _POLL_SECONDS = 0.25
@@ -204,7 +205,9 @@ def _fit(job: Job, actor: Any) -> None:
         try:
             trainer.fit()
         except TrainingFailedError as failed:
-            raise TrainingFailed(f"{job.name}: {_last_line(failed)}") from _mistake_in(failed)
+            first, line = _first_failure(failed)
+            failed.__cause__ = first if isinstance(first, MISTAKES) else None
+            raise TrainingFailed(f"{job.name}: {line}") from failed
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -214,16 +217,18 @@ def _train(config: dict[str, Any]) -> None:
     train(config)
 
 
-def _mistake_in(failed: BaseException) -> BaseException | None:
-    """Return the mistake that a worker raised, or None.
+def _first_failure(failed: BaseException) -> tuple[BaseException, str]:
+    """Return what ended a worker group, and its innermost cause in one line.
 
-    The other workers only lost the connection to that one.
+    A mistake of one worker is what counts: the others only lost the connection to that one.
     """
-    raised = exceptions_of_workers(failed)
-    return next((error for error in raised if isinstance(error, MISTAKES)), None)
 
+    def rank(failure: tuple[BaseException, str]) -> int:
+        if isinstance(failure[0], MISTAKES):
+            return 0
+        # Lost connections are errors of these classes.
+        return 2 if isinstance(failure[0], RuntimeError | ConnectionError) else 1
 
-def _last_line(failed: BaseException) -> str:
-    # Ray's text ends with the worker's own exception, behind its traceback.
-    lines = [line for line in str(failed).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(failed).__name__
+    raised = failures_of_workers(failed)
+    first, printed = min(raised, key=rank, default=(failed, str(failed)))
+    return first, innermost_of(printed)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from perennial.controller import evaluate_stage, loop
 from perennial.controller.context import Workspace
 from perennial.controller.decisions import choices
 from perennial.controller.loop import _Controller, advance, todo
-from perennial.errors import InputError, Superseded
+from perennial.errors import InputError, StorageFull, Superseded
 from perennial.evaluation import Answers, HeldoutLoss, Questions
 from perennial.runs.ledger import Ledger
 from perennial.runs.stage_planner import decide_stage
@@ -76,8 +78,35 @@ def test_a_mistake_is_not_tried_again_and_its_kind_is_told(work: Workspace) -> N
     controller._try("a", lambda: _raising(TypeError("no such operand")))
     corpus = work.state.corpora["a"]
     assert (corpus.attempt, corpus.next_try) == (1, None)
-    assert corpus.reason == "TypeError: no such operand"
+    reason, _, rest = corpus.reason.partition(" (the whole text: ")
+    assert reason == "TypeError: no such operand"
+    whole = work.store.read(rest.removesuffix(")")).decode()
+    assert whole.startswith("Traceback (most recent call last)")
+    assert "in _raising" in whole
     assert isinstance(controller.gave_up, TypeError)
+
+
+def test_the_text_of_a_failure_holds_no_secret_and_is_never_overwritten(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush-hush")
+    _write(work, "a", *WALK[:4])
+    for failure in ("hush-hush-hush", "http://user:hush@host/a?X-Amz-Signature=hush"):
+        _Controller(work, reschedule=False)._try("a", partial(_raising, OSError(failure)))
+        assert "hush" not in work.state.corpora["a"].reason
+        work.record(event_of("retried", work.state, "a"))  # attempts are counted from the start
+    texts = [work.store.read(info.key).decode() for info in work.store.list("failures/a")]
+    assert len(texts) == 2
+    assert "hush" not in "".join(texts)
+
+
+def test_a_full_storage_is_no_failure_of_the_corpus(work: Workspace) -> None:
+    _write(work, "a", *WALK[:4])
+    full = OSError(errno.ENOSPC, "No space left on device", "/store/a")
+    with pytest.raises(StorageFull, match="/store/a: No space left on device; free room"):
+        _Controller(work, reschedule=False)._try("a", lambda: _raising(full))
+    assert work.state.corpora["a"].state == "training"
+    assert work.store.list("failures") == []
 
 
 @pytest.mark.parametrize("end", [InputError("w", "f", "p", "r"), Superseded("another")])

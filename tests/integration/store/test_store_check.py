@@ -78,7 +78,7 @@ def test_wrong_credentials_are_refused_and_not_shown(
         pytest.skip("moto accepts any credentials")
     monkeypatch.setenv(name, "wrong-secret")
     line = refusal(s3_url)
-    assert f"the credentials were refused ({code})" in line
+    assert f"the bucket may not be listed ({code}" in line
     assert "wrong-secret" not in line
     assert s3_server.secret_key not in line
 
@@ -109,7 +109,7 @@ def test_credentials_that_may_only_read_are_refused(
     client.close()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "reader")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "reader-secret")
-    assert "cannot be written (AccessDenied)" in refusal(s3_url)
+    assert "cannot be written (AccessDenied" in refusal(s3_url)
 
 
 def test_a_server_that_does_not_answer_is_refused(

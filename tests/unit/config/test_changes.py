@@ -201,7 +201,7 @@ def test_a_pinned_field_may_be_written_out_where_an_older_version_did_not_know_i
         Workspace(spec, "run.yaml").check_run()
 
 
-def begun(spec: RunSpec, store_ledger: Ledger | None = None) -> tuple[RunState, Started]:
+def begun(spec: RunSpec, ledger: Ledger | None = None) -> tuple[RunState, Started]:
     """Return a run whose first stage, on corpus `a`, was started, and its event."""
     state = RunState()
     events: list[Event] = [Opened(at=AT, spec=spec.model_dump(mode="json"))]
@@ -214,8 +214,9 @@ def begun(spec: RunSpec, store_ledger: Ledger | None = None) -> tuple[RunState, 
     # As the ledger gives it back.
     state.apply(read := decode(encode(started)))
     assert read == started
-    for event in [*events, started] if store_ledger else []:
-        store_ledger.append(event)
+    if ledger is not None:
+        for event in [*events, started]:
+            ledger.append(event)
     return state, started
 
 

@@ -30,6 +30,7 @@ from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
 from perennial.corpora.ingest.read import PieceResult, scatter_piece
 from perennial.corpora.ingest.sample import list_inputs, sample_texts
+from perennial.corpora.ingest.task_failures import TRIED_AGAIN, carried, raise_carried
 from perennial.corpora.ingest.write import gather_shard, has_files, write_holdout
 from perennial.corpora.manifest import (
     CorpusManifest,
@@ -41,7 +42,7 @@ from perennial.corpora.manifest import (
 )
 from perennial.corpora.reuse import borrow_corpus
 from perennial.corpora.tokenizer import load_tokenizer
-from perennial.errors import InputError, PerennialError, find_cause
+from perennial.errors import InputError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -148,7 +149,8 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
     def run(pass_name: str, parts: int, do: Callable[[int], BaseModel]) -> list[str]:
         def task(row: dict[str, Any]) -> dict[str, Any]:
             index = int(row["item"])
-            return {"index": index, "result": do(index).model_dump_json()}
+            failure, result = carried(lambda: do(index).model_dump_json())
+            return {"index": index, "result": result, "failure": failure}
 
         return _run(task, parts, cpus, lambda done: report(pass_name, done, parts))
 
@@ -197,6 +199,7 @@ def _run(
     finished = 0
     for start in range(0, tasks, _TASKS_AT_ONCE):
         for row in _iterate_rows(task, range(start, min(start + _TASKS_AT_ONCE, tasks)), cpus):
+            raise_carried(row["failure"])
             results[row["index"]] = row["result"]
             finished += 1
             done(finished)
@@ -207,22 +210,15 @@ def _iterate_rows(
     task: Callable[[dict[str, Any]], dict[str, Any]], indices: Sequence[int], cpus: float
 ) -> Iterator[dict[str, Any]]:
     import ray.data
-    from ray.exceptions import RayTaskError
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # pyarrow retries most failures of S3 itself, but not an answer that breaks off in its body.
-    # Its wrapper loses the cause on the way to this process, and a refusal is one.
-    context.raise_original_map_exception = True
-    context.retried_map_errors, context.max_map_retries = ["AWS Error"], 5
+    context.retried_map_errors, context.max_map_retries = [TRIED_AGAIN], 5
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = ray.data.from_items(list(indices), override_num_blocks=len(indices))
-    try:
-        yield from items.map(task, num_cpus=cpus).iter_rows()
-    except RayTaskError as error:
-        # A refusal inside a task is reported as itself, without Ray's traceback around it.
-        raise find_cause(error, PerennialError) or error from None
+    yield from items.map(task, num_cpus=cpus).iter_rows()
 
 
 def _check_quality(

@@ -25,6 +25,7 @@ import tenacity
 import torch
 import torch.distributed as dist
 
+from perennial.causes import remedy_of
 from perennial.errors import StoreFailed
 from perennial.schedules import to_dict
 from perennial.store import Store
@@ -322,4 +323,6 @@ def _this_boot() -> str:
 
 
 def _in_one_line(failed: BaseException) -> str:
-    return " ".join(f"{type(failed).__name__}: {failed}".split())[:300]
+    line = " ".join(f"{type(failed).__name__}: {failed}".split())[:400]
+    remedy = remedy_of(failed)
+    return f"{line}; {remedy}" if remedy else line

@@ -43,7 +43,7 @@ __all__ = [
     "TorchBackend",
     "TrainingFailedError",
     "WorkerGroupCallback",
-    "exceptions_of_workers",
+    "failures_of_workers",
     "is_actor_alive",
     "is_node_drained",
 ]
@@ -146,7 +146,13 @@ def is_node_drained() -> bool:
     return get_train_context().preemption_context.preemption_info is not None
 
 
-def exceptions_of_workers(failed: BaseException) -> list[BaseException]:
-    """Return what the workers of a failed group raised, without Ray's wrappers."""
-    failures = getattr(failed, "worker_failures", {}).values()
-    return [getattr(failure, "_base_exc", failure) for failure in failures]
+def failures_of_workers(failed: BaseException) -> list[tuple[BaseException, str]]:
+    """Return what ended a worker group, without Ray's wrappers, each with its printed traceback."""
+    failures = [*getattr(failed, "worker_failures", {}).values()]
+    failures += filter(None, [getattr(failed, "controller_failure", None)])
+    return [(getattr(failure, "_base_exc", failure), _printed(failure)) for failure in failures]
+
+
+def _printed(failure: BaseException) -> str:
+    text = str(failure)
+    return text if 'File "' in text else f"{type(failure).__name__}: {text}"
