@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from perennial.causes import causes
 from perennial.cli.app import app
 from perennial.config import RunSpec
 from perennial.errors import TrainingFailed
@@ -94,7 +95,8 @@ def test_a_mistake_in_a_worker_is_not_tried_again_by_the_controller(tmp_path: Pa
     job = stage_job(spec, ledger.state, ledger.state.stages[0], {"help": manifest})
     with pytest.raises(TrainingFailed) as failure:
         run_job(replace(job, dtype="no-such-type"), lambda _: None)
-    assert isinstance(failure.value.__cause__, TypeError)
+    assert any(isinstance(link, TypeError) for link in causes(failure.value))
+    assert str(failure.value).startswith("00-help: TypeError: ")
     assert failed("help", 0, failure.value, spec.stages, datetime.now(UTC)).next_try is None
 
 

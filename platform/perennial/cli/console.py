@@ -29,9 +29,43 @@ if TYPE_CHECKING:
 PLAIN_LINE_SECONDS = 5.0
 _LANDED_SHOWN = 3
 _BAD_SHOWN = 5
+_MEASURED_STEPS = 2
+"""Steps that a speed is computed from, at least: the first one also pays for what is made once."""
 
 log = Console(stderr=True, highlight=False)
 out = Console(highlight=False, soft_wrap=True)
+
+
+class Pace:
+    """The speed of a worker group, from the seconds that its workers measured.
+
+    Steps arrive many at a time, the first ones together with the news that the group started: the
+    clock of this process says nothing of them.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a step."""
+        self._steps = 0
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add finished steps."""
+        self._steps += len(rows)
+        self._tokens += sum(row["batch_tokens"] for row in rows)
+        self._seconds += sum(sum(row["seconds"].values()) for row in rows)
+
+    def show(self, steps_left: int) -> str:
+        """Return speed and time left, for the progress line; "" before enough was measured.
+
+        Args:
+            steps_left: optimizer steps until the job ends.
+        """
+        if self._steps < _MEASURED_STEPS or not self._seconds:
+            return ""
+        left = int(steps_left * self._seconds / self._steps)
+        speed = f"{self._tokens / self._seconds:,.0f} tokens/s"
+        return f"  {speed}  {left // 60}:{left % 60:02d} left"
 
 
 class ProgressScreen(RunObserver):
@@ -40,8 +74,7 @@ class ProgressScreen(RunObserver):
     def __init__(self) -> None:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
-        self._began = 0.0
-        self._begun_at_step = 0
+        self._pace = Pace()
         self._printed_at = 0.0
         self._phase = ""
 
@@ -71,13 +104,14 @@ class ProgressScreen(RunObserver):
     def job_progressed(self, work: ObservedRun, job: Job, progress: Progress) -> None:
         """Show steps, phase, loss, learning rate, speed and time left."""
         for step, world_size in progress.started:
-            self._began, self._begun_at_step = time.monotonic(), step
+            self._pace = Pace()
             if step > job.first_step:
                 group = "1 worker goes" if world_size == 1 else f"{world_size} workers go"
                 self.message(f"{job.name}: {group} on from step {step:,}")
         if not progress.rows:
             return
         row = progress.rows[-1]
+        self._pace.add(progress.rows)
         status = self._status(job, row)
         if self._bars is not None and self._task is not None:
             self._bars.update(
@@ -94,14 +128,9 @@ class ProgressScreen(RunObserver):
         self._phase = row["phase"]
 
     def _status(self, job: Job, row: dict[str, Any]) -> str:
-        done = row["step"] - self._begun_at_step
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        left = int((job.last_step - row["step"]) * seconds / max(done, 1))
         return (
             f"{row['phase']:8} step {row['step'] - job.first_step:,}/{job.mix.steps:,}  "
-            f"{progress_text(row)}  "
-            f"{done * job.tokens_per_step / seconds:,.0f} tokens/s  "
-            f"{left // 60}:{left % 60:02d} left"
+            f"{progress_text(row)}{self._pace.show(job.last_step - row['step'])}"
         )
 
     def job_ended(self, work: ObservedRun, job: Job) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
 _LONGEST_BODY_BYTES = 1 << 20
+SHORTEST_SECONDS = 1.0
+"""Time between the ends of two pauses, at least, however many events are posted."""
 
 
 class Wakeup:
     """A pause that ends early when an S3 event is posted to `port`.
 
     A request says only when to look: its body is discarded unread, because it is not authenticated.
+
+    Events that come close together end one pause: a producer may write thousands of objects, and
+    each look lists the inbox. None is lost: one that comes after a pause has ended ends the next.
 
     Args:
         port: TCP port to listen on, 0 for any free one; None listens on none.
@@ -22,6 +28,7 @@ class Wakeup:
 
     def __init__(self, port: int | None, log: Callable[[str], None]) -> None:
         self._woken = threading.Event()
+        self._not_before = 0.0
         self._server: ThreadingHTTPServer | None = None
         if port is not None:
             self._server = ThreadingHTTPServer(("", port), _handler(self._woken))
@@ -51,7 +58,11 @@ class Wakeup:
     def wait(self, seconds: float) -> bool:
         """Sleep for some seconds; return True when a request ended the pause."""
         woken = self._woken.wait(seconds)
+        if woken:
+            time.sleep(max(0.0, self._not_before - time.monotonic()))
+        # Before the look, which sees what was there when this was cleared.
         self._woken.clear()
+        self._not_before = time.monotonic() + SHORTEST_SECONDS
         return woken
 
 

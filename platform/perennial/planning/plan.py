@@ -325,7 +325,8 @@ def _measured(work: Workspace) -> Speed | None:
             continue
         folder = checkpoint.folder_of(stage.folder, step)
         manifest = checkpoint.read_manifest(work.store, folder)
-        rows = checkpoint.read_rows(work.store, folder, manifest)[-_RECENT_STEPS:]
+        recent = checkpoint.read_rows(work.store, folder, manifest)[-_RECENT_STEPS:]
+        rows = [row for row in recent if "tokens_per_second" in row]  # not those left out
         if rows:
             tokens = sum(row["batch_tokens"] for row in rows)
             seconds = sum(row["batch_tokens"] / row["tokens_per_second"] for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.controller.webhook import Wakeup
+from perennial.controller.webhook import SHORTEST_SECONDS, Wakeup
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
 from tests.support.tiny_run import tiny_run, write_run, write_texts
@@ -75,3 +76,26 @@ def test_a_posted_event_ends_the_pause_and_nothing_of_it_is_believed() -> None:
             assert answer.status == 204
         waiting.join()
         assert woken == [True]
+
+
+def test_many_posted_events_end_few_pauses_and_the_last_is_not_lost() -> None:
+    began, events = time.monotonic(), 100
+    posted: list[int] = []
+    ended: list[float] = []
+    last_seen = threading.Event()
+    with Wakeup(0, lambda _: None) as wakeup:
+
+        def look() -> None:
+            while not last_seen.is_set():
+                if wakeup.wait(60):
+                    ended.append(time.monotonic())
+                    if len(posted) == events:
+                        last_seen.set()
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        for number in range(events):
+            with urllib.request.urlopen(f"http://127.0.0.1:{wakeup.port}/", b"{}"):
+                posted.append(number)
+        looking.join()
+    assert len(ended) <= 1 + (ended[-1] - began) / SHORTEST_SECONDS

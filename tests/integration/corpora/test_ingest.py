@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pydoc_data.topics import topics
+from traceback import format_exception
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import pytest
 
 from perennial.audit.counts import check_contents
 from perennial.audit.files import QuarantineContents, read_file, read_holdout, read_quarantine
+from perennial.causes import is_storage_full
 from perennial.corpora import (
     CorpusManifest,
     IngestSettings,
@@ -37,6 +40,7 @@ from perennial.corpora.ingest.pipeline import ingest_corpus
 from perennial.corpora.manifest import StoredFile, sum_counts
 from perennial.store import Store, open_store
 from tests.support.refusal import refused
+from tests.support.small_disk import remount, small_disk
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -640,3 +644,25 @@ def test_of_two_ingests_at_once_nothing_is_lost_or_doubled(
     assert found == [expected.digest] * 2
     named = {f.file: f.sha256 for f in (*expected.shards, *expected.holdout, *expected.digests)}
     assert {k: v for k, v in digests(store).items() if "staging" not in k} == named
+
+
+@pytest.mark.long
+def test_an_ingest_that_fills_the_disk_says_so_and_goes_on_when_there_is_room(
+    files: list[Path], tmp_path: Path
+) -> None:
+    sound = local(tmp_path, "sound")
+    inbox = prepared(sound, files)
+    manifest = ingest_corpus(sound, inbox, "en", SETTINGS)
+    with small_disk(tmp_path / "disk", 64) as disk:
+        store = open_store(disk)
+        borrow_tokenizer(store, sound)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            ingest_corpus(store, inbox, "en", SETTINGS)
+        # As it was raised in the task, and with the task's traceback.
+        assert caught.value.errno == errno.ENOSPC
+        assert str(disk) in str(caught.value)
+        assert "write" in "".join(format_exception(caught.value))
+        assert is_storage_full(caught.value)
+        remount(disk, "size=64m")
+        assert ingest_corpus(store, inbox, "en", SETTINGS).digest == manifest.digest
+        assert digests(store) == digests(sound)

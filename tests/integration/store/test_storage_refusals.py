@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -22,6 +20,7 @@ from perennial.errors import InputError, PerennialError, StorageFull
 from perennial.store import LocalStore, open_store
 from perennial.store.keys import is_pending
 from tests.support.google_server import GoogleServer
+from tests.support.small_disk import fill, remount, small_disk
 from tests.support.tiny_run import tiny_run, write_run
 
 
@@ -150,42 +149,17 @@ async def _at_once(_seconds: float) -> None:
     pass
 
 
-@contextmanager
-def small_disk(folder: Path, size_kb: int) -> Iterator[Path]:
-    """Mount a real file system of so many kilobytes; skip where this user may not."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small file system needs the right to mount: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     with small_disk(tmp_path / "disk", 256) as folder:
         yield folder
 
 
-def _fill(disk: Path) -> Path:
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as sink:
-        while True:
-            try:
-                sink.write(bytes(4096))
-            except OSError as full:
-                assert full.errno == errno.ENOSPC
-                return ballast
-
-
 def test_a_full_disk_damages_nothing_and_goes_on_when_there_is_room(disk: Path) -> None:
     store = LocalStore(str(disk / "store"))
     store.write("a", b"before")
     assert store.create("ledger/0", b"first")
-    ballast = _fill(disk)
+    ballast = fill(disk)
     content = b"x" * 100_000
     operations = (
         lambda: store.write("a", content),
@@ -215,7 +189,7 @@ def test_a_command_on_a_full_disk_is_one_line_and_goes_on_when_there_is_room(
     run_file = str(write_run(tmp_path, tiny_run(tmp_path, str(disk / "store"))))
     text = str(tmp_path / "numbers.txt")
     Path(text).write_text("\n\n".join(f"{number} is a number" for number in range(20_000)))
-    ballast = _fill(disk)
+    ballast = fill(disk)
     ended = CliRunner().invoke(app, ["land", run_file, "help", text, "--json"])
     assert ended.exit_code == 1
     assert '"code": "storage-full"' in ended.stdout
@@ -226,14 +200,14 @@ def test_a_command_on_a_full_disk_is_one_line_and_goes_on_when_there_is_room(
     ballast.write_bytes(b"")  # room for a part of it
     ended = CliRunner().invoke(app, ["land", run_file, "help", text])
     assert (ended.exit_code, len(ended.stderr.splitlines())) == (1, 1)
-    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+    remount(disk, "size=8m")
     assert CliRunner().invoke(app, ["land", run_file, "help", text]).exit_code == 0
 
 
 def test_a_read_only_file_system_is_told_as_one(disk: Path) -> None:
     store = LocalStore(str(disk / "store"))
     store.write("a", b"before")
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    remount(disk, "ro")
     with pytest.raises(InputError, match=r"Read-only file system.*mount that file system writable"):
         store.check()
     assert store.read("a") == b"before"

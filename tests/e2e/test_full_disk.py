@@ -1,0 +1,68 @@
+"""A run whose disk is too small: one line each time, and the same weights once there is room."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial.runs.ledger import Ledger
+from perennial.store import open_store
+from perennial.training.checkpoint import manifest as checkpoint
+from tests.support.cli import perennial, perennial_json, start
+from tests.support.small_disk import remount, small_disk
+from tests.support.tiny_run import tiny_run, write_run, write_texts
+
+FIRST_KB = 700
+"""what the texts and a part of the ingest take"""
+
+
+def _run_file(folder: Path, store: Path) -> Path:
+    document: dict[str, Any] = tiny_run(folder, str(store))
+    document["training"] |= {"workers": 1, "micro_batch": 8, "checkpoint_every": "3 steps"}
+    folder.mkdir(exist_ok=True)
+    return write_run(folder, document)
+
+
+def _weights(store: Path) -> dict[str, str]:
+    opened = open_store(store)
+    (end,) = Ledger(opened).read().ends.values()
+    files = checkpoint.read_manifest(opened, end).files
+    return {name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.long
+def test_a_run_on_a_disk_that_fills_up_goes_on_whenever_there_is_more_room(tmp_path: Path) -> None:
+    text = write_texts(tmp_path)["help"]
+    with small_disk(tmp_path / "disk", FIRST_KB) as disk:
+        run_file = _run_file(tmp_path / "small", disk / "store")
+        perennial("land", run_file, "help", text)
+        size_kb, refused = FIRST_KB, []
+        while True:
+            process = start("run", run_file, "--json")
+            out, err = process.communicate()
+            if process.returncode == 0:
+                break
+            assert process.returncode == 1, err[-4000:]
+            assert "Traceback" not in err
+            error = json.loads(out)["error"]
+            assert error["code"] == "storage-full"
+            assert err.splitlines()[-1] == f"perennial: {error['message']}"
+            assert "free room" in error["message"]
+            refused.append(error["message"])
+            size_kb = size_kb * 5 // 4
+            remount(disk, f"size={size_kb}k")
+        states = perennial_json("status", run_file)["corpora"]
+        assert states == {"help": "passed"}
+        remount(disk, "size=64m")
+        proof = perennial_json("verify", run_file)
+        assert (proof["holds"], proof["findings"]) == (True, [])
+        assert "failed" not in Ledger(open_store(disk / "store")).read().corpora["help"].event_kinds
+        weights = _weights(disk / "store")
+    assert len(refused) > 2, refused
+    undisturbed = _run_file(tmp_path / "large", tmp_path / "large" / "store")
+    perennial("land", undisturbed, "help", text)
+    perennial("run", undisturbed)
+    assert weights == _weights(tmp_path / "large" / "store")
