@@ -75,7 +75,7 @@ def as_command(verb: Callable[P, None]) -> Callable[P, None]:
             except Terminated as ended:
                 _fail(_terminated(str(ended)), as_json)
             except Exception as failure:
-                ending = _ending_of(failure)
+                ending = ending_of(failure)
                 if ending is None:
                     raise
                 _fail(ending.to_dict(), as_json)
@@ -83,7 +83,7 @@ def as_command(verb: Callable[P, None]) -> Callable[P, None]:
     return command
 
 
-def _ending_of(failure: Exception) -> PerennialError | None:
+def ending_of(failure: Exception) -> PerennialError | None:
     """Return the failure to report in one line; None for a bug, which keeps its traceback."""
     if isinstance(failure, InputError):
         return failure

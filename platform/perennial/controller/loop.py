@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from perennial import corpora
+from perennial.causes import describe
 from perennial.controller import evaluate_stage as judging
 from perennial.controller.context import Workspace
 from perennial.controller.failures import describe_failure
@@ -215,7 +216,7 @@ def _due(work: Workspace) -> list[Releasing]:
     try:
         due = policy.due(work.spec, work.state, checkpoints, now())
     except (InputError, *MISTAKES) as undecidable:
-        work.leave_undecided(attempts.reason(undecidable))
+        work.leave_undecided(describe(undecidable))
         return []
     work.leave_undecided("")
     return due

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from perennial.causes import describe
 from perennial.config.search import Choices, Point, Span
 from perennial.errors import TrialFailed
 from perennial.search.advisor import next_point
@@ -210,11 +211,11 @@ def _tune(
         )
         with _terminable():
             results = list(tuner.fit())
-    failed = {_point(r.config).name: str(r.error) for r in results if r.error is not None}
+    failed = {_point(r.config).name: r.error for r in results if r.error is not None}
     if failed:
-        name, why = next(iter(failed.items()))
-        last = [line for line in why.splitlines() if line.strip()][-1].strip()
-        raise TrialFailed(f"{len(failed)} of {len(results)} trials failed; {name}: {last}")
+        name, error = next(iter(failed.items()))
+        line = describe(error)
+        raise TrialFailed(f"{len(failed)} of {len(results)} trials failed; {name}: {line}")
     if any(_SECOND not in (r.metrics or {}) for r in results):
         raise KeyboardInterrupt  # Tune ends on one without passing it on
     return {_point(r.config): _values(r.metrics or {}) for r in results}

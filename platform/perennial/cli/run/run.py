@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from perennial.causes import describe
 from perennial.cli.command import (
     AsJson,
     DryRun,
@@ -13,6 +14,7 @@ from perennial.cli.command import (
     Reschedule,
     RunFile,
     TakeOver,
+    ending_of,
     open_run,
     print_preview,
 )
@@ -76,7 +78,7 @@ def watch(
     def print_look(look: WatchedLook) -> None:
         nonlocal said
         # What is met again at every look is printed once.
-        failure, before = str(look.failure or ""), said
+        failure, before = _one_line(look.failure), said
         said = failure
         if look.summary is not None:
             _print_summary(look.summary, run_file, as_json)
@@ -95,6 +97,10 @@ def watch(
         reschedule=reschedule,
         take_over=take_over,
     )
+
+
+def _one_line(failure: Exception | None) -> str:
+    return "" if failure is None else str(ending_of(failure) or describe(failure))
 
 
 def _print_end(summary: TrainingSummary, run_file: str, as_json: bool) -> None:
