@@ -15,7 +15,7 @@ from tests.support.cli import perennial, perennial_json, start
 from tests.support.small_disk import remount, small_disk
 from tests.support.tiny_run import tiny_run, write_run, write_texts
 
-FIRST_KB = 700
+FIRST_KB = 600
 """what the texts and a part of the ingest take"""
 
 
@@ -52,7 +52,8 @@ def test_a_run_on_a_disk_that_fills_up_goes_on_whenever_there_is_more_room(tmp_p
             assert err.splitlines()[-1] == f"perennial: {error['message']}"
             assert "free room" in error["message"]
             refused.append(error["message"])
-            size_kb = size_kb * 5 // 4
+            print(size_kb, error["message"], flush=True)
+            size_kb = size_kb * 3 // 2
             remount(disk, f"size={size_kb}k")
         states = perennial_json("status", run_file)["corpora"]
         assert states == {"help": "passed"}

@@ -65,7 +65,6 @@ def of_ray_data(failure: Exception) -> Exception:
         ),
         (TrainingFailed("00-a: ValueError: x"), "00-a: ValueError: x"),
     ],
-    ids=repr,
 )
 def test_a_failure_is_one_line_with_its_innermost_cause(failure: Exception, line: str) -> None:
     assert describe(failure) == line
@@ -112,7 +111,6 @@ def test_causes_that_name_each_other_end() -> None:
         TrainingStopped("00-a: 3 checkpoints could not be stored: No space left on device"),
         RuntimeError("(sqlite3.OperationalError) database or disk is full"),
     ],
-    ids=repr,
 )
 def test_a_full_storage_is_known_wherever_it_was_met(failure: Exception) -> None:
     assert is_storage_full(failure)
