@@ -212,7 +212,7 @@ def begun(spec: RunSpec, ledger: Ledger | None = None) -> tuple[RunState, Starte
         state.apply(events[-1])
     started = decide_stage(spec, state, "a", AT, "", reschedule=False)
     # As the ledger gives it back.
-    state.apply(read := decode(encode(started)))
+    state.apply(read := decode(encode(started)).event)
     assert read == started
     if ledger is not None:
         for event in [*events, started]:
@@ -296,7 +296,7 @@ def test_a_stage_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
     state, started = begun(opened)
     document = json.loads(encode(started))
     del document["settings"]
-    old = decode(json.dumps(document).encode())
+    old = decode(json.dumps(document).encode()).event
     assert isinstance(old, Started)
     assert old.settings is None
     stage = replace(state.stages[-1], settings=old.settings)
@@ -322,7 +322,7 @@ def test_a_release_that_was_begun_keeps_its_settings_too(tmp_path: Path) -> None
     state, _ = begun(opened)
     stage = state.stages[-1]
     decided = decide_release(opened, state, stage, stage.last_step, None, AT)
-    stored = decode(encode(decided))
+    stored = decode(encode(decided)).event
     assert isinstance(stored, Releasing)
     release_job(opened, state, stored, {"a": manifest()}, "")
     with refused("unfinished-under-other-settings", "training.gradient_clip"):
