@@ -111,13 +111,11 @@ def ingest_corpus(
     report = progress or (lambda _pass, _done, _all: None)
     before = [read_manifest(store, corpus) for corpus in earlier]
     plan = _make_plan(store, inbox, landed, tokenizer, settings, before, evaluation)
-    # Imported here: a corpus that is borrowed, or ingested already, needs no Ray.
-    from ray.exceptions import RayError
-
     try:
         return _ingest(plan, cpus_per_task, report)
-    except (OSError, RuntimeError, RayError):
-        # Another ingest that finished first removed the staged files that this one was reading.
+    except Exception:
+        # Another ingest that finished first removed the staged files that this one was reading,
+        # which any reader of them may meet in its own way.
         if store.exists(manifest_key(name)):
             return check_same_settings(store, name, tokenizer, settings)
         raise
