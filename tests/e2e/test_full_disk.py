@@ -34,6 +34,7 @@ def _weights(store: Path) -> dict[str, str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_run_on_a_disk_that_fills_up_goes_on_whenever_there_is_more_room(tmp_path: Path) -> None:
     text = write_texts(tmp_path)["help"]
     with small_disk(tmp_path / "disk", SIZES_KB[0]) as disk:
