@@ -31,6 +31,7 @@ from tests.support.tiny_run import tiny_run
 FIELDS = {field.name: field for field in run_fields()}
 STORED_MODEL = {"model": {"path": "stored", "inherit_layers": 2}}
 SOURCE = {"prefix": "incoming", "schedule": "1d"}
+INDEX = {"sources": {"crawl": {"index": "http://a.example.org/", "schedule": "1d"}}}
 COMMAND = {"sources": {"crawl": {"command": ["fetch"], "schedule": "1d"}}}
 RELEASES = {"release": {"policy": "every", "every": "5 steps"}}
 NIGHTLY = {"release": {"policy": "schedule", "schedule": "1d"}}
@@ -41,16 +42,21 @@ OTHERS: dict[str, Any] = {
     "inbox": "incoming",
     "seed": 4,
     "sources.NAME.prefix": ({"sources": {"crawl": SOURCE}}, "arriving"),
-    "sources.NAME.index": (
-        {"sources": {"crawl": {"index": "http://a", "schedule": "1d"}}},
-        "http://b",
-    ),
+    "sources.NAME.index": (INDEX, "http://b.example.org/"),
     "sources.NAME.command": (COMMAND, ["get"]),
     "sources.NAME.schedule": (COMMAND, "2d"),
     "sources.NAME.match": (COMMAND, "*.txt"),
     "sources.NAME.minimum": (COMMAND, "1 MB"),
     "sources.NAME.max_age": (COMMAND, "7d"),
     "sources.NAME.timeout": (COMMAND, "2h"),
+    "sources.NAME.file_timeout": (COMMAND, "1h"),
+    "sources.NAME.max_file": (COMMAND, "1 GB"),
+    "sources.NAME.max_pull": (COMMAND, "200 GB"),
+    "sources.NAME.hosts": (INDEX, ["cdn.example.org"]),
+    "sources.NAME.private": (INDEX, True),
+    "sources.NAME.proxy": (INDEX, True),
+    "sources.NAME.unsized": (INDEX, True),
+    "sources.NAME.secrets": (INDEX, ["ticket"]),
     "corpora.text_field": "content",
     "corpora.domain_field": "source",
     "corpora.sequence_length": 256,
