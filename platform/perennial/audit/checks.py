@@ -18,6 +18,7 @@ from perennial.runs.search_state import shifted
 from perennial.runs.state import RunState
 from perennial.schedules import AbsentSchedule, from_dict
 from perennial.training.checkpoint.manifest import MANIFEST, CheckpointManifest, folder_of
+from perennial.training.model.shards import absent_files
 
 _NO_HEAD = Head()
 
@@ -332,11 +333,11 @@ def check_checkpoint(
         yield from unequal(where, {"eta": (manifest.eta, schedule.eta(step - 1))})
     world = manifest.world_size
     wanted = [f"optimizer-{rank:02d}-of-{world:02d}.safetensors" for rank in range(world)]
-    for name in ("config.json", "metrics.jsonl", *wanted):
-        if name not in manifest.files:
-            yield Finding(where, f"it names no {name}", "a checkpoint has one")
-    if not any(n.startswith("model") and n.endswith(".safetensors") for n in manifest.files):
-        yield Finding(where, "it names no weights", "a checkpoint has model.safetensors")
+    absent = [
+        name for name in ("config.json", "metrics.jsonl", *wanted) if name not in manifest.files
+    ]
+    for name in (*absent, *absent_files(manifest.files)):
+        yield Finding(where, f"it names no {name}", "a checkpoint has one")
 
 
 def _in_this_form(mix: dict[str, Any]) -> dict[str, Any]:

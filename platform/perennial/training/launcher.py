@@ -191,6 +191,7 @@ def _fit(job: Job, actor: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="perennial-ray-") as scratch:
         trainer = ElasticTrainer(
             job,
+            actor,
             _train,
             train_loop_config={"job": job.to_dict(), "driver": actor},
             run_config=RunConfig(

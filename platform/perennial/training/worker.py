@@ -41,6 +41,7 @@ from perennial.training.engine.step_timer import Meter
 from perennial.training.job import Job
 from perennial.training.join_probe import JoinWatch
 from perennial.training.metrics import StepFacts, measured_metrics
+from perennial.training.ray.hangs import note_collective
 from perennial.training.ray.preemption import is_ending
 from perennial.training.ray.progress import RowBuffer
 from perennial.training.spikes.response import SpikeResponse
@@ -206,7 +207,7 @@ class _Worker:
             job, self._store, self._driver, start.history, self._state.skipped
         )
         self._votes = Votes()
-        meter_collectives(self._meter)
+        meter_collectives(self._meter, note_collective)
         self._reduction = StepReduction(self._engine.device)
         self._joins = JoinWatch(self._store, job, self._engine, start.step)
         key = f"profiles/{job.name}/{start.step:08d}-rank-{self._rank:02d}.json.gz"
@@ -320,6 +321,7 @@ class _Worker:
         }
         saver = self._open_saver
         votes = Votes(self._rows.stop_requested, is_ending(), bool(saver.hopeless), saver.busy)
+        note_collective()
         self._reduction.start(values, votes)
 
     def _start_row(self, step: int) -> None:

@@ -121,7 +121,8 @@ def _tied_step(folder: Path) -> None:
         set_eta(engine, 1e-2)
         engine.backward(loss_of(engine, IDS[rank : rank + 1], spec, END_OF_DOCUMENT))
         engine.step()
-        if (weights := gather_weights(engine)) is not None:
+        weights = gather_weights(engine)
+        if rank == 0:
             save_file({name: w.clone() for name, w in weights.items()}, folder / f"{stage}.st")
 
 

@@ -50,7 +50,7 @@ def _both_ways(folder: Path, result: Path) -> None:
             loss = loss_of(engine, ids, spec, END)
             engine.backward(loss)
             engine.step()
-            weights = gather_weights(engine) or {}
+            weights = gather_weights(engine)
             ends.append(
                 {"loss": loss.detach().clone()} | {n: w.clone() for n, w in weights.items()}
             )

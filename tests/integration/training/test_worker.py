@@ -20,6 +20,7 @@ from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.job import Job
 from tests.support.gloo import run_on
+from tests.support.played_driver import PlayedDriver
 
 FOLDER = "checkpoints/00-text"
 STEPS = 12
@@ -52,26 +53,6 @@ def _job(store: Store, **training: Any) -> Job:
     )
 
 
-class _Driver:
-    """The driver's progress actor, as the workers see it."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return _Call(self.calls, name)
-
-
-@dataclasses.dataclass
-class _Call:
-    calls: list[tuple[str, tuple[Any, ...]]]
-    name: str
-
-    def remote(self, *arguments: Any) -> bool:
-        self.calls.append((self.name, arguments))
-        return False
-
-
 def _batches(
     _store: Store, job: Job, mix_step: int, rank: int, world: int
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -86,7 +67,7 @@ def _train(place: Path, until: int | None, training: dict[str, Any], /, **change
     from perennial.training import worker
     from perennial.training.ray import progress
 
-    driver: Any = _Driver()
+    driver: Any = PlayedDriver()
     patched: Any = worker
     patched.batches_from, patched.is_ending = _batches, lambda: False
     rays: Any = vars(progress)["ray"]

@@ -1,8 +1,9 @@
 """Checkpoints in the store: files of one attempt, committed by their manifest.
 
 A checkpoint is `<step>/manifest.json`, written last (invariant I6), and the files that it names in
-`<step>/<attempt>/`: `config.json` and `model.safetensors`, which transformers loads from there, one
-`optimizer-RR-of-WW.safetensors` a worker, and `metrics.jsonl` (every step of the stage so far).
+`<step>/<attempt>/`: `config.json` and the model's safetensors, which transformers loads from there
+(`model.safetensors`, or several files and their index), one `optimizer-RR-of-WW.safetensors` a
+worker, and `metrics.jsonl` (every step of the stage so far). Every worker writes files of its own.
 Each worker group writes under an attempt of its own and a manifest is only ever created, so nothing
 can change a committed checkpoint, not even a group that is thought dead and still uploads.
 """

@@ -23,7 +23,8 @@ from perennial.store import Store
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import MANIFEST, METRICS, OPTIMIZER, CheckpointManifest
 from perennial.training.job import Job
-from perennial.training.model.initial import fetch_initial, new_model
+from perennial.training.model.initial import draw_initial, fetch_initial
+from perennial.training.model.shards import absent_files
 
 T = TypeVar("T")
 
@@ -193,6 +194,8 @@ def _fetch_shared(store: Store, key: str, folder: Path) -> CheckpointManifest:
         manifest = checkpoints.read_manifest(store, key)
     except FileNotFoundError:
         raise Vanished(f"{key}/{MANIFEST}", "is missing") from None
+    if absent := absent_files(manifest.files):
+        raise Damaged(f"{key}/{MANIFEST}", f"does not list {absent[0]}")
     if int(os.environ["LOCAL_RANK"]) == 0:
         names = [name for name in manifest.files if not name.startswith(OPTIMIZER)]
         checkpoints.download(store, key, manifest, names, folder)
@@ -221,7 +224,7 @@ def _fetch_initial(job: Job, store: Store, scratch: Path) -> Path | None:
             if is_stored:
                 fetch_initial(store, folder)
             else:
-                new_model(job).save_pretrained(folder)
+                draw_initial(job, folder)
 
     try:
         _agreed(fetch)

@@ -1,9 +1,9 @@
 """Writing of checkpoints while training goes on.
 
-A thread of each worker writes what the worker holds to local files (the snapshot, one at a time),
-and copies them to the store; rank 0's commits when all have reported theirs. Nothing changes
-weights or moments before the next optimizer step, so training goes on at once, and only that step
-waits for the snapshot.
+A thread of each worker writes its share of the model and the optimizer's state that it holds to
+local files (the snapshot, one at a time), and copies them to the store; rank 0's commits when all
+have reported theirs. Nothing changes weights or moments before the next optimizer step, so training
+goes on at once, and only that step waits for the snapshot.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import METRICS, OPTIMIZER
 from perennial.training.checkpoint.retention import sweep
 from perennial.training.checkpoint.staging import QueuedWork
-from perennial.training.checkpoint.tensors import write_model_folder, write_tensors
+from perennial.training.checkpoint.tensors import (
+    ModelShard,
+    divide_model,
+    write_model_folder,
+    write_tensors,
+)
 from perennial.training.engine.deepspeed_internals import loss_scale
 from perennial.training.engine.engine import gather_weights
 from perennial.training.engine.optimizer_state import optimizer_state
@@ -93,6 +98,7 @@ class Saver:
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_this_boot()}-{os.getpid()}-"))
         if history is not None and self._rank == 0:
             shutil.copyfile(history, self._folder / METRICS)
+        self._shards: list[ModelShard] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._written: Future[None] | None = None
         self._under_way: Future[None] | None = None
@@ -127,7 +133,9 @@ class Saver:
         self.finish()
         self._owed = False
         moments, steps = optimizer_state(engine, self._job.training.optimizer_config)
-        weights = gather_weights(engine)
+        self._shards = self._shards or divide_model(engine.module, self._world)
+        mine = {n for shard in self._shards if shard.writer == self._rank for n in shard.weights}
+        weights = gather_weights(engine, mine)
         snapshot = _Snapshot(step, steps, loss_scale(engine), needed or self.needs(step))
         self._written = self._thread.submit(
             self._write, engine.module, moments, weights, rows, QueuedWork()
@@ -172,14 +180,15 @@ class Saver:
         self,
         module: Any,
         moments: dict[str, torch.Tensor],
-        weights: dict[str, torch.Tensor] | None,
+        weights: dict[str, torch.Tensor],
         rows: list[dict[str, Any]],
         ready: QueuedWork,
     ) -> None:
         """Write the snapshot, on this rank's own thread."""
         write_tensors(moments, self._folder / self._optimizer_name, ready)
-        if weights is not None:
-            write_model_folder(module, weights, self._folder / _MODEL, ready)
+        model = self._folder / _MODEL
+        write_model_folder(module, weights, model, self._shards, self._rank, ready)
+        if self._rank == 0:
             with (self._folder / METRICS).open("a") as sink:
                 sink.writelines(f"{json.dumps(row)}\n" for row in rows)
 
@@ -240,10 +249,8 @@ class Saver:
 
     def _files(self) -> list[Path]:
         """Return this rank's files as they go to the store."""
-        files = [self._folder / self._optimizer_name]
-        if self._rank == 0:
-            files += [*sorted((self._folder / _MODEL).iterdir()), self._folder / METRICS]
-        return files
+        files = [self._folder / self._optimizer_name, *sorted((self._folder / _MODEL).iterdir())]
+        return [*files, self._folder / METRICS] if self._rank == 0 else files
 
     def _commit(self, snapshot: _Snapshot, parts: list[dict[str, checkpoints.FileEntry]]) -> str:
         """Commit and remove older checkpoints. Returns what went wrong, or ""."""

@@ -24,13 +24,25 @@ _COLLECTIVES = (
 )
 
 
-def meter_collectives(meter: Meter) -> None:
+def meter_collectives(meter: Meter, note: Callable[[], None]) -> None:
     """Charge the time that this process spends in DeepSpeed's collectives to communication.
 
     A collective that blocks takes its time and what this rank waits for the others; one that does
     not is charged when it is waited for. What the hardware does meanwhile is not counted.
+
+    Args:
+        meter: of the step's parts.
+        note: called whenever a collective begins.
     """
-    wrap_collectives(_COLLECTIVES, lambda call: _timed(call, meter))
+    wrap_collectives(_COLLECTIVES, lambda call: _timed(_noted(call, note), meter))
+
+
+def _noted(call: Callable[..., Any], note: Callable[[], None]) -> Callable[..., Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        note()
+        return call(*args, **kwargs)
+
+    return noted
 
 
 def _timed(call: Callable[..., Any], meter: Meter) -> Callable[..., Any]:

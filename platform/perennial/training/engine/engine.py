@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import deepspeed
 import torch
-import torch.distributed as dist
 
 from perennial.training.engine.deepspeed_config import deepspeed_settings
 from perennial.training.engine.deepspeed_internals import (
@@ -19,8 +18,10 @@ from perennial.training.engine.partitioned_load import load_partitioned
 from perennial.training.engine.probe import probe_features
 from perennial.training.model.config import stored_model
 from perennial.training.model.features import balance_weight, model_inputs, prepare
+from perennial.training.model.shards import live_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from perennial.config.training import Precision, TrainingSpec
@@ -148,26 +149,21 @@ def overflowed(engine: Any) -> bool:
     return bool(engine.fp16_enabled() and not engine.was_step_applied())
 
 
-def gather_weights(engine: Any) -> dict[str, torch.Tensor] | None:
-    """Return the model's whole weights on rank 0, and None on the others.
+def gather_weights(engine: Any, wanted: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+    """Return whole weights of the model by name: those that this rank wants, by default all.
 
-    A collective: every rank must call it. Under ZeRO 3 the tensors are copies on the CPU; otherwise
-    they are the live ones, to be written before the next step. A parameter that two modules share
-    is there once, as transformers stores it.
+    A collective: every rank must call it, each with the names that it wants. Under ZeRO 3 the
+    tensors are copies on the CPU, and a rank holds one more at a time; otherwise they are the live
+    ones, to be written before the next step.
     """
-    keep = dist.get_rank() == 0
     weights: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in engine.module.state_dict(keep_vars=True).items():
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
+    for name, tensor in live_weights(engine.module).items():
         divided = is_partitioned(tensor)
         with deepspeed.zero.GatheredParameters([tensor], enabled=divided):
-            if keep:
+            if wanted is None or name in wanted:
                 whole = tensor.detach()
                 weights[name] = whole.to("cpu", copy=True).contiguous() if divided else whole
-    return weights if keep else None
+    return weights
 
 
 def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

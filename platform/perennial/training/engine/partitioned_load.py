@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 
 from perennial.training.engine.deepspeed_internals import partition
-from perennial.training.model.stored import INDEX
+from perennial.training.model.shards import tensor_files
 
 _BATCH_BYTES = 64 << 20
 """Weights that are whole at once: dividing them one by one takes a collective for each."""
@@ -41,7 +40,7 @@ def load_partitioned(folder: Path, dtype: torch.dtype, settings: dict[str, Any])
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()
     places = _places(model)
-    files = _files(folder)
+    files = tensor_files(folder)
     stored = {name for file in files for name in _names(file)}
     wanted = set(places) | {name for name, _ in model.named_buffers() if name in stored}
     if not set(places) <= stored <= wanted | _tied_names(model):
@@ -74,14 +73,6 @@ def _places(model: torch.nn.Module) -> dict[str, list[tuple[torch.nn.Module, str
 def _tied_names(model: torch.nn.Module) -> set[str]:
     """Return all names of parameters that have several; files may have any of them."""
     return {name for name, _ in model.named_parameters(remove_duplicate=False)}
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        return [folder / name for name in names]
-    return [folder / "model.safetensors"]
 
 
 def _names(file: Path) -> list[str]:

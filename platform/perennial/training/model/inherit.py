@@ -7,13 +7,12 @@ reference's; the paper's released code leaves the embeddings and the norm random
 from __future__ import annotations
 
 import copy
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
-from perennial.training.model.stored import INDEX
+from perennial.training.model.shards import INDEX, index_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -69,8 +68,7 @@ def cut_tensors(files: ModelFiles, config: PretrainedConfig, folder: Path) -> bo
         heir = AutoModelForCausalLM.from_config(config)
     wanted = set(heir.state_dict())
     needed = {name for name, _ in heir.named_parameters()}
-    places: dict[str, str] = {}
-    total_bytes = 0
+    written: dict[str, dict[str, int]] = {}
     for file in files.tensors:
         with safe_open(files.folder / file, framework="pt") as stored:
             tensors = {
@@ -80,12 +78,10 @@ def cut_tensors(files: ModelFiles, config: PretrainedConfig, folder: Path) -> bo
             }
         if tensors:
             save_file(tensors, folder / file, metadata={"format": "pt"})
-            places |= dict.fromkeys(tensors, file)
-            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+            written[file] = {name: tensor.nbytes for name, tensor in tensors.items()}
     if len(files.tensors) > 1:
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": places}
-        (folder / INDEX).write_text(json.dumps(index))
-    return needed <= set(places)
+        (folder / INDEX).write_text(index_text(written))
+    return needed <= set().union(*written.values())
 
 
 def inherit(reference: Any, layers: int) -> Any:

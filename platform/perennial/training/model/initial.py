@@ -26,7 +26,8 @@ from perennial.training.model.config import (
     weightless_model,
 )
 from perennial.training.model.inherit import cut_tensors, inherit
-from perennial.training.model.stored import INDEX, ModelFiles, model_files
+from perennial.training.model.shards import INDEX
+from perennial.training.model.stored import ModelFiles, model_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -172,8 +173,18 @@ def fetch_initial(store: Store, folder: Path) -> None:
 
 def new_model(job: Job) -> Any:
     """Return the random model that a job without a stored one begins with, in float32."""
-    config = model_config(job.model, job.vocabulary, job.end_of_document, job.sequence_length)
-    return random_model(config, job.seed, job.model.init)
+    return random_model(_config_of(job), job.seed, job.model.init)
+
+
+def draw_initial(job: Job, folder: Path) -> None:
+    """Write the files of the model that `new_model` returns, without holding it."""
+    from perennial.training.model.drawing import draw_model
+
+    draw_model(_config_of(job), job.seed, job.model.init, folder)
+
+
+def _config_of(job: Job) -> PretrainedConfig:
+    return model_config(job.model, job.vocabulary, job.end_of_document, job.sequence_length)
 
 
 def _digest(file: Path) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from perennial.errors import InputError
 from perennial.store import Store, open_store
+from perennial.training.model.shards import INDEX, WHOLE, indexed_files
 
-INDEX = "model.safetensors.index.json"
 _DESCRIPTIONS = ("config.json", "generation_config.json", INDEX)
 _HEADER_SIZE_BYTES = 8
 
@@ -79,10 +78,7 @@ def _gguf(path: str, scratch: Path) -> ModelFiles:
 
 def _tensor_files(source: Store, path: str, names: set[str]) -> tuple[str, ...]:
     """Return the names of the safetensors files; a pickle is never read."""
-    if INDEX in names:
-        files = sorted(set(json.loads(source.read(INDEX))["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
+    files = indexed_files(source.read(INDEX)) if INDEX in names else [WHOLE]
     absent = [name for name in files if name not in names]
     if absent:
         pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)

@@ -16,6 +16,7 @@ from perennial.store import open_store
 from perennial.training.checkpoint.manifest import latest_step
 from perennial.training.ray.environment import set_ray_train_defaults
 from perennial.training.ray.group_cleanup import GroupCleaner
+from perennial.training.ray.hangs import HangWatch
 from perennial.training.ray.internals import (
     CurrentResourcesPolicy,
     NoopDecision,
@@ -36,8 +37,15 @@ _RESIZE_CHECK_SECONDS = 5.0
 class ElasticTrainer(PolicyTrainer):
     """Ray Train's trainer with the policies of this module."""
 
-    def __init__(self, job: Job, *args: Any, **kwargs: Any) -> None:
-        """Create the trainer of a job; `args` and `kwargs` are those of Ray's `TorchTrainer`."""
+    def __init__(self, job: Job, driver: Any, *args: Any, **kwargs: Any) -> None:
+        """Create the trainer of a job.
+
+        Args:
+            job: what to train.
+            driver: handle of the driver's progress actor.
+            args: positional arguments of Ray's `TorchTrainer`.
+            kwargs: keyword arguments of it.
+        """
         set_ray_train_defaults()
         workers = job.training.workers
         scaling = ScalingConfig(
@@ -52,8 +60,9 @@ class ElasticTrainer(PolicyTrainer):
         }
         if workers.elastic:
             policies["scaling_policy"] = SaveThenGrow(scaling, f"{job.store_url}/{job.folder}")
+        callbacks = [GroupCleaner(), HangWatch(60 * job.training.hang_minutes, driver)]
         super().__init__(
-            *args, scaling_config=scaling, policies=policies, cleanup=GroupCleaner(), **kwargs
+            *args, scaling_config=scaling, policies=policies, callbacks=callbacks, **kwargs
         )
 
 

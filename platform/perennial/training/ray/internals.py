@@ -6,6 +6,7 @@ Written for Ray 2.60. When a release of Ray moves or renames any of them, this f
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -53,25 +54,28 @@ _VIEW_SECONDS = 1.0
 
 
 class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer` with policies and a clean-up of placement groups chosen by the caller."""
+    """A `TorchTrainer` with policies and callbacks chosen by the caller."""
 
-    def __init__(self, *args: Any, policies: dict[str, Any], cleanup: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, policies: dict[str, Any], callbacks: Sequence[Any], **kwargs: Any
+    ) -> None:
         """Create the trainer.
 
         Args:
             args: positional arguments of `TorchTrainer`.
             policies: `failure_policy` and `scaling_policy` by name; an absent one is Ray's own.
-            cleanup: callback that takes the place of Ray's own clean-up of placement groups.
+            callbacks: of the controller; one takes the place of Ray's own clean-up of placement
+                groups.
             kwargs: keyword arguments of `TorchTrainer`.
         """
         super().__init__(*args, **kwargs)
         self._policies = policies
-        self._cleanup = cleanup
+        self._more_callbacks = callbacks
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         kept = [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
-        return [*kept, self._cleanup]
+        return [*kept, *self._more_callbacks]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         # The only place where Ray 2.60 lets a trainer choose its policies.
