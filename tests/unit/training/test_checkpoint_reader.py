@@ -1,11 +1,18 @@
-"""Which of a checkpoint's optimizer files a worker asks for first."""
+"""Which of a checkpoint's files a worker reads, and which it asks for first."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.training.checkpoint.reader import nearest_first
+from perennial.errors import Damaged
+from perennial.store import open_store
+from perennial.training.checkpoint import manifest as checkpoints
+from perennial.training.checkpoint.reader import _fetch_shared, nearest_first
+from perennial.training.model.shards import INDEX, file_names
 
 SIZES = st.integers(1, 40)
 
@@ -31,3 +38,47 @@ def test_a_group_of_the_same_size_asks_for_its_own_file_first(
 ) -> None:
     rank = data.draw(st.integers(0, world_size - 1))
     assert nearest_first(world_size, rank, world_size)[0] == rank
+
+
+@pytest.mark.parametrize("missing", [*file_names(2), INDEX])
+def test_i10_a_manifest_that_lists_not_all_files_of_a_model_is_damaged(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a manifest is not what was committed: absent is not read as smaller."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    store, key = open_store(tmp_path / "store"), "checkpoints/00-text/00000040"
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in (source, target):
+        folder.mkdir()
+    for name in (*file_names(2), INDEX, "config.json"):
+        (source / name).write_text(name)
+    files = checkpoints.upload(store, checkpoints.place_of(key, "a"), sorted(source.iterdir()))
+    checkpoints.commit(store, key, _manifest(files))
+    assert _fetch_shared(store, key, target).files == files
+    assert {file.name for file in target.iterdir()} == set(files)
+
+    later = "checkpoints/00-text/00000050"
+    checkpoints.upload(store, checkpoints.place_of(later, "a"), sorted(source.iterdir()))
+    del files[missing]
+    checkpoints.commit(store, later, _manifest(files))
+    with pytest.raises(Damaged, match=f"{later}/manifest.json does not list {missing}"):
+        _fetch_shared(store, later, target)
+
+
+def _manifest(files: dict[str, checkpoints.FileEntry]) -> checkpoints.CheckpointManifest:
+    return checkpoints.CheckpointManifest(
+        name="00-text",
+        step=40,
+        phase="constant",
+        eta=1e-3,
+        schedule={},
+        mix={},
+        mix_step=40,
+        tokens_seen={},
+        optimizer_steps=40,
+        world_size=2,
+        code_version="0",
+        tracking_run="",
+        attempt="a",
+        files=files,
+    )
