@@ -107,9 +107,7 @@ def test_a_worker_that_the_others_wait_for_is_named(tmp_path: Path) -> None:
         _check_it_goes_on(process, tmp_path, resumed)
 
 
-def _check_it_goes_on(
-    process: subprocess.Popen[str], folder: Path, resumed: re.Match[str]
-) -> None:
+def _check_it_goes_on(process: subprocess.Popen[str], folder: Path, resumed: re.Match[str]) -> None:
     first = int(resumed[1].replace(",", ""))
     last = _read_until(process, r"00-help .* step ([\d,]+)/")
     assert int(last[1].replace(",", "")) > first

@@ -70,7 +70,7 @@ def draw_model(
 
 
 class _Files:
-    """The mapped files of a model, and of what is drawn and left out of it (a head that is tied)."""
+    """Mapped files of a model, and of what is drawn and left out of it (a head that is tied)."""
 
     def __init__(self, folder: Path, contents: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Create the files, with their headers and room for these tensors, which have no data."""
