@@ -171,6 +171,32 @@ def test_i6_both_ranks_write_a_share_and_the_manifest_lists_all(written: Path, c
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("cell", ["zero-1", "zero-3-bf16"])
+def test_i13_they_are_exported_and_evaluated(written: Path, tmp_path: Path, cell: str) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from perennial.evaluation.evaluate import Loading, fetch, load_model
+    from perennial.training.model.export import export
+
+    store = open_store(written / cell)
+    expected = load_file(written / f"{cell}.safetensors")
+    tokenizer = Tokenizer(WordLevel({"<end>": 0}, "<end>")).to_str()
+    export(store, AT, "releases/first", tokenizer, "<end>", "card")
+    folder = Path(store.url, "releases/first")
+    released = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id == 0
+    for number, key in enumerate((AT, "releases/first")):
+        local = tmp_path / str(number)
+        local.mkdir()
+        fetch(store, key, local)
+        evaluated = load_model(local, Loading())
+        for name, tensor in expected.items():
+            assert torch.equal(evaluated.state_dict()[name], tensor.float()), name
+            assert torch.equal(released.state_dict()[name], tensor), name
+
+
 @pytest.mark.parametrize(
     "world", [1, *(pytest.param(world, marks=pytest.mark.long) for world in (2, 3))]
 )
