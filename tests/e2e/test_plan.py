@@ -54,6 +54,12 @@ def test_the_papers_recipes_are_planned_to_the_step_and_the_token(
     flops = told["totals"]["tokens"] * told["flops_per_token"]
     assert told["totals"]["gpu_hours"] == pytest.approx(flops / (0.4 * 312e12) / 3600)
     assert round(told["totals"]["gpu_hours"]) == gpu_hours
+    host, disk = told["host"], told["disk"]
+    assert host["workers"] == 8
+    assert host["total"] > host["start"] > 8 * 4 * parameters, "each worker builds the model"
+    kept = sum(stage["checkpoints"] for stage in told["stages"])
+    assert disk["store"] == (kept + 1) * told["checkpoint_bytes"]
+    assert disk["node"] > disk["snapshot"] > 2 * parameters
     assert not (tmp_path / "store").exists()
 
 
@@ -104,6 +110,7 @@ def test_it_needs_neither_ray_nor_deepspeed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "to do       0 steps" in done.stdout
+    assert "main memory of a node of 2 workers, GiB" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ from perennial.mixture import seen_sequences
 from perennial.planning.lookahead import Basis, expected_corpora, look_ahead
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import Anneal, Schedule, from_dict, release_anneal
-from perennial.training import cost_model as footprint
+from perennial.training import cost_model, memory_model
 from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.checkpoint.retention import kept
-from perennial.training.cost_model import Memory, ModelSize
+from perennial.training.cost_model import ModelSize
 from perennial.training.job import checkpoint_steps
+from perennial.training.memory_model import DiskSpace, HostMemory, Memory
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
@@ -37,11 +38,13 @@ class Hardware:
         peak_flops: FLOP/s of one GPU.
         mfu: share of it that training reaches (model FLOPs utilisation), 0 to 1.
         memory_bytes: of one GPU; None does not check it.
+        workers_per_node: how many workers share a node's main memory and disk.
     """
 
     peak_flops: float
     mfu: float
     memory_bytes: int | None = None
+    workers_per_node: int = 8
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,15 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The predictions for a run. Bytes are those of one worker; see `cost_model`."""
+    """The predictions for a run. Bytes of `memory` are those of one worker, by ZeRO stage."""
 
     model: ModelSize
     flops_per_token: int
     workers: int
     zero_stage: int
     memory: dict[int, Memory]
+    host: HostMemory
+    disk: DiskSpace
     checkpoint_bytes: int
     stages: tuple[StagePlan, ...]
     phases: tuple[PhasePlan, ...]
@@ -130,7 +135,9 @@ class Plan:
             "seconds": _sum([stage.seconds for stage in self.stages]),
             "gpu_hours": _sum([stage.gpu_hours for stage in self.stages]),
         }
-        return asdict(self) | {"stages": stages, "totals": totals}
+        host = asdict(self.host) | {"total": self.host.total}
+        disk = asdict(self.disk) | {"node": self.disk.node, "store": self.disk.store}
+        return asdict(self) | {"stages": stages, "host": host, "disk": disk, "totals": totals}
 
 
 def plan_run(
@@ -155,24 +162,35 @@ def plan_run(
     inbox = {landed.name: landed.total_bytes for landed in corpora.list_landed(work.inbox)}
     ahead = look_ahead(spec, work.state, expected_corpora(spec, work.state, inbox), reschedule)
     size, notes = _model_size(work)
+    training, length = spec.training, spec.corpora.sequence_length
+    workers = training.workers.min
     memory = {
-        stage: footprint.memory(
-            size, spec.training, spec.corpora.sequence_length, stage, spec.training.workers.min
-        )
-        for stage in footprint.ZERO_STAGES
+        stage: memory_model.worker_memory(size, training, length, stage, workers)
+        for stage in memory_model.ZERO_STAGES
     }
     _check_memory(spec, memory, hardware)
     speed = _measured(work) or _stated(spec, size, hardware)
+    stages = tuple(
+        _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
+    )
+    on_node = min(workers, hardware.workers_per_node)
     plan = Plan(
         model=size,
-        flops_per_token=footprint.flops_per_token(size, spec.corpora.sequence_length),
-        workers=spec.training.workers.min,
-        zero_stage=spec.training.zero_stage,
+        flops_per_token=cost_model.flops_per_token(size, length),
+        workers=workers,
+        zero_stage=training.zero_stage,
         memory=memory,
-        checkpoint_bytes=footprint.checkpoint_bytes(size, spec.training),
-        stages=tuple(
-            _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
+        host=memory_model.host_memory(size, training, length, workers, on_node),
+        disk=memory_model.disk_space(
+            size,
+            training,
+            workers,
+            on_node,
+            kept=sum(stage.checkpoints for stage in stages),
+            stored=spec.model.path is not None,
         ),
+        checkpoint_bytes=cost_model.checkpoint_bytes(size, training),
+        stages=stages,
         phases=tuple(
             phase
             for stage, _ in ahead.stages
@@ -275,13 +293,13 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
     if not notes:
         work.check_model()
     config = model_config(model, vocabulary, 0, spec.corpora.sequence_length)
-    return footprint.model_size(config), notes
+    return cost_model.model_size(config), notes
 
 
 def model_flops(work: Workspace) -> int:
     """Return the FLOPs of training one token, forward and backward."""
     size, _ = _model_size(work)
-    return footprint.flops_per_token(size, work.spec.corpora.sequence_length)
+    return cost_model.flops_per_token(size, work.spec.corpora.sequence_length)
 
 
 def _vocabulary(work: Workspace) -> tuple[int, tuple[str, ...]]:
@@ -341,7 +359,7 @@ def _stated(spec: RunSpec, size: ModelSize, hardware: Hardware) -> Speed | None:
     gpus = spec.training.workers.max * spec.training.gpus_per_worker
     if not gpus:
         return None
-    flops = footprint.flops_per_token(size, spec.corpora.sequence_length)
+    flops = cost_model.flops_per_token(size, spec.corpora.sequence_length)
     return Speed(
         gpus * hardware.peak_flops * hardware.mfu / flops,
         f"{hardware.mfu:.0%} MFU of {hardware.peak_flops / 1e12:g} TFLOP/s on {gpus:g} GPUs, "

@@ -41,6 +41,7 @@ from perennial.training.engine.step_timer import Meter
 from perennial.training.job import Job
 from perennial.training.join_probe import JoinWatch
 from perennial.training.metrics import StepFacts, measured_metrics
+from perennial.training.ray.environment import return_freed_memory
 from perennial.training.ray.hangs import note_collective
 from perennial.training.ray.preemption import is_ending
 from perennial.training.ray.progress import RowBuffer
@@ -197,6 +198,7 @@ class _Worker:
             self._engine = engine_at(job, start, self._world)
             load_state(self._engine, job, start)
             step, tokens = first.result()
+        return_freed_memory()
         return _Begun(start, step, tokens, batches)
 
     def _equip(self, start: ResumePoint) -> None:

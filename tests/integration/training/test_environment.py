@@ -52,3 +52,49 @@ def test_what_a_person_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = allocator_environment()
     assert ours["MALLOC_ARENA_MAX"] == "4"
     assert set(ours) == {"MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
+
+
+HELD_AFTER_A_START = """
+import resource
+from pathlib import Path
+from perennial.training.ray.environment import return_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+blocks = [b"x" * (1 << 16) for _ in range(3200)]  # 200 MiB
+last = b"x" * (1 << 16)  # the heap cannot end below it
+del blocks
+kept = resident()
+return_freed_memory()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others return it by themselves")
+def test_what_a_start_has_freed_goes_back_to_the_system() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELD_AFTER_A_START],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | allocator_environment(),
+    )
+    assert int(done.stdout) > 150 << 20
+
+
+UNUSED_BY_WORKERS = """
+import sys
+import perennial.training.worker
+unused = {"mlflow", "lm_eval", "matplotlib", "typer", "fastapi", "s3fs", "gcsfs"}
+assert not unused & set(sys.modules), unused & set(sys.modules)
+import mlflow  # what was kept away from DeepSpeed can still be imported
+"""
+
+
+@pytest.mark.long
+def test_a_worker_imports_nothing_that_only_a_driver_uses() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNUSED_BY_WORKERS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _WIDTH = 72
 _HEIGHT = 6
 """Characters of the learning rate's curve in a terminal."""
+_MEMORY = ("weights", "gradients", "optimizer", "activations", "temporaries")
 
 
 def plan(
@@ -35,6 +36,10 @@ def plan(
         float | None,
         typer.Option("--gpu-memory", min=0.1, help="GiB of one GPU; refuse what cannot fit"),
     ] = None,
+    workers_per_node: Annotated[
+        int,
+        typer.Option("--workers-per-node", min=1, help="Workers that share a node"),
+    ] = 8,
     reschedule: Annotated[
         bool, typer.Option("--reschedule", help="Plan with another schedule than the trunk's")
     ] = False,
@@ -50,7 +55,8 @@ def plan(
 
     run = open_run(run_file, overrides)
     memory = None if gpu_memory is None else int(gpu_memory * 2**30)
-    planned = run.plan(Hardware(peak_tflops * 1e12, mfu, memory), reschedule=reschedule)
+    hardware = Hardware(peak_tflops * 1e12, mfu, memory, workers_per_node)
+    planned = run.plan(hardware, reschedule=reschedule)
     if picture is not None:
         run.draw_rates(planned, picture)
     if as_json:
@@ -163,17 +169,36 @@ def curve(values: Sequence[float], height: int) -> list[str]:
 
 
 def _print_memory(plan: Plan) -> None:
-    table = Table(title=f"memory of one of {plan.workers} workers, GiB", title_justify="left")
-    for column in ("ZeRO stage", "weights", "gradients", "optimizer", "activations", "in all"):
-        table.add_column(column, justify="left" if column == "ZeRO stage" else "right")
+    title = f"memory of one of {plan.workers} workers, GiB; this run has ZeRO {plan.zero_stage}"
+    table = Table(title=title, title_justify="left")
+    for column in ("ZeRO", *_MEMORY, "at most"):
+        table.add_column(column, justify="right")
     for stage, memory in plan.memory.items():
-        parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations)
         table.add_row(
-            f"{stage} (this run)" if stage == plan.zero_stage else str(stage),
-            *(f"{part / 2**30:.2f}" for part in (*parts, memory.total)),
+            str(stage),
+            *(_gib(getattr(memory, column)) for column in (*_MEMORY, "total")),
             style="bold" if stage == plan.zero_stage else "",
         )
     out.print(table)
+    host, disk = plan.host, plan.disk
+    title = f"main memory of a node of {host.workers} workers, GiB"
+    _print_row(title, host, ("libraries", "training", "snapshot", "start"), host.total)
+    title = "disk of that node, for temporary files, GiB"
+    _print_row(title, disk, ("snapshot", "left_over", "start"), disk.node)
+    title = "store, without corpora, GiB"
+    _print_row(title, disk, ("checkpoints", "initial_model"), disk.store)
+
+
+def _print_row(title: str, space: Any, columns: Sequence[str], total: int) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in (*columns, "at most"):
+        table.add_column(column.replace("_", " "), justify="right")
+    table.add_row(*(_gib(getattr(space, column)) for column in columns), _gib(total))
+    out.print(table)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f}"
 
 
 def _print_end(plan: Plan, run_file: str) -> None:

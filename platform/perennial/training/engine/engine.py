@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import deepspeed
 import torch
 
 from perennial.training.engine.deepspeed_config import deepspeed_settings
 from perennial.training.engine.deepspeed_internals import (
+    deepspeed,
     disable_shared_memory_collectives,
     initialize,
     is_partitioned,

@@ -230,9 +230,10 @@ def _new_config(
 
 
 def _causal_types() -> set[str]:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    # The names alone: the mapping of classes imports hundreds of configurations.
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return {config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING}
+    return set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def _check_type(files: ModelFiles, model_type: str | None) -> None:
