@@ -61,11 +61,11 @@ bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane besi
 	run data_checks data_checks.py; \
 	run scale scale.py
 
-bench-train: $(VENV)/installed-test  ## the training loop beside a bare one and Trainer, about 40 minutes
+bench-train: $(VENV)/installed-test  ## the training loop beside others, its memory and its numbers, about 50 minutes
 	mkdir -p build
-	for name in speed restart; do \
-		$(BIN)/python benchmarks/train_$$name.py > build/train_$$name.md \
-			&& mv build/train_$$name.md benchmarks/results/ || exit 1; \
+	for name in train_speed train_restart memory correctness; do \
+		$(BIN)/python benchmarks/$$name.py > build/$$name.md \
+			&& mv build/$$name.md benchmarks/results/ || exit 1; \
 	done
 
 docs: $(VENV)/installed  ## write the generated reference pages and the schemas for editors

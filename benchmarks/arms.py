@@ -18,7 +18,7 @@ _ENVIRONMENT = {
 }
 
 
-def run_arm(script: Path, *words: object) -> dict[str, Any]:
+def run_arm(script: Path, *words: object) -> Any:
     """What the arm measured, from its last line; ends the benchmark when it fails."""
     done = subprocess.run(
         [sys.executable, script, *map(str, words)],
@@ -29,5 +29,4 @@ def run_arm(script: Path, *words: object) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"{words[0]} failed:\n{done.stderr[-3000:]}")
-    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return measured
+    return json.loads(done.stdout.strip().splitlines()[-1])

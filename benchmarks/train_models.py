@@ -15,10 +15,11 @@ from perennial.training.job import Job
 
 VOCABULARY = 4096
 ETA = 1e-3
-_WIDTHS = {"small": (128, 4, 4), "20M": (448, 7, 7)}
+_WIDTHS = {"small": (128, 4, 4), "20M": (448, 7, 7), "70M": (768, 9, 12)}
 """hidden size, layers, heads; small is the quickstart's 1.8M parameters"""
-_BATCHES = {"small": (16, 8, 256), "20M": (4, 2, 256)}
+_BATCHES = {"small": (16, 8, 256), "20M": (4, 2, 256), "70M": (4, 1, 128)}
 """global batch, micro batch, sequence length"""
+MODELS = tuple(_WIDTHS)
 
 
 def model_spec(model: str) -> ModelSpec:

@@ -174,6 +174,8 @@ def plan_run(
         _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
     )
     on_node = min(workers, hardware.workers_per_node)
+    kept_count = sum(stage.checkpoints for stage in stages)
+    stored = spec.model.path is not None
     plan = Plan(
         model=size,
         flops_per_token=cost_model.flops_per_token(size, length),
@@ -181,14 +183,7 @@ def plan_run(
         zero_stage=training.zero_stage,
         memory=memory,
         host=memory_model.host_memory(size, training, length, workers, on_node),
-        disk=memory_model.disk_space(
-            size,
-            training,
-            workers,
-            on_node,
-            kept=sum(stage.checkpoints for stage in stages),
-            stored=spec.model.path is not None,
-        ),
+        disk=memory_model.disk_space(size, training, workers, on_node, kept_count, stored),
         checkpoint_bytes=cost_model.checkpoint_bytes(size, training),
         stages=stages,
         phases=tuple(

@@ -133,7 +133,7 @@ def worker_memory(
 
 @dataclass(frozen=True)
 class _Division:
-    """How DeepSpeed divides a model, and the bytes of its numbers.
+    """The division of a model among workers, and the bytes of its numbers.
 
     Attributes:
         parameters: number of all.
