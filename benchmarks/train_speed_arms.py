@@ -79,6 +79,7 @@ def _rank(
 
 def bare(folder: Path, model: str, workers: int, steps: int, seconds: list[float]) -> None:
     """DeepSpeed and nothing else; `perennial`'s own engine, so that both are set up alike."""
+    import deepspeed  # noqa: F401, with what it imports where nothing keeps it away
     import torch
     import torch.distributed as dist
     from train_models import ETA, sequence_length, tokens_of, training_spec
