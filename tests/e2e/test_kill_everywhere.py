@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
+from perennial.training.checkpoint.manifest import read_manifest
 from tests.support.cli import perennial, start
 from tests.support.tiny_run import tiny_run, write_run, write_texts
 
@@ -42,17 +46,23 @@ def _kill_after(run_file: Path, store: Store, events: int) -> bool:
             process.communicate()
             return False
         time.sleep(0.005)  # polling a condition: the next event
-    root = psutil.Process(process.pid)
-    for each in [root, *root.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
-            each.kill()
-    process.communicate()
+    _kill(process)
     return True
 
 
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+        root = psutil.Process(process.pid)
+        for each in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.communicate()
+
+
 def _one_step_of_way(store: Store) -> int:
-    """Events until a start has got on by one: its taking over, its claim of a release, one more."""
-    return 2 + len(Ledger(store).read().releasing)
+    """Events until a start has got on by one: its taking over, its claim of what was begun, one."""
+    state = Ledger(store).read()
+    return 2 + len(state.releasing) + (state.ingesting is not None)
 
 
 def _outcome(store: Store) -> tuple[object, ...]:
@@ -69,7 +79,9 @@ def _outcome(store: Store) -> tuple[object, ...]:
 
 
 def _without_tries(story: list[str]) -> list[str]:
-    return [kind for kind in story if kind not in ("failed", "retried")]
+    """The kinds of a corpus's events, without failures and claims of what another had begun."""
+    kinds = [kind for kind in story if kind not in ("failed", "retried")]
+    return [kind for kind, before in zip(kinds, ["", *kinds], strict=False) if kind != before]
 
 
 @pytest.mark.timeout(3600)
@@ -101,6 +113,65 @@ def test_i4_killed_after_every_ledger_write_the_run_ends_in_the_same_state(
     perennial("verify", run_file)
     runs = _mlflow_runs(store)
     assert sorted(runs) == sorted({"tiny", *(stage.name for stage in state.stages), *releases})
+
+
+@pytest.mark.timeout(3600)
+def test_i4_killed_at_thirty_random_moments_the_ends_are_bitwise_those_of_an_undisturbed_run(
+    tmp_path: Path,
+) -> None:
+    """In its first seconds, anywhere, and while it evaluates, exports and draws."""
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    for folder in (undisturbed, disturbed):
+        folder.mkdir()
+    began = time.monotonic()
+    perennial("run", _prepared(undisturbed))
+    whole_seconds = time.monotonic() - began
+    run_file, store = _prepared(disturbed), open_store(disturbed / "store")
+    dice = random.Random(7)
+    early, anywhere = [3.0] * 10, [whole_seconds / 3] * 8
+    for span in dice.sample([*early, *anywhere], len(early) + len(anywhere)):
+        _kill_in(run_file, store, dice.uniform(0, span))
+    for kind in ["evaluating", "evaluated", "releasing", "released"] * 3:
+        _kill_in(run_file, store, dice.uniform(0, 2), behind=kind)
+    perennial("run", run_file)
+    for kept in (disturbed, undisturbed):
+        perennial("report", kept / "run.yaml", "--output", kept / "report.html")
+    assert _outcome(store) == _outcome(open_store(undisturbed / "store"))
+    assert _weights(store) == _weights(open_store(undisturbed / "store"))
+    perennial("verify", run_file)
+    assert sorted(_mlflow_runs(store)) == sorted(_mlflow_runs(open_store(undisturbed / "store")))
+    pictures = {info.key for info in store.list("report")}
+    assert pictures >= {info.key for info in open_store(undisturbed / "store").list("report")}
+
+
+def _kill_in(run_file: Path, store: Store, seconds: float, behind: str = "") -> None:
+    """Start the controller and kill it after so long, from the last event of a kind on."""
+    process = start("run", run_file)
+    while behind and process.poll() is None and _last_kind(store) != behind:
+        time.sleep(0.02)  # polling a condition: the event
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)  # a random moment is meant, and no condition
+    _kill(process)
+
+
+def _last_kind(store: Store) -> str:
+    keys = _events(store)
+    return str(json.loads(store.read(keys[-1]))["kind"]) if keys else ""
+
+
+def _weights(store: Store) -> dict[str, str]:
+    """Digests of the weights and moments of every stage's end, and of every release."""
+    state = Ledger(store).read()
+    digests = {}
+    for stage, end in state.ends.items():
+        manifest = read_manifest(store, end)
+        for name, file in manifest.files.items():
+            if name.endswith(".safetensors"):
+                digests[f"{stage}/{name}"] = file.sha256
+    for release in state.releases:
+        files = json.loads(store.read(f"{release.folder}/manifest.json"))["files"]
+        digests |= {f"{release.name}/{n}": f["sha256"] for n, f in files.items() if "safe" in n}
+    return digests
 
 
 def _mlflow_runs(store: Store) -> list[str]:

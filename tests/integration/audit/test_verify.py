@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +21,16 @@ from perennial.runs.events import Landed, encode
 from perennial.runs.ledger import HEAD
 from perennial.store import Log, Store, open_store
 from perennial.training.checkpoint.manifest import MANIFEST
+from tests.integration.audit.conftest import filled
 from tests.support.cli import perennial, perennial_json, start
 from tests.support.ledger_files import rechain
-from tests.support.synthetic_run import ATTEMPT, craft_run
+from tests.support.synthetic_run import ATTEMPT
 from tests.support.tiny_run import tiny_run, write_run
 
 STAGES = ("checkpoints/00-help", "checkpoints/01-code")
 END = "checkpoints/01-code/00000024"
 END_FILES = f"{END}/{ATTEMPT}"
 RELEASE = "releases/01-code-24-anneal4"
-
-
-@pytest.fixture(scope="module")
-def finished(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every object of a finished run."""
-    store = craft_run(tmp_path_factory.mktemp("run"))
-    return {info.key: store.read(info.key) for info in store.list() if "inbox" not in info.key}
 
 
 @pytest.fixture
@@ -50,12 +43,6 @@ def store(finished: dict[str, bytes], store_url: str) -> Store:
 def local(finished: dict[str, bytes], tmp_path: Path) -> Store:
     """A finished run in a local folder."""
     return filled(open_store(tmp_path / "store"), finished)
-
-
-def filled(store: Store, objects: dict[str, bytes]) -> Store:
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(store.write, objects.keys(), objects.values()))
-    return store
 
 
 def drop_line(store: Store, key: str) -> None:

@@ -1,0 +1,32 @@
+"""A finished run, for tests of what its store proves and what befalls it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from perennial.store import Store
+from tests.support.synthetic_run import craft_run
+
+
+@pytest.fixture(scope="session")
+def landed_and_finished(
+    ray_local: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """Every object of a finished run, its inbox included."""
+    store = craft_run(tmp_path_factory.mktemp("run"))
+    return {info.key: store.read(info.key) for info in store.list()}
+
+
+@pytest.fixture(scope="session")
+def finished(landed_and_finished: dict[str, bytes]) -> dict[str, bytes]:
+    """Every object of a finished run whose inbox was cleared."""
+    return {key: data for key, data in landed_and_finished.items() if "inbox" not in key}
+
+
+def filled(store: Store, objects: dict[str, bytes]) -> Store:
+    """The store, with these objects."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(store.write, objects.keys(), objects.values()))
+    return store

@@ -1,0 +1,141 @@
+"""Each object of a finished run deleted, cut, swapped and repeated: every verb ends in a line.
+
+An object of a store can vanish by a lifecycle rule, be cut by a copy that was stopped, be another
+one's by a restore of the wrong version, or be there twice. Verbs that read say so or do not need
+it; nothing that is there is overwritten, and `verify` names the object.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from perennial.audit.verify import verify
+from perennial.cli.app import app
+from perennial.errors import InputError
+from perennial.store import Store, open_store
+from tests.integration.audit.conftest import filled
+from tests.support.tiny_run import tiny_run, write_run
+
+READERS = [
+    ("status",),
+    ("status", "--json"),
+    ("verify",),
+    ("plan",),
+    ("run", "--dry-run"),
+    ("ingest", "--dry-run"),
+    ("release", "--dry-run"),
+    ("evaluate", "--dry-run"),
+    ("repair", "--dry-run"),
+    ("hold", "help", "--dry-run"),
+]
+SAMPLE = re.compile(
+    r"ledger/0+(00|04|16).json|leases/head.json|corpora/help/manifest.json|tokenizer/manifest.json"
+    r"|01-code/00000024/(manifest.json|crafted/(model|metrics).*)|releases/.*/manifest.json"
+)
+UNPROVED = re.compile(r"^(inbox/|leases/|.*/staging)")
+"""what `verify` does not read, or does not need"""
+
+
+def remove(store: Store, key: str, other: str) -> None:
+    store.remove(key)
+
+
+def cut(store: Store, key: str, other: str) -> None:
+    data = store.read(key)
+    store.write(key, data[: len(data) // 2])
+
+
+def empty(store: Store, key: str, other: str) -> None:
+    store.write(key, b"")
+
+
+def swap(store: Store, key: str, other: str) -> None:
+    store.write(key, store.read(other))
+
+
+def fill_with_noise(store: Store, key: str, other: str) -> None:
+    store.write(key, b"\x00\xff{" * 40)
+
+
+ATTACKS: dict[str, Callable[[Store, str, str], None]] = {
+    attack.__name__: attack for attack in (remove, cut, empty, swap, fill_with_noise)
+}
+
+
+def _other(objects: dict[str, bytes], key: str) -> str:
+    """Another object of the same kind, as a restore may bring in its place; else any other."""
+    kind = re.sub(r"\d+", "#", key.rpartition("/")[2])
+    same = [k for k in objects if re.sub(r"\d+", "#", k.rpartition("/")[2]) == kind]
+    other = [k for k in same if objects[k] != objects[key]]
+    return (other or [k for k in objects if objects[k] != objects[key]])[0]
+
+
+def _contents(store: Store) -> dict[str, bytes]:
+    return {info.key: store.read(info.key) for info in store.list()}
+
+
+def _ends_in_a_line(run_file: Path) -> Iterator[str]:
+    for verb, *words in READERS:
+        result = CliRunner().invoke(app, [verb, str(run_file), *words])
+        name = " ".join((verb, *words))
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            yield f"{name}: {type(result.exception).__name__}: {result.exception}"
+        elif result.exit_code not in (0, 1, 2):
+            yield f"{name}: exit code {result.exit_code}"
+        elif "Traceback" in result.output or result.stderr.count("\n") > 3:
+            yield f"{name}: {result.output}"
+
+
+def _check(objects: dict[str, bytes], store: Store, run_file: Path, key: str, attack: str) -> None:
+    ATTACKS[attack](store, key, _other(objects, key))
+    before = _contents(store)
+    wrong = list(_ends_in_a_line(run_file))
+    assert not wrong, f"{attack} {key}: " + "\n".join(wrong)
+    assert _contents(store) == before, f"{attack} {key}: a reader wrote"
+    if not UNPROVED.match(key):
+        try:
+            keys = [finding.key for finding in verify(store).findings]
+        except InputError as refusal:
+            keys = [refusal.where.removeprefix(f"{store.url}/")]
+        assert any(k == key or k in key or key in k for k in keys) or _by_the_ledger(key, keys), (
+            f"verify does not name {key} after {attack}: {keys}"
+        )
+    store.remove(key)
+    store.write(key, objects[key])
+
+
+def _by_the_ledger(key: str, keys: list[str]) -> bool:
+    """Return whether the finding is the entry behind an altered one, which no longer fits."""
+    return key.startswith("ledger/") and any(k.startswith("ledger/") for k in keys)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_sample_of_objects(
+    landed_and_finished: dict[str, bytes], tmp_path: Path, attack: str
+) -> None:
+    store = filled(open_store(tmp_path / "store"), landed_and_finished)
+    run_file = write_run(tmp_path, tiny_run(tmp_path))
+    keys = [key for key in landed_and_finished if SAMPLE.search(key)]
+    assert len(keys) >= 8
+    for key in keys[:: 1 if attack == "remove" else 3]:
+        _check(landed_and_finished, store, run_file, key, attack)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_object(landed_and_finished: dict[str, bytes], tmp_path: Path, attack: str) -> None:
+    store = filled(open_store(tmp_path / "store"), landed_and_finished)
+    run_file = write_run(tmp_path, tiny_run(tmp_path))
+    wrong = []
+    for key in landed_and_finished:
+        try:
+            _check(landed_and_finished, store, run_file, key, attack)
+        except AssertionError as failed:
+            wrong.append(str(failed).partition("\n")[0])
+            filled(store, landed_and_finished)
+    assert not wrong, "\n".join(wrong)
