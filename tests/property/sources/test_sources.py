@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Killed(BaseException):
 class MortalStore(LocalStore):
     """Dies before or after one of its writes; `lives` counts down over all stores."""
 
-    lives: tuple[list[int], ...] = ()
+    lives: tuple[list[int], ...] = field(default=(), compare=False)
 
     @contextmanager
     def _mortally(self) -> Iterator[None]:
