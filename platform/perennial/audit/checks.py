@@ -25,9 +25,13 @@ _NO_HEAD = Head()
 
 @dataclass
 class FoldedLedger:
-    """The ledger as far as it can be folded; `findings` say why it ends there."""
+    """The ledger as far as it can be folded; `findings` say why it ends there.
+
+    digests: of the entries, in order.
+    """
 
     events: list[Event] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
     state: RunState = field(default_factory=RunState)
     findings: list[Finding] = field(default_factory=list)
 
@@ -77,6 +81,7 @@ def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
             break
         story.events.append(entry.event)
         reached = Head(reached.events + 1, digest_of(ledger[key]))
+        story.digests.append(reached.sha256)
         chained = entry.before is not None
     if not story.findings and reached.events == head.events and reached != head:
         last = ledger_key(head.events - 1)
@@ -290,6 +295,25 @@ def _uncheckable(key: str, name: str, absent: InputError) -> Finding:
 def _trained_before(state: RunState, branch: Releasing | Branched) -> list[StageMix]:
     stage = state.stage(branch.stage)
     return [*state.history_of(stage), truncate_mix(stage.mix, branch.step - stage.first_step)]
+
+
+def check_ledger_position(
+    key: str, manifest: CheckpointManifest, story: FoldedLedger
+) -> Iterator[Finding]:
+    """Check that the ledger still has the entry behind which a checkpoint's job began.
+
+    Args:
+        key: folder of the checkpoint.
+        manifest: of the checkpoint.
+        story: the folded ledger.
+    """
+    events = manifest.ledger_events
+    # Behind a gap nothing is folded; the gap has its finding.
+    if not events or story.findings or not manifest.ledger_sha256:
+        return
+    if story.digests[events - 1 : events] != [manifest.ledger_sha256]:
+        problem = f"is not the entry that {key} was trained behind, or is missing"
+        yield Finding(ledger_key(events - 1), problem, "restore it from a copy")
 
 
 def check_checkpoint(

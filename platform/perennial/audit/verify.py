@@ -278,6 +278,10 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
             done.lost[f"{key}/{MANIFEST}"] = ""
             continue
         done.checkpoints[key] = manifest
+        for finding in checks.check_ledger_position(key, manifest, done.story):
+            # All checkpoints of a job began behind one entry.
+            if finding.key not in {other.key for other in done.findings}:
+                done.findings.append(finding)
         plan = plans.get(key.rpartition("/")[0])
         if plan is not None:
             done.findings += checks.check_checkpoint(key, manifest, plan)

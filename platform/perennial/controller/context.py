@@ -187,7 +187,8 @@ class Workspace:
         """Write the run file into the ledger, unless a process did before."""
 
         def open_run(state: RunState) -> Opened | None:
-            document = self.spec.model_dump(mode="json")
+            # Not where the store is: it may be copied or moved, and knows no place.
+            document = self.spec.model_dump(mode="json") | {"store": "."}
             return Opened(at=now(), spec=document) if state.spec is None else None
 
         self.ledger.transact(open_run)
@@ -241,7 +242,7 @@ class Workspace:
 
     def fence(self) -> Fence:
         """Return the check by which workers commit only while this controller is in charge."""
-        return Fence(self.ledger.next, TookOver.model_fields["kind"].default)
+        return self.ledger.fence(TookOver.model_fields["kind"].default)
 
     def record(self, event: Event) -> None:
         """Write what happened, whatever users decided meanwhile about other corpora.

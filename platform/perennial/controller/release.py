@@ -18,7 +18,6 @@ from perennial.runs.model_card import model_card
 from perennial.runs.stage_planner import decide_release
 from perennial.runs.state import RunState, Stage
 from perennial.training.checkpoint.manifest import committed_steps
-from perennial.training.checkpoint.ownership import Fence
 
 
 def release(work: Workspace, origin: str | None = None, tokens: str | None = None) -> Released:
@@ -189,7 +188,7 @@ def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
 def _anneal(work: Workspace, claimed: Releasing) -> str:
     work.use_ray()
     run_id = work.run_ids.release_run_id(work, claimed.name)
-    fence = Fence(work.ledger.next, claimed.kind, claimed.name)
+    fence = work.ledger.fence(claimed.kind, claimed.name)
     job = release_job(work.spec, work.state, claimed, work.manifests(), run_id, fence)
     return train(work, job)
 

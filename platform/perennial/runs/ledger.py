@@ -20,6 +20,7 @@ from perennial.runs import snapshots
 from perennial.runs.events import Event, decode, encode
 from perennial.runs.state import RunState
 from perennial.store import Log, Store
+from perennial.training.checkpoint.ownership import Fence
 
 FOLDER = "ledger"
 HEAD = "leases/head.json"
@@ -187,6 +188,15 @@ class Ledger:
     def key(self, number: int) -> str:
         """Return the key of an entry."""
         return self._log.key(number)
+
+    def fence(self, kind: str, name: str = "") -> Fence:
+        """Return the check by which a job may commit until a claim follows the entries so far.
+
+        Args:
+            kind: of the events that are claims.
+            name: what they claim; "" for a claim of the whole run.
+        """
+        return Fence(self.next, kind, name, self.head.sha256)
 
     def transact(self, decide: Callable[[RunState], E | None]) -> E | None:
         """Append the event that `decide` derives from the state as it is now.

@@ -22,7 +22,6 @@ from perennial.runs.state import Corpus, RunState
 from perennial.schedules import RateField, Schedule, ScheduleConfig, from_dict
 from perennial.search.trials import Bench, check_objectives
 from perennial.training.checkpoint.manifest import committed_steps, folder_of
-from perennial.training.checkpoint.ownership import Fence
 
 if TYPE_CHECKING:
     from perennial.config.search import TuningSpec
@@ -118,7 +117,7 @@ def begin(work: Workspace, spec: TuningSpec, search: PlannedSearch) -> Bench:
 
     claimed = work.ledger.transact(claim)
     assert claimed is not None
-    fence = Fence(work.ledger.next, claimed.kind, spec.name)
+    fence = work.ledger.fence(claimed.kind, spec.name)
     return replace(search.bench, before=before, claim=claimed.claim, fence=fence)
 
 

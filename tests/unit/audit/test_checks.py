@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from perennial.audit.checks import PlannedFolder, check_checkpoint, check_stages, fold
+from perennial.audit.checks import (
+    PlannedFolder,
+    check_checkpoint,
+    check_ledger_position,
+    check_stages,
+    fold,
+)
 from perennial.mixture import StageMix
 from perennial.runs import events
 from perennial.runs.ledger import digest_of
@@ -106,3 +112,26 @@ def test_a_checkpoint_that_tells_its_mix_in_the_older_form_is_the_same() -> None
         told = {f.problem.split(":")[0] for f in found if "names no" not in f.problem}
         assert told == problems
     assert StageMix.from_dict(older) == stage.mix
+
+
+@pytest.mark.parametrize(
+    ("events_then", "kept", "is_lost"),
+    [(14, 14, False), (9, 14, False), (14, 13, True), (14, 9, True), (None, 9, False)],
+)
+def test_an_end_of_the_ledger_that_is_lost_with_its_head_is_seen_by_checkpoints(
+    events_then: int | None, kept: int, is_lost: bool
+) -> None:
+    entries = _ledger()
+    keys = sorted(entries)
+    before = fold(entries)
+    manifest = CheckpointManifest.model_construct(
+        ledger_events=events_then,
+        ledger_sha256=digest_of(entries[keys[events_then - 1]]) if events_then else "",
+    )
+    story = fold({key: entries[key] for key in keys[:kept]})
+    assert not before.findings
+    assert not story.findings, "without a head its end is any end"
+    lines = [str(finding) for finding in check_ledger_position("checkpoints/a/1", manifest, story)]
+    assert len(lines) == is_lost
+    if is_lost:
+        assert lines[0].startswith(f"{keys[13]}: is not the entry that checkpoints/a/1")

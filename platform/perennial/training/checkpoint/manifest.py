@@ -61,6 +61,10 @@ class CheckpointManifest(BaseModel):
     code_version: str
     tracking_run: str
     attempt: str = ""
+    ledger_events: int | None = None
+    ledger_sha256: str = ""
+    """number of the ledger's entries when the job began, and digest of the last of them, so that a
+    lost end of the ledger is seen; None where an older version wrote it"""
     files: dict[str, FileEntry]
 
     def key_of(self, checkpoint: str, name: str) -> str:

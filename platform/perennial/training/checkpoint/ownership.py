@@ -14,11 +14,13 @@ class Fence:
 
     kind: of the log's entries that are claims.
     name: what they claim; "" for a claim of the whole run.
+    sha256: digest of the entry before `first`, which is the owner's own claim or a later one.
     """
 
     first: int
     kind: str
     name: str = ""
+    sha256: str = ""
 
     def stands(self, store: Store) -> bool:
         """Return whether no claim was written; takes a request, and one per entry since `first`."""

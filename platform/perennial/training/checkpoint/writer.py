@@ -296,6 +296,8 @@ class Saver:
             code_version=__version__,
             tracking_run=job.tracking_run,
             attempt=self._attempt,
+            ledger_events=None if job.fence is None else job.fence.first,
+            ledger_sha256="" if job.fence is None else job.fence.sha256,
             files=files,
         )
 
