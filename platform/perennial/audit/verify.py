@@ -38,7 +38,7 @@ from perennial.audit.files import (
 )
 from perennial.audit.finding import Finding, unequal
 from perennial.audit.landed import check_inbox, check_inputs
-from perennial.errors import InputError
+from perennial.errors import Damaged, InputError
 from perennial.runs.events import Ready, field_of
 from perennial.runs.ledger import FOLDER, read_head
 from perennial.store import Log
@@ -261,8 +261,9 @@ def _skips(store: Store, done: Verification) -> None:
     for folder in (*(stage.folder for stage in state.started_stages), *branches):
         try:
             done.skipped[folder] = tuple(skip.step for skip in read_skips(store, folder))
-        except ValueError as broken:
-            done.findings.append(_unreadable(folder, broken))
+        except Damaged as broken:
+            done.findings.append(Finding(broken.key, broken.problem, "restore it"))
+            done.lost[broken.key] = ""
 
 
 def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:

@@ -36,7 +36,13 @@ def ingest(work: Workspace, name: str) -> None:
     Args:
         work: the run.
         name: the corpus.
+
+    Raises:
+        InputError: the run's tokenizer is lost or altered.
     """
+    if usable(work.state):
+        # A lost tokenizer must not be made anew: the corpora so far have the ids of the old one.
+        corpora.load_tokenizer(work.store)
     try:
         landed = _check_landed(work, name)
         if work.state.corpora[name].state == "landed" and landed is not None:

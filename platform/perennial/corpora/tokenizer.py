@@ -8,7 +8,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,11 +19,13 @@ from perennial.errors import InputError
 from perennial.store import is_store_url, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tokenizers import Tokenizer
 
     from perennial.store import Store
+
+T = TypeVar("T")
 
 END_OF_DOCUMENT = "<|endoftext|>"
 TOKENIZER_KEY = "tokenizer/tokenizer.json"
@@ -207,18 +209,9 @@ def load_tokenizer(store: Store) -> RunTokenizer:
 
 
 def _load_once(store: Store) -> RunTokenizer:
-    try:
-        manifest = TokenizerManifest.model_validate_json(store.read(MANIFEST_KEY))
-        text = store.read(TOKENIZER_KEY).decode()
-    except FileNotFoundError:
-        raise InputError(
-            f"{store.url}/tokenizer",
-            "",
-            "the run has no tokenizer",
-            "train or import one first",
-            code="tokenizer-missing",
-        ) from None
-    if _fingerprint(text) != manifest.fingerprint:
+    manifest = _read_part(store, MANIFEST_KEY, TokenizerManifest.model_validate_json)
+    text = _read_part(store, TOKENIZER_KEY, bytes.decode)
+    if _fingerprint_or_none(text) != manifest.fingerprint:
         raise InputError(
             f"{store.url}/{TOKENIZER_KEY}",
             "",
@@ -227,6 +220,35 @@ def _load_once(store: Store) -> RunTokenizer:
             code="tokenizer-altered",
         )
     return RunTokenizer(text, manifest)
+
+
+def _read_part(store: Store, key: str, parse: Callable[[bytes], T]) -> T:
+    """Return one of the tokenizer's two objects, parsed."""
+    try:
+        return parse(store.read(key))
+    except FileNotFoundError:
+        raise InputError(
+            f"{store.url}/{key}",
+            "",
+            "the run has no tokenizer",
+            "train or import one first; where corpora were tokenised, restore it from a copy",
+            code="tokenizer-missing",
+        ) from None
+    except ValueError as broken:
+        raise InputError(
+            f"{store.url}/{key}",
+            "",
+            f"it cannot be read ({' '.join(str(broken).split())[:200]})",
+            "restore the original file",
+            code="tokenizer-altered",
+        ) from None
+
+
+def _fingerprint_or_none(text: str) -> str | None:
+    try:
+        return _fingerprint(text)
+    except ValueError:  # no JSON
+        return None
 
 
 def _train(texts: Iterable[str], vocabulary: int) -> Tokenizer:

@@ -269,7 +269,8 @@ FAULTS = {
     ),
     "a corpus without its manifest": Fault(
         lambda s: s.remove("corpora/code/manifest.json"),
-        ("corpora/code/manifest.json",),
+        # Not tokenised, it has to be in the inbox, which was cleared.
+        ("inbox/code", "corpora/code/manifest.json"),
         "was not ingested",
     ),
     "another tokenizer": Fault(

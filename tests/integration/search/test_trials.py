@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def _checkpoint(store: Store, decided: events.Branched, steps: int) -> Checkpoin
     files = {"model.safetensors": b"weights", "metrics.jsonl": b"{}\n"}
     for name, data in files.items():
         store.write(f"{place_of(folder, 'attempt')}/{name}", data)
-    entries = {n: {"size_bytes": len(data), "sha256": "0" * 64} for n, data in files.items()}
+    entries = {
+        name: {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    }
     told: dict[str, Any] = {
         "name": decided.trial, "step": decided.step + steps, "phase": "constant", "eta": 5e-4,
         "schedule": decided.schedule, "mix": decided.mix.to_dict(), "mix_step": steps,

@@ -68,7 +68,7 @@ def import_model(
     """
     assert spec.path is not None
     if has_model(store):
-        return InitialManifest.model_validate_json(store.read(_MANIFEST))
+        return _read_manifest(store)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -156,13 +156,20 @@ def _copy_object(source: Store, name: str, target: Store, key: str) -> str:
     return sha256.hexdigest()
 
 
+def _read_manifest(store: Store) -> InitialManifest:
+    try:
+        return InitialManifest.model_validate_json(store.read(_MANIFEST))
+    except ValueError as broken:
+        raise Damaged(_MANIFEST, "cannot be read") from broken
+
+
 def fetch_initial(store: Store, folder: Path) -> None:
     """Copy the imported model to a local folder.
 
     Raises:
         Damaged: a file is missing or has another digest than its manifest says.
     """
-    manifest = InitialManifest.model_validate_json(store.read(_MANIFEST))
+    manifest = _read_manifest(store)
     for name, expected in manifest.files.items():
         key = f"{FOLDER}/{name}"
         try:

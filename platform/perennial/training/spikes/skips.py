@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from perennial.errors import Damaged
+
 if TYPE_CHECKING:
     from perennial.store import Store
 
@@ -34,9 +36,17 @@ def record_skip(store: Store, folder: str, skip: Skip) -> None:
 
 
 def read_skips(store: Store, folder: str) -> list[Skip]:
-    """Return the batches that a job's folder leaves out, by step."""
-    return [
-        Skip.model_validate_json(store.read(info.key))
-        for info in store.list(folder)
-        if info.key.removeprefix(f"{folder}/").startswith(_PREFIX)
-    ]
+    """Return the batches that a job's folder leaves out, by step.
+
+    Raises:
+        Damaged: a record cannot be read.
+    """
+    names = (info.key.removeprefix(f"{folder}/") for info in store.list(folder))
+    return [_read_skip(store, f"{folder}/{name}") for name in names if name.startswith(_PREFIX)]
+
+
+def _read_skip(store: Store, key: str) -> Skip:
+    try:
+        return Skip.model_validate_json(store.read(key))
+    except ValueError as broken:
+        raise Damaged(key, "cannot be read") from broken
