@@ -41,7 +41,7 @@ def ingest(work: Workspace, name: str) -> None:
         InputError: the run's tokenizer is lost or altered.
     """
     if usable(work.state):
-        # A lost tokenizer must not be made anew: the corpora so far have the ids of the old one.
+        # A lost tokenizer must not be made again: the corpora so far have the ids of the old one.
         corpora.load_tokenizer(work.store)
     try:
         landed = _check_landed(work, name)
