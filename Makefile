@@ -42,8 +42,12 @@ test:  ## all tests but the longest: at most 15 minutes on two cores
 	$(MAKE) --no-print-directory integration-tests; integration=$$?; \
 	wait $$e2e; e2e=$$?; cat build/e2e-tests.log; exit $$((integration + e2e))
 
-integration-tests e2e-tests: %-tests: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not long" tests/$*
+# Tests of tracking run with the end-to-end tests, so that both sessions take as long.
+integration-tests: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not long" tests/integration --ignore tests/integration/tracking
+
+e2e-tests: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not long" tests/e2e tests/integration/tracking
 
 test-long: $(VENV)/installed-test test-services  ## the longest tests
 	$(BIN)/python pipelines/fetch_smollm.py build/smollm

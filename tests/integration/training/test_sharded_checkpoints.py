@@ -228,6 +228,7 @@ def _save_large(folder: Path) -> None:
     (folder / str(dist.get_rank())).write_text(json.dumps([peak.grown_bytes, whole]))
 
 
+@pytest.mark.long
 def test_a_rank_holds_its_share_of_a_model_and_a_tensor_while_it_saves(tmp_path: Path) -> None:
     run_on(2, _save_large, tmp_path)
     for rank in range(2):
