@@ -38,10 +38,12 @@ def ingest(work: Workspace, name: str) -> None:
         name: the corpus.
 
     Raises:
-        InputError: the run's tokenizer is lost or altered.
+        InputError: the run's tokenizer, or the manifest of an earlier corpus, is lost or altered.
     """
-    if usable(work.state):
-        # A lost tokenizer must not be made again: the corpora so far have the ids of the old one.
+    # What is wrong with the corpora so far is no reason to refuse this one. And a lost tokenizer
+    # must not be made again: they have the ids of the old one.
+    for earlier in usable(work.state):
+        corpora.read_manifest(work.store, earlier)
         corpora.load_tokenizer(work.store)
     try:
         landed = _check_landed(work, name)

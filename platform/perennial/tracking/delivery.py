@@ -65,8 +65,9 @@ class Delivery(threading.Thread):
 
     def _connected(self) -> MlflowRuns:
         if self._mlflow is None:
-            # It logs every table that it creates, which is of no use to the user who trains.
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            # It logs every table that it creates, and failures with their traceback; the user gets
+            # one line of them from here.
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
             from perennial.tracking.mlflow_runs import MlflowRuns, Target
 
             self._mlflow = MlflowRuns(Target(*self._target), self._thorough)
