@@ -40,7 +40,8 @@ def test_a_run_on_a_disk_that_fills_up_goes_on_whenever_there_is_more_room(tmp_p
     with small_disk(tmp_path / "disk", FIRST_KB) as disk:
         run_file = _run_file(tmp_path / "small", disk / "store")
         perennial("land", run_file, "help", text)
-        messages, size_kb = [], FIRST_KB
+        messages: list[str] = []
+        size_kb = FIRST_KB
         while not any("checkpoints/00-help" in line for line in messages):
             process = start("run", run_file, "--json")
             out, err = process.communicate()
