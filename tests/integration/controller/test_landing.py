@@ -48,7 +48,7 @@ def _landed(work: Workspace, *, listed: bool) -> None:
         work.inbox.write(f"en/{name}", data)
     work.inbox.write("en/_SUCCESS", json.dumps({"files": described}).encode() if listed else b"")
     (seen,) = corpora.list_landed(work.inbox)
-    work.take_charge()
+    work.open_ledger()
     work.record(ingest_stage.landing(work, seen))
 
 

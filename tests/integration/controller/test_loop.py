@@ -146,6 +146,7 @@ def test_a_release_by_policy_that_fails_is_not_tried_at_every_look(
     assert work.setbacks[begun.name].next_try is not None
     assert advance(work, wait=False) == 0
     assert Ledger(work.store).read().releasing[begun.name].claim == 1
+    work.close()
 
 
 TOLD = {

@@ -182,7 +182,7 @@ def test_a_pinned_field_is_refused_with_both_values_and_the_remedy(
 ) -> None:
     opened, changed = before_and_after(name, tmp_path)
     work = Workspace(opened, "run.yaml")
-    work.take_charge()
+    work.open_ledger()
     work.check_run()
     with refused("run-changed", name) as caught:
         Workspace(changed, "run.yaml").check_run()
