@@ -8,8 +8,11 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from typing import TypeVar
 
 from perennial.errors import MISTAKES, PerennialError, StorageError, StorageFull
+
+E = TypeVar("E", bound=BaseException)
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _FRAME = re.compile(r'^ *File ".*", line \d+', re.MULTILINE)
@@ -42,6 +45,17 @@ def causes(failure: BaseException) -> Iterator[BaseException]:
         seen.append(link)
         yield link
         link = getattr(link, "cause", None) or link.__cause__
+
+
+def find_cause(failure: BaseException | None, kind: type[E]) -> E | None:
+    """Return the innermost cause of a kind, or None.
+
+    Args:
+        failure: what was caught, if anything.
+        kind: the class to look for.
+    """
+    links = [] if failure is None else [*causes(failure)]
+    return next((link for link in reversed(links) if isinstance(link, kind)), None)
 
 
 def own_of(failure: BaseException) -> BaseException | None:

@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 MISTAKES = (
     ArithmeticError,
@@ -367,22 +367,3 @@ class InputMoved(PerennialError):
         self.file = file
         self.reason = reason
         self.actual = actual
-
-
-E = TypeVar("E", bound=BaseException)
-
-
-def find_cause(error: BaseException | None, kind: type[E]) -> E | None:
-    """Return the innermost error of a kind that an error was raised from, or None.
-
-    An error that comes out of a Ray task holds the task's own as `cause`.
-
-    Args:
-        error: what was caught.
-        kind: the class to look for.
-    """
-    actual: E | None = None
-    while isinstance(error, BaseException):
-        actual = error if isinstance(error, kind) else actual
-        error = getattr(error, "cause", None) or error.__cause__
-    return actual

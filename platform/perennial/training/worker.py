@@ -13,6 +13,7 @@ import ray
 import torch
 import torch.distributed as dist
 
+from perennial.causes import find_cause
 from perennial.errors import (
     Altered,
     InputError,
@@ -20,7 +21,6 @@ from perennial.errors import (
     Spike,
     StartDamaged,
     StoreFailed,
-    find_cause,
 )
 from perennial.store import Store, open_store
 from perennial.training.checkpoint.reader import ResumePoint, begin_from_latest

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from perennial.causes import find_cause
 from perennial.corpora import IngestSettings, land, read_manifest, train_tokenizer
 from perennial.corpora.ingest.pipeline import ingest_corpus
-from perennial.errors import Altered, find_cause
+from perennial.errors import Altered
 from perennial.mixture import ReplayRule, Source, StageMix, stage_mix
 from perennial.mixture import ray_stream as stream_room
 from perennial.mixture.batches import slice_rank_rows

@@ -28,20 +28,20 @@ def repair(
     if as_json:
         print_json(done.to_dict())
     else:
-        _print_repair(done, run_file)
+        _print_repair(done, run_file, "" if copy is None else f" --from {copy}")
     if done.findings:
         raise typer.Exit(1)
 
 
-def _print_repair(done: Repair, run_file: str) -> None:
+def _print_repair(done: Repair, run_file: str, source: str) -> None:
     words = ("restored", "set aside") if done.acted else ("to restore", "to set aside")
     for word, keys in zip(words, (done.restored, done.set_aside), strict=True):
         for key in keys:
             out.print(f"{word:12}  {key}", markup=False)
     for finding in done.findings:
         out.print(str(finding), markup=False)
-    if not done.acted:
-        out.print(f"next      perennial repair {run_file}   do it")
+    if not done.acted and (done.restored or done.set_aside):
+        out.print(f"next      perennial repair {run_file}{source}   do it")
     elif done.findings:
         out.print(f"next      perennial repair {run_file} --from STORE   a copy that has more")
     else:
