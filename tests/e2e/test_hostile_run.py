@@ -24,7 +24,8 @@ CLASSES = {
     "its weights": r"checkpoints/00-help/0+12/.*/model.*\.safetensors",
     "its moments": r"checkpoints/00-help/0+12/.*/optimizer-00.*",
     "its metrics": r"checkpoints/00-help/0+12/.*/metrics\.jsonl",
-    "an earlier checkpoint": r"checkpoints/00-help/0+10/manifest\.json",
+    # Which of them there are depends on how busy the machine was; a phase's end always is.
+    "an earlier checkpoint": r"checkpoints/00-help/0+(?!12/)\d+/manifest\.json",
     "a corpus's manifest": r"corpora/help/manifest\.json",
     "a shard": r"corpora/help/shard-0+\.parquet",
     "held-out documents": r"corpora/help/holdout-0+\.parquet",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import time
 from contextlib import suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
@@ -144,9 +146,43 @@ def test_i4_killed_at_thirty_random_moments_the_ends_are_bitwise_those_of_an_und
     assert pictures >= {info.key for info in open_store(undisturbed / "store").list("report")}
 
 
-def _kill_in(run_file: Path, store: Store, seconds: float, behind: str = "") -> None:
-    """Start the controller and kill it after so long, from the last event of a kind on."""
-    process = start("run", run_file)
+@pytest.mark.timeout(3600)
+def test_i4_report_and_release_killed_at_random_moments_end_as_undisturbed(tmp_path: Path) -> None:
+    """A page is never half of one, and a release is the one that nobody killed."""
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    for folder in (undisturbed, disturbed):
+        folder.mkdir()
+    run_file = _prepared(undisturbed)
+    document = yaml.safe_load(run_file.read_text())
+    document["release"] |= {"policy": "on-demand", "sample_tokens": 8}
+    perennial("run", write_run(undisturbed, document))
+    shutil.copytree(undisturbed / "store", disturbed / "store")
+    copied = write_run(disturbed, document | {"store": str(disturbed / "store")})
+    seconds = {}
+    for verb in ("release", "report"):
+        began = time.monotonic()
+        perennial(verb, run_file)
+        seconds[verb] = time.monotonic() - began
+    store, dice = open_store(disturbed / "store"), random.Random(11)
+    for verb in ("report", "release") * 10:
+        _kill_in(copied, store, dice.uniform(0, seconds[verb]), verb=verb)
+        pages = [store.read(key) for key in ("report/report.html",) if store.exists(key)]
+        assert all(page.rstrip().endswith(b"</html>") for page in pages)
+    for verb in ("release", "report"):
+        perennial(verb, copied)
+    other = open_store(undisturbed / "store")
+    assert _outcome(store) == _outcome(other)
+    assert _weights(store) == _weights(other)
+    assert sorted(_mlflow_runs(store)) == sorted(_mlflow_runs(other))
+    assert store.read("report/matrix.json") == other.read("report/matrix.json")
+    perennial("verify", copied)
+
+
+def _kill_in(
+    run_file: Path, store: Store, seconds: float, behind: str = "", verb: str = "run"
+) -> None:
+    """Start a verb and kill it after so long, from the last event of a kind on."""
+    process = start(verb, run_file)
     while behind and process.poll() is None and _last_kind(store) != behind:
         time.sleep(0.02)  # polling a condition: the event
     with suppress(subprocess.TimeoutExpired):

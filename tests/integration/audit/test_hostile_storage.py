@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from perennial.audit.verify import verify
@@ -33,6 +34,16 @@ READERS = [
     ("repair", "--dry-run"),
     ("hold", "help", "--dry-run"),
 ]
+PRESENTERS = [
+    ("report",),
+    ("report", "--output", "report.html"),
+    ("compare", "other.yaml"),
+    ("compare", "other.yaml", "--output", "comparison.html"),
+    ("track",),
+]
+"""what writes pages and tracking, and nothing else"""
+
+PRESENTED = re.compile(r"^(report|mlflow)/")
 SAMPLE = re.compile(
     r"ledger/0+(00|04|16).json|leases/head.json|corpora/help/manifest.json|tokenizer/manifest.json"
     r"|01-code/00000024/(manifest.json|crafted/(model|metrics).*)|releases/.*/manifest.json"
@@ -83,8 +94,8 @@ def _contents(store: Store) -> dict[str, bytes]:
     return {info.key: store.read(info.key) for info in store.list()}
 
 
-def _ends_in_a_line(run_file: Path) -> Iterator[str]:
-    for verb, *words in READERS:
+def _ends_in_a_line(run_file: Path, verbs: list[tuple[str, ...]]) -> Iterator[str]:
+    for verb, *words in verbs:
         result = CliRunner().invoke(app, [verb, str(run_file), *words])
         name = " ".join((verb, *words))
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -98,7 +109,7 @@ def _ends_in_a_line(run_file: Path) -> Iterator[str]:
 def _check(objects: dict[str, bytes], store: Store, run_file: Path, key: str, attack: str) -> None:
     ATTACKS[attack](store, key, _other(objects, key))
     before = _contents(store)
-    wrong = list(_ends_in_a_line(run_file))
+    wrong = list(_ends_in_a_line(run_file, READERS))
     assert not wrong, f"{attack} {key}: " + "\n".join(wrong)
     assert _contents(store) == before, f"{attack} {key}: a reader wrote"
     if not UNPROVED.match(key) and not (attack == "remove" and UNCOMMITTED.match(key)):
@@ -139,3 +150,36 @@ def test_every_object(landed_and_finished: dict[str, bytes], tmp_path: Path, att
             wrong.append(str(failed).partition("\n")[0])
             filled(store, landed_and_finished)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_pages_and_tracking(
+    landed_and_finished: dict[str, bytes],
+    tmp_path: Path,
+    attack: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pages and tracking of a store that lost an object: made, or refused in a line."""
+    store = filled(open_store(tmp_path / "store"), landed_and_finished)
+    filled(open_store(tmp_path / "other"), landed_and_finished)
+    run_file = write_run(tmp_path, tiny_run(tmp_path))
+    other = tiny_run(tmp_path, store=str(tmp_path / "other"))
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    monkeypatch.chdir(tmp_path)
+    assert not list(_ends_in_a_line(run_file, PRESENTERS)), "before any attack"
+    wrong = []
+    for key in filter(SAMPLE.search, landed_and_finished):
+        ATTACKS[attack](store, key, _other(landed_and_finished, key))
+        before = _not_presented(store)
+        wrong += [f"{attack} {key}: {line}" for line in _ends_in_a_line(run_file, PRESENTERS)]
+        if _not_presented(store) != before:
+            wrong.append(f"{attack} {key}: written outside of pages and tracking")
+        store.remove(key)
+        store.write(key, landed_and_finished[key])
+    assert not wrong, "\n".join(wrong)
+
+
+def _not_presented(store: Store) -> dict[str, bytes]:
+    return {key: data for key, data in _contents(store).items() if not PRESENTED.match(key)}
