@@ -88,6 +88,20 @@ def test_i7_a_checkpoint_of_the_stage_at_work_is_released_while_the_trunk_goes_o
     _until(lambda: checkpoint.committed_steps(store, FOLDER)[-1] > last, training)
 
 
+def test_what_lands_meanwhile_is_tokenised_while_the_trunk_goes_on(
+    training: subprocess.Popen[str], run_file: Path, store: Store
+) -> None:
+    texts = write_texts(run_file.parent)
+    for name in ("more", "and-more"):
+        perennial("land", run_file, name, texts["help"])
+    before = checkpoint.committed_steps(store, FOLDER)[-1]
+    made = perennial_json("ingest", run_file)
+    assert made["corpora"] == {"code": "training", "help": "passed", "more": "ready"} | {
+        "and-more": "ready"
+    }
+    _until(lambda: checkpoint.committed_steps(store, FOLDER)[-1] > before, training)
+
+
 def test_i4_the_workers_of_a_superseded_controller_write_nothing_more(
     training: subprocess.Popen[str], run_file: Path, store: Store
 ) -> None:

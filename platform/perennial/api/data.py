@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from perennial import corpora
 from perennial.api.results import IngestSummary, LandedFiles
 from perennial.controller.ingest_stage import check_size
-from perennial.controller.loop import ingest_landed, todo, unfinished
+from perennial.controller.loop import ingest_landed, todo_ingest
 from perennial.controller.source_poller import open_sources, pull_due, utc_now
 from perennial.errors import InputError
 
@@ -42,23 +42,24 @@ def ingest(work: Workspace, *, due: bool) -> IngestSummary:
     _check_due(work, due)
     sources = open_sources(work)
     landed = pull_due(work, sources, utc_now()) if due else []
-    # A cron's `--due` must not fail while a stage trains: its controller tokenises what landed.
-    busy = unfinished(work) if due else None
-    if busy is None:
-        ingest_landed(work)
+    ingest_landed(work, wait=not due)  # a cron comes again
+    corpora = work.state.corpora.values()
     return IngestSummary(
         landed=landed,
-        corpora={name: corpus.state for name, corpus in work.state.corpora.items()},
+        corpora={corpus.name: corpus.state for corpus in corpora},
+        reasons={corpus.name: corpus.reason for corpus in corpora if corpus.reason},
         sources=[source.status(utc_now()) for source in sources],
-        unfinished=busy,
     )
 
 
 def plan_ingest(work: Workspace, *, due: bool) -> list[str]:
-    """Return the pulls and the first action that `ingest` would do."""
+    """Return the pulls and the corpora that `ingest` would tokenise."""
     _check_due(work, due)
     statuses = [source.status(utc_now()) for source in open_sources(work)] if due else []
-    return [*(f"pull {status.name} at {status.next_due}" for status in statuses), *todo(work)]
+    return [
+        *(f"pull {status.name} at {status.next_due}" for status in statuses),
+        *todo_ingest(work),
+    ]
 
 
 def repair(store: str, copy: str | None, *, acts: bool = True) -> Repair:

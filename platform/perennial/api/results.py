@@ -83,19 +83,24 @@ class IngestSummary:
     Attributes:
         landed: corpora that sources landed in this call.
         corpora: state of every corpus by name.
+        reasons: why a corpus is held or refused or failed, by name.
         sources: the run file's sources.
-        unfinished: corpus whose stage is under way, so that nothing was tokenised; None without.
     """
 
     landed: Sequence[str]
     corpora: Mapping[str, str]
+    reasons: Mapping[str, str]
     sources: Sequence[SourceStatus]
-    unfinished: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
         sources = [asdict(source) for source in self.sources]
-        return {"landed": list(self.landed), "corpora": self.corpora, "sources": sources}
+        return {
+            "landed": list(self.landed),
+            "corpora": self.corpora,
+            "reasons": self.reasons,
+            "sources": sources,
+        }
 
 
 @dataclass(frozen=True)

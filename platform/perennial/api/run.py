@@ -160,16 +160,16 @@ class Run:
             return training.watch_once(work, reschedule=reschedule)
 
     def ingest(self, *, due: bool = False, take_over: bool = False) -> IngestSummary:
-        """Tokenise what has landed without training it. Safe to repeat and kill.
+        """Tokenise everything that has landed, train nothing. Safe to repeat and kill.
 
-        A controller that waits for data stays in charge. Waits while another process tokenises.
+        A controller stays in charge, and may train meanwhile. Waits while another one tokenises.
 
         Args:
             due: first pull the sources that are due.
             take_over: stop a process that tokenises, and go on in its place.
 
         Raises:
-            InputError: a stage is unfinished, or `due` is asked of a run without sources.
+            InputError: `due` is asked of a run without sources.
         """
         from perennial.api import data
 

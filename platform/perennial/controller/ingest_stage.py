@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from perennial import corpora
 from perennial.controller.context import Workspace
+from perennial.controller.ray_cluster import describe_shortage
 from perennial.corpora import LandedCorpus
 from perennial.corpora.manifest import manifest_key
 from perennial.errors import InputError
@@ -62,12 +63,21 @@ def _refuse(work: Workspace, name: str, refusal: InputError) -> None:
 
 
 def _ingest(work: Workspace, name: str, landed: LandedCorpus | None) -> None:
+    # The first corpus that is accepted decides the tokenizer: one of a corpus that was refused, or
+    # whose ingest was killed, is not the run's.
+    is_undecided = not _has_accepted(work)
+    if is_undecided:
+        corpora.withdraw_tokenizer(work.store)
     try:
         work.use_ray()
+        if shortage := describe_shortage():
+            work.log(f"notice: {shortage}")
         work.notify(lambda observer: observer.ingest_began(work, name))
         manifest = _tokenise(work, name, landed)
-        stage_steps(work.spec, name, manifest.rows)
+        stage_steps(work.spec, name, manifest.rows)  # of a corpus that was accepted before
     except InputError as refusal:
+        if is_undecided:
+            corpora.withdraw_tokenizer(work.store)
         _refuse(work, name, refusal)
         return
     _warn_of_misfit(work, manifest)
@@ -85,6 +95,12 @@ def _ingest(work: Workspace, name: str, landed: LandedCorpus | None) -> None:
             digest=manifest.digest,
         )
     )
+
+
+def _has_accepted(work: Workspace) -> bool:
+    """Return whether a corpus was ever accepted, and so has ids of the run's tokenizer."""
+    known = work.state.corpora.values()
+    return any(c.sequences or work.store.exists(manifest_key(c.name)) for c in known)
 
 
 def _check_landed(work: Workspace, name: str) -> LandedCorpus | None:
@@ -141,6 +157,7 @@ def _tokenise(work: Workspace, name: str, landed: LandedCorpus | None) -> Corpus
         decontaminate=[Path(path) for path in work.spec.corpora.decontaminate],
         lender=lender,
         landed=landed,
+        accept=lambda manifest: stage_steps(work.spec, name, manifest.rows),
     )
 
 

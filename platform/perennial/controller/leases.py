@@ -87,6 +87,8 @@ class Leases:
 
         def claim(state: RunState) -> Ingesting:
             check(state)
+            # Before it waits: the other process may be at the next corpus, and this one ready.
+            state.check(Ingesting(at=now(), corpus=name, lease=mine.key))
             if state.ingesting is not None:
                 self._await(mine, state.ingest_lease, waits=True)
             return Ingesting(at=now(), corpus=name, lease=mine.key)

@@ -31,7 +31,7 @@ from perennial.errors import (
     Terminated,
 )
 from perennial.runs import release_policy as policy
-from perennial.runs.actions import Action, Outside, next_action
+from perennial.runs.actions import Action, Outside, next_action, next_ingest, not_ingested
 from perennial.runs.events import Releasing, Retried, Trained
 from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import now
@@ -145,38 +145,28 @@ def _terminated_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def ingest_landed(work: Workspace) -> None:
-    """Tokenise the corpora that have landed, and train nothing.
+def ingest_landed(work: Workspace, *, wait: bool = True) -> None:
+    """Tokenise everything that has landed, and train nothing; a stage may be training meanwhile.
+
+    Args:
+        work: the run.
+        wait: wait out the retry delay of a corpus that failed instead of returning.
 
     Raises:
-        InputError: a stage is unfinished.
         Busy: as for `Workspace.ingesting`.
-        Exception: the last failure of an ingestion that is not retried.
+        Exception: the last failure of an ingestion that is not retried, once the others ran.
     """
     controller = _Controller(work, reschedule=False)
-    while (action := controller.next()) is not None:
-        if action.verb in ("train", "evaluate", "judge"):
-            raise InputError(
-                work.where,
-                "",
-                f"the stage of {action.subject} is unfinished",
-                "use `perennial run`",
-                code="stage-unfinished",
-            )
-        if action.verb in ("start", "wait", "release"):
-            break
+    while (action := controller.next_ingest()) is not None:
+        if action.verb == "wait":
+            if not wait:
+                break
+            _sleep_until(work, action)
+            continue
         work.open_ledger()
         controller.perform(action)
     if controller.gave_up is not None:
         raise controller.gave_up
-
-
-def unfinished(work: Workspace) -> str | None:
-    """Return the corpus whose stage was begun and is not finished, or None."""
-    action = next_action(work.state, _outside(work), order_of(work.spec))
-    if action is None or action.verb not in ("train", "evaluate", "judge"):
-        return None
-    return action.subject
 
 
 def todo(work: Workspace) -> list[str]:
@@ -190,6 +180,13 @@ def todo(work: Workspace) -> list[str]:
     line = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
     line += f" until {first.until}" if first.until else ""
     return [line, *(f"then {name}" for name in waiting), *undecided]
+
+
+def todo_ingest(work: Workspace) -> list[str]:
+    """Return the corpora that `ingest_landed` would tokenise, in order; reads only."""
+    known = not_ingested(work.state, order_of(work.spec))
+    fresh = [name for name in _outside(work).inbox if name not in work.state.corpora]
+    return [f"ingest {name}" for name in (*(corpus.name for corpus in known), *fresh)]
 
 
 def check_inbox(work: Workspace) -> None:
@@ -253,6 +250,12 @@ class _Controller:
         due = [release.name for release in _due(self._work) if self._may_be_made(release.name)]
         outside = _outside(self._work, due)
         return next_action(self._work.state, outside, order_of(self._work.spec))
+
+    def next_ingest(self) -> Action | None:
+        """Return the next action of a process that tokenises and trains nothing."""
+        self._work.refresh()
+        self._work.notify(lambda observer: observer.looked(self._work))
+        return next_ingest(self._work.state, _outside(self._work), order_of(self._work.spec))
 
     def perform(self, action: Action) -> None:
         """Carry out an action; return without it where the ledger changed meanwhile.

@@ -35,6 +35,16 @@ def use_ray(training: TrainingSpec) -> None:
     )
 
 
+def describe_shortage() -> str:
+    """Return why a task of one CPU would wait on the cluster in use; "" where one is free."""
+    import ray
+
+    if ray.available_resources().get("CPU", 0) >= 1:
+        return ""
+    cpus = ray.cluster_resources().get("CPU", 0)
+    return f"the Ray cluster has {cpus:g} CPUs and none is free: tasks wait until one is"
+
+
 def check_concurrent(where: str, training: TrainingSpec, concurrent: int) -> None:
     """Raise InputError for more concurrent trials than this machine can hold.
 

@@ -26,6 +26,7 @@ from perennial.corpora.tokenizer import (
     load_tokenizer,
     read_tokenizer,
     train_tokenizer,
+    withdraw_tokenizer,
 )
 
 __all__ = [
@@ -55,4 +56,5 @@ __all__ = [
     "read_tokenizer",
     "record_list",
     "train_tokenizer",
+    "withdraw_tokenizer",
 ]

@@ -11,6 +11,8 @@ from perennial.errors import InputError
 from perennial.store import copy_checked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from perennial.corpora.inbox import LandedCorpus
     from perennial.store import Store
 
@@ -35,6 +37,7 @@ def borrow_corpus(
     landed: LandedCorpus,
     tokenizer: RunTokenizer,
     settings: IngestSettings,
+    accept: Callable[[CorpusManifest], object] = lambda manifest: None,
 ) -> CorpusManifest | None:
     """Copy a corpus that another run tokenised from the same files.
 
@@ -46,6 +49,7 @@ def borrow_corpus(
         landed: the corpus in the inbox.
         tokenizer: the run's tokenizer.
         settings: how the run would ingest the corpus.
+        accept: called with the manifest before anything is copied; raises InputError to refuse.
 
     Returns:
         The corpus's manifest; None when the other run has no corpus of that name.
@@ -67,6 +71,7 @@ def borrow_corpus(
             "name that run's inbox as `inbox`, or leave corpora.borrow out",
             code="borrowed-files-differ",
         )
+    accept(manifest)
     stored = (*manifest.shards, *manifest.holdout, *manifest.quarantine, *manifest.digests)
     for file in stored:
         key = f"corpora/{name}/{file.file}"

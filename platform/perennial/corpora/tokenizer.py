@@ -130,7 +130,6 @@ def train_tokenizer(
     if store.exists(MANIFEST_KEY):
         return _load_existing(store, "asked_vocabulary", vocabulary)
     landed = landed or read_landed(inbox, name)
-    # A tokenizer stays, also where the corpus is refused later.
     check_sampled(inbox, landed, _SAMPLE_BYTES)
     texts = sample_texts(inbox, landed, settings, _SAMPLE_BYTES)
     trained = _train(texts, vocabulary)
@@ -162,6 +161,16 @@ def import_tokenizer(store: Store, path: str | Path) -> RunTokenizer:
     if store.exists(MANIFEST_KEY):
         return _load_existing(store, "fingerprint", tokenizer.fingerprint)
     return _commit(store, tokenizer)
+
+
+def withdraw_tokenizer(store: Store) -> None:
+    """Remove a tokenizer that no accepted corpus has ids of, such as that of a refused one.
+
+    Args:
+        store: the run's store.
+    """
+    store.remove(MANIFEST_KEY)  # a tokenizer exists while its manifest does
+    store.remove(TOKENIZER_KEY)
 
 
 def read_tokenizer(path: str | Path) -> RunTokenizer:

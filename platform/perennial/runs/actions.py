@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -106,6 +106,39 @@ def next_action(state: RunState, outside: Outside, order: Order | None = None) -
     if at_work is not None:
         return _again(at_work, outside.now)
     return _next_stage(state, outside.now, order)
+
+
+def next_ingest(state: RunState, outside: Outside, order: Order | None = None) -> Action | None:
+    """Plan the next action of a process that tokenises and trains nothing.
+
+    It runs ahead of training: over everything that landed, in the order in which it will be
+    trained, whatever the trunk is at.
+
+    Args:
+        state, outside, order: as for `next_action`; releases have no influence.
+
+    Returns:
+        The action, or None when everything that may be tokenised is.
+    """
+    for name in outside.inbox:
+        if name not in state.corpora:
+            return Action("record-landing", name)
+    waiting: list[Action] = []
+    for corpus in not_ingested(state, order or Order()):
+        if corpus.state != "failed":
+            return Action("ingest", corpus.name)
+        action = _again(corpus, outside.now)
+        if action.verb == "retry":
+            return action
+        waiting += [action] if action.until else []
+    return min(waiting, key=lambda wait: wait.until, default=None)
+
+
+def not_ingested(state: RunState, order: Order) -> list[Corpus]:
+    """Return the corpora that are to be tokenised, or failed at it, in the order of training."""
+    # Only training waits for a corpus that has not landed yet.
+    landed = replace(order, first=[name for name in order.first if name in state.corpora])
+    return [c for c in in_order(state, landed) if c.stands_at in ("landed", "ingesting")]
 
 
 def _again(corpus: Corpus, now: str) -> Action:

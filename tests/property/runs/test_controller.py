@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from perennial.config import RunSpec
 from perennial.errors import InputError, InvalidTransition, LostRace
 from perennial.runs import events
-from perennial.runs.actions import Action, Order, Outside, next_action
+from perennial.runs.actions import Action, Order, Outside, next_action, next_ingest
 from perennial.runs.ledger import Ledger
 from perennial.runs.release_policy import due
 from perennial.runs.state import RunState
@@ -103,6 +103,19 @@ class Controllers(RuleBasedStateMachine):
         for kind in _outcome(mine, step, outcome):
             event = event_of(kind, mine.ledger.state, step.subject, AT, step.joined)
             if not self._write(mine, event):
+                return
+
+    @rule(outcome=st.sampled_from(["well", "well", "badly"]), dies=st.booleans())
+    def ingest_beside(self, outcome: str, dies: bool) -> None:
+        """A process that only tokenises, whoever trains; it may die in the middle."""
+        beside = Controller(Ledger(self.store))
+        beside.ledger.read()
+        step = next_ingest(beside.ledger.state, Outside(self.inbox, LATER), self.order)
+        if step is None or step.verb == "wait":
+            return
+        kinds = _outcome(beside, step, outcome)
+        for kind in kinds[:1] if dies else kinds:
+            if not self._write(beside, event_of(kind, beside.ledger.state, step.subject)):
                 return
 
     @rule(

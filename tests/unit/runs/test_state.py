@@ -11,7 +11,7 @@ import pytest
 from perennial.errors import InvalidTransition, NewerSchema
 from perennial.evaluation import HeldoutLoss
 from perennial.runs import events
-from perennial.runs.actions import Action, Order, Outside, next_action
+from perennial.runs.actions import Action, Order, Outside, next_action, next_ingest
 from perennial.runs.state import CorpusState, RunState
 from perennial.runs.transitions import TRANSITIONS
 from tests.support.event_factory import (
@@ -114,6 +114,39 @@ def test_a_release_that_is_due_goes_before_the_next_stage(state: RunState) -> No
     walk(state, "b", "landed")
     outside = Outside(["a", "b"], due=["00-a-10"])
     assert next_action(state, outside) == Action("release", "00-a-10")
+
+
+@pytest.mark.parametrize("kinds", [WALK[:4], WALK[:6], WALK[:7], (*WALK[:7], "gated")])
+def test_ingestion_runs_ahead_of_training_over_everything_that_landed(
+    state: RunState, kinds: tuple[str, ...]
+) -> None:
+    walk(state, "a", *kinds)
+    outside, seen = Outside(["a", "b", "c", "d"]), []
+    while (action := next_ingest(state, outside, Order(priority={"c": 1}))) is not None:
+        seen.append((action.verb, action.subject))
+        walk(state, action.subject, *DOES[action.verb])
+    landed = [("record-landing", name) for name in "bcd"]
+    assert seen == [*landed, ("ingest", "c"), ("ingest", "b"), ("ingest", "d")]
+
+
+def test_ingestion_waits_for_no_corpus_and_skips_what_is_set_aside(state: RunState) -> None:
+    for name in ("b", "held", "failing"):
+        walk(state, name, "landed")
+    walk(state, "held", "held")
+    walk(state, "failing", "ingesting")
+    later = "2026-01-01T00:01:00+00:00"
+    state.apply(event_of("failed", state, "failing", later))
+    order = Order(first=["not landed yet", "b"], only=["other"])
+    assert next_ingest(state, Outside(now=AT), order) == Action("ingest", "b")
+    walk(state, "b", "ingesting", "ready")
+    assert next_ingest(state, Outside(now=AT), order) == Action("wait", "failing", later)
+    assert next_ingest(state, Outside(now=later), order) == Action("retry", "failing")
+
+
+def test_a_stage_that_failed_is_no_affair_of_ingestion(state: RunState) -> None:
+    walk(state, "a", *WALK[:4])
+    state.apply(event_of("failed", state, "a", "2026-01-01T00:01:00+00:00"))
+    assert next_ingest(state, Outside()) is None
 
 
 @pytest.mark.parametrize("aside", ["refused", "held"])

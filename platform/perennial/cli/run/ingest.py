@@ -28,7 +28,7 @@ def ingest(
     ] = False,
     take_over: TakeOver = False,
 ) -> None:
-    """Tokenise what landed without training it. Safe to repeat and kill."""
+    """Tokenise everything that landed, also while a stage trains. Safe to repeat and kill."""
     run = open_run(run_file, overrides)
     if dry_run:
         print_preview(run, run.plan_ingest(due=due))
@@ -39,7 +39,7 @@ def ingest(
         return
     print_sources(ingested.sources)
     for name, state in ingested.corpora.items():
-        out.print(f"corpus    {name}: {state}")
-    busy = ingested.unfinished
-    reason = "" if busy is None else f"the stage of {busy} is unfinished: "
-    out.print(f"next      {reason}perennial run {run_file}")
+        reason = ingested.reasons.get(name)
+        words = f"corpus    {name}: {state}" + (f" ({reason})" if reason else "")
+        out.print(words, markup=False, soft_wrap=True)
+    out.print(f"next      perennial run {run_file}")

@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Accept = Callable[[CorpusManifest], object]
+"""called before a corpus is committed; raises InputError to refuse it"""
+
 IngestProgress = Callable[[str, int, int], None]
 """called with the pass ("read", "compare", "hold out" or "write"), the tasks done and all tasks"""
 
@@ -71,6 +74,7 @@ def ingest_corpus(
     decontaminate: Sequence[Path] = (),
     lender: Store | None = None,
     landed: LandedCorpus | None = None,
+    accept: Accept = lambda manifest: None,
     cpus_per_task: float = 1.0,
     progress: IngestProgress | None = None,
 ) -> CorpusManifest:
@@ -87,6 +91,7 @@ def ingest_corpus(
         decontaminate: local files of evaluation texts; their digest becomes part of the settings.
         lender: the store of another run; what it tokenised of the same files is copied.
         landed: the corpus as `check_landed` returned it; default: as it is now.
+        accept: called with the manifest before it is committed; raises InputError to refuse.
         cpus_per_task: CPUs that Ray reserves for a task.
         progress: called after every task.
 
@@ -105,19 +110,22 @@ def ingest_corpus(
         return check_same_settings(store, name, tokenizer, settings)
     landed = landed or read_landed(inbox, name)
     if lender is not None:
-        borrowed = borrow_corpus(store, lender, landed, tokenizer, settings)
+        borrowed = borrow_corpus(store, lender, landed, tokenizer, settings, accept)
         if borrowed is not None:
             return borrowed
     report = progress or (lambda _pass, _done, _all: None)
     before = [read_manifest(store, corpus) for corpus in earlier]
     plan = _make_plan(store, inbox, landed, tokenizer, settings, before, evaluation)
     try:
-        return _ingest(plan, cpus_per_task, report)
-    except Exception:
+        return _ingest(plan, cpus_per_task, report, accept)
+    except Exception as failure:
         # Another ingest that finished first removed the staged files that this one was reading,
         # which any reader of them may meet in its own way.
         if store.exists(manifest_key(name)):
             return check_same_settings(store, name, tokenizer, settings)
+        if isinstance(failure, InputError):
+            # A refused corpus leaves nothing behind; the repaired one has other files anyway.
+            store.remove(f"corpora/{name}")
         raise
 
 
@@ -140,8 +148,10 @@ def _make_plan(
     return IngestPlan(store, inbox, landed, inputs, tokenizer, settings, before, evaluation)
 
 
-def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusManifest:
-    """Run all passes of an ingest and commit its manifest."""
+def _ingest(
+    plan: IngestPlan, cpus: float, report: IngestProgress, accept: Accept
+) -> CorpusManifest:
+    """Run all passes of an ingest and commit its manifest, unless `accept` refuses."""
     name, settings = plan.name, plan.settings
 
     def run(pass_name: str, parts: int, do: Callable[[int], BaseModel]) -> list[str]:
@@ -159,14 +169,9 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
         )
     pieces = plan_pieces(plan.inputs, settings.piece_bytes)
     scatter = plan.scatter_job()
-    try:
-        texts = run("read", len(pieces), lambda index: scatter_piece(scatter, index, pieces[index]))
-        staged = [PieceResult.model_validate_json(text) for text in texts]
-        _check_quality(plan.inbox, name, plan.inputs, settings, staged)
-    except InputError:
-        # A refused corpus leaves nothing behind; the repaired one has other files anyway.
-        plan.target.remove(plan.staging_name)
-        raise
+    texts = run("read", len(pieces), lambda index: scatter_piece(scatter, index, pieces[index]))
+    staged = [PieceResult.model_validate_json(text) for text in texts]
+    _check_quality(plan.inbox, name, plan.inputs, settings, staged)
     compare = plan.compare_job(staged)
     texts = run("compare", plan.layout.digest_parts, lambda part: compare_digests(compare, part))
     compared = [CompareResult.model_validate_json(text) for text in texts]
@@ -183,6 +188,7 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
     manifest = plan.build_manifest(encoder, compared, results)
     if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
+    accept(manifest)
     return _commit(plan.store, plan.target, manifest, results)
 
 
