@@ -76,7 +76,7 @@ def ingest_corpus(
     landed: LandedCorpus | None = None,
     accept: Accept = lambda manifest: None,
     cpus_per_task: float = 1.0,
-    progress: IngestProgress | None = None,
+    progress: IngestProgress = lambda _pass, _done, _all: None,
 ) -> CorpusManifest:
     """Tokenise a landed corpus into `corpora/<name>/`. Ray must be initialised.
 
@@ -113,20 +113,22 @@ def ingest_corpus(
         borrowed = borrow_corpus(store, lender, landed, tokenizer, settings, accept)
         if borrowed is not None:
             return borrowed
-    report = progress or (lambda _pass, _done, _all: None)
     before = [read_manifest(store, corpus) for corpus in earlier]
     plan = _make_plan(store, inbox, landed, tokenizer, settings, before, evaluation)
     try:
-        return _ingest(plan, cpus_per_task, report, accept)
+        return _ingest(plan, cpus_per_task, progress, accept)
     except Exception as failure:
-        # Another ingest that finished first removed the staged files that this one was reading,
-        # which any reader of them may meet in its own way.
+        # Another ingest finished first, and removed the staged files that this one was reading.
         if store.exists(manifest_key(name)):
             return check_same_settings(store, name, tokenizer, settings)
-        if isinstance(failure, InputError):
-            # A refused corpus leaves nothing behind; the repaired one has other files anyway.
-            store.remove(f"corpora/{name}")
+        _clear(plan, failure)
         raise
+
+
+def _clear(plan: IngestPlan, failure: Exception) -> None:
+    """Leave nothing of a refused corpus; the repaired one has other files anyway."""
+    if isinstance(failure, InputError):
+        plan.store.remove(f"corpora/{plan.name}")
 
 
 def _make_plan(
