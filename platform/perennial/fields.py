@@ -192,7 +192,7 @@ class ByKind:
         if stored and isinstance(value, Mapping):
             return self.absent(**value) if section is None else section.read_stored(value)  # type: ignore[attr-defined]
         if section is None:
-            raise self._unknown(value["kind"])
+            raise self._unknown(value.get("kind") if isinstance(value, Mapping) else value)
         return section.model_validate(value)
 
     def _unknown(self, kind: Any) -> ValidationError:
@@ -213,6 +213,13 @@ def unknown_name(registry: Registry[Any]) -> PydanticCustomError:
 def choice_of(info: FieldInfo | None) -> ByKind | None:
     """Return the choice by kind that a field is; None for any other field."""
     return next((m for m in info.metadata if isinstance(m, ByKind)), None) if info else None
+
+
+def item_choice_of(info: FieldInfo | None) -> ByKind | None:
+    """Return the choice by kind that each item of a list is; None for any other field."""
+    items = get_args(info.annotation) if info else ()
+    marks = [mark for item in items for mark in getattr(item, "__metadata__", ())]
+    return next((mark for mark in marks if isinstance(mark, ByKind)), None)
 
 
 def change_of(info: FieldInfo) -> Changeable | None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from perennial.corpora import load_tokenizer, read_holdout, read_manifest
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoint
@@ -45,6 +46,7 @@ def plugin_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginRun]:
     document["stages"] |= {"budget": f"{STEPS} steps"}
     document["schedule"] = SCHEDULE
     document["replay"] |= {"weighting": "oldest"}
+    document["corpora"] |= {"steps": [{"kind": "strip-menus"}]}
     run_file = write_run(folder, document)
     for name, file in _write_csv(folder).items():
         perennial("land", run_file, name, file, env=environment)
@@ -56,7 +58,7 @@ def _write_csv(folder: Path) -> dict[str, Path]:
     """Write two small corpora as CSV files with an id and a text in each row."""
     from pydoc_data.topics import topics
 
-    texts = [text[:6000] for text in topics.values()]
+    texts = [f"{text[:6000]}\nHome | News | Sport\n" for text in topics.values()]
     files = {}
     for name, part in (("first", texts[::2]), ("second", texts[1::2])):
         files[name] = folder / f"{name}.csv"
@@ -83,6 +85,19 @@ def test_each_plugin_did_its_part(plugin_run: PluginRun) -> None:
     assert (verification["holds"], verification["findings"]) == (True, [])
 
 
+def test_the_step_changed_what_was_trained(plugin_run: PluginRun) -> None:
+    manifest = read_manifest(plugin_run.store, "first")
+    assert list(manifest.step_cpu_seconds) == ["1 strip-menus"]
+    (step,) = manifest.settings.steps
+    assert step["code"] == "perennial_extras.menus:StripMenusConfig 1"
+    tokenizer = load_tokenizer(plugin_run.store).build()
+    held_out = [
+        tokenizer.decode(d.tokens.tolist()) for d in read_holdout(plugin_run.store, manifest)
+    ]
+    assert held_out
+    assert not any("News | Sport" in text for text in held_out)
+
+
 def test_the_report_draws_the_metric(plugin_run: PluginRun, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     words = ("report", plugin_run.run_file, "--output", page)
@@ -104,7 +119,7 @@ def test_without_the_package_its_run_file_is_refused(plugin_run: PluginRun) -> N
 
 def test_without_the_package_the_store_is_read(plugin_run: PluginRun, tmp_path: Path) -> None:
     document = yaml.safe_load(plugin_run.run_file.read_text())
-    del document["training"]["optimizer"]
+    del document["training"]["optimizer"], document["corpora"]["steps"]
     plain = tiny_run(tmp_path)
     document["store"] = plugin_run.store.url
     run_file = write_run(tmp_path, document | {k: plain[k] for k in ("schedule", "replay")})

@@ -11,7 +11,14 @@ from pydantic import BaseModel, JsonValue
 
 from perennial.config.run import RunSpec
 from perennial.errors import InputError
-from perennial.fields import Changeable, change_of, choice_of, is_mapping_of_sections, section_in
+from perennial.fields import (
+    Changeable,
+    change_of,
+    choice_of,
+    is_mapping_of_sections,
+    item_choice_of,
+    section_in,
+)
 
 if TYPE_CHECKING:
     from perennial.fields import Section
@@ -50,7 +57,8 @@ def run_fields(section: type[BaseModel] = RunSpec, inside: str = "") -> Iterator
     """
     for key, info in section.model_fields.items():
         name = f"{inside}{key}"
-        inner = None if choice_of(info) else section_in(info.annotation)
+        is_choice = choice_of(info) or item_choice_of(info)
+        inner = None if is_choice else section_in(info.annotation)
         if inner is None:
             yield RunField(name, section, key, change_of(info))
         else:

@@ -15,7 +15,13 @@ from pydantic_core import ErrorDetails
 
 from perennial.config.run import RunSpec
 from perennial.errors import InputError
-from perennial.fields import Section, choice_of, is_mapping_of_sections, section_in
+from perennial.fields import (
+    Section,
+    choice_of,
+    is_mapping_of_sections,
+    item_choice_of,
+    section_in,
+)
 from perennial.registry import load_plugins
 
 S = TypeVar("S", bound=Section)
@@ -278,12 +284,18 @@ def _locate(
 ) -> tuple[type[BaseModel], str]:
     """Return the innermost section on the way to a field, and the field's description."""
     section, description = schema, "a value"
+    items = None
     for key in keys:
+        if isinstance(document, Sequence) and key.isdecimal():
+            document = document[int(key)]
+            section = (items.choose(document) if items else None) or section
+            continue
         document = document.get(key) if isinstance(document, Mapping) else None
         info = section.model_fields.get(key)
         if info is None:
             continue
         description = " ".join((info.description or key).split())
+        items = item_choice_of(info)
         section = _section_of(info, document) or section
     return section, description
 

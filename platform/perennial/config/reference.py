@@ -26,6 +26,7 @@ from perennial.fields import (
     change_of,
     choice_of,
     is_mapping_of_sections,
+    item_choice_of,
     section_in,
 )
 
@@ -137,7 +138,7 @@ def _tables(
 
 def _inner(info: FieldInfo) -> Mapping[str, type[BaseModel]]:
     """Return the sections that a field may hold, by what follows its name in a heading."""
-    choice = choice_of(info)
+    choice = choice_of(info) or item_choice_of(info)
     if choice is not None:
         return {f" of kind {kind}": choice.registry[kind] for kind in _kinds(choice)}
     section = section_in(info.annotation)

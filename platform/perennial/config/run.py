@@ -26,6 +26,7 @@ from perennial.fields import (
 )
 from perennial.mixture import ReplaySpec
 from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, ScheduleConfig
+from perennial.steps import StepSection
 
 
 class CorporaSpec(Section):
@@ -49,6 +50,9 @@ class CorporaSpec(Section):
     """documents at least this similar to a held-out document are not trained; similarity is the
     share of common runs of 5 words, estimated by MinHash, above 0 and at most 1. null turns it
     off"""
+    steps: Annotated[tuple[StepSection, ...], JOIN] = ()
+    """what becomes of a document before it is tokenised, in this order: each step keeps it, drops
+    it with a reason, or changes its text"""
     borrow: Annotated[str | None, FREE] = None
     """store of another run, a folder or a bucket's url: its tokenizer, and the corpora of this
     run's inbox that it has tokenised, are copied instead of computed again"""

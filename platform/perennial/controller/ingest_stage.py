@@ -15,10 +15,11 @@ from perennial.runs.events import Landed, Ready, Refused
 from perennial.runs.ledger import now
 from perennial.runs.stage_planner import stage_steps
 from perennial.runs.state import RunState
+from perennial.steps import StepPipeline
 from perennial.store import open_store
 
 if TYPE_CHECKING:
-    from perennial.corpora import CorpusManifest
+    from perennial.corpora import CorpusManifest, IngestSettings
 
 
 def landing(work: Workspace, landed: LandedCorpus) -> Landed:
@@ -46,6 +47,7 @@ def ingest(work: Workspace, name: str) -> None:
     for earlier in usable(work.state):
         corpora.read_manifest(work.store, earlier)
         corpora.load_tokenizer(work.store)
+    settings = _ingest_settings(work)
     try:
         landed = _check_landed(work, name)
         if work.state.corpora[name].state == "landed" and landed is not None:
@@ -54,7 +56,7 @@ def ingest(work: Workspace, name: str) -> None:
         _refuse(work, name, refusal)
         return
     with work.ingesting(name):
-        _ingest(work, name, landed)
+        _ingest(work, name, landed, settings)
 
 
 def _refuse(work: Workspace, name: str, refusal: InputError) -> None:
@@ -62,7 +64,9 @@ def _refuse(work: Workspace, name: str, refusal: InputError) -> None:
     work.log(f"warning: {name} is refused: {refusal}")
 
 
-def _ingest(work: Workspace, name: str, landed: LandedCorpus | None) -> None:
+def _ingest(
+    work: Workspace, name: str, landed: LandedCorpus | None, settings: IngestSettings
+) -> None:
     # The first corpus that is accepted decides the tokenizer: one of a corpus that was refused, or
     # whose ingest was killed, is not the run's.
     is_undecided = not _has_accepted(work)
@@ -73,7 +77,7 @@ def _ingest(work: Workspace, name: str, landed: LandedCorpus | None) -> None:
         if shortage := describe_shortage():
             work.log(f"notice: {shortage}")
         work.notify(lambda observer: observer.ingest_began(work, name))
-        manifest = _tokenise(work, name, landed)
+        manifest = _tokenise(work, name, landed, settings)
         stage_steps(work.spec, name, manifest.rows)  # of a corpus that was accepted before
     except InputError as refusal:
         if is_undecided:
@@ -86,6 +90,7 @@ def _ingest(work: Workspace, name: str, landed: LandedCorpus | None) -> None:
         f"ingested {name}: {counts.documents:,} documents, {manifest.tokens:,} training tokens, "
         f"{counts.held_out_documents:,} documents held out"
     )
+    _log_steps(work, manifest)
     work.record(
         Ready(
             at=now(),
@@ -95,6 +100,19 @@ def _ingest(work: Workspace, name: str, landed: LandedCorpus | None) -> None:
             digest=manifest.digest,
         )
     )
+
+
+def _log_steps(work: Workspace, manifest: CorpusManifest) -> None:
+    """Show what the steps dropped, and the CPU that they took."""
+    for step, seconds in manifest.step_cpu_seconds.items():
+        kind = step.partition(" ")[2]
+        reasons = {
+            reason.partition("/")[2]: count
+            for reason, count in manifest.counts.quarantined.items()
+            if reason.startswith(f"{kind}/")
+        }
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+        work.log(f"step {step}: {listed or 'nothing'} dropped, {seconds:.1f} s of CPU")
 
 
 def _has_accepted(work: Workspace) -> bool:
@@ -125,11 +143,11 @@ def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
             work.log(f"warning: {warning}")
 
 
-def _tokenise(work: Workspace, name: str, landed: LandedCorpus | None) -> CorpusManifest:
-    # Imported here: it loads pyarrow and Ray Data, which a look at the run's state needs not.
-    from perennial.corpora.ingest.pipeline import ingest_corpus
-
-    settings = corpora.IngestSettings(
+def _ingest_settings(work: Workspace) -> IngestSettings:
+    """Return the settings of an ingest; raise InputError for steps that cannot be used."""
+    steps = tuple(step.describe() for step in work.spec.corpora.steps)
+    StepPipeline(steps)
+    return corpora.IngestSettings(
         text_field=work.spec.corpora.text_field,
         domain_field=work.spec.corpora.domain_field,
         sequence_length=work.spec.corpora.sequence_length,
@@ -138,7 +156,16 @@ def _tokenise(work: Workspace, name: str, landed: LandedCorpus | None) -> Corpus
         max_bad_share=work.spec.corpora.max_bad_share,
         duplicates=work.spec.corpora.duplicates,
         near_duplicates=work.spec.corpora.near_duplicates,
+        steps=steps,
     )
+
+
+def _tokenise(
+    work: Workspace, name: str, landed: LandedCorpus | None, settings: IngestSettings
+) -> CorpusManifest:
+    # Imported here: it loads pyarrow and Ray Data, which a look at the run's state needs not.
+    from perennial.corpora.ingest.pipeline import ingest_corpus
+
     lender = open_store(work.spec.corpora.borrow) if work.spec.corpora.borrow else None
     if lender is not None:
         corpora.borrow_tokenizer(work.store, lender)

@@ -51,6 +51,8 @@ class IngestSettings(_Frozen):
     not trained; null to not compare"""
     decontaminate: str = ""
     """digest of the evaluation texts that trained documents share no 13 words with; "" for none"""
+    steps: tuple[dict[str, Any], ...] = ()
+    """what documents went through before they were tokenised: section and code of each step"""
     max_document_bytes: Annotated[int, Field(ge=1)] = 8 << 20
     """longest text of a document in UTF-8 bytes; a JSON line may be four times as long"""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -206,7 +208,7 @@ class CorpusManifest(_Frozen):
     name: str
     digest: str = ""
     """sha256 of all the rest except what has no influence on the output: ETags and digests of the
-    inputs, and the piece size"""
+    inputs, the piece size, and CPU time"""
     tokenizer: str
     """the tokenizer's fingerprint"""
     engine: Literal["tiktoken", "tokenizers"]
@@ -224,6 +226,8 @@ class CorpusManifest(_Frozen):
     earlier: tuple[EarlierCorpus, ...] = ()
     """the corpora that this one was compared with, in their order"""
     counts: Counts
+    step_cpu_seconds: dict[str, float] = Field(default_factory=dict)
+    """CPU time that each of the steps took, by its number and kind"""
     tokens_per_byte: float
     """of the texts, without the ends of documents"""
 
@@ -263,9 +267,11 @@ class CorpusManifest(_Frozen):
 
     def compute_digest(self) -> str:
         """Return the digest of the content, which `digest` must equal."""
-        content = self.model_dump(mode="json", exclude={"digest"})
+        content = self.model_dump(mode="json", exclude={"digest", "step_cpu_seconds"})
         # A corpus that was landed again, or divided otherwise, has the same shards.
         content["settings"].pop("piece_bytes")
+        if not self.settings.steps:
+            del content["settings"]["steps"]  # an older version did not know it
         for file in content["inputs"]:
             file.pop("etag")
             file.pop("sha256")

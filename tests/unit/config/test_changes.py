@@ -66,6 +66,7 @@ OTHERS: dict[str, Any] = {
     "corpora.near_duplicates": 0.7,
     "corpora.borrow": "other-store",
     "corpora.decontaminate": ["questions.jsonl"],
+    "corpora.steps": [{"kind": "personal-data"}],
     "tokenizer.vocabulary": 400,
     "tokenizer.path": ({"tokenizer": {"path": "a.json"}}, "b.json"),
     "model.architecture": "llama",

@@ -133,6 +133,7 @@ class IngestPlan:
     def build_manifest(
         self,
         encoder: EncoderName,
+        staged: Sequence[PieceResult],
         compared: Sequence[CompareResult],
         results: Sequence[ShardResult],
     ) -> CorpusManifest:
@@ -140,6 +141,7 @@ class IngestPlan:
 
         Args:
             encoder: the library that encoded the text.
+            staged: results of the first pass, by piece.
             compared: results of the second pass, by part.
             results: results of the last passes.
 
@@ -163,6 +165,10 @@ class IngestPlan:
             digests=tuple(result.file for result in compared),
             earlier=tuple(EarlierCorpus(name=m.name, digest=m.digest) for m in self.earlier),
             counts=counts,
+            step_cpu_seconds={
+                step: round(sum(piece.step_cpu_seconds[step] for piece in staged), 3)
+                for step in staged[0].step_cpu_seconds
+            },
             tokens_per_byte=(counts.tokens - documents) / text_bytes,
         )
         return manifest.sealed()

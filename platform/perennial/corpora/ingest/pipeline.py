@@ -187,7 +187,7 @@ def _ingest(
     texts = run("hold out", plan.layout.held_parts, lambda part: write_holdout(gather, part))
     texts += run("write", plan.layout.shards, lambda shard: gather_shard(gather, shard))
     results = [ShardResult.model_validate_json(text) for text in texts]
-    manifest = plan.build_manifest(encoder, compared, results)
+    manifest = plan.build_manifest(encoder, staged, compared, results)
     if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
     accept(manifest)

@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.corpora.file_list import ListedFile, moved_file
-from perennial.corpora.formats.base import HARMLESS, Record
+from perennial.corpora.formats.base import Record, is_loss
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.partition import (
     InputPiece,
@@ -25,9 +25,11 @@ from perennial.corpora.ingest.partition import (
     make_layout,
     make_order_keys,
 )
+from perennial.corpora.ingest.sample import apply_steps
 from perennial.corpora.ingest.spill import SectionFile, encode_digests
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import InputMoved
+from perennial.steps import StepPipeline
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -49,11 +51,13 @@ class PieceResult(BaseModel):
     quarantined: dict[str, int]
     lost_bytes: int
     """stored bytes that could not be read"""
+    step_cpu_seconds: dict[str, float] = Field(default_factory=dict)
+    """CPU time by step of `corpora.steps`"""
 
     @property
     def bad(self) -> int:
         """Return the number of bad documents that count towards `max_bad_share`."""
-        return sum(n for reason, n in self.quarantined.items() if reason not in HARMLESS)
+        return sum(n for reason, n in self.quarantined.items() if is_loss(reason))
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,9 @@ def _stage_once(
             pending.write(job, salts, stream)
         runs, pending = runs + 1, _Pending()
 
-    for file, record in _records(job, piece, moved):
+    steps = StepPipeline(job.settings.steps)
+    for file, given in _records(job, piece, moved):
+        record = apply_steps(steps, given, job.settings)
         documents += 1
         if record.reason:
             reasons[record.reason] += 1
@@ -153,7 +159,13 @@ def _stage_once(
     if pending.texts:
         flush()
     quarantined = dict(sorted(reasons.items()))
-    return PieceResult(runs=runs, documents=documents, quarantined=quarantined, lost_bytes=lost)
+    return PieceResult(
+        runs=runs,
+        documents=documents,
+        quarantined=quarantined,
+        lost_bytes=lost,
+        step_cpu_seconds=steps.cpu_seconds,
+    )
 
 
 def _records(

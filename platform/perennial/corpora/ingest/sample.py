@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from perennial.corpora.file_list import ListedFile, moved_file
-from perennial.corpora.formats.base import CHANGED, VANISHED
+from perennial.corpora.formats.base import CHANGED, VANISHED, Record, make_record
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.partition import digest_text, holdout_bound, plan_pieces
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import Altered, InputMoved
+from perennial.steps import Dropped, StepPipeline
 from perennial.store import check_object
 
 if TYPE_CHECKING:
@@ -79,20 +80,37 @@ def sample_texts(
     inputs = list_inputs(landed)
     chosen = _choose_spans(inputs, max_bytes)
     bound, corpus = holdout_bound(settings.holdout_share), inbox.sub(landed.name)
-    taken = 0
+    taken, steps = 0, StepPipeline(settings.steps)
     for number, span in enumerate(chosen, start=1):
         # What short parts leave of their share goes to those after them.
         limit = max_bytes * number // len(chosen)
         try:
-            for record in read_span(corpus, inputs[span.file], span, settings):
+            for given in read_span(corpus, inputs[span.file], span, settings):
                 if taken >= limit:
                     break
+                record = apply_steps(steps, given, settings)
                 digest = int.from_bytes(digest_text(record.text)[:8], "little")
                 if not record.reason and digest >= bound:
                     taken += len(record.text)
                     yield record.text.decode()
         except InputMoved:
             continue
+
+
+def apply_steps(steps: StepPipeline, record: Record, settings: IngestSettings) -> Record:
+    """Return what the steps of the run file leave of a document, or the record of its drop.
+
+    Args:
+        steps: those of `settings`, built in this process.
+        record: as it was read; one that is no document stays as it is.
+        settings: bounds the size of the text that is left.
+    """
+    if record.reason or not settings.steps:
+        return record
+    result = steps.apply(record.text.decode(), record.domain)
+    if isinstance(result, Dropped):
+        return record._replace(text=b"", reason=result.reason, detail=result.detail)
+    return make_record(record.offset, result, record.domain, settings)
 
 
 def _choose_spans(inputs: Sequence[InputFile], max_bytes: int) -> list[FileSpan]:

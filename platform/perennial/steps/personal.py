@@ -1,0 +1,50 @@
+"""Personal data: addresses of people and of their machines."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Literal
+
+from perennial.steps.base import STEPS, Apply, Dropped, RawDocument, StepConfig
+
+_EMAIL = re.compile(
+    r"\b[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
+    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}\b"
+)
+_IP = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")
+
+
+@STEPS.register("personal-data")
+class PersonalDataConfig(StepConfig):
+    """Replace e-mail addresses, and public addresses of machines (IPv4), by constant ones.
+
+    Private addresses such as 192.168.0.1 stay: they name no machine. The replacements are of ranges
+    that are reserved for documentation (RFC 2606, RFC 5737).
+    """
+
+    kind: Literal["personal-data"] = "personal-data"
+    """name of the step"""
+    email: str | None = "email@example.com"
+    """what stands for an e-mail address; null leaves them"""
+    ip: str | None = "192.0.2.1"
+    """what stands for a public IPv4 address; null leaves them"""
+
+    def build(self) -> Apply:
+        """Return the step as a function."""
+        return self._replace
+
+    def _replace(self, document: RawDocument) -> str | Dropped:
+        text, email, ip = document.text, self.email, self.ip
+        if email is not None and "@" in text:
+            text = _EMAIL.sub(lambda _: email, text)
+        if ip is not None:
+            text = _IP.sub(lambda match: ip if _is_public(match[0]) else match[0], text)
+        return text
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ipaddress.IPv4Address(address).is_global
+    except ValueError:
+        return False

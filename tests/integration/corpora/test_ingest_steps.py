@@ -1,0 +1,86 @@
+"""Steps in an ingest: what they drop is in the quarantine, what they change is what is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+
+from perennial.corpora import IngestSettings, land, load_tokenizer, read_holdout, train_tokenizer
+from perennial.corpora.ingest.pipeline import ingest_corpus
+from perennial.corpora.manifest import CorpusManifest
+from perennial.steps import STEPS
+from perennial.store import Store, open_store
+from tests.support.refusal import refused
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+STEPS_OF_RUN: list[dict[str, Any]] = [
+    {"kind": "call", "function": "tests.support.own_step:drop_short", "parameters": {"least": 200}},
+    {"kind": "personal-data"},
+]
+"""as a run file would name them"""
+
+
+def _settings(*sections: dict[str, Any], **more: Any) -> IngestSettings:
+    steps = tuple(STEPS[s["kind"]].model_validate(s).describe() for s in sections)
+    return IngestSettings(sequence_length=64, seed=1, near_duplicates=None, steps=steps, **more)
+
+
+def _texts() -> list[str]:
+    long = [
+        f"{text[:1500]} (asked by reader{n}@mail.org)" for n, text in enumerate(topics.values())
+    ]
+    return [*long, *(f"short {n}" for n in range(20))]
+
+
+def _ingest(store: Store, folder: Path, settings: IngestSettings) -> CorpusManifest:
+    file = folder / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in _texts()))
+    inbox = store.sub("inbox")
+    land(inbox, "en", [file])
+    train_tokenizer(store, inbox, "en", 500, settings)
+    return ingest_corpus(store, inbox, "en", settings)
+
+
+def test_documents_are_dropped_changed_and_accounted_for(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    manifest = _ingest(store, tmp_path, _settings(*STEPS_OF_RUN, max_bad_share=0))
+    counts = manifest.counts.check()
+    short = sum(len(text) < 200 for text in _texts())
+    assert counts.quarantined == {"call/drop-short": short}
+    assert counts.documents == len(_texts())
+    assert set(manifest.step_cpu_seconds) == {"1 call", "2 personal-data"}
+    records = [
+        json.loads(line)
+        for file in manifest.quarantine
+        for line in store.read(f"corpora/en/{file.file}").decode().splitlines()
+    ]
+    lines = (tmp_path / "a.jsonl").read_bytes()
+    for record in records:
+        line = lines[record["offset"] :].partition(b"\n")[0]
+        assert len(json.loads(line)["text"]) < 200, "a record leads back to its document"
+    tokenizer = load_tokenizer(store).build()
+    held_out = [
+        tokenizer.decode(document.tokens.tolist()) for document in read_holdout(store, manifest)
+    ]
+    assert all("(asked by email@example.com)" in text for text in held_out)
+    assert held_out
+
+
+def test_steps_are_part_of_what_a_corpus_is(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    settings = _settings(*STEPS_OF_RUN)
+    manifest = _ingest(store, tmp_path, settings)
+    again = open_store(tmp_path / "again")
+    pieces = settings.model_copy(update={"piece_bytes": 20_000})
+    assert _ingest(again, tmp_path, pieces).digest == manifest.digest
+    inbox = store.sub("inbox")
+    assert ingest_corpus(store, inbox, "en", settings) == manifest
+    with refused("ingested-differently", "steps"):
+        ingest_corpus(store, inbox, "en", _settings(STEPS_OF_RUN[0]))
+    without = open_store(tmp_path / "without")
+    assert _ingest(without, tmp_path, _settings()).digest != manifest.digest

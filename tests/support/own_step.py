@@ -1,0 +1,19 @@
+"""A user's own functions, for the step `call`."""
+
+from __future__ import annotations
+
+
+def drop_short(text: str, least: int = 10) -> str | None:
+    return text if len(text) >= least else None
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+def fail(text: str) -> str:
+    raise ValueError(f"no luck with {text}")
+
+
+def return_a_number(text: str) -> int:
+    return len(text)
