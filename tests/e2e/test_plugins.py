@@ -113,7 +113,7 @@ def test_without_the_package_its_url_is_refused(plugin_run: PluginRun) -> None:
 
 def test_without_the_package_its_run_file_is_refused(plugin_run: PluginRun) -> None:
     message = perennial("status", plugin_run.run_file, code=2)
-    assert "'lion' is refused" in message
+    assert "'strip-menus' is refused" in message, "the first of them in the file's order"
     assert "install the package that brings it" in message
 
 
