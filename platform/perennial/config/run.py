@@ -41,7 +41,8 @@ class CorporaSpec(Section):
     holdout: Annotated[float, Field(gt=0.0, lt=0.5), PINNED] = 0.01
     """share of a corpus's documents that are held out for evaluation, above 0 and below 0.5"""
     max_bad_share: Annotated[Share, JOIN] = 0.01
-    """share of unreadable documents above which the whole corpus is refused, from 0 to 1"""
+    """share of bad documents, of stored bytes that cannot be read, or of damaged files, above which
+    the whole corpus is refused, from 0 to 1"""
     duplicates: Annotated[Literal["keep", "drop"], JOIN] = "keep"
     """keep or drop documents whose text occurred before, in this corpus or an earlier one; both
     count them"""

@@ -72,9 +72,11 @@ def _ingest(work: Workspace, name: str, landed: LandedCorpus | None) -> None:
         return
     _warn_of_misfit(work, manifest)
     counts = manifest.counts
+    lost = counts.lost_documents_estimate
     work.log(
         f"ingested {name}: {counts.documents:,} documents, {manifest.tokens:,} training tokens, "
         f"{counts.held_out_documents:,} documents held out"
+        + (f", about {lost:,} lost in damaged files" if lost else "")
     )
     work.record(
         Ready(

@@ -140,5 +140,5 @@ def test_a_name_says_the_format_and_the_compression(
 
 def test_messages_list_the_registered_suffixes() -> None:
     assert describe_suffixes() == (
-        ".jsonl, .parquet or .txt (.jsonl and .txt also with .gz or .zst)"
+        ".jsonl, .parquet or .txt (.jsonl and .txt also with .gz, .zst, .bz2 or .xz)"
     )

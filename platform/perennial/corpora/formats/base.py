@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 TRUNCATED = "truncated"
 """the compressed stream ends early or is damaged"""
+TRAILING = "trailing-bytes"
+"""what follows the end of the compressed data is none"""
+WINDOW = "zstd-window"
+"""decompressing it takes more memory than is allowed"""
 UNREADABLE = "unreadable"
 """not a file of its format, or a damaged one"""
 INVALID_UTF8 = "invalid-utf8"
@@ -32,9 +37,14 @@ CHANGED = "changed"
 HARMLESS = frozenset({EMPTY_TEXT, EMPTY_FILE})
 """nothing was lost, so these do not count towards `max_bad_share`"""
 
+MARGIN = 1.25
+"""by which an estimate of what was lost exceeds the likeliest value, since it must not be less than
+the truth"""
+
 # A JSON line also holds other fields, and escapes make its text longer.
 _LINE_FACTOR = 4
 _SKIP_BYTES = 1 << 20
+_FEWEST_DOCUMENTS = 4
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -43,7 +53,13 @@ class Record(NamedTuple):
 
     `offset` identifies the record in its file and decides its place in the shards: the byte at
     which its line (.jsonl) or first line (.txt) begins in the decompressed file, or its row number
-    (.parquet). `lost_bytes` are stored bytes that could not be read at all.
+    (.parquet).
+
+    A record with `lost_bytes` stands for a part of the file that could not be read: so many stored
+    bytes, and `lost_documents` documents. Where these are None, the caller estimates both from what
+    was read of this file and of others. `is_cut`: the file ends early, and does not say how long it
+    was; `lost_bytes` are then those that are there. A loss may begin before records that were
+    yielded already: those are not to be taken, since they are not what was written.
     """
 
     offset: int
@@ -52,6 +68,26 @@ class Record(NamedTuple):
     reason: str = ""
     detail: str = ""
     lost_bytes: int = 0
+    lost_documents: int | None = None
+    is_cut: bool = False
+
+    @property
+    def is_loss(self) -> bool:
+        """Return whether the record stands for a part of a file that could not be read."""
+        return bool(self.lost_bytes or self.is_cut)
+
+
+def estimate_documents(documents: int, read: int, lost: int) -> int | None:
+    """Return how many documents a part held that was lost, of a density as in the rest.
+
+    Args:
+        documents: documents in the rest; too few of them say nothing.
+        read: size of the rest, in any unit.
+        lost: size of the lost part, in the same unit.
+    """
+    if documents < _FEWEST_DOCUMENTS or read <= 0:
+        return None
+    return max(1, math.ceil(MARGIN * documents * lost / read))
 
 
 @dataclass(frozen=True)
@@ -88,8 +124,9 @@ class FileFormat(ABC):
         [project.entry-points."perennial.formats"]
         csv = "my_package.csv_format:CsvFormat"
 
-    Everything else follows from the class: landing and sources accept its suffixes (with .gz and
-    .zst too where it is compressible), messages list them, and evaluation texts may come from it.
+    Everything else follows from the class: landing and sources accept its suffixes (with .gz, .zst,
+    .bz2 and .xz too where it is compressible), messages list them, and evaluation texts may come
+    from it.
 
     An instance has no state: tasks in many processes read parts of one file, in any order, and a
     part is read again after a failure. So `read` must yield the same records for the same bytes.
@@ -99,8 +136,8 @@ class FileFormat(ABC):
         splittable: whether a plain file is divided into parts of bytes that are read in parallel.
             A record then belongs to the part that holds its first byte (of its line, of its row
             group): over any division of the file, every record is yielded exactly once.
-        compressible: whether `read` can do with a stream that cannot seek, so that files inside
-            .gz and .zst are read too.
+        compressible: whether `read` can do with a stream that cannot seek, so that compressed
+            files are read too.
         expansion: bytes of text in a stored byte, roughly. It influences how many shards a corpus
             has, and nothing else; it must never change for files that were ingested.
     """

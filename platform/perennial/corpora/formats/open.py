@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
-import zlib
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 # Imported for their registration.
 from perennial.corpora.formats import jsonl, parquet, text  # noqa: F401
@@ -16,7 +14,7 @@ from perennial.corpora.formats.base import (
     CHANGED,
     EMPTY_FILE,
     FORMATS,
-    TRUNCATED,
+    HARMLESS,
     UNKNOWN_FORMAT,
     VANISHED,
     FileFormat,
@@ -24,6 +22,7 @@ from perennial.corpora.formats.base import (
     FileSpan,
     Record,
 )
+from perennial.corpora.formats.compression import COMPRESSIONS, DecompressedStream
 from perennial.errors import Altered, InputError, InputMoved
 from perennial.store import check_object
 
@@ -31,12 +30,7 @@ if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings, InputFile
     from perennial.store import Store
 
-COMPRESSIONS = {".gz": 3, ".zst": 3}
-"""bytes of text in a compressed byte, roughly; see `FileFormat.expansion`"""
-
 _BUFFER_BYTES = 1 << 20
-_DAMAGE_BYTES = 1 << 14
-"""What decompresses at once: where the stream breaks off, up to so much readable text is lost."""
 
 
 class FileKind(NamedTuple):
@@ -84,8 +78,7 @@ def describe_suffixes() -> str:
     forms = [FORMATS[key] for key in sorted(FORMATS)]
     plain = sorted(suffix for form in forms for suffix in form.suffixes)
     packed = sorted(suffix for form in forms if form.compressible for suffix in form.suffixes)
-    compressions = " or ".join(COMPRESSIONS)
-    return f"{_join(plain, 'or')} ({_join(packed, 'and')} also with {compressions})"
+    return f"{_join(plain, 'or')} ({_join(packed, 'and')} also with {_join([*COMPRESSIONS], 'or')})"
 
 
 def _join(words: list[str], last: str) -> str:
@@ -122,11 +115,8 @@ class _CountingStream(io.RawIOBase):
     from the storage, and must not be taken for bad input.
     """
 
-    def __init__(
-        self, source: BinaryIO, at_once: int = _BUFFER_BYTES, hashed: bool = False
-    ) -> None:
+    def __init__(self, source: BinaryIO, hashed: bool = False) -> None:
         self._source = source
-        self._at_once = at_once
         self._sha256 = hashlib.sha256() if hashed else None
         self.failure: Exception | None = None
         self.position = 0
@@ -148,7 +138,7 @@ class _CountingStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._source.read(min(len(buffer), self._at_once))
+            data = self._source.read(min(len(buffer), _BUFFER_BYTES))
         except Exception as error:
             # Any class: every storage client has its own. Kept for `read_span`, which raises it
             # where the reader above took it for damage.
@@ -162,14 +152,18 @@ class _CountingStream(io.RawIOBase):
 
     def finish_digest(self) -> str | None:
         """Return the sha256 of the whole stream, reading the rest; None if it was not in order."""
-        rest = bytearray(self._at_once)
+        rest = bytearray(_BUFFER_BYTES)
         while self._sha256 is not None and self.readinto(rest):
             pass
         return self._sha256.hexdigest() if self._sha256 is not None else None
 
 
 def read_span(
-    corpus: Store, file: InputFile, span: FileSpan, settings: IngestSettings
+    corpus: Store,
+    file: InputFile,
+    span: FileSpan,
+    settings: IngestSettings,
+    loss: Record | None = None,
 ) -> Iterator[Record]:
     """Yield the records of a part of a landed file.
 
@@ -182,6 +176,8 @@ def read_span(
         file: the file as it was listed.
         span: the stored bytes to read.
         settings: how documents are found in it.
+        loss: what an earlier reading yielded for a damaged file; it is yielded where it begins, and
+            nothing behind it.
 
     Raises:
         InputMoved: possibly after records, when the file is gone or another than was listed, or
@@ -189,7 +185,8 @@ def read_span(
     """
     kind = find_kind(file.name)
     if kind is None:
-        yield Record(0, reason=UNKNOWN_FORMAT, lost_bytes=file.size_bytes)
+        # Nothing says that it holds documents: a README is counted by its bytes alone.
+        yield Record(0, reason=UNKNOWN_FORMAT, lost_bytes=file.size_bytes, lost_documents=0)
         return
     _check_unchanged(corpus, file, span)
     if file.size_bytes == 0:
@@ -206,7 +203,7 @@ def read_span(
         part = FilePart(stream, span.start, span.end, file.size_bytes)
         try:
             if kind.compression:
-                yield from _read_compressed(kind, part, settings)
+                yield from _read_compressed(kind, part, settings, loss)
             else:
                 yield from kind.format.read(part, settings)
             if raw.failure is not None:
@@ -234,13 +231,18 @@ def read_evaluation_texts(
     Raises:
         ValueError: for what is no text, and for a damaged file.
     """
-    try:
-        opened = _decompress(source, kind.compression) if kind.compression else source
-        stream = io.BufferedReader(_CountingStream(opened), _BUFFER_BYTES)
-        part = FilePart(stream, 0, None if kind.compression else size_bytes, size_bytes)
+    stream = io.BufferedReader(_CountingStream(source), _BUFFER_BYTES)
+    if not kind.compression:
+        part = FilePart(stream, 0, size_bytes, size_bytes)
         yield from kind.format.read_evaluation_texts(part, settings)
-    except (EOFError, zlib.error) as error:
-        raise ValueError(str(error)) from error
+        return
+    raw = DecompressedStream(stream, size_bytes, kind.compression)
+    part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, size_bytes)
+    try:
+        yield from kind.format.read_evaluation_texts(part, settings)
+    except OSError as error:
+        lost = raw.describe_loss(0, 0)
+        raise error if lost is None else ValueError(lost.detail) from error
 
 
 def _check_digest(corpus: Store, file: InputFile, span: FileSpan, digest: str | None) -> None:
@@ -278,25 +280,40 @@ def _check_unchanged(corpus: Store, file: InputFile, span: FileSpan) -> None:
 
 
 def _read_compressed(
-    kind: FileKind, stored: FilePart, settings: IngestSettings
+    kind: FileKind, stored: FilePart, settings: IngestSettings, loss: Record | None
 ) -> Iterator[Record]:
     """Yield the records of a compressed file, and a last one for what could not be decompressed."""
-    raw = _CountingStream(_decompress(stored.stream, kind.compression), _DAMAGE_BYTES)
+    limit = None if loss is None else loss.offset
+    raw = DecompressedStream(stored.stream, stored.size_bytes, kind.compression, limit)
     part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, stored.size_bytes)
+    good, good_bytes = 0, 0
+    is_clean = True
     try:
-        yield from kind.format.read(part, settings)
-        if raw.position == 0:
+        for record in kind.format.read(part, settings):
+            yield record
+            # Behind a flipped bit is other text, with other ends of lines: what precedes the first
+            # bad record says how dense documents are.
+            is_clean = is_clean and (not record.reason or record.reason in HARMLESS)
+            if is_clean:
+                good, good_bytes = good + 1, record.offset
+        if is_clean:
+            good_bytes = raw.position
+        if not raw.position and not raw.is_damaged:
             yield Record(0, reason=EMPTY_FILE, detail="nothing was compressed")
-    except (EOFError, OSError, zlib.error) as error:
-        # `position` is where the text ends; the line that it breaks off in is part of the loss.
-        lost = max(0, stored.size_bytes - stored.stream.tell())
-        yield Record(raw.position, reason=TRUNCATED, detail=str(error)[:200], lost_bytes=lost)
-
-
-def _decompress(stream: BinaryIO, compression: str) -> BinaryIO:
-    if compression == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
-    import pyarrow as pa
-
-    opened = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
-    return cast(BinaryIO, opened)
+    except Exception:
+        # Of any class: a format may turn damage that it meets into an error of its own.
+        if loss is None and not raw.is_damaged:
+            raise
+    lost = raw.describe_loss(good, good_bytes)
+    if loss is not None:
+        yield loss
+    elif lost is not None:
+        # The line that breaks off at `position` is part of the loss.
+        yield Record(
+            lost.position,
+            reason=lost.reason,
+            detail=lost.detail[:200],
+            lost_bytes=lost.stored_bytes,
+            lost_documents=lost.documents,
+            is_cut=lost.is_cut,
+        )

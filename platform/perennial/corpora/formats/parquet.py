@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from perennial.corpora.formats.base import (
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
 
+_MAGIC = b"PAR1"
 _ROWS_AT_ONCE = 256
 
 
@@ -50,12 +52,23 @@ class ParquetFormat(FileFormat):
             names = file.schema_arrow.names
             if settings.text_field not in names:
                 detail = f"no column {settings.text_field!r} among {sorted(names)}"[:200]
-                whole = Record(0, reason=MISSING_TEXT, detail=detail, lost_bytes=part.size_bytes)
+                whole = Record(
+                    0,
+                    reason=MISSING_TEXT,
+                    detail=detail,
+                    lost_bytes=part.size_bytes,
+                    lost_documents=file.metadata.num_rows,
+                )
             elif file.metadata.num_rows == 0:
                 whole = Record(0, reason=EMPTY_FILE, detail="no rows")
         except (pa.ArrowException, OSError) as error:
-            lost = part.size_bytes
-            whole = Record(0, reason=UNREADABLE, detail=str(error)[:200], lost_bytes=lost)
+            whole = Record(
+                0,
+                reason=UNREADABLE,
+                detail=str(error)[:200],
+                lost_bytes=part.size_bytes,
+                is_cut=_is_cut(part),
+            )
         if whole is not None:
             yield from [whole] if part.start == 0 else []
             return
@@ -69,6 +82,14 @@ class ParquetFormat(FileFormat):
             row += group.num_rows
 
 
+def _is_cut(part: FilePart) -> bool:
+    """Return whether a file that has no footer began like one that had."""
+    part.stream.seek(0)
+    head = part.stream.read(len(_MAGIC))
+    part.stream.seek(-min(part.size_bytes, len(_MAGIC)), io.SEEK_END)
+    return head == _MAGIC and part.stream.read() != _MAGIC
+
+
 def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -> Iterator[Record]:
     """Yield the records of one row group of a ParquetFile, whose first row is number `row`."""
     import pyarrow as pa
@@ -76,6 +97,7 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
     columns = [settings.text_field]
     if settings.domain_field in file.schema_arrow.names:
         columns.append(settings.domain_field)
+    begin = row
     try:
         batches = file.iter_batches(
             batch_size=_ROWS_AT_ONCE, row_groups=[index], columns=columns, use_threads=False
@@ -87,8 +109,16 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
                 yield make_record(row, text, domain, settings)
                 row += 1
     except (pa.ArrowException, OSError) as error:
-        lost = file.metadata.row_group(index).total_byte_size
-        yield Record(row, reason=UNREADABLE, detail=str(error)[:200], lost_bytes=lost)
+        group = file.metadata.row_group(index)
+        stored = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+        rest = begin + group.num_rows - row
+        yield Record(
+            row,
+            reason=UNREADABLE,
+            detail=str(error)[:200],
+            lost_bytes=max(1, stored * rest // max(1, group.num_rows)),
+            lost_documents=rest,
+        )
 
 
 def _values(column: Any) -> list[Any]:

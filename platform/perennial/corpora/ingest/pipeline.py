@@ -28,6 +28,7 @@ from perennial.corpora.ingest.decontaminate import (
 from perennial.corpora.ingest.exact_dedup import CompareResult, compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
+from perennial.corpora.ingest.quality import account_losses, check_quality
 from perennial.corpora.ingest.read import PieceResult, scatter_piece
 from perennial.corpora.ingest.sample import list_inputs, sample_texts
 from perennial.corpora.ingest.task_failures import TRIED_AGAIN, carried, raise_carried
@@ -35,7 +36,6 @@ from perennial.corpora.ingest.write import gather_shard, has_files, write_holdou
 from perennial.corpora.manifest import (
     CorpusManifest,
     IngestSettings,
-    InputFile,
     ShardResult,
     manifest_key,
     read_manifest,
@@ -162,7 +162,8 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
     try:
         texts = run("read", len(pieces), lambda index: scatter_piece(scatter, index, pieces[index]))
         staged = [PieceResult.model_validate_json(text) for text in texts]
-        _check_quality(plan.inbox, name, plan.inputs, settings, staged)
+        account = account_losses(plan.inputs, staged)
+        check_quality(f"{plan.inbox.url}/{name}", settings, staged, account)
     except InputError:
         # A refused corpus leaves nothing behind; the repaired one has other files anyway.
         plan.target.remove(plan.staging_name)
@@ -175,7 +176,7 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
     if encoder == "tokenizers":
         log.info("%s: tiktoken cannot replace this tokenizer; encoding with tokenizers", name)
     write_evaluation_texts(plan.staging, plan.evaluation)
-    gather = plan.gather_job(staged, compared, encoder)
+    gather = plan.gather_job(staged, compared, encoder, account.losses)
     # Held-out documents first: the shards leave out near duplicates of them.
     texts = run("hold out", plan.layout.held_parts, lambda part: write_holdout(gather, part))
     texts += run("write", plan.layout.shards, lambda shard: gather_shard(gather, shard))
@@ -217,41 +218,6 @@ def _iterate_rows(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = ray.data.from_items(list(indices), override_num_blocks=len(indices))
     yield from items.map(task, num_cpus=cpus).iter_rows()
-
-
-def _check_quality(
-    inbox: Store,
-    name: str,
-    inputs: Sequence[InputFile],
-    settings: IngestSettings,
-    pieces: Sequence[PieceResult],
-) -> None:
-    documents = sum(piece.documents for piece in pieces)
-    bad = sum(piece.bad for piece in pieces)
-    lost = sum(piece.lost_bytes for piece in pieces)
-    stored = sum(file.size_bytes for file in inputs)
-    where = f"{inbox.url}/{name}"
-    if bad > settings.max_bad_share * documents or lost > settings.max_bad_share * stored:
-        reasons: dict[str, int] = {}
-        for piece in pieces:
-            for reason, count in piece.quarantined.items():
-                reasons[reason] = reasons.get(reason, 0) + count
-        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        raise InputError(
-            where,
-            "max_bad_share",
-            f"{bad} of {documents} documents and {lost} of {stored} bytes are bad ({listed})",
-            f"repair them, or allow more than {settings.max_bad_share:g}",
-            code="too-much-bad",
-        )
-    if documents == sum(sum(piece.quarantined.values()) for piece in pieces):
-        raise InputError(
-            where,
-            settings.text_field,
-            "it holds no text",
-            "land documents with text",
-            code="no-text",
-        )
 
 
 def _commit(

@@ -9,11 +9,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.corpora.file_list import ListedFile, moved_file
 from perennial.corpora.formats.base import HARMLESS, Record
 from perennial.corpora.formats.open import read_span
+from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.partition import (
     InputPiece,
     Layout,
@@ -47,8 +48,10 @@ class PieceResult(BaseModel):
     documents: int
     """number of documents, good and bad"""
     quarantined: dict[str, int]
-    lost_bytes: int
-    """stored bytes that could not be read"""
+    losses: tuple[FileLoss, ...] = ()
+    """parts of files that could not be read"""
+    documents_by_file: dict[int, int] = Field(default_factory=dict)
+    """records that were read"""
 
     @property
     def bad(self) -> int:
@@ -105,15 +108,18 @@ def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult
 
 
 def _stage(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
-    """Stage a piece; start over without a file that changed meanwhile.
+    """Stage a piece; start over without a file that changed, or without text that is not sound.
 
     Raises InputError for a file that is not what its producer promised, at the second reading.
     """
     moved: dict[int, str] = {}
     read_again: set[int] = set()
+    damaged: dict[int, Record] = {}
     while True:
         try:
-            return _stage_once(job, index, piece, moved)
+            return _stage_once(job, index, piece, moved, damaged)
+        except _Retracted as error:
+            damaged[error.file] = error.loss
         except InputMoved as error:
             file = job.inputs[error.file]
             if not file.sha256:
@@ -126,15 +132,29 @@ def _stage(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
                 raise moved_file(job.corpus.url, listed, error.reason, actual) from None
 
 
+class _Retracted(Exception):
+    """Records were read from a part of a file that turned out to be damaged."""
+
+    def __init__(self, file: int, loss: Record) -> None:
+        super().__init__(file, loss)
+        self.file, self.loss = file, loss
+
+
 def _stage_once(
-    job: ScatterJob, index: int, piece: InputPiece, moved: dict[int, str]
+    job: ScatterJob,
+    index: int,
+    piece: InputPiece,
+    moved: dict[int, str],
+    damaged: dict[int, Record],
 ) -> PieceResult:
     reasons: Counter[str] = Counter()
     pending, salts = (
         _Pending(),
         make_file_salts([file.name for file in job.inputs], job.settings.seed),
     )
-    runs = documents = lost = 0
+    runs = documents = 0
+    losses: list[FileLoss] = []
+    by_file: Counter[int] = Counter()
 
     def flush() -> None:
         nonlocal runs, pending
@@ -142,22 +162,45 @@ def _stage_once(
             pending.write(job, salts, stream)
         runs, pending = runs + 1, _Pending()
 
-    for file, record in _records(job, piece, moved):
+    last: tuple[int, int] = (-1, 0)
+    for file, record in _records(job, piece, moved, damaged):
+        if record.is_loss and last[0] == file and record.offset <= last[1]:
+            raise _Retracted(file, record)
+        last = file, record.offset
         documents += 1
         if record.reason:
             reasons[record.reason] += 1
-            lost += record.lost_bytes
+        if record.is_loss:
+            losses.append(_loss(file, record))
+        else:
+            by_file[file] += 1
         pending.add(file, record)
         if pending.held_bytes >= job.settings.piece_bytes:
             flush()
     if pending.texts:
         flush()
-    quarantined = dict(sorted(reasons.items()))
-    return PieceResult(runs=runs, documents=documents, quarantined=quarantined, lost_bytes=lost)
+    return PieceResult(
+        runs=runs,
+        documents=documents,
+        quarantined=dict(sorted(reasons.items())),
+        losses=tuple(losses),
+        documents_by_file=by_file,
+    )
+
+
+def _loss(file: int, record: Record) -> FileLoss:
+    return FileLoss(
+        file=file,
+        offset=record.offset,
+        reason=record.reason,
+        lost_bytes=record.lost_bytes,
+        lost_documents=record.lost_documents,
+        is_cut=record.is_cut,
+    )
 
 
 def _records(
-    job: ScatterJob, piece: InputPiece, moved: dict[int, str]
+    job: ScatterJob, piece: InputPiece, moved: dict[int, str], damaged: dict[int, Record]
 ) -> Iterator[tuple[int, Record]]:
     for span in piece:
         reason = moved.get(span.file)
@@ -165,7 +208,8 @@ def _records(
             lost = span.end - span.start
             yield span.file, Record(span.start, reason=reason, lost_bytes=lost)
             continue
-        for record in read_span(job.corpus, job.inputs[span.file], span, job.settings):
+        file, loss = job.inputs[span.file], damaged.get(span.file)
+        for record in read_span(job.corpus, file, span, job.settings, loss):
             yield span.file, record
 
 
