@@ -6,7 +6,7 @@ is called.
 """
 
 from perennial.corpora.compatibility import check_same_run
-from perennial.corpora.file_list import ListRecord, decode_list
+from perennial.corpora.file_list import ListRecord, decode_list, show_name
 from perennial.corpora.formats.open import find_kind
 from perennial.corpora.holdout import HeldOutDocument, read_holdout
 from perennial.corpora.inbox import (
@@ -54,5 +54,6 @@ __all__ = [
     "read_manifest",
     "read_tokenizer",
     "record_list",
+    "show_name",
     "train_tokenizer",
 ]

@@ -69,6 +69,15 @@ class ListRecord(BaseModel):
         return f"landed/{self.sha256}.json"
 
 
+def show_name(name: str) -> str:
+    """Return a file's name as text of one line: bytes that are not UTF-8 and line breaks escaped.
+
+    A name with such characters is no key of a store, and neither is what is returned for it.
+    """
+    data = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return data if data.isprintable() else repr(data)[1:-1]
+
+
 def parse_list(data: bytes) -> tuple[ListedFile, ...] | None:
     """Return the files that a marker or a manifest lists; None when it has no list.
 
@@ -171,7 +180,7 @@ def moved_file(
     )
     return InputError(
         where,
-        file.name,
+        show_name(file.name),
         f"{reason}: {listed} {str(file) or 'it'}; {actual}",
         f"restore the file and use `perennial retry RUN_FILE {name}`, or {other}",
         code="file-vanished" if reason == VANISHED else "file-changed",

@@ -13,9 +13,11 @@ from perennial.corpora.formats import jsonl, parquet, text  # noqa: F401
 from perennial.corpora.formats.base import (
     CHANGED,
     EMPTY_FILE,
+    FILE_NAME,
     FORMATS,
     HARMLESS,
     UNKNOWN_FORMAT,
+    UNREADABLE,
     VANISHED,
     FileFormat,
     FilePart,
@@ -25,6 +27,7 @@ from perennial.corpora.formats.base import (
 from perennial.corpora.formats.compression import COMPRESSIONS, DecompressedStream
 from perennial.errors import Altered, InputError, InputMoved
 from perennial.store import check_object
+from perennial.store.keys import valid_key
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings, InputFile
@@ -183,7 +186,11 @@ def read_span(
         InputMoved: possibly after records, when the file is gone or another than was listed, or
             what was read of it has another digest than was promised.
     """
-    kind = find_kind(file.name)
+    kind, problem = find_kind(file.name), check_file_name(file.name)
+    if problem:
+        lost = span.end - span.start
+        yield Record(span.start, reason=FILE_NAME, detail=problem, lost_bytes=lost)
+        return
     if kind is None:
         # Nothing says that it holds documents: a README is counted by its bytes alone.
         yield Record(0, reason=UNKNOWN_FORMAT, lost_bytes=file.size_bytes, lost_documents=0)
@@ -202,12 +209,7 @@ def read_span(
         stream = io.BufferedReader(raw, _BUFFER_BYTES)
         part = FilePart(stream, span.start, span.end, file.size_bytes)
         try:
-            if kind.compression:
-                yield from _read_compressed(kind, part, settings, loss)
-            else:
-                yield from kind.format.read(part, settings)
-            if raw.failure is not None:
-                raise raw.failure
+            yield from _read_part(kind, part, settings, raw, loss)
             digest = raw.finish_digest() if is_whole else None
         except FileNotFoundError:
             raise InputMoved(span.file, VANISHED) from None
@@ -215,6 +217,46 @@ def read_span(
         _check_digest(corpus, file, span, digest)
     # Once more, since the file may have been replaced while it was read.
     _check_unchanged(corpus, file, span)
+
+
+def _read_part(
+    kind: FileKind,
+    part: FilePart,
+    settings: IngestSettings,
+    raw: _CountingStream,
+    loss: Record | None,
+) -> Iterator[Record]:
+    """Yield the records of a part, and one for an exception of any class, unless the storage's."""
+    last = part.start - 1
+    try:
+        if kind.compression:
+            records = _read_compressed(kind, part, settings, loss)
+        else:
+            records = kind.format.read(part, settings)
+        for record in records:
+            yield record
+            last = record.offset
+    except Exception as error:
+        # A library, or a format of another package, met what it was not made for. That is wrong
+        # with the file, and must not cost the others.
+        if raw.failure is None:
+            detail = f"{type(error).__name__}: {error}"[:200]
+            lost = (part.end or part.size_bytes) - part.start
+            yield Record(last + 1, reason=UNREADABLE, detail=detail, lost_bytes=lost)
+    if raw.failure is not None:
+        raise raw.failure
+
+
+def check_file_name(name: str) -> str:
+    """Return what is wrong with a file's name, or "" for a name that every store takes."""
+    try:
+        valid_key(name)
+    except ValueError:
+        return (
+            "its name has a backslash, a line break, bytes that are not UTF-8 or a part that no "
+            "store takes; rename it"
+        )
+    return ""
 
 
 def read_evaluation_texts(

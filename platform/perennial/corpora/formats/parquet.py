@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"PAR1"
 _ROWS_AT_ONCE = 256
+_MOST_ROWS = 1 << 40  # more than any file has
 
 
 @FORMATS.register("parquet")
@@ -49,23 +50,12 @@ class ParquetFormat(FileFormat):
         whole: Record | None = None
         try:
             file = pq.ParquetFile(pa.PythonFile(part.stream, mode="r"))
-            names = file.schema_arrow.names
-            if settings.text_field not in names:
-                detail = f"no column {settings.text_field!r} among {sorted(names)}"[:200]
-                whole = Record(
-                    0,
-                    reason=MISSING_TEXT,
-                    detail=detail,
-                    lost_bytes=part.size_bytes,
-                    lost_documents=file.metadata.num_rows,
-                )
-            elif file.metadata.num_rows == 0:
-                whole = Record(0, reason=EMPTY_FILE, detail="no rows")
-        except (pa.ArrowException, OSError) as error:
+            whole = _check_file(file, part, settings)
+        except Exception as error:
             whole = Record(
                 0,
                 reason=UNREADABLE,
-                detail=str(error)[:200],
+                detail=_describe(error),
                 lost_bytes=part.size_bytes,
                 is_cut=_is_cut(part),
             )
@@ -77,9 +67,32 @@ class ParquetFormat(FileFormat):
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
             column = group.column(0)
-            if part.start <= (column.dictionary_page_offset or column.data_page_offset) < end:
+            # A damaged footer may place it outside the file; it belongs to some part all the same.
+            place = max(0, column.dictionary_page_offset or column.data_page_offset)
+            if part.start <= min(place, part.size_bytes - 1) < end:
                 yield from _read_row_group(file, index, row, settings)
             row += group.num_rows
+
+
+def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record | None:
+    """Return the record of a ParquetFile that holds no documents, by its footer."""
+    footer, names = file.metadata, file.schema_arrow.names
+    rows = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != footer.num_rows or footer.num_rows > _MOST_ROWS:
+        raise ValueError(f"its footer contradicts itself: {footer.num_rows} rows")
+    reason = detail = ""
+    if settings.text_field not in names:
+        reason, detail = MISSING_TEXT, f"no column {settings.text_field!r} among {sorted(names)}"
+    for name in (settings.text_field, settings.domain_field):
+        if names.count(name) > 1:
+            reason = UNREADABLE
+            detail = f"{names.count(name)} columns are named {name!r}; rename all but one"
+    if reason:
+        size, rows_lost = part.size_bytes, footer.num_rows
+        return Record(0, b"", "", reason, detail[:200], size, rows_lost)
+    if footer.num_rows == 0:
+        return Record(0, reason=EMPTY_FILE, detail="no rows")
+    return None
 
 
 def _is_cut(part: FilePart) -> bool:
@@ -92,12 +105,12 @@ def _is_cut(part: FilePart) -> bool:
 
 def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -> Iterator[Record]:
     """Yield the records of one row group of a ParquetFile, whose first row is number `row`."""
-    import pyarrow as pa
 
     columns = [settings.text_field]
     if settings.domain_field in file.schema_arrow.names:
         columns.append(settings.domain_field)
-    begin = row
+    begin, group = row, file.metadata.row_group(index)
+    detail = ""
     try:
         batches = file.iter_batches(
             batch_size=_ROWS_AT_ONCE, row_groups=[index], columns=columns, use_threads=False
@@ -108,17 +121,24 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
             for text, domain in zip(texts, domains, strict=True):
                 yield make_record(row, text, domain, settings)
                 row += 1
-    except (pa.ArrowException, OSError) as error:
-        group = file.metadata.row_group(index)
+    except Exception as error:
+        # Of any class: damaged pages become values that no conversion was made for.
+        detail = _describe(error)
+    rest = begin + group.num_rows - row
+    if detail or rest:
+        detail = detail or f"it has {row - begin} rows instead of {group.num_rows}"
         stored = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
-        rest = begin + group.num_rows - row
         yield Record(
             row,
             reason=UNREADABLE,
-            detail=str(error)[:200],
-            lost_bytes=max(1, stored * rest // max(1, group.num_rows)),
-            lost_documents=rest,
+            detail=detail,
+            lost_bytes=max(1, stored * max(0, rest) // max(1, group.num_rows)),
+            lost_documents=max(0, rest),
         )
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _values(column: Any) -> list[Any]:
@@ -127,6 +147,10 @@ def _values(column: Any) -> list[Any]:
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    types = pa.types
+    if any(
+        is_type(column.type)
+        for is_type in (types.is_string, types.is_large_string, types.is_string_view)
+    ):
         column = column.cast(pa.large_binary())
     return list(column.to_pylist())
