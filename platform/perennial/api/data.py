@@ -44,6 +44,7 @@ def ingest(work: Workspace, *, due: bool) -> IngestSummary:
     landed = pull_due(work, sources, utc_now()) if due else []
     # A cron's `--due` must not fail while a stage trains: its controller tokenises what landed.
     busy = unfinished(work) if due else None
+    before = _refused(work)
     if busy is None:
         ingest_landed(work)
     return IngestSummary(
@@ -51,7 +52,12 @@ def ingest(work: Workspace, *, due: bool) -> IngestSummary:
         corpora={name: corpus.state for name, corpus in work.state.corpora.items()},
         sources=[source.status(utc_now()) for source in sources],
         unfinished=busy,
+        refused=sorted(_refused(work) - before),
     )
+
+
+def _refused(work: Workspace) -> set[str]:
+    return {name for name, corpus in work.state.corpora.items() if corpus.state == "refused"}
 
 
 def plan_ingest(work: Workspace, *, due: bool) -> list[str]:

@@ -85,17 +85,24 @@ class IngestSummary:
         corpora: state of every corpus by name.
         sources: the run file's sources.
         unfinished: corpus whose stage is under way, so that nothing was tokenised; None without.
+        refused: corpora that were refused in this call.
     """
 
     landed: Sequence[str]
     corpora: Mapping[str, str]
     sources: Sequence[SourceStatus]
     unfinished: str | None
+    refused: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
         sources = [asdict(source) for source in self.sources]
-        return {"landed": list(self.landed), "corpora": self.corpora, "sources": sources}
+        return {
+            "landed": list(self.landed),
+            "corpora": self.corpora,
+            "sources": sources,
+            "refused": list(self.refused),
+        }
 
 
 @dataclass(frozen=True)

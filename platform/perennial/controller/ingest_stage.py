@@ -96,7 +96,7 @@ def _check_landed(work: Workspace, name: str) -> LandedCorpus | None:
     listing = work.state.corpora[name].listing
     landed = corpora.check_landed(work.store, work.inbox, name, listing)
     if landed.ignored:
-        first, more = corpora.show_name(landed.ignored[0]), len(landed.ignored) - 1
+        first, more = corpora.escape_text(landed.ignored[0]), len(landed.ignored) - 1
         others = f" and {more:,} more files" if more else ""
         work.log(f"warning: {name} is what it landed with; {first}{others} beside it: ignored")
     return landed

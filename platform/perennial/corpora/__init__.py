@@ -6,7 +6,7 @@ is called.
 """
 
 from perennial.corpora.compatibility import check_same_run
-from perennial.corpora.file_list import ListRecord, decode_list, show_name
+from perennial.corpora.file_list import ListRecord, decode_list, escape_text, is_hidden
 from perennial.corpora.formats.open import find_kind
 from perennial.corpora.holdout import HeldOutDocument, read_holdout
 from perennial.corpora.inbox import (
@@ -42,9 +42,11 @@ __all__ = [
     "check_name",
     "check_same_run",
     "decode_list",
+    "escape_text",
     "find_kind",
     "fit_warning",
     "import_tokenizer",
+    "is_hidden",
     "land",
     "land_stored",
     "list_landed",
@@ -54,6 +56,5 @@ __all__ = [
     "read_manifest",
     "read_tokenizer",
     "record_list",
-    "show_name",
     "train_tokenizer",
 ]

@@ -69,13 +69,28 @@ class ListRecord(BaseModel):
         return f"landed/{self.sha256}.json"
 
 
-def show_name(name: str) -> str:
-    """Return a file's name as text of one line: bytes that are not UTF-8 and line breaks escaped.
+def is_hidden(name: str) -> bool:
+    """Return whether a part of a file's path says that it is no data.
 
-    A name with such characters is no key of a store, and neither is what is returned for it.
+    Programs write beside data: Spark `_temporary/` and `_metadata`, Hadoop `.part-0.crc`, Delta
+    Lake `_delta_log/`, Jupyter `.ipynb_checkpoints/`, the Hub's client `.cache/`, macOS
+    `__MACOSX/`. All of these begin with an underscore or a dot.
     """
-    data = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return data if data.isprintable() else repr(data)[1:-1]
+    return any(part.startswith(("_", ".")) for part in name.split("/"))
+
+
+def escape_text(text: str) -> str:
+    """Return a text of one line for a file's name, or what a library says of its content.
+
+    Bytes that are not UTF-8, line breaks and other unprintable characters are escaped. A name with
+    such characters is no key of a store, and neither is what is returned for it.
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "surrogatepass")  # half a character, as JSON may spell it
+    plain = data.decode("utf-8", "backslashreplace")
+    return plain if plain.isprintable() else repr(plain)[1:-1]
 
 
 def parse_list(data: bytes) -> tuple[ListedFile, ...] | None:
@@ -180,7 +195,7 @@ def moved_file(
     )
     return InputError(
         where,
-        show_name(file.name),
+        escape_text(file.name),
         f"{reason}: {listed} {str(file) or 'it'}; {actual}",
         f"restore the file and use `perennial retry RUN_FILE {name}`, or {other}",
         code="file-vanished" if reason == VANISHED else "file-changed",

@@ -401,8 +401,18 @@ def test_a_corpus_with_too_much_bad_input_is_refused_as_a_whole(
     before = store.list("")
     with refused("too-much-bad", "max_bad_share") as corpus:
         ingest_corpus(store, inbox, "en", SETTINGS)
-    assert "10 invalid-json" in corpus.value.problem
-    assert store.list("") == before
+    first = "10 invalid-json, the first in bad.jsonl at 0: Expecting value"
+    assert first in corpus.value.problem
+    kept = [info for info in store.list("") if info not in before]
+    assert [info.key for info in kept] == ["refused/en/quarantine-00000.jsonl"]
+    assert f"{store.url}/refused/en" in corpus.value.remedy
+    records = [json.loads(line) for line in store.read(kept[0].key).splitlines()]
+    assert {(r["file"], r["reason"]) for r in records} == {("bad.jsonl", "invalid-json")}
+    assert [r["offset"] for r in records] == list(range(0, 120, 12))
+    # A corpus of that name that is sound has no need of it.
+    settings = SETTINGS.model_copy(update={"max_bad_share": 1.0})
+    assert len(quarantined(store, ingest_corpus(store, inbox, "en", settings))) == 10
+    assert store.list("refused") == []
 
 
 def test_a_file_that_was_lost_counts_by_its_bytes(tmp_path: Path, files: list[Path]) -> None:
@@ -424,9 +434,10 @@ def test_a_corpus_without_text_is_refused(tmp_path: Path, files: list[Path]) -> 
     blank.write_text('{"text": ""}\n')
     land(inbox, "blank", [blank])
     before = store.list("")
-    with refused("no-text"):
+    with refused("no-text") as blank_corpus:
         ingest_corpus(store, inbox, "blank", SETTINGS)
-    assert store.list("") == before
+    assert "1 empty-text, the first in blank.jsonl at 0" in blank_corpus.value.problem
+    assert [info for info in store.list("") if not info.key.startswith("refused/")] == before
 
 
 def test_exact_duplicates_are_counted_and_dropped_by_option(tmp_path: Path) -> None:

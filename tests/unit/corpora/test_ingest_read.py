@@ -14,7 +14,7 @@ import pytest
 from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.partition import plan_pieces
 from perennial.corpora.ingest.quality import account_losses
-from perennial.corpora.ingest.read import PieceResult, ScatterJob, scatter_piece
+from perennial.corpora.ingest.read import BadRecord, PieceResult, ScatterJob, scatter_piece
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.store import LocalStore, Store, open_store
 from tests.support.refusal import refused
@@ -45,6 +45,7 @@ def test_I5_a_file_that_is_not_what_was_listed_is_quarantined_and_its_neighbours
         quarantined={reason: 1},
         losses=(loss,),
         documents_by_file={0: 2, 2: 2},
+        first={reason: BadRecord(file=1, offset=0, detail="")},
     )
     assert result == expected
     (estimated,) = account_losses(inputs, [result]).losses

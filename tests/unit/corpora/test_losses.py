@@ -173,7 +173,7 @@ def read(job: ScatterJob, number: int) -> list[Record]:
 
 def scattered(
     folder: Path, files: dict[str, bytes]
-) -> tuple[list[PieceResult], LossAccount, list[Record]]:
+) -> tuple[tuple[InputFile, ...], list[PieceResult], LossAccount, list[Record]]:
     inbox = open_store(folder / "inbox")
     for name, data in files.items():
         inbox.write(name, data)
@@ -186,7 +186,7 @@ def scattered(
         for i, piece in enumerate(plan_pieces(inputs, SETTINGS.piece_bytes))
     ]
     records = [record for number in range(len(inputs)) for record in read(job, number)]
-    return pieces, account_losses(inputs, pieces), records
+    return inputs, pieces, account_losses(inputs, pieces), records
 
 
 @pytest.mark.parametrize("case", PLANTED)
@@ -194,7 +194,7 @@ def test_I5_an_estimate_of_loss_is_between_the_truth_and_twice_that(
     tmp_path: Path, case: str
 ) -> None:
     planted = PLANTED[case]()
-    pieces, account, records = scattered(tmp_path, planted.files)
+    inputs, pieces, account, records = scattered(tmp_path, planted.files)
     good = {record.text.decode() for record in records if not record.reason}
     whole = set(uneven_texts() if case == "gzip-uneven" else texts())
     assert good <= whole
@@ -203,4 +203,4 @@ def test_I5_an_estimate_of_loss_is_between_the_truth_and_twice_that(
     assert lost <= bad <= 2 * lost
     assert planted.lost_bytes <= account.lost_bytes <= 2 * planted.lost_bytes
     with refused("too-much-bad"):
-        check_quality("inbox/en", SETTINGS, pieces, account)
+        check_quality("inbox/en", "kept", inputs, SETTINGS, pieces, account)

@@ -28,7 +28,10 @@ def ingest(
     ] = False,
     take_over: TakeOver = False,
 ) -> None:
-    """Tokenise what landed without training it. Safe to repeat and kill."""
+    """Tokenise what landed without training it. Safe to repeat and kill.
+
+    Exit code 1: a corpus was refused in this call; the others were tokenised.
+    """
     run = open_run(run_file, overrides)
     if dry_run:
         print_preview(run, run.plan_ingest(due=due))
@@ -36,10 +39,12 @@ def ingest(
     ingested = run.ingest(due=due, take_over=take_over)
     if as_json:
         print_json(ingested.to_dict())
-        return
-    print_sources(ingested.sources)
-    for name, state in ingested.corpora.items():
-        out.print(f"corpus    {name}: {state}")
-    busy = ingested.unfinished
-    reason = "" if busy is None else f"the stage of {busy} is unfinished: "
-    out.print(f"next      {reason}perennial run {run_file}")
+    else:
+        print_sources(ingested.sources)
+        for name, state in ingested.corpora.items():
+            out.print(f"corpus    {name}: {state}")
+        busy = ingested.unfinished
+        reason = "" if busy is None else f"the stage of {busy} is unfinished: "
+        out.print(f"next      {reason}perennial run {run_file}")
+    if ingested.refused:
+        raise typer.Exit(1)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
+from perennial.corpora.formats.hints import describe_bytes
 from perennial.registry import Registry
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ class FileFormat(ABC):
             group): over any division of the file, every record is yielded exactly once.
         compressible: whether `read` can do with a stream that cannot seek, so that compressed
             files are read too.
+        is_text: whether a file is text in UTF-8 as a whole. One that begins like another encoding
+            is then set aside with the encoding that fits, and is not read.
         expansion: bytes of text in a stored byte, roughly. It influences how many shards a corpus
             has, and nothing else; it must never change for files that were ingested.
     """
@@ -147,6 +150,7 @@ class FileFormat(ABC):
     suffixes: ClassVar[tuple[str, ...]]
     splittable: ClassVar[bool] = False
     compressible: ClassVar[bool] = True
+    is_text: ClassVar[bool] = False
     expansion: ClassVar[int] = 1
 
     @abstractmethod
@@ -206,6 +210,8 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
             text.decode()
         name = domain.decode() if isinstance(domain, bytes) else str(domain or "")
         name.encode()
+    except UnicodeDecodeError as error:
+        return Record(offset, reason=INVALID_UTF8, detail=describe_bytes(error.object, error))
     except UnicodeError as error:
         return Record(offset, reason=INVALID_UTF8, detail=str(error)[-200:])
     if len(data) > settings.max_document_bytes:

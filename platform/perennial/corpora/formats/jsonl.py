@@ -21,6 +21,7 @@ from perennial.corpora.formats.base import (
     read_lines,
     read_text,
 )
+from perennial.corpora.formats.hints import describe_bytes, describe_missing
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -32,6 +33,7 @@ class JsonLinesFormat(FileFormat):
 
     suffixes = (".jsonl",)
     splittable = True
+    is_text = True
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
         """Yield the documents of the lines that begin in the part; see `FileFormat.read`."""
@@ -61,14 +63,15 @@ def _parse_line(offset: int, line: bytes, settings: IngestSettings) -> Record:
             # plainly what is wrong.
             value = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return Record(offset, reason=INVALID_UTF8, detail=str(error)[-200:])
+        return Record(offset, reason=INVALID_UTF8, detail=describe_bytes(line, error))
     except (ValueError, RecursionError) as error:
         return Record(offset, reason=INVALID_JSON, detail=str(error)[:200])
     if not isinstance(value, dict):
         detail = f"{type(value).__name__} instead of an object"
         return Record(offset, reason=INVALID_JSON, detail=detail)
     if settings.text_field not in value:
-        return Record(offset, reason=MISSING_TEXT, detail=f"no field {settings.text_field!r}")
+        detail = describe_missing(settings.text_field, value)
+        return Record(offset, reason=MISSING_TEXT, detail=detail)
     domain = value.get(settings.domain_field)
     return make_record(offset, value[settings.text_field], domain, settings)
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 # Imported for their registration.
 from perennial.corpora.formats import jsonl, parquet, text  # noqa: F401
@@ -16,6 +16,7 @@ from perennial.corpora.formats.base import (
     FILE_NAME,
     FORMATS,
     HARMLESS,
+    INVALID_UTF8,
     UNKNOWN_FORMAT,
     UNREADABLE,
     VANISHED,
@@ -25,6 +26,7 @@ from perennial.corpora.formats.base import (
     Record,
 )
 from perennial.corpora.formats.compression import COMPRESSIONS, DecompressedStream
+from perennial.corpora.formats.hints import HEAD_BYTES, describe_head
 from perennial.errors import Altered, InputError, InputMoved
 from perennial.store import check_object
 from perennial.store.keys import valid_key
@@ -229,7 +231,9 @@ def _read_part(
     """Yield the records of a part, and one for an exception of any class, unless the storage's."""
     last = part.start - 1
     try:
-        if kind.compression:
+        if not kind.compression and kind.format.is_text and (wrong := _check_text(part)):
+            records = iter([wrong] if part.start == 0 else [])
+        elif kind.compression:
             records = _read_compressed(kind, part, settings, loss)
         else:
             records = kind.format.read(part, settings)
@@ -245,6 +249,20 @@ def _read_part(
             yield Record(last + 1, reason=UNREADABLE, detail=detail, lost_bytes=lost)
     if raw.failure is not None:
         raise raw.failure
+
+
+def _check_text(part: FilePart) -> Record | None:
+    """Return the record of a file that is no text in UTF-8, by how it begins."""
+    stream = cast(io.BufferedReader, part.stream)
+    if part.start:
+        stream.seek(0)
+    try:
+        detail = describe_head(stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+    except OSError:
+        return None  # the decoder's; the format meets it again
+    if not detail:
+        return None
+    return Record(0, reason=INVALID_UTF8, detail=detail, lost_bytes=part.size_bytes)
 
 
 def check_file_name(name: str) -> str:
@@ -331,7 +349,8 @@ def _read_compressed(
     good, good_bytes = 0, 0
     is_clean = True
     try:
-        for record in kind.format.read(part, settings):
+        wrong = _check_text(part) if kind.format.is_text else None
+        for record in [wrong] if wrong else kind.format.read(part, settings):
             yield record
             # Behind a flipped bit is other text, with other ends of lines: what precedes the first
             # bad record says how dense documents are.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
 
 _MAGIC = b"PAR1"
+_STRINGS = {"string", "large_string", "string_view"}
 _ROWS_AT_ONCE = 256
 _MOST_ROWS = 1 << 40  # more than any file has
 
@@ -82,7 +83,7 @@ def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record |
         raise ValueError(f"its footer contradicts itself: {footer.num_rows} rows")
     reason = detail = ""
     if settings.text_field not in names:
-        reason, detail = MISSING_TEXT, f"no column {settings.text_field!r} among {sorted(names)}"
+        reason, detail = MISSING_TEXT, _describe_missing(file, settings)
     for name in (settings.text_field, settings.domain_field):
         if names.count(name) > 1:
             reason = UNREADABLE
@@ -93,6 +94,20 @@ def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record |
     if footer.num_rows == 0:
         return Record(0, reason=EMPTY_FILE, detail="no rows")
     return None
+
+
+def _describe_missing(file: Any, settings: IngestSettings) -> str:
+    """Return which columns a ParquetFile has, and the one of strings that holds most."""
+    schema, footer = file.schema_arrow, file.metadata
+    sizes = dict.fromkeys((field.name for field in schema if str(field.type) in _STRINGS), 0)
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema in sizes:
+                sizes[column.path_in_schema] += column.total_uncompressed_size
+    hint = f"; set corpora.text_field: {max(sizes, key=sizes.__getitem__)}" if sizes else ""
+    names = ", ".join(schema.names)
+    return f"no column {settings.text_field!r}; its columns are {names}"[:120] + hint
 
 
 def _is_cut(part: FilePart) -> bool:

@@ -29,6 +29,7 @@ class TextFormat(FileFormat):
     """
 
     suffixes = (".txt",)
+    is_text = True
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
         """Yield the documents of a file; see `FileFormat.read`."""

@@ -28,7 +28,12 @@ from perennial.corpora.ingest.decontaminate import (
 from perennial.corpora.ingest.exact_dedup import CompareResult, compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
-from perennial.corpora.ingest.quality import account_losses, check_quality
+from perennial.corpora.ingest.quality import (
+    account_losses,
+    check_quality,
+    keep_evidence,
+    refused_folder,
+)
 from perennial.corpora.ingest.read import PieceResult, scatter_piece
 from perennial.corpora.ingest.sample import list_inputs, sample_texts
 from perennial.corpora.ingest.task_failures import TRIED_AGAIN, carried, raise_carried
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
 
     from perennial.corpora.inbox import LandedCorpus
     from perennial.corpora.ingest.decontaminate import EvaluationTexts
+    from perennial.corpora.ingest.losses import LossAccount
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
 
@@ -162,8 +168,7 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
     try:
         texts = run("read", len(pieces), lambda index: scatter_piece(scatter, index, pieces[index]))
         staged = [PieceResult.model_validate_json(text) for text in texts]
-        account = account_losses(plan.inputs, staged)
-        check_quality(f"{plan.inbox.url}/{name}", settings, staged, account)
+        account = _account(plan, staged)
     except InputError:
         # A refused corpus leaves nothing behind; the repaired one has other files anyway.
         plan.target.remove(plan.staging_name)
@@ -185,6 +190,22 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
     if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
     return _commit(plan.store, plan.target, manifest, results)
+
+
+def _account(plan: IngestPlan, staged: Sequence[PieceResult]) -> LossAccount:
+    """Return the account of what could not be read.
+
+    Raises InputError for a corpus of which too much is bad; its bad records are kept then.
+    """
+    account = account_losses(plan.inputs, staged)
+    where = f"{plan.inbox.url}/{plan.name}"
+    kept = f"{plan.store.url}/{refused_folder(plan.name)}"
+    try:
+        check_quality(where, kept, plan.inputs, plan.settings, staged, account)
+    except InputError:
+        keep_evidence(plan.store, plan.staging, plan.name, len(staged))
+        raise
+    return account
 
 
 def _run(
@@ -232,6 +253,7 @@ def _commit(
     if not store.create(manifest_key(manifest.name), data):
         # Another ingest of the same corpus was faster; its staging is its own to remove.
         return read_manifest(store, manifest.name)
+    store.remove(refused_folder(manifest.name))  # of an earlier try
     for info in target.list(""):
         if info.key not in kept and info.key != "manifest.json":
             target.remove(info.key)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from perennial.corpora.file_list import ListedFile, moved_file
+from perennial.corpora.file_list import ListedFile, escape_text, moved_file
 from perennial.corpora.formats.base import HARMLESS, Record
 from perennial.corpora.formats.open import read_span
+from perennial.corpora.ingest.documents import Removed, encode_removed
 from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.partition import (
     InputPiece,
@@ -38,6 +39,19 @@ if TYPE_CHECKING:
 _RECORD_BYTES = 200  # what a record costs beside its text
 
 
+_KEPT_RECORDS = 1000  # of each reason in a piece, as evidence should the corpus be refused
+
+
+class BadRecord(BaseModel):
+    """A record with a reason; `file` is its number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: int
+    offset: int
+    detail: str
+
+
 class PieceResult(BaseModel):
     """Summary of what one scatter task staged; also its completion marker."""
 
@@ -52,6 +66,8 @@ class PieceResult(BaseModel):
     """parts of files that could not be read"""
     documents_by_file: dict[int, int] = Field(default_factory=dict)
     """records that were read"""
+    first: dict[str, BadRecord] = Field(default_factory=dict)
+    """the first bad record of each reason"""
 
     @property
     def bad(self) -> int:
@@ -84,6 +100,11 @@ def run_key(piece: int, run: int) -> str:
         run: number of the run file of that piece.
     """
     return f"pieces/{piece:06d}-{run:04d}.run"
+
+
+def evidence_key(piece: int) -> str:
+    """Return the key of a piece's bad records below the staging folder; no object without any."""
+    return f"pieces/{piece:06d}-bad.jsonl"
 
 
 def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
@@ -155,6 +176,8 @@ def _stage_once(
     runs = documents = 0
     losses: list[FileLoss] = []
     by_file: Counter[int] = Counter()
+    first: dict[str, BadRecord] = {}
+    evidence: list[Removed] = []
 
     def flush() -> None:
         nonlocal runs, pending
@@ -169,7 +192,13 @@ def _stage_once(
         last = file, record.offset
         documents += 1
         if record.reason:
+            # It may quote what the file holds.
+            record = record._replace(detail=escape_text(record.detail))
             reasons[record.reason] += 1
+            bad = BadRecord(file=file, offset=record.offset, detail=record.detail)
+            first.setdefault(record.reason, bad)
+            if reasons[record.reason] <= _KEPT_RECORDS:
+                evidence.append(Removed(file, record.offset, record.reason, record.detail))
         if record.is_loss:
             losses.append(_loss(file, record))
         else:
@@ -179,12 +208,15 @@ def _stage_once(
             flush()
     if pending.texts:
         flush()
+    if evidence:
+        job.staging.write(evidence_key(index), encode_removed(evidence, job.inputs, {}))
     return PieceResult(
         runs=runs,
         documents=documents,
         quarantined=dict(sorted(reasons.items())),
         losses=tuple(losses),
         documents_by_file=by_file,
+        first=first,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from perennial.corpora.file_list import ListedFile, moved_file, show_name
+from perennial.corpora.file_list import ListedFile, escape_text, moved_file
 from perennial.corpora.formats.base import CHANGED, VANISHED
 from perennial.corpora.formats.open import check_file_name, read_span
 from perennial.corpora.ingest.partition import digest_text, holdout_bound, plan_pieces
@@ -26,7 +26,7 @@ _FILES_AT_ONCE = 8
 def list_inputs(landed: LandedCorpus) -> tuple[InputFile, ...]:
     """Return the files of a landed corpus as its ingest reads them."""
     return tuple(
-        InputFile(name=show_name(f.name), size_bytes=f.size_bytes, etag=f.etag, sha256=f.sha256)
+        InputFile(name=escape_text(f.name), size_bytes=f.size_bytes, etag=f.etag, sha256=f.sha256)
         for f in landed.files
     )
 
