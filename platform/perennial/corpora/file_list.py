@@ -74,9 +74,10 @@ def is_hidden(name: str) -> bool:
 
     Programs write beside data: Spark `_temporary/` and `_metadata`, Hadoop `.part-0.crc`, Delta
     Lake `_delta_log/`, Jupyter `.ipynb_checkpoints/`, the Hub's client `.cache/`, macOS
-    `__MACOSX/`. All of these begin with an underscore or a dot.
+    `__MACOSX/`. All of these begin with an underscore or a dot. The way up, `..`, is none of them.
     """
-    return any(part.startswith(("_", ".")) for part in name.split("/"))
+    parts = [part for part in name.split("/") if part not in (".", "..")]
+    return any(part.startswith(("_", ".")) for part in parts)
 
 
 def escape_text(text: str) -> str:
