@@ -204,6 +204,9 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
         return Record(offset, reason=MISSING_TEXT, detail="null")
     if not isinstance(text, str | bytes):
         return Record(offset, reason=TEXT_NOT_STRING, detail=type(text).__name__)
+    if isinstance(text, bytes) and len(text) > settings.max_document_bytes:
+        # Before it is decoded, which takes up to four times its size.
+        return Record(offset, reason=TOO_LONG, detail=f"a text of {len(text)} bytes")
     try:
         data = text.encode() if isinstance(text, str) else text
         if isinstance(text, bytes):

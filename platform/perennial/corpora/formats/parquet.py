@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 _MAGIC = b"PAR1"
 _STRINGS = {"string", "large_string", "string_view"}
 _ROWS_AT_ONCE = 256
+_BATCH_BYTES = 16 << 20
 _MOST_ROWS = 1 << 40  # more than any file has
 
 
 @FORMATS.register("parquet")
 class ParquetFormat(FileFormat):
     """`.parquet`: the column `text_field` of a row; an offset is a row's number.
+
+    Rows are read in batches of 16 MiB, or of one row. What is in memory besides is the page that
+    holds them, which its writer may have made as large as a row group.
 
     Parquet compresses its own pages. A whole Parquet file inside .gz or .zst is not taken, because
     its footer comes last: it would have to be staged before it could be read.
@@ -128,7 +132,10 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
     detail = ""
     try:
         batches = file.iter_batches(
-            batch_size=_ROWS_AT_ONCE, row_groups=[index], columns=columns, use_threads=False
+            batch_size=_choose_rows(group, columns),
+            row_groups=[index],
+            columns=columns,
+            use_threads=False,
         )
         for batch in batches:
             texts = _values(batch[settings.text_field])
@@ -150,6 +157,26 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
             lost_bytes=max(1, stored * max(0, rest) // max(1, group.num_rows)),
             lost_documents=max(0, rest),
         )
+
+
+def _choose_rows(group: Any, columns: list[str]) -> int:
+    """Return how many rows of a row group to read at once, so that they take bounded memory.
+
+    Args:
+        group: the row group's metadata.
+        columns: the columns to read.
+    """
+    row = 1
+    for column in map(group.column, range(group.num_columns)):
+        if column.path_in_schema.partition(".")[0] not in columns:
+            continue
+        row += column.total_uncompressed_size // max(1, group.num_rows)
+        if column.has_dictionary_page and column.dictionary_page_offset:
+            # Any row may repeat a value of the dictionary, which is in the file once.
+            stored = max(0, column.data_page_offset - column.dictionary_page_offset)
+            ratio = column.total_uncompressed_size / max(1, column.total_compressed_size)
+            row = max(row, int(stored * ratio))
+    return min(_ROWS_AT_ONCE, max(1, _BATCH_BYTES // max(1, row)))
 
 
 def _describe(error: Exception) -> str:
