@@ -124,10 +124,10 @@ def test_a_window_above_the_limit_is_named_with_what_to_do(tmp_path: Path) -> No
 
 def test_a_little_that_becomes_much_is_given_piece_by_piece() -> None:
     """Otherwise a task would hold what a hostile file becomes."""
-    zeros = bytes(100_000_000)
+    zeros = bytes(30_000_000)
     for suffix, pack in PACK.items():
         if suffix == ".bz2":
-            zeros = zeros[:10_000_000]  # it is slow
+            zeros = zeros[:5_000_000]  # it is slow
         packed = pack(zeros)
         buffer, largest = bytearray(1 << 20), 0
         stream = DecompressedStream(io.BytesIO(packed), len(packed), suffix)

@@ -19,7 +19,7 @@ from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.store import open_store
 
 SETTINGS = IngestSettings(sequence_length=8, seed=0)
-ROWS, ROW_BYTES = 40, 2 << 20
+ROWS, ROW_BYTES = 30, 2 << 20
 ARROW_BYTES = 40 << 20
 """two batches of 16 MiB at once, and pages of one row"""
 HEAP_BYTES = 48 << 20
@@ -44,7 +44,7 @@ def texts(*, same: bool) -> Iterator[str]:
 
 
 def write_table(path: Path, *, same: bool) -> None:
-    """A row group of 40 rows of 2 MiB; each in a page of its own, or all in one dictionary."""
+    """A row group of 30 rows of 2 MiB; each in a page of its own, or all in one dictionary."""
     table = pa.table({"text": list(texts(same=same))})
     pq.write_table(table, path, use_dictionary=same, write_batch_size=1, compression="zstd")
 
