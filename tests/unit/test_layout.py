@@ -85,6 +85,7 @@ ROOMS = {
     "lm_eval": {"evaluation"},
     "s3fs": {"store"},
     "requests": {"sources"},
+    "huggingface_hub": {"sources", "training.model.config"},
     "cronsim": {"config"},
     "typer": {"cli"},
     "rich": {"cli"},

@@ -20,15 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LandedFiles:
-    """A corpus that was put into the inbox: keys of its files."""
+    """A corpus that was put into the inbox.
+
+    Attributes:
+        keys: of its files.
+        left_out: files that were found beside them and did not land, each with the reason.
+    """
 
     corpus: str
     inbox: str
     keys: tuple[str, ...]
+    left_out: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
-        return {"corpus": self.corpus, "inbox": self.inbox, "keys": list(self.keys)}
+        return {
+            "corpus": self.corpus,
+            "inbox": self.inbox,
+            "keys": list(self.keys),
+            "left_out": self.left_out,
+        }
 
 
 @dataclass(frozen=True)

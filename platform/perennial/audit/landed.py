@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from perennial.audit.files import FileListContents
 from perennial.audit.finding import Finding
-from perennial.corpora import check_landed
+from perennial.corpora import check_landed, find_companions
 from perennial.corpora.file_list import ListedFile, check_same_files, escape_text
 from perennial.errors import Altered, InputError
 from perennial.runs.events import field_of
@@ -76,8 +76,10 @@ def check_inputs(key: str, manifest: CorpusManifest, landed: FileListContents) -
     """
     inputs = [ListedFile(f.name, f.size_bytes, f.sha256, f.etag) for f in manifest.inputs]
     files = [replace(file, name=escape_text(file.name)) for file in landed.files]
+    beside = find_companions(file.name for file in files)
+    data = [file for file in files if file.name not in beside]
     try:
-        check_same_files(key, files, inputs, promised=False)
+        check_same_files(key, data, inputs, promised=False)
     except InputError as wrong:
         yield Finding(key, f"inputs: {wrong.field}: {wrong.problem}", "what landed is ingested")
     extra = {file.name for file in inputs} - {file.name for file in files}

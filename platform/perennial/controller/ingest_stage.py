@@ -17,7 +17,8 @@ from perennial.runs.state import RunState
 from perennial.store import open_store
 
 if TYPE_CHECKING:
-    from perennial.corpora import CorpusManifest
+    from perennial.config.run import CorporaSpec
+    from perennial.corpora import CorpusManifest, IngestSettings
 
 
 def landing(work: Workspace, landed: LandedCorpus) -> Landed:
@@ -115,16 +116,7 @@ def _tokenise(work: Workspace, name: str, landed: LandedCorpus | None) -> Corpus
     # Imported here: it loads pyarrow and Ray Data, which a look at the run's state needs not.
     from perennial.corpora.ingest.pipeline import ingest_corpus
 
-    settings = corpora.IngestSettings(
-        text_field=work.spec.corpora.text_field,
-        domain_field=work.spec.corpora.domain_field,
-        sequence_length=work.spec.corpora.sequence_length,
-        seed=work.spec.seed,
-        holdout_share=work.spec.corpora.holdout,
-        max_bad_share=work.spec.corpora.max_bad_share,
-        duplicates=work.spec.corpora.duplicates,
-        near_duplicates=work.spec.corpora.near_duplicates,
-    )
+    settings = _settings(work.spec.corpora.for_corpus(name), work.spec.seed)
     lender = open_store(work.spec.corpora.borrow) if work.spec.corpora.borrow else None
     if lender is not None:
         corpora.borrow_tokenizer(work.store, lender)
@@ -141,8 +133,24 @@ def _tokenise(work: Workspace, name: str, landed: LandedCorpus | None) -> Corpus
         settings,
         earlier=[other for other in usable(work.state) if other != name],
         decontaminate=[Path(path) for path in work.spec.corpora.decontaminate],
+        evaluation_settings=_settings(work.spec.corpora, work.spec.seed),
         lender=lender,
         landed=landed,
+    )
+
+
+def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
+    return corpora.IngestSettings(
+        text_field=spec.text_field,
+        domain_field=spec.domain_field,
+        txt_documents=spec.txt_documents,
+        max_document_bytes=spec.max_document,
+        sequence_length=spec.sequence_length,
+        seed=seed,
+        holdout_share=spec.holdout,
+        max_bad_share=spec.max_bad_share,
+        duplicates=spec.duplicates,
+        near_duplicates=spec.near_duplicates,
     )
 
 

@@ -37,11 +37,12 @@ class IngestSettings(_Frozen):
     seed: int
     """the order of documents"""
     text_field: str = "text"
-    """the field of a JSON line, or the column of a Parquet file, that holds the text"""
+    """the field of an object, or the column of a table, that holds the text"""
     domain_field: str = ""
     """the field or column that names a document's domain; "" for none"""
-    txt_documents: Literal["paragraph", "file"] = "paragraph"
-    """whether a document of a .txt file ends at a blank line or at the end of the file"""
+    txt_documents: Literal["paragraph", "line", "file"] = "paragraph"
+    """whether a document of a .txt file ends at a blank line, at the end of its line or of the
+    file"""
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """share of documents, chosen by their text's hash, that are never trained on"""
     duplicates: Literal["keep", "drop"] = "keep"

@@ -598,9 +598,9 @@ def test_I5_documents_with_a_piece_of_an_evaluation_text_are_not_trained(tmp_pat
     assert again == manifest
     with refused("ingested-differently", "decontaminate"):
         landed_and_ingested(store, "en", file, settings)
-    (tmp_path / "items.csv").write_text("x")
+    (tmp_path / "items.html").write_text("x")
     for name, code in (
-        ("items.csv", "format-unknown"),
+        ("items.html", "format-unknown"),
         ("absent.txt", "file-unreadable"),
     ):
         with refused(code, "corpora.decontaminate"):

@@ -79,7 +79,7 @@ def test_landing_after_a_kill_completes_without_leftovers(tmp_path: Path, inbox:
     assert [info.key for info in inbox.list("en/")] == ["en/_SUCCESS", "en/a.txt"]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet.gz", ".zip", ""])
+@pytest.mark.parametrize("suffix", [".html", ".pdf", ".parquet.gz", ".zip", ""])
 def test_unknown_suffixes_are_refused_before_anything_is_written(
     tmp_path: Path, inbox: Store, suffix: str
 ) -> None:

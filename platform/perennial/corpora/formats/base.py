@@ -6,7 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
+from io import BufferedReader
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final, NamedTuple
 
 from perennial.corpora.formats.hints import describe_bytes
 from perennial.registry import Registry
@@ -24,6 +25,8 @@ UNREADABLE = "unreadable"
 """not a file of its format, or a damaged one"""
 INVALID_UTF8 = "invalid-utf8"
 INVALID_JSON = "invalid-json"
+INVALID_ROW = "invalid-row"
+"""a row of a table in text whose quotes or number of fields are wrong"""
 MISSING_TEXT = "missing-text"
 TEXT_NOT_STRING = "text-not-string"
 TOO_LONG = "too-long"
@@ -44,10 +47,16 @@ MARGIN = 1.25
 """by which an estimate of what was lost exceeds the likeliest value, since it must not be less than
 the truth"""
 
+ABSENT: Final = object()
+"""What `find_field` returns where there is no field of that name."""
+
+COMPRESSION = 3
+"""bytes of text in a compressed byte, roughly; see `FileFormat.expansion`"""
 # A JSON line also holds other fields, and escapes make its text longer.
 _LINE_FACTOR = 4
 _SKIP_BYTES = 1 << 20
 _FEWEST_DOCUMENTS = 4
+_BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -55,8 +64,8 @@ class Record(NamedTuple):
     """A document, or (with a reason) a part of a file that is not one.
 
     `offset` identifies the record in its file and decides its place in the shards: the byte at
-    which its line (.jsonl) or first line (.txt) begins in the decompressed file, or its row number
-    (.parquet).
+    which it begins in the decompressed file, or its row number where a file is a table in binary
+    form.
 
     A record with `lost_bytes` stands for a part of the file that could not be read: so many stored
     bytes, and `lost_documents` documents. Where these are None, the caller estimates both from what
@@ -111,10 +120,30 @@ class FilePart:
     whole stored file.
     """
 
-    stream: BinaryIO
+    stream: BufferedReader[Any]
     start: int
     end: int | None
     size_bytes: int
+
+    def stored_bytes(self, read: int) -> int:
+        """Return about how many stored bytes hold `read` bytes of the stream."""
+        return read if self.end is not None else read // COMPRESSION
+
+
+class FormatNotes(NamedTuple):
+    """Words of the reference about a format.
+
+    Attributes:
+        document: what one document is.
+        offset: what the offset of a record is.
+        limit: how much is in memory at once, and what is not read.
+        damage: what a bad file gives.
+    """
+
+    document: str = ""
+    offset: str = "the byte at which it begins"
+    limit: str = ""
+    damage: str = ""
 
 
 class FileFormat(ABC):
@@ -125,7 +154,7 @@ class FileFormat(ABC):
     point, and the package must be installed on every node that ingests:
 
         [project.entry-points."perennial.formats"]
-        csv = "my_package.csv_format:CsvFormat"
+        fortune = "my_package.fortune_format:FortuneFormat"
 
     Everything else follows from the class: landing and sources accept its suffixes (with .gz, .zst,
     .bz2 and .xz too where it is compressible), messages list them, and evaluation texts may come
@@ -135,7 +164,9 @@ class FileFormat(ABC):
     part is read again after a failure. So `read` must yield the same records for the same bytes.
 
     Attributes:
-        suffixes: lower-case ends of file names, such as (".csv",).
+        suffixes: lower-case ends of file names, such as (".fortune",).
+        companions: names, as globs, of files that programs leave beside such files and that hold no
+            documents. They are ignored in a folder that holds files of the format, and above it.
         splittable: whether a plain file is divided into parts of bytes that are read in parallel.
             A record then belongs to the part that holds its first byte (of its line, of its row
             group): over any division of the file, every record is yielded exactly once.
@@ -145,13 +176,16 @@ class FileFormat(ABC):
             is then set aside with the encoding that fits, and is not read.
         expansion: bytes of text in a stored byte, roughly. It influences how many shards a corpus
             has, and nothing else; it must never change for files that were ingested.
+        notes: words for the reference, which has the built-in formats alone.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
+    companions: ClassVar[tuple[str, ...]] = ()
     splittable: ClassVar[bool] = False
     compressible: ClassVar[bool] = True
     is_text: ClassVar[bool] = False
     expansion: ClassVar[int] = 1
+    notes: ClassVar[FormatNotes] = FormatNotes()
 
     @abstractmethod
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
@@ -209,8 +243,7 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
         return Record(offset, reason=TOO_LONG, detail=f"a text of {len(text)} bytes")
     try:
         data = text.encode() if isinstance(text, str) else text
-        if isinstance(text, bytes):
-            text.decode()
+        string = text if isinstance(text, str) else text.decode()
         name = domain.decode() if isinstance(domain, bytes) else str(domain or "")
         name.encode()
     except UnicodeDecodeError as error:
@@ -219,9 +252,30 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
         return Record(offset, reason=INVALID_UTF8, detail=str(error)[-200:])
     if len(data) > settings.max_document_bytes:
         return Record(offset, reason=TOO_LONG, detail=f"a text of {len(data)} bytes")
-    if not data or data.isspace():
+    # The first character says of most texts that they are not blank.
+    if not string[:1].strip(_BLANK) and not string.strip(_BLANK):
         return Record(offset, reason=EMPTY_TEXT)
     return Record(offset, data, name)
+
+
+def find_field(fields: dict[str, Any], name: str) -> Any:
+    """Return the value of a field, or ABSENT.
+
+    Args:
+        fields: an object that was read from JSON.
+        name: of the field; where it has none, `a.b` is the field `b` of the object in its field
+            `a`.
+    """
+    if name in fields:
+        return fields[name]
+    outer, dot, inner = name.partition(".")
+    value = fields.get(outer) if dot else None
+    return find_field(value, inner) if isinstance(value, dict) else ABSENT
+
+
+def longest_line(settings: IngestSettings) -> int:
+    """Return the most bytes that a line, a row or an object around a document's text may have."""
+    return settings.max_document_bytes * _LINE_FACTOR
 
 
 def read_lines(part: FilePart, settings: IngestSettings) -> Iterator[tuple[int, bytes | None, int]]:
@@ -233,7 +287,7 @@ def read_lines(part: FilePart, settings: IngestSettings) -> Iterator[tuple[int, 
         part: the open file, and the bytes of it to read.
         settings: `max_document_bytes` bounds a line, at four times as much.
     """
-    limit = settings.max_document_bytes * _LINE_FACTOR
+    limit = longest_line(settings)
     stream, offset = part.stream, part.start
     if offset:
         # The line that holds the byte before the part belongs to the part with that byte.

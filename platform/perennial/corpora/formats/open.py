@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 # Imported for their registration.
-from perennial.corpora.formats import jsonl, parquet, text  # noqa: F401
+from perennial.corpora.formats import (  # noqa: F401
+    arrow,
+    csv_rows,
+    json_values,
+    jsonl,
+    parquet,
+    tar,
+    text,
+    warc,
+)
 from perennial.corpora.formats.base import (
     CHANGED,
     EMPTY_FILE,
@@ -77,13 +88,34 @@ def find_kind(name: str) -> FileKind | None:
     return None if compression and not form.compressible else FileKind(form, compression)
 
 
+def find_companions(names: Iterable[str]) -> frozenset[str]:
+    """Return the files of a corpus that programs left beside its data; see `FileFormat`.
+
+    Args:
+        names: names of all files of the corpus.
+    """
+    _load_plugins()
+    all_names, beside = list(names), set[str]()
+    for form in (FORMATS[key] for key in FORMATS if FORMATS[key].companions):
+        likely = {name for name in all_names if _matches(name, form.companions)}
+        data = [n for n in all_names if n not in likely and n.lower().endswith(form.suffixes)]
+        folders = {str(folder) for name in data for folder in PurePosixPath(name).parents}
+        beside |= {name for name in likely if str(PurePosixPath(name).parent) in folders}
+    return frozenset(beside)
+
+
+def _matches(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name.rpartition("/")[2], glob) for glob in globs)
+
+
 def describe_suffixes() -> str:
     """Return the suffixes that a corpus may hold, for a message."""
     _load_plugins()
-    forms = [FORMATS[key] for key in sorted(FORMATS)]
+    forms = [FORMATS[key] for key in FORMATS]
     plain = sorted(suffix for form in forms for suffix in form.suffixes)
-    packed = sorted(suffix for form in forms if form.compressible for suffix in form.suffixes)
-    return f"{_join(plain, 'or')} ({_join(packed, 'and')} also with {_join([*COMPRESSIONS], 'or')})"
+    whole = sorted(suffix for form in forms if not form.compressible for suffix in form.suffixes)
+    but = f"all but {_join(whole, 'and')}" if whole else "all"
+    return f"{_join(plain, 'or')} ({but} also with {_join([*COMPRESSIONS], 'or')})"
 
 
 def _join(words: list[str], last: str) -> str:

@@ -13,9 +13,11 @@ from perennial.corpora.formats.base import (
     UNREADABLE,
     FileFormat,
     FilePart,
+    FormatNotes,
     Record,
     make_record,
 )
+from perennial.corpora.formats.columns import find_column, list_values
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -42,6 +44,16 @@ class ParquetFormat(FileFormat):
     splittable = True
     compressible = False
     expansion = 2
+    notes = FormatNotes(
+        document="a row: the column `text_field`",
+        offset="the number of the row",
+        limit="a batch of 16 MiB or one row, and the page that holds it",
+        damage=(
+            "`unreadable` for a damaged row group, or for a file without a sound footer; "
+            "`missing-text` for a file without the column, and for a null; "
+            "`text-not-string` for another type"
+        ),
+    )
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
         """Yield the documents of the row groups that begin in the part; see `FileFormat.read`.
@@ -86,7 +98,7 @@ def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record |
     if min(rows, default=0) < 0 or sum(rows) != footer.num_rows or footer.num_rows > _MOST_ROWS:
         raise ValueError(f"its footer contradicts itself: {footer.num_rows} rows")
     reason = detail = ""
-    if settings.text_field not in names:
+    if find_column(file.schema_arrow, settings.text_field) is None:
         reason, detail = MISSING_TEXT, _describe_missing(file, settings)
     for name in (settings.text_field, settings.domain_field):
         if names.count(name) > 1:
@@ -125,9 +137,9 @@ def _is_cut(part: FilePart) -> bool:
 def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -> Iterator[Record]:
     """Yield the records of one row group of a ParquetFile, whose first row is number `row`."""
 
-    columns = [settings.text_field]
-    if settings.domain_field in file.schema_arrow.names:
-        columns.append(settings.domain_field)
+    text_path = find_column(file.schema_arrow, settings.text_field) or ()
+    domain_path = find_column(file.schema_arrow, settings.domain_field)
+    columns = [".".join(path) for path in (text_path, domain_path) if path]
     begin, group = row, file.metadata.row_group(index)
     detail = ""
     try:
@@ -138,8 +150,8 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
             use_threads=False,
         )
         for batch in batches:
-            texts = _values(batch[settings.text_field])
-            domains = _values(batch[columns[1]]) if columns[1:] else [None] * len(texts)
+            texts = list_values(batch, text_path)
+            domains = list_values(batch, domain_path) if domain_path else [None] * len(texts)
             for text, domain in zip(texts, domains, strict=True):
                 yield make_record(row, text, domain, settings)
                 row += 1
@@ -168,7 +180,8 @@ def _choose_rows(group: Any, columns: list[str]) -> int:
     """
     row = 1
     for column in map(group.column, range(group.num_columns)):
-        if column.path_in_schema.partition(".")[0] not in columns:
+        # A column of structs is named by itself, or by the one field of it that is read.
+        if not {column.path_in_schema, column.path_in_schema.partition(".")[0]} & {*columns}:
             continue
         row += column.total_uncompressed_size // max(1, group.num_rows)
         if column.has_dictionary_page and column.dictionary_page_offset:
@@ -181,18 +194,3 @@ def _choose_rows(group: Any, columns: list[str]) -> int:
 
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200]
-
-
-def _values(column: Any) -> list[Any]:
-    """Return a column's values; strings as bytes, because Parquet does not promise valid UTF-8."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    types = pa.types
-    if any(
-        is_type(column.type)
-        for is_type in (types.is_string, types.is_large_string, types.is_string_view)
-    ):
-        column = column.cast(pa.large_binary())
-    return list(column.to_pylist())

@@ -75,6 +75,7 @@ def ingest_corpus(
     *,
     earlier: Sequence[str] = (),
     decontaminate: Sequence[Path] = (),
+    evaluation_settings: IngestSettings | None = None,
     lender: Store | None = None,
     landed: LandedCorpus | None = None,
     cpus_per_task: float = 1.0,
@@ -91,6 +92,7 @@ def ingest_corpus(
         settings: how documents become sequences.
         earlier: names of the run's corpora that it is compared with, in their order.
         decontaminate: local files of evaluation texts; their digest becomes part of the settings.
+        evaluation_settings: how texts are found in them; default `settings`.
         lender: the store of another run; what it tokenised of the same files is copied.
         landed: the corpus as `check_landed` returned it; default: as it is now.
         cpus_per_task: CPUs that Ray reserves for a task.
@@ -105,7 +107,7 @@ def ingest_corpus(
     """
     check_name(name)
     tokenizer = load_tokenizer(store)
-    evaluation = read_evaluation_texts(decontaminate, settings)
+    evaluation = read_evaluation_texts(decontaminate, evaluation_settings or settings)
     settings = settings.model_copy(update={"decontaminate": evaluation.digest})
     if store.exists(manifest_key(name)):
         return check_same_settings(store, name, tokenizer, settings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from perennial.corpora.file_list import ListedFile, escape_text, moved_file
 from perennial.corpora.formats.base import CHANGED, VANISHED
-from perennial.corpora.formats.open import check_file_name, read_span
+from perennial.corpora.formats.open import check_file_name, find_companions, read_span
 from perennial.corpora.ingest.partition import digest_text, holdout_bound, plan_pieces
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import Altered, InputMoved
@@ -24,10 +24,15 @@ _FILES_AT_ONCE = 8
 
 
 def list_inputs(landed: LandedCorpus) -> tuple[InputFile, ...]:
-    """Return the files of a landed corpus as its ingest reads them."""
+    """Return the files of a landed corpus as its ingest reads them.
+
+    What programs left beside the data, such as the state.json of `datasets`, is none of them.
+    """
+    beside = find_companions(file.name for file in landed.files)
     return tuple(
         InputFile(name=escape_text(f.name), size_bytes=f.size_bytes, etag=f.etag, sha256=f.sha256)
         for f in landed.files
+        if f.name not in beside
     )
 
 
