@@ -75,6 +75,7 @@ bench-train: $(VENV)/installed-test  ## the training loop beside others, its mem
 docs: $(VENV)/installed  ## write the generated reference pages and the schemas for editors
 	$(BIN)/python -m perennial.config.reference .
 	$(BIN)/python -m perennial.cli.reference .
+	$(BIN)/python -m perennial.corpora.formats.reference .
 
 check: $(VENV)/installed-test  ## style and types
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,22 +47,21 @@ def plugin_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginRun]:
     document["replay"] |= {"weighting": "oldest"}
     document["corpora"] |= {"steps": [{"kind": "strip-menus"}]}
     run_file = write_run(folder, document)
-    for name, file in _write_csv(folder).items():
+    for name, file in _write_fortunes(folder).items():
         perennial("land", run_file, name, file, env=environment)
     perennial("run", run_file, env=environment)
     yield PluginRun(run_file, environment, open_store(folder / "store"))
 
 
-def _write_csv(folder: Path) -> dict[str, Path]:
-    """Write two small corpora as CSV files with an id and a text in each row."""
+def _write_fortunes(folder: Path) -> dict[str, Path]:
+    """Write two small corpora as fortune files."""
     from pydoc_data.topics import topics
 
     texts = [f"{text[:6000]}\nHome | News | Sport\n" for text in topics.values()]
     files = {}
     for name, part in (("first", texts[::2]), ("second", texts[1::2])):
-        files[name] = folder / f"{name}.csv"
-        with files[name].open("w", newline="") as sink:
-            csv.writer(sink).writerows([("id", "text"), *enumerate(part)])
+        files[name] = folder / f"{name}.fortune"
+        files[name].write_text("\n%\n".join(part))
     return files
 
 

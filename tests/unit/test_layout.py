@@ -87,6 +87,7 @@ ROOMS = {
     "lm_eval": {"evaluation"},
     "s3fs": {"store"},
     "requests": {"sources"},
+    "huggingface_hub": {"sources", "training.model.config"},
     "cronsim": {"config"},
     "py3langid": {"steps"},
     "datatrove": {"steps"},

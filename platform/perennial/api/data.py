@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial import corpora
@@ -12,29 +11,40 @@ from perennial.controller.ingest_stage import check_size
 from perennial.controller.loop import ingest_landed, todo_ingest
 from perennial.controller.source_poller import open_sources, pull_due, utc_now
 from perennial.errors import InputError
+from perennial.sources.places import PlacedFiles, find_files
 
 if TYPE_CHECKING:
     from perennial.audit.repair import Repair
     from perennial.controller.context import Workspace
 
 
-def land(work: Workspace, name: str, files: Sequence[Path]) -> LandedFiles:
-    """Upload files to the inbox as corpus `name`; see `Run.land`."""
-    _check_files(work, name, files)
+def land(work: Workspace, name: str, places: Sequence[str], splits: Sequence[str]) -> LandedFiles:
+    """Copy files to the inbox as corpus `name`; see `Run.land`."""
+    placed = _find_files(work, name, places, splits)
     work.inbox.check()
-    return LandedFiles(name, work.inbox.url, tuple(corpora.land(work.inbox, name, list(files))))
+    keys = tuple(corpora.land_files(work.inbox, name, placed.files))
+    left_out = {file.name: file.reason for file in placed.left_out}
+    return LandedFiles(name, work.inbox.url, keys, left_out)
 
 
-def plan_land(work: Workspace, name: str, files: Sequence[Path]) -> list[str]:
-    """Return the uploads that `land` would do."""
-    _check_files(work, name, files)
-    return [f"upload {path} to {work.inbox.url}/{name}" for path in files]
+def plan_land(
+    work: Workspace, name: str, places: Sequence[str], splits: Sequence[str]
+) -> list[str]:
+    """Return the copies that `land` would make, and what it would leave out."""
+    placed = _find_files(work, name, places, splits)
+    target = f"{work.inbox.url}/{name}"
+    copies = [f"upload {file.origin} to {target}" for file in placed.files]
+    return copies + [f"leave out {file.name}: {file.reason}" for file in placed.left_out]
 
 
-def _check_files(work: Workspace, name: str, files: Sequence[Path]) -> None:
+def _find_files(
+    work: Workspace, name: str, places: Sequence[str], splits: Sequence[str]
+) -> PlacedFiles:
     corpora.check_name(name)
-    corpora.check_files(list(files))
-    check_size(work, name, sum(path.stat().st_size for path in files))
+    placed = find_files(places, splits)
+    corpora.check_files(placed.files)
+    check_size(work, name, sum(file.size_bytes for file in placed.files))
+    return placed
 
 
 def ingest(work: Workspace, *, due: bool) -> IngestSummary:
@@ -42,6 +52,7 @@ def ingest(work: Workspace, *, due: bool) -> IngestSummary:
     _check_due(work, due)
     sources = open_sources(work)
     landed = pull_due(work, sources, utc_now()) if due else []
+    before = _refused(work)
     ingest_landed(work, wait=not due)  # a cron comes again
     corpora = work.state.corpora.values()
     return IngestSummary(
@@ -49,7 +60,12 @@ def ingest(work: Workspace, *, due: bool) -> IngestSummary:
         corpora={corpus.name: corpus.state for corpus in corpora},
         reasons={corpus.name: corpus.reason for corpus in corpora if corpus.reason},
         sources=[source.status(utc_now()) for source in sources],
+        refused=sorted(_refused(work) - before),
     )
+
+
+def _refused(work: Workspace) -> set[str]:
+    return {name for name, corpus in work.state.corpora.items() if corpus.state == "refused"}
 
 
 def plan_ingest(work: Workspace, *, due: bool) -> list[str]:

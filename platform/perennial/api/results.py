@@ -20,15 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LandedFiles:
-    """A corpus that was put into the inbox: keys of its files."""
+    """A corpus that was put into the inbox.
+
+    Attributes:
+        keys: of its files.
+        left_out: files that were found beside them and did not land, each with the reason.
+    """
 
     corpus: str
     inbox: str
     keys: tuple[str, ...]
+    left_out: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
-        return {"corpus": self.corpus, "inbox": self.inbox, "keys": list(self.keys)}
+        return {
+            "corpus": self.corpus,
+            "inbox": self.inbox,
+            "keys": list(self.keys),
+            "left_out": self.left_out,
+        }
 
 
 @dataclass(frozen=True)
@@ -85,12 +96,14 @@ class IngestSummary:
         corpora: state of every corpus by name.
         reasons: why a corpus is held or refused or failed, by name.
         sources: the run file's sources.
+        refused: corpora that were refused in this call.
     """
 
     landed: Sequence[str]
     corpora: Mapping[str, str]
     reasons: Mapping[str, str]
     sources: Sequence[SourceStatus]
+    refused: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
@@ -100,6 +113,7 @@ class IngestSummary:
             "corpora": self.corpora,
             "reasons": self.reasons,
             "sources": sources,
+            "refused": list(self.refused),
         }
 
 

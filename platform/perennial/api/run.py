@@ -69,25 +69,28 @@ class Run:
     def __repr__(self) -> str:
         return f"<perennial.Run {self.spec.name!r} in {self.spec.store}>"
 
-    def land(self, name: str, files: Sequence[PathLike]) -> LandedFiles:
-        """Upload files to the inbox as corpus `name`, the marker last. Safe to repeat.
+    def land(self, name: str, files: Sequence[PathLike], splits: Sequence[str] = ()) -> LandedFiles:
+        """Copy files to the inbox as corpus `name`, the marker last. Safe to repeat.
 
         Args:
             name: of the corpus.
-            files: paths of `.jsonl`, `.parquet` or `.txt` files, compressed or not.
+            files: files, folders, globs, `s3://` or `gs://` prefixes, `hf://datasets/OWNER/NAME`.
+            splits: of files that have them: train, validation, test or all; default train.
 
         Raises:
             InputError: a file cannot become a corpus, or the inbox cannot be written.
         """
         from perennial.api import data
 
-        return data.land(self._acting(), name, [Path(file) for file in files])
+        return data.land(self._acting(), name, [os.fspath(file) for file in files], splits)
 
-    def plan_land(self, name: str, files: Sequence[PathLike]) -> list[str]:
+    def plan_land(
+        self, name: str, files: Sequence[PathLike], splits: Sequence[str] = ()
+    ) -> list[str]:
         """Return what `land` would do; arguments and errors are its."""
         from perennial.api import data
 
-        return data.plan_land(self._acting(), name, [Path(file) for file in files])
+        return data.plan_land(self._acting(), name, [os.fspath(file) for file in files], splits)
 
     def run(self, *, reschedule: bool = False, take_over: bool = False) -> TrainingSummary:
         """Train and evaluate every stage that is not done yet, in order. Safe to repeat and kill.

@@ -105,9 +105,11 @@ def check_contents(
     counts = manifest.counts
     held_out = [file for file in contents if isinstance(file, HoldoutContents)]
     reasons: Counter[str] = Counter()
+    lost = 0
     for file in contents:
         if isinstance(file, QuarantineContents):
             reasons.update(file.reasons)
+            lost += file.lost_documents
     neither = counts.documents - counts.trained_documents - counts.held_out_documents
     tokens = sum(file.token_bytes for file in held_out) // manifest.token_bytes
     pairs: dict[str, tuple[Any, Any]] = {
@@ -115,6 +117,7 @@ def check_contents(
         "held-out tokens": (tokens, counts.held_out_tokens),
         "held-out bytes": (sum(file.text_bytes for file in held_out), counts.held_out_bytes),
         "quarantine records": (reasons.total(), neither),
+        "lost documents": (lost, counts.lost_documents_estimate),
     }
     for reason, count in counts.removed.items():
         pairs[f"records of {reason}"] = (reasons[reason], count)

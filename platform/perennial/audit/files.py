@@ -37,9 +37,10 @@ class HoldoutContents:
 
 @dataclass(frozen=True)
 class QuarantineContents:
-    """Records of a quarantine file, by reason."""
+    """Records of a quarantine file by reason, and the documents that they say were lost."""
 
     reasons: Counter[str]
+    lost_documents: int
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,13 @@ def read_holdout(stream: BinaryIO) -> HoldoutContents:
 
 
 def read_quarantine(stream: BinaryIO) -> QuarantineContents:
-    """Return the number of records of a quarantine file by reason."""
-    return QuarantineContents(Counter(record["reason"] for record in _lines(stream)))
+    """Return the number of records of a quarantine file by reason, and the documents lost."""
+    reasons: Counter[str] = Counter()
+    lost = 0
+    for record in _lines(stream):
+        reasons[record["reason"]] += 1
+        lost += int(record.get("lost_documents", 0))
+    return QuarantineContents(reasons, lost)
 
 
 def read_metrics(stream: BinaryIO) -> MetricsContents:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from perennial.audit.files import FileListContents
 from perennial.audit.finding import Finding
-from perennial.corpora import check_landed
-from perennial.corpora.file_list import ListedFile, check_same_files
+from perennial.corpora import check_landed, find_companions
+from perennial.corpora.file_list import ListedFile, check_same_files, escape_text
 from perennial.errors import Altered, InputError
 from perennial.runs.events import field_of
 from perennial.store import open_store
@@ -75,10 +75,13 @@ def check_inputs(key: str, manifest: CorpusManifest, landed: FileListContents) -
         landed: the list that the ledger holds.
     """
     inputs = [ListedFile(f.name, f.size_bytes, f.sha256, f.etag) for f in manifest.inputs]
+    files = [replace(file, name=escape_text(file.name)) for file in landed.files]
+    beside = find_companions(file.name for file in files)
+    data = [file for file in files if file.name not in beside]
     try:
-        check_same_files(key, landed.files, inputs, promised=False)
+        check_same_files(key, data, inputs, promised=False)
     except InputError as wrong:
         yield Finding(key, f"inputs: {wrong.field}: {wrong.problem}", "what landed is ingested")
-    extra = {file.name for file in inputs} - {file.name for file in landed.files}
+    extra = {file.name for file in inputs} - {file.name for file in files}
     if extra:
         yield Finding(key, f"inputs: {min(extra)} did not land", "what landed is ingested")

@@ -30,7 +30,7 @@ file and what would be done, and does nothing.
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | it failed; `verify` found a fault; or a gate stopped a stage |
+| 1 | it failed; `verify` found a fault; `ingest` refused a corpus; or a gate stopped a stage |
 | 2 | the input is wrong: one line with file, field, what is wrong, what would be right |
 | 143 | ended by SIGTERM; the same command goes on from the last checkpoint |
 """

@@ -49,7 +49,7 @@ not listed here is an error. Every key can be overridden on the command line, as
   while a stage, a release or a trial that would go on under it is unfinished
   (`unfinished-under-other-settings`). *free*: at any time, from then on. See
   [changing a run file](../guide/run-and-watch.md#change-the-run-file).
-- **duration**: `90s`, `10m`, `6h` or `7d`. **size**: `500 kB`, `10 MB` or `2 GB`.
+- **duration**: `90s`, `10m`, `6h` or `7d`. **size**: `500 kB`, `10 MB`, `8 MiB` or `2 GB`.
 - **editors**: the schema is in the package, `perennial/config/run-file.schema.json`. With the YAML
   language server, the first line of a file names it:
   `# yaml-language-server: $schema=PATH/run-file.schema.json`.

@@ -5,13 +5,14 @@ The text below a field is its documentation in the reference, and the remedy in 
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from perennial.config.cron import TimetableText
 from perennial.config.gates import GatesSpec
-from perennial.config.sources import SourceName, SourceSpec
+from perennial.config.sources import Size, SourceName, SourceSpec
 from perennial.config.training import ModelSpec, TrainingSpec
 from perennial.fields import (
     FREE,
@@ -28,21 +29,49 @@ from perennial.mixture import ReplaySpec
 from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, ScheduleConfig
 from perennial.steps import StepSection
 
+TxtDocuments = Literal["paragraph", "line", "file"]
+LargestDocument = Annotated[Size, Field(ge=1, le=1 << 30)]
+
+
+class ReadingOverride(Section):
+    """Reading of the files of one corpus, in place of what `corpora` says."""
+
+    text_field: Annotated[str | None, JOIN] = None
+    """the field or column that holds the text"""
+    domain_field: Annotated[str | None, JOIN] = None
+    """the field or column that names a document's domain"""
+    txt_documents: Annotated[TxtDocuments | None, JOIN] = None
+    """where a document of a .txt file ends: paragraph, line or file"""
+    max_document: Annotated[LargestDocument | None, JOIN] = None
+    """longest text of a document, at most 1 GiB"""
+
 
 class CorporaSpec(Section):
     """Tokenisation of landed documents into sequences."""
 
     text_field: Annotated[str, JOIN] = "text"
-    """the field of a JSON line or the column of a Parquet file that holds the text"""
+    """the field of an object, or the column of a table, that holds the text; where there is none of
+    that very name, `doc.text` is the field `text` of what the field `doc` holds"""
     domain_field: Annotated[str, JOIN] = ""
     """the field or column that names a document's domain, such as `source`; held-out losses are
     then reported by domain as well. Empty: documents have no domains"""
+    txt_documents: Annotated[TxtDocuments, JOIN] = "paragraph"
+    """where a document of a .txt file ends: paragraph (at a blank line), line, or file"""
+    max_document: Annotated[LargestDocument, JOIN] = 8 << 20
+    """longest text of a document, at most 1 GiB; a longer one is set aside. A JSON line or a row
+    may be four times as long. A task that reads or writes holds several of the longest texts in
+    memory"""
+    read: dict[str, ReadingOverride] = Field(default_factory=dict)
+    """overrides of `text_field`, `domain_field`, `txt_documents` and `max_document` by a corpus's
+    name, or by a glob such as `"c4-*"`: those of the exact name, else of the longest glob that
+    matches"""
     sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048
     """tokens in one sequence"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.5), PINNED] = 0.01
     """share of a corpus's documents that are held out for evaluation, above 0 and below 0.5"""
     max_bad_share: Annotated[Share, JOIN] = 0.01
-    """share of unreadable documents above which the whole corpus is refused, from 0 to 1"""
+    """share of bad documents, of stored bytes that cannot be read, or of damaged files, above which
+    the whole corpus is refused, from 0 to 1"""
     duplicates: Annotated[Literal["keep", "drop"], JOIN] = "keep"
     """keep or drop documents whose text occurred before, in this corpus or an earlier one; both
     count them"""
@@ -59,6 +88,21 @@ class CorporaSpec(Section):
     decontaminate: Annotated[tuple[str, ...], JOIN] = ()
     """files of evaluation texts, in any format that a corpus may have; a document that shares 13
     consecutive words with one of them is not trained"""
+
+    def for_corpus(self, name: str) -> CorporaSpec:
+        """Return the section with what `read` has for a corpus in the place of its own keys.
+
+        Args:
+            name: of the corpus.
+        """
+        globs = [glob for glob in self.read if fnmatchcase(name, glob)]
+        key = (
+            name
+            if name in self.read
+            else max(globs, key=lambda glob: (len(glob), glob), default="")
+        )
+        own = dict(self.read[key]) if key else {}
+        return self.model_copy(update={k: v for k, v in own.items() if v is not None})
 
 
 class TokenizerSpec(Section):

@@ -21,12 +21,13 @@ from perennial.config.cron import Duration, TimetableText, parse_duration
 from perennial.fields import FREE, Section
 from perennial.redaction import HIDDEN, hide_secrets
 
-_SIZE = re.compile(r"(\d+)\s*(|k|M|G|T)B")
+_SIZE = re.compile(r"(\d+)\s*(|[kMGT]|[KMGT]i)B")
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SCALE |= {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 
 
 def parse_size(value: Any) -> int:
-    """Read `0`, `500 kB`, `10 MB` or `2 GB` as bytes.
+    """Read `0`, `500 kB`, `10 MB`, `8 MiB` or `2 GB` as bytes.
 
     Raises:
         ValueError: the value is not a size.
@@ -41,7 +42,7 @@ def parse_size(value: Any) -> int:
 
 def show_size(size_bytes: int) -> str:
     """Return a size, in bytes, as the text that `parse_size` reads."""
-    for unit in ("T", "G", "M", "k"):
+    for unit in ("T", "G", "M", "k", "Ti", "Gi", "Mi", "Ki"):
         if size_bytes and size_bytes % _SCALE[unit] == 0:
             return f"{size_bytes // _SCALE[unit]} {unit}B"
     return f"{size_bytes} B"

@@ -19,6 +19,7 @@ from perennial.steps import StepPipeline
 from perennial.store import open_store
 
 if TYPE_CHECKING:
+    from perennial.config.run import CorporaSpec
     from perennial.corpora import CorpusManifest, IngestSettings
 
 
@@ -47,7 +48,7 @@ def ingest(work: Workspace, name: str) -> None:
     for earlier in usable(work.state):
         corpora.read_manifest(work.store, earlier)
         corpora.load_tokenizer(work.store)
-    settings = _ingest_settings(work)
+    settings = _settings(work.spec.corpora.for_corpus(name), work.spec.seed)
     try:
         landed = _check_landed(work, name)
         if work.state.corpora[name].state == "landed" and landed is not None:
@@ -86,9 +87,11 @@ def _ingest(
         return
     _warn_of_misfit(work, manifest)
     counts = manifest.counts
+    lost = counts.lost_documents_estimate
     work.log(
         f"ingested {name}: {counts.documents:,} documents, {manifest.tokens:,} training tokens, "
         f"{counts.held_out_documents:,} documents held out"
+        + (f", about {lost:,} lost in damaged files" if lost else "")
     )
     _log_steps(work, manifest)
     work.record(
@@ -128,7 +131,7 @@ def _check_landed(work: Workspace, name: str) -> LandedCorpus | None:
     listing = work.state.corpora[name].listing
     landed = corpora.check_landed(work.store, work.inbox, name, listing)
     if landed.ignored:
-        first, more = landed.ignored[0], len(landed.ignored) - 1
+        first, more = corpora.escape_text(landed.ignored[0]), len(landed.ignored) - 1
         others = f" and {more:,} more files" if more else ""
         work.log(f"warning: {name} is what it landed with; {first}{others} beside it: ignored")
     return landed
@@ -141,23 +144,6 @@ def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
         warning = corpora.fit_warning(corpora.read_manifest(work.store, first), manifest)
         if warning is not None:
             work.log(f"warning: {warning}")
-
-
-def _ingest_settings(work: Workspace) -> IngestSettings:
-    """Return the settings of an ingest; raise InputError for steps that cannot be used."""
-    steps = tuple(step.describe() for step in work.spec.corpora.steps)
-    StepPipeline(steps)
-    return corpora.IngestSettings(
-        text_field=work.spec.corpora.text_field,
-        domain_field=work.spec.corpora.domain_field,
-        sequence_length=work.spec.corpora.sequence_length,
-        seed=work.spec.seed,
-        holdout_share=work.spec.corpora.holdout,
-        max_bad_share=work.spec.corpora.max_bad_share,
-        duplicates=work.spec.corpora.duplicates,
-        near_duplicates=work.spec.corpora.near_duplicates,
-        steps=steps,
-    )
 
 
 def _tokenise(
@@ -182,9 +168,29 @@ def _tokenise(
         settings,
         earlier=[other for other in usable(work.state) if other != name],
         decontaminate=[Path(path) for path in work.spec.corpora.decontaminate],
+        evaluation_settings=_settings(work.spec.corpora, work.spec.seed),
         lender=lender,
         landed=landed,
         accept=lambda manifest: stage_steps(work.spec, name, manifest.rows),
+    )
+
+
+def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
+    """Return the settings of an ingest; raise InputError for steps that cannot be used."""
+    steps = tuple(step.describe() for step in spec.steps)
+    StepPipeline(steps)
+    return corpora.IngestSettings(
+        text_field=spec.text_field,
+        domain_field=spec.domain_field,
+        txt_documents=spec.txt_documents,
+        max_document_bytes=spec.max_document,
+        sequence_length=spec.sequence_length,
+        seed=seed,
+        holdout_share=spec.holdout,
+        max_bad_share=spec.max_bad_share,
+        duplicates=spec.duplicates,
+        near_duplicates=spec.near_duplicates,
+        steps=steps,
     )
 
 

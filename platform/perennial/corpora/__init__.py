@@ -6,8 +6,8 @@ is called.
 """
 
 from perennial.corpora.compatibility import check_same_run
-from perennial.corpora.file_list import ListRecord, decode_list
-from perennial.corpora.formats.open import find_kind
+from perennial.corpora.file_list import ListRecord, decode_list, escape_text, is_hidden
+from perennial.corpora.formats.open import find_companions, find_kind
 from perennial.corpora.holdout import HeldOutDocument, read_holdout
 from perennial.corpora.inbox import (
     LandedCorpus,
@@ -17,7 +17,7 @@ from perennial.corpora.inbox import (
     read_landed,
     record_list,
 )
-from perennial.corpora.landing import FileToLand, check_files, land, land_stored
+from perennial.corpora.landing import check_files, land, land_files
 from perennial.corpora.manifest import CorpusManifest, IngestSettings, fit_warning, read_manifest
 from perennial.corpora.reuse import borrow_tokenizer
 from perennial.corpora.tokenizer import (
@@ -31,7 +31,6 @@ from perennial.corpora.tokenizer import (
 
 __all__ = [
     "CorpusManifest",
-    "FileToLand",
     "HeldOutDocument",
     "IngestSettings",
     "LandedCorpus",
@@ -43,11 +42,14 @@ __all__ = [
     "check_name",
     "check_same_run",
     "decode_list",
+    "escape_text",
+    "find_companions",
     "find_kind",
     "fit_warning",
     "import_tokenizer",
+    "is_hidden",
     "land",
-    "land_stored",
+    "land_files",
     "list_landed",
     "load_tokenizer",
     "read_holdout",

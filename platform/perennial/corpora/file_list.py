@@ -69,6 +69,31 @@ class ListRecord(BaseModel):
         return f"landed/{self.sha256}.json"
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a part of a file's path says that it is no data.
+
+    Programs write beside data: Spark `_temporary/` and `_metadata`, Hadoop `.part-0.crc`, Delta
+    Lake `_delta_log/`, Jupyter `.ipynb_checkpoints/`, the Hub's client `.cache/`, macOS
+    `__MACOSX/`. All of these begin with an underscore or a dot. The way up, `..`, is none of them.
+    """
+    parts = [part for part in name.split("/") if part not in (".", "..")]
+    return any(part.startswith(("_", ".")) for part in parts)
+
+
+def escape_text(text: str) -> str:
+    """Return a text of one line for a file's name, or what a library says of its content.
+
+    Bytes that are not UTF-8, line breaks and other unprintable characters are escaped. A name with
+    such characters is no key of a store, and neither is what is returned for it.
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "surrogatepass")  # half a character, as JSON may spell it
+    plain = data.decode("utf-8", "backslashreplace")
+    return plain if plain.isprintable() else repr(plain)[1:-1]
+
+
 def parse_list(data: bytes) -> tuple[ListedFile, ...] | None:
     """Return the files that a marker or a manifest lists; None when it has no list.
 
@@ -171,7 +196,7 @@ def moved_file(
     )
     return InputError(
         where,
-        file.name,
+        escape_text(file.name),
         f"{reason}: {listed} {str(file) or 'it'}; {actual}",
         f"restore the file and use `perennial retry RUN_FILE {name}`, or {other}",
         code="file-vanished" if reason == VANISHED else "file-changed",

@@ -19,6 +19,7 @@ from perennial.corpora.file_list import (
     check_same_files,
     decode_list,
     encode_list,
+    is_hidden,
     moved_file,
     parse_list,
 )
@@ -187,6 +188,9 @@ def check_landed(store: Store, inbox: Store, name: str, record: ListRecord | Non
     if record is None:
         return corpus
     then = decode_list(read_checked(store, record.key, record.sha256))
+    if not record.promised:
+        # Earlier versions took files in hidden folders for data.
+        then = [file for file in then if corpus.is_listed or not is_hidden(file.name)]
     where = f"{inbox.url}/{name}"
     now = [ListedFile(f.name, f.size_bytes, f.sha256, f.etag) for f in corpus.files]
     check_same_files(where, then, now, record.promised)
@@ -216,12 +220,7 @@ def _read_folder(inbox: Store, name: str, infos: Sequence[ObjectInfo]) -> Landed
         LandedFile(info.key.removeprefix(f"{name}/"), info.size_bytes, info.etag)
         for info in sorted(infos, key=lambda i: i.key)
     )
-    # Spark and Hadoop leave files such as _metadata and .part-0.crc beside the data.
-    kept = tuple(
-        f
-        for f in files
-        if f.name not in _MARKERS and not f.name.rpartition("/")[2].startswith(("_", "."))
-    )
+    kept = tuple(f for f in files if f.name not in _MARKERS and not is_hidden(f.name))
     return LandedCorpus(name, kept, landed_at)
 
 

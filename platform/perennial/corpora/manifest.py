@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from perennial.errors import InputError
 
@@ -37,11 +37,12 @@ class IngestSettings(_Frozen):
     seed: int
     """the order of documents"""
     text_field: str = "text"
-    """the field of a JSON line, or the column of a Parquet file, that holds the text"""
+    """the field of an object, or the column of a table, that holds the text"""
     domain_field: str = ""
     """the field or column that names a document's domain; "" for none"""
-    txt_documents: Literal["paragraph", "file"] = "paragraph"
-    """whether a document of a .txt file ends at a blank line or at the end of the file"""
+    txt_documents: Literal["paragraph", "line", "file"] = "paragraph"
+    """whether a document of a .txt file ends at a blank line, at the end of its line or of the
+    file"""
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """share of documents, chosen by their text's hash, that are never trained on"""
     duplicates: Literal["keep", "drop"] = "keep"
@@ -56,8 +57,8 @@ class IngestSettings(_Frozen):
     max_document_bytes: Annotated[int, Field(ge=1)] = 8 << 20
     """longest text of a document in UTF-8 bytes; a JSON line may be four times as long"""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """share of documents, or of stored bytes that could not be read, above which the corpus is
-    refused as a whole"""
+    """share of documents, of stored bytes that could not be read, or of damaged files, above which
+    the corpus is refused as a whole"""
     shard_tokens: Annotated[int, Field(ge=1)] = 32 << 20
     """tokens of a shard, roughly: a gather task holds one shard's text in memory, or maps it where
     the store is a local folder"""
@@ -135,6 +136,9 @@ class Counts(_Frozen):
     """not trained because they hold a piece of an evaluation text"""
     quarantined: dict[str, int] = Field(default_factory=dict)
     """by reason"""
+    lost_documents_estimate: int = 0
+    """documents in parts of files that could not be read, of which each is one of `quarantined`;
+    not less than the truth, and not more than twice that"""
     repeats: int = 0
     """documents whose text occurred before in the corpus, dropped or not"""
     repeats_of_earlier: dict[str, int] = Field(default_factory=dict)
@@ -162,8 +166,16 @@ class Counts(_Frozen):
 
     def plus(self, other: Counts) -> Counts:
         """Return the sum of both counts."""
-        mine, theirs = self.model_dump(), other.model_dump()
-        return Counts.model_validate({name: _sum(mine[name], theirs[name]) for name in mine})
+        names = Counts.model_fields
+        return Counts(**{name: _sum(getattr(self, name), getattr(other, name)) for name in names})
+
+    @model_serializer(mode="wrap")
+    def _omit_no_loss(self, dump: Any) -> dict[str, Any]:
+        """Leave out an estimate of 0: corpora without loss have the manifest that they had."""
+        fields: dict[str, Any] = dump(self)
+        if not self.lost_documents_estimate:
+            fields.pop("lost_documents_estimate", None)
+        return fields
 
     def check(self) -> Self:
         """Return itself. Raises ValueError if a document or token is not accounted for (I5)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perennial.corpora.compatibility import check_same_settings
+from perennial.corpora.ingest.sample import list_inputs
 from perennial.corpora.manifest import CorpusManifest, IngestSettings, manifest_key
 from perennial.corpora.tokenizer import MANIFEST_KEY, TOKENIZER_KEY, RunTokenizer, load_tokenizer
 from perennial.errors import InputError
@@ -62,7 +63,7 @@ def borrow_corpus(
     if not lender.exists(manifest_key(name)):
         return None
     manifest = check_same_settings(lender, name, tokenizer, settings)
-    mine = {(file.name, file.size_bytes, file.etag) for file in landed.files}
+    mine = {(file.name, file.size_bytes, file.etag) for file in list_inputs(landed)}
     if mine != {(file.name, file.size_bytes, file.etag) for file in manifest.inputs}:
         raise InputError(
             "run file",

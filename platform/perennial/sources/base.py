@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from perennial.config.cron import show_duration
 from perennial.config.sources import SourceSpec, show_size
-from perennial.corpora import find_kind
+from perennial.corpora import find_kind, is_hidden
 from perennial.errors import PullFailed, PullRefused, PullSpent
 from perennial.sources.address import identify
 from perennial.sources.breaker import Breaker
@@ -98,9 +98,13 @@ class Pull:
         return identify(origin, self.secrets)
 
     def wants(self, name: str) -> bool:
-        """Return whether to pull a file of this name; count it if its format is unknown."""
+        """Return whether to pull a file; count it if its format is unknown.
+
+        Args:
+            name: its path below the source's place.
+        """
         base = name.rpartition("/")[2]
-        if not base or base.startswith(("_", ".")) or not fnmatchcase(base, self.spec.match):
+        if not base or is_hidden(name) or not fnmatchcase(base, self.spec.match):
             return False
         if find_kind(_plain(base)) is None:
             self.passed_over += 1

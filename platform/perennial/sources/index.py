@@ -49,18 +49,22 @@ def fetch_index(index: str, pull: Pull) -> Iterator[FetchedFile]:
             pull.note(place, PullRefused(f"{place} is left out: {problem}"))
         candidates = [
             Candidate(origin, entry.version, partial(_fetch, client, entry, origin, pull))
-            for origin, entry in _choose(listing, pull)
+            for origin, entry in _choose(index, listing, pull)
         ]
         for fetched in pull.fetch_each(candidates):
             yield fetched
             pull.watermark = fetched.origin
 
 
-def _choose(listing: Listing, pull: Pull) -> Iterator[tuple[str, Entry]]:
+def _choose(index: str, listing: Listing, pull: Pull) -> Iterator[tuple[str, Entry]]:
     """Yield the files that may be new, in the order of addresses, each with its origin."""
+    folder = unquote(urlsplit(index).path).rpartition("/")[0] + "/"
     urls: dict[str, str] = {}
     for entry in sorted(set(listing.entries), key=lambda entry: (entry.url, entry.version)):
-        if not pull.wants(_name(entry)):
+        # Above the index's folder, and beside it, paths are the choice of who made the index.
+        path = _name(entry)
+        below = path.startswith(folder)
+        if not pull.wants(path.removeprefix(folder) if below else path.rpartition("/")[2]):
             continue
         origin = show_address(entry.url, pull.secrets)
         identity = pull.identify(origin)

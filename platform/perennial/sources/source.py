@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 from perennial.config import SourceSpec
-from perennial.corpora import FileToLand, land_stored
+from perennial.corpora import land_files
+from perennial.corpora.landing import StoredLandingFile
 from perennial.errors import InputError, LogGap
 from perennial.sources.address import hide_addresses
 from perennial.sources.base import FetchedFile, Pull, make_file_name, one_line
@@ -289,7 +290,7 @@ class DataSource:
         while (chosen := self.state.chosen) is not None:
             pulls = list(self.state.landing)
             try:
-                land_stored(self._inbox, chosen.corpus, _files(pulls), self._store)
+                land_files(self._inbox, chosen.corpus, _files(pulls, self._store))
             except InputError as refused:
                 if refused.code != "corpus-differs":
                     raise
@@ -304,7 +305,8 @@ class DataSource:
                 CorpusLanded(at=now, corpus=chosen.corpus), lambda: self.state.chosen == chosen
             ):
                 landed.append(chosen.corpus)
-                notify(f"source {self.name}: landed {chosen.corpus}, {len(_files(pulls))} files")
+                count = sum(len(pull.files) for pull in pulls)
+                notify(f"source {self.name}: landed {chosen.corpus}, {count} files")
             for pull in pulls:
                 self._store.remove(pull.folder)
         return landed
@@ -355,9 +357,11 @@ class DataSource:
         self._events += 1
 
 
-def _files(pulls: list[FilesPulled]) -> list[FileToLand]:
+def _files(pulls: list[FilesPulled], store: Store) -> list[StoredLandingFile]:
     return [
-        FileToLand(f"{pull.folder}/{file.name}", file.name, file.size_bytes, file.sha256)
+        StoredLandingFile(
+            file.name, file.size_bytes, store, f"{pull.folder}/{file.name}", sha256=file.sha256
+        )
         for pull in pulls
         for file in pull.files
     ]

@@ -92,6 +92,13 @@ class Store(ABC):
     def upload(self, local: Path, key: str) -> None:
         """Put or replace the object with a local file's bytes, in one step."""
 
+    def copy_on_server(self, source: Store, source_key: str, key: str) -> bool:
+        """Put or replace the object with one of another store, on the server that holds both.
+
+        Returns False, and does nothing, where there is no such server: read and write it then.
+        """
+        return False
+
     @abstractmethod
     def download(self, key: str, local: Path) -> None:
         """Copy the object to `local`, completely or not at all; creates the folders above it."""

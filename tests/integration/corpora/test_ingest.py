@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from traceback import format_exception
@@ -289,7 +290,7 @@ def test_an_altered_manifest_is_noticed(tmp_path: Path, files: list[Path]) -> No
 def broken_files(folder: Path) -> dict[str, tuple[str, int]]:
     """One file of each broken kind; (reason, offset) of its bad part."""
     good = json.dumps({"text": "fine " * 50}) + "\n"
-    cut = gzip.compress("".join(good + str(i) for i in range(9)).encode())
+    cut = gzip.compress((good * 9).encode())
     content: dict[str, tuple[bytes, str, int]] = {
         "utf8.jsonl": (good.encode() + b'{"text": "caf\xe9"}\n', "invalid-utf8", len(good)),
         "half.jsonl": ((good + good[:20]).encode(), "invalid-json", len(good)),
@@ -325,7 +326,7 @@ def accounts_hold(store: Store, manifest: CorpusManifest) -> None:
     assert check_contents("manifest.json", manifest, found) == []
     for reason in manifest.counts.removed:
         swapped = [
-            QuarantineContents(each.reasons - Counter([reason]) + Counter(["another"]))
+            replace(each, reasons=each.reasons - Counter([reason]) + Counter(["another"]))
             if isinstance(each, QuarantineContents) and each.reasons[reason]
             else each
             for each in found
@@ -352,7 +353,8 @@ def test_I5_a_file_that_vanished_or_changed_since_it_was_listed_is_quarantined(
         return found
 
     monkeypatch.setattr(pipeline, "read_landed", listed)
-    manifest = ingest_corpus(store, inbox, "en", SETTINGS)
+    settings = SETTINGS.model_copy(update={"max_bad_share": 0.5})  # 2 of 6 files
+    manifest = ingest_corpus(store, inbox, "en", settings)
     counts = manifest.counts.check()
     records = {(r["file"], r["reason"], r["offset"]) for r in quarantined(store, manifest)}
     assert records == {("gone.jsonl", "vanished", 0), ("other.jsonl", "changed", 0)}
@@ -399,8 +401,18 @@ def test_a_corpus_with_too_much_bad_input_is_refused_as_a_whole(
     before = store.list("")
     with refused("too-much-bad", "max_bad_share") as corpus:
         ingest_corpus(store, inbox, "en", SETTINGS)
-    assert "10 invalid-json" in corpus.value.problem
-    assert store.list("") == before
+    first = "10 invalid-json, the first in bad.jsonl at 0: Expecting value"
+    assert first in corpus.value.problem
+    kept = [info for info in store.list("") if info not in before]
+    assert [info.key for info in kept] == ["refused/en/quarantine-00000.jsonl"]
+    assert f"{store.url}/refused/en" in corpus.value.remedy
+    records = [json.loads(line) for line in store.read(kept[0].key).splitlines()]
+    assert {(r["file"], r["reason"]) for r in records} == {("bad.jsonl", "invalid-json")}
+    assert [r["offset"] for r in records] == list(range(0, 120, 12))
+    # A corpus of that name that is sound has no need of it.
+    settings = SETTINGS.model_copy(update={"max_bad_share": 1.0})
+    assert len(quarantined(store, ingest_corpus(store, inbox, "en", settings))) == 10
+    assert store.list("refused") == []
 
 
 def test_a_file_that_was_lost_counts_by_its_bytes(tmp_path: Path, files: list[Path]) -> None:
@@ -410,7 +422,9 @@ def test_a_file_that_was_lost_counts_by_its_bytes(tmp_path: Path, files: list[Pa
     inbox = prepared(store, [*files, fake])
     with refused("too-much-bad") as corpus:
         ingest_corpus(store, inbox, "en", SETTINGS)
-    assert re.match(r"1 of .* documents and 20000 of .* bytes", corpus.value.problem)
+    assert re.match(
+        r"about .* of .* documents, 20000 of .* bytes and 1 of 5 files", corpus.value.problem
+    )
 
 
 def test_a_corpus_without_text_is_refused(tmp_path: Path, files: list[Path]) -> None:
@@ -420,9 +434,10 @@ def test_a_corpus_without_text_is_refused(tmp_path: Path, files: list[Path]) -> 
     blank.write_text('{"text": ""}\n')
     land(inbox, "blank", [blank])
     before = store.list("")
-    with refused("no-text"):
+    with refused("no-text") as blank_corpus:
         ingest_corpus(store, inbox, "blank", SETTINGS)
-    assert store.list("") == before
+    assert "1 empty-text, the first in blank.jsonl at 0" in blank_corpus.value.problem
+    assert [info for info in store.list("") if not info.key.startswith("refused/")] == before
 
 
 def test_exact_duplicates_are_counted_and_dropped_by_option(tmp_path: Path) -> None:
@@ -583,9 +598,9 @@ def test_I5_documents_with_a_piece_of_an_evaluation_text_are_not_trained(tmp_pat
     assert again == manifest
     with refused("ingested-differently", "decontaminate"):
         landed_and_ingested(store, "en", file, settings)
-    (tmp_path / "items.csv").write_text("x")
+    (tmp_path / "items.html").write_text("x")
     for name, code in (
-        ("items.csv", "format-unknown"),
+        ("items.html", "format-unknown"),
         ("absent.txt", "file-unreadable"),
     ):
         with refused(code, "corpora.decontaminate"):

@@ -68,6 +68,8 @@ def test_new_and_changed_objects_of_a_prefix_land_once_by_date(store: Store) -> 
     crawl.write("b.txt", b"two")
     crawl.write("b.json", b"of no kind that is asked for")
     crawl.write("_SUCCESS", b"")
+    crawl.write("2026/_temporary/0/c.txt", b"half of a file")
+    crawl.write(".ipynb_checkpoints/a.txt", b"a copy")
     assert place.look() == ["news-2026-11-22"]
     assert place.look() == []  # not due yet
     assert place.look(days=1) == []  # nothing new

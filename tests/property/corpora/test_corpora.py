@@ -22,6 +22,7 @@ from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.exact_dedup import compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
+from perennial.corpora.ingest.quality import account_losses
 from perennial.corpora.ingest.read import scatter_piece
 from perennial.corpora.ingest.write import gather_shard, write_holdout
 from perennial.corpora.manifest import Counts, InputFile, ShardResult, sum_counts, token_bytes
@@ -69,7 +70,7 @@ def run(
     second = plan.compare_job(staged)
     found = {part: compare_digests(second, part) for part in range(layout.digest_parts)[::step]}
     compared = [found[part] for part in range(layout.digest_parts)]
-    last = plan.gather_job(staged, compared, "tokenizers")
+    last = plan.gather_job(staged, compared, "tokenizers", account_losses(inputs, staged).losses)
     results = [write_holdout(last, part) for part in range(layout.held_parts)[::step]]
     results += [gather_shard(last, shard) for shard in range(layout.shards)[::step]]
     counts = sum_counts([r.counts for r in compared] + [r.counts for r in results]).check()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import perennial
+from perennial.cli.app import app
 from perennial.errors import InputError
 from tests.support.old_store import OldStore, unpack_old_store
 from tests.support.tiny_run import tiny_run, write_run, write_texts
@@ -63,6 +66,24 @@ def test_a_decision_returns_the_corpus_as_it_is_then(run_file: Path, tmp_path: P
     with pytest.raises(InputError) as error:
         run.accept("no-such-corpus")
     assert _code(error) == "corpus-missing"
+
+
+def test_an_ingest_that_refuses_a_corpus_says_so_and_ends_with_code_1(
+    run_file: Path, tmp_path: Path
+) -> None:
+    """Once: a corpus that was refused before is no news."""
+    folder = tmp_path / "store" / "inbox" / "small"
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text('{"text": "one"}\n')
+    (folder / "_SUCCESS").touch()
+    done = CliRunner().invoke(app, ["ingest", str(run_file), "--json"])
+    assert done.exit_code == 1
+    document = json.loads(done.stdout)
+    assert (document["refused"], document["corpora"]) == (["small"], {"small": "refused"})
+    assert "less than one global batch" in done.stderr
+    again = CliRunner().invoke(app, ["ingest", str(run_file)])
+    assert again.exit_code == 0
+    assert "corpus    small: refused" in again.stdout
 
 
 def test_plan_returns_the_stages_to_come(run_file: Path, tmp_path: Path) -> None:

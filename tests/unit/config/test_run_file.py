@@ -180,3 +180,46 @@ def _write(folder: Path, document: dict[str, Any]) -> Path:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
+
+
+def test_a_corpus_is_read_by_its_name_then_by_the_longest_glob(tmp_path: Path) -> None:
+    read = {
+        "c4-*": {"text_field": "doc.text", "max_document": "64 MiB"},
+        "c4-en": {"txt_documents": "line"},
+        "*": {"domain_field": "source"},
+    }
+    document = tiny_run(tmp_path)
+    document["corpora"] |= {"read": read, "domain_field": "topic"}
+    spec = load_run(_write(tmp_path, document)).corpora
+
+    def options(name: str) -> list[object]:
+        own = spec.for_corpus(name)
+        return [own.text_field, own.domain_field, own.txt_documents, own.max_document]
+
+    assert options("c4-fr") == ["doc.text", "topic", "paragraph", 64 << 20]
+    assert options("c4-en") == ["text", "topic", "line", 8 << 20]
+    assert options("books") == ["text", "source", "paragraph", 8 << 20]
+    assert spec.for_corpus("books").sequence_length == spec.sequence_length
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("corpora.read.books.text_feild=x", "corpora.read.books.text_feild"),
+        ("corpora.read.books.txt_documents=word", "corpora.read.books.txt_documents"),
+        ("corpora.read.books.max_document=64", "corpora.read.books.max_document"),
+        ("corpora.max_document=2 GiB", "corpora.max_document"),
+    ],
+)
+def test_a_wrong_reading_option_is_named(tmp_path: Path, override: str, field: str) -> None:
+    with pytest.raises(InputError) as wrong:
+        load_run(_write(tmp_path, tiny_run(tmp_path)), [override])
+    assert wrong.value.field == field
+
+
+def test_a_size_is_shown_as_it_is_read(tmp_path: Path) -> None:
+    path = _write(tmp_path, tiny_run(tmp_path))
+    for text in ("8 MiB", "1 GiB", "10 MB", "1023 B"):
+        spec = load_run(path, [f"corpora.read.books.max_document={text}"])
+        shown = spec.model_dump(mode="json")["corpora"]["read"]["books"]["max_document"]
+        assert shown == text

@@ -46,7 +46,7 @@ def test_the_digest_is_the_one_that_earlier_versions_computed(tmp_path: Path) ->
         ("a.txt.gz", b"not compressed", "file-unreadable"),
         ("a.txt.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "file-unreadable"),
         ("a.parquet", b"no parquet", "file-unreadable"),
-        ("a.csv", b"x", "format-unknown"),
+        ("a.html", b"x", "format-unknown"),
         ("a.txt", None, "file-unreadable"),
     ],
 )

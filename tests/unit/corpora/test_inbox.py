@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from perennial.corpora import check_name, land, list_landed, read_landed
+from perennial.corpora import (
+    check_landed,
+    check_name,
+    land,
+    list_landed,
+    read_landed,
+    record_list,
+)
+from perennial.corpora.inbox import LandedFile
 from perennial.store import Store, open_store
 from tests.support.refusal import refused
 
@@ -70,7 +79,7 @@ def test_landing_after_a_kill_completes_without_leftovers(tmp_path: Path, inbox:
     assert [info.key for info in inbox.list("en/")] == ["en/_SUCCESS", "en/a.txt"]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet.gz", ".zip", ""])
+@pytest.mark.parametrize("suffix", [".html", ".pdf", ".parquet.gz", ".zip", ""])
 def test_unknown_suffixes_are_refused_before_anything_is_written(
     tmp_path: Path, inbox: Store, suffix: str
 ) -> None:
@@ -135,3 +144,39 @@ def test_inspection_finds_missing_unfinished_and_empty_corpora(
             read_landed(inbox, name)
     land(inbox, "en", [made(tmp_path, "a.txt", "abc")])
     assert read_landed(inbox, "en").total_bytes == 3
+
+
+HIDDEN = [
+    "_temporary/0/task_1/part-1.jsonl",
+    ".ipynb_checkpoints/a-checkpoint.jsonl",
+    "data/_delta_log/00000.parquet",
+    ".cache/huggingface/download/a.jsonl",
+    "__MACOSX/._a.jsonl",
+    "x/.part-0.jsonl",
+]
+
+
+def test_what_programs_write_beside_data_is_no_data_wherever_it_is(inbox: Store) -> None:
+    for name in ("a.jsonl", "lang=en/part-0.jsonl", "b_c/d.e/f.jsonl", *HIDDEN, "_SUCCESS"):
+        inbox.write(f"en/{name}", b"" if name == "_SUCCESS" else b"x")
+    names = ["a.jsonl", "b_c/d.e/f.jsonl", "lang=en/part-0.jsonl"]
+    assert [file.name for file in read_landed(inbox, "en").files] == names
+    (listed,) = list_landed(inbox)
+    assert [file.name for file in listed.files] == names
+    # Who lists a file says that it is data.
+    inbox.write("en/_SUCCESS", json.dumps({"files": ["a.jsonl", HIDDEN[0]]}).encode())
+    assert [file.name for file in read_landed(inbox, "en").files] == sorted(["a.jsonl", HIDDEN[0]])
+
+
+def test_a_landing_that_was_recorded_with_hidden_files_is_what_it_was_without_them(
+    tmp_path: Path, inbox: Store
+) -> None:
+    """As earlier versions recorded it, which looked at the last part of a path alone."""
+    store = open_store(tmp_path / "store")
+    for name in ("a.jsonl", HIDDEN[0], "_SUCCESS"):
+        inbox.write(f"en/{name}", b"" if name == "_SUCCESS" else b"x")
+    corpus = read_landed(inbox, "en")
+    info = inbox.info(f"en/{HIDDEN[0]}")
+    old = replace(corpus, files=(*corpus.files, LandedFile(HIDDEN[0], 1, info.etag)))
+    record = record_list(store, inbox, old)
+    assert [f.name for f in check_landed(store, inbox, "en", record).files] == ["a.jsonl"]

@@ -11,8 +11,10 @@ from typing import BinaryIO, Literal
 
 import pytest
 
+from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.partition import plan_pieces
-from perennial.corpora.ingest.read import PieceResult, ScatterJob, scatter_piece
+from perennial.corpora.ingest.quality import account_losses
+from perennial.corpora.ingest.read import BadRecord, PieceResult, ScatterJob, scatter_piece
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.store import LocalStore, Store, open_store
 from tests.support.refusal import refused
@@ -36,9 +38,18 @@ def test_I5_a_file_that_is_not_what_was_listed_is_quarantined_and_its_neighbours
     job = ScatterJob(inbox, staging, inputs, SETTINGS, shards=3)
     (piece,) = plan_pieces(inputs, SETTINGS.piece_bytes)
     result = scatter_piece(job, 0, piece)
-    lost = inputs[1].size_bytes
-    expected = PieceResult(runs=1, documents=5, quarantined={reason: 1}, lost_bytes=lost)
+    loss = FileLoss(file=1, offset=0, reason=reason, lost_bytes=inputs[1].size_bytes)
+    expected = PieceResult(
+        runs=1,
+        documents=5,
+        quarantined={reason: 1},
+        losses=(loss,),
+        documents_by_file={0: 2, 2: 2},
+        first={reason: BadRecord(file=1, offset=0, detail="")},
+    )
     assert result == expected
+    (estimated,) = account_losses(inputs, [result]).losses
+    assert estimated.lost_documents in (2, 3)
     # Done is done: the marker answers, whatever the inbox holds by now.
     inbox.remove("a.jsonl")
     assert scatter_piece(job, 0, piece) == expected

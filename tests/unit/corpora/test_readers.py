@@ -142,7 +142,7 @@ def test_a_gzip_of_nothing_is_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_lost_as_a_whole(tmp_path: Path) -> None:
-    (record,) = read(tmp_path, "a.csv", b"x,y\n")
+    (record,) = read(tmp_path, "a.pdf", b"x,y\n")
     assert (record.reason, record.lost_bytes) == ("unknown-format", 4)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from perennial.config import load_run
-from perennial.corpora.formats.base import Record, is_loss
+from perennial.corpora.formats.base import Record, counts_as_bad
 from perennial.corpora.ingest.sample import apply_steps
 from perennial.corpora.manifest import IngestSettings
 from perennial.errors import InputError
@@ -74,7 +74,7 @@ def test_a_text_is_dropped_with_its_reason(reason: str) -> None:
     result = _apply(DROPPED[reason], kind, **keys)
     assert isinstance(result, Dropped)
     assert result.reason == reason
-    assert not is_loss(result.reason), "it is dropped on purpose"
+    assert not counts_as_bad(result.reason), "it is dropped on purpose"
 
 
 @pytest.mark.parametrize("kind", ["gopher-quality", "gopher-repetition", "fineweb-quality"])

@@ -28,7 +28,10 @@ def ingest(
     ] = False,
     take_over: TakeOver = False,
 ) -> None:
-    """Tokenise everything that landed, also while a stage trains. Safe to repeat and kill."""
+    """Tokenise everything that landed, also while a stage trains. Safe to repeat and kill.
+
+    Exit code 1: a corpus was refused in this call; the others were tokenised.
+    """
     run = open_run(run_file, overrides)
     if dry_run:
         print_preview(run, run.plan_ingest(due=due))
@@ -36,10 +39,12 @@ def ingest(
     ingested = run.ingest(due=due, take_over=take_over)
     if as_json:
         print_json(ingested.to_dict())
-        return
-    print_sources(ingested.sources)
-    for name, state in ingested.corpora.items():
-        reason = ingested.reasons.get(name)
-        words = f"corpus    {name}: {state}" + (f" ({reason})" if reason else "")
-        out.print(words, markup=False, soft_wrap=True)
-    out.print(f"next      perennial run {run_file}")
+    else:
+        print_sources(ingested.sources)
+        for name, state in ingested.corpora.items():
+            reason = ingested.reasons.get(name)
+            words = f"corpus    {name}: {state}" + (f" ({reason})" if reason else "")
+            out.print(words, markup=False, soft_wrap=True)
+        out.print(f"next      perennial run {run_file}")
+    if ingested.refused:
+        raise typer.Exit(1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
+from io import BufferedReader
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final, NamedTuple
 
+from perennial.corpora.formats.hints import describe_bytes
 from perennial.registry import Registry
 
 if TYPE_CHECKING:
@@ -14,16 +17,24 @@ if TYPE_CHECKING:
 
 TRUNCATED = "truncated"
 """the compressed stream ends early or is damaged"""
+TRAILING = "trailing-bytes"
+"""what follows the end of the compressed data is none"""
+WINDOW = "zstd-window"
+"""decompressing it takes more memory than is allowed"""
 UNREADABLE = "unreadable"
 """not a file of its format, or a damaged one"""
 INVALID_UTF8 = "invalid-utf8"
 INVALID_JSON = "invalid-json"
+INVALID_ROW = "invalid-row"
+"""a row of a table in text whose quotes or number of fields are wrong"""
 MISSING_TEXT = "missing-text"
 TEXT_NOT_STRING = "text-not-string"
 TOO_LONG = "too-long"
 EMPTY_TEXT = "empty-text"
 EMPTY_FILE = "empty-file"
 UNKNOWN_FORMAT = "unknown-format"
+FILE_NAME = "file-name"
+"""no store can take the file's name"""
 VANISHED = "vanished"
 """the file was removed after the corpus was listed"""
 CHANGED = "changed"
@@ -32,8 +43,18 @@ CHANGED = "changed"
 HARMLESS = frozenset({EMPTY_TEXT, EMPTY_FILE})
 """nothing was lost, so these do not count towards `max_bad_share`"""
 
+MARGIN = 1.25
+"""by which an estimate of what was lost exceeds the likeliest value, since it must not be less than
+the truth"""
 
-def is_loss(reason: str) -> bool:
+ABSENT: Final = object()
+"""What `find_field` returns where there is no field of that name."""
+
+COMPRESSION = 3
+"""bytes of text in a compressed byte, roughly; see `FileFormat.expansion`"""
+
+
+def counts_as_bad(reason: str) -> bool:
     """Return whether a record with that reason counts towards `max_bad_share`.
 
     What a step of the run file drops has the step's kind before a slash: it is dropped on purpose.
@@ -44,6 +65,8 @@ def is_loss(reason: str) -> bool:
 # A JSON line also holds other fields, and escapes make its text longer.
 _LINE_FACTOR = 4
 _SKIP_BYTES = 1 << 20
+_FEWEST_DOCUMENTS = 4
+_BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -51,8 +74,14 @@ class Record(NamedTuple):
     """A document, or (with a reason) a part of a file that is not one.
 
     `offset` identifies the record in its file and decides its place in the shards: the byte at
-    which its line (.jsonl) or first line (.txt) begins in the decompressed file, or its row number
-    (.parquet). `lost_bytes` are stored bytes that could not be read at all.
+    which it begins in the decompressed file, or its row number where a file is a table in binary
+    form.
+
+    A record with `lost_bytes` stands for a part of the file that could not be read: so many stored
+    bytes, and `lost_documents` documents. Where these are None, the caller estimates both from what
+    was read of this file and of others. `is_cut`: the file ends early, and does not say how long it
+    was; `lost_bytes` are then those that are there. A loss may begin before records that were
+    yielded already: those are not to be taken, since they are not what was written.
     """
 
     offset: int
@@ -61,6 +90,26 @@ class Record(NamedTuple):
     reason: str = ""
     detail: str = ""
     lost_bytes: int = 0
+    lost_documents: int | None = None
+    is_cut: bool = False
+
+    @property
+    def is_loss(self) -> bool:
+        """Return whether the record stands for a part of a file that could not be read."""
+        return bool(self.lost_bytes or self.is_cut)
+
+
+def estimate_documents(documents: int, read: int, lost: int) -> int | None:
+    """Return how many documents a part held that was lost, of a density as in the rest.
+
+    Args:
+        documents: documents in the rest; too few of them say nothing.
+        read: size of the rest, in any unit.
+        lost: size of the lost part, in the same unit.
+    """
+    if documents < _FEWEST_DOCUMENTS or read <= 0:
+        return None
+    return max(1, math.ceil(MARGIN * documents * lost / read))
 
 
 @dataclass(frozen=True)
@@ -81,10 +130,30 @@ class FilePart:
     whole stored file.
     """
 
-    stream: BinaryIO
+    stream: BufferedReader[Any]
     start: int
     end: int | None
     size_bytes: int
+
+    def stored_bytes(self, read: int) -> int:
+        """Return about how many stored bytes hold `read` bytes of the stream."""
+        return read if self.end is not None else read // COMPRESSION
+
+
+class FormatNotes(NamedTuple):
+    """Words of the reference about a format.
+
+    Attributes:
+        document: what one document is.
+        offset: what the offset of a record is.
+        limit: how much is in memory at once, and what is not read.
+        damage: what a bad file gives.
+    """
+
+    document: str = ""
+    offset: str = "the byte at which it begins"
+    limit: str = ""
+    damage: str = ""
 
 
 class FileFormat(ABC):
@@ -95,29 +164,38 @@ class FileFormat(ABC):
     point, and the package must be installed on every node that ingests:
 
         [project.entry-points."perennial.formats"]
-        csv = "my_package.csv_format:CsvFormat"
+        fortune = "my_package.fortune_format:FortuneFormat"
 
-    Everything else follows from the class: landing and sources accept its suffixes (with .gz and
-    .zst too where it is compressible), messages list them, and evaluation texts may come from it.
+    Everything else follows from the class: landing and sources accept its suffixes (with .gz, .zst,
+    .bz2 and .xz too where it is compressible), messages list them, and evaluation texts may come
+    from it.
 
     An instance has no state: tasks in many processes read parts of one file, in any order, and a
     part is read again after a failure. So `read` must yield the same records for the same bytes.
 
     Attributes:
-        suffixes: lower-case ends of file names, such as (".csv",).
+        suffixes: lower-case ends of file names, such as (".fortune",).
+        companions: names, as globs, of files that programs leave beside such files and that hold no
+            documents. They are ignored in a folder that holds files of the format, and above it.
         splittable: whether a plain file is divided into parts of bytes that are read in parallel.
             A record then belongs to the part that holds its first byte (of its line, of its row
             group): over any division of the file, every record is yielded exactly once.
-        compressible: whether `read` can do with a stream that cannot seek, so that files inside
-            .gz and .zst are read too.
+        compressible: whether `read` can do with a stream that cannot seek, so that compressed
+            files are read too.
+        is_text: whether a file is text in UTF-8 as a whole. One that begins like another encoding
+            is then set aside with the encoding that fits, and is not read.
         expansion: bytes of text in a stored byte, roughly. It influences how many shards a corpus
             has, and nothing else; it must never change for files that were ingested.
+        notes: words for the reference, which has the built-in formats alone.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
+    companions: ClassVar[tuple[str, ...]] = ()
     splittable: ClassVar[bool] = False
     compressible: ClassVar[bool] = True
+    is_text: ClassVar[bool] = False
     expansion: ClassVar[int] = 1
+    notes: ClassVar[FormatNotes] = FormatNotes()
 
     @abstractmethod
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
@@ -146,7 +224,7 @@ class FileFormat(ABC):
             ValueError: for what is no document, since what it repeats would be trained on unseen.
         """
         for record in self.read(part, settings):
-            if record.reason and is_loss(record.reason):
+            if record.reason and counts_as_bad(record.reason):
                 raise ValueError(f"{record.reason} at {record.offset}: {record.detail}")
             if not record.reason:
                 yield record.text.decode()
@@ -170,19 +248,44 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
         return Record(offset, reason=MISSING_TEXT, detail="null")
     if not isinstance(text, str | bytes):
         return Record(offset, reason=TEXT_NOT_STRING, detail=type(text).__name__)
+    if isinstance(text, bytes) and len(text) > settings.max_document_bytes:
+        # Before it is decoded, which takes up to four times its size.
+        return Record(offset, reason=TOO_LONG, detail=f"a text of {len(text)} bytes")
     try:
         data = text.encode() if isinstance(text, str) else text
-        if isinstance(text, bytes):
-            text.decode()
+        string = text if isinstance(text, str) else text.decode()
         name = domain.decode() if isinstance(domain, bytes) else str(domain or "")
         name.encode()
+    except UnicodeDecodeError as error:
+        return Record(offset, reason=INVALID_UTF8, detail=describe_bytes(error.object, error))
     except UnicodeError as error:
         return Record(offset, reason=INVALID_UTF8, detail=str(error)[-200:])
     if len(data) > settings.max_document_bytes:
         return Record(offset, reason=TOO_LONG, detail=f"a text of {len(data)} bytes")
-    if not data or data.isspace():
+    # The first character says of most texts that they are not blank.
+    if not string[:1].strip(_BLANK) and not string.strip(_BLANK):
         return Record(offset, reason=EMPTY_TEXT)
     return Record(offset, data, name)
+
+
+def find_field(fields: dict[str, Any], name: str) -> Any:
+    """Return the value of a field, or ABSENT.
+
+    Args:
+        fields: an object that was read from JSON.
+        name: of the field; where it has none, `a.b` is the field `b` of the object in its field
+            `a`.
+    """
+    if name in fields:
+        return fields[name]
+    outer, dot, inner = name.partition(".")
+    value = fields.get(outer) if dot else None
+    return find_field(value, inner) if isinstance(value, dict) else ABSENT
+
+
+def longest_line(settings: IngestSettings) -> int:
+    """Return the most bytes that a line, a row or an object around a document's text may have."""
+    return settings.max_document_bytes * _LINE_FACTOR
 
 
 def read_lines(part: FilePart, settings: IngestSettings) -> Iterator[tuple[int, bytes | None, int]]:
@@ -194,7 +297,7 @@ def read_lines(part: FilePart, settings: IngestSettings) -> Iterator[tuple[int, 
         part: the open file, and the bytes of it to read.
         settings: `max_document_bytes` bounds a line, at four times as much.
     """
-    limit = settings.max_document_bytes * _LINE_FACTOR
+    limit = longest_line(settings)
     stream, offset = part.stream, part.start
     if offset:
         # The line that holds the byte before the part belongs to the part with that byte.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
 from perennial.corpora.formats.base import (
+    ABSENT,
     FORMATS,
     INVALID_JSON,
     INVALID_UTF8,
@@ -16,22 +17,37 @@ from perennial.corpora.formats.base import (
     TOO_LONG,
     FileFormat,
     FilePart,
+    FormatNotes,
     Record,
+    find_field,
     make_record,
     read_lines,
     read_text,
 )
+from perennial.corpora.formats.hints import describe_bytes, describe_missing
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
 
+_HINT = "; a JSON array, or objects over several lines, are read from a file named .json"
+
 
 @FORMATS.register("jsonl")
 class JsonLinesFormat(FileFormat):
-    """`.jsonl`: the field `text_field` of a line's object; an offset is a line's first byte."""
+    """JSON lines: the field `text_field` of a line's object; an offset is a line's first byte."""
 
-    suffixes = (".jsonl",)
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
     splittable = True
+    is_text = True
+    notes = FormatNotes(
+        document="a line: the field `text_field` of its object",
+        limit="a line of four times `max_document`",
+        damage=(
+            "`invalid-json`, `invalid-utf8`, `missing-text`, `text-not-string`, `too-long` "
+            "or `empty-text` for each such line alone; a JSON array here gives "
+            "`invalid-json` with the hint to name it `.json`"
+        ),
+    )
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
         """Yield the documents of the lines that begin in the part; see `FileFormat.read`."""
@@ -39,7 +55,7 @@ class JsonLinesFormat(FileFormat):
             if line is None:
                 yield Record(offset, reason=TOO_LONG, detail=f"a line of {size} bytes")
             elif line and not line.isspace():
-                yield _parse_line(offset, line, settings)
+                yield parse_object(offset, line, settings)
 
     def read_evaluation_texts(self, part: FilePart, settings: IngestSettings) -> Iterator[str]:
         """Yield the text field of every line, or all strings of a line that has none.
@@ -47,12 +63,17 @@ class JsonLinesFormat(FileFormat):
         Benchmarks keep a question and its answers in fields of their own.
         """
         for line in filter(None, map(str.strip, read_text(part).split("\n"))):
-            value = json.loads(line)
-            text = value.get(settings.text_field) if isinstance(value, dict) else None
-            yield from [text] if isinstance(text, str) else _strings_in(value)
+            yield from list_strings(json.loads(line), settings)
 
 
-def _parse_line(offset: int, line: bytes, settings: IngestSettings) -> Record:
+def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Record:
+    """Return the document in the text of a JSON object, or the reason why there is none.
+
+    Args:
+        offset: what identifies the record in its file.
+        line: the object, which may have white space around it.
+        settings: `text_field` and `domain_field` name its fields.
+    """
     try:
         try:
             value = orjson.loads(line)
@@ -61,16 +82,31 @@ def _parse_line(offset: int, line: bytes, settings: IngestSettings) -> Record:
             # plainly what is wrong.
             value = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return Record(offset, reason=INVALID_UTF8, detail=str(error)[-200:])
+        return Record(offset, reason=INVALID_UTF8, detail=describe_bytes(line, error))
     except (ValueError, RecursionError) as error:
-        return Record(offset, reason=INVALID_JSON, detail=str(error)[:200])
+        hint = _HINT if line.strip() in (b"[", b"{") else ""
+        return Record(offset, reason=INVALID_JSON, detail=str(error)[:200] + hint)
     if not isinstance(value, dict):
-        detail = f"{type(value).__name__} instead of an object"
+        hint = _HINT if isinstance(value, list) else ""
+        detail = f"{type(value).__name__} instead of an object{hint}"
         return Record(offset, reason=INVALID_JSON, detail=detail)
-    if settings.text_field not in value:
-        return Record(offset, reason=MISSING_TEXT, detail=f"no field {settings.text_field!r}")
-    domain = value.get(settings.domain_field)
-    return make_record(offset, value[settings.text_field], domain, settings)
+    text = find_field(value, settings.text_field)
+    if text is ABSENT:
+        detail = describe_missing(settings.text_field, value)
+        return Record(offset, reason=MISSING_TEXT, detail=detail)
+    domain = find_field(value, settings.domain_field)
+    return make_record(offset, text, None if domain is ABSENT else domain, settings)
+
+
+def list_strings(value: Any, settings: IngestSettings) -> Iterator[str]:
+    """Yield an evaluation item's text field, or all strings of an item that has none.
+
+    Args:
+        value: the item, as it was read from JSON.
+        settings: `text_field` names the field.
+    """
+    text = find_field(value, settings.text_field) if isinstance(value, dict) else None
+    yield from [text] if isinstance(text, str) else _strings_in(value)
 
 
 def _strings_in(value: Any) -> Iterator[str]:

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 # Imported for their registration.
-from perennial.corpora.formats import jsonl, parquet, text  # noqa: F401
+from perennial.corpora.formats import (  # noqa: F401
+    arrow,
+    csv_rows,
+    json_values,
+    jsonl,
+    parquet,
+    tar,
+    text,
+    warc,
+)
 from perennial.corpora.formats.base import (
     CHANGED,
     EMPTY_FILE,
+    FILE_NAME,
     FORMATS,
-    TRUNCATED,
+    HARMLESS,
+    INVALID_UTF8,
     UNKNOWN_FORMAT,
+    UNREADABLE,
     VANISHED,
     FileFormat,
     FilePart,
     FileSpan,
     Record,
 )
+from perennial.corpora.formats.compression import COMPRESSIONS, DecompressedStream
+from perennial.corpora.formats.hints import HEAD_BYTES, describe_head
 from perennial.errors import Altered, InputError, InputMoved
 from perennial.store import check_object
+from perennial.store.keys import valid_key
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings, InputFile
     from perennial.store import Store
 
-COMPRESSIONS = {".gz": 3, ".zst": 3}
-"""bytes of text in a compressed byte, roughly; see `FileFormat.expansion`"""
-
 _BUFFER_BYTES = 1 << 20
-_DAMAGE_BYTES = 1 << 14
-"""What decompresses at once: where the stream breaks off, up to so much readable text is lost."""
 
 
 class FileKind(NamedTuple):
@@ -78,14 +88,34 @@ def find_kind(name: str) -> FileKind | None:
     return None if compression and not form.compressible else FileKind(form, compression)
 
 
+def find_companions(names: Iterable[str]) -> frozenset[str]:
+    """Return the files of a corpus that programs left beside its data; see `FileFormat`.
+
+    Args:
+        names: names of all files of the corpus.
+    """
+    _load_plugins()
+    all_names, beside = list(names), set[str]()
+    for form in (FORMATS[key] for key in FORMATS if FORMATS[key].companions):
+        likely = {name for name in all_names if _matches(name, form.companions)}
+        data = [n for n in all_names if n not in likely and n.lower().endswith(form.suffixes)]
+        folders = {str(folder) for name in data for folder in PurePosixPath(name).parents}
+        beside |= {name for name in likely if str(PurePosixPath(name).parent) in folders}
+    return frozenset(beside)
+
+
+def _matches(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name.rpartition("/")[2], glob) for glob in globs)
+
+
 def describe_suffixes() -> str:
     """Return the suffixes that a corpus may hold, for a message."""
     _load_plugins()
-    forms = [FORMATS[key] for key in sorted(FORMATS)]
+    forms = [FORMATS[key] for key in FORMATS]
     plain = sorted(suffix for form in forms for suffix in form.suffixes)
-    packed = sorted(suffix for form in forms if form.compressible for suffix in form.suffixes)
-    compressions = " or ".join(COMPRESSIONS)
-    return f"{_join(plain, 'or')} ({_join(packed, 'and')} also with {compressions})"
+    whole = sorted(suffix for form in forms if not form.compressible for suffix in form.suffixes)
+    but = f"all but {_join(whole, 'and')}" if whole else "all"
+    return f"{_join(plain, 'or')} ({but} also with {_join([*COMPRESSIONS], 'or')})"
 
 
 def _join(words: list[str], last: str) -> str:
@@ -122,11 +152,8 @@ class _CountingStream(io.RawIOBase):
     from the storage, and must not be taken for bad input.
     """
 
-    def __init__(
-        self, source: BinaryIO, at_once: int = _BUFFER_BYTES, hashed: bool = False
-    ) -> None:
+    def __init__(self, source: BinaryIO, hashed: bool = False) -> None:
         self._source = source
-        self._at_once = at_once
         self._sha256 = hashlib.sha256() if hashed else None
         self.failure: Exception | None = None
         self.position = 0
@@ -148,7 +175,7 @@ class _CountingStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._source.read(min(len(buffer), self._at_once))
+            data = self._source.read(min(len(buffer), _BUFFER_BYTES))
         except Exception as error:
             # Any class: every storage client has its own. Kept for `read_span`, which raises it
             # where the reader above took it for damage.
@@ -162,14 +189,18 @@ class _CountingStream(io.RawIOBase):
 
     def finish_digest(self) -> str | None:
         """Return the sha256 of the whole stream, reading the rest; None if it was not in order."""
-        rest = bytearray(self._at_once)
+        rest = bytearray(_BUFFER_BYTES)
         while self._sha256 is not None and self.readinto(rest):
             pass
         return self._sha256.hexdigest() if self._sha256 is not None else None
 
 
 def read_span(
-    corpus: Store, file: InputFile, span: FileSpan, settings: IngestSettings
+    corpus: Store,
+    file: InputFile,
+    span: FileSpan,
+    settings: IngestSettings,
+    loss: Record | None = None,
 ) -> Iterator[Record]:
     """Yield the records of a part of a landed file.
 
@@ -182,14 +213,21 @@ def read_span(
         file: the file as it was listed.
         span: the stored bytes to read.
         settings: how documents are found in it.
+        loss: what an earlier reading yielded for a damaged file; it is yielded where it begins, and
+            nothing behind it.
 
     Raises:
         InputMoved: possibly after records, when the file is gone or another than was listed, or
             what was read of it has another digest than was promised.
     """
-    kind = find_kind(file.name)
+    kind, problem = find_kind(file.name), check_file_name(file.name)
+    if problem:
+        lost = span.end - span.start
+        yield Record(span.start, reason=FILE_NAME, detail=problem, lost_bytes=lost)
+        return
     if kind is None:
-        yield Record(0, reason=UNKNOWN_FORMAT, lost_bytes=file.size_bytes)
+        # Nothing says that it holds documents: a README is counted by its bytes alone.
+        yield Record(0, reason=UNKNOWN_FORMAT, lost_bytes=file.size_bytes, lost_documents=0)
         return
     _check_unchanged(corpus, file, span)
     if file.size_bytes == 0:
@@ -205,12 +243,7 @@ def read_span(
         stream = io.BufferedReader(raw, _BUFFER_BYTES)
         part = FilePart(stream, span.start, span.end, file.size_bytes)
         try:
-            if kind.compression:
-                yield from _read_compressed(kind, part, settings)
-            else:
-                yield from kind.format.read(part, settings)
-            if raw.failure is not None:
-                raise raw.failure
+            yield from _read_part(kind, part, settings, raw, loss)
             digest = raw.finish_digest() if is_whole else None
         except FileNotFoundError:
             raise InputMoved(span.file, VANISHED) from None
@@ -218,6 +251,62 @@ def read_span(
         _check_digest(corpus, file, span, digest)
     # Once more, since the file may have been replaced while it was read.
     _check_unchanged(corpus, file, span)
+
+
+def _read_part(
+    kind: FileKind,
+    part: FilePart,
+    settings: IngestSettings,
+    raw: _CountingStream,
+    loss: Record | None,
+) -> Iterator[Record]:
+    """Yield the records of a part, and one for an exception of any class, unless the storage's."""
+    last = part.start - 1
+    try:
+        if not kind.compression and kind.format.is_text and (wrong := _check_text(part)):
+            records = iter([wrong] if part.start == 0 else [])
+        elif kind.compression:
+            records = _read_compressed(kind, part, settings, loss)
+        else:
+            records = kind.format.read(part, settings)
+        for record in records:
+            yield record
+            last = record.offset
+    except Exception as error:
+        # A library, or a format of another package, met what it was not made for. That is wrong
+        # with the file, and must not cost the others.
+        if raw.failure is None:
+            detail = f"{type(error).__name__}: {error}"[:200]
+            lost = (part.end or part.size_bytes) - part.start
+            yield Record(last + 1, reason=UNREADABLE, detail=detail, lost_bytes=lost)
+    if raw.failure is not None:
+        raise raw.failure
+
+
+def _check_text(part: FilePart) -> Record | None:
+    """Return the record of a file that is no text in UTF-8, by how it begins."""
+    stream = cast(io.BufferedReader, part.stream)
+    if part.start:
+        stream.seek(0)
+    try:
+        detail = describe_head(stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+    except OSError:
+        return None  # the decoder's; the format meets it again
+    if not detail:
+        return None
+    return Record(0, reason=INVALID_UTF8, detail=detail, lost_bytes=part.size_bytes)
+
+
+def check_file_name(name: str) -> str:
+    """Return what is wrong with a file's name, or "" for a name that every store takes."""
+    try:
+        valid_key(name)
+    except ValueError:
+        return (
+            "its name has a backslash, a line break, bytes that are not UTF-8 or a part that no "
+            "store takes; rename it"
+        )
+    return ""
 
 
 def read_evaluation_texts(
@@ -234,13 +323,18 @@ def read_evaluation_texts(
     Raises:
         ValueError: for what is no text, and for a damaged file.
     """
-    try:
-        opened = _decompress(source, kind.compression) if kind.compression else source
-        stream = io.BufferedReader(_CountingStream(opened), _BUFFER_BYTES)
-        part = FilePart(stream, 0, None if kind.compression else size_bytes, size_bytes)
+    stream = io.BufferedReader(_CountingStream(source), _BUFFER_BYTES)
+    if not kind.compression:
+        part = FilePart(stream, 0, size_bytes, size_bytes)
         yield from kind.format.read_evaluation_texts(part, settings)
-    except (EOFError, zlib.error) as error:
-        raise ValueError(str(error)) from error
+        return
+    raw = DecompressedStream(stream, size_bytes, kind.compression)
+    part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, size_bytes)
+    try:
+        yield from kind.format.read_evaluation_texts(part, settings)
+    except OSError as error:
+        lost = raw.describe_loss(0, 0)
+        raise error if lost is None else ValueError(lost.detail) from error
 
 
 def _check_digest(corpus: Store, file: InputFile, span: FileSpan, digest: str | None) -> None:
@@ -278,25 +372,41 @@ def _check_unchanged(corpus: Store, file: InputFile, span: FileSpan) -> None:
 
 
 def _read_compressed(
-    kind: FileKind, stored: FilePart, settings: IngestSettings
+    kind: FileKind, stored: FilePart, settings: IngestSettings, loss: Record | None
 ) -> Iterator[Record]:
     """Yield the records of a compressed file, and a last one for what could not be decompressed."""
-    raw = _CountingStream(_decompress(stored.stream, kind.compression), _DAMAGE_BYTES)
+    limit = None if loss is None else loss.offset
+    raw = DecompressedStream(stored.stream, stored.size_bytes, kind.compression, limit)
     part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, stored.size_bytes)
+    good, good_bytes = 0, 0
+    is_clean = True
     try:
-        yield from kind.format.read(part, settings)
-        if raw.position == 0:
+        wrong = _check_text(part) if kind.format.is_text else None
+        for record in [wrong] if wrong else kind.format.read(part, settings):
+            yield record
+            # Behind a flipped bit is other text, with other ends of lines: what precedes the first
+            # bad record says how dense documents are.
+            is_clean = is_clean and (not record.reason or record.reason in HARMLESS)
+            if is_clean:
+                good, good_bytes = good + 1, record.offset
+        if is_clean:
+            good_bytes = raw.position
+        if not raw.position and not raw.is_damaged:
             yield Record(0, reason=EMPTY_FILE, detail="nothing was compressed")
-    except (EOFError, OSError, zlib.error) as error:
-        # `position` is where the text ends; the line that it breaks off in is part of the loss.
-        lost = max(0, stored.size_bytes - stored.stream.tell())
-        yield Record(raw.position, reason=TRUNCATED, detail=str(error)[:200], lost_bytes=lost)
-
-
-def _decompress(stream: BinaryIO, compression: str) -> BinaryIO:
-    if compression == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
-    import pyarrow as pa
-
-    opened = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
-    return cast(BinaryIO, opened)
+    except Exception:
+        # Of any class: a format may turn damage that it meets into an error of its own.
+        if loss is None and not raw.is_damaged:
+            raise
+    lost = raw.describe_loss(good, good_bytes)
+    if loss is not None:
+        yield loss
+    elif lost is not None:
+        # The line that breaks off at `position` is part of the loss.
+        yield Record(
+            lost.position,
+            reason=lost.reason,
+            detail=lost.detail[:200],
+            lost_bytes=lost.stored_bytes,
+            lost_documents=lost.documents,
+            is_cut=lost.is_cut,
+        )

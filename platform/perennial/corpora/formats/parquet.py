@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +13,28 @@ from perennial.corpora.formats.base import (
     UNREADABLE,
     FileFormat,
     FilePart,
+    FormatNotes,
     Record,
     make_record,
 )
+from perennial.corpora.formats.columns import find_column, list_values
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
 
+_MAGIC = b"PAR1"
+_STRINGS = {"string", "large_string", "string_view"}
 _ROWS_AT_ONCE = 256
+_BATCH_BYTES = 16 << 20
+_MOST_ROWS = 1 << 40  # more than any file has
 
 
 @FORMATS.register("parquet")
 class ParquetFormat(FileFormat):
     """`.parquet`: the column `text_field` of a row; an offset is a row's number.
+
+    Rows are read in batches of 16 MiB, or of one row. What is in memory besides is the page that
+    holds them, which its writer may have made as large as a row group.
 
     Parquet compresses its own pages. A whole Parquet file inside .gz or .zst is not taken, because
     its footer comes last: it would have to be staged before it could be read.
@@ -34,6 +44,16 @@ class ParquetFormat(FileFormat):
     splittable = True
     compressible = False
     expansion = 2
+    notes = FormatNotes(
+        document="a row: the column `text_field`",
+        offset="the number of the row",
+        limit="a batch of 16 MiB or one row, and the page that holds it",
+        damage=(
+            "`unreadable` for a damaged row group, or for a file without a sound footer; "
+            "`missing-text` for a file without the column, and for a null; "
+            "`text-not-string` for another type"
+        ),
+    )
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
         """Yield the documents of the row groups that begin in the part; see `FileFormat.read`.
@@ -47,15 +67,15 @@ class ParquetFormat(FileFormat):
         whole: Record | None = None
         try:
             file = pq.ParquetFile(pa.PythonFile(part.stream, mode="r"))
-            names = file.schema_arrow.names
-            if settings.text_field not in names:
-                detail = f"no column {settings.text_field!r} among {sorted(names)}"[:200]
-                whole = Record(0, reason=MISSING_TEXT, detail=detail, lost_bytes=part.size_bytes)
-            elif file.metadata.num_rows == 0:
-                whole = Record(0, reason=EMPTY_FILE, detail="no rows")
-        except (pa.ArrowException, OSError) as error:
-            lost = part.size_bytes
-            whole = Record(0, reason=UNREADABLE, detail=str(error)[:200], lost_bytes=lost)
+            whole = _check_file(file, part, settings)
+        except Exception as error:
+            whole = Record(
+                0,
+                reason=UNREADABLE,
+                detail=_describe(error),
+                lost_bytes=part.size_bytes,
+                is_cut=_is_cut(part),
+            )
         if whole is not None:
             yield from [whole] if part.start == 0 else []
             return
@@ -64,39 +84,113 @@ class ParquetFormat(FileFormat):
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
             column = group.column(0)
-            if part.start <= (column.dictionary_page_offset or column.data_page_offset) < end:
+            # A damaged footer may place it outside the file; it belongs to some part all the same.
+            place = max(0, column.dictionary_page_offset or column.data_page_offset)
+            if part.start <= min(place, part.size_bytes - 1) < end:
                 yield from _read_row_group(file, index, row, settings)
             row += group.num_rows
 
 
+def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record | None:
+    """Return the record of a ParquetFile that holds no documents, by its footer."""
+    footer, names = file.metadata, file.schema_arrow.names
+    rows = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != footer.num_rows or footer.num_rows > _MOST_ROWS:
+        raise ValueError(f"its footer contradicts itself: {footer.num_rows} rows")
+    reason = detail = ""
+    if find_column(file.schema_arrow, settings.text_field) is None:
+        reason, detail = MISSING_TEXT, _describe_missing(file, settings)
+    for name in (settings.text_field, settings.domain_field):
+        if names.count(name) > 1:
+            reason = UNREADABLE
+            detail = f"{names.count(name)} columns are named {name!r}; rename all but one"
+    if reason:
+        size, rows_lost = part.size_bytes, footer.num_rows
+        return Record(0, b"", "", reason, detail[:200], size, rows_lost)
+    if footer.num_rows == 0:
+        return Record(0, reason=EMPTY_FILE, detail="no rows")
+    return None
+
+
+def _describe_missing(file: Any, settings: IngestSettings) -> str:
+    """Return which columns a ParquetFile has, and the one of strings that holds most."""
+    schema, footer = file.schema_arrow, file.metadata
+    sizes = dict.fromkeys((field.name for field in schema if str(field.type) in _STRINGS), 0)
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema in sizes:
+                sizes[column.path_in_schema] += column.total_uncompressed_size
+    hint = f"; set corpora.text_field: {max(sizes, key=sizes.__getitem__)}" if sizes else ""
+    names = ", ".join(schema.names)
+    return f"no column {settings.text_field!r}; its columns are {names}"[:120] + hint
+
+
+def _is_cut(part: FilePart) -> bool:
+    """Return whether a file that has no footer began like one that had."""
+    part.stream.seek(0)
+    head = part.stream.read(len(_MAGIC))
+    part.stream.seek(-min(part.size_bytes, len(_MAGIC)), io.SEEK_END)
+    return head == _MAGIC and part.stream.read() != _MAGIC
+
+
 def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -> Iterator[Record]:
     """Yield the records of one row group of a ParquetFile, whose first row is number `row`."""
-    import pyarrow as pa
 
-    columns = [settings.text_field]
-    if settings.domain_field in file.schema_arrow.names:
-        columns.append(settings.domain_field)
+    text_path = find_column(file.schema_arrow, settings.text_field) or ()
+    domain_path = find_column(file.schema_arrow, settings.domain_field)
+    columns = [".".join(path) for path in (text_path, domain_path) if path]
+    begin, group = row, file.metadata.row_group(index)
+    detail = ""
     try:
         batches = file.iter_batches(
-            batch_size=_ROWS_AT_ONCE, row_groups=[index], columns=columns, use_threads=False
+            batch_size=_choose_rows(group, columns),
+            row_groups=[index],
+            columns=columns,
+            use_threads=False,
         )
         for batch in batches:
-            texts = _values(batch[settings.text_field])
-            domains = _values(batch[columns[1]]) if columns[1:] else [None] * len(texts)
+            texts = list_values(batch, text_path)
+            domains = list_values(batch, domain_path) if domain_path else [None] * len(texts)
             for text, domain in zip(texts, domains, strict=True):
                 yield make_record(row, text, domain, settings)
                 row += 1
-    except (pa.ArrowException, OSError) as error:
-        lost = file.metadata.row_group(index).total_byte_size
-        yield Record(row, reason=UNREADABLE, detail=str(error)[:200], lost_bytes=lost)
+    except Exception as error:
+        # Of any class: damaged pages become values that no conversion was made for.
+        detail = _describe(error)
+    rest = begin + group.num_rows - row
+    if detail or rest:
+        detail = detail or f"it has {row - begin} rows instead of {group.num_rows}"
+        stored = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+        yield Record(
+            row,
+            reason=UNREADABLE,
+            detail=detail,
+            lost_bytes=max(1, stored * max(0, rest) // max(1, group.num_rows)),
+            lost_documents=max(0, rest),
+        )
 
 
-def _values(column: Any) -> list[Any]:
-    """Return a column's values; strings as bytes, because Parquet does not promise valid UTF-8."""
-    import pyarrow as pa
+def _choose_rows(group: Any, columns: list[str]) -> int:
+    """Return how many rows of a row group to read at once, so that they take bounded memory.
 
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
-    return list(column.to_pylist())
+    Args:
+        group: the row group's metadata.
+        columns: the columns to read.
+    """
+    row = 1
+    for column in map(group.column, range(group.num_columns)):
+        # A column of structs is named by itself, or by the one field of it that is read.
+        if not {column.path_in_schema, column.path_in_schema.partition(".")[0]} & {*columns}:
+            continue
+        row += column.total_uncompressed_size // max(1, group.num_rows)
+        if column.has_dictionary_page and column.dictionary_page_offset:
+            # Any row may repeat a value of the dictionary, which is in the file once.
+            stored = max(0, column.data_page_offset - column.dictionary_page_offset)
+            ratio = column.total_uncompressed_size / max(1, column.total_compressed_size)
+            row = max(row, int(stored * ratio))
+    return min(_ROWS_AT_ONCE, max(1, _BATCH_BYTES // max(1, row)))
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]

@@ -1,4 +1,4 @@
-"""Plain text: a document is a paragraph, or the whole file."""
+"""Plain text: a document is a paragraph, a line, or the whole file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from perennial.corpora.formats.base import (
     TOO_LONG,
     FileFormat,
     FilePart,
+    FormatNotes,
     Record,
     make_record,
     read_lines,
@@ -22,13 +23,19 @@ if TYPE_CHECKING:
 
 @FORMATS.register("text")
 class TextFormat(FileFormat):
-    """`.txt`: paragraphs between blank lines, or the file, by `txt_documents`.
+    """Paragraphs between blank lines, lines, or the whole file, by `txt_documents`.
 
     An offset is the first byte of a document's first line. A file is not split: whether a line
     begins a paragraph depends on the lines before it.
     """
 
     suffixes = (".txt",)
+    is_text = True
+    notes = FormatNotes(
+        document="a paragraph, up to a blank line; a line; or the file, by `txt_documents`",
+        limit="a document of `max_document`; one task a file",
+        damage="`invalid-utf8` or `too-long` for each such document alone",
+    )
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
         """Yield the documents of a file; see `FileFormat.read`."""
@@ -42,10 +49,13 @@ class TextFormat(FileFormat):
 
         for offset, line, line_bytes in read_lines(part, settings):
             blank = line is not None and not line.strip()
-            if blank and (not size or settings.txt_documents == "paragraph"):
-                if size:
-                    yield document()
+            ends = settings.txt_documents == "line" or (
+                blank and settings.txt_documents == "paragraph"
+            )
+            if size and ends:
+                yield document()
                 size, kept = 0, bytearray()
+            if blank and not size:
                 continue
             begin = begin if size else offset
             size += line_bytes

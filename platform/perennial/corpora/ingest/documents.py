@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -175,27 +175,34 @@ def _quarantined(batch: pa.RecordBatch) -> list[Removed]:
     return [Removed(**row) for row in bad.select(list(Removed._fields)).to_pylist()]
 
 
-def encode_removed(removed: Sequence[Removed], inputs: Sequence[InputFile]) -> bytes:
+def encode_removed(
+    removed: Sequence[Removed], inputs: Sequence[InputFile], lost: Mapping[tuple[int, int], int]
+) -> bytes:
     """Return the quarantine file of removed records: JSON lines in the order of their positions.
 
     Args:
         removed: the records.
         inputs: the files of the corpus.
+        lost: documents that were lost, roughly, by file and offset of the record for their part.
     """
     lines = []
     for record in sorted(removed):
-        line = {
+        line: dict[str, Any] = {
             "file": inputs[record.file].name,
             "offset": record.offset,
             "reason": record.reason,
             "detail": record.detail,
         }
+        if (record.file, record.offset) in lost:
+            line["lost_documents"] = lost[record.file, record.offset]
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return "".join(lines).encode()
 
 
-def count_removed(removed: Sequence[Removed]) -> dict[str, Any]:
-    """Return the fields of `Counts` that say what was removed."""
+def count_removed(
+    removed: Sequence[Removed], lost: Mapping[tuple[int, int], int]
+) -> dict[str, Any]:
+    """Return the fields of `Counts` that say what was removed; `lost` as for `encode_removed`."""
     reasons = Counter(record.reason for record in removed)
     return {
         "documents": len(removed),
@@ -203,4 +210,7 @@ def count_removed(removed: Sequence[Removed]) -> dict[str, Any]:
         "near_duplicate_documents": reasons.pop(NEAR_DUPLICATE, 0),
         "contaminated_documents": reasons.pop(CONTAMINATED, 0),
         "quarantined": dict(sorted(reasons.items())),
+        "lost_documents_estimate": sum(
+            lost.get((record.file, record.offset), 0) for record in removed
+        ),
     }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from perennial.corpora.encoders import EncoderName
     from perennial.corpora.inbox import LandedCorpus
     from perennial.corpora.ingest.decontaminate import EvaluationTexts
+    from perennial.corpora.ingest.losses import FileLoss
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
 
@@ -108,6 +109,7 @@ class IngestPlan:
         staged: Sequence[PieceResult],
         compared: Sequence[CompareResult],
         encoder: EncoderName,
+        losses: tuple[FileLoss, ...],
     ) -> GatherJob:
         """Return the job of the passes that write the held-out files and the shards.
 
@@ -115,6 +117,7 @@ class IngestPlan:
             staged: results of the first pass, by piece.
             compared: results of the second pass, by part.
             encoder: the library that encodes text.
+            losses: parts of files that could not be read.
         """
         return GatherJob(
             target=self.target,
@@ -128,6 +131,7 @@ class IngestPlan:
             holdout_bound=_holdout_bound(self.settings.holdout_share, compared),
             drops=tuple(part for part, result in enumerate(compared) if result.drops),
             earlier=tuple(manifest.name for manifest in self.earlier),
+            losses=losses,
         )
 
     def build_manifest(

@@ -28,6 +28,12 @@ from perennial.corpora.ingest.decontaminate import (
 from perennial.corpora.ingest.exact_dedup import CompareResult, compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
+from perennial.corpora.ingest.quality import (
+    account_losses,
+    check_quality,
+    keep_evidence,
+    refused_folder,
+)
 from perennial.corpora.ingest.read import PieceResult, scatter_piece
 from perennial.corpora.ingest.sample import list_inputs, sample_texts
 from perennial.corpora.ingest.task_failures import TRIED_AGAIN, carried, raise_carried
@@ -35,7 +41,6 @@ from perennial.corpora.ingest.write import gather_shard, has_files, write_holdou
 from perennial.corpora.manifest import (
     CorpusManifest,
     IngestSettings,
-    InputFile,
     ShardResult,
     manifest_key,
     read_manifest,
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
 
     from perennial.corpora.inbox import LandedCorpus
     from perennial.corpora.ingest.decontaminate import EvaluationTexts
+    from perennial.corpora.ingest.losses import LossAccount
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
 
@@ -72,6 +78,7 @@ def ingest_corpus(
     *,
     earlier: Sequence[str] = (),
     decontaminate: Sequence[Path] = (),
+    evaluation_settings: IngestSettings | None = None,
     lender: Store | None = None,
     landed: LandedCorpus | None = None,
     accept: Accept = lambda manifest: None,
@@ -89,6 +96,7 @@ def ingest_corpus(
         settings: how documents become sequences.
         earlier: names of the run's corpora that it is compared with, in their order.
         decontaminate: local files of evaluation texts; their digest becomes part of the settings.
+        evaluation_settings: how texts are found in them; default `settings`.
         lender: the store of another run; what it tokenised of the same files is copied.
         landed: the corpus as `check_landed` returned it; default: as it is now.
         accept: called with the manifest before it is committed; raises InputError to refuse.
@@ -104,7 +112,7 @@ def ingest_corpus(
     """
     check_name(name)
     tokenizer = load_tokenizer(store)
-    evaluation = read_evaluation_texts(decontaminate, settings)
+    evaluation = read_evaluation_texts(decontaminate, evaluation_settings or settings)
     settings = settings.model_copy(update={"decontaminate": evaluation.digest})
     if store.exists(manifest_key(name)):
         return check_same_settings(store, name, tokenizer, settings)
@@ -173,7 +181,7 @@ def _ingest(
     scatter = plan.scatter_job()
     texts = run("read", len(pieces), lambda index: scatter_piece(scatter, index, pieces[index]))
     staged = [PieceResult.model_validate_json(text) for text in texts]
-    _check_quality(plan.inbox, name, plan.inputs, settings, staged)
+    account = _account(plan, staged)
     compare = plan.compare_job(staged)
     texts = run("compare", plan.layout.digest_parts, lambda part: compare_digests(compare, part))
     compared = [CompareResult.model_validate_json(text) for text in texts]
@@ -182,7 +190,7 @@ def _ingest(
     if encoder == "tokenizers":
         log.info("%s: tiktoken cannot replace this tokenizer; encoding with tokenizers", name)
     write_evaluation_texts(plan.staging, plan.evaluation)
-    gather = plan.gather_job(staged, compared, encoder)
+    gather = plan.gather_job(staged, compared, encoder, account.losses)
     # Held-out documents first: the shards leave out near duplicates of them.
     texts = run("hold out", plan.layout.held_parts, lambda part: write_holdout(gather, part))
     texts += run("write", plan.layout.shards, lambda shard: gather_shard(gather, shard))
@@ -192,6 +200,22 @@ def _ingest(
         raise RuntimeError(f"{name}: documents were lost between the passes")
     accept(manifest)
     return _commit(plan.store, plan.target, manifest, results)
+
+
+def _account(plan: IngestPlan, staged: Sequence[PieceResult]) -> LossAccount:
+    """Return the account of what could not be read.
+
+    Raises InputError for a corpus of which too much is bad; its bad records are kept then.
+    """
+    account = account_losses(plan.inputs, staged)
+    where = f"{plan.inbox.url}/{plan.name}"
+    kept = f"{plan.store.url}/{refused_folder(plan.name)}"
+    try:
+        check_quality(where, kept, plan.inputs, plan.settings, staged, account)
+    except InputError:
+        keep_evidence(plan.store, plan.staging, plan.name, len(staged))
+        raise
+    return account
 
 
 def _run(
@@ -227,41 +251,6 @@ def _iterate_rows(
     yield from items.map(task, num_cpus=cpus).iter_rows()
 
 
-def _check_quality(
-    inbox: Store,
-    name: str,
-    inputs: Sequence[InputFile],
-    settings: IngestSettings,
-    pieces: Sequence[PieceResult],
-) -> None:
-    documents = sum(piece.documents for piece in pieces)
-    bad = sum(piece.bad for piece in pieces)
-    lost = sum(piece.lost_bytes for piece in pieces)
-    stored = sum(file.size_bytes for file in inputs)
-    where = f"{inbox.url}/{name}"
-    if bad > settings.max_bad_share * documents or lost > settings.max_bad_share * stored:
-        reasons: dict[str, int] = {}
-        for piece in pieces:
-            for reason, count in piece.quarantined.items():
-                reasons[reason] = reasons.get(reason, 0) + count
-        listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        raise InputError(
-            where,
-            "max_bad_share",
-            f"{bad} of {documents} documents and {lost} of {stored} bytes are bad ({listed})",
-            f"repair them, or allow more than {settings.max_bad_share:g}",
-            code="too-much-bad",
-        )
-    if documents == sum(sum(piece.quarantined.values()) for piece in pieces):
-        raise InputError(
-            where,
-            settings.text_field,
-            "it holds no text",
-            "land documents with text",
-            code="no-text",
-        )
-
-
 def _commit(
     store: Store, target: Store, manifest: CorpusManifest, results: Sequence[ShardResult]
 ) -> CorpusManifest:
@@ -274,6 +263,7 @@ def _commit(
     if not store.create(manifest_key(manifest.name), data):
         # Another ingest of the same corpus was faster; its staging is its own to remove.
         return read_manifest(store, manifest.name)
+    store.remove(refused_folder(manifest.name))  # of an earlier try
     for info in target.list(""):
         if info.key not in kept and info.key != "manifest.json":
             target.remove(info.key)

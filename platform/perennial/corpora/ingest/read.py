@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from perennial.corpora.file_list import ListedFile, moved_file
-from perennial.corpora.formats.base import Record, is_loss
+from perennial.corpora.file_list import ListedFile, escape_text, moved_file
+from perennial.corpora.formats.base import Record, counts_as_bad
 from perennial.corpora.formats.open import read_span
+from perennial.corpora.ingest.documents import Removed, encode_removed
+from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.partition import (
     InputPiece,
     Layout,
@@ -39,6 +41,19 @@ if TYPE_CHECKING:
 _RECORD_BYTES = 200  # what a record costs beside its text
 
 
+_KEPT_RECORDS = 1000  # of each reason in a piece, as evidence should the corpus be refused
+
+
+class BadRecord(BaseModel):
+    """A record with a reason; `file` is its number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: int
+    offset: int
+    detail: str
+
+
 class PieceResult(BaseModel):
     """Summary of what one scatter task staged; also its completion marker."""
 
@@ -49,15 +64,19 @@ class PieceResult(BaseModel):
     documents: int
     """number of documents, good and bad"""
     quarantined: dict[str, int]
-    lost_bytes: int
-    """stored bytes that could not be read"""
+    losses: tuple[FileLoss, ...] = ()
+    """parts of files that could not be read"""
+    documents_by_file: dict[int, int] = Field(default_factory=dict)
+    """records that were read"""
+    first: dict[str, BadRecord] = Field(default_factory=dict)
+    """the first bad record of each reason"""
     step_cpu_seconds: dict[str, float] = Field(default_factory=dict)
     """CPU time by step of `corpora.steps`"""
 
     @property
     def bad(self) -> int:
         """Return the number of bad documents that count towards `max_bad_share`."""
-        return sum(n for reason, n in self.quarantined.items() if is_loss(reason))
+        return sum(n for reason, n in self.quarantined.items() if counts_as_bad(reason))
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,11 @@ def run_key(piece: int, run: int) -> str:
     return f"pieces/{piece:06d}-{run:04d}.run"
 
 
+def evidence_key(piece: int) -> str:
+    """Return the key of a piece's bad records below the staging folder; no object without any."""
+    return f"pieces/{piece:06d}-bad.jsonl"
+
+
 def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
     """Stage a piece, unless its marker says that it was staged before.
 
@@ -109,15 +133,18 @@ def scatter_piece(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult
 
 
 def _stage(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
-    """Stage a piece; start over without a file that changed meanwhile.
+    """Stage a piece; start over without a file that changed, or without text that is not sound.
 
     Raises InputError for a file that is not what its producer promised, at the second reading.
     """
     moved: dict[int, str] = {}
     read_again: set[int] = set()
+    damaged: dict[int, Record] = {}
     while True:
         try:
-            return _stage_once(job, index, piece, moved)
+            return _stage_once(job, index, piece, moved, damaged)
+        except _Retracted as error:
+            damaged[error.file] = error.loss
         except InputMoved as error:
             file = job.inputs[error.file]
             if not file.sha256:
@@ -130,15 +157,31 @@ def _stage(job: ScatterJob, index: int, piece: InputPiece) -> PieceResult:
                 raise moved_file(job.corpus.url, listed, error.reason, actual) from None
 
 
+class _Retracted(Exception):
+    """Records were read from a part of a file that turned out to be damaged."""
+
+    def __init__(self, file: int, loss: Record) -> None:
+        super().__init__(file, loss)
+        self.file, self.loss = file, loss
+
+
 def _stage_once(
-    job: ScatterJob, index: int, piece: InputPiece, moved: dict[int, str]
+    job: ScatterJob,
+    index: int,
+    piece: InputPiece,
+    moved: dict[int, str],
+    damaged: dict[int, Record],
 ) -> PieceResult:
     reasons: Counter[str] = Counter()
     pending, salts = (
         _Pending(),
         make_file_salts([file.name for file in job.inputs], job.settings.seed),
     )
-    runs = documents = lost = 0
+    runs = documents = 0
+    losses: list[FileLoss] = []
+    by_file: Counter[int] = Counter()
+    first: dict[str, BadRecord] = {}
+    evidence: list[Removed] = []
 
     def flush() -> None:
         nonlocal runs, pending
@@ -147,29 +190,56 @@ def _stage_once(
         runs, pending = runs + 1, _Pending()
 
     steps = StepPipeline(job.settings.steps)
-    for file, given in _records(job, piece, moved):
+    last: tuple[int, int] = (-1, 0)
+    for file, given in _records(job, piece, moved, damaged):
+        if given.is_loss and last[0] == file and given.offset <= last[1]:
+            raise _Retracted(file, given)
+        last = file, given.offset
         record = apply_steps(steps, given, job.settings)
         documents += 1
         if record.reason:
+            # It may quote what the file holds.
+            record = record._replace(detail=escape_text(record.detail))
             reasons[record.reason] += 1
-            lost += record.lost_bytes
+            bad = BadRecord(file=file, offset=record.offset, detail=record.detail)
+            first.setdefault(record.reason, bad)
+            if reasons[record.reason] <= _KEPT_RECORDS:
+                evidence.append(Removed(file, record.offset, record.reason, record.detail))
+        if record.is_loss:
+            losses.append(_loss(file, record))
+        else:
+            by_file[file] += 1
         pending.add(file, record)
         if pending.held_bytes >= job.settings.piece_bytes:
             flush()
     if pending.texts:
         flush()
-    quarantined = dict(sorted(reasons.items()))
+    if evidence:
+        job.staging.write(evidence_key(index), encode_removed(evidence, job.inputs, {}))
     return PieceResult(
         runs=runs,
         documents=documents,
-        quarantined=quarantined,
-        lost_bytes=lost,
+        quarantined=dict(sorted(reasons.items())),
+        losses=tuple(losses),
+        documents_by_file=by_file,
+        first=first,
         step_cpu_seconds=steps.cpu_seconds,
     )
 
 
+def _loss(file: int, record: Record) -> FileLoss:
+    return FileLoss(
+        file=file,
+        offset=record.offset,
+        reason=record.reason,
+        lost_bytes=record.lost_bytes,
+        lost_documents=record.lost_documents,
+        is_cut=record.is_cut,
+    )
+
+
 def _records(
-    job: ScatterJob, piece: InputPiece, moved: dict[int, str]
+    job: ScatterJob, piece: InputPiece, moved: dict[int, str], damaged: dict[int, Record]
 ) -> Iterator[tuple[int, Record]]:
     for span in piece:
         reason = moved.get(span.file)
@@ -177,7 +247,8 @@ def _records(
             lost = span.end - span.start
             yield span.file, Record(span.start, reason=reason, lost_bytes=lost)
             continue
-        for record in read_span(job.corpus, job.inputs[span.file], span, job.settings):
+        file, loss = job.inputs[span.file], damaged.get(span.file)
+        for record in read_span(job.corpus, file, span, job.settings, loss):
             yield span.file, record
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from perennial.corpora.file_list import ListedFile, moved_file
+from perennial.corpora.file_list import ListedFile, escape_text, moved_file
 from perennial.corpora.formats.base import CHANGED, VANISHED, Record, make_record
-from perennial.corpora.formats.open import read_span
+from perennial.corpora.formats.open import check_file_name, find_companions, read_span
 from perennial.corpora.ingest.partition import digest_text, holdout_bound, plan_pieces
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import Altered, InputMoved
@@ -25,10 +25,15 @@ _FILES_AT_ONCE = 8
 
 
 def list_inputs(landed: LandedCorpus) -> tuple[InputFile, ...]:
-    """Return the files of a landed corpus as its ingest reads them."""
+    """Return the files of a landed corpus as its ingest reads them.
+
+    What programs left beside the data, such as the state.json of `datasets`, is none of them.
+    """
+    beside = find_companions(file.name for file in landed.files)
     return tuple(
-        InputFile(name=f.name, size_bytes=f.size_bytes, etag=f.etag, sha256=f.sha256)
+        InputFile(name=escape_text(f.name), size_bytes=f.size_bytes, etag=f.etag, sha256=f.sha256)
         for f in landed.files
+        if f.name not in beside
     )
 
 
@@ -60,6 +65,7 @@ def check_sampled(inbox: Store, landed: LandedCorpus, max_bytes: int) -> None:
             raise moved_file(corpus.url, listed, CHANGED, actual) from None
 
     numbers = {span.file for span in _choose_spans(inputs, max_bytes)}
+    numbers = {number for number in numbers if not check_file_name(inputs[number].name)}
     with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
         list(threads.map(check, sorted(n for n in numbers if inputs[n].sha256)))
 

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from perennial.corpora.ingest.documents import (
     encode_removed,
 )
 from perennial.corpora.ingest.exact_dedup import drop_equal
+from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.near_dedup import BandHasher, NearDuplicateIndex, write_index
 from perennial.corpora.ingest.partition import Layout, holdout_bound
 from perennial.corpora.ingest.read import run_key
@@ -66,6 +68,13 @@ class GatherJob:
     """parts of the digests that list documents to drop"""
     earlier: tuple[str, ...] = ()
     """names of the earlier corpora"""
+    losses: tuple[FileLoss, ...] = ()
+    """parts of files that could not be read"""
+
+    @cached_property
+    def lost(self) -> dict[tuple[int, int], int]:
+        """Return the documents that were lost, by file and offset of the record for their part."""
+        return {(loss.file, loss.offset): loss.lost_documents or 0 for loss in self.losses}
 
 
 def gather_shard(job: GatherJob, shard: int) -> ShardResult:
@@ -114,7 +123,7 @@ def _write_shard(job: GatherJob, shard: int) -> ShardResult:
     key = f"shard-{shard:05d}.parquet"
     rows, counts = _write_rows(job, key, documents)
     quarantine = _write_quarantine(job, f"quarantine-{shard:05d}.jsonl", documents.removed)
-    counts = counts.plus(Counts(**count_removed(documents.removed)))
+    counts = counts.plus(Counts(**count_removed(documents.removed, job.lost)))
     return ShardResult(shard=rows, quarantine=quarantine, counts=counts)
 
 
@@ -162,7 +171,7 @@ def _write_holdout_files(
     removed: list[Removed],
 ) -> ShardResult:
     quarantine = _write_quarantine(job, f"quarantine-holdout-{part:05d}.jsonl", removed)
-    counts = Counts(**count_removed(removed))
+    counts = Counts(**count_removed(removed, job.lost))
     if not held:
         return ShardResult(quarantine=quarantine, counts=counts)
     key, sizes = f"holdout-{part:05d}.parquet", documents.sizes.tolist()
@@ -275,7 +284,7 @@ class _NearDuplicateFilter:
 def _write_quarantine(job: GatherJob, key: str, removed: list[Removed]) -> QuarantineFile | None:
     if not removed:
         return None
-    size, digest = _write_file(job.target, key, encode_removed(removed, job.inputs))
+    size, digest = _write_file(job.target, key, encode_removed(removed, job.inputs, job.lost))
     return QuarantineFile(file=key, size_bytes=size, sha256=digest, records=len(removed))
 
 
