@@ -223,6 +223,9 @@ class CorpusManifest(_Frozen):
     """of the texts of all documents"""
     earlier: tuple[EarlierCorpus, ...] = ()
     """the corpora that this one was compared with, in their order"""
+    comparing: int = Field(default=1, exclude_if=lambda version: version == 1)
+    """version of the form in which near duplicates and evaluation texts were compared; nothing in
+    that form is kept, so that corpora of several versions are compared with each other"""
     counts: Counts
     tokens_per_byte: float
     """of the texts, without the ends of documents"""

@@ -35,6 +35,7 @@ from perennial.corpora import (
     read_manifest,
     train_tokenizer,
 )
+from perennial.corpora.comparing import FORM
 from perennial.corpora.ingest import pipeline
 from perennial.corpora.ingest.pipeline import ingest_corpus
 from perennial.corpora.manifest import StoredFile, sum_counts
@@ -501,6 +502,7 @@ def test_I5_near_duplicates_of_held_out_documents_are_not_trained(tmp_path: Path
     assert {record["reason"] for record in records} == {"near-duplicate-of-held-out"}
     assert all(re.fullmatch(r"[01]\.\d\d like near.jsonl at \d+", r["detail"]) for r in records)
     assert counts.near_duplicate_documents == len(records) == len(set(removed))
+    assert manifest.comparing == FORM
     accounts_hold(store, manifest)
     assert set(removed) <= alike - set(held)
     assert len(removed) >= 0.99 * len(alike - set(held)) > 100

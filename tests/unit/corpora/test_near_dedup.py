@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import random
 import re
+import unicodedata
+from collections import Counter
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from perennial.corpora.ingest.near_dedup import compute_minhash
+from perennial.corpora import IngestSettings, RunTokenizer, land, train_tokenizer
+from perennial.corpora.encoders import make_encoder
+from perennial.corpora.ingest.near_dedup import (
+    BandHasher,
+    NearDuplicateIndex,
+    compute_minhash,
+    write_index,
+)
+from perennial.corpora.manifest import InputFile
+from perennial.store import open_store
+from tests.support.passages import PASSAGES, SPACED, staged
 
 WORDS = np.array([f"w{i}" for i in range(2000)])
 
@@ -64,3 +79,56 @@ def test_long_texts_are_taken_in_parts_with_the_same_result() -> None:
     assert found is not None
     # The same runs but for the four that span the seam.
     assert np.count_nonzero(both == found) >= 126
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> RunTokenizer:
+    """A tokenizer of 1,000 pieces that was trained on the passages."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "a.txt").write_text("\n\n".join(PASSAGES.values()))
+    store = open_store(folder)
+    land(store.sub("inbox"), "a", [folder / "a.txt"])
+    settings = IngestSettings(sequence_length=8, seed=0)
+    return train_tokenizer(store, store.sub("inbox"), "a", 1000, settings)
+
+
+def find_near(
+    folder: Path, tokenizer: RunTokenizer, held: list[str], texts: list[str]
+) -> dict[int, str]:
+    """The texts that are near duplicates of held-out ones."""
+    encoder = make_encoder(tokenizer, "tiktoken")
+    hasher, staging = BandHasher(tokenizer, encoder), open_store(folder)
+    keys = []
+    for documents in (staged(held), staged(texts)):
+        ids = encoder.encode_documents(documents.texts())
+        keys.append(hasher.hash_documents(documents.texts(), ids))
+    write_index(staging, 0, staged(held), keys[:1])
+    inputs = (InputFile(name="a", size_bytes=1, etag=""),)
+    return NearDuplicateIndex(staging, 1, inputs, 0.8).search(staged(texts), keys[1])
+
+
+def documents_of(language: str, count: int) -> list[str]:
+    """Documents of a language: pieces of its passage of 3 to 8 characters, in other orders."""
+    chance, text = random.Random(0), PASSAGES[language].replace(" ", "")
+    starts, space = range(len(text) - 8), " " if language in SPACED else ""
+    return [
+        space.join(text[i : i + chance.randint(3, 8)] for i in chance.choices(starts, k=100))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("language", [*{**PASSAGES, "my": ""}][:-1])
+def test_copies_in_another_spelling_are_found_in_every_script(
+    tmp_path: Path, tokenizer: RunTokenizer, language: str
+) -> None:
+    held, others = np.array(documents_of(language, 122)).reshape(2, 61).tolist()
+    kinds = {
+        "decomposed": [unicodedata.normalize("NFKD", text) for text in held],
+        "soft hyphens": [re.sub(r"(?<=\w)(?=\w)", "\u00ad", text) for text in held],
+        "capitals": [text.upper() for text in held],
+        "others": others,
+    }
+    found = find_near(tmp_path, tokenizer, held, [*chain(*kinds.values())])
+    counts = Counter([*kinds][row // 61] for row in found)
+    assert counts == dict.fromkeys([*kinds][:3], 61)
+    assert all(int(detail.split()[-1]) == row % 61 for row, detail in found.items())

@@ -1,11 +1,11 @@
 """Near duplicates of held-out documents: a cheap filter for every document, then MinHash.
 
-The filter works on the token ids, which the ingest computes anyway. An eighth of all words' tokens
-are anchors (spaces and punctuation never are, and case is ignored); runs of 3 anchors give 12
-minima, which are compared in 6 bands of 2 (locality-sensitive hashing). For pairs whose runs are
-0.8 similar it misses one in 400. It also misses a copy in capitals, whose tokens are others.
-Documents that share a band with a held-out document are then compared by the MinHash of all their
-runs of 5 words.
+The filter works on the token ids, which the ingest computes anyway; a document in an unusual
+spelling is spelled as usual and encoded again for it (`comparing.respell`). An eighth of all words'
+tokens are anchors (spaces and punctuation never are, and case is ignored); runs of 3 anchors give
+12 minima, which are compared in 6 bands of 2 (locality-sensitive hashing). For pairs whose runs are
+0.8 similar it misses one in 400. Documents that share a band with a held-out document are then
+compared by the MinHash of all their runs of 5 words.
 
 The index is written once, after the held-out documents are known. A gather task holds about 110
 bytes of it per held-out document (1% of a corpus of 10^9 documents: 1.1 GB), and reads the 512
@@ -14,7 +14,6 @@ bytes of a MinHash when it needs one.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import Counter
 from functools import lru_cache
@@ -22,20 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perennial.corpora.encoders import byte_alphabet
+from perennial.corpora.comparing import respell, split_words
+from perennial.corpora.encoders import byte_alphabet, split_documents
 from perennial.corpora.ingest.partition import splitmix64
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
+    from perennial.corpora.encoders import Encoder
     from perennial.corpora.ingest.documents import StagedDocuments
     from perennial.corpora.manifest import InputFile
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
 
-WORDS = re.compile(r"\w+")
 _WORDS = 5  # in a run that similarity is measured by
 _RUN = 3  # tokens in a run that the filter compares
 _BANDS, _ROWS = 6, 2
@@ -52,10 +52,15 @@ _ENTRY = np.dtype([("file", "<i4"), ("offset", "<i8"), ("keys", "<u8", (_BANDS,)
 
 
 class BandHasher:
-    """Filter for near duplicates: hashes documents' token ids into bands."""
+    """Filter for near duplicates: hashes documents' token ids into bands.
 
-    def __init__(self, tokenizer: RunTokenizer) -> None:
-        self._end = tokenizer.end_of_document
+    Args:
+        tokenizer: the run's tokenizer.
+        encoder: its encoder.
+    """
+
+    def __init__(self, tokenizer: RunTokenizer, encoder: Encoder) -> None:
+        self._end, self._encoder = tokenizer.end_of_document, encoder
         self._classes = _token_classes(tokenizer.json, self._end)
         self._anchors = splitmix64(self._classes.astype(np.uint64)) < _ANCHORS
         self._anchors[self._classes == _NOTHING] = False
@@ -63,13 +68,16 @@ class BandHasher:
         numbers = np.arange(1, _RUN + _BANDS * _ROWS + 1, dtype=np.uint64)
         self._odd = splitmix64(numbers) | np.uint64(1)
 
-    def hash_documents(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    def hash_documents(
+        self, texts: Sequence[memoryview], ids: npt.NDArray[Any]
+    ) -> npt.NDArray[np.uint64]:
         """Return the bands `(documents, bands)` of documents; 0 for one that is too short.
 
         Args:
-            ids: token ids of the documents `(tokens,)`, an end-of-document after every one.
+            texts: the documents' texts.
+            ids: their token ids `(tokens,)`, an end-of-document after every one.
         """
-        classes = self._select(ids)
+        classes = self._select(self._respell(texts, ids))
         lengths = np.diff(np.flatnonzero(classes == _END), prepend=-1)
         keys = np.zeros((len(lengths), _BANDS), dtype=np.uint64)
         count = max(0, len(classes) - _RUN + 1)
@@ -92,6 +100,17 @@ class BandHasher:
                 key = splitmix64(key + np.minimum.reduceat(permuted, first))
             keys[some, band] = key
         return keys
+
+    def _respell(self, texts: Sequence[memoryview], ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the ids that the documents have when all are spelled as usual."""
+        others = respell(texts)
+        if not others:
+            return ids
+        parts = split_documents(ids, self._end)
+        encoded = self._encoder.encode_documents(list(others.values()))
+        for row, part in zip(others, split_documents(encoded, self._end), strict=True):
+            parts[row] = part
+        return np.concatenate(parts)
 
     def _select(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
         """Return the classes of the anchors and of the ends of documents."""
@@ -129,18 +148,16 @@ def _letters(token: str, alphabet: dict[str, int]) -> str:
 
 
 def compute_minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
-    """Return the MinHash `(permutations,)` of a text's runs of 5 words.
-
-    Case and punctuation are ignored.
+    """Return the MinHash `(permutations,)` of a text's runs of 5 words, in the form of `comparing`.
 
     The share of equal numbers in two of them estimates the Jaccard similarity of their sets of
     runs (Broder 1997), with a standard error of at most 0.045. None for a text of fewer words.
     """
-    words = WORDS.findall(str(text, "utf-8").casefold())
+    words = split_words(text)
     count = len(words) - _WORDS + 1
     if count < 1:
         return None
-    numbers = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint64, len(words))
+    numbers = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
     runs = np.zeros(count, dtype=np.uint64)
     for place, factor in enumerate(_PLACES):
         runs += numbers[place : place + count] * factor

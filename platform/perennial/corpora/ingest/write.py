@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perennial.corpora.encoders import EncoderName, make_encoder, stored_type
+from perennial.corpora.encoders import EncoderName, make_encoder, split_documents, stored_type
 from perennial.corpora.ingest.decontaminate import load_contamination
 from perennial.corpora.ingest.documents import (
     Removed,
@@ -141,12 +141,13 @@ def _write_held(job: GatherJob, part: int) -> ShardResult:
     documents = documents.take(documents.digest < np.uint64(job.holdout_bound))
     held: list[npt.NDArray[Any]] = []
     encoder, end = make_encoder(job.tokenizer, job.encoder), job.tokenizer.end_of_document
-    hasher = BandHasher(job.tokenizer) if job.settings.near_duplicates else None
+    hasher = BandHasher(job.tokenizer, encoder) if job.settings.near_duplicates else None
     keys: list[npt.NDArray[np.uint64]] = []
     for batch in documents.batches():
-        ids = encoder.encode_documents(batch.texts())
-        held += np.split(ids, np.flatnonzero(ids == end)[:-1] + 1)
-        keys += [hasher.hash_documents(ids)] if hasher else []
+        texts = batch.texts()
+        ids = encoder.encode_documents(texts)
+        held += split_documents(ids, end)
+        keys += [hasher.hash_documents(texts, ids)] if hasher else []
     if hasher:
         write_index(job.staging, part, documents, keys)
     # What was removed from the shards' sections is recorded with the shards.
@@ -258,15 +259,17 @@ class _NearDuplicateFilter:
     def __init__(self, job: GatherJob, similarity: float) -> None:
         parts = job.layout.held_parts
         self._index = NearDuplicateIndex(job.staging, parts, job.inputs, similarity)
-        self._hasher, self._end = BandHasher(job.tokenizer), job.tokenizer.end_of_document
+        encoder = make_encoder(job.tokenizer, job.encoder)
+        self._hasher, self._end = BandHasher(job.tokenizer, encoder), job.tokenizer.end_of_document
 
     def apply(
         self, batch: StagedDocuments, ids: npt.NDArray[Any]
     ) -> tuple[StagedDocuments, npt.NDArray[Any]]:
         """Return a batch and its ids without near duplicates, which are recorded as removed."""
-        duplicates = self._index.search(batch, self._hasher.hash_documents(ids))
+        keys = self._hasher.hash_documents(batch.texts(), ids)
+        duplicates = self._index.search(batch, keys)
         if duplicates:
-            parts = np.split(ids, np.flatnonzero(ids == self._end)[:-1] + 1)
+            parts = split_documents(ids, self._end)
             kept = [part for row, part in enumerate(parts) if row not in duplicates]
             ids = np.concatenate([ids[:0], *kept])
         return batch.without(NEAR_DUPLICATE, duplicates), ids
