@@ -129,6 +129,9 @@ class Counts(_Frozen):
     """dropped for an equal document"""
     near_duplicate_documents: int = 0
     """not trained because a held-out document is nearly the same"""
+    partly_compared_documents: int = Field(default=0, exclude_if=lambda count: not count)
+    """of those that were trained, those that are like none of the held-out documents that they were
+    compared with, while more of them share text than are compared"""
     contaminated_documents: int = 0
     """not trained because they hold a piece of an evaluation text"""
     quarantined: dict[str, int] = Field(default_factory=dict)
@@ -160,8 +163,8 @@ class Counts(_Frozen):
 
     def plus(self, other: Counts) -> Counts:
         """Return the sum of both counts."""
-        mine, theirs = self.model_dump(), other.model_dump()
-        return Counts.model_validate({name: _sum(mine[name], theirs[name]) for name in mine})
+        names = Counts.model_fields
+        return Counts(**{name: _sum(getattr(self, name), getattr(other, name)) for name in names})
 
     def check(self) -> Self:
         """Return itself. Raises ValueError if a document or token is not accounted for (I5)."""

@@ -183,6 +183,12 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
     manifest = plan.build_manifest(encoder, compared, results)
     if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
+    if manifest.counts.partly_compared_documents:
+        log.warning(
+            "%s: %d documents share text with more held-out documents than they were compared "
+            "with; near duplicates of the others are trained",
+            *(name, manifest.counts.partly_compared_documents),
+        )
     return _commit(plan.store, plan.target, manifest, results)
 
 

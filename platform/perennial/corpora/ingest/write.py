@@ -21,7 +21,12 @@ from perennial.corpora.ingest.documents import (
     encode_removed,
 )
 from perennial.corpora.ingest.exact_dedup import drop_equal
-from perennial.corpora.ingest.near_dedup import BandHasher, NearDuplicateIndex, write_index
+from perennial.corpora.ingest.near_dedup import (
+    BandHasher,
+    NearDuplicateIndex,
+    Signatures,
+    write_index,
+)
 from perennial.corpora.ingest.partition import Layout, holdout_bound
 from perennial.corpora.ingest.read import run_key
 from perennial.corpora.ingest.spill import decode_documents, read_sections
@@ -142,14 +147,14 @@ def _write_held(job: GatherJob, part: int) -> ShardResult:
     held: list[npt.NDArray[Any]] = []
     encoder, end = make_encoder(job.tokenizer, job.encoder), job.tokenizer.end_of_document
     hasher = BandHasher(job.tokenizer, encoder) if job.settings.near_duplicates else None
-    keys: list[npt.NDArray[np.uint64]] = []
+    signatures: list[Signatures] = []
     for batch in documents.batches():
         texts = batch.texts()
         ids = encoder.encode_documents(texts)
         held += split_documents(ids, end)
-        keys += [hasher.hash_documents(texts, ids)] if hasher else []
+        signatures += [hasher.hash_documents(texts, ids)] if hasher else []
     if hasher:
-        write_index(job.staging, part, documents, keys)
+        write_index(job.staging, part, documents, signatures)
     # What was removed from the shards' sections is recorded with the shards.
     removed = documents.removed if sections == [layout.shards + part] else []
     return _write_holdout_files(job, part, documents, held, removed)
@@ -223,7 +228,7 @@ def _row_groups(
     """
     length, dtype = job.settings.sequence_length, stored_type(job.tokenizer)
     packer = Packer(length, rows_per_group(length, dtype.itemsize), dtype)
-    for batch, ids in _encode_documents(job, documents):
+    for batch, ids in _encode_documents(job, documents, sums):
         sums["documents"] += len(batch)
         sums["trained_bytes"] += int(batch.sizes.sum())
         sums["tokens"] += len(ids)
@@ -237,9 +242,15 @@ def _row_groups(
 
 
 def _encode_documents(
-    job: GatherJob, documents: StagedDocuments
+    job: GatherJob, documents: StagedDocuments, sums: dict[str, Any]
 ) -> Iterator[tuple[StagedDocuments, npt.NDArray[Any]]]:
-    """Yield batches of documents to train and their ids, an end after every document."""
+    """Yield batches of documents to train and their ids, an end after every document.
+
+    Args:
+        job: what all tasks share.
+        documents: the documents of the shard.
+        sums: fields of Counts; what is counted here is complete when all batches were taken.
+    """
     settings = job.settings
     encoder = make_encoder(job.tokenizer, job.encoder)
     near = _NearDuplicateFilter(job, settings.near_duplicates) if settings.near_duplicates else None
@@ -251,6 +262,8 @@ def _encode_documents(
         if len(batch):
             ids = encoder.encode_documents(batch.texts())
             yield near.apply(batch, ids) if near else (batch, ids)
+    if near:
+        sums["partly_compared_documents"] = near.partly_compared
 
 
 class _NearDuplicateFilter:
@@ -262,12 +275,17 @@ class _NearDuplicateFilter:
         encoder = make_encoder(job.tokenizer, job.encoder)
         self._hasher, self._end = BandHasher(job.tokenizer, encoder), job.tokenizer.end_of_document
 
+    @property
+    def partly_compared(self) -> int:
+        """Return how many documents were compared with some of those that share text alone."""
+        return self._index.partly_compared
+
     def apply(
         self, batch: StagedDocuments, ids: npt.NDArray[Any]
     ) -> tuple[StagedDocuments, npt.NDArray[Any]]:
         """Return a batch and its ids without near duplicates, which are recorded as removed."""
-        keys = self._hasher.hash_documents(batch.texts(), ids)
-        duplicates = self._index.search(batch, keys)
+        signatures = self._hasher.hash_documents(batch.texts(), ids)
+        duplicates = self._index.search(batch, signatures)
         if duplicates:
             parts = split_documents(ids, self._end)
             kept = [part for row, part in enumerate(parts) if row not in duplicates]
