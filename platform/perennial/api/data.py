@@ -48,7 +48,10 @@ def ingest(work: Workspace, *, due: bool) -> IngestSummary:
         ingest_landed(work)
     return IngestSummary(
         landed=landed,
-        corpora={name: corpus.state for name, corpus in work.state.corpora.items()},
+        corpora={
+            name: "nothing new" if corpus.holds_nothing_new else corpus.state
+            for name, corpus in work.state.corpora.items()
+        },
         sources=[source.status(utc_now()) for source in sources],
         unfinished=busy,
     )

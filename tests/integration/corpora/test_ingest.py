@@ -594,6 +594,45 @@ def test_I5_documents_with_a_piece_of_an_evaluation_text_are_not_trained(tmp_pat
             landed_and_ingested(store, "fr", file, settings, decontaminate=[tmp_path / name])
 
 
+def test_a_corpus_without_news_leaves_nothing_behind(tmp_path: Path) -> None:
+    first, other = texts(200), texts(400, seed=1)
+    held = [text for text in other if is_held_out(text, 0.5)]
+    copies = [text.replace(" ", ", ", 20) for text in held]
+    copies = [text for text in copies if not is_held_out(text, 0.5)]
+    question = " ".join(texts(1, words=20, seed=2))
+    (tmp_path / "items.txt").write_text(question)
+    settings = IngestSettings(
+        sequence_length=64, seed=1, holdout_share=0.5, near_duplicates=0.6, duplicates="drop"
+    )
+    store = local(tmp_path, "store")
+    landed_and_ingested(store, "first", jsonl(tmp_path / "first.jsonl", first), settings)
+    for name, documents, why in (
+        ("known", [*first, ""], "200 duplicate, 1 empty-text"),
+        ("held", held, f"{len(held)} held out"),
+        (
+            "near",
+            [*held, *copies],
+            f"{len(copies)} near-duplicate-of-held-out, {len(held)} held out",
+        ),
+        ("dirty", [f"{question} {i}" for i in range(9)], r"\d contaminated, \d held out"),
+    ):
+        file = jsonl(tmp_path / f"{name}.jsonl", documents)
+        land(store.sub("inbox"), name, [file])
+        before = store.list("")
+        with refused("nothing-new") as corpus:
+            landed_and_ingested(
+                store,
+                name,
+                file,
+                settings,
+                earlier=["first"],
+                decontaminate=[tmp_path / "items.txt"],
+            )
+        news = f"none of its {len(documents)} documents is new to train"
+        assert re.fullmatch(rf"{news} \({why}\)", corpus.value.problem)
+        assert store.list("") == before
+
+
 def test_a_corpus_beside_earlier_ones_of_another_run_is_refused(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", texts(100))
     store = local(tmp_path, "store")

@@ -39,6 +39,7 @@ from perennial.corpora.manifest import (
     ShardResult,
     manifest_key,
     read_manifest,
+    sum_counts,
 )
 from perennial.corpora.reuse import borrow_corpus
 from perennial.corpora.tokenizer import load_tokenizer
@@ -180,6 +181,7 @@ def _ingest(plan: IngestPlan, cpus: float, report: IngestProgress) -> CorpusMani
     texts = run("hold out", plan.layout.held_parts, lambda part: write_holdout(gather, part))
     texts += run("write", plan.layout.shards, lambda shard: gather_shard(gather, shard))
     results = [ShardResult.model_validate_json(text) for text in texts]
+    _check_news(plan, results)
     manifest = plan.build_manifest(encoder, compared, results)
     if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
@@ -258,6 +260,23 @@ def _check_quality(
             "land documents with text",
             code="no-text",
         )
+
+
+def _check_news(plan: IngestPlan, results: Sequence[ShardResult]) -> None:
+    """Remove a corpus that holds nothing to train, and raise InputError."""
+    counts = sum_counts(result.counts for result in results)
+    if counts.trained_documents:
+        return
+    plan.store.remove(f"corpora/{plan.name}")
+    removed = counts.removed | {"held out": counts.held_out_documents}
+    listed = ", ".join(f"{count} {reason}" for reason, count in removed.items() if count)
+    raise InputError(
+        f"{plan.inbox.url}/{plan.name}",
+        "",
+        f"none of its {counts.documents} documents is new to train ({listed})",
+        "there is nothing to do; what is new lands as another corpus",
+        code="nothing-new",
+    )
 
 
 def _commit(
