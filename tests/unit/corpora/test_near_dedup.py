@@ -165,6 +165,11 @@ def test_copies_among_documents_that_share_boilerplate_are_found(
     }
     assert len(asked) == 1, "one reading for all documents of a batch"
     assert index.partly_compared <= 5
+    some = [0, 1, 5, 200, 399]  # read by more than one request, with what is between them
+    for number, minhash in zip(some, read(index, np.array(some, dtype=np.uint32)), strict=True):
+        expected = compute_minhash(held[number].encode())
+        assert expected is not None
+        assert np.array_equal(minhash, expected)
 
 
 def test_the_search_says_where_it_compared_with_some_alone(
