@@ -10,8 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
+from perennial.config.load import load_run
+from perennial.runs.events import Ingesting, Landed, Opened, Refused
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
+from tests.support.event_factory import AT
 from tests.support.tiny_run import tiny_run, write_run, write_texts
 
 
@@ -105,8 +108,31 @@ def test_an_empty_corpus_in_the_inbox_is_refused_with_its_reason_and_can_be_retr
         assert "every file is empty" in done.stderr
     state = Ledger(open_store(tmp_path / "store")).read()
     assert state.corpora["empty"].event_kinds == ["landed", "refused"]
+    assert state.corpora["empty"].code == "corpus-empty"
     again = CliRunner().invoke(app, ["retry", str(run_file), "empty", "--json"])
     assert json.loads(again.stdout)["state"] == "landed"
+
+
+def test_a_run_whose_corpora_hold_nothing_new_ends_well(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, tiny_run(tmp_path))
+    ledger = Ledger(open_store(tmp_path / "store"))
+    ledger.append(Opened(at=AT, spec=load_run(run_file).model_dump(mode="json")))
+    for name in ("monday", "tuesday"):
+        ledger.append(Landed(at=AT, corpus=name, size_bytes=9))
+        ledger.append(Ingesting(at=AT, corpus=name))
+        ledger.append(Refused(at=AT, corpus=name, reason="all of it is known", code="nothing-new"))
+    done = CliRunner().invoke(app, ["run", str(run_file)])
+    assert done.exit_code == 0, done.output
+    assert "nothing to do: every corpus that landed is trained, or holds nothing new" in done.stdout
+    done = CliRunner().invoke(app, ["run", str(run_file), "--json"])
+    assert json.loads(done.stdout)["nothing_new"] == ["monday", "tuesday"]
+    done = CliRunner().invoke(app, ["ingest", str(run_file), "--json"])
+    assert json.loads(done.stdout)["corpora"] == {"monday": "nothing new", "tuesday": "nothing new"}
+    ledger.append(Landed(at=AT, corpus="bad", size_bytes=9))
+    ledger.append(Refused(at=AT, corpus="bad", reason="it is bad", code="no-text"))
+    done = CliRunner().invoke(app, ["run", str(run_file)])
+    assert done.exit_code == 2
+    assert "this one because: it is bad" in done.stderr
 
 
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

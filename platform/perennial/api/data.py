@@ -57,7 +57,10 @@ def ingest(work: Workspace, *, due: bool) -> IngestSummary:
     corpora = work.state.corpora.values()
     return IngestSummary(
         landed=landed,
-        corpora={corpus.name: corpus.state for corpus in corpora},
+        corpora={
+            corpus.name: "nothing new" if corpus.holds_nothing_new else corpus.state
+            for corpus in corpora
+        },
         reasons={corpus.name: corpus.reason for corpus in corpora if corpus.reason},
         sources=[source.status(utc_now()) for source in sources],
         refused=sorted(_refused(work) - before),

@@ -53,6 +53,7 @@ class TrainingSummary:
         gated: the stage that a gate stopped, with its verdicts; None without one.
         choices: commands that decide about that stage, each with its effect.
         store: URL of the run's store.
+        nothing_new: corpora that were left out because all of their text is known.
     """
 
     trained: int
@@ -61,6 +62,7 @@ class TrainingSummary:
     gated: Mapping[str, Any] | None
     choices: Sequence[tuple[str, str]]
     store: str
+    nothing_new: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
@@ -69,6 +71,7 @@ class TrainingSummary:
             "matrix": self.matrix.to_dict(),
             "tokens": self.tokens,
             "gated": self.gated,
+            "nothing_new": list(self.nothing_new),
         }
 
 

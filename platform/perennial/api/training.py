@@ -34,8 +34,9 @@ def run(work: Workspace, *, reschedule: bool) -> TrainingSummary:
             work.inbox.url, "", "no complete corpus has landed",
             f"land one: `perennial land {work.where} NAME FILES...`", code="nothing-landed",
         )  # fmt: skip
-    if all(corpus.state == "refused" for corpus in corpora.values()):
-        last = list(corpora.values())[-1]
+    wrong = [corpus for corpus in corpora.values() if not corpus.holds_nothing_new]
+    if wrong and all(corpus.state == "refused" for corpus in wrong):
+        last = wrong[-1]
         raise InputError(
             f"{work.inbox.url}/{last.name}", "",
             f"every corpus was refused, this one because: {last.reason}",
@@ -90,6 +91,7 @@ def _summarize(work: Workspace, trained: int) -> TrainingSummary:
         gated=summary.gated(work.state),
         choices=choices(work.state, work.where),
         store=work.store.url,
+        nothing_new=[c.name for c in work.state.corpora.values() if c.holds_nothing_new],
     )
 
 

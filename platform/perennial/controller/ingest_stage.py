@@ -61,8 +61,11 @@ def ingest(work: Workspace, name: str) -> None:
 
 
 def _refuse(work: Workspace, name: str, refusal: InputError) -> None:
-    work.record(Refused(at=now(), corpus=name, reason=str(refusal)))
-    work.log(f"warning: {name} is refused: {refusal}")
+    work.record(Refused(at=now(), corpus=name, reason=str(refusal), code=refusal.code))
+    if work.state.corpora[name].holds_nothing_new:
+        work.log(f"{name} is left out: {refusal.problem}")
+    else:
+        work.log(f"warning: {name} is refused: {refusal}")
 
 
 def _ingest(

@@ -128,6 +128,17 @@ class TiktokenEncoder:
         return ranks
 
 
+def split_documents(ids: npt.NDArray[Any], end: int) -> list[npt.NDArray[Any]]:
+    """Return the ids of every one of several documents, its end-of-document included.
+
+    Args:
+        ids: token ids of the documents `(tokens,)`, an end-of-document after every one.
+        end: the id of the end of a document.
+    """
+    ends = np.flatnonzero(ids == end) + 1
+    return np.split(ids, ends)[: len(ends)]
+
+
 def stored_type(tokenizer: RunTokenizer) -> np.dtype[Any]:
     """Return the type of a stored token id."""
     return np.dtype(f"<u{tokenizer.token_bytes}")

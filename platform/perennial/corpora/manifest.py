@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.errors import InputError
 
@@ -132,11 +132,14 @@ class Counts(_Frozen):
     """dropped for an equal document"""
     near_duplicate_documents: int = 0
     """not trained because a held-out document is nearly the same"""
+    partly_compared_documents: int = Field(default=0, exclude_if=lambda count: not count)
+    """of those that were trained, those that are like none of the held-out documents that they were
+    compared with, while more of them share text than are compared"""
     contaminated_documents: int = 0
     """not trained because they hold a piece of an evaluation text"""
     quarantined: dict[str, int] = Field(default_factory=dict)
     """by reason"""
-    lost_documents_estimate: int = 0
+    lost_documents_estimate: int = Field(default=0, exclude_if=lambda count: not count)
     """documents in parts of files that could not be read, of which each is one of `quarantined`;
     not less than the truth, and not more than twice that"""
     repeats: int = 0
@@ -168,14 +171,6 @@ class Counts(_Frozen):
         """Return the sum of both counts."""
         names = Counts.model_fields
         return Counts(**{name: _sum(getattr(self, name), getattr(other, name)) for name in names})
-
-    @model_serializer(mode="wrap")
-    def _omit_no_loss(self, dump: Any) -> dict[str, Any]:
-        """Leave out an estimate of 0: corpora without loss have the manifest that they had."""
-        fields: dict[str, Any] = dump(self)
-        if not self.lost_documents_estimate:
-            fields.pop("lost_documents_estimate", None)
-        return fields
 
     def check(self) -> Self:
         """Return itself. Raises ValueError if a document or token is not accounted for (I5)."""
@@ -237,8 +232,11 @@ class CorpusManifest(_Frozen):
     """of the texts of all documents"""
     earlier: tuple[EarlierCorpus, ...] = ()
     """the corpora that this one was compared with, in their order"""
+    comparing: int = Field(default=1, exclude_if=lambda version: version == 1)
+    """version of the form in which near duplicates and evaluation texts were compared; nothing in
+    that form is kept, so that corpora of several versions are compared with each other"""
     counts: Counts
-    step_cpu_seconds: dict[str, float] = Field(default_factory=dict)
+    step_cpu_seconds: dict[str, float] = Field(default_factory=dict, exclude_if=lambda s: not s)
     """CPU time that each of the steps took, by its number and kind"""
     tokens_per_byte: float
     """of the texts, without the ends of documents"""

@@ -25,6 +25,8 @@ class Corpus:
     sequences: int = 0
     tokens: int = 0
     reason: str = ""
+    #: the stable code of the reason for which it was refused; "" where it has none
+    code: str = ""
     #: where `retried` leads to
     back: CorpusState = "unknown"
     #: failures in a row of what is being done with it, of so many that are allowed
@@ -33,6 +35,11 @@ class Corpus:
     next_try: str | None = None
     #: replay share that a user gave its next stage
     replay: float | None = None
+
+    @property
+    def holds_nothing_new(self) -> bool:
+        """Return whether it was left out because all of it is known, which is no mistake."""
+        return self.state == "refused" and self.code == "nothing-new"
 
     @property
     def stands_at(self) -> CorpusState:

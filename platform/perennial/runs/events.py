@@ -129,11 +129,15 @@ class Ready(_Record):
 
 
 class Refused(_Record):
-    """The corpus is no stage, or its stage, stopped by a gate, is no longer of the trunk."""
+    """The corpus is no stage, or its stage, stopped by a gate, is no longer of the trunk.
+
+    code: the stable code of the reason; "" for a user's decision, and in events of older versions.
+    """
 
     kind: Literal["refused"] = "refused"
     corpus: str
     reason: str
+    code: str = Field(default="", exclude_if=lambda code: not code)
 
 
 class Held(_Record):

@@ -215,6 +215,7 @@ class RunState:
             self._move(corpus, kind)
             self._note(corpus, event)
             corpus.reason = getattr(event, "reason", "") if kind == event.kind else ""
+            corpus.code = getattr(event, "code", "") if kind == event.kind else ""
         if stage is not None and self.corpora[stage.corpora[0]].stands_at not in ON_THE_TRUNK:
             self.abandoned.append(self.stages.pop())
         self._note_stage(event)

@@ -36,6 +36,7 @@ from perennial.corpora import (
     read_manifest,
     train_tokenizer,
 )
+from perennial.corpora.comparing import FORM
 from perennial.corpora.ingest import pipeline
 from perennial.corpora.ingest.pipeline import ingest_corpus
 from perennial.corpora.manifest import StoredFile, sum_counts
@@ -516,6 +517,7 @@ def test_I5_near_duplicates_of_held_out_documents_are_not_trained(tmp_path: Path
     assert {record["reason"] for record in records} == {"near-duplicate-of-held-out"}
     assert all(re.fullmatch(r"[01]\.\d\d like near.jsonl at \d+", r["detail"]) for r in records)
     assert counts.near_duplicate_documents == len(records) == len(set(removed))
+    assert manifest.comparing == FORM
     accounts_hold(store, manifest)
     assert set(removed) <= alike - set(held)
     assert len(removed) >= 0.99 * len(alike - set(held)) > 100
@@ -605,6 +607,45 @@ def test_I5_documents_with_a_piece_of_an_evaluation_text_are_not_trained(tmp_pat
     ):
         with refused(code, "corpora.decontaminate"):
             landed_and_ingested(store, "fr", file, settings, decontaminate=[tmp_path / name])
+
+
+def test_a_corpus_without_news_leaves_nothing_behind(tmp_path: Path) -> None:
+    first, other = texts(200), texts(400, seed=1)
+    held = [text for text in other if is_held_out(text, 0.5)]
+    copies = [text.replace(" ", ", ", 20) for text in held]
+    copies = [text for text in copies if not is_held_out(text, 0.5)]
+    question = " ".join(texts(1, words=20, seed=2))
+    (tmp_path / "items.txt").write_text(question)
+    settings = IngestSettings(
+        sequence_length=64, seed=1, holdout_share=0.5, near_duplicates=0.6, duplicates="drop"
+    )
+    store = local(tmp_path, "store")
+    landed_and_ingested(store, "first", jsonl(tmp_path / "first.jsonl", first), settings)
+    for name, documents, why in (
+        ("known", [*first, ""], "200 duplicate, 1 empty-text"),
+        ("held", held, f"{len(held)} held out"),
+        (
+            "near",
+            [*held, *copies],
+            f"{len(copies)} near-duplicate-of-held-out, {len(held)} held out",
+        ),
+        ("dirty", [f"{question} {i}" for i in range(9)], r"\d contaminated, \d held out"),
+    ):
+        file = jsonl(tmp_path / f"{name}.jsonl", documents)
+        land(store.sub("inbox"), name, [file])
+        before = store.list("")
+        with refused("nothing-new") as corpus:
+            landed_and_ingested(
+                store,
+                name,
+                file,
+                settings,
+                earlier=["first"],
+                decontaminate=[tmp_path / "items.txt"],
+            )
+        news = f"none of its {len(documents)} documents is new to train"
+        assert re.fullmatch(rf"{news} \({why}\)", corpus.value.problem)
+        assert store.list("") == before
 
 
 def test_a_corpus_beside_earlier_ones_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from perennial.corpora.ingest.decontaminate import read_evaluation_texts
+from perennial.corpora.comparing import split_words
+from perennial.corpora.ingest.decontaminate import (
+    RUN_WORDS,
+    ContaminationIndex,
+    read_evaluation_texts,
+)
 from perennial.corpora.manifest import IngestSettings
+from tests.support.passages import PASSAGES, staged
 from tests.support.refusal import refused
 
 SETTINGS = IngestSettings(sequence_length=8, seed=0)
@@ -57,3 +65,27 @@ def test_what_cannot_be_read_is_refused(
         (tmp_path / name).write_bytes(content)
     with refused(code, "corpora.decontaminate"):
         read_evaluation_texts([tmp_path / name], SETTINGS)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKD"])
+@pytest.mark.parametrize("language", PASSAGES)
+def test_a_question_that_was_copied_whole_is_found_in_every_script(
+    language: str, form: Literal["NFC", "NFKD"]
+) -> None:
+    question = PASSAGES[language]
+    others = [text for other, text in PASSAGES.items() if other != language]
+    # The passage has more than 13 words in every one of these languages, or the test says nothing.
+    assert len(split_words(question.encode())) >= RUN_WORDS
+    copied = f"(1) {unicodedata.normalize(form, question)} x"
+    found = ContaminationIndex([question]).search(staged([*others, copied, copied.upper()]))
+    assert list(found) == [len(others), len(others) + 1]
+
+
+def test_the_run_that_is_found_is_the_first_of_13_words() -> None:
+    words = [f"w{number}" for number in range(40)]
+    index = ContaminationIndex([" ".join(words[:20]), " ".join(words[20:32]), "\ud800"])
+    text = " ".join([*words[3:15], "between", *words[7:20], *words[20:32]])
+    found = index.search(staged([text, " ".join(words[19:])]))
+    assert found == {0: f"holds {' '.join(words[7:20])!r} of an evaluation text"}
+    assert index.search(staged([" ".join(reversed(words)), ""])) == {}
+    assert ContaminationIndex(["too short"]).search(staged(["too short"])) == {}

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import random
 import re
+import unicodedata
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from perennial.corpora.ingest.near_dedup import compute_minhash
+from perennial.corpora import IngestSettings, RunTokenizer, land, train_tokenizer
+from perennial.corpora.encoders import make_encoder
+from perennial.corpora.ingest import near_dedup
+from perennial.corpora.ingest.near_dedup import (
+    BandHasher,
+    NearDuplicateIndex,
+    compute_minhash,
+    write_index,
+)
+from perennial.corpora.manifest import InputFile
+from perennial.store import open_store
+from tests.support.passages import PASSAGES, SPACED, staged
 
 WORDS = np.array([f"w{i}" for i in range(2000)])
 
@@ -64,3 +81,104 @@ def test_long_texts_are_taken_in_parts_with_the_same_result() -> None:
     assert found is not None
     # The same runs but for the four that span the seam.
     assert np.count_nonzero(both == found) >= 126
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> RunTokenizer:
+    """A tokenizer of 1,000 pieces that was trained on the passages."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "a.txt").write_text("\n\n".join(PASSAGES.values()))
+    store = open_store(folder)
+    land(store.sub("inbox"), "a", [folder / "a.txt"])
+    settings = IngestSettings(sequence_length=8, seed=0)
+    return train_tokenizer(store, store.sub("inbox"), "a", 1000, settings)
+
+
+def find_near(
+    folder: Path, tokenizer: RunTokenizer, held: list[str], texts: list[str]
+) -> tuple[dict[int, str], NearDuplicateIndex]:
+    """The texts that are near duplicates of held-out ones, by the index that was searched."""
+    encoder = make_encoder(tokenizer, "tiktoken")
+    hasher, staging = BandHasher(tokenizer, encoder), open_store(folder)
+    signatures = []
+    for documents in (staged(held), staged(texts)):
+        ids = encoder.encode_documents(documents.texts())
+        signatures.append(hasher.hash_documents(documents.texts(), ids))
+    write_index(staging, 0, staged(held), signatures[:1])
+    inputs = (InputFile(name="a", size_bytes=1, etag=""),)
+    index = NearDuplicateIndex(staging, 1, inputs, 0.8)
+    return index.search(staged(texts), signatures[1]), index
+
+
+def documents_of(language: str, count: int) -> list[str]:
+    """Documents of a language: pieces of its passage of 3 to 8 characters, in other orders."""
+    chance, text = random.Random(0), PASSAGES[language].replace(" ", "")
+    starts, space = range(len(text) - 8), " " if language in SPACED else ""
+    return [
+        space.join(text[i : i + chance.randint(3, 8)] for i in chance.choices(starts, k=100))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("language", PASSAGES)
+def test_copies_in_another_spelling_are_found_in_every_script(
+    tmp_path: Path, tokenizer: RunTokenizer, language: str
+) -> None:
+    held, others = np.array(documents_of(language, 122)).reshape(2, 61).tolist()
+    kinds = {
+        "decomposed": [unicodedata.normalize("NFKD", text) for text in held],
+        "soft hyphens": [re.sub(r"(?<=\w)(?=\w)", "\u00ad", text) for text in held],
+        "capitals": [text.upper() for text in held],
+        "others": others,
+    }
+    found, _ = find_near(tmp_path, tokenizer, held, [*chain(*kinds.values())])
+    counts = Counter([*kinds][row // 61] for row in found)
+    assert counts == dict.fromkeys([*kinds][:3], 61)
+    assert all(int(detail.split()[-1]) == row % 61 for row, detail in found.items())
+
+
+def boilerplate(count: int, seed: int) -> list[str]:
+    """Documents of 300 words, of which the first half is the same in all."""
+    chance = random.Random(seed)
+    pieces = documents_of("en", 20)
+    same = " ".join(pieces[:2]).split()[:150]
+    vocabulary = " ".join(pieces).split()
+    return [" ".join([*same, *chance.choices(vocabulary, k=150)]) for _ in range(count)]
+
+
+def test_copies_among_documents_that_share_boilerplate_are_found(
+    tmp_path: Path, tokenizer: RunTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, others = boilerplate(400, 1), boilerplate(100, 2)
+    copies = [text.replace(" ", ",\n", 60) for text in held[::-4]]
+    read = NearDuplicateIndex._read_minhashes
+    asked: list[int] = []
+
+    def counted(index: NearDuplicateIndex, wanted: Any) -> Any:
+        asked.append(len(wanted))
+        return read(index, wanted)
+
+    monkeypatch.setattr(NearDuplicateIndex, "_read_minhashes", counted)
+    found, index = find_near(tmp_path, tokenizer, held, [*copies, *others])
+    assert {row: int(detail.split()[-1]) for row, detail in found.items()} == {
+        row: 399 - 4 * row for row in range(100)
+    }
+    assert len(asked) == 1, "one reading for all documents of a batch"
+    assert index.partly_compared <= 5
+    some = [0, 1, 5, 200, 399]  # read by more than one request, with what is between them
+    for number, minhash in zip(some, read(index, np.array(some, dtype=np.uint32)), strict=True):
+        expected = compute_minhash(held[number].encode())
+        assert expected is not None
+        assert np.array_equal(minhash, expected)
+
+
+def test_the_search_says_where_it_compared_with_some_alone(
+    tmp_path: Path, tokenizer: RunTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near_dedup, "_RANKED", 20)
+    held, others = boilerplate(60, 1), boilerplate(20, 2)
+    found, index = find_near(tmp_path, tokenizer, held, [*others, *documents_of("fr", 9)])
+    assert not found
+    assert 10 <= index.partly_compared <= 20
+    alone = find_near(tmp_path / "alone", tokenizer, held[:20], others)[1]
+    assert alone.partly_compared == 0

@@ -115,7 +115,8 @@ def _print_summary(summary: TrainingSummary, run_file: str, as_json: bool) -> No
         print_json(summary.to_dict())
         return
     if not summary.trained and not summary.gated:
-        out.print("nothing to do: every corpus that landed is trained")
+        known = ", or holds nothing new" if summary.nothing_new else ""
+        out.print(f"nothing to do: every corpus that landed is trained{known}")
     if summary.matrix.stages:
         print_matrix(summary.matrix)
         print_tokens(summary.tokens)

@@ -1,6 +1,7 @@
 """Decontamination: documents that share 13 words in a row with an evaluation text are not trained.
 
-Thirteen words are the usual bound since GPT-3 (Brown et al. 2020, appendix C).
+Thirteen words are the usual bound since GPT-3 (Brown et al. 2020, appendix C). In scripts without
+spaces they are characters (`comparing`).
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from perennial.corpora.comparing import split_words
 from perennial.corpora.formats import open as formats
 from perennial.corpora.formats.open import describe_suffixes, find_kind
-from perennial.corpora.ingest.near_dedup import WORDS
+from perennial.corpora.ingest.partition import splitmix64
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from perennial.corpora.ingest.documents import StagedDocuments
     from perennial.corpora.manifest import IngestSettings
     from perennial.store import Store
 
 RUN_WORDS = 13
 _KEY = "evaluation.json"
+_PLACES = splitmix64(np.arange(1, RUN_WORDS + 1, dtype=np.uint64)) | np.uint64(1)
 
 
 @dataclass(frozen=True)
@@ -93,33 +98,42 @@ class ContaminationIndex:
     """Search for the runs of 13 words of the evaluation texts."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._vocabulary: set[str] = set()
-        self._runs: set[int] = set()
-        for text in texts:
-            words = _words(text)
-            for start in range(len(words) - RUN_WORDS + 1):
-                self._runs.add(_run_digest(words[start : start + RUN_WORDS]))
-            self._vocabulary.update(words)
+        self._numbers: dict[bytes, int] = {}
+        runs = [np.empty(0, dtype=np.uint64)]
+        for words in map(_words, texts):
+            for word in words:
+                self._numbers.setdefault(word, len(self._numbers) + 1)
+            runs.append(_hash_runs(self._number(words)))
+        self._runs = np.unique(np.concatenate(runs))
 
     def search(self, documents: StagedDocuments) -> dict[int, str]:
         """Return, by row, which documents share a run with an evaluation text, and which run."""
-        runs = ((row, self._find_run(str(t, "utf-8"))) for row, t in enumerate(documents.texts()))
+        if not len(self._runs):
+            return {}
+        runs = ((row, self._find_run(text)) for row, text in enumerate(documents.texts()))
         return {row: f"holds {run!r} of an evaluation text" for row, run in runs if run}
 
-    def _find_run(self, text: str) -> str:
+    def _find_run(self, text: memoryview) -> str:
         """Return the first run of a text that an evaluation text holds; "" if there is none."""
-        words = _words(text)
+        words = split_words(text)
         if len(words) < RUN_WORDS:
             return ""
-        # A run is hashed only where all its 13 words are words of some evaluation text: most
-        # documents have no such place, and a look at the vocabulary is far cheaper than a hash.
-        known = np.fromiter(map(self._vocabulary.__contains__, words), bool, len(words))
-        before = np.concatenate([[0], np.cumsum(known)])
-        for start in np.flatnonzero(before[RUN_WORDS:] - before[:-RUN_WORDS] == RUN_WORDS).tolist():
-            run = words[start : start + RUN_WORDS]
-            if _run_digest(run) in self._runs:
-                return " ".join(run)
-        return ""
+        # Only runs of words that are all words of some evaluation text are hashed: most documents
+        # have no such place.
+        numbers = self._number(words)
+        before = np.concatenate([[0], np.cumsum(numbers > 0)])
+        starts = np.flatnonzero(before[RUN_WORDS:] - before[:-RUN_WORDS] == RUN_WORDS)
+        if not len(starts):
+            return ""
+        hashes = _hash_runs(numbers)[starts]
+        places = np.minimum(np.searchsorted(self._runs, hashes), len(self._runs) - 1)
+        shared = starts[self._runs[places] == hashes]
+        return b" ".join(words[shared[0] :][:RUN_WORDS]).decode() if len(shared) else ""
+
+    def _number(self, words: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+        """Return the number `(words,)` of every word; 0 for one of no evaluation text."""
+        numbers = (self._numbers.get(word, 0) for word in words)
+        return np.fromiter(numbers, np.uint64, len(words))
 
 
 @lru_cache(maxsize=1)
@@ -133,14 +147,17 @@ def load_contamination(staging: Store, digest: str) -> ContaminationIndex:
     return ContaminationIndex(json.loads(staging.read(_KEY)))
 
 
-def _words(text: str) -> list[str]:
-    words: list[str] = WORDS.findall(text.casefold())
-    return words
+def _words(text: str) -> list[bytes]:
+    return split_words(text.encode(errors="replace"))
 
 
-def _run_digest(words: list[str]) -> int:
-    digest = hashlib.blake2b(" ".join(words).encode(errors="replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def _hash_runs(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return 64 bits `(runs,)` for every run of 13 words; their order matters."""
+    mixed, count = splitmix64(numbers), max(0, len(numbers) - RUN_WORDS + 1)
+    runs = np.zeros(count, dtype=np.uint64)
+    for place, factor in enumerate(_PLACES):
+        runs += mixed[place : place + count] * factor
+    return splitmix64(runs)
 
 
 def _json(texts: Sequence[str]) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from perennial.corpora.comparing import FORM
 from perennial.corpora.ingest.exact_dedup import CompareJob, CompareResult, EarlierDigests
 from perennial.corpora.ingest.partition import Layout, count_shards, holdout_bound, make_layout
 from perennial.corpora.ingest.read import PieceResult, ScatterJob
@@ -69,6 +70,7 @@ class IngestPlan:
         """
         content = {
             "format": FORMAT,
+            "comparing": FORM,
             "inputs": [file.model_dump() for file in self.inputs],
             "tokenizer": self.tokenizer.fingerprint,
             "end_of_document": self.tokenizer.end_of_document,
@@ -168,6 +170,7 @@ class IngestPlan:
             quarantine=tuple(r.quarantine for r in results if r.quarantine is not None),
             digests=tuple(result.file for result in compared),
             earlier=tuple(EarlierCorpus(name=m.name, digest=m.digest) for m in self.earlier),
+            comparing=FORM,
             counts=counts,
             step_cpu_seconds={
                 step: round(sum(piece.step_cpu_seconds[step] for piece in staged), 3)

@@ -1,41 +1,46 @@
 """Near duplicates of held-out documents: a cheap filter for every document, then MinHash.
 
-The filter works on the token ids, which the ingest computes anyway. An eighth of all words' tokens
-are anchors (spaces and punctuation never are, and case is ignored); runs of 3 anchors give 12
-minima, which are compared in 6 bands of 2 (locality-sensitive hashing). For pairs whose runs are
-0.8 similar it misses one in 400. It also misses a copy in capitals, whose tokens are others.
-Documents that share a band with a held-out document are then compared by the MinHash of all their
-runs of 5 words.
+The filter works on the token ids, which the ingest computes anyway; a document in an unusual
+spelling is spelled as usual and encoded again for it (`comparing.respell`). An eighth of all words'
+tokens are anchors (spaces and punctuation never are, and case is ignored); runs of 3 anchors give
+12 minima, which are compared in 6 bands of 2 (locality-sensitive hashing). For pairs whose runs are
+0.8 similar it misses one in 400. Documents that share a band with a held-out document are then
+compared by the MinHash of all their runs of 5 words.
 
-The index is written once, after the held-out documents are known. A gather task holds about 110
-bytes of it per held-out document (1% of a corpus of 10^9 documents: 1.1 GB), and reads the 512
+Text that many documents share, such as a licence, makes bands that many share. Where a document
+shares bands with more than 32 held-out documents, it is compared with those that are most alike by
+a sketch of the same runs, of up to 1,024 a band. Most documents of such a corpus are like none, and
+are not compared at all.
+
+The index is written once, after the held-out documents are known. A gather task holds about 170
+bytes of it per held-out document (1% of a corpus of 10^9 documents: 1.7 GB), and reads the 512
 bytes of a MinHash when it needs one.
 """
 
 from __future__ import annotations
 
-import re
 import zlib
-from collections import Counter
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from perennial.corpora.encoders import byte_alphabet
+from perennial.corpora.comparing import respell, split_words
+from perennial.corpora.encoders import byte_alphabet, split_documents
 from perennial.corpora.ingest.partition import splitmix64
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy.typing as npt
 
+    from perennial.corpora.encoders import Encoder
     from perennial.corpora.ingest.documents import StagedDocuments
     from perennial.corpora.manifest import InputFile
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
 
-WORDS = re.compile(r"\w+")
 _WORDS = 5  # in a run that similarity is measured by
 _RUN = 3  # tokens in a run that the filter compares
 _BANDS, _ROWS = 6, 2
@@ -46,30 +51,75 @@ _MINHASH_BYTES = 4 * _PERMUTATIONS
 _ANCHORS = np.uint64(1 << 61)  # an eighth of all classes of tokens
 _SHORT = 64  # tokens of a document below which all words' tokens are anchors
 _COMPARED = 32  # held-out documents, at most, that one document is compared with
+_RANKED = 1024  # held-out documents of one band, at most, that are ranked by their sketches
+_BUCKETS = 256  # large ones that are kept, 70 kB each
+_SKETCH = 64  # minima in a sketch, a byte of each
+# Two sketches say this much less than the documents' similarity in one of a thousand pairs.
+_SKETCH_ERROR = 0.25
+_READ_THROUGH = 128  # MinHashes between two that are wanted, which cost less than another request
 _SHINGLES_AT_ONCE = 4096
 _NOTHING, _END = 0, 1  # classes of tokens
-_ENTRY = np.dtype([("file", "<i4"), ("offset", "<i8"), ("keys", "<u8", (_BANDS,))])
+_PART = "\0"  # before the bytes of a token that is a part of a character
+_ENTRY = np.dtype(
+    [
+        ("file", "<i4"),
+        ("offset", "<i8"),
+        ("keys", "<u8", (_BANDS,)),
+        ("sketch", "u1", (_SKETCH,)),
+    ]
+)
+
+
+class Signatures(NamedTuple):
+    """Signatures of documents, which the filter compares."""
+
+    keys: npt.NDArray[np.uint64]
+    """bands `(documents, bands)`; 0 for a document that is too short"""
+    runs: npt.NDArray[np.uint64]
+    """hashes of the runs of anchors of all documents `(runs,)`"""
+    bounds: npt.NDArray[np.int64]
+    """where the runs of every document begin, and the end `(documents + 1,)`"""
+
+    def sketch(self, row: int) -> npt.NDArray[np.uint8]:
+        """Return a byte `(minima,)` of each of the sketch's minima over a document's runs.
+
+        The share of equal bytes in two sketches estimates the similarity of their sets of runs.
+        """
+        runs = self.runs[self.bounds[row] : self.bounds[row + 1]]
+        if not len(runs):
+            return np.zeros(_SKETCH, dtype=np.uint8)
+        # The low bits of a minimum are as good as random, other than its high ones.
+        lowest: npt.NDArray[np.uint64] = np.multiply.outer(_FACTORS[:_SKETCH], runs).min(axis=1)
+        return lowest.astype(np.uint8)
 
 
 class BandHasher:
-    """Filter for near duplicates: hashes documents' token ids into bands."""
+    """Filter for near duplicates: hashes documents' token ids into bands.
 
-    def __init__(self, tokenizer: RunTokenizer) -> None:
-        self._end = tokenizer.end_of_document
-        self._classes = _token_classes(tokenizer.json, self._end)
-        self._anchors = splitmix64(self._classes.astype(np.uint64)) < _ANCHORS
+    Args:
+        tokenizer: the run's tokenizer.
+        encoder: its encoder.
+    """
+
+    def __init__(self, tokenizer: RunTokenizer, encoder: Encoder) -> None:
+        self._end, self._encoder = tokenizer.end_of_document, encoder
+        self._classes, parts = _token_classes(tokenizer.json, self._end)
+        # A part of a character says little: in a script that the tokenizer knows by its bytes, an
+        # eighth of them would be a few bytes that every document repeats.
+        self._anchors = (splitmix64(self._classes.astype(np.uint64)) < _ANCHORS) | parts
         self._anchors[self._classes == _NOTHING] = False
         self._anchors[self._end] = True
         numbers = np.arange(1, _RUN + _BANDS * _ROWS + 1, dtype=np.uint64)
         self._odd = splitmix64(numbers) | np.uint64(1)
 
-    def hash_documents(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-        """Return the bands `(documents, bands)` of documents; 0 for one that is too short.
+    def hash_documents(self, texts: Sequence[memoryview], ids: npt.NDArray[Any]) -> Signatures:
+        """Return the signatures of documents.
 
         Args:
-            ids: token ids of the documents `(tokens,)`, an end-of-document after every one.
+            texts: the documents' texts.
+            ids: their token ids `(tokens,)`, an end-of-document after every one.
         """
-        classes = self._select(ids)
+        classes = self._select(self._respell(texts, ids))
         lengths = np.diff(np.flatnonzero(classes == _END), prepend=-1)
         keys = np.zeros((len(lengths), _BANDS), dtype=np.uint64)
         count = max(0, len(classes) - _RUN + 1)
@@ -82,16 +132,29 @@ class BandHasher:
             runs += part * self._odd[place]
             inside &= part != _END
         runs, documents = splitmix64(runs[inside]), np.repeat(np.arange(len(lengths)), lengths)
-        some, first = np.unique(documents[:count][inside], return_index=True)
+        documents = documents[:count][inside]
+        bounds = np.searchsorted(documents, np.arange(len(lengths) + 1))
+        some, first = np.unique(documents, return_index=True)
         if not len(some):
-            return keys
+            return Signatures(keys, runs, bounds)
         for band in range(_BANDS):
             key = np.full(len(some), band + 1, dtype=np.uint64)
             for row in range(_ROWS):
                 permuted = runs * self._odd[_RUN + band * _ROWS + row]
                 key = splitmix64(key + np.minimum.reduceat(permuted, first))
             keys[some, band] = key
-        return keys
+        return Signatures(keys, runs, bounds)
+
+    def _respell(self, texts: Sequence[memoryview], ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the ids that the documents have when all are spelled as usual."""
+        others = respell(texts)
+        if not others:
+            return ids
+        parts = split_documents(ids, self._end)
+        encoded = self._encoder.encode_documents(list(others.values()))
+        for row, part in zip(others, split_documents(encoded, self._end), strict=True):
+            parts[row] = part
+        return np.concatenate(parts)
 
     def _select(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
         """Return the classes of the anchors and of the ends of documents."""
@@ -103,19 +166,28 @@ class BandHasher:
 
 
 @lru_cache(maxsize=2)
-def _token_classes(tokenizer_json: str, end: int) -> npt.NDArray[np.uint32]:
-    """Return, by token id, 32 bits that stand for its letters and digits, whatever their case."""
+def _token_classes(
+    tokenizer_json: str, end: int
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+    """Return what a token stands for, by its id.
+
+    Returns:
+        32 bits that stand for its letters and digits, whatever their case, and whether it is a part
+        of a character.
+    """
     from tokenizers import Tokenizer
 
     alphabet = byte_alphabet() if '"ByteLevel"' in tokenizer_json else {}
     vocabulary: dict[str, int] = Tokenizer.from_str(tokenizer_json).get_vocab(True)
     classes = np.full(max(vocabulary.values()) + 1, _NOTHING, dtype=np.uint32)
+    parts = np.zeros(len(classes), dtype=bool)
     for token, index in vocabulary.items():
         letters = _letters(token, alphabet)
         if letters:
             classes[index] = max(_END + 1, zlib.crc32(letters.encode()))
+            parts[index] = letters.startswith(_PART)
     classes[end] = _END
-    return classes
+    return classes, parts
 
 
 def _letters(token: str, alphabet: dict[str, int]) -> str:
@@ -124,23 +196,21 @@ def _letters(token: str, alphabet: dict[str, int]) -> str:
         try:
             token = data.decode()
         except UnicodeDecodeError:
-            return data.hex()  # a part of a character's bytes
+            return _PART + data.hex()
     return "".join(c for c in token.casefold() if c.isalnum())
 
 
 def compute_minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
-    """Return the MinHash `(permutations,)` of a text's runs of 5 words.
-
-    Case and punctuation are ignored.
+    """Return the MinHash `(permutations,)` of a text's runs of 5 words, in the form of `comparing`.
 
     The share of equal numbers in two of them estimates the Jaccard similarity of their sets of
     runs (Broder 1997), with a standard error of at most 0.045. None for a text of fewer words.
     """
-    words = WORDS.findall(str(text, "utf-8").casefold())
+    words = split_words(text)
     count = len(words) - _WORDS + 1
     if count < 1:
         return None
-    numbers = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint64, len(words))
+    numbers = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
     runs = np.zeros(count, dtype=np.uint64)
     for place, factor in enumerate(_PLACES):
         runs += numbers[place : place + count] * factor
@@ -152,18 +222,24 @@ def compute_minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
     return (lowest >> np.uint64(32)).astype("<u4")
 
 
-def write_index(staging: Store, part: int, documents: StagedDocuments, keys: Iterable[Any]) -> None:
-    """Write the index of a part of the held-out documents: their bands and their MinHashes.
+def write_index(
+    staging: Store, part: int, documents: StagedDocuments, signatures: Iterable[Signatures]
+) -> None:
+    """Write the index of a part of the held-out documents: their signatures and MinHashes.
 
     Args:
         staging: the store of staged files.
         part: the number of the part.
         documents: the documents.
-        keys: their bands, in arrays `(some documents, bands)`.
+        signatures: those of the documents, in parts.
     """
     entries = np.empty(len(documents), dtype=_ENTRY)
     entries["file"], entries["offset"] = documents.file, documents.offset
-    entries["keys"] = np.concatenate([np.empty((0, _BANDS), dtype=np.uint64), *keys])
+    end = 0
+    for some in signatures:
+        start, end = end, end + len(some.keys)
+        entries["keys"][start:end] = some.keys
+        entries["sketch"][start:end] = [some.sketch(row) for row in range(end - start)]
     with staging.open(_minhash_key(part), "wb") as stream:
         for text in documents.texts():
             minhash = compute_minhash(text)
@@ -173,7 +249,11 @@ def write_index(staging: Store, part: int, documents: StagedDocuments, keys: Ite
 
 
 class NearDuplicateIndex:
-    """Search in the index of all held-out documents."""
+    """Search in the index of all held-out documents.
+
+    partly_compared: the documents, so far, that are near duplicates of none of those that they were
+        compared with, and share bands with others.
+    """
 
     def __init__(
         self, staging: Store, parts: int, inputs: tuple[InputFile, ...], similarity: float
@@ -183,59 +263,136 @@ class NearDuplicateIndex:
         self._bounds = np.cumsum([0, *map(len, read)])
         entries = np.concatenate(read)
         self._places = entries[["file", "offset"]].copy()
+        self._sketches = entries["sketch"].copy()
         keys = entries["keys"].ravel()
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._held = keys[order], (order // _BANDS).astype(np.uint32)
+        self.partly_compared = 0
+        # Documents with the same boilerplate share the same bands.
+        self._buckets: dict[int, tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]] = {}
 
-    def search(self, documents: StagedDocuments, keys: npt.NDArray[np.uint64]) -> dict[int, str]:
+    def search(self, documents: StagedDocuments, signatures: Signatures) -> dict[int, str]:
         """Return, by row, which documents are near duplicates, and of which held-out document.
 
         Args:
             documents: the documents to look for.
-            keys: their bands `(documents, bands)`.
+            signatures: those of the documents.
         """
-        result: dict[int, str] = {}
+        keys = signatures.keys
         if not len(self._keys):
-            return result
-        rows, bands = np.nonzero((self._keys[self._slots(keys)] == keys) & (keys != 0))
-        for row in np.unique(rows).tolist():
-            near = self._candidates(keys[row, bands[rows == row]])
-            text = documents.take(slice(row, row + 1)).texts()[0]
-            detail = self._compare(text, near)
-            if detail:
-                result[row] = detail
+            return {}
+        slots = np.searchsorted(self._keys, keys)
+        known = self._keys[np.minimum(slots, len(self._keys) - 1)] == keys
+        rows, bands = np.nonzero(known & (keys != 0))
+        starts = slots[rows, bands]
+        stops = np.searchsorted(self._keys, keys[rows, bands], side="right")
+        candidates: dict[int, npt.NDArray[np.uint32]] = {}
+        cut = set()
+        bounds = [*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]
+        for begin, end in pairwise(bounds):
+            row, places = int(rows[begin]), slice(begin, end)
+            near, is_cut = self._rank(
+                starts[places], stops[places], partial(signatures.sketch, row)
+            )
+            cut |= {row} if is_cut else set()
+            if len(near):
+                candidates[row] = near
+        result = self._compare(documents, candidates)
+        self.partly_compared += len(cut - result.keys())
         return result
 
-    def _slots(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        return np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+    def _rank(
+        self,
+        starts: npt.NDArray[np.int64],
+        stops: npt.NDArray[np.int64],
+        sketch: Callable[[], npt.NDArray[np.uint8]],
+    ) -> tuple[npt.NDArray[np.uint32], bool]:
+        """Return the held-out documents to compare one with, best first, and if others share bands.
 
-    def _candidates(self, keys: npt.NDArray[np.uint64]) -> list[int]:
-        """Return held-out documents that share a band, those that share most bands first."""
-        shared: Counter[int] = Counter()
-        for key in keys:
-            start = int(np.searchsorted(self._keys, key))
-            stop = int(np.searchsorted(self._keys, key, side="right"))
-            shared.update((self._order[start : min(stop, start + _COMPARED)] // _BANDS).tolist())
-        # The second key makes the choice independent of the order of counting.
-        ranked = sorted(shared, key=lambda held: (-shared[held], held))
-        return ranked[:_COMPARED]
+        Args:
+            starts: where, in the sorted keys, those that are equal to each shared band begin.
+            stops: where they end.
+            sketch: returns the document's sketch.
+        """
+        sizes = stops - starts
+        total = int(sizes.sum())
+        if total <= _COMPARED:
+            members = [self._held[i:j] for i, j in zip(starts, stops, strict=True)]
+            near, shared = np.unique(np.concatenate(members), return_counts=True)
+            # The second key makes the choice independent of the order of counting.
+            return near[np.lexsort((near, -shared))], False
+        mine, least = sketch()[:, None], (self._similarity - _SKETCH_ERROR) * _SKETCH
+        ranked = []
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            held, sketches = self._read_bucket(start, stop)
+            equal = (sketches == mine).sum(axis=0, dtype=np.uint8)
+            some = np.flatnonzero(equal >= least)
+            # One number sorts by the sketch, then by the document.
+            ranked.append((_SKETCH - equal[some].astype(np.int64)) << 32 | held[some])
+        order = np.unique(np.concatenate(ranked))
+        near = (order[:_COMPARED] & 0xFFFFFFFF).astype(np.uint32)
+        left_out = order[_COMPARED : _COMPARED + 1] >> 32
+        is_cut = (sizes > _RANKED).any() or (left_out <= (1 - self._similarity) * _SKETCH).any()
+        return near, bool(is_cut)
 
-    def _compare(self, text: memoryview, candidates: list[int]) -> str:
-        mine = compute_minhash(text)
-        if mine is None:
-            return ""
-        for held in candidates:
-            equal = np.count_nonzero(self._read_minhash(held) == mine) / _PERMUTATIONS
-            if equal >= self._similarity:
-                file, offset = self._places[held].tolist()
-                return f"{equal:.2f} like {self._inputs[file].name} at {offset}"
-        return ""
+    def _read_bucket(
+        self, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+        """Return the held-out documents of a band, and their sketches `(minima, documents)`.
 
-    def _read_minhash(self, held: int) -> npt.NDArray[np.uint32]:
-        part = int(np.searchsorted(self._bounds, held, side="right")) - 1
-        with self._staging.open(_minhash_key(part)) as stream:
-            stream.seek(_MINHASH_BYTES * (held - int(self._bounds[part])))
-            return np.frombuffer(stream.read(_MINHASH_BYTES), dtype="<u4")
+        Args:
+            start: where, in the sorted keys, those of the band begin.
+            stop: where they end; those after the first 1,024 are left out.
+        """
+        bucket = self._buckets.get(start)
+        if bucket is None:
+            held = self._held[start : min(stop, start + _RANKED)]
+            bucket = held, np.ascontiguousarray(self._sketches[held].T)
+            if len(held) > _COMPARED:
+                if len(self._buckets) == _BUCKETS:
+                    self._buckets.clear()
+                self._buckets[start] = bucket
+        return bucket
+
+    def _compare(
+        self, documents: StagedDocuments, candidates: dict[int, npt.NDArray[np.uint32]]
+    ) -> dict[int, str]:
+        """Return which documents are near duplicates of one of their candidates, by row."""
+        result: dict[int, str] = {}
+        if not candidates:
+            return result
+        wanted = np.unique(np.concatenate([*candidates.values()]))
+        minhashes = self._read_minhashes(wanted)
+        texts = documents.take([*candidates]).texts()
+        for (row, near), text in zip(candidates.items(), texts, strict=True):
+            mine = compute_minhash(text)
+            if mine is None:
+                continue
+            equal = (minhashes[np.searchsorted(wanted, near)] == mine).mean(axis=1)
+            best = int(np.argmax(equal >= self._similarity))
+            if equal[best] >= self._similarity:
+                file, offset = self._places[near[best]].tolist()
+                result[row] = f"{equal[best]:.2f} like {self._inputs[file].name} at {offset}"
+        return result
+
+    def _read_minhashes(self, wanted: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Return the MinHashes `(documents, permutations)` of held-out documents.
+
+        Args:
+            wanted: their numbers, in order.
+        """
+        read = []
+        parts = np.searchsorted(self._bounds, wanted, side="right") - 1
+        for part in np.unique(parts).tolist():
+            places = wanted[parts == part].astype(np.int64) - int(self._bounds[part])
+            with self._staging.open(_minhash_key(part)) as stream:
+                for group in np.split(places, np.flatnonzero(np.diff(places) > _READ_THROUGH) + 1):
+                    first, last = int(group[0]), int(group[-1])
+                    stream.seek(_MINHASH_BYTES * first)
+                    data = stream.read(_MINHASH_BYTES * (last - first + 1))
+                    all_read = np.frombuffer(data, dtype="<u4").reshape(-1, _PERMUTATIONS)
+                    read.append(all_read[group - first])
+        return np.concatenate(read)
 
 
 def _entries_key(part: int) -> str:

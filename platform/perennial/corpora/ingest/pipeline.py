@@ -44,6 +44,7 @@ from perennial.corpora.manifest import (
     ShardResult,
     manifest_key,
     read_manifest,
+    sum_counts,
 )
 from perennial.corpora.reuse import borrow_corpus
 from perennial.corpora.tokenizer import load_tokenizer
@@ -195,9 +196,16 @@ def _ingest(
     texts = run("hold out", plan.layout.held_parts, lambda part: write_holdout(gather, part))
     texts += run("write", plan.layout.shards, lambda shard: gather_shard(gather, shard))
     results = [ShardResult.model_validate_json(text) for text in texts]
+    _check_news(plan, results)
     manifest = plan.build_manifest(encoder, staged, compared, results)
     if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
+    if manifest.counts.partly_compared_documents:
+        log.warning(
+            "%s: %d documents share text with more held-out documents than they were compared "
+            "with; near duplicates of the others are trained",
+            *(name, manifest.counts.partly_compared_documents),
+        )
     accept(manifest)
     return _commit(plan.store, plan.target, manifest, results)
 
@@ -249,6 +257,22 @@ def _iterate_rows(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = ray.data.from_items(list(indices), override_num_blocks=len(indices))
     yield from items.map(task, num_cpus=cpus).iter_rows()
+
+
+def _check_news(plan: IngestPlan, results: Sequence[ShardResult]) -> None:
+    """Raise InputError for a corpus that holds nothing to train."""
+    counts = sum_counts(result.counts for result in results)
+    if counts.trained_documents:
+        return
+    removed = counts.removed | {"held out": counts.held_out_documents}
+    listed = ", ".join(f"{count} {reason}" for reason, count in removed.items() if count)
+    raise InputError(
+        f"{plan.inbox.url}/{plan.name}",
+        "",
+        f"none of its {counts.documents} documents is new to train ({listed})",
+        "there is nothing to do; what is new lands as another corpus",
+        code="nothing-new",
+    )
 
 
 def _commit(

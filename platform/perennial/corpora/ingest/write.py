@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perennial.corpora.encoders import EncoderName, make_encoder, stored_type
+from perennial.corpora.encoders import EncoderName, make_encoder, split_documents, stored_type
 from perennial.corpora.ingest.decontaminate import load_contamination
 from perennial.corpora.ingest.documents import (
     Removed,
@@ -23,7 +23,12 @@ from perennial.corpora.ingest.documents import (
 )
 from perennial.corpora.ingest.exact_dedup import drop_equal
 from perennial.corpora.ingest.losses import FileLoss
-from perennial.corpora.ingest.near_dedup import BandHasher, NearDuplicateIndex, write_index
+from perennial.corpora.ingest.near_dedup import (
+    BandHasher,
+    NearDuplicateIndex,
+    Signatures,
+    write_index,
+)
 from perennial.corpora.ingest.partition import Layout, holdout_bound
 from perennial.corpora.ingest.read import run_key
 from perennial.corpora.ingest.spill import decode_documents, read_sections
@@ -150,14 +155,15 @@ def _write_held(job: GatherJob, part: int) -> ShardResult:
     documents = documents.take(documents.digest < np.uint64(job.holdout_bound))
     held: list[npt.NDArray[Any]] = []
     encoder, end = make_encoder(job.tokenizer, job.encoder), job.tokenizer.end_of_document
-    hasher = BandHasher(job.tokenizer) if job.settings.near_duplicates else None
-    keys: list[npt.NDArray[np.uint64]] = []
+    hasher = BandHasher(job.tokenizer, encoder) if job.settings.near_duplicates else None
+    signatures: list[Signatures] = []
     for batch in documents.batches():
-        ids = encoder.encode_documents(batch.texts())
-        held += np.split(ids, np.flatnonzero(ids == end)[:-1] + 1)
-        keys += [hasher.hash_documents(ids)] if hasher else []
+        texts = batch.texts()
+        ids = encoder.encode_documents(texts)
+        held += split_documents(ids, end)
+        signatures += [hasher.hash_documents(texts, ids)] if hasher else []
     if hasher:
-        write_index(job.staging, part, documents, keys)
+        write_index(job.staging, part, documents, signatures)
     # What was removed from the shards' sections is recorded with the shards.
     removed = documents.removed if sections == [layout.shards + part] else []
     return _write_holdout_files(job, part, documents, held, removed)
@@ -231,7 +237,7 @@ def _row_groups(
     """
     length, dtype = job.settings.sequence_length, stored_type(job.tokenizer)
     packer = Packer(length, rows_per_group(length, dtype.itemsize), dtype)
-    for batch, ids in _encode_documents(job, documents):
+    for batch, ids in _encode_documents(job, documents, sums):
         sums["documents"] += len(batch)
         sums["trained_bytes"] += int(batch.sizes.sum())
         sums["tokens"] += len(ids)
@@ -245,9 +251,15 @@ def _row_groups(
 
 
 def _encode_documents(
-    job: GatherJob, documents: StagedDocuments
+    job: GatherJob, documents: StagedDocuments, sums: dict[str, Any]
 ) -> Iterator[tuple[StagedDocuments, npt.NDArray[Any]]]:
-    """Yield batches of documents to train and their ids, an end after every document."""
+    """Yield batches of documents to train and their ids, an end after every document.
+
+    Args:
+        job: what all tasks share.
+        documents: the documents of the shard.
+        sums: fields of Counts; what is counted here is complete when all batches were taken.
+    """
     settings = job.settings
     encoder = make_encoder(job.tokenizer, job.encoder)
     near = _NearDuplicateFilter(job, settings.near_duplicates) if settings.near_duplicates else None
@@ -259,6 +271,8 @@ def _encode_documents(
         if len(batch):
             ids = encoder.encode_documents(batch.texts())
             yield near.apply(batch, ids) if near else (batch, ids)
+    if near:
+        sums["partly_compared_documents"] = near.partly_compared
 
 
 class _NearDuplicateFilter:
@@ -267,15 +281,22 @@ class _NearDuplicateFilter:
     def __init__(self, job: GatherJob, similarity: float) -> None:
         parts = job.layout.held_parts
         self._index = NearDuplicateIndex(job.staging, parts, job.inputs, similarity)
-        self._hasher, self._end = BandHasher(job.tokenizer), job.tokenizer.end_of_document
+        encoder = make_encoder(job.tokenizer, job.encoder)
+        self._hasher, self._end = BandHasher(job.tokenizer, encoder), job.tokenizer.end_of_document
+
+    @property
+    def partly_compared(self) -> int:
+        """Return how many documents were compared with some of those that share text alone."""
+        return self._index.partly_compared
 
     def apply(
         self, batch: StagedDocuments, ids: npt.NDArray[Any]
     ) -> tuple[StagedDocuments, npt.NDArray[Any]]:
         """Return a batch and its ids without near duplicates, which are recorded as removed."""
-        duplicates = self._index.search(batch, self._hasher.hash_documents(ids))
+        signatures = self._hasher.hash_documents(batch.texts(), ids)
+        duplicates = self._index.search(batch, signatures)
         if duplicates:
-            parts = np.split(ids, np.flatnonzero(ids == self._end)[:-1] + 1)
+            parts = split_documents(ids, self._end)
             kept = [part for row, part in enumerate(parts) if row not in duplicates]
             ids = np.concatenate([ids[:0], *kept])
         return batch.without(NEAR_DUPLICATE, duplicates), ids
