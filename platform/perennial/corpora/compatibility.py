@@ -57,8 +57,10 @@ def _check_same(
     settings: IngestSettings,
     fields: Sequence[str],
 ) -> None:
-    then = manifest.settings.model_dump() | {"tokenizer": manifest.tokenizer}
-    now = settings.model_dump() | {"tokenizer": tokenizer.fingerprint}
+    own = tokenizer.fingerprint
+    its = own if tokenizer.is_named(manifest.tokenizer) else manifest.tokenizer
+    then = manifest.settings.model_dump() | {"tokenizer": its}
+    now = settings.model_dump() | {"tokenizer": own}
     for field in (*fields, "tokenizer"):
         if then[field] != now[field]:
             raise InputError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from perennial.corpora.tokenizer import canonical_json
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ def convert_to_tiktoken(
         tiktoken's encoding and the table `(ranks,)` from its ranks to token ids; None where
         tiktoken cannot express the tokenizer.
     """
-    content = json.loads(tokenizer_json)
+    # Stores of before 0.2 hold the file as it was, with keys left out that mean their defaults.
+    content = json.loads(canonical_json(tokenizer_json))
     model, pattern = content["model"], _split_pattern(content.get("pre_tokenizer"))
     if pattern is None or content.get("normalizer") or not _is_plain_bpe(model):
         return None

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -42,7 +43,10 @@ class TokenizerManifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     fingerprint: str
-    """sha256 of the canonical JSON of tokenizer.json"""
+    """sha256 of the canonical JSON of tokenizer.json, which is the form that `tokenizers` writes"""
+    file_fingerprint: str = ""
+    """sha256 of the canonical JSON of the file that was imported: the fingerprint that versions
+    before 0.2 gave it; "" where it is the same"""
     end_of_document: int
     """token id"""
     end_of_document_text: str
@@ -64,6 +68,21 @@ class RunTokenizer:
     def fingerprint(self) -> str:
         """Return the identity that corpora and checkpoints refer to."""
         return self.manifest.fingerprint
+
+    @cached_property
+    def fingerprints(self) -> frozenset[str]:
+        """Return every fingerprint by which a corpus may refer to this tokenizer.
+
+        A file that lacks keys which newer versions of its library spell out is the same tokenizer.
+        """
+        canonical = _fingerprint(canonical_json(self.json))
+        own = (self.manifest.fingerprint, self.manifest.file_fingerprint, canonical)
+        return frozenset(filter(None, own))
+
+    def is_named(self, fingerprint: str) -> bool:
+        """Return whether a corpus's fingerprint is one of this tokenizer's."""
+        # Only what differs at first sight is worth the reading of the whole tokenizer.
+        return fingerprint == self.fingerprint or fingerprint in self.fingerprints
 
     @property
     def vocabulary(self) -> int:
@@ -128,7 +147,11 @@ def train_tokenizer(
             code="vocabulary-too-small",
         )
     if store.exists(MANIFEST_KEY):
-        return _load_existing(store, "asked_vocabulary", vocabulary)
+        present = load_tokenizer(store)
+        if present.manifest.asked_vocabulary != vocabulary:
+            asked = present.manifest.asked_vocabulary
+            raise _differs(store, "asked_vocabulary", asked, vocabulary)
+        return present
     landed = landed or read_landed(inbox, name)
     # A tokenizer stays, also where the corpus is refused later.
     check_sampled(inbox, landed, _SAMPLE_BYTES)
@@ -160,7 +183,7 @@ def import_tokenizer(store: Store, path: str | Path) -> RunTokenizer:
     """
     tokenizer = read_tokenizer(path)
     if store.exists(MANIFEST_KEY):
-        return _load_existing(store, "fingerprint", tokenizer.fingerprint)
+        return _load_same(store, tokenizer)
     return _commit(store, tokenizer)
 
 
@@ -310,8 +333,11 @@ def _build_tokenizer(
     text: str, end: str, source: Literal["trained", "imported"], asked: int | None
 ) -> RunTokenizer:
     vocabulary = _vocabulary(text)
+    of_file, text = _fingerprint(text), canonical_json(text)
+    fingerprint = _fingerprint(text)
     manifest = TokenizerManifest(
-        fingerprint=_fingerprint(text),
+        fingerprint=fingerprint,
+        file_fingerprint="" if of_file == fingerprint else of_file,
         end_of_document=vocabulary[end],
         end_of_document_text=end,
         vocabulary=max(vocabulary.values()) + 1,
@@ -319,6 +345,14 @@ def _build_tokenizer(
         asked_vocabulary=asked,
     )
     return RunTokenizer(text, manifest)
+
+
+def canonical_json(text: str) -> str:
+    """Return a tokenizer.json as `tokenizers` writes it: every key spelled out, none unknown."""
+    from tokenizers import Tokenizer
+
+    written: str = Tokenizer.from_str(text).to_str()
+    return written
 
 
 def _fingerprint(text: str) -> str:
@@ -332,22 +366,25 @@ def _commit(store: Store, tokenizer: RunTokenizer) -> RunTokenizer:
     store.write(TOKENIZER_KEY, tokenizer.json.encode())
     if store.create(MANIFEST_KEY, tokenizer.manifest.model_dump_json(indent=1).encode()):
         return tokenizer
-    return _load_existing(store, "fingerprint", tokenizer.fingerprint)
+    return _load_same(store, tokenizer)
 
 
-def _load_existing(store: Store, field: str, wanted: object) -> RunTokenizer:
-    """Return the store's tokenizer if that field of its manifest is as wanted, else InputError."""
-    tokenizer = load_tokenizer(store)
-    present = getattr(tokenizer.manifest, field)
-    if present != wanted:
-        raise InputError(
-            f"{store.url}/{MANIFEST_KEY}",
-            field,
-            f"the run has another tokenizer ({present}, not {wanted})",
-            "keep the run's tokenizer, or start a run in another store",
-            code="tokenizer-differs",
-        )
-    return tokenizer
+def _load_same(store: Store, tokenizer: RunTokenizer) -> RunTokenizer:
+    """Return the store's tokenizer if it is the given one, else InputError."""
+    present = load_tokenizer(store)
+    if present.fingerprints.isdisjoint(tokenizer.fingerprints):
+        raise _differs(store, "fingerprint", present.fingerprint, tokenizer.fingerprint)
+    return present
+
+
+def _differs(store: Store, field: str, present: object, wanted: object) -> InputError:
+    return InputError(
+        f"{store.url}/{MANIFEST_KEY}",
+        field,
+        f"the run has another tokenizer ({present}, not {wanted})",
+        "keep the run's tokenizer, or start a run in another store",
+        code="tokenizer-differs",
+    )
 
 
 def _end_of_document(source: Store, where: str, vocabulary: dict[str, int]) -> str:
