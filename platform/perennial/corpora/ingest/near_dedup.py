@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perennial.corpora.encoders import byte_alphabet
+from perennial.corpora.byte_bpe import byte_alphabet
 from perennial.corpora.ingest.partition import splitmix64
 
 if TYPE_CHECKING:
