@@ -55,6 +55,8 @@ def check_manifest(
     pairs = {
         "name": (manifest.name, key.split("/")[1]),
         "tokenizer": (its, tokenizer.fingerprint),
+        "end_of_document": (manifest.end_of_document, tokenizer.end_of_document),
+        "begin_of_document": (manifest.begin_of_document, tokenizer.begin_of_document),
         "sequence_length": (manifest.sequence_length, spec["corpora"]["sequence_length"]),
         "seed": (manifest.seed, spec["seed"]),
         "tokens in rows": (manifest.tokens, counts.row_tokens),

@@ -59,9 +59,12 @@ def _check_same(
 ) -> None:
     own = tokenizer.fingerprint
     its = own if tokenizer.is_named(manifest.tokenizer) else manifest.tokenizer
+    borders = ("end_of_document", "begin_of_document")
     then = manifest.settings.model_dump() | {"tokenizer": its}
+    then |= {field: getattr(manifest, field) for field in borders}
     now = settings.model_dump() | {"tokenizer": own}
-    for field in (*fields, "tokenizer"):
+    now |= {field: getattr(tokenizer, field) for field in borders}
+    for field in (*fields, "tokenizer", *borders):
         if then[field] != now[field]:
             raise InputError(
                 f"{store.url}/{manifest_key(manifest.name)}",

@@ -214,6 +214,9 @@ class CorpusManifest(_Frozen):
     vocabulary: int
     end_of_document: int
     """token id"""
+    begin_of_document: int | None = None
+    """token id that stands before every trained document; held-out documents are stored without
+    it"""
     settings: IngestSettings
     inputs: tuple[InputFile, ...]
     shards: tuple[Shard, ...]
@@ -225,7 +228,7 @@ class CorpusManifest(_Frozen):
     """the corpora that this one was compared with, in their order"""
     counts: Counts
     tokens_per_byte: float
-    """of the texts, without the ends of documents"""
+    """of the texts, without the ends and begins of documents"""
 
     @property
     def sequence_length(self) -> int:
@@ -264,6 +267,8 @@ class CorpusManifest(_Frozen):
     def compute_digest(self) -> str:
         """Return the digest of the content, which `digest` must equal."""
         content = self.model_dump(mode="json", exclude={"digest"})
+        if content["begin_of_document"] is None:
+            content.pop("begin_of_document")  # which manifests of before 0.2 do not have
         # A corpus that was landed again, or divided otherwise, has the same shards.
         content["settings"].pop("piece_bytes")
         for file in content["inputs"]:

@@ -36,7 +36,7 @@ from perennial.corpora.manifest import (
     Shard,
     ShardResult,
 )
-from perennial.corpora.packing import Packer, RowFile, holdout_bytes, rows_per_group
+from perennial.corpora.packing import Packer, RowFile, add_begins, holdout_bytes, rows_per_group
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -222,7 +222,9 @@ def _row_groups(
     """
     length, dtype = job.settings.sequence_length, stored_type(job.tokenizer)
     packer = Packer(length, rows_per_group(length, dtype.itemsize), dtype)
+    end, begin = job.tokenizer.end_of_document, job.tokenizer.begin_of_document
     for batch, ids in _encode_documents(job, documents):
+        ids = add_begins(ids, end, begin)
         sums["documents"] += len(batch)
         sums["trained_bytes"] += int(batch.sizes.sum())
         sums["tokens"] += len(ids)
