@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from perennial.corpora.before_split import MARK, MARK_START
-from perennial.corpora.byte_bpe import convert_to_tiktoken, merges_reach_all
-from perennial.errors import InputError
+from perennial.corpora.byte_bpe import ByteBpe, convert_to_tiktoken, merges_reach_all
+from perennial.corpora.special_tokens import HoldsSpecialToken, find_special_ids
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,29 +34,39 @@ class Encoder(Protocol):
         """Return the ids of every text, without an end-of-document."""
 
     def encode_documents(self, texts: Sequence[bytes | memoryview]) -> npt.NDArray[Any]:
-        """Return the stored ids of all texts (UTF-8), an end-of-document after every text."""
+        """Return the stored ids of all texts (UTF-8), an end-of-document after every text.
+
+        Raises:
+            HoldsSpecialToken: some can only be encoded with a special token.
+        """
 
 
 class TokenizersEncoder:
     """Encoder of any tokenizer, by Hugging Face `tokenizers`."""
 
     def __init__(self, tokenizer: RunTokenizer) -> None:
-        self._tokenizer = tokenizer.build()
+        self._tokenizer = tokenizer.build_encoder()
         self._end = tokenizer.end_of_document
         self._dtype = stored_type(tokenizer)
+        self._special = find_special_ids(tokenizer.json, tokenizer.borders)
+        self._is_special = np.zeros(tokenizer.vocabulary, dtype=bool)
+        self._is_special[list(self._special)] = True
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """Return the ids of every text. Raises InputError if one holds an end-of-document."""
+        """Return the ids of every text.
+
+        Raises:
+            HoldsSpecialToken: the model turns some of them into a special token.
+        """
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         arrays = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
-        if any((ids == self._end).any() for ids in arrays):
-            raise InputError(
-                "tokenizer/tokenizer.json",
-                "end of document",
-                "the tokenizer turns text into its end-of-document token",
-                "use a tokenizer whose end-of-document token is special and not a piece of text",
-                code="end-of-document-in-text",
-            )
+        held = {
+            number: self._special[int(ids[self._is_special[ids]][0])]
+            for number, ids in enumerate(arrays)
+            if self._is_special[ids].any()
+        }
+        if held:
+            raise HoldsSpecialToken(held)
         return arrays
 
     def encode_documents(self, texts: Sequence[bytes | memoryview]) -> npt.NDArray[Any]:
@@ -71,7 +81,7 @@ class TiktokenEncoder:
     """Encoder of a byte-level BPE by tiktoken: the same ids, several times faster."""
 
     def __init__(self, tokenizer: RunTokenizer) -> None:
-        converted = convert_to_tiktoken(tokenizer.json)
+        converted = _convert(tokenizer)
         if converted is None:
             raise ValueError("not a byte-level BPE")
         self._before, self._encoding = converted.before, converted.encoding
@@ -122,6 +132,14 @@ class TiktokenEncoder:
         return ranks if self._sizes[ranks].sum() == size else None
 
 
+def _convert(tokenizer: RunTokenizer) -> ByteBpe | None:
+    """Return the tokenizer for tiktoken; None where it cannot express it."""
+    converted = convert_to_tiktoken(tokenizer.plain_json)
+    special = find_special_ids(tokenizer.json, tokenizer.borders)
+    # Documents that become a special token are found by the other engine alone.
+    return None if converted is None or np.isin(converted.ids, list(special)).any() else converted
+
+
 def stored_type(tokenizer: RunTokenizer) -> np.dtype[Any]:
     """Return the type of a stored token id."""
     return np.dtype(f"<u{tokenizer.token_bytes}")
@@ -147,7 +165,7 @@ def choose_encoder(tokenizer: RunTokenizer, sample: Sequence[str]) -> EncoderNam
         tokenizer: the run's tokenizer.
         sample: texts of the corpus.
     """
-    if convert_to_tiktoken(tokenizer.json) is None or not merges_reach_all(tokenizer.json):
+    if _convert(tokenizer) is None or not merges_reach_all(tokenizer.json):
         return "tokenizers"
     slow, fast = TokenizersEncoder(tokenizer).encode(sample), TiktokenEncoder(tokenizer)
     equal = all(map(np.array_equal, slow, fast.encode(sample)))

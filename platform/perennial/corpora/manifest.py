@@ -21,6 +21,8 @@ DUPLICATE: Final = "duplicate"
 NEAR_DUPLICATE: Final = "near-duplicate-of-held-out"
 CONTAMINATED: Final = "contaminated"
 """reason to remove a document: it holds a piece of an evaluation text"""
+SPECIAL_TOKEN: Final = "special-token"
+"""reason to remove a document: the tokenizer would turn its text into a special token"""
 BAD_FIT: Final = 1.5
 """tokens per byte over those of the first corpus, from which on the user is warned"""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from perennial.corpora.inbox import LandedCorpus, read_landed
 from perennial.corpora.ingest.sample import check_sampled, sample_texts
 from perennial.corpora.manifest import IngestSettings, token_bytes
+from perennial.corpora.special_tokens import Borders, hide_special_tokens
 from perennial.corpora.tokenizer_files import (
     END_OF_DOCUMENT,
     read_tokenizer_file,
@@ -103,6 +104,20 @@ class RunTokenizer:
         return self.manifest.begin_of_document
 
     @property
+    def borders(self) -> Borders:
+        """Return the tokens between documents with their ids."""
+        its = self.manifest
+        end = (its.end_of_document_text, its.end_of_document)
+        if its.begin_of_document_text is None or its.begin_of_document is None:
+            return (end,)
+        return (end, (its.begin_of_document_text, its.begin_of_document))
+
+    @property
+    def plain_json(self) -> str:
+        """Return the tokenizer.json that encodes the spelling of a special token as text."""
+        return hide_special_tokens(canonical_json(self.json), self.borders)
+
+    @property
     def token_bytes(self) -> int:
         """Return the bytes of a stored token id: 2 or 4."""
         return token_bytes(self.vocabulary)
@@ -110,12 +125,22 @@ class RunTokenizer:
     def build(self) -> Tokenizer:
         """Return a `tokenizers.Tokenizer` that does not truncate, pad, or parse special tokens.
 
-        The spelling of a special token in a document is text like any other. The one token that it
-        adds, where it is asked to add special tokens, is the run's begin of a document.
+        The one token that it adds, where it is asked to add special tokens, is the run's begin of
+        a document.
         """
+        return self._build(self.json)
+
+    def build_encoder(self) -> Tokenizer:
+        """Return the tokenizer of documents, which takes no spelling for a special token.
+
+        Not for decoding: special tokens have other spellings in it.
+        """
+        return self._build(self.plain_json)
+
+    def _build(self, tokenizer_json: str) -> Tokenizer:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_str(self.json)
+        tokenizer = Tokenizer.from_str(tokenizer_json)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
@@ -282,7 +307,27 @@ def read_tokenizer(
             "leave it out",
             code="begin-is-end",
         )
-    return _build_tokenizer(file.json, end, "imported", None, begin)
+    tokenizer = _build_tokenizer(file.json, end, "imported", None, begin)
+    if end_of_document or begin_of_document:
+        _check_borders(tokenizer)
+    return tokenizer
+
+
+def _check_borders(tokenizer: RunTokenizer) -> None:
+    """Refuse a token between documents that text becomes by itself."""
+    encoder, decoder = tokenizer.build_encoder(), tokenizer.build()
+    for text, number in tokenizer.borders:
+        spelled = decoder.decode([number], skip_special_tokens=False)
+        if number in encoder.encode(spelled, add_special_tokens=False).ids:
+            its = tokenizer.manifest
+            field = "end_of_document" if text == its.end_of_document_text else "begin_of_document"
+            raise InputError(
+                "run file",
+                f"tokenizer.{field}",
+                f"{text!r} is a piece of text, which documents hold too",
+                "name a special token",
+                code="token-is-text",
+            )
 
 
 def load_tokenizer(store: Store) -> RunTokenizer:
@@ -379,6 +424,7 @@ def _build_tokenizer(
     return RunTokenizer(text, manifest)
 
 
+@lru_cache(maxsize=4)
 def canonical_json(text: str) -> str:
     """Return a tokenizer.json as `tokenizers` writes it: every key spelled out, none unknown."""
     from tokenizers import Tokenizer

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perennial.corpora.encoders import EncoderName, make_encoder, stored_type
+from perennial.corpora.encoders import Encoder, EncoderName, make_encoder, stored_type
 from perennial.corpora.ingest.decontaminate import load_contamination
 from perennial.corpora.ingest.documents import (
     Removed,
@@ -28,6 +28,7 @@ from perennial.corpora.ingest.spill import decode_documents, read_sections
 from perennial.corpora.manifest import (
     CONTAMINATED,
     NEAR_DUPLICATE,
+    SPECIAL_TOKEN,
     Counts,
     HoldoutFile,
     IngestSettings,
@@ -37,6 +38,7 @@ from perennial.corpora.manifest import (
     ShardResult,
 )
 from perennial.corpora.packing import Packer, RowFile, add_begins, holdout_bytes, rows_per_group
+from perennial.corpora.special_tokens import HoldsSpecialToken
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -139,19 +141,39 @@ def _write_held(job: GatherJob, part: int) -> ShardResult:
         sections = [*range(layout.shards), *sections]
     documents = _read_documents(job, sections)
     documents = documents.take(documents.digest < np.uint64(job.holdout_bound))
+    # What was removed from the shards' sections is recorded with the shards.
+    recorded = 0 if sections == [layout.shards + part] else len(documents.removed)
     held: list[npt.NDArray[Any]] = []
     encoder, end = make_encoder(job.tokenizer, job.encoder), job.tokenizer.end_of_document
     hasher = BandHasher(job.tokenizer) if job.settings.near_duplicates else None
     keys: list[npt.NDArray[np.uint64]] = []
+    spelled: dict[int, str] = {}
+    first = 0
     for batch in documents.batches():
-        ids = encoder.encode_documents(batch.texts())
+        ids, found = _encode_batch(encoder, batch)
+        spelled |= {first + row: detail for row, detail in found.items()}
+        first += len(batch)
+        if not len(ids):
+            continue
         held += np.split(ids, np.flatnonzero(ids == end)[:-1] + 1)
         keys += [hasher.hash_documents(ids)] if hasher else []
+    documents = documents.without(SPECIAL_TOKEN, spelled)
     if hasher:
         write_index(job.staging, part, documents, keys)
-    # What was removed from the shards' sections is recorded with the shards.
-    removed = documents.removed if sections == [layout.shards + part] else []
-    return _write_holdout_files(job, part, documents, held, removed)
+    return _write_holdout_files(job, part, documents, held, documents.removed[recorded:])
+
+
+def _encode_batch(
+    encoder: Encoder, batch: StagedDocuments
+) -> tuple[npt.NDArray[Any], dict[int, str]]:
+    """Return the ids of a batch, and by row what documents are left out of them for."""
+    texts = batch.texts()
+    try:
+        return encoder.encode_documents(texts), {}
+    except HoldsSpecialToken as held:
+        kept = [text for row, text in enumerate(texts) if row not in held.found]
+        details = {row: f"is encoded as {token}" for row, token in held.found.items()}
+        return encoder.encode_documents(kept), details
 
 
 def _write_holdout_files(
@@ -250,8 +272,10 @@ def _encode_documents(
         if contamination:
             batch = batch.without(CONTAMINATED, contamination.search(batch))
         if len(batch):
-            ids = encoder.encode_documents(batch.texts())
-            yield near.apply(batch, ids) if near else (batch, ids)
+            ids, spelled = _encode_batch(encoder, batch)
+            batch = batch.without(SPECIAL_TOKEN, spelled)
+            if len(batch):
+                yield near.apply(batch, ids) if near else (batch, ids)
 
 
 class _NearDuplicateFilter:
