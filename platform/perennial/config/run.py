@@ -63,8 +63,8 @@ class TokenizerSpec(Section):
     vocabulary: Annotated[Annotated[int, Field(ge=300, le=2**31)] | None, PINNED] = None
     """entries of a byte-level BPE tokenizer that is trained on the first corpus, at least 300"""
     path: Annotated[str | None, PINNED] = None
-    """a tokenizer.json, a Hugging Face folder that holds one or a .gguf file, local or a bucket's
-    url"""
+    """a tokenizer.json, tekken.json, SentencePiece model, vocab.json with its merges.txt, a folder
+    that holds one of these or a .gguf file, local or a bucket's url"""
     end_of_document: Annotated[str | None, PINNED] = None
     """the token of `path` that ends a document, such as `<|endoftext|>`; default: the one that its
     folder names, but a usual end of a document before the end of a turn in a chat"""

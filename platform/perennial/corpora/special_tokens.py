@@ -15,9 +15,9 @@ _HIDDEN = "\ufdd0{}\ufdd0"
 class HoldsSpecialToken(ValueError):
     """A text that a tokenizer can only encode with a special token, by the text's number."""
 
-    def __init__(self, found: dict[int, str]) -> None:
-        super().__init__(f"{len(found)} texts are encoded as a special token")
-        self.found = found
+    def __init__(self, tokens: dict[int, str]) -> None:
+        super().__init__(f"{len(tokens)} texts are encoded as a special token")
+        self.tokens = tokens
 
 
 @lru_cache(maxsize=2)

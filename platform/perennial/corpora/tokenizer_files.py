@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perennial.corpora.tokenizer_conversion import COMPANIONS, read_as_json
 from perennial.errors import InputError
 from perennial.store import is_store_url, open_store
 
@@ -25,6 +26,11 @@ _DOCUMENT_ENDS = (
 )
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>", "<end_of_turn>")
 """ends of a turn in a chat, which folders of chat models name as their end of a sequence"""
+
+
+_NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model", "vocab.json")
+"""files that may hold a folder's tokenizer, the first that there is"""
+_SUFFIXES = (".json", ".gguf", ".model", ".tiktoken")
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class TokenizerFile:
 
 
 def read_tokenizer_file(path: str | Path) -> TokenizerFile:
-    """Read a tokenizer.json, the one in a Hugging Face folder, or a GGUF file's; local or a URL.
+    """Read a tokenizer of any form, or the one in a folder; local or a URL.
 
     Raises InputError for a missing or unreadable file.
     """
@@ -89,14 +95,16 @@ def read_tokenizer_file(path: str | Path) -> TokenizerFile:
             "run file",
             "tokenizer.path",
             f"{where}: there is no such file",
-            "name a tokenizer.json, a folder with one or a .gguf file",
+            f"name a folder with one of {', '.join(_NAMES)}, or one of these or a .gguf file",
             code="file-missing",
         )
     # What the store raises passes through: a network that fails is no malformed tokenizer.
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(source.url if source.is_local else scratch, name)
-        if not source.is_local:
-            source.download(name, local)
+        companions = COMPANIONS if name == "vocab.json" else ()
+        for file in {name, *companions} if not source.is_local else ():
+            if source.exists(file):
+                source.download(file, Path(scratch, file))
         text, vocabulary = _parse(where, local)
     configs = ("tokenizer_config.json", "special_tokens_map.json")
     named = (_eos_token(source, config) for config in configs)
@@ -105,10 +113,12 @@ def read_tokenizer_file(path: str | Path) -> TokenizerFile:
 
 def _locate(path: str) -> tuple[Store, str]:
     """Return the folder that holds the tokenizer, and the file's name in it."""
-    if path.endswith((".json", ".gguf")) or (not is_store_url(path) and Path(path).is_file()):
-        parent, _, name = path.rpartition("/")
+    parent, _, name = path.rpartition("/")
+    is_file = name.endswith(_SUFFIXES) if is_store_url(path) else not Path(path).is_dir()
+    if is_file and (name.endswith(_SUFFIXES) or Path(path).is_file()):
         return open_store(parent or "."), name
-    return open_store(path), "tokenizer.json"
+    folder = open_store(path)
+    return folder, next((name for name in _NAMES if folder.exists(name)), _NAMES[0])
 
 
 def read_vocabulary(text: str) -> dict[str, int]:
@@ -122,15 +132,13 @@ def read_vocabulary(text: str) -> dict[str, int]:
 def _parse(where: str, local: Path) -> tuple[str, dict[str, int]]:
     """Return the text of the tokenizer.json that a file holds, and its vocabulary."""
     try:
-        text = (
-            _convert_gguf(local)
-            if local.suffix == ".gguf"
-            else json.dumps(json.loads(local.read_bytes()), ensure_ascii=False)
-        )
+        text = read_as_json(where, local)
         return text, read_vocabulary(text)
+    except InputError:
+        raise
     except Exception as error:
         # Any class: `tokenizers` raises Exception itself for malformed content, and transformers
-        # whatever its GGUF reader does.
+        # whatever its readers do.
         raise InputError(
             where,
             "",
@@ -138,17 +146,6 @@ def _parse(where: str, local: Path) -> tuple[str, dict[str, int]]:
             "name a tokenizer.json of `tokenizers`",
             code="tokenizer-unreadable",
         ) from error
-
-
-def _convert_gguf(local: Path) -> str:
-    """Return the tokenizer.json of a GGUF file's own tokenizer; needs the package gguf."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        local.parent, gguf_file=local.name, local_files_only=True
-    )
-    text: str = tokenizer.backend_tokenizer.to_str()
-    return text
 
 
 def _eos_token(source: Store, config: str) -> str:

@@ -150,8 +150,8 @@ def _write_held(job: GatherJob, part: int) -> ShardResult:
     spelled: dict[int, str] = {}
     first = 0
     for batch in documents.batches():
-        ids, found = _encode_batch(encoder, batch)
-        spelled |= {first + row: detail for row, detail in found.items()}
+        ids, left_out = _encode_batch(encoder, batch)
+        spelled |= {first + row: detail for row, detail in left_out.items()}
         first += len(batch)
         if not len(ids):
             continue
@@ -171,8 +171,8 @@ def _encode_batch(
     try:
         return encoder.encode_documents(texts), {}
     except HoldsSpecialToken as held:
-        kept = [text for row, text in enumerate(texts) if row not in held.found]
-        details = {row: f"is encoded as {token}" for row, token in held.found.items()}
+        kept = [text for row, text in enumerate(texts) if row not in held.tokens]
+        details = {row: f"is encoded as {token}" for row, token in held.tokens.items()}
         return encoder.encode_documents(kept), details
 
 
