@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.audit.counts import check_manifest
+from perennial.config.training import ModelSpec
 from perennial.corpora import (
     CorpusManifest,
     IngestSettings,
@@ -29,6 +30,7 @@ from perennial.store import Store, open_store
 from perennial.training.job import Job
 from perennial.training.join_probe import _heldout
 from perennial.training.model.export import _write_tokenizer
+from perennial.training.model.initial import _config_of
 from tests.support.plain_ingest import ingest_plainly
 from tests.support.refusal import refused
 from tests.support.small_tokenizers import byte_level_json
@@ -212,15 +214,29 @@ def test_a_release_begins_a_text_as_training_did(run: Store, tmp_path: Path) -> 
 
     run_own = load_tokenizer(run)
     its = run_own.manifest
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "bos_token_id": 0}')
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     _write_tokenizer(
         tmp_path, run_own.release_json(), its.end_of_document_text, its.begin_of_document_text
     )
     released = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     assert released("a prompt")["input_ids"] == run_tokenizer(run)("a prompt")["input_ids"]
     assert released.eos_token_id == END
-    begin = json.loads((tmp_path / "config.json").read_text())["bos_token_id"]
-    assert begin == (END if its.begin_of_document is None else BEGIN) == released.bos_token_id
+    assert released.bos_token_id == (END if its.begin_of_document is None else BEGIN)
+
+
+@pytest.mark.parametrize(
+    ("given", "begin", "expected"),
+    [({}, None, END), ({}, BEGIN, BEGIN), ({"bos_token_id": 7}, 2, 7)],
+)
+def test_a_new_model_names_the_begin(
+    given: dict[str, int], begin: int | None, expected: int
+) -> None:
+    class Named:
+        model = ModelSpec(architecture="gpt_neox", config=given)
+        vocabulary, sequence_length = 400, 16
+        end_of_document, begin_of_document = END, begin
+
+    assert _config_of(cast("Job", Named())).bos_token_id == expected
 
 
 def test_a_corpus_with_other_borders_is_refused(run: Store, tmp_path: Path) -> None:

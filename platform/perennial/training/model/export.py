@@ -64,10 +64,3 @@ def _write_tokenizer(
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(folder)
-    if begin_of_document is None:
-        return
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).exists():
-            content = json.loads((folder / name).read_text())
-            content["bos_token_id"] = tokenizer.bos_token_id
-            (folder / name).write_text(json.dumps(content, indent=2))
