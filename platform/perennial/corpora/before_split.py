@@ -47,6 +47,8 @@ class _Cut:
     marks: Mapping[str, str]
 
     def apply(self, text: str) -> str:
+        if not self.pattern.search(text):
+            return text  # most texts, and without a copy
         parts = self.pattern.split(text)
         parts[1::2] = map(self.marks.__getitem__, parts[1::2])
         return "".join(parts)

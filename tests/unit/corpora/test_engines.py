@@ -22,7 +22,7 @@ from perennial.corpora.tokenizer import _build_tokenizer
 from tests.support.small_tokenizers import byte_level_json
 
 Content = dict[str, Any]
-no_deadline = settings(deadline=None, max_examples=150)
+no_deadline = settings(deadline=None, max_examples=60)
 TEXTS = [*list(topics.values())[:15], "日本語 été 🎉🎉\x00\x7f", "", "  a\n\n\tb  "]
 LLAMA = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
