@@ -188,11 +188,11 @@ def _tokenizer(folder: Path) -> str:
 
 
 def _tiktoken(folder: Path) -> Any:
-    from perennial.corpora.encoders import convert_to_tiktoken
+    from perennial.corpora.byte_bpe import convert_to_tiktoken
 
     converted = convert_to_tiktoken(Path(_tokenizer(folder)).read_text())
     assert converted is not None
-    return converted[0]
+    return converted.encoding
 
 
 def _emptied(folder: Path) -> Path:

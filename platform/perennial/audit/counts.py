@@ -17,7 +17,7 @@ from perennial.audit.finding import Finding, unequal
 from perennial.runs.events import Ready
 
 if TYPE_CHECKING:
-    from perennial.corpora import CorpusManifest
+    from perennial.corpora import CorpusManifest, RunTokenizer
     from perennial.corpora.manifest import Shard
 
 
@@ -34,7 +34,7 @@ def check_ready(event: Ready, key: str, manifest: CorpusManifest) -> Iterator[Fi
 
 
 def check_manifest(
-    key: str, manifest: CorpusManifest, spec: Mapping[str, Any], tokenizer: str
+    key: str, manifest: CorpusManifest, spec: Mapping[str, Any], tokenizer: RunTokenizer
 ) -> Iterator[Finding]:
     """Check I5: every document and token is counted, under the run's settings and tokenizer.
 
@@ -42,7 +42,7 @@ def check_manifest(
         key: of the manifest.
         manifest: of the corpus.
         spec: the resolved run file.
-        tokenizer: fingerprint of the run's tokenizer.
+        tokenizer: the run's.
     """
     counts = manifest.counts
     try:
@@ -50,9 +50,13 @@ def check_manifest(
     except ValueError as wrong:
         yield Finding(key, str(wrong), "both numbers are equal")
     neither = counts.documents - counts.trained_documents - counts.held_out_documents
+    named = tokenizer.is_named(manifest.tokenizer)
+    its = tokenizer.fingerprint if named else manifest.tokenizer
     pairs = {
         "name": (manifest.name, key.split("/")[1]),
-        "tokenizer": (manifest.tokenizer, tokenizer),
+        "tokenizer": (its, tokenizer.fingerprint),
+        "end_of_document": (manifest.end_of_document, tokenizer.end_of_document),
+        "begin_of_document": (manifest.begin_of_document, tokenizer.begin_of_document),
         "sequence_length": (manifest.sequence_length, spec["corpora"]["sequence_length"]),
         "seed": (manifest.seed, spec["seed"]),
         "tokens in rows": (manifest.tokens, counts.row_tokens),

@@ -208,7 +208,7 @@ def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[
     ready = {event.corpus: event for event in done.story.events if isinstance(event, Ready)}
     names = {key.removeprefix("corpora/") for key in committed if key.startswith("corpora/")}
     names |= ready.keys()
-    tokenizer = _tokenizer(store, done) if names else ""
+    tokenizer = _tokenizer(store, done) if names else None
     for name in sorted(names):
         try:
             manifest = corpora.read_manifest(store, name)
@@ -228,16 +228,16 @@ def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[
     done.findings += check_earlier(done.manifests)
 
 
-def _tokenizer(store: Store, done: Verification) -> str:
-    """Return the fingerprint of the run's tokenizer, or "" with a finding."""
+def _tokenizer(store: Store, done: Verification) -> corpora.RunTokenizer | None:
+    """Return the run's tokenizer, or None with a finding."""
     try:
-        return corpora.load_tokenizer(store).fingerprint
+        return corpora.load_tokenizer(store)
     except InputError as wrong:
         done.findings.append(_as_finding(store, wrong))
     except ValueError as broken:
         done.findings.append(_unreadable("tokenizer/manifest.json", broken))
     done.lost |= {f"tokenizer/{name}": "" for name in ("manifest.json", "tokenizer.json")}
-    return ""
+    return None
 
 
 def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:

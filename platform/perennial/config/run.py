@@ -111,13 +111,21 @@ class TokenizerSpec(Section):
     vocabulary: Annotated[Annotated[int, Field(ge=300, le=2**31)] | None, PINNED] = None
     """entries of a byte-level BPE tokenizer that is trained on the first corpus, at least 300"""
     path: Annotated[str | None, PINNED] = None
-    """a tokenizer.json, a Hugging Face folder that holds one or a .gguf file, local or a bucket's
-    url"""
+    """a tokenizer.json, tekken.json, SentencePiece model, vocab.json with its merges.txt, a folder
+    that holds one of these or a .gguf file, local or a bucket's url"""
+    end_of_document: Annotated[str | None, PINNED] = None
+    """the token of `path` that ends a document, such as `<|endoftext|>`; default: the one that its
+    folder names, but a usual end of a document before the end of a turn in a chat"""
+    begin_of_document: Annotated[str | None, PINNED] = None
+    """the token of `path` that stands before a document in training, held-out losses, samples and
+    tasks, such as `<s>`, for a model that was trained with it; none: nothing does"""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizerSpec:
         if (self.vocabulary is None) == (self.path is None):
             raise ValueError("give exactly one of vocabulary and path")
+        if self.path is None and (self.end_of_document or self.begin_of_document):
+            raise ValueError("a tokenizer that is trained ends a document with <|endoftext|>")
         return self
 
 

@@ -148,10 +148,12 @@ class Workspace:
         from perennial.training.model.initial import has_model
 
         spec = self.spec
-        path = spec.tokenizer.path
+        path, named = spec.tokenizer.path, None
         if spec.model.path is not None and has_model(self.store):
             return  # imported, when all this was checked
-        named = None if path is None else corpora.read_tokenizer(path)
+        if path is not None:
+            its = spec.tokenizer
+            named = corpora.read_tokenizer(path, its.end_of_document, its.begin_of_document)
         vocabulary = named.vocabulary if named else spec.tokenizer.vocabulary or 0
         config = model_config(spec.model, vocabulary, 0, spec.corpora.sequence_length)
         model = spec.model.path

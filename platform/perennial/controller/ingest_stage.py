@@ -10,6 +10,7 @@ from perennial.controller.context import Workspace
 from perennial.controller.ray_cluster import describe_shortage
 from perennial.corpora import LandedCorpus
 from perennial.corpora.manifest import manifest_key
+from perennial.corpora.tokenizer import MANIFEST_KEY
 from perennial.errors import InputError
 from perennial.runs.events import Landed, Ready, Refused
 from perennial.runs.ledger import now
@@ -160,7 +161,7 @@ def _tokenise(
         corpora.borrow_tokenizer(work.store, lender)
     work.log(f"ingesting {name}")
     if work.spec.tokenizer.path is not None:
-        corpora.import_tokenizer(work.store, work.spec.tokenizer.path)
+        _import_tokenizer(work)
     elif work.spec.tokenizer.vocabulary is not None:
         vocabulary = work.spec.tokenizer.vocabulary
         corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings, landed)
@@ -195,6 +196,17 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
         near_duplicates=spec.near_duplicates,
         steps=steps,
     )
+
+
+def _import_tokenizer(work: Workspace) -> None:
+    spec = work.spec.tokenizer
+    assert spec.path is not None
+    is_new = not work.store.exists(MANIFEST_KEY)
+    tokenizer = corpora.import_tokenizer(
+        work.store, spec.path, spec.end_of_document, spec.begin_of_document
+    )
+    if is_new:
+        work.log(f"tokenizer {spec.path}: {tokenizer.describe_borders()}")
 
 
 def check_size(work: Workspace, name: str, stored_bytes: int) -> None:

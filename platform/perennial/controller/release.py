@@ -202,8 +202,16 @@ def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -
     work.log(f"exporting release {claimed.name}")
     card = model_card(work.spec, work.state, claimed, work.manifests())
     tokenizer = load_tokenizer(work.store)
-    end = tokenizer.manifest.end_of_document_text
-    export(work.store, checkpoint, folder, tokenizer.json, end, card)
+    its = tokenizer.manifest
+    export(
+        work.store,
+        checkpoint,
+        folder,
+        tokenizer.release_json(),
+        its.end_of_document_text,
+        card,
+        its.begin_of_document_text,
+    )
 
 
 def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:

@@ -57,9 +57,14 @@ def _check_same(
     settings: IngestSettings,
     fields: Sequence[str],
 ) -> None:
-    then = manifest.settings.model_dump() | {"tokenizer": manifest.tokenizer}
-    now = settings.model_dump() | {"tokenizer": tokenizer.fingerprint}
-    for field in (*fields, "tokenizer"):
+    own = tokenizer.fingerprint
+    its = own if tokenizer.is_named(manifest.tokenizer) else manifest.tokenizer
+    borders = ("end_of_document", "begin_of_document")
+    then = manifest.settings.model_dump() | {"tokenizer": its}
+    then |= {field: getattr(manifest, field) for field in borders}
+    now = settings.model_dump() | {"tokenizer": own}
+    now |= {field: getattr(tokenizer, field) for field in borders}
+    for field in (*fields, "tokenizer", *borders):
         if then[field] != now[field]:
             raise InputError(
                 f"{store.url}/{manifest_key(manifest.name)}",

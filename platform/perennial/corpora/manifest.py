@@ -21,6 +21,8 @@ DUPLICATE: Final = "duplicate"
 NEAR_DUPLICATE: Final = "near-duplicate-of-held-out"
 CONTAMINATED: Final = "contaminated"
 """reason to remove a document: it holds a piece of an evaluation text"""
+SPECIAL_TOKEN: Final = "special-token"
+"""reason to remove a document: the tokenizer would turn its text into a special token"""
 BAD_FIT: Final = 1.5
 """tokens per byte over those of the first corpus, from which on the user is warned"""
 
@@ -223,6 +225,9 @@ class CorpusManifest(_Frozen):
     vocabulary: int
     end_of_document: int
     """token id"""
+    begin_of_document: int | None = None
+    """token id that stands before every trained document; held-out documents are stored without
+    it"""
     settings: IngestSettings
     inputs: tuple[InputFile, ...]
     shards: tuple[Shard, ...]
@@ -239,7 +244,7 @@ class CorpusManifest(_Frozen):
     step_cpu_seconds: dict[str, float] = Field(default_factory=dict, exclude_if=lambda s: not s)
     """CPU time that each of the steps took, by its number and kind"""
     tokens_per_byte: float
-    """of the texts, without the ends of documents"""
+    """of the texts, without the ends and begins of documents"""
 
     @property
     def sequence_length(self) -> int:
@@ -278,6 +283,8 @@ class CorpusManifest(_Frozen):
     def compute_digest(self) -> str:
         """Return the digest of the content, which `digest` must equal."""
         content = self.model_dump(mode="json", exclude={"digest", "step_cpu_seconds"})
+        if content["begin_of_document"] is None:
+            content.pop("begin_of_document")  # which manifests of before 0.2 do not have
         # A corpus that was landed again, or divided otherwise, has the same shards.
         content["settings"].pop("piece_bytes")
         if not self.settings.steps:

@@ -53,6 +53,19 @@ class Packer:
         return self._group[:used].reshape(rows, self._length), self._filled - used
 
 
+def add_begins(ids: npt.NDArray[Any], end: int, begin: int | None) -> npt.NDArray[Any]:
+    """Return documents with the id of a begin before each of them.
+
+    Args:
+        ids: of whole documents `(tokens,)`.
+        end: the id that ends each of them.
+        begin: the id to put before each of them; None for nothing.
+    """
+    if begin is None or not len(ids):
+        return ids
+    return np.insert(ids, np.r_[0, np.flatnonzero(ids == end)[:-1] + 1], begin)
+
+
 def rows_per_group(sequence_length: int, token_bytes: int) -> int:
     """Return the rows of a full row group.
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -15,11 +13,17 @@ from pydantic import BaseModel, ConfigDict
 from perennial.corpora.inbox import LandedCorpus, read_landed
 from perennial.corpora.ingest.sample import check_sampled, sample_texts
 from perennial.corpora.manifest import IngestSettings, token_bytes
+from perennial.corpora.special_tokens import Borders, hide_special_tokens
+from perennial.corpora.tokenizer_files import (
+    END_OF_DOCUMENT,
+    read_tokenizer_file,
+    read_vocabulary,
+)
 from perennial.errors import InputError
-from perennial.store import is_store_url, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from tokenizers import Tokenizer
 
@@ -27,13 +31,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-END_OF_DOCUMENT = "<|endoftext|>"
 TOKENIZER_KEY = "tokenizer/tokenizer.json"
 MANIFEST_KEY = "tokenizer/manifest.json"
 SMALLEST_VOCABULARY = 257
 """256 bytes and the end of a document"""
 _SAMPLE_BYTES = 64 << 20
-_USUAL_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>")
 
 
 class TokenizerManifest(BaseModel):
@@ -42,10 +44,16 @@ class TokenizerManifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     fingerprint: str
-    """sha256 of the canonical JSON of tokenizer.json"""
+    """sha256 of the canonical JSON of tokenizer.json, which is the form that `tokenizers` writes"""
+    file_fingerprint: str = ""
+    """sha256 of the canonical JSON of the file that was imported: the fingerprint that versions
+    before 0.2 gave it; "" where it is the same"""
     end_of_document: int
     """token id"""
     end_of_document_text: str
+    begin_of_document: int | None = None
+    """token id; None where nothing stands before a document"""
+    begin_of_document_text: str | None = None
     vocabulary: int
     """the highest token id plus 1"""
     source: Literal["trained", "imported"]
@@ -65,6 +73,21 @@ class RunTokenizer:
         """Return the identity that corpora and checkpoints refer to."""
         return self.manifest.fingerprint
 
+    @cached_property
+    def fingerprints(self) -> frozenset[str]:
+        """Return every fingerprint by which a corpus may refer to this tokenizer.
+
+        A file that lacks keys which newer versions of its library spell out is the same tokenizer.
+        """
+        canonical = _fingerprint(canonical_json(self.json))
+        own = (self.manifest.fingerprint, self.manifest.file_fingerprint, canonical)
+        return frozenset(filter(None, own))
+
+    def is_named(self, fingerprint: str) -> bool:
+        """Return whether a corpus's fingerprint is one of this tokenizer's."""
+        # Only what differs at first sight is worth the reading of the whole tokenizer.
+        return fingerprint == self.fingerprint or fingerprint in self.fingerprints
+
     @property
     def vocabulary(self) -> int:
         """Return the highest token id plus 1."""
@@ -76,6 +99,25 @@ class RunTokenizer:
         return self.manifest.end_of_document
 
     @property
+    def begin_of_document(self) -> int | None:
+        """Return the token id that stands before a document; None for none."""
+        return self.manifest.begin_of_document
+
+    @property
+    def borders(self) -> Borders:
+        """Return the tokens between documents with their ids."""
+        its = self.manifest
+        end = (its.end_of_document_text, its.end_of_document)
+        if its.begin_of_document_text is None or its.begin_of_document is None:
+            return (end,)
+        return (end, (its.begin_of_document_text, its.begin_of_document))
+
+    @property
+    def plain_json(self) -> str:
+        """Return the tokenizer.json that encodes the spelling of a special token as text."""
+        return hide_special_tokens(canonical_json(self.json), self.borders)
+
+    @property
     def token_bytes(self) -> int:
         """Return the bytes of a stored token id: 2 or 4."""
         return token_bytes(self.vocabulary)
@@ -83,15 +125,72 @@ class RunTokenizer:
     def build(self) -> Tokenizer:
         """Return a `tokenizers.Tokenizer` that does not truncate, pad, or parse special tokens.
 
-        The spelling of a special token in a document is text like any other.
+        The one token that it adds, where it is asked to add special tokens, is the run's begin of
+        a document.
         """
+        return self._build(self.json)
+
+    def build_encoder(self) -> Tokenizer:
+        """Return the tokenizer of documents, which takes no spelling for a special token.
+
+        Not for decoding: special tokens have other spellings in it.
+        """
+        return self._build(self.plain_json)
+
+    def _build(self, tokenizer_json: str) -> Tokenizer:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_str(self.json)
+        tokenizer = Tokenizer.from_str(tokenizer_json)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
+        tokenizer.post_processor = self._template()
         return tokenizer
+
+    def release_json(self) -> str:
+        """Return the tokenizer.json of a release, which puts the run's begin before a text.
+
+        Where a run has none, the file's own template is kept.
+        """
+        from tokenizers import Tokenizer
+
+        if self.begin_of_document is None:
+            return self.json
+        tokenizer = Tokenizer.from_str(self.json)
+        tokenizer.post_processor = self._template()
+        written: str = tokenizer.to_str()
+        return written
+
+    def _template(self) -> Any:
+        from tokenizers.processors import TemplateProcessing
+
+        begin, number = self.manifest.begin_of_document_text, self.begin_of_document
+        if begin is None:
+            return TemplateProcessing(single=["$A"], pair=["$A", "$B"], special_tokens=[])
+        return TemplateProcessing(
+            single=[begin, "$A"],
+            pair=[begin, "$A", begin, "$B:1"],
+            special_tokens=[(begin, number)],
+        )
+
+    def describe_borders(self) -> str:
+        """Return a sentence on what stands between documents, with what a served text would get."""
+        from tokenizers import Tokenizer
+
+        its = self.manifest
+        end = f"documents end with {its.end_of_document_text} (id {its.end_of_document})"
+        if its.begin_of_document_text is not None:
+            return f"{end} and begin with {its.begin_of_document_text} (id {its.begin_of_document})"
+        tokenizer = Tokenizer.from_str(self.json)
+        served, plain = (tokenizer.encode("a", add_special_tokens=asked) for asked in (True, False))
+        added = served.tokens[: len(served.ids) - len(plain.ids)]
+        if not added or served.ids[0] == plain.ids[0]:
+            return f"{end}; nothing stands before them"
+        return (
+            f"{end}; nothing stands before them, though the tokenizer puts {added[0]} before what "
+            "is served: a model that was trained with it needs "
+            f"tokenizer.begin_of_document: {added[0]!r}"
+        )
 
 
 def train_tokenizer(
@@ -128,7 +227,11 @@ def train_tokenizer(
             code="vocabulary-too-small",
         )
     if store.exists(MANIFEST_KEY):
-        return _load_existing(store, "asked_vocabulary", vocabulary)
+        present = load_tokenizer(store)
+        if present.manifest.asked_vocabulary != vocabulary:
+            asked = present.manifest.asked_vocabulary
+            raise _differs(store, "asked_vocabulary", asked, vocabulary)
+        return present
     landed = landed or read_landed(inbox, name)
     check_sampled(inbox, landed, _SAMPLE_BYTES)
     texts = sample_texts(inbox, landed, settings, _SAMPLE_BYTES)
@@ -145,22 +248,37 @@ def train_tokenizer(
     return _commit(store, tokenizer)
 
 
-def import_tokenizer(store: Store, path: str | Path) -> RunTokenizer:
+def import_tokenizer(
+    store: Store,
+    path: str | Path,
+    end_of_document: str | None = None,
+    begin_of_document: str | None = None,
+) -> RunTokenizer:
     """Make an existing tokenizer the run's.
 
     Importing the same again changes nothing.
 
     Args:
         store: the run's store, which gets the tokenizer.
-        path: the file or folder to read; see `read_tokenizer`.
+        path: the file or folder to read.
+        end_of_document: the token that ends a document; see `read_tokenizer`. Where the store has
+            the tokenizer, its own is kept unless this names another one.
+        begin_of_document: the token that stands before a document; likewise.
 
     Raises:
         InputError: for what is no tokenizer, and for a store with another one.
     """
-    tokenizer = read_tokenizer(path)
-    if store.exists(MANIFEST_KEY):
-        return _load_existing(store, "fingerprint", tokenizer.fingerprint)
-    return _commit(store, tokenizer)
+    tokenizer = read_tokenizer(path, end_of_document, begin_of_document)
+    if not store.exists(MANIFEST_KEY):
+        return _commit(store, tokenizer)
+    present = _load_same(store, tokenizer)
+    its, wanted = present.manifest, tokenizer.manifest
+    if end_of_document is not None and its.end_of_document != wanted.end_of_document:
+        raise _differs(store, "end_of_document", its.end_of_document_text, end_of_document)
+    if its.begin_of_document != wanted.begin_of_document:
+        begins = (its.begin_of_document_text, wanted.begin_of_document_text)
+        raise _differs(store, "begin_of_document", *begins)
+    return present
 
 
 def withdraw_tokenizer(store: Store) -> None:
@@ -173,37 +291,52 @@ def withdraw_tokenizer(store: Store) -> None:
     store.remove(TOKENIZER_KEY)
 
 
-def read_tokenizer(path: str | Path) -> RunTokenizer:
+def read_tokenizer(
+    path: str | Path, end_of_document: str | None = None, begin_of_document: str | None = None
+) -> RunTokenizer:
     """Read a tokenizer.json, the one in a Hugging Face folder, or a GGUF file's; local or a URL.
 
-    Raises InputError for a missing or unreadable file, or no end-of-document token.
+    Args:
+        path: the file or folder to read.
+        end_of_document: the token that ends a document; default: see `TokenizerFile.choose_end`.
+        begin_of_document: the token that stands before a document; default: none.
+
+    Raises:
+        InputError: for a missing or unreadable file, and for a token that it does not have.
     """
-    source, name = _locate(os.fspath(path))
-    where = f"{source.url}/{name}"
-    if not source.exists(name):
+    file = read_tokenizer_file(path)
+    end = file.choose_end() if end_of_document is None else end_of_document
+    end = file.check_token("end_of_document", end)
+    begin = begin_of_document and file.check_token("begin_of_document", begin_of_document)
+    if begin == end:
         raise InputError(
             "run file",
-            "tokenizer.path",
-            f"{where}: there is no such file",
-            "name a tokenizer.json, a folder with one or a .gguf file",
-            code="file-missing",
+            "tokenizer.begin_of_document",
+            f"{begin!r} is the end of a document, which stands before the next one already",
+            "leave it out",
+            code="begin-is-end",
         )
-    # What the store raises passes through: a network that fails is no malformed tokenizer.
-    with tempfile.TemporaryDirectory() as scratch:
-        local = Path(source.url if source.is_local else scratch, name)
-        if not source.is_local:
-            source.download(name, local)
-        text, vocabulary = _parse(where, local)
-    end = _end_of_document(source, where, vocabulary)
-    return _build_tokenizer(text, end, "imported", None)
+    tokenizer = _build_tokenizer(file.json, end, "imported", None, begin)
+    if end_of_document or begin_of_document:
+        _check_borders(tokenizer)
+    return tokenizer
 
 
-def _locate(path: str) -> tuple[Store, str]:
-    """Return the folder that holds the tokenizer, and the file's name in it."""
-    if path.endswith((".json", ".gguf")) or (not is_store_url(path) and Path(path).is_file()):
-        parent, _, name = path.rpartition("/")
-        return open_store(parent or "."), name
-    return open_store(path), "tokenizer.json"
+def _check_borders(tokenizer: RunTokenizer) -> None:
+    """Refuse a token between documents that text becomes by itself."""
+    encoder, decoder = tokenizer.build_encoder(), tokenizer.build()
+    for text, number in tokenizer.borders:
+        spelled = decoder.decode([number], skip_special_tokens=False)
+        if number in encoder.encode(spelled, add_special_tokens=False).ids:
+            its = tokenizer.manifest
+            field = "end_of_document" if text == its.end_of_document_text else "begin_of_document"
+            raise InputError(
+                "run file",
+                f"tokenizer.{field}",
+                f"{text!r} is a piece of text, which documents hold too",
+                "name a special token",
+                code="token-is-text",
+            )
 
 
 def load_tokenizer(store: Store) -> RunTokenizer:
@@ -276,58 +409,37 @@ def _train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def _vocabulary(text: str) -> dict[str, int]:
-    from tokenizers import Tokenizer
-
-    vocabulary: dict[str, int] = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
-    return vocabulary
-
-
-def _parse(where: str, local: Path) -> tuple[str, dict[str, int]]:
-    """Return the text of the tokenizer.json that a file holds, and its vocabulary."""
-    try:
-        text = (
-            _convert_gguf(local)
-            if local.suffix == ".gguf"
-            else json.dumps(json.loads(local.read_bytes()), ensure_ascii=False)
-        )
-        return text, _vocabulary(text)
-    except Exception as error:
-        # Any class: `tokenizers` raises Exception itself for malformed content, and transformers
-        # whatever its GGUF reader does.
-        raise InputError(
-            where,
-            "",
-            f"not a tokenizer ({error})",
-            "name a tokenizer.json of `tokenizers`",
-            code="tokenizer-unreadable",
-        ) from error
-
-
-def _convert_gguf(local: Path) -> str:
-    """Return the tokenizer.json of a GGUF file's own tokenizer; needs the package gguf."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        local.parent, gguf_file=local.name, local_files_only=True
-    )
-    text: str = tokenizer.backend_tokenizer.to_str()
-    return text
-
-
 def _build_tokenizer(
-    text: str, end: str, source: Literal["trained", "imported"], asked: int | None
+    text: str,
+    end: str,
+    source: Literal["trained", "imported"],
+    asked: int | None,
+    begin: str | None = None,
 ) -> RunTokenizer:
-    vocabulary = _vocabulary(text)
+    vocabulary = read_vocabulary(text)
+    of_file, text = _fingerprint(text), canonical_json(text)
+    fingerprint = _fingerprint(text)
     manifest = TokenizerManifest(
-        fingerprint=_fingerprint(text),
+        fingerprint=fingerprint,
+        file_fingerprint="" if of_file == fingerprint else of_file,
         end_of_document=vocabulary[end],
         end_of_document_text=end,
+        begin_of_document=vocabulary[begin] if begin else None,
+        begin_of_document_text=begin or None,
         vocabulary=max(vocabulary.values()) + 1,
         source=source,
         asked_vocabulary=asked,
     )
     return RunTokenizer(text, manifest)
+
+
+@lru_cache(maxsize=4)
+def canonical_json(text: str) -> str:
+    """Return a tokenizer.json as `tokenizers` writes it: every key spelled out, none unknown."""
+    from tokenizers import Tokenizer
+
+    written: str = Tokenizer.from_str(text).to_str()
+    return written
 
 
 def _fingerprint(text: str) -> str:
@@ -341,52 +453,22 @@ def _commit(store: Store, tokenizer: RunTokenizer) -> RunTokenizer:
     store.write(TOKENIZER_KEY, tokenizer.json.encode())
     if store.create(MANIFEST_KEY, tokenizer.manifest.model_dump_json(indent=1).encode()):
         return tokenizer
-    return _load_existing(store, "fingerprint", tokenizer.fingerprint)
+    return _load_same(store, tokenizer)
 
 
-def _load_existing(store: Store, field: str, wanted: object) -> RunTokenizer:
-    """Return the store's tokenizer if that field of its manifest is as wanted, else InputError."""
-    tokenizer = load_tokenizer(store)
-    present = getattr(tokenizer.manifest, field)
-    if present != wanted:
-        raise InputError(
-            f"{store.url}/{MANIFEST_KEY}",
-            field,
-            f"the run has another tokenizer ({present}, not {wanted})",
-            "keep the run's tokenizer, or start a run in another store",
-            code="tokenizer-differs",
-        )
-    return tokenizer
+def _load_same(store: Store, tokenizer: RunTokenizer) -> RunTokenizer:
+    """Return the store's tokenizer if it is the given one, else InputError."""
+    present = load_tokenizer(store)
+    if present.fingerprints.isdisjoint(tokenizer.fingerprints):
+        raise _differs(store, "fingerprint", present.fingerprint, tokenizer.fingerprint)
+    return present
 
 
-def _end_of_document(source: Store, where: str, vocabulary: dict[str, int]) -> str:
-    """Return the end-of-document token that the folder's configuration names, else a usual one."""
-    configs = ("tokenizer_config.json", "special_tokens_map.json")
-    for token in (*(_eos_token(source, name) for name in configs), *_USUAL_ENDS):
-        if token in vocabulary:
-            return token
-    raise InputError(
-        where,
-        "eos_token",
-        "the tokenizer has no end-of-document token",
-        f"name one in tokenizer_config.json beside it, or add {END_OF_DOCUMENT} to the vocabulary",
-        code="tokenizer-without-end",
+def _differs(store: Store, field: str, present: object, wanted: object) -> InputError:
+    return InputError(
+        f"{store.url}/{MANIFEST_KEY}",
+        field,
+        f"the run has another tokenizer ({present}, not {wanted})",
+        "keep the run's tokenizer, or start a run in another store",
+        code="tokenizer-differs",
     )
-
-
-def _eos_token(source: Store, config: str) -> str:
-    """Return the end-of-document token that a configuration file names; "" where it names none."""
-    if not source.exists(config):
-        return ""
-    try:
-        content: Any = json.loads(source.read(config))
-    except ValueError as error:
-        raise InputError(
-            f"{source.url}/{config}",
-            "",
-            f"it is no JSON ({error})",
-            "correct or remove it",
-            code="tokenizer-unreadable",
-        ) from error
-    token = content.get("eos_token") if isinstance(content, dict) else None
-    return str((token.get("content") if isinstance(token, dict) else token) or "")

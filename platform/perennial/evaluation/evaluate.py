@@ -204,7 +204,7 @@ def answer(
         losses = _losses(store, folder_key, model, documents, questions)
         if not (tasks or questions.prompts or questions.prompts_per_corpus):
             return Answers(losses, (), ())
-        tokenizer = tokenizer_of(store, folder)
+        tokenizer = run_tokenizer(store)
         texts = {
             corpus: [tokenizer.decode(document.tokens[:-1].tolist()) for document in chosen]
             for corpus, chosen in documents.items()
@@ -279,20 +279,19 @@ def load_model(folder: Path, loading: Loading) -> Any:
     return model.to("cuda" if has_gpu else "cpu")
 
 
-def tokenizer_of(store: Store, folder: Path) -> Any:
-    """Return a release's own tokenizer; the run's for a checkpoint, which has none.
+def run_tokenizer(store: Store) -> Any:
+    """Return the run's tokenizer, which puts before a text what stands there in training.
 
-    Args:
-        store: the run's store.
-        folder: local copy of the checkpoint or release.
+    Also for a release: its own may put a begin before a text that no training had there.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    if (folder / "tokenizer.json").exists():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     run = load_tokenizer(store)
-    end = run.manifest.end_of_document_text
-    return PreTrainedTokenizerFast(tokenizer_object=run.build(), eos_token=end)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=run.build(),
+        eos_token=run.manifest.end_of_document_text,
+        bos_token=run.manifest.begin_of_document_text,
+    )
 
 
 def _losses(

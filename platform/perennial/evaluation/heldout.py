@@ -36,9 +36,11 @@ def read_documents(store: Store, corpus: str, max_documents: int) -> list[Docume
         InputError: the corpus was not ingested.
     """
     manifest = read_manifest(store, corpus)
+    begin = manifest.begin_of_document
+    before = manifest.end_of_document if begin is None else begin
     chosen = spread(sum(file.documents for file in manifest.holdout), max_documents)
     return [
-        Document(document.tokens, document.size_bytes, document.domain)
+        Document(document.tokens, document.size_bytes, document.domain, before)
         for document in read_holdout(store, manifest, chosen)
     ]
 

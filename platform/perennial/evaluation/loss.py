@@ -1,9 +1,9 @@
 """Held-out loss of a causal language model: per document, and per corpus with its standard error.
 
 Every token of a document is predicted exactly once, its end-of-document id included. The first one
-is predicted from an end-of-document id, which is what stands before a document in training. A
-document that is longer than the sequence is cut into windows that each start from the token before
-them, as in lm-eval's rolling log-likelihood.
+is predicted from what stands before it in training: the begin-of-document id where the run has one,
+else the end-of-document id of the document before. A document that is longer than the sequence is
+cut into windows that each start from the token before them, as in lm-eval's rolling log-likelihood.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ IGNORED = -100  # torch's cross entropy counts no loss where the target is this
 
 
 class Document(NamedTuple):
-    """A held-out document: its token ids `(tokens,)`, the end-of-document id last."""
+    """A held-out document: its token ids `(tokens,)`, the end-of-document id last.
+
+    `before` is the id that stands before its first token in training.
+    """
 
     tokens: np.ndarray[Any, np.dtype[np.integer[Any]]]
     bytes: int
     domain: str
+    before: int
 
 
 class DocumentLoss(NamedTuple):
@@ -227,8 +231,7 @@ def _pad(
     targets = np.full((len(windows), longest), IGNORED, dtype=np.int64)
     for row, (document, start, stop) in enumerate(windows):
         tokens = documents[document].tokens
-        # The token before the first is the end-of-document id, and tokens[-1] is just that.
-        inputs[row, 0] = tokens[start - 1]
+        inputs[row, 0] = tokens[start - 1] if start else documents[document].before
         inputs[row, 1 : stop - start] = tokens[start : stop - 1]
         targets[row, : stop - start] = tokens[start:stop]
     return inputs, targets

@@ -284,8 +284,8 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
     spec, model = work.spec, work.spec.model
     if has_model(work.store):
         model = ModelSpec(path=f"{work.store.url}/{FOLDER}")
-    vocabulary, notes = _vocabulary(work)
-    if not notes:
+    vocabulary, notes, was_read = _vocabulary(work)
+    if was_read:
         work.check_model()
     config = model_config(model, vocabulary, 0, spec.corpora.sequence_length)
     return cost_model.model_size(config), notes
@@ -297,21 +297,25 @@ def model_flops(work: Workspace) -> int:
     return cost_model.flops_per_token(size, work.spec.corpora.sequence_length)
 
 
-def _vocabulary(work: Workspace) -> tuple[int, tuple[str, ...]]:
-    """Return the size of the vocabulary, with a note where only the model names it."""
-    tokenizer = work.spec.tokenizer
+def _vocabulary(work: Workspace) -> tuple[int, tuple[str, ...], bool]:
+    """Return the size of the vocabulary, notes, and whether the tokenizer was there to be read."""
+    its = work.spec.tokenizer
     if work.store.exists("tokenizer/manifest.json"):
-        return corpora.load_tokenizer(work.store).vocabulary, ()
-    if tokenizer.path is None:
-        assert tokenizer.vocabulary is not None
-        return tokenizer.vocabulary, ()
-    try:
-        return corpora.read_tokenizer(tokenizer.path).vocabulary, ()
-    except InputError as absent:
-        padded = work.spec.model.config.get("vocab_size")
-        if absent.field != "tokenizer.path" or not isinstance(padded, int):
-            raise
-        return padded, (f"tokenizer.path {tokenizer.path} does not exist; `run` will need it",)
+        tokenizer = corpora.load_tokenizer(work.store)
+    elif its.path is None:
+        assert its.vocabulary is not None
+        return its.vocabulary, (), True
+    else:
+        try:
+            tokenizer = corpora.read_tokenizer(its.path, its.end_of_document, its.begin_of_document)
+        except InputError as absent:
+            padded = work.spec.model.config.get("vocab_size")
+            if absent.field != "tokenizer.path" or not isinstance(padded, int):
+                raise
+            note = f"tokenizer.path {its.path} does not exist; `run` will need it"
+            return padded, (note,), False
+    notes = () if its.path is None else (tokenizer.describe_borders(),)
+    return tokenizer.vocabulary, notes, True
 
 
 def _check_memory(spec: RunSpec, memory: dict[int, Memory], hardware: Hardware) -> None:

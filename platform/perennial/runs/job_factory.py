@@ -165,6 +165,7 @@ def _job(
         sequence_length=length,
         vocabulary=own.vocabulary,
         end_of_document=own.end_of_document,
+        begin_of_document=own.begin_of_document,
         dtype=f"<u{own.token_bytes}",
         seed=spec.seed,
         tokens_seen={corpus: count * length for corpus, count in seen.items()},

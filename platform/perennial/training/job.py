@@ -60,6 +60,7 @@ class Job:
     tracking_run: str = ""
     fence: Fence | None = None
     until: int | None = None
+    begin_of_document: int | None = None
 
     @property
     def last_step(self) -> int:

@@ -109,9 +109,12 @@ def _heldout(store: Store, corpus: str, job: Job, rows: int) -> npt.NDArray[np.i
     """Return the first held-out sequences `(rows, sequence)` of a corpus; fewer if it has fewer."""
     wanted = rows * job.sequence_length
     parts: list[npt.NDArray[Any]] = []
-    for document in read_holdout(store, read_manifest(store, corpus)):
-        parts.append(document.tokens)
-        wanted -= len(document.tokens)
+    manifest = read_manifest(store, corpus)
+    # As rows of training are packed.
+    begin = [] if manifest.begin_of_document is None else [manifest.begin_of_document]
+    for document in read_holdout(store, manifest):
+        parts += [np.array(begin, np.int64), document.tokens]
+        wanted -= len(begin) + len(document.tokens)
         if wanted <= 0:
             break
     flat = np.concatenate([np.empty(0, np.int64), *parts])

@@ -75,6 +75,8 @@ OTHERS: dict[str, Any] = {
     "corpora.steps": [{"kind": "personal-data"}],
     "tokenizer.vocabulary": 400,
     "tokenizer.path": ({"tokenizer": {"path": "a.json"}}, "b.json"),
+    "tokenizer.end_of_document": ({"tokenizer": {"path": "a.json"}}, "<|endoftext|>"),
+    "tokenizer.begin_of_document": ({"tokenizer": {"path": "a.json"}}, "<s>"),
     "model.architecture": "llama",
     "model.config": {"hidden_size": 64},
     "model.path": (STORED_MODEL, "another"),

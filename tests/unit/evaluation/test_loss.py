@@ -45,7 +45,9 @@ def model() -> GPTNeoXForCausalLM:
 
 
 def document(*tokens: int) -> Document:
-    return Document(np.array([*tokens, END], dtype=np.uint16), bytes=3 * len(tokens), domain="")
+    return Document(
+        np.array([*tokens, END], dtype=np.uint16), bytes=3 * len(tokens), domain="", before=END
+    )
 
 
 def random_documents(*lengths: int) -> list[Document]:
@@ -68,6 +70,19 @@ def test_every_token_is_predicted_once_from_the_end_of_the_document_before(
     [loss] = document_losses(model, [document(5, 9, 7)], SEQUENCE, batch=4)
     assert loss.nats == pytest.approx(nats_by_hand(model, [END, 5, 9, 7], [5, 9, 7, END]), rel=1e-5)
     assert (loss.tokens, loss.bytes) == (4, 9)
+
+
+def test_the_first_token_is_predicted_from_the_begin_of_a_document(
+    model: GPTNeoXForCausalLM,
+) -> None:
+    long = document(*range(5, 5 + SEQUENCE + 3))._replace(before=3)
+    inputs = [3, *long.tokens[:-1].tolist()]
+    tokens = long.tokens.tolist()
+    expected = nats_by_hand(model, inputs[:SEQUENCE], tokens[:SEQUENCE])
+    expected += nats_by_hand(model, inputs[SEQUENCE:], tokens[SEQUENCE:])
+    [loss] = document_losses(model, [long], SEQUENCE, batch=4)
+    assert loss.nats == pytest.approx(expected, rel=1e-5)
+    assert loss.tokens == len(tokens)
 
 
 def test_a_long_document_is_scored_in_windows_that_start_from_the_token_before(

@@ -77,6 +77,8 @@ class IngestPlan:
             "settings": self.settings.model_dump(),
             "earlier": [manifest.digest for manifest in self.earlier],
         }
+        if self.tokenizer.begin_of_document is not None:
+            content["begin_of_document"] = self.tokenizer.begin_of_document
         return f"staging-{digest_json(content)[:16]}"
 
     @property
@@ -155,7 +157,9 @@ class IngestPlan:
             ValueError: when a document or token is not accounted for (I5).
         """
         counts = sum_counts([r.counts for r in compared] + [r.counts for r in results]).check()
-        documents = counts.trained_documents + counts.held_out_documents
+        borders = counts.trained_documents + counts.held_out_documents
+        if self.tokenizer.begin_of_document is not None:
+            borders += counts.trained_documents
         text_bytes = counts.trained_bytes + counts.held_out_bytes
         manifest = CorpusManifest(
             name=self.name,
@@ -163,6 +167,7 @@ class IngestPlan:
             engine=encoder,
             vocabulary=self.tokenizer.vocabulary,
             end_of_document=self.tokenizer.end_of_document,
+            begin_of_document=self.tokenizer.begin_of_document,
             settings=self.settings,
             inputs=self.inputs,
             shards=tuple(r.shard for r in results if r.shard is not None),
@@ -176,7 +181,7 @@ class IngestPlan:
                 step: round(sum(piece.step_cpu_seconds[step] for piece in staged), 3)
                 for step in staged[0].step_cpu_seconds
             },
-            tokens_per_byte=(counts.tokens - documents) / text_bytes,
+            tokens_per_byte=(counts.tokens - borders) / text_bytes,
         )
         return manifest.sealed()
 

@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from perennial.corpora.byte_bpe import byte_alphabet
 from perennial.corpora.comparing import respell, split_words
-from perennial.corpora.encoders import byte_alphabet, split_documents
+from perennial.corpora.encoders import split_documents
 from perennial.corpora.ingest.partition import splitmix64
+from perennial.corpora.special_tokens import HoldsSpecialToken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -151,7 +153,13 @@ class BandHasher:
         if not others:
             return ids
         parts = split_documents(ids, self._end)
-        encoded = self._encoder.encode_documents(list(others.values()))
+        try:
+            encoded = self._encoder.encode_documents(list(others.values()))
+        except HoldsSpecialToken as held:
+            # Those stay as they are spelled; of the others there are ids.
+            rows = [row for place, row in enumerate(others) if place not in held.tokens]
+            others = {row: others[row] for row in rows}
+            encoded = self._encoder.encode_documents(list(others.values()))
         for row, part in zip(others, split_documents(encoded, self._end), strict=True):
             parts[row] = part
         return np.concatenate(parts)

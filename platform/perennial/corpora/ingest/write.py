@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perennial.corpora.encoders import EncoderName, make_encoder, split_documents, stored_type
+from perennial.corpora.encoders import (
+    Encoder,
+    EncoderName,
+    make_encoder,
+    split_documents,
+    stored_type,
+)
 from perennial.corpora.ingest.decontaminate import load_contamination
 from perennial.corpora.ingest.documents import (
     Removed,
@@ -35,6 +41,7 @@ from perennial.corpora.ingest.spill import decode_documents, read_sections
 from perennial.corpora.manifest import (
     CONTAMINATED,
     NEAR_DUPLICATE,
+    SPECIAL_TOKEN,
     Counts,
     HoldoutFile,
     IngestSettings,
@@ -43,7 +50,8 @@ from perennial.corpora.manifest import (
     Shard,
     ShardResult,
 )
-from perennial.corpora.packing import Packer, RowFile, holdout_bytes, rows_per_group
+from perennial.corpora.packing import Packer, RowFile, add_begins, holdout_bytes, rows_per_group
+from perennial.corpora.special_tokens import HoldsSpecialToken
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -153,20 +161,39 @@ def _write_held(job: GatherJob, part: int) -> ShardResult:
         sections = [*range(layout.shards), *sections]
     documents = _read_documents(job, sections)
     documents = documents.take(documents.digest < np.uint64(job.holdout_bound))
+    # What was removed from the shards' sections is recorded with the shards.
+    recorded = 0 if sections == [layout.shards + part] else len(documents.removed)
     held: list[npt.NDArray[Any]] = []
     encoder, end = make_encoder(job.tokenizer, job.encoder), job.tokenizer.end_of_document
     hasher = BandHasher(job.tokenizer, encoder) if job.settings.near_duplicates else None
     signatures: list[Signatures] = []
+    spelled: dict[int, str] = {}
+    first = 0
     for batch in documents.batches():
-        texts = batch.texts()
-        ids = encoder.encode_documents(texts)
-        held += split_documents(ids, end)
-        signatures += [hasher.hash_documents(texts, ids)] if hasher else []
+        ids, left_out = _encode_batch(encoder, batch)
+        spelled |= {first + row: detail for row, detail in left_out.items()}
+        first += len(batch)
+        texts = [text for row, text in enumerate(batch.texts()) if row not in left_out]
+        if texts:
+            held += split_documents(ids, end)
+            signatures += [hasher.hash_documents(texts, ids)] if hasher else []
+    documents = documents.without(SPECIAL_TOKEN, spelled)
     if hasher:
         write_index(job.staging, part, documents, signatures)
-    # What was removed from the shards' sections is recorded with the shards.
-    removed = documents.removed if sections == [layout.shards + part] else []
-    return _write_holdout_files(job, part, documents, held, removed)
+    return _write_holdout_files(job, part, documents, held, documents.removed[recorded:])
+
+
+def _encode_batch(
+    encoder: Encoder, batch: StagedDocuments
+) -> tuple[npt.NDArray[Any], dict[int, str]]:
+    """Return the ids of a batch, and by row what documents are left out of them for."""
+    texts = batch.texts()
+    try:
+        return encoder.encode_documents(texts), {}
+    except HoldsSpecialToken as held:
+        kept = [text for row, text in enumerate(texts) if row not in held.tokens]
+        details = {row: f"is encoded as {token}" for row, token in held.tokens.items()}
+        return encoder.encode_documents(kept), details
 
 
 def _write_holdout_files(
@@ -237,7 +264,9 @@ def _row_groups(
     """
     length, dtype = job.settings.sequence_length, stored_type(job.tokenizer)
     packer = Packer(length, rows_per_group(length, dtype.itemsize), dtype)
+    end, begin = job.tokenizer.end_of_document, job.tokenizer.begin_of_document
     for batch, ids in _encode_documents(job, documents, sums):
+        ids = add_begins(ids, end, begin)
         sums["documents"] += len(batch)
         sums["trained_bytes"] += int(batch.sizes.sum())
         sums["tokens"] += len(ids)
@@ -269,8 +298,10 @@ def _encode_documents(
         if contamination:
             batch = batch.without(CONTAMINATED, contamination.search(batch))
         if len(batch):
-            ids = encoder.encode_documents(batch.texts())
-            yield near.apply(batch, ids) if near else (batch, ids)
+            ids, spelled = _encode_batch(encoder, batch)
+            batch = batch.without(SPECIAL_TOKEN, spelled)
+            if len(batch):
+                yield near.apply(batch, ids) if near else (batch, ids)
     if near:
         sums["partly_compared_documents"] = near.partly_compared
 

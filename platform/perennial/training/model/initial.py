@@ -191,7 +191,10 @@ def draw_initial(job: Job, folder: Path) -> None:
 
 
 def _config_of(job: Job) -> PretrainedConfig:
-    return model_config(job.model, job.vocabulary, job.end_of_document, job.sequence_length)
+    config = model_config(job.model, job.vocabulary, job.end_of_document, job.sequence_length)
+    if job.begin_of_document is not None and "bos_token_id" not in job.model.config:
+        config.bos_token_id = job.begin_of_document
+    return config
 
 
 def _digest(file: Path) -> str:
