@@ -8,6 +8,7 @@ from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.exact_dedup import compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import plan_pieces
+from perennial.corpora.ingest.quality import account_losses
 from perennial.corpora.ingest.read import scatter_piece
 from perennial.corpora.ingest.sample import list_inputs
 from perennial.corpora.ingest.write import gather_shard, write_holdout
@@ -28,10 +29,10 @@ def ingest_plainly(
     parts = range(plan.layout.digest_parts)
     compared = [compare_digests(plan.compare_job(staged), part) for part in parts]
     engine = choose_encoder(tokenizer, ["a sample"])
-    job = plan.gather_job(staged, compared, engine)
+    job = plan.gather_job(staged, compared, engine, account_losses(inputs, staged).losses)
     results = [write_holdout(job, part) for part in range(plan.layout.held_parts)]
     results += [gather_shard(job, shard) for shard in range(plan.layout.shards)]
-    manifest = plan.build_manifest(engine, compared, results)
+    manifest = plan.build_manifest(engine, staged, compared, results)
     plan.target.remove(plan.staging_name)
     store.write(manifest_key(name), manifest.model_dump_json().encode())
     return manifest

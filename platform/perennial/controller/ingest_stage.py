@@ -79,8 +79,6 @@ def _ingest(
         corpora.withdraw_tokenizer(work.store)
     try:
         work.use_ray()
-        if shortage := describe_shortage():
-            work.log(f"notice: {shortage}")
         work.notify(lambda observer: observer.ingest_began(work, name))
         manifest = _tokenise(work, name, landed, settings)
         stage_steps(work.spec, name, manifest.rows)  # of a corpus that was accepted before
@@ -160,6 +158,8 @@ def _tokenise(
     if lender is not None:
         corpora.borrow_tokenizer(work.store, lender)
     work.log(f"ingesting {name}")
+    if shortage := describe_shortage():
+        work.log(f"notice: {shortage}")
     if work.spec.tokenizer.path is not None:
         _import_tokenizer(work)
     elif work.spec.tokenizer.vocabulary is not None:

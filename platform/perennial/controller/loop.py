@@ -145,7 +145,7 @@ def _terminated_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def ingest_landed(work: Workspace, *, wait: bool = True) -> None:
+def ingest_landed(work: Workspace, *, wait: bool = False) -> None:
     """Tokenise everything that has landed, and train nothing; a stage may be training meanwhile.
 
     Args:

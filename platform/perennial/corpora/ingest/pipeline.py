@@ -108,8 +108,8 @@ def ingest_corpus(
         The corpus's manifest.
 
     Raises:
-        InputError: when the corpus is missing, not what was promised, bad or without text, or it or
-            an earlier corpus was ingested with other settings. Nothing is committed then.
+        InputError: the corpus is missing, not what was promised, bad, without text or news, or was
+            ingested with other settings. Nothing is committed then.
     """
     check_name(name)
     tokenizer = load_tokenizer(store)
@@ -122,8 +122,7 @@ def ingest_corpus(
         borrowed = borrow_corpus(store, lender, landed, tokenizer, settings, accept)
         if borrowed is not None:
             return borrowed
-    before = [read_manifest(store, corpus) for corpus in earlier]
-    plan = _make_plan(store, inbox, landed, tokenizer, settings, before, evaluation)
+    plan = _make_plan(store, inbox, landed, tokenizer, settings, earlier, evaluation)
     try:
         return _ingest(plan, cpus_per_task, progress, accept)
     except Exception as failure:
@@ -146,16 +145,16 @@ def _make_plan(
     landed: LandedCorpus,
     tokenizer: RunTokenizer,
     settings: IngestSettings,
-    earlier: Sequence[CorpusManifest],
+    earlier: Sequence[str],
     evaluation: EvaluationTexts,
 ) -> IngestPlan:
-    for manifest in earlier:
+    before = tuple(read_manifest(store, corpus) for corpus in earlier)
+    for manifest in before:
         check_same_run(store, manifest, tokenizer, settings)
     inputs = list_inputs(landed)
     # The piece size is settled before the plan is made, since staged pieces depend on it.
     size = choose_piece_bytes(inputs, settings.piece_bytes)
     settings = settings.model_copy(update={"piece_bytes": size})
-    before = tuple(earlier)
     return IngestPlan(store, inbox, landed, inputs, tokenizer, settings, before, evaluation)
 
 
