@@ -28,8 +28,8 @@ LINES = [
 ]
 DATA = "\n".join(LINES).encode()
 OTHER_DATA = "\n".join(reversed(LINES)).replace("document", "piece of text").encode()
-NOT_COMPARED = re.compile(r"^(ledger/|leases/|landed/|inbox/)")
-"""what records that a corpus was refused, and the corpus itself"""
+NOT_COMPARED = re.compile(r"^(ledger/|leases/|landed/|inbox/|refused/)")
+"""what records that a corpus was refused, with its evidence, and the corpus itself"""
 
 
 @pytest.fixture
@@ -86,7 +86,11 @@ REFUSALS: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "too-much-unreadable": (b"PAR1" + bytes(9000) + b"PAR1", "a.parquet", {}),
     "no-text": (DATA.replace(b'"text"', b'"body"'), "a.jsonl", {"max_bad_share": 1.0}),
     "corpus-too-small": (DATA[:700], "a.jsonl", {"max_bad_share": 1.0}),
-    "corpus-too-small-by-rows": (DATA[:6000], "a.jsonl", {"sequence_length": 1024}),
+    "corpus-too-small-by-rows": (
+        "\n".join(LINES[:70]).encode(),
+        "a.jsonl",
+        {"sequence_length": 1024},
+    ),
 }
 
 
