@@ -31,6 +31,7 @@ from perennial.steps import StepSection
 
 TxtDocuments = Literal["paragraph", "line", "file"]
 LargestDocument = Annotated[Size, Field(ge=1, le=1 << 30)]
+LargestWindow = Annotated[Size, Field(ge=1 << 10, le=1 << 31)]
 
 
 class ReadingOverride(Section):
@@ -44,6 +45,8 @@ class ReadingOverride(Section):
     """where a document of a .txt file ends: paragraph, line or file"""
     max_document: Annotated[LargestDocument | None, JOIN] = None
     """longest text of a document, at most 1 GiB"""
+    max_zstd_window: Annotated[LargestWindow | None, JOIN] = None
+    """largest window of a .zst file, at most 2 GiB"""
 
 
 class CorporaSpec(Section):
@@ -61,10 +64,13 @@ class CorporaSpec(Section):
     """longest text of a document, at most 1 GiB; a longer one is set aside. A JSON line or a row
     may be four times as long. A task that reads or writes holds several of the longest texts in
     memory"""
+    max_zstd_window: Annotated[LargestWindow, JOIN] = 128 << 20
+    """largest window of a .zst file (`zstd --long`), at most 2 GiB; a task that reads one holds it
+    in memory. A file that needs a larger one is set aside"""
     read: dict[str, ReadingOverride] = Field(default_factory=dict)
-    """overrides of `text_field`, `domain_field`, `txt_documents` and `max_document` by a corpus's
-    name, or by a glob such as `"c4-*"`: those of the exact name, else of the longest glob that
-    matches"""
+    """overrides of `text_field`, `domain_field`, `txt_documents`, `max_document` and
+    `max_zstd_window` by a corpus's name, or by a glob such as `"c4-*"`: those of the exact name,
+    else of the longest glob that matches"""
     sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048
     """tokens in one sequence"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.5), PINNED] = 0.01

@@ -188,6 +188,7 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
         domain_field=spec.domain_field,
         txt_documents=spec.txt_documents,
         max_document_bytes=spec.max_document,
+        max_window_bytes=spec.max_zstd_window,
         sequence_length=spec.sequence_length,
         seed=seed,
         holdout_share=spec.holdout,

@@ -58,6 +58,8 @@ class IngestSettings(_Frozen):
     """what documents went through before they were tokenised: section and code of each step"""
     max_document_bytes: Annotated[int, Field(ge=1)] = 8 << 20
     """longest text of a document in UTF-8 bytes; a JSON line may be four times as long"""
+    max_window_bytes: Annotated[int, Field(ge=1)] = 128 << 20
+    """largest window of a zstd frame that is decoded, in bytes"""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """share of documents, of stored bytes that could not be read, or of damaged files, above which
     the corpus is refused as a whole"""
@@ -287,8 +289,9 @@ class CorpusManifest(_Frozen):
             content.pop("begin_of_document")  # which manifests of before 0.2 do not have
         # A corpus that was landed again, or divided otherwise, has the same shards.
         content["settings"].pop("piece_bytes")
-        if not self.settings.steps:
-            del content["settings"]["steps"]  # an older version did not know it
+        for later in ("steps", "max_window_bytes"):  # which an older version did not know
+            if getattr(self.settings, later) == IngestSettings.model_fields[later].default:
+                del content["settings"][later]
         for file in content["inputs"]:
             file.pop("etag")
             file.pop("sha256")

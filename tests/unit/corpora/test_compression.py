@@ -32,12 +32,14 @@ LINES = [f'{{"text": "document {i}"}}\n'.encode() for i in range(300)]
 TEXT = b"".join(LINES)
 
 
-def read(folder: Path, name: str, content: bytes) -> list[Record]:
+def read(
+    folder: Path, name: str, content: bytes, settings: IngestSettings = SETTINGS
+) -> list[Record]:
     (folder / name).write_bytes(content)
     store = open_store(folder)
     info = store.info(name)
     file = InputFile(name=name, size_bytes=info.size_bytes, etag=info.etag)
-    return list(read_span(store, file, FileSpan(0, 0, info.size_bytes), SETTINGS))
+    return list(read_span(store, file, FileSpan(0, 0, info.size_bytes), settings))
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -116,10 +118,10 @@ def test_a_window_above_the_limit_is_named_with_what_to_do(tmp_path: Path) -> No
     (record,) = read(tmp_path, "a.jsonl.zst", content)
     assert (record.reason, record.lost_bytes) == ("zstd-window", len(content))
     assert "needs a window of 256 MiB (zstd --long=28)" in record.detail
-    allowed = DecompressedStream(
-        io.BytesIO(content), len(content), ".zst", max_window_bytes=1 << 28
-    )
-    assert allowed.read(len(TEXT) + 1) == TEXT
+    assert "set corpora.max_zstd_window" in record.detail
+    allowed = SETTINGS.model_copy(update={"max_window_bytes": 1 << 28})
+    texts = [record.text for record in read(tmp_path, "a.jsonl.zst", content, allowed)]
+    assert texts == [record.text for record in read(tmp_path, "b.jsonl", TEXT)]
 
 
 def test_a_little_that_becomes_much_is_given_piece_by_piece() -> None:

@@ -370,6 +370,6 @@ def _describe_window(window: int, limit: int) -> str:
     exponent = (window - 1).bit_length()
     return (
         f"it needs a window of {window >> 20} MiB (zstd --long={exponent}), and at most "
-        f"{limit >> 20} MiB are held; compress it with a smaller one: "
-        f"zstd -dc --long={exponent} FILE | zstd -o NEW"
+        f"{limit >> 20} MiB are held; set corpora.max_zstd_window, or compress it with a smaller "
+        f"one: zstd -dc --long={exponent} FILE | zstd -o NEW"
     )

@@ -328,7 +328,9 @@ def read_evaluation_texts(
         part = FilePart(stream, 0, size_bytes, size_bytes)
         yield from kind.format.read_evaluation_texts(part, settings)
         return
-    raw = DecompressedStream(stream, size_bytes, kind.compression)
+    raw = DecompressedStream(
+        stream, size_bytes, kind.compression, max_window_bytes=settings.max_window_bytes
+    )
     part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, size_bytes)
     try:
         yield from kind.format.read_evaluation_texts(part, settings)
@@ -376,7 +378,9 @@ def _read_compressed(
 ) -> Iterator[Record]:
     """Yield the records of a compressed file, and a last one for what could not be decompressed."""
     limit = None if loss is None else loss.offset
-    raw = DecompressedStream(stored.stream, stored.size_bytes, kind.compression, limit)
+    raw = DecompressedStream(
+        stored.stream, stored.size_bytes, kind.compression, limit, settings.max_window_bytes
+    )
     part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, stored.size_bytes)
     good, good_bytes = 0, 0
     is_clean = True
