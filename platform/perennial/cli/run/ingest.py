@@ -42,7 +42,8 @@ def ingest(
     else:
         print_sources(ingested.sources)
         for name, state in ingested.corpora.items():
-            reason = ingested.reasons.get(name)
+            # What was refused in this call was said already.
+            reason = "" if name in ingested.refused else ingested.reasons.get(name)
             words = f"corpus    {name}: {state}" + (f" ({reason})" if reason else "")
             out.print(words, markup=False, soft_wrap=True)
         out.print(f"next      perennial run {run_file}")
