@@ -123,6 +123,16 @@ def test_a_missing_column_is_named_with_the_largest_of_strings(tmp_path: Path) -
     assert (record.reason, record.detail, record.lost_documents) == ("missing-text", expected, 5)
 
 
+def test_a_text_inside_another_field_is_named_by_its_path(tmp_path: Path) -> None:
+    row = {"doc": {"text": TEXT, "url": "https://example.org/a"}, "id": 1}
+    (record,) = read(tmp_path, "a.jsonl", json.dumps(row).encode())
+    expected = "no field 'text'; its fields are doc, id; set corpora.text_field: doc.text"
+    assert record.detail == expected
+    pq.write_table(pa.Table.from_pylist([row] * 9), tmp_path / "b.parquet", use_dictionary=False)
+    (record,) = read(tmp_path, "b.parquet", (tmp_path / "b.parquet").read_bytes())
+    assert record.detail.endswith("its columns are doc, id; set corpora.text_field: doc.text")
+
+
 def test_a_refusal_quotes_the_first_of_each_reason_and_keeps_the_records(tmp_path: Path) -> None:
     inbox, store = open_store(tmp_path / "inbox"), open_store(tmp_path / "store")
     body = json.dumps({"body": TEXT}).encode() + b"\n"

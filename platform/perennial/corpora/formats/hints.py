@@ -27,7 +27,13 @@ def describe_missing(field: str, fields: Mapping[str, object]) -> str:
         field: the field that is missing.
         fields: the others with their values.
     """
-    texts = {name: value for name, value in fields.items() if isinstance(value, str)}
+    nested = {
+        f"{name}.{inner}": value
+        for name, values in fields.items()
+        if isinstance(values, Mapping)
+        for inner, value in values.items()
+    }
+    texts = {name: text for name, text in (nested | dict(fields)).items() if isinstance(text, str)}
     longest = max(texts, key=lambda name: len(texts[name]), default="")
     detail = f"no field {field!r}; its fields are {', '.join(fields) or 'none'}"[:_SHOWN]
     # An identifier or a URL is no text.

@@ -115,7 +115,11 @@ def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record |
 def _describe_missing(file: Any, settings: IngestSettings) -> str:
     """Return which columns a ParquetFile has, and the one of strings that holds most."""
     schema, footer = file.schema_arrow, file.metadata
-    sizes = dict.fromkeys((field.name for field in schema if str(field.type) in _STRINGS), 0)
+    leaves = {field.name: field.type for field in schema}
+    for field in schema:
+        inner = range(field.type.num_fields) if str(field.type).startswith("struct<") else ()
+        leaves |= {f"{field.name}.{field.type[i].name}": field.type[i].type for i in inner}
+    sizes = dict.fromkeys((name for name, kind in leaves.items() if str(kind) in _STRINGS), 0)
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)
         for column in map(group.column, range(group.num_columns)):
