@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from perennial.config import load_run
+from perennial.sources.places import find_files
 from tests.support.old_store import unpack_old_store
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +64,25 @@ def test_the_plugin_schedule_is_named_by_its_entry_point(
         3e-4,
     ]
     assert (curve.phase(100), curve.phase(101)) == ("warmup", "cooldown")
+
+
+def test_the_messy_crawl_has_what_its_guide_names(
+    load: Callable[[Path], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert [step.kind for step in load_run(EXAMPLES / "crawl.yaml").corpora.steps] == [
+        "language",
+        "gopher-quality",
+        "gopher-repetition",
+        "personal-data",
+    ]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(2400)))
+    load(EXAMPLES / "messy_crawl.py").main(texts, tmp_path / "crawl")
+    placed = find_files([str(tmp_path / "crawl/pages"), str(tmp_path / "crawl/dump")])
+    assert [file.name.rpartition("/")[2] for file in placed.files] == [
+        "a.warc.wet.gz",
+        "c4-train.00000.json.gz",
+        "c4-train.00001.json.gz",
+    ]
+    assert len(placed.left_out) == 3
