@@ -60,7 +60,8 @@ def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
     """
     story = FoldedLedger()
     reached, chained = Head(), False
-    last = max([*ledger, ledger_key(head.events - 1)] if head.events else ledger, default="")
+    named = [ledger_key(head.events - 1)] if head.events and head.is_possible else []
+    last = max([*ledger, *named], default="")
     while (key := ledger_key(reached.events)) <= last:
         if key not in ledger:
             right = f"there are entries up to {last}; restore it from a copy"
@@ -83,7 +84,9 @@ def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
         reached = Head(reached.events + 1, digest_of(ledger[key]))
         story.digests.append(reached.sha256)
         chained = entry.before is not None
-    if not story.findings and reached.events == head.events and reached != head:
+    if not head.is_possible:
+        story.findings.append(Finding(HEAD, "names no end of a ledger", "`perennial repair` it"))
+    elif head.events and story.digests[head.events - 1 : head.events] not in ([], [head.sha256]):
         last = ledger_key(head.events - 1)
         story.findings.append(Finding(last, f"is not the entry that {HEAD} names", "restore it"))
     if (
