@@ -12,7 +12,16 @@ from perennial.audit.files import MetricsContents
 from perennial.audit.finding import Finding, unequal
 from perennial.errors import InputError, InvalidTransition
 from perennial.mixture import StageMix, branch_mix, stage_mix, trained_sequences, truncate_mix
-from perennial.runs.events import Branched, Event, Releasing, Started, Trained, decode
+from perennial.runs.events import (
+    Branched,
+    Event,
+    Opened,
+    Releasing,
+    Started,
+    Trained,
+    decode,
+    field_of,
+)
 from perennial.runs.ledger import HEAD, Head, check_follows, digest_of
 from perennial.runs.search_state import shifted
 from perennial.runs.state import RunState
@@ -51,6 +60,15 @@ def ledger_key(number: int) -> str:
     return f"ledger/{number:012d}.json"
 
 
+def check_run_file(event: Event) -> None:
+    """Raise ValueError where a run file lacks what the checks of its corpora rest on."""
+    if isinstance(event, Opened):
+        for name in ("corpora.sequence_length", "seed"):
+            value = field_of(event.spec, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"its run file has no {name}")
+
+
 def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
     """Fold the ledger's objects up to the first that is missing, unreadable or impossible.
 
@@ -70,6 +88,7 @@ def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
         try:
             entry = decode(ledger[key])
             check_follows(entry.before, reached, chained)
+            check_run_file(entry.event)
             story.state.apply(entry.event)
         except InvalidTransition as impossible:
             story.findings.append(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from perennial.audit.checks import ledger_key
+from perennial.audit.checks import check_run_file, ledger_key
 from perennial.audit.finding import Finding
 from perennial.errors import InvalidTransition
 from perennial.runs.events import LedgerEntry, decode
@@ -275,6 +275,7 @@ def _following(data: bytes, head: Head, chained: bool, state: RunState) -> Ledge
     try:
         entry = decode(data)
         check_follows(entry.before, head, chained)
+        check_run_file(entry.event)
         state.check(entry.event)
     except _WRONG:
         return None

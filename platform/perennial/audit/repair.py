@@ -130,10 +130,21 @@ def _repair_ledger(store: Store, copy: Store | None, done: Repair) -> Finding | 
     for number in [*plan.set_aside, *(n for n in plan.restore if n in own.entries)]:
         _set_aside(store, log.key(number), digest_of(own.entries[number]))
     for number, data in plan.restore.items():
-        log.append(number, data)
+        if not log.append(number, data):
+            raise _taken(store, log.key(number))
     if plan.lost is None and plan.head != own.head:
-        store.write(HEAD, json.dumps(asdict(plan.head)).encode())
+        try:
+            store.write(HEAD, json.dumps(asdict(plan.head)).encode())
+        except IsADirectoryError:
+            raise _taken(store, HEAD) from None
     return plan.lost
+
+
+def _taken(store: Store, key: str) -> InputError:
+    return InputError(
+        f"{store.url}/{key}", "", "its place is taken by what is no object",
+        "move that away", code="repair-place-taken",
+    )  # fmt: skip
 
 
 def _read_evidence(store: Store) -> LedgerEvidence:

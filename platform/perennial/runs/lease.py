@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from perennial.store import Store
+from perennial.store.stored_json import parse_json
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -83,8 +84,11 @@ def read_heartbeat(store: Store, key: str) -> Heartbeat | None:
     if not key:
         return None
     try:
-        document = json.loads(store.read(key))
-        return Heartbeat(Holder(**document), store.info(key).modified)
+        holder = Holder(**parse_json(store.read(key)))
+        words = (holder.host, holder.machine, holder.began, holder.verb, holder.since)
+        if not isinstance(holder.process, int) or not all(isinstance(each, str) for each in words):
+            return None
+        return Heartbeat(holder, store.info(key).modified)
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from html.parser import HTMLParser
 from typing import Any, NamedTuple
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from perennial.errors import PullFailed
+from perennial.store.stored_json import parse_json
 
 MOST_ENTRIES = 500_000
 _MOST_MARKS = 8 * MOST_ENTRIES  # commas and brackets: an entry has at most so many
@@ -76,8 +76,8 @@ def _parse_json(url: str, text: str) -> Listing:
     if sum(map(text.count, ",[{")) > _MOST_MARKS:
         raise PullFailed(f"names more than {MOST_ENTRIES:,} files; divide it into several indexes")
     try:
-        listed: Any = json.loads(text)
-    except (ValueError, RecursionError):
+        listed: Any = parse_json(text)
+    except ValueError:
         listed = None
     if isinstance(listed, dict):
         listed = listed.get("files")
