@@ -20,7 +20,7 @@ from perennial.audit.finding import Finding
 from perennial.audit.ledger_repair import LedgerEvidence, plan_ledger
 from perennial.audit.verify import verify
 from perennial.errors import Busy, InputError
-from perennial.runs.lease import STALE_SECONDS, Lease, read_heartbeat, this_process
+from perennial.runs.lease import REPAIRING, Lease, living_holder, this_process
 from perennial.runs.ledger import FOLDER, HEAD, digest_of, now, read_head
 from perennial.runs.witnesses import read_named
 from perennial.store import Log, Store
@@ -100,15 +100,12 @@ def _no_copy(copy: Store, problem: str, kind: str) -> InputError:
 @contextmanager
 def _alone(store: Store) -> Iterator[None]:
     """Refuse to go on while another process writes to the run."""
-    mine = Lease(store, "repairing", this_process("repair", now()))
+    mine = Lease(store, REPAIRING, this_process("repair", now()))
     try:
         for name in ("training", "ingesting"):
-            for info in store.list(f"leases/{name}"):
-                beat = read_heartbeat(store, info.key)
-                if beat is None or beat.holder.is_gone:
-                    continue
-                if mine.age_seconds(beat.modified) <= STALE_SECONDS:
-                    raise Busy(f"{beat.holder} holds this run and lives: stop it first")
+            if holder := living_holder(store, mine, name):
+                raise Busy(f"{holder} holds this run and lives: stop it first")
+        mine.sweep()
         yield
     finally:
         mine.give_back()
