@@ -26,7 +26,12 @@ from perennial.runs.ledger import HEAD, Head, check_follows, digest_of
 from perennial.runs.search_state import shifted
 from perennial.runs.state import RunState
 from perennial.schedules import AbsentSchedule, from_dict
-from perennial.training.checkpoint.manifest import MANIFEST, CheckpointManifest, folder_of
+from perennial.training.checkpoint.manifest import (
+    MANIFEST,
+    OPTIMIZER,
+    CheckpointManifest,
+    folder_of,
+)
 from perennial.training.model.shards import absent_files
 
 _NO_HEAD = Head()
@@ -183,6 +188,8 @@ class PlannedFolder:
 
     seen: sequences of each corpus that were trained before `first_step`.
     skipped: trunk steps whose batch was skipped.
+    settings: what it keeps of the run file until it is finished; None where that is not known.
+    inherits: whether its optimizer goes on with steps of the trunk's.
     """
 
     name: str
@@ -193,6 +200,8 @@ class PlannedFolder:
     seen: dict[str, int]
     sequence_length: int
     skipped: tuple[int, ...] = ()
+    settings: Mapping[str, Any] | None = None
+    inherits: bool = True
 
     @property
     def last_step(self) -> int:
@@ -232,6 +241,8 @@ def plan_folders(
             state.seen(stage, stage.first_step, skipped),
             sequence_length,
             skipped.get(stage.folder, ()),
+            stage.settings,
+            stage.optimizer != "reset",
         )
     for branch in state.branches.values():
         if branch.mix is not None and branch.schedule is not None:
@@ -245,6 +256,7 @@ def plan_folders(
                 state.seen(state.stage(branch.stage), branch.step, skipped),
                 sequence_length,
                 skipped.get(folder, ()),
+                branch.settings,
             )
     for name, trial in state.searches.trials.items():
         branched = trial.branched
@@ -257,6 +269,8 @@ def plan_folders(
             state.seen(state.stage(branched.stage), branched.step, skipped),
             sequence_length,
             skipped.get(trial.folder, ()),
+            branched.settings,
+            branched.optimizer != "reset",
         )
     return planned
 
@@ -333,7 +347,9 @@ def check_ledger_position(
     # Behind a gap nothing is folded; the gap has its finding.
     if not events or story.findings or not manifest.ledger_sha256:
         return
-    if story.digests[events - 1 : events] != [manifest.ledger_sha256]:
+    if events < 0:
+        yield Finding(f"{key}/{MANIFEST}", f"ledger_events: it has {events}", "a number above 0")
+    elif story.digests[events - 1 : events] != [manifest.ledger_sha256]:
         problem = f"is not the entry that {key} was trained behind, or is missing"
         yield Finding(ledger_key(events - 1), problem, "restore it from a copy")
 
@@ -377,13 +393,48 @@ def check_checkpoint(
     # Another machine's cosine may differ in the last bit.
     if is_known and not math.isclose(manifest.eta, schedule.eta(step - 1), rel_tol=1e-9):
         yield from unequal(where, {"eta": (manifest.eta, schedule.eta(step - 1))})
+    yield from _check_engine(where, manifest, plan)
     world = manifest.world_size
-    wanted = [f"optimizer-{rank:02d}-of-{world:02d}.safetensors" for rank in range(world)]
-    absent = [
-        name for name in ("config.json", "metrics.jsonl", *wanted) if name not in manifest.files
-    ]
+    others = [name for name in manifest.files if name.startswith(OPTIMIZER)]
+    of_all = (f"{OPTIMIZER}{rank:02d}-of-{world:02d}.safetensors" for rank in range(world))
+    absent = [name for name in ("config.json", "metrics.jsonl") if name not in manifest.files]
+    for name in of_all:
+        if name not in others:
+            absent.append(name)
+            break  # an altered number of workers may be any
+        others.remove(name)
+    else:
+        for name in others:
+            yield Finding(where, f"it names {name}", f"it is of {world} workers")
     for name in (*absent, *absent_files(manifest.files)):
         yield Finding(where, f"it names no {name}", "a checkpoint has one")
+
+
+def _check_engine(
+    where: str, manifest: CheckpointManifest, plan: PlannedFolder
+) -> Iterator[Finding]:
+    """Check optimizer, its steps and fp16's factor against the plan and what the job keeps."""
+    steps, done = manifest.optimizer_steps, manifest.step - plan.first_step
+    least, most = 0, manifest.step if plan.inherits else done
+    if plan.settings is not None:
+        kept = plan.settings.get("training.optimizer")
+        kind = kept.get("kind") if isinstance(kept, Mapping) else None
+        # Manifests that name none are of versions that had AdamW alone.
+        found = manifest.optimizer or "adamw"
+        if kind is not None:
+            yield from unequal(where, {"optimizer": (found, kind)})
+        is_fp16 = plan.settings.get("training.precision") == "fp16"
+        if not is_fp16:
+            yield from unequal(where, {"loss_scale": (manifest.loss_scale, None)})
+        elif manifest.loss_scale is not None and not 0 < manifest.loss_scale < math.inf:
+            right = "a finite number above 0"
+            yield from unequal(where, {"loss_scale": (str(manifest.loss_scale), right)})
+        if kind == "adamw" and not is_fp16:
+            # fp16 leaves out the steps that overflow, and other optimizers may count otherwise.
+            least = done - len(plan.skipped_until(manifest.step))
+    if not least <= steps <= most:
+        right = f"{least}" if least == most else f"{least} to {most}"
+        yield Finding(where, f"its optimizer has taken {steps} steps", f"the plan gives {right}")
 
 
 def _in_this_form(mix: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pytest
 from perennial import corpora
 from perennial.config import SourceSpec, parse
 from perennial.sources import DataSource, http_client, source
-from perennial.sources.events import SourceEvent
+from perennial.sources.events import SourceEvent, encode_event
 from perennial.store import Store, open_store
 from tests.support.processes import wait_until_ended
 
@@ -138,7 +138,7 @@ def test_a_pull_that_cannot_be_written_down_leaves_no_copies(
     (tmp_path / "crawl").mkdir()
     (tmp_path / "crawl" / "a.txt").write_text("one")
     place = Place(open_store(tmp_path / "store"), prefix=str(tmp_path / "crawl"))
-    encode = source.encode_event
+    encode = encode_event
 
     def refuse_pulls(event: SourceEvent) -> bytes:
         if event.kind == "pulled":
