@@ -420,7 +420,7 @@ def _check_engine(
         kept = plan.settings.get("training.optimizer")
         kind = kept.get("kind") if isinstance(kept, Mapping) else None
         # Manifests that name none are of versions that had AdamW alone.
-        found = manifest.optimizer or "adamw"
+        found = "adamw" if manifest.optimizer is None else manifest.optimizer
         if kind is not None:
             yield from unequal(where, {"optimizer": (found, kind)})
         is_fp16 = plan.settings.get("training.precision") == "fp16"
