@@ -420,9 +420,9 @@ def _check_engine(
         kept = plan.settings.get("training.optimizer")
         kind = kept.get("kind") if isinstance(kept, Mapping) else None
         # Manifests that name none are of versions that had AdamW alone.
-        found = "adamw" if manifest.optimizer is None else manifest.optimizer
+        kind_here = "adamw" if manifest.optimizer is None else manifest.optimizer
         if kind is not None:
-            yield from unequal(where, {"optimizer": (found, kind)})
+            yield from unequal(where, {"optimizer": (kind_here, kind)})
         is_fp16 = plan.settings.get("training.precision") == "fp16"
         if not is_fp16:
             yield from unequal(where, {"loss_scale": (manifest.loss_scale, None)})

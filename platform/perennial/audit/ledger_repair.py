@@ -2,7 +2,7 @@
 
 An entry's digest proves every entry before it, since each carries the digest of its predecessor.
 What names digests from outside of the ledger, the head and the checkpoints, proves a whole ledger
-up to there. Nothing that one of them contradicts is taken, kept as the end, or written anew.
+up to there. Nothing that one of them contradicts is taken, kept as the end, or written.
 """
 
 from __future__ import annotations
@@ -186,9 +186,9 @@ def _prove(
 def _is_wrong_head(own: LedgerEvidence, copy: LedgerEvidence, candidates: _Candidates) -> bool:
     """Return whether the head names what cannot be an entry of this ledger.
 
-    An entry that nobody has may be lost. It is none where the entry of that number is named by the
-    one behind it, where its digest is another entry's, and where a copy that is whole ends with the
-    same entry as the ledger.
+    An entry that is in neither ledger may be lost. It is none where the entry of that number is
+    named by the one behind it, where its digest is another entry's, and where a copy that is whole
+    ends with the same entry as the ledger.
     """
     last, digest = own.head.events - 1, own.head.sha256
     if not own.head.is_possible:
@@ -212,9 +212,9 @@ def _choose(
 ) -> tuple[bytes, LedgerEntry] | None:
     """Return the entry that belongs at a number, out of those that can follow."""
     right = proved or hinted
-    for each in follow:
-        if digest_of(each[0]) == right:
-            return each
+    for data, entry in follow:
+        if digest_of(data) == right:
+            return data, entry
     if proved is not None:
         return None
     for data, entry in follow:

@@ -89,7 +89,7 @@ def read_heartbeat(store: Store, key: str) -> Heartbeat | None:
     try:
         holder = Holder(**parse_json(store.read(key)))
         words = (holder.host, holder.machine, holder.began, holder.verb, holder.since)
-        if not isinstance(holder.process, int) or not all(isinstance(each, str) for each in words):
+        if not isinstance(holder.process, int) or not all(isinstance(word, str) for word in words):
             return None
         return Heartbeat(holder, store.info(key).modified)
     except (FileNotFoundError, ValueError, TypeError):
