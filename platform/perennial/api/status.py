@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -195,8 +194,10 @@ def _replay_share(stage: Stage) -> float:
 
 
 def _read_times(work: Workspace) -> list[StageTime]:
+    from pydantic import TypeAdapter
+
     try:
-        rows = json.loads(work.store.read("report/times.json"))
-    except FileNotFoundError:
+        # The report wrote it and can write it again: what cannot be read is not there.
+        return TypeAdapter(list[StageTime]).validate_json(work.store.read("report/times.json"))
+    except (FileNotFoundError, ValueError):
         return []
-    return [StageTime(**row) for row in rows]

@@ -12,12 +12,26 @@ from perennial.audit.files import MetricsContents
 from perennial.audit.finding import Finding, unequal
 from perennial.errors import InputError, InvalidTransition
 from perennial.mixture import StageMix, branch_mix, stage_mix, trained_sequences, truncate_mix
-from perennial.runs.events import Branched, Event, Releasing, Started, Trained, decode
+from perennial.runs.events import (
+    Branched,
+    Event,
+    Opened,
+    Releasing,
+    Started,
+    Trained,
+    decode,
+    field_of,
+)
 from perennial.runs.ledger import HEAD, Head, check_follows, digest_of
 from perennial.runs.search_state import shifted
 from perennial.runs.state import RunState
 from perennial.schedules import AbsentSchedule, from_dict
-from perennial.training.checkpoint.manifest import MANIFEST, CheckpointManifest, folder_of
+from perennial.training.checkpoint.manifest import (
+    MANIFEST,
+    OPTIMIZER,
+    CheckpointManifest,
+    folder_of,
+)
 from perennial.training.model.shards import absent_files
 
 _NO_HEAD = Head()
@@ -51,6 +65,15 @@ def ledger_key(number: int) -> str:
     return f"ledger/{number:012d}.json"
 
 
+def check_run_file(event: Event) -> None:
+    """Raise ValueError where a run file lacks what the checks of its corpora rest on."""
+    if isinstance(event, Opened):
+        for name in ("corpora.sequence_length", "seed"):
+            value = field_of(event.spec, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"its run file has no {name}")
+
+
 def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
     """Fold the ledger's objects up to the first that is missing, unreadable or impossible.
 
@@ -60,7 +83,8 @@ def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
     """
     story = FoldedLedger()
     reached, chained = Head(), False
-    last = max([*ledger, ledger_key(head.events - 1)] if head.events else ledger, default="")
+    named = [ledger_key(head.events - 1)] if head.events and head.is_possible else []
+    last = max([*ledger, *named], default="")
     while (key := ledger_key(reached.events)) <= last:
         if key not in ledger:
             right = f"there are entries up to {last}; restore it from a copy"
@@ -69,6 +93,7 @@ def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
         try:
             entry = decode(ledger[key])
             check_follows(entry.before, reached, chained)
+            check_run_file(entry.event)
             story.state.apply(entry.event)
         except InvalidTransition as impossible:
             story.findings.append(
@@ -83,7 +108,9 @@ def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
         reached = Head(reached.events + 1, digest_of(ledger[key]))
         story.digests.append(reached.sha256)
         chained = entry.before is not None
-    if not story.findings and reached.events == head.events and reached != head:
+    if not head.is_possible:
+        story.findings.append(Finding(HEAD, "names no end of a ledger", "`perennial repair` it"))
+    elif head.events and story.digests[head.events - 1 : head.events] not in ([], [head.sha256]):
         last = ledger_key(head.events - 1)
         story.findings.append(Finding(last, f"is not the entry that {HEAD} names", "restore it"))
     if (
@@ -161,6 +188,8 @@ class PlannedFolder:
 
     seen: sequences of each corpus that were trained before `first_step`.
     skipped: trunk steps whose batch was skipped.
+    settings: what it keeps of the run file until it is finished; None where that is not known.
+    inherits: whether its optimizer goes on with steps of the trunk's.
     """
 
     name: str
@@ -171,6 +200,8 @@ class PlannedFolder:
     seen: dict[str, int]
     sequence_length: int
     skipped: tuple[int, ...] = ()
+    settings: Mapping[str, Any] | None = None
+    inherits: bool = True
 
     @property
     def last_step(self) -> int:
@@ -210,6 +241,8 @@ def plan_folders(
             state.seen(stage, stage.first_step, skipped),
             sequence_length,
             skipped.get(stage.folder, ()),
+            stage.settings,
+            stage.optimizer != "reset",
         )
     for branch in state.branches.values():
         if branch.mix is not None and branch.schedule is not None:
@@ -223,6 +256,7 @@ def plan_folders(
                 state.seen(state.stage(branch.stage), branch.step, skipped),
                 sequence_length,
                 skipped.get(folder, ()),
+                branch.settings,
             )
     for name, trial in state.searches.trials.items():
         branched = trial.branched
@@ -235,6 +269,8 @@ def plan_folders(
             state.seen(state.stage(branched.stage), branched.step, skipped),
             sequence_length,
             skipped.get(trial.folder, ()),
+            branched.settings,
+            branched.optimizer != "reset",
         )
     return planned
 
@@ -311,7 +347,9 @@ def check_ledger_position(
     # Behind a gap nothing is folded; the gap has its finding.
     if not events or story.findings or not manifest.ledger_sha256:
         return
-    if story.digests[events - 1 : events] != [manifest.ledger_sha256]:
+    if events < 0:
+        yield Finding(f"{key}/{MANIFEST}", f"ledger_events: it has {events}", "a number above 0")
+    elif story.digests[events - 1 : events] != [manifest.ledger_sha256]:
         problem = f"is not the entry that {key} was trained behind, or is missing"
         yield Finding(ledger_key(events - 1), problem, "restore it from a copy")
 
@@ -355,13 +393,48 @@ def check_checkpoint(
     # Another machine's cosine may differ in the last bit.
     if is_known and not math.isclose(manifest.eta, schedule.eta(step - 1), rel_tol=1e-9):
         yield from unequal(where, {"eta": (manifest.eta, schedule.eta(step - 1))})
+    yield from _check_engine(where, manifest, plan)
     world = manifest.world_size
-    wanted = [f"optimizer-{rank:02d}-of-{world:02d}.safetensors" for rank in range(world)]
-    absent = [
-        name for name in ("config.json", "metrics.jsonl", *wanted) if name not in manifest.files
-    ]
+    others = [name for name in manifest.files if name.startswith(OPTIMIZER)]
+    of_all = (f"{OPTIMIZER}{rank:02d}-of-{world:02d}.safetensors" for rank in range(world))
+    absent = [name for name in ("config.json", "metrics.jsonl") if name not in manifest.files]
+    for name in of_all:
+        if name not in others:
+            absent.append(name)
+            break  # an altered number of workers may be any
+        others.remove(name)
+    else:
+        for name in others:
+            yield Finding(where, f"it names {name}", f"it is of {world} workers")
     for name in (*absent, *absent_files(manifest.files)):
         yield Finding(where, f"it names no {name}", "a checkpoint has one")
+
+
+def _check_engine(
+    where: str, manifest: CheckpointManifest, plan: PlannedFolder
+) -> Iterator[Finding]:
+    """Check optimizer, its steps and fp16's factor against the plan and what the job keeps."""
+    steps, done = manifest.optimizer_steps, manifest.step - plan.first_step
+    least, most = 0, manifest.step if plan.inherits else done
+    if plan.settings is not None:
+        kept = plan.settings.get("training.optimizer")
+        kind = kept.get("kind") if isinstance(kept, Mapping) else None
+        # Manifests that name none are of versions that had AdamW alone.
+        kind_here = "adamw" if manifest.optimizer is None else manifest.optimizer
+        if kind is not None:
+            yield from unequal(where, {"optimizer": (kind_here, kind)})
+        is_fp16 = plan.settings.get("training.precision") == "fp16"
+        if not is_fp16:
+            yield from unequal(where, {"loss_scale": (manifest.loss_scale, None)})
+        elif manifest.loss_scale is not None and not 0 < manifest.loss_scale < math.inf:
+            right = "a finite number above 0"
+            yield from unequal(where, {"loss_scale": (str(manifest.loss_scale), right)})
+        if kind == "adamw" and not is_fp16:
+            # fp16 leaves out the steps that overflow, and other optimizers may count otherwise.
+            least = done - len(plan.skipped_until(manifest.step))
+    if not least <= steps <= most:
+        right = f"{least}" if least == most else f"{least} to {most}"
+        yield Finding(where, f"its optimizer has taken {steps} steps", f"the plan gives {right}")
 
 
 def _in_this_form(mix: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from perennial.corpora.file_list import ListedFile, decode_list
+from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -172,4 +172,4 @@ def read_list(stream: BinaryIO) -> FileListContents:
 
 
 def _lines(stream: BinaryIO) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for line in stream)
+    return (parse_json(line) for line in stream)

@@ -17,11 +17,12 @@ from typing import Any
 
 from perennial.audit.checks import ledger_key
 from perennial.audit.finding import Finding
-from perennial.audit.ledger_repair import plan_ledger
+from perennial.audit.ledger_repair import LedgerEvidence, plan_ledger
 from perennial.audit.verify import verify
-from perennial.errors import Busy
-from perennial.runs.lease import STALE_SECONDS, Lease, read_heartbeat, this_process
+from perennial.errors import Busy, InputError
+from perennial.runs.lease import REPAIRING, Lease, living_holder, this_process
 from perennial.runs.ledger import FOLDER, HEAD, digest_of, now, read_head
+from perennial.runs.witnesses import read_named
 from perennial.store import Log, Store
 from perennial.training.checkpoint.manifest import digest
 
@@ -36,12 +37,14 @@ class Repair:
 
     restored: keys of objects that were taken from the copy.
     set_aside: keys of objects that belong to no run.
+    corrected: what was wrong about the ledger's head, where it was.
     findings: what `verify` finds afterwards.
     """
 
     acted: bool
     restored: list[str] = field(default_factory=list)
     set_aside: list[str] = field(default_factory=list)
+    corrected: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,58 +62,93 @@ def repair(store: Store, copy: Store | None, *, acts: bool = True) -> Repair:
 
     Raises:
         Busy: a process trains or tokenises, and lives.
-        InputError: the store holds no run.
+        InputError: the store holds no run, or the copy is none of this run.
     """
+    if copy is not None:
+        _check_copy(store, copy)
     done = Repair(acts)
     with _alone(store) if acts else nullcontext():
-        _repair_ledger(store, copy, done)
+        lost = _repair_ledger(store, copy, done)
         verification = verify(store)
         for _ in range(_ROUNDS if acts else 1):
             if copy is None or not _restore_lost(store, copy, verification.lost, done):
                 break
             verification = verify(store) if acts else verification
-    done.findings = verification.findings
+    done.findings = list(verification.findings)
+    if lost is not None and lost.key not in {finding.key for finding in done.findings}:
+        done.findings.insert(0, lost)
     return done
+
+
+def _check_copy(store: Store, copy: Store) -> None:
+    """Refuse what cannot be a copy of the store."""
+    same = store.url == copy.url
+    if store.is_local and copy.is_local:
+        same = Path(store.url).resolve() == Path(copy.url).resolve()
+    if same:
+        raise _no_copy(copy, "is the store itself", "itself")
+    if not Log(copy, FOLDER).numbers():
+        raise _no_copy(copy, "there is no run in it", "no-run")
+
+
+def _no_copy(copy: Store, problem: str, kind: str) -> InputError:
+    return InputError(
+        "--from", copy.url, problem, "name a copy of this run's store", code=f"repair-from-{kind}"
+    )
 
 
 @contextmanager
 def _alone(store: Store) -> Iterator[None]:
     """Refuse to go on while another process writes to the run."""
-    mine = Lease(store, "repairing", this_process("repair", now()))
+    mine = Lease(store, REPAIRING, this_process("repair", now()))
     try:
         for name in ("training", "ingesting"):
-            for info in store.list(f"leases/{name}"):
-                beat = read_heartbeat(store, info.key)
-                if beat is None or beat.holder.is_gone:
-                    continue
-                if mine.age_seconds(beat.modified) <= STALE_SECONDS:
-                    raise Busy(f"{beat.holder} holds this run and lives: stop it first")
+            if holder := living_holder(store, mine, name):
+                raise Busy(f"{holder} holds this run and lives: stop it first")
+        mine.sweep()
         yield
     finally:
         mine.give_back()
 
 
-def _repair_ledger(store: Store, copy: Store | None, done: Repair) -> None:
+def _repair_ledger(store: Store, copy: Store | None, done: Repair) -> Finding | None:
+    """Mend the ledger as far as it can be; return what is lost."""
     log = Log(store, FOLDER)
-    mine = _read_entries(store)
-    head = read_head(store)
-    plan = plan_ledger(mine, _read_entries(copy) if copy else {}, head)
+    own = _read_evidence(store)
+    plan = plan_ledger(own, LedgerEvidence() if copy is None else _read_evidence(copy))
+    if copy is not None and not plan.is_of_this_run:
+        raise _no_copy(copy, "no entry of its ledger is one of this run's", "another-run")
     done.set_aside += [ledger_key(number) for number in plan.set_aside]
     done.restored += [ledger_key(number) for number in plan.restore]
+    wrong = plan.wrong_head(own)
+    done.corrected += [wrong] if wrong else []
     if not done.acted:
-        return
-    for number in [*plan.set_aside, *(n for n in plan.restore if n in mine)]:
-        _set_aside(store, log.key(number), digest_of(mine[number]))
+        return plan.lost
+    for number in [*plan.set_aside, *(n for n in plan.restore if n in own.entries)]:
+        _set_aside(store, log.key(number), digest_of(own.entries[number]))
     for number, data in plan.restore.items():
-        log.append(number, data)
-    if plan.lost is None and plan.head != head:
-        store.write(HEAD, json.dumps(asdict(plan.head)).encode())
+        if not log.append(number, data):
+            raise _taken(store, log.key(number))
+    if plan.lost is None and plan.head != own.head:
+        try:
+            store.write(HEAD, json.dumps(asdict(plan.head)).encode())
+        except IsADirectoryError:
+            raise _taken(store, HEAD) from None
+    return plan.lost
 
 
-def _read_entries(store: Store) -> dict[int, bytes]:
+def _taken(store: Store, key: str) -> InputError:
+    return InputError(
+        f"{store.url}/{key}", "", "its place is taken by what is no object",
+        "move that away", code="repair-place-taken",
+    )  # fmt: skip
+
+
+def _read_evidence(store: Store) -> LedgerEvidence:
     log = Log(store, FOLDER)
     entries = {number: log.read(number) for number in log.numbers()}
-    return {number: data for number, data in entries.items() if data is not None}
+    present = {number: data for number, data in entries.items() if data is not None}
+    return LedgerEvidence(present, read_head(store), read_named(store))
 
 
 def _set_aside(store: Store, key: str, sha256: str) -> None:

@@ -6,7 +6,6 @@ a manifest names is streamed once: its digest, and what it holds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ from perennial.errors import Damaged, InputError
 from perennial.runs.events import Ready, field_of
 from perennial.runs.ledger import FOLDER, read_head
 from perennial.store import Log
+from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint.manifest import (
     MANIFEST,
     METRICS,
@@ -317,7 +317,7 @@ def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator
     for folder in sorted(folders):
         where = f"{folder}/{MANIFEST}"
         try:
-            manifest = json.loads(store.read(where))
+            manifest = parse_json(store.read(where))
             files = {n: FileEntry.model_validate(e) for n, e in manifest["files"].items()}
             source, seen = str(manifest["checkpoint"]), dict(manifest["tokens_seen"])
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as broken:

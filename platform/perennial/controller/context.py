@@ -252,7 +252,10 @@ class Workspace:
         Raises:
             Superseded: another controller took charge.
             StaleDecision: a decision was written first, and the event cannot follow it.
+            Busy: the run is mended now.
         """
+
+        self._leases.check_repairing()
 
         def unless_superseded(state: RunState) -> Event:
             self._check_in_charge(state)
@@ -269,7 +272,9 @@ class Workspace:
         Raises:
             Superseded: another controller took charge.
             StaleDecision: anything else was written since the last read.
+            Busy: the run is mended now.
         """
+        self._leases.check_repairing()
         number = self.ledger.next
 
         def unless_changed(state: RunState) -> Event:
@@ -285,7 +290,9 @@ class Workspace:
 
         Raises:
             InvalidTransition: it cannot follow.
+            Busy: the run is mended now.
         """
+        self._leases.check_repairing()
         self.ledger.transact(lambda _: event)
 
     def use_ray(self) -> None:

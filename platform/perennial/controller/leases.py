@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from perennial.errors import Busy, InvalidTransition, StaleDecision, Superseded
 from perennial.runs import lease as beats
 from perennial.runs.events import Ingesting, TookOver
-from perennial.runs.lease import Heartbeat, Lease
+from perennial.runs.lease import Heartbeat, HeartbeatWatch, Lease
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.state import RunState
 from perennial.store import Store
@@ -118,7 +118,29 @@ class Leases:
 
     def _begin(self, name: str) -> Lease:
         # Before the claim, so that no process takes a lease whose holder had no time to write it.
-        return Lease(self._store, name, beats.this_process(self._verb, now()))
+        mine = Lease(self._store, name, beats.this_process(self._verb, now()))
+        try:
+            self._check_repairing(mine)
+        except BaseException:
+            mine.give_back()
+            raise
+        return mine
+
+    def _check_repairing(self, mine: Lease) -> None:
+        # Both write their lease before they look for the other's, so at least one sees the other.
+        if holder := beats.living_holder(self._store, mine, beats.REPAIRING):
+            raise Busy(f"{holder} mends this run: wait until it ends")
+
+    def check_repairing(self) -> None:
+        """Raise Busy where the run is mended now, and this process holds nothing that forbids it.
+
+        Raises:
+            Busy: another process mends the run.
+        """
+        if self._training or self._ingest:
+            return
+        if self._store.list(f"{beats.FOLDER}/{beats.REPAIRING}"):
+            self._begin("asking").give_back()
 
     def _await(self, mine: Lease, key: str, *, waits: bool = False) -> None:
         """Return when a lease is free.
@@ -132,9 +154,10 @@ class Leases:
             Busy: its holder lives.
         """
         said = False
+        watch = HeartbeatWatch(mine)
         first = beats.read_heartbeat(self._store, key)
         beat = first
-        while beat is not None and not self._is_free(mine, beat):
+        while beat is not None and not self._is_free(watch, beat):
             assert first is not None
             if not waits and (beat.modified != first.modified or beat.holder.is_here):
                 raise Busy(
@@ -148,6 +171,5 @@ class Leases:
             mine.beat()
             beat = beats.read_heartbeat(self._store, key)
 
-    def _is_free(self, mine: Lease, beat: Heartbeat) -> bool:
-        is_old = mine.age_seconds(beat.modified) > beats.STALE_SECONDS
-        return self._insists or is_old or beat.holder.is_gone
+    def _is_free(self, watch: HeartbeatWatch, beat: Heartbeat) -> bool:
+        return self._insists or watch.has_stopped(beat) or beat.holder.is_gone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,7 @@ import numpy as np
 
 from perennial.corpora.before_split import MARK, BeforeSplit, find_before_split
 from perennial.corpora.tokenizer import canonical_json
+from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -51,7 +51,7 @@ class ByteBpe:
 def convert_to_tiktoken(tokenizer_json: str) -> ByteBpe | None:
     """Convert a byte-level BPE to tiktoken; None where tiktoken cannot express the tokenizer."""
     # Stores of before 0.2 hold the file as it was, with keys left out that mean their defaults.
-    content = json.loads(canonical_json(tokenizer_json))
+    content = parse_json(canonical_json(tokenizer_json))
     pattern = _split_pattern(content["pre_tokenizer"])
     ranked = _rank_tokens(content["model"], content["added_tokens"])
     before = find_before_split(content["normalizer"], content["added_tokens"])
@@ -105,7 +105,7 @@ def merges_reach_all(tokenizer_json: str) -> bool:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_json)
-    model, merges = tokenizer.model, json.loads(tokenizer.to_str())["model"]["merges"]
+    model, merges = tokenizer.model, parse_json(tokenizer.to_str())["model"]["merges"]
     return all(len(model.tokenize(left + right)) == 1 for left, right in merges)
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perennial.corpora.formats.base import CHANGED, VANISHED
 from perennial.errors import InputError
+from perennial.store.stored_json import parse_json
 
 _SIZES = ("bytes", "size_bytes", "size")
 _NAMES = ("name", "path")
@@ -105,7 +106,7 @@ def parse_list(data: bytes) -> tuple[ListedFile, ...] | None:
     """
     if not data.lstrip().startswith(b"{"):
         return None
-    entries = json.loads(data).get("files")
+    entries = parse_json(data).get("files")
     if isinstance(entries, dict):
         entries = [
             {"name": name} | (entry if isinstance(entry, dict) else {})
@@ -151,7 +152,7 @@ def decode_list(data: bytes) -> list[ListedFile]:
     """Return the list that `encode_list` wrote."""
     return [
         ListedFile(entry["name"], entry["bytes"], entry.get("sha256", ""), entry.get("etag", ""))
-        for entry in json.loads(data)
+        for entry in parse_json(data)
     ]
 
 

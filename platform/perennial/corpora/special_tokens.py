@@ -6,6 +6,8 @@ import json
 from functools import lru_cache
 from typing import Any
 
+from perennial.store.stored_json import parse_json
+
 Borders = tuple[tuple[str, int], ...]
 """the tokens between documents with their ids"""
 _HIDDEN = "\ufdd0{}\ufdd0"
@@ -31,7 +33,7 @@ def hide_special_tokens(tokenizer_json: str, borders: Borders) -> str:
         tokenizer_json: text of a tokenizer.json in its canonical form.
         borders: the tokens between documents, which are special in any case.
     """
-    content = json.loads(tokenizer_json)
+    content = parse_json(tokenizer_json)
     model, added = content["model"], content["added_tokens"]
     for token in added:
         token["special"] = token["special"] or token["content"] in dict(borders)
@@ -61,7 +63,7 @@ def find_special_ids(tokenizer_json: str, borders: Borders) -> dict[int, str]:
         tokenizer_json: text of a tokenizer.json in its canonical form.
         borders: the tokens between documents.
     """
-    content: dict[str, Any] = json.loads(tokenizer_json)
+    content: dict[str, Any] = parse_json(tokenizer_json)
     model = content["model"]
     unknown = model.get("unk_id")
     if unknown is None and model.get("unk_token") is not None:

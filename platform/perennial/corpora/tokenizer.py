@@ -20,6 +20,7 @@ from perennial.corpora.tokenizer_files import (
     read_vocabulary,
 )
 from perennial.errors import InputError
+from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -444,7 +445,7 @@ def canonical_json(text: str) -> str:
 
 def _fingerprint(text: str) -> str:
     canonical = json.dumps(
-        json.loads(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        parse_json(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
     return hashlib.sha256(canonical.encode()).hexdigest()
 

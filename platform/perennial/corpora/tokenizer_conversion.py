@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perennial.errors import InputError
+from perennial.store.stored_json import parse_json
 
 COMPANIONS = (
     "vocab.json",
@@ -43,7 +44,7 @@ def read_as_json(where: str, local: Path) -> str:
         return _convert_gguf(local)
     if local.suffix != ".json":
         return _convert_model(where, local)
-    content = json.loads(local.read_bytes())
+    content = parse_json(local.read_bytes())
     if local.name == "vocab.json" and (local.parent / "merges.txt").exists():
         return _convert_pair(where, local.parent)
     if isinstance(content, dict) and "model" not in content and "config" in content:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from perennial.corpora.tokenizer_conversion import COMPANIONS, read_as_json
 from perennial.errors import InputError
 from perennial.store import is_store_url, open_store
+from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -153,7 +153,7 @@ def _eos_token(source: Store, config: str) -> str:
     if not source.exists(config):
         return ""
     try:
-        content: Any = json.loads(source.read(config))
+        content: Any = parse_json(source.read(config))
     except ValueError as error:
         raise InputError(
             f"{source.url}/{config}",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from perennial.evaluation.loss import DocumentLoss
+from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from perennial.evaluation.scores import TaskScore
@@ -78,10 +79,10 @@ def kept_items(store: Store, model: str, score: TaskScore) -> Items:
         score: names the task and the metric.
     """
     try:
-        items = json.loads(store.read(_items_key(model, score)))
-    except FileNotFoundError:
+        items = parse_json(store.read(_items_key(model, score)))
+        return tuple((str(digest), float(value)) for digest, value in items)
+    except (FileNotFoundError, ValueError, TypeError, OverflowError):
         return ()
-    return tuple((str(digest), float(value)) for digest, value in items)
 
 
 def _items_key(model: str, score: TaskScore) -> str:

@@ -6,7 +6,6 @@ the measurements, so they are made together.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from perennial.evaluation.samples import Sample, generate
 from perennial.evaluation.scores import NotRun, TaskScore, paired_stderr
 from perennial.evaluation.tasks import LocalTask, read_task, run_tasks
 from perennial.store import download_checked
+from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -240,7 +240,7 @@ def _promised_files(store: Store, folder_key: str) -> dict[str, tuple[str, str]]
     """Return key and sha256 of a model's files by name, without its optimizer state."""
     where = f"{folder_key}/manifest.json"
     try:
-        manifest = json.loads(store.read(where))
+        manifest = parse_json(store.read(where))
         # The folder of a checkpoint's files; a release has none.
         folder = "/".join(filter(None, (folder_key, manifest.get("attempt", ""))))
         return {

@@ -28,6 +28,7 @@ from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
+from perennial.store.stored_json import parse_json
 
 SCHEMA = 3
 """Version of the ledger's format; an event without one is of version 1. In version 2 a stage may
@@ -425,7 +426,7 @@ def decode(data: bytes) -> LedgerEntry:
         NewerSchema: its format is one that this version does not know.
         ValueError: it is no event; the text names the first field that is wrong.
     """
-    document = json.loads(data)
+    document = parse_json(data)
     if not isinstance(document, dict):
         raise ValueError("it is no JSON object")
     schema = document.pop("schema", 1)

@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,10 +22,13 @@ from functools import cache
 from pathlib import Path
 
 from perennial.store import Store
+from perennial.store.stored_json import parse_json
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+WATCH_SECONDS = 1.0
 FOLDER = "leases"
+REPAIRING = "repairing"
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,11 @@ def read_heartbeat(store: Store, key: str) -> Heartbeat | None:
     if not key:
         return None
     try:
-        document = json.loads(store.read(key))
-        return Heartbeat(Holder(**document), store.info(key).modified)
+        holder = Holder(**parse_json(store.read(key)))
+        words = (holder.host, holder.machine, holder.began, holder.verb, holder.since)
+        if not isinstance(holder.process, int) or not all(isinstance(word, str) for word in words):
+            return None
+        return Heartbeat(holder, store.info(key).modified)
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
@@ -125,13 +132,68 @@ class Lease:
 
     def age_seconds(self, modified: datetime) -> float:
         """Return how long ago an object was written, on the storage's clock."""
-        return (self._store.info(self.key).modified - modified).total_seconds()
+        return (self.written() - modified).total_seconds()
+
+    def written(self) -> datetime:
+        """Return when this lease was written last, on the storage's clock."""
+        return self._store.info(self.key).modified
 
     def sweep(self) -> None:
         """Remove the leases that processes left behind when they were killed."""
         for info in self._store.list(self.key.rpartition("/")[0]):
             if self.age_seconds(info.modified) > STALE_SECONDS:
                 self._store.remove(info.key)
+
+
+class HeartbeatWatch:
+    """Watches one lease, and says when its holder has stopped.
+
+    A heartbeat may lie in the future: the storage's clock was set back, or a copy brought it along.
+    It has stopped when it does not change for `STALE_SECONDS` while it is watched.
+
+    Args:
+        mine: a lease of this process, whose time of writing is the storage's present time.
+    """
+
+    def __init__(self, mine: Lease) -> None:
+        self._mine = mine
+        self._seen: datetime | None = None
+        self._since: datetime | None = None
+
+    def has_stopped(self, beat: Heartbeat) -> bool:
+        """Return whether a heartbeat is too old, or lies ahead and did not change for as long."""
+        age = self._mine.age_seconds(beat.modified)
+        if age >= -STALE_SECONDS:
+            return age > STALE_SECONDS
+        if self._seen != beat.modified or self._since is None:
+            self._seen, self._since = beat.modified, self._mine.written()
+        return self._mine.age_seconds(self._since) > STALE_SECONDS
+
+    def lies_ahead(self, beat: Heartbeat) -> bool:
+        """Return whether a heartbeat lies in the future by more than a living one's can."""
+        return self._mine.age_seconds(beat.modified) < -STALE_SECONDS
+
+
+def living_holder(store: Store, mine: Lease, name: str) -> Holder | None:
+    """Return a process that holds a lease of a name and lives, or None.
+
+    Waits only for a heartbeat that lies in the future, until it changes or has stopped.
+
+    Args:
+        store: the run's store.
+        mine: a lease of this process.
+        name: what is held.
+    """
+    for info in store.list(f"{FOLDER}/{name}"):
+        watch = HeartbeatWatch(mine)
+        while (beat := read_heartbeat(store, info.key)) and not beat.holder.is_gone:
+            if watch.has_stopped(beat):
+                break
+            if not watch.lies_ahead(beat) or beat.holder.is_here or beat.modified != info.modified:
+                return beat.holder
+            time.sleep(WATCH_SECONDS)
+            mine.beat()
+    return None
 
 
 @cache

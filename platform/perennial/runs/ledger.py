@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,15 +17,18 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from perennial.errors import InputError, InvalidTransition, LogGap, LostRace, NewerSchema
-from perennial.runs import snapshots
+from perennial.runs import snapshots, witnesses
 from perennial.runs.events import Event, decode, encode
 from perennial.runs.state import RunState
 from perennial.store import Log, Store
+from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint.ownership import Fence
 
 FOLDER = "ledger"
 HEAD = "leases/head.json"
 """outside of the ledger's folder, so that what removes a whole folder does not remove both"""
+_MOST_EVENTS = 10**12  # the keys of entries have twelve digits
+_SHA256 = re.compile("[0-9a-f]{64}")
 E = TypeVar("E", bound=Event)
 _REMEDY = (
     "nothing is written; `perennial verify` lists what is wrong, `perennial repair` mends it, with "
@@ -49,6 +53,12 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _number_of(folder: str) -> int:
+    """Return the number of a stage, by its folder."""
+    number = folder.rpartition("/")[2].partition("-")[0]
+    return int(number) if number.isdecimal() else -1
+
+
 @dataclass(frozen=True)
 class Head:
     """The end of a ledger.
@@ -60,6 +70,13 @@ class Head:
     events: int = 0
     sha256: str = ""
 
+    @property
+    def is_possible(self) -> bool:
+        """Return whether any ledger can have this end."""
+        if not self.events:
+            return not self.sha256
+        return 0 < self.events < _MOST_EVENTS and bool(_SHA256.fullmatch(self.sha256))
+
 
 def read_head(store: Store) -> Head:
     """Return the head that was stored last; an empty one where none can be read.
@@ -68,9 +85,9 @@ def read_head(store: Store) -> Head:
     before it.
     """
     try:
-        document = json.loads(store.read(HEAD))
+        document = parse_json(store.read(HEAD))
         return Head(int(document["events"]), str(document["sha256"]))
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, ValueError, LookupError, TypeError, OverflowError):
         return Head()
 
 
@@ -140,17 +157,51 @@ class Ledger:
             self.state = snapshot.state
             self._chained = decode(snapshot.last_event).before is not None
         self._fold_tail()
-        stored = read_head(self._store)
+        self._check_head(read_head(self._store))
+        if self._lost_end():
+            self._fold_tail()  # written since
+        if lost := self._lost_end():
+            raise self._broken(*lost)
+
+    def _lost_end(self) -> tuple[str, str] | None:
+        """Return key and problem of an entry that a checkpoint shows to be lost, or None.
+
+        A head that is lost too cannot show it. The newest stage's checkpoints do, and those of a
+        stage that the ledger did not start.
+        """
+        if not self.next:
+            has_checkpoints = self._store.list(witnesses.TRUNK)
+            missing = "is missing, and there are checkpoints"
+            return (self._log.key(0), missing) if has_checkpoints else None
+        started = [stage.folder for stage in self.state.started_stages]
+        newest = max(started, key=_number_of, default="")
+        for witness in witnesses.newest_witnesses(self._store, newest, started):
+            folder = witness.checkpoint.rpartition("/")[0]
+            if witness.events > self.next or folder not in started:
+                return self._log.key(self.next), f"is missing: {witness.checkpoint} was trained"
+            if not self._names(Head(witness.events, witness.sha256)):
+                what = f"is not the entry that {witness.checkpoint} was trained behind"
+                return self._log.key(witness.events - 1), what
+        return None
+
+    def _check_head(self, stored: Head) -> None:
+        if not stored.is_possible:
+            raise self._broken(HEAD, f"names {stored.events} entries, which no ledger can have")
         if stored.events > self.next:
             self._fold_tail()  # written since
         if stored.events > self.next:
             last = self._log.key(stored.events - 1)
             raise self._broken(self._log.key(self.next), f"is missing, and {last} was written")
-        if stored.events == self.next and stored.sha256 != self.head.sha256:
-            key = self._log.key(self.next - 1)
+        if not self._names(stored):
+            key = self._log.key(stored.events - 1)
             raise self._broken(key, f"is not the entry that {HEAD} names: it was replaced")
-        if not self.next and self._store.list("checkpoints"):
-            raise self._broken(self._log.key(0), "is missing, and there are checkpoints")
+
+    def _names(self, end: Head) -> bool:
+        """Return whether an end is, or was, one of this ledger; takes a request where it was."""
+        if end.events in (0, self.next):
+            return not end.events or end.sha256 == self.head.sha256
+        data = self._log.read(end.events - 1)
+        return data is not None and digest_of(data) == end.sha256
 
     def _fold_tail(self) -> None:
         try:
@@ -214,13 +265,17 @@ class Ledger:
         Raises:
             InvalidTransition: the event cannot follow the state that it was decided on.
         """
+        lost_at = -1
         while True:
             event = decide(self.read())
             if event is None:
                 return None
             try:
                 self.append(event)
-            except LostRace:
+            except LostRace as lost:
+                if self.next == lost_at:  # read again since, and still not there
+                    raise self._broken(str(lost), "is taken, and is no object") from None
+                lost_at = self.next
                 continue
             return event
 

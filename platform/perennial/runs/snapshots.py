@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from perennial.runs.state import RunState
 from perennial.store import Log, Store
+from perennial.store.stored_json import parse_json
 from perennial.version import __version__
 
 FOLDER = "ledger/snapshots"
@@ -51,7 +52,7 @@ def write(store: Store, state: RunState, events: int, last_event: bytes) -> None
         "shape": _shape(),
         "events": events,
         "last_event_sha256": hashlib.sha256(last_event).hexdigest(),
-        "state": json.loads(_adapter().dump_json(state)),
+        "state": parse_json(_adapter().dump_json(state)),
     }
     store.create(_key(events), json.dumps(document).encode())
     for key in _keys(store)[:-_KEPT]:
@@ -81,7 +82,7 @@ def newest(store: Store, log: Log, warn: Callable[[str], None]) -> Snapshot | No
 
 
 def _read(store: Store, log: Log, key: str) -> Snapshot:
-    document: dict[str, Any] = json.loads(store.read(key))
+    document: dict[str, Any] = parse_json(store.read(key))
     if document["shape"] != _shape():
         raise ValueError("another version of perennial made it")
     events = int(document["events"])

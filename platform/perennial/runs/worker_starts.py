@@ -7,10 +7,12 @@ workers. The controller does not read it.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from perennial.store import Log
+from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -46,6 +48,9 @@ def note_start(store: Store, folder: str, start: WorkerStart) -> None:
 
 
 def read_starts(store: Store, folder: str) -> list[WorkerStart]:
-    """Read the starts of a job, in order."""
-    entries = Log(store, f"starts/{folder}").entries()
-    return [WorkerStart(**json.loads(data)) for data in entries.values()]
+    """Read the starts of a job, in order; those that cannot be read are left out."""
+    starts = []
+    for data in Log(store, f"starts/{folder}").entries().values():
+        with suppress(ValueError, TypeError):
+            starts.append(WorkerStart(**parse_json(data)))
+    return starts

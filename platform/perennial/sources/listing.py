@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from html.parser import HTMLParser
 from typing import Any, NamedTuple
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from perennial.errors import PullFailed
+from perennial.store.stored_json import parse_json
 
 MOST_ENTRIES = 500_000
 _MOST_MARKS = 8 * MOST_ENTRIES  # commas and brackets: an entry has at most so many
 _LONGEST_PAGE = 16 << 20  # characters; reading 1 Mi of them takes up to 4 s
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can name one alone, and UTF-8 has none
 _LONGEST_ADDRESS = 8192
 _LONGEST_VERSION = 1024
 
@@ -76,8 +77,8 @@ def _parse_json(url: str, text: str) -> Listing:
     if sum(map(text.count, ",[{")) > _MOST_MARKS:
         raise PullFailed(f"names more than {MOST_ENTRIES:,} files; divide it into several indexes")
     try:
-        listed: Any = json.loads(text)
-    except (ValueError, RecursionError):
+        listed: Any = parse_json(text)
+    except ValueError:
         listed = None
     if isinstance(listed, dict):
         listed = listed.get("files")
@@ -104,6 +105,9 @@ def _parse_entry(url: str, fields: Any) -> Entry:
     if not link:
         raise ValueError("its `url` is no address")
     version = str(fields.get("version", ""))
+    for name, text in (("url", fields["url"]), ("version", version)):
+        if _HALF.search(text):
+            raise ValueError(f"its `{name}` has half of a character, which no store takes")
     if len(version) > _LONGEST_VERSION:
         raise ValueError(f"its `version` has more than {_LONGEST_VERSION} characters")
     size = fields.get("bytes")

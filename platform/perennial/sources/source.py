@@ -221,6 +221,7 @@ class DataSource:
         folder = f"pulled/{before:06d}-{uuid.uuid4().hex[:8]}"
         try:
             pulled = self._copy(now, before, folder)
+            encode_event(pulled)  # while it is known that no entry names the folder
         except Exception:
             # After a kill the folder stays, and `_sweep` of a later pull removes it.
             self._store.remove(folder)

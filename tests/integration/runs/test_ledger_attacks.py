@@ -12,30 +12,14 @@ from perennial.audit.repair import repair
 from perennial.config import RunSpec
 from perennial.controller.context import Workspace
 from perennial.errors import Busy, InputError
-from perennial.runs.events import Opened, TookOver
-from perennial.runs.lease import FOLDER, Lease, this_process
+from perennial.runs.lease import Lease, this_process
 from perennial.runs.ledger import HEAD, Ledger, read_head
 from perennial.store import Store, open_store
-from tests.support.event_factory import AT, WALK, event_of
+from tests.support.event_factory import AT, event_of
+from tests.support.small_ledger import ENTRIES, copy_of, key, objects, write_ledger
 from tests.support.tiny_run import tiny_run
 
 Attack = Callable[[Store], None]
-ENTRIES = 2 + len(WALK)
-
-
-def key(number: int) -> str:
-    return f"ledger/{number:012d}.json"
-
-
-def write_ledger(store: Store, owner: str = "c") -> Store:
-    """The events of a run of one corpus."""
-    spec = RunSpec.model_validate(tiny_run(Path("/nowhere"))).model_dump(mode="json")
-    ledger = Ledger(store)
-    ledger.append(Opened(at=AT, spec=spec | {"store": store.url}))
-    ledger.append(TookOver(at=AT, epoch=1, controller=owner))
-    for kind in WALK:
-        ledger.append(event_of(kind, ledger.state, "a"))
-    return store
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.long)])
@@ -57,12 +41,6 @@ def move(store: Store, source: int, target: int) -> None:
 def from_another_run(store: Store, number: int, tmp_path: Path) -> None:
     other = write_ledger(open_store(tmp_path / "other"), owner="d")
     store.write(key(number), other.read(key(number)))
-
-
-def objects(store: Store) -> dict[str, bytes]:
-    """Everything but heartbeats, which belong to nobody's work."""
-    keys = [info.key for info in store.list() if not info.key.startswith(f"{FOLDER}/r")]
-    return {key: store.read(key) for key in keys}
 
 
 def refused_at(store: Store, number: int, why: str) -> None:
@@ -172,9 +150,7 @@ def test_repair_takes_a_lost_or_altered_entry_from_a_copy(
     store: Store, tmp_path: Path, number: int
 ) -> None:
     whole = Ledger(store).read()
-    copy = open_store(tmp_path / "copy")
-    for name, data in objects(store).items():
-        copy.write(name, data)
+    copy = copy_of(store, tmp_path / "copy")
     for is_gone in (True, False):
         if is_gone:
             store.remove(key(number))
@@ -186,14 +162,6 @@ def test_repair_takes_a_lost_or_altered_entry_from_a_copy(
     (kept,) = [info.key for info in store.list("aside")]
     assert kept.startswith(f"aside/{key(number)}-")
     assert store.read(kept) == b"{}", "what was replaced is kept"
-
-
-def test_repair_takes_nothing_from_a_copy_of_another_run(store: Store, tmp_path: Path) -> None:
-    other = write_ledger(open_store(tmp_path / "other"), owner="d")
-    store.remove(key(4))
-    done = repair(store, other)
-    assert done.restored == []
-    assert done.findings[0].key == key(4)
 
 
 @pytest.mark.parametrize("attack", ["the last entry once more", "an earlier entry once more"])

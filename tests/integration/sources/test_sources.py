@@ -19,7 +19,8 @@ import pytest
 
 from perennial import corpora
 from perennial.config import SourceSpec, parse
-from perennial.sources import DataSource, http_client
+from perennial.sources import DataSource, http_client, source
+from perennial.sources.events import SourceEvent, encode_event
 from perennial.store import Store, open_store
 from tests.support.processes import wait_until_ended
 
@@ -129,6 +130,26 @@ def test_a_name_that_somebody_else_took_is_left_alone(tmp_path: Path) -> None:
     corpora.land(place.inbox, "news-2026-11-22", [mine])
     assert place.look() == ["news-2026-11-22.2"]
     assert place.texts() == {"news-2026-11-22": ["by hand"], "news-2026-11-22.2": ["pulled"]}
+
+
+def test_a_pull_that_cannot_be_written_down_leaves_no_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "crawl" / "a.txt").write_text("one")
+    place = Place(open_store(tmp_path / "store"), prefix=str(tmp_path / "crawl"))
+    encode = encode_event
+
+    def refuse_pulls(event: SourceEvent) -> bytes:
+        if event.kind == "pulled":
+            raise ValueError("surrogates not allowed")
+        return encode(event)
+
+    monkeypatch.setattr(source, "encode_event", refuse_pulls)
+    assert place.look() == []
+    assert place.store.list("sources/news/pulled") == []
+    monkeypatch.setattr(source, "encode_event", encode)
+    assert place.look(days=1) == ["news-2026-11-23"]
 
 
 def test_a_source_that_fails_is_told_and_tried_again_later(tmp_path: Path) -> None:

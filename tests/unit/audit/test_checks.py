@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from perennial.mixture import StageMix
 from perennial.runs import events
 from perennial.runs.ledger import digest_of
 from perennial.runs.state import RunState
-from perennial.training.checkpoint.manifest import CheckpointManifest
+from perennial.training.checkpoint.manifest import CheckpointManifest, FileEntry
 from tests.support.event_factory import AT, ROWS, WALK, event_of
 
 READY = ["landed", "ingesting", "ready"]
@@ -112,6 +113,57 @@ def test_a_checkpoint_that_tells_its_mix_in_the_older_form_is_the_same() -> None
         told = {f.problem.split(":")[0] for f in found if "names no" not in f.problem}
         assert told == problems
     assert StageMix.from_dict(older) == stage.mix
+
+
+FP32 = {"training.precision": "fp32", "training.optimizer": {"kind": "adamw"}}
+FP16 = FP32 | {"training.precision": "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "told"),
+    [
+        (FP32, {}, ""),
+        (FP32, {"optimizer": "adamw"}, ""),
+        (FP32, {"optimizer": "ademamix"}, "optimizer: it has ademamix; it should be adamw"),
+        (FP32, {"optimizer_steps": 9}, "taken 9 steps; the plan gives 10"),
+        (FP16, {"optimizer_steps": 9, "loss_scale": 4.0}, ""),
+        (None, {"optimizer_steps": 11}, "taken 11 steps; the plan gives 0 to 10"),
+        (FP32, {"loss_scale": 2.0}, "loss_scale: it has 2.0; it should be null"),
+        (FP16, {"loss_scale": math.inf}, "loss_scale: it has inf"),
+        (FP32, {"world_size": 0}, "names optimizer-00-of-01.safetensors; it is of 0 workers"),
+        (FP32, {"world_size": 10**9}, "names no optimizer-00-of-1000000000.safetensors"),
+    ],
+)
+def test_a_checkpoints_optimizer_is_that_of_its_plan(
+    settings: dict[str, Any] | None, fields: dict[str, Any], told: str
+) -> None:
+    state = RunState()
+    for kind in WALK[:4]:
+        state.apply(event_of(kind, state, "a"))
+    (stage,) = state.stages
+    line = PlannedFolder(
+        stage.name, stage.folder, 0, stage.mix, stage.schedule, {}, 32, (), settings, False
+    )
+    entry = FileEntry(size_bytes=1, sha256="")
+    names = ("optimizer-00-of-01.safetensors", "config.json", "metrics.jsonl", "model.safetensors")
+    whole = CheckpointManifest(
+        name=stage.name,
+        step=10,
+        phase="constant",
+        eta=1e-3,
+        schedule=stage.schedule,
+        mix=stage.mix.to_dict(),
+        mix_step=10,
+        tokens_seen=line.tokens_seen(10),
+        optimizer_steps=10,
+        world_size=1,
+        code_version="0",
+        tracking_run="",
+        files=dict.fromkeys(names, entry),
+    )
+    manifest = whole.model_copy(update=fields)
+    found = [str(f) for f in check_checkpoint("checkpoints/00-a/00000010", manifest, line)]
+    assert [told in line for line in found] == [True] * bool(told)
 
 
 @pytest.mark.parametrize(

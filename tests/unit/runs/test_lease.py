@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from perennial.audit.repair import repair
 from perennial.config import RunSpec
 from perennial.controller import leases
 from perennial.controller.context import Workspace
@@ -167,6 +168,63 @@ def test_a_process_of_another_machine_is_watched_until_it_shows_what_it_is(
         assert other.in_charge
         assert len(looks) == 3
     other.close()
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_heartbeat_that_lies_in_the_future_is_watched(
+    store: Store, lives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that was set back: the holder is gone once nothing changes for the stale time."""
+    before = _open(store)
+    before.take_charge()
+    key = before.state.lease
+    before.close()
+    far = replace(this_process("run", AT), machine="another", host="far")
+    _write_heartbeat(store, key, far, age_seconds=-3600)
+    monkeypatch.setattr(beats, "STALE_SECONDS", 0.2)
+    for module, name in ((leases, "_POLL_SECONDS"), (beats, "WATCH_SECONDS")):
+        monkeypatch.setattr(module, name, 0.01)
+    if lives:
+        read, looks = read_heartbeat, iter(range(9))
+        monkeypatch.setattr(
+            beats,
+            "read_heartbeat",
+            lambda store, key: (
+                (beat := read(store, key))
+                and replace(beat, modified=beat.modified + timedelta(seconds=next(looks)))
+            ),
+        )
+    other = _open(store)
+    for act in (lambda: repair(store, None, acts=True), other.take_charge):
+        if lives:
+            with pytest.raises(Busy, match="on far"):
+                act()
+        else:
+            act()
+    assert other.in_charge != lives
+    other.close()
+
+
+def test_a_run_that_is_mended_is_written_by_nobody_else(store: Store) -> None:
+    work = _open(store)
+    work.open_ledger()
+    landed = event_of("landed", work.state, "a")
+    mending = Lease(store, beats.REPAIRING, this_process("repair", AT))
+    ways: list[Callable[[], object]] = [
+        work.take_charge,
+        lambda: work.ingesting("a").__enter__(),
+        lambda: work.amend(landed),
+        lambda: work.record(landed),
+        lambda: work.decide(landed),
+    ]
+    for act in ways:
+        with pytest.raises(Busy, match=r"`perennial repair` on .* mends this run"):
+            act()
+    assert [info.key for info in store.list("leases")] == ["leases/head.json", mending.key]
+    mending.give_back()
+    work.take_charge()
+    work.amend(landed)
+    work.close()
 
 
 def test_what_killed_processes_left_is_swept_and_the_living_stay(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,14 @@ def test_a_json_list_gives_addresses_anywhere_and_versions(wrapped: bool) -> Non
         Entry("https://x.org/data/a.jsonl"),
         Entry("https://cdn.org/b.jsonl", "7"),
     ]
+
+
+@pytest.mark.parametrize("field", ["url", "version"])
+def test_an_entry_with_half_a_character_is_left_out_alone(field: str) -> None:
+    entry = {"url": "b.jsonl", "version": "1"} | {field: "b\ud800"}
+    listing = read_index("https://x.org/list.json", json.dumps(["a.jsonl", entry]))
+    assert [each.url for each in listing.entries] == ["https://x.org/a.jsonl"]
+    assert "half of a character" in listing.wrong[2]
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "[1", "[" * 100_000])

@@ -34,13 +34,15 @@ def repair(
 
 
 def _print_repair(done: Repair, run_file: str, source: str) -> None:
-    words = ("restored", "set aside") if done.acted else ("to restore", "to set aside")
-    for word, keys in zip(words, (done.restored, done.set_aside), strict=True):
+    words = ("restored", "set aside", "corrected")
+    if not done.acted:
+        words = ("to restore", "to set aside", "to correct")
+    for word, keys in zip(words, (done.restored, done.set_aside, done.corrected), strict=True):
         for key in keys:
             out.print(f"{word:12}  {key}", markup=False)
     for finding in done.findings:
         out.print(str(finding), markup=False)
-    if not done.acted and (done.restored or done.set_aside):
+    if not done.acted and (done.restored or done.set_aside or done.corrected):
         out.print(f"next      perennial repair {run_file}{source}   do it")
     elif done.findings:
         out.print(f"next      perennial repair {run_file} --from STORE   a copy that has more")

@@ -21,6 +21,7 @@ from perennial.corpora.formats import open as formats
 from perennial.corpora.formats.open import describe_suffixes, find_kind
 from perennial.corpora.ingest.partition import splitmix64
 from perennial.errors import InputError
+from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -144,7 +145,7 @@ def load_contamination(staging: Store, digest: str) -> ContaminationIndex:
         staging: the store that `write_evaluation_texts` wrote to.
         digest: the texts' digest, by which the index is kept.
     """
-    return ContaminationIndex(json.loads(staging.read(_KEY)))
+    return ContaminationIndex(parse_json(staging.read(_KEY)))
 
 
 def _words(text: str) -> list[bytes]:

@@ -11,7 +11,6 @@ can change a committed checkpoint, not even a group that is thought dead and sti
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perennial.errors import Altered, Damaged
 from perennial.store import Store, download_checked, read_checked
+from perennial.store.stored_json import parse_json
 
 MANIFEST = "manifest.json"
 QUARANTINED = "manifest.damaged.json"
@@ -216,4 +216,4 @@ def read_rows(store: Store, checkpoint: str, manifest: CheckpointManifest) -> li
         data = read_checked(store, key, manifest.files[METRICS].sha256)
     except Altered as altered:
         raise Damaged(key, altered.problem) from None
-    return [json.loads(line) for line in data.splitlines()]
+    return [parse_json(line) for line in data.splitlines()]

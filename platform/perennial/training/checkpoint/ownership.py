@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from perennial.store import Log, Store
+from perennial.store.stored_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Fence:
 
     def stands(self, store: Store) -> bool:
         """Return whether no claim was written; takes a request, and one per entry since `first`."""
-        entries = (json.loads(data) for _, data in Log(store, "ledger").tail(self.first))
+        entries = (parse_json(data) for _, data in Log(store, "ledger").tail(self.first))
         return not any(
             entry["kind"] == self.kind and entry.get("name", "") == self.name for entry in entries
         )

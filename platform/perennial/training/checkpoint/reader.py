@@ -6,7 +6,6 @@ are fetched once a node, and of the optimizer's files each worker fetches those 
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from perennial.errors import Damaged, StartDamaged, Unsound, Vanished
 from perennial.optimizers import check_same_optimizer
 from perennial.store import Store
+from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import MANIFEST, METRICS, OPTIMIZER, CheckpointManifest
 from perennial.training.job import Job
@@ -62,7 +62,7 @@ class ResumePoint:
         if self.history is None:
             return []
         with self.history.open() as lines:
-            return [json.loads(line) for line in deque(lines, maxlen=count)]
+            return [parse_json(line) for line in deque(lines, maxlen=count)]
 
 
 def begin_from_latest(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
+from perennial.store.stored_json import parse_json
 from perennial.training.model.initialisation import check_small_wang, draw_small_wang
 from perennial.training.model.stored import ModelFiles, model_files, write_hollow_tensors
 
@@ -47,7 +47,7 @@ def stored_config(files: ModelFiles, inherit_layers: int | None) -> PretrainedCo
     from perennial.training.model.inherit import shortened
 
     if files.gguf is None:
-        _check_type(files, json.loads((files.folder / "config.json").read_text()).get("model_type"))
+        _check_type(files, parse_json((files.folder / "config.json").read_text()).get("model_type"))
     try:
         config = AutoConfig.from_pretrained(
             files.folder, gguf_file=files.gguf, local_files_only=True, trust_remote_code=False

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perennial.errors import Altered, Damaged
 from perennial.store import download_checked, open_store
+from perennial.store.stored_json import parse_json
 from perennial.training.model.config import (
     check_fit,
     count_parameters,
@@ -124,7 +125,7 @@ def _describe(
     """Write the model's configurations, with the run's end-of-document id, into a folder."""
     generation = files.folder / "generation_config.json"
     if generation.exists():
-        described = json.loads(generation.read_text()) | {"eos_token_id": end_of_document}
+        described = parse_json(generation.read_text()) | {"eos_token_id": end_of_document}
         (folder / generation.name).write_text(json.dumps(described, indent=2))
     config.eos_token_id = end_of_document
     config.save_pretrained(folder)

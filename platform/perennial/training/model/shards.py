@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from perennial.store.stored_json import parse_json
+
 if TYPE_CHECKING:
     import torch
 
@@ -134,7 +136,7 @@ def tensor_files(folder: Path) -> list[Path]:
 
 def indexed_files(index: bytes) -> list[str]:
     """Return the names of the files in an index."""
-    return sorted(set(json.loads(index)["weight_map"].values()))
+    return sorted(set(parse_json(index)["weight_map"].values()))
 
 
 def safetensors_header(tensors: Iterable[tuple[str, TensorInfo]]) -> bytes:
