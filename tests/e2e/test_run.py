@@ -52,7 +52,8 @@ def test_the_optimizer_is_reset_at_the_joint(lineage: Lineage) -> None:
 def test_only_the_ends_of_phases_and_the_last_checkpoints_stay(lineage: Lineage) -> None:
     steps = checkpoint.committed_steps(lineage.store, "checkpoints/00-help")
     assert {6 + 1, 6 + 36 + 1, STEPS} <= set(steps)
-    assert len(steps) == 4
+    # One more at most; a busy machine skips those that nothing needs.
+    assert len(steps) <= 4
 
 
 def test_the_matrix_holds_every_stage_on_every_corpus(lineage: Lineage) -> None:
