@@ -341,6 +341,10 @@ def _read_all(
     store: Store, done: Verification, tasks: list[ReadTask], progress: Progress
 ) -> dict[str, FileRead]:
     """Read every file, and return its size, digest and contents by key."""
+    # Before the threads: of two first imports at once, one may find half a module.
+    import pyarrow.compute
+    import pyarrow.parquet  # noqa: F401
+
     total = sum(task.size_bytes for task in tasks)
     results: dict[str, FileRead] = {}
     read = partial(_read, store)

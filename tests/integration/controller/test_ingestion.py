@@ -28,6 +28,7 @@ LINES = [
 ]
 DATA = "\n".join(LINES).encode()
 OTHER_DATA = "\n".join(reversed(LINES)).replace("document", "piece of text").encode()
+FOLDER_AND_LONG_S3 = ["local", pytest.param("s3", marks=pytest.mark.long)]
 NOT_COMPARED = re.compile(r"^(ledger/|leases/|landed/|inbox/|refused/)")
 """what records that a corpus was refused, with its evidence, and the corpus itself"""
 
@@ -61,6 +62,7 @@ def _objects(store: Store) -> set[str]:
     return {info.key for info in store.list() if not NOT_COMPARED.match(info.key)}
 
 
+@pytest.mark.parametrize("store_url", FOLDER_AND_LONG_S3, indirect=True)
 def test_one_ingest_tokenises_everything_that_landed_while_a_stage_trains(
     ray_local: None, open_run: Callable[..., Workspace]
 ) -> None:
@@ -107,6 +109,7 @@ def test_a_first_corpus_that_is_refused_decides_nothing(
     assert _objects(work.store) == before
 
 
+@pytest.mark.parametrize("store_url", FOLDER_AND_LONG_S3, indirect=True)
 def test_the_tokenizer_is_of_the_first_corpus_that_was_accepted(
     ray_local: None, open_run: Callable[..., Workspace], tmp_path: Path
 ) -> None:

@@ -46,6 +46,9 @@ from tests.support.small_disk import remount, small_disk
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
+FOLDER_AND_LONG_S3 = ["local", pytest.param("s3", marks=pytest.mark.long)]
+"""Of what takes many requests, the server's turn is among the longest tests."""
+
 # Some of the texts are near duplicates of each other.
 SETTINGS = IngestSettings(
     sequence_length=64, seed=1, shard_tokens=40_000, domain_field="topic", near_duplicates=None
@@ -199,6 +202,7 @@ def test_documents_are_spread_over_all_shards(tmp_path: Path) -> None:
         assert abs(np.corrcoef(days, np.arange(len(days)))[0, 1]) < 0.15
 
 
+@pytest.mark.parametrize("store_url", FOLDER_AND_LONG_S3, indirect=True)
 def test_I6_an_ingest_that_was_killed_half_way_resumes_to_the_same(
     store: Store, files: list[Path], tmp_path: Path
 ) -> None:
@@ -530,7 +534,7 @@ def is_held_out(text: str, share: float) -> bool:
 
 @pytest.mark.parametrize(
     ("store_url", "duplicates"),
-    [("local", "keep"), ("local", "drop"), ("s3", "drop")],
+    [("local", "keep"), ("local", "drop"), pytest.param("s3", "drop", marks=pytest.mark.long)],
     indirect=["store_url"],
 )
 def test_texts_of_earlier_corpora_are_counted_and_dropped_by_option(
@@ -687,6 +691,7 @@ def test_shard_counts_total_to_the_manifests(tmp_path: Path, files: list[Path]) 
     assert all(file.etag for file in manifest.inputs)
 
 
+@pytest.mark.parametrize("store_url", FOLDER_AND_LONG_S3, indirect=True)
 def test_of_two_ingests_at_once_nothing_is_lost_or_doubled(
     store: Store, files: list[Path], tmp_path: Path
 ) -> None:

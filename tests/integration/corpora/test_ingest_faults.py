@@ -102,7 +102,9 @@ def test_I5_I6_an_ingest_over_a_road_that_fails_5_percent_of_requests_is_exact(
     assert all(met[fault] for fault in FAULTS)
 
 
-@pytest.mark.parametrize("pause_at", [("read", 3), ("write", 2)])
+@pytest.mark.parametrize(
+    "pause_at", [("read", 3), pytest.param(("write", 2), marks=pytest.mark.long)]
+)
 def test_I5_I6_an_ingest_waits_out_a_gateway_that_is_killed_and_restarted(
     url: str,
     road: Road,
