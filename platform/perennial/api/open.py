@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from perennial.api.run import Run
 from perennial.config import RunSpec, load_run, override_stored_run
 from perennial.errors import InputError
+from perennial.runs.events import Document, Opened, decode
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
 
 if TYPE_CHECKING:
     from perennial.controller.observer import RunObserver
+    from perennial.store import Store
 
 
 def open_run(
@@ -32,7 +34,14 @@ def open_run(
 def _recorded_spec(url: str, overrides: Sequence[str]) -> RunSpec:
     """Return the run file that the ledger of a store recorded, with the store where it is now."""
     store = open_store(url)
-    recorded = Ledger(store, lambda line: None).read().spec
+    ledger = Ledger(store, lambda line: None)
+    try:
+        recorded = ledger.read().spec
+    except InputError as broken:
+        # `verify` and `repair` read the store themselves; every other verb meets the fault again.
+        recorded = _read_first_entry(store, ledger.key(0))
+        if broken.code != "ledger-broken" or recorded is None:
+            raise
     if recorded is None:
         raise InputError(
             url, "", "there is no run in this store", "give a run file, or a run's store",
@@ -40,3 +49,12 @@ def _recorded_spec(url: str, overrides: Sequence[str]) -> RunSpec:
         )  # fmt: skip
     # The run may have been copied or moved since it was opened.
     return override_stored_run({**recorded, "store": store.url}, overrides)
+
+
+def _read_first_entry(store: Store, key: str) -> Document | None:
+    """Return the run file in a ledger's first entry; None where it cannot be read."""
+    try:
+        event = decode(store.read(key)).event
+    except (FileNotFoundError, ValueError):
+        return None
+    return event.spec if isinstance(event, Opened) else None

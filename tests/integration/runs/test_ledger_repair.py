@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from perennial.audit.repair import repair
 from perennial.audit.verify import verify
+from perennial.cli.app import app
 from perennial.errors import InputError
 from perennial.runs.ledger import HEAD, Head, Ledger, digest_of, read_head
 from perennial.store import Store, open_store
@@ -227,3 +229,19 @@ def test_what_takes_the_next_key_and_is_no_object_ends_the_writing(store: Store)
     with pytest.raises(InputError, match="is taken, and is no object") as refusal:
         Ledger(store).transact(lambda state: event_of("retired", state, "a"))
     assert refusal.value.where == f"{store.url}/{key(ENTRIES)}"
+
+
+def test_a_broken_store_is_verified_and_mended_by_its_place_alone(
+    store: Store, tmp_path: Path
+) -> None:
+    """There may be no run file any more; what else reads the store names the fault."""
+    copy = copy_of(store, tmp_path / "copy")
+    store.remove(key(2))
+    lost = CliRunner().invoke(app, ["verify", store.url])
+    assert (lost.exit_code, lost.output.startswith(f"{key(2)}: is missing")) == (1, True)
+    refused = CliRunner().invoke(app, ["status", store.url])
+    assert (refused.exit_code, f"{key(2)}: is missing" in refused.output) == (2, True)
+    mended = CliRunner().invoke(app, ["repair", store.url, "--from", copy.url])
+    assert f"restored      {key(2)}" in mended.output
+    assert store.read(key(2)) == copy.read(key(2))
+    assert Ledger(store).read().stages

@@ -47,4 +47,6 @@ def _print_repair(done: Repair, run_file: str, source: str) -> None:
     elif done.findings:
         out.print(f"next      perennial repair {run_file} --from STORE   a copy that has more")
     else:
-        out.print(f"next      perennial run {run_file}")
+        # A store alone is read and not trained.
+        verb = "run" if run_file.endswith((".yaml", ".yml")) else "status"
+        out.print(f"next      perennial {verb} {run_file}")
