@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import re
+from abc import abstractmethod
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,8 +22,9 @@ ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 class _CodeConfig(StepConfig):
     """A step that is code of another package: found by a path, known by the text of its module."""
 
+    @abstractmethod
     def _path(self) -> str:
-        raise NotImplementedError
+        """Return the import path of the code."""
 
     def fingerprint(self) -> str:
         """Return the path, the version of the package, and the digest of the module's source."""
