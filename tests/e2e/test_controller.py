@@ -59,6 +59,7 @@ def _run_file(folder: Path, **sections: dict[str, Any]) -> Path:
     return write_run(folder, document)
 
 
+@pytest.mark.long
 def test_two_corpora_that_landed_become_one_stage_that_verify_proves(tmp_path: Path) -> None:
     run_file = _run_file(tmp_path, stages={"batch_arrivals": {"max_corpora": 2}})
     for name, file in write_texts(tmp_path).items():

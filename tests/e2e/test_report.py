@@ -100,6 +100,7 @@ def test_a_browser_draws_it(
     assert blue.sum() > 500
 
 
+@pytest.mark.long
 def test_a_run_beside_its_twin_has_no_gap_and_saves_a_third(
     lineage: Lineage, tmp_path: Path
 ) -> None:

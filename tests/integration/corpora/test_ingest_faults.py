@@ -102,9 +102,8 @@ def test_I5_I6_an_ingest_over_a_road_that_fails_5_percent_of_requests_is_exact(
     assert all(met[fault] for fault in FAULTS)
 
 
-@pytest.mark.parametrize(
-    "pause_at", [("read", 3), pytest.param(("write", 2), marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("pause_at", [("read", 3), ("write", 2)])
 def test_I5_I6_an_ingest_waits_out_a_gateway_that_is_killed_and_restarted(
     url: str,
     road: Road,
@@ -137,6 +136,7 @@ def test_I5_I6_two_processes_that_ingest_one_corpus_at_once_lose_and_double_noth
         assert result(url, answer) == undisturbed
 
 
+@pytest.mark.long
 def test_I5_I6_a_rival_that_finished_first_is_believed(
     url: str, ingesters: list[Ingester], undisturbed: dict[str, str]
 ) -> None:

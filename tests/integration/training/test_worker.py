@@ -150,7 +150,7 @@ def _cut_in_two(folder: Path, training: dict[str, Any]) -> None:
     "training",
     [
         pytest.param({}, id="fp32"),
-        pytest.param({"precision": "bf16"}, id="bf16"),
+        pytest.param({"precision": "bf16"}, id="bf16", marks=pytest.mark.long),
         pytest.param({"precision": "bf16", "zero_stage": 2}, id="zero-2", marks=pytest.mark.long),
     ],
 )
@@ -259,7 +259,7 @@ def _roll_back(folder: Path, stage: int) -> None:
 
 @pytest.mark.parametrize(
     "stage",
-    [pytest.param(0, marks=pytest.mark.long), 1, pytest.param(2, marks=pytest.mark.long), 3],
+    [*(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 2)), 3],
 )
 def test_a_rollback_has_one_engine_in_memory_at_a_time(tmp_path: Path, stage: int) -> None:
     run_on(2, _roll_back, tmp_path, stage)
