@@ -53,11 +53,14 @@ test-long: $(VENV)/installed-test test-services  ## the longest tests
 	$(BIN)/python pipelines/fetch_smollm.py build/smollm
 	$(BIN)/python -m pytest -m long
 
-bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane beside its peers, about 35 minutes
+bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane beside its peers, about 50 minutes
 	set -e; run() { out=$$1; shift; echo "$$*"; \
 		$(BIN)/python benchmarks/"$$@" > build/$$out.md; mv build/$$out.md benchmarks/results/; }; \
 	run data_ingest data_ingest.py --peers build/peers/bin/python; \
-	run data_ingest_normalised data_ingest.py --peers build/peers/bin/python --normalised --megabytes 48; \
+	run data_ingest_2gb data_ingest.py --megabytes 2048 --arms tiktoken-grouped perennial; \
+	run data_ingest_neox data_ingest.py --tokenizer neox; \
+	run data_ingest_normalised data_ingest.py --peers build/peers/bin/python --tokenizer normalised --megabytes 24; \
+	run data_comparing data_comparing.py; \
 	run data_loader data_loader.py --peers build/peers/bin/python; \
 	run data_loader_s3 data_loader.py --peers build/peers/bin/python --s3 --sequences 1024; \
 	run data_resume data_resume.py --peers build/peers/bin/python; \

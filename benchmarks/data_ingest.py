@@ -5,11 +5,13 @@ Every arm runs in a process of its own over the same JSONL; CPU is that of its w
 both look slower. The bare engine (`tiktoken`: GPT-2's split as tiktoken ships it) has its texts in
 memory and throws the ids away. `tiktoken-grouped` is the same with the form of the split that the
 ingest gives it, which cuts alike and is faster. Arms are interleaved over `--rounds`; medians.
-Text is real and not repeated: the source and documentation files of this Python and its packages,
-or the `--text` files (JSONL).
+Text is real: the source and documentation files of this Python and its packages, or the `--text`
+files (JSONL). Where they do not suffice, they follow again with their lines in another order.
 
-With `--normalised` the tokenizer has a normaliser, which tiktoken cannot express, and everything
-runs on `tokenizers`. The peers live in an environment of their own:
+With `--tokenizer neox` the tokenizer has what GPT-NeoX's has: NFC, and runs of spaces as added
+tokens; the bare engines then have the same steps before the split. With `normalised` it has a
+normaliser that tiktoken cannot express, and everything runs on `tokenizers`. The peers live in an
+environment of their own:
 
     python -m venv PEERS
     PEERS/bin/pip install datasets==5.2.0 "datatrove==0.10.1" tokenizers==0.23.3 orjson humanize \\
@@ -20,6 +22,7 @@ runs on `tokenizers`. The peers live in an environment of their own:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -47,16 +50,18 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=64)
     parser.add_argument("--text", type=Path, nargs="*", help="JSONL files with a field text")
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--normalised", action="store_true")
+    parser.add_argument("--tokenizer", choices=["plain", "neox", "normalised"], default="plain")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arms", nargs="*", help="default: all that there are")
     asked = parser.parse_args()
-    limits = ["tokenizers"] if asked.normalised else ["tiktoken", "tiktoken-grouped"]
-    arms = [*limits, "perennial", "perennial-plain", *(PEERS if asked.peers else ())]
+    normalised = asked.tokenizer == "normalised"
+    limits = ["tokenizers"] if normalised else ["tiktoken", "tiktoken-grouped"]
+    arms = asked.arms or [*limits, "perennial", "perennial-plain", *(PEERS if asked.peers else ())]
     results: dict[str, list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         documents = _write_text(folder / "text.jsonl", asked.text, asked.megabytes << 20)
-        _write_tokenizer(folder, asked.vocabulary, asked.normalised)
+        _write_tokenizer(folder, asked.vocabulary, asked.tokenizer)
         for _ in range(asked.rounds):
             for arm in arms:
                 python = asked.peers if arm in PEERS else sys.executable
@@ -67,16 +72,27 @@ def main() -> None:
 def _write_text(file: Path, given: list[Path] | None, size_bytes: int) -> int:
     """Writes documents until there is enough text; how many there are."""
     documents = written = 0
-    seen: set[str] = set()
+    seen: set[int] = set()
     with file.open("w") as stream:
-        for text in _given(given) if given else _found():
-            if text not in seen:
-                seen.add(text)
+        for text in _enough(given):
+            if hash(text) not in seen:
+                seen.add(hash(text))
                 stream.write(json.dumps({"text": text}) + "\n")
                 documents, written = documents + 1, written + len(text.encode())
             if written >= size_bytes:
                 break
     return documents
+
+
+def _enough(given: list[Path] | None) -> Iterator[str]:
+    """All texts, and then again and again, their lines in another order each time."""
+    for turn in itertools.count():
+        order = random.Random(turn)
+        for text in _given(given) if given else _found():
+            lines = text.splitlines(keepends=True)
+            if turn:
+                order.shuffle(lines)
+            yield "".join(lines)
 
 
 def _given(files: list[Path]) -> Iterator[str]:
@@ -98,7 +114,7 @@ def _found() -> Iterator[str]:
                 continue
 
 
-def _write_tokenizer(folder: Path, vocabulary: int, normalised: bool) -> None:
+def _write_tokenizer(folder: Path, vocabulary: int, kind: str) -> None:
     from perennial.corpora import IngestSettings, import_tokenizer, land, train_tokenizer
     from perennial.store import open_store
 
@@ -107,8 +123,15 @@ def _write_tokenizer(folder: Path, vocabulary: int, normalised: bool) -> None:
     settings = IngestSettings(sequence_length=1024, seed=1)
     tokenizer = train_tokenizer(trained, trained.sub("inbox"), "text", vocabulary, settings)
     content = json.loads(tokenizer.json)
-    if normalised:
+    if kind == "normalised":
+        content["normalizer"] = {"type": "NFKC"}
+    if kind == "neox":
         content["normalizer"] = {"type": "NFC"}
+        content["added_tokens"] += [
+            {"id": vocabulary + run, "content": " " * run, "special": False, "normalized": True}
+            | {"single_word": False, "lstrip": False, "rstrip": False}
+            for run in range(2, 25)
+        ]
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(content))
     import_tokenizer(store, file)

@@ -7,15 +7,19 @@ that is.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from perennial.corpora.byte_bpe import ByteBpe
 
 SEQUENCE = 1024
 END = "<|endoftext|>"
@@ -43,23 +47,28 @@ def tiktoken_arm(folder: Path) -> Arm:
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    ranks = _tiktoken(folder)._mergeable_ranks
-    bare = tiktoken.Encoding("bare", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
-    return _bare(bare, folder)
+    ours = _converted(folder)
+    shipped = tiktoken.Encoding(
+        "bare",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ours.encoding._mergeable_ranks,
+        special_tokens=ours.encoding._special_tokens,
+    )
+    return _bare(dataclasses.replace(ours, encoding=shipped), folder)
 
 
 def tiktoken_grouped_arm(folder: Path) -> Arm:
     """The same engine with the form of the split that the ingest gives it."""
-    return _bare(_tiktoken(folder), folder)
+    return _bare(_converted(folder), folder)
 
 
-def _bare(encoding: Any, folder: Path) -> Arm:
-    texts = _texts(folder)
+def _bare(bare: ByteBpe, folder: Path) -> Arm:
+    texts, encode = _texts(folder), bare.encoding.encode_to_numpy
+    before, marks = bare.before.apply, set(bare.before.marks)
 
     def run() -> int:
         found = (
-            encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
-            for text in texts
+            encode(before(text), allowed_special=marks, disallowed_special=()) for text in texts
         )
         return sum(len(ids) for ids in found) + len(texts)
 
@@ -187,12 +196,12 @@ def _tokenizer(folder: Path) -> str:
     return str(folder / "store/tokenizer/tokenizer.json")
 
 
-def _tiktoken(folder: Path) -> Any:
+def _converted(folder: Path) -> ByteBpe:
     from perennial.corpora.byte_bpe import convert_to_tiktoken
 
     converted = convert_to_tiktoken(Path(_tokenizer(folder)).read_text())
     assert converted is not None
-    return converted.encoding
+    return converted
 
 
 def _emptied(folder: Path) -> Path:

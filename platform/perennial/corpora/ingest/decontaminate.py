@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 RUN_WORDS = 13
 _KEY = "evaluation.json"
+_BETWEEN = b""
+"""between two documents, a word that no text has"""
+_ENDS = np.uint64(1 << 20)
+"""size of a table of the ends of hashes"""
 _PLACES = splitmix64(np.arange(1, RUN_WORDS + 1, dtype=np.uint64)) | np.uint64(1)
 
 
@@ -99,42 +104,61 @@ class ContaminationIndex:
     """Search for the runs of 13 words of the evaluation texts."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._numbers: dict[bytes, int] = {}
-        runs = [np.empty(0, dtype=np.uint64)]
-        for words in map(_words, texts):
-            for word in words:
-                self._numbers.setdefault(word, len(self._numbers) + 1)
-            runs.append(_hash_runs(self._number(words)))
-        self._runs = np.unique(np.concatenate(runs))
+        split = [_words(text) for text in texts]
+        distinct = dict.fromkeys(chain.from_iterable(split))
+        self._numbers = {word: number for number, word in enumerate(distinct, start=1)}
+        self._mixed = splitmix64(np.arange(len(self._numbers) + 1, dtype=np.uint64))
+        runs = [self._hash_runs(self._number(words), _run_starts(len(words))) for words in split]
+        self._runs = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *runs]))
+        self._ends_of_runs = np.zeros(_ENDS, dtype=bool)
+        self._ends_of_runs[self._runs % _ENDS] = True
 
     def search(self, documents: StagedDocuments) -> dict[int, str]:
         """Return, by row, which documents share a run with an evaluation text, and which run."""
         if not len(self._runs):
             return {}
-        runs = ((row, self._find_run(text)) for row, text in enumerate(documents.texts()))
-        return {row: f"holds {run!r} of an evaluation text" for row, run in runs if run}
-
-    def _find_run(self, text: memoryview) -> str:
-        """Return the first run of a text that an evaluation text holds; "" if there is none."""
-        words = split_words(text)
-        if len(words) < RUN_WORDS:
-            return ""
-        # Only runs of words that are all words of some evaluation text are hashed: most documents
-        # have no such place.
+        words: list[bytes] = []
+        first_words = []
+        for text in documents.texts():
+            first_words.append(len(words))
+            words += split_words(text)
+            words.append(_BETWEEN)
         numbers = self._number(words)
-        before = np.concatenate([[0], np.cumsum(numbers > 0)])
-        starts = np.flatnonzero(before[RUN_WORDS:] - before[:-RUN_WORDS] == RUN_WORDS)
-        if not len(starts):
-            return ""
-        hashes = _hash_runs(numbers)[starts]
+        # Only runs of words that are all words of some evaluation text are hashed.
+        known = np.concatenate([[0], np.cumsum(numbers > 0)])
+        starts = np.flatnonzero(known[RUN_WORDS:] - known[:-RUN_WORDS] == RUN_WORDS)
+        hashes = self._hash_runs(numbers, starts)
+        # A look at a table of ends, most of which are no run's, is much faster than a search.
+        likely = self._ends_of_runs[hashes % _ENDS]
+        starts, hashes = starts[likely], hashes[likely]
         places = np.minimum(np.searchsorted(self._runs, hashes), len(self._runs) - 1)
         shared = starts[self._runs[places] == hashes]
-        return b" ".join(words[shared[0] :][:RUN_WORDS]).decode() if len(shared) else ""
+        rows, firsts = np.unique(
+            np.searchsorted(first_words, shared, side="right") - 1, return_index=True
+        )
+        runs = (b" ".join(words[start:][:RUN_WORDS]) for start in shared[firsts].tolist())
+        return {
+            row: f"holds {run.decode()!r} of an evaluation text"
+            for row, run in zip(rows.tolist(), runs, strict=True)
+        }
 
-    def _number(self, words: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+    def _number(self, words: Sequence[bytes]) -> npt.NDArray[np.int64]:
         """Return the number `(words,)` of every word; 0 for one of no evaluation text."""
-        numbers = (self._numbers.get(word, 0) for word in words)
-        return np.fromiter(numbers, np.uint64, len(words))
+        return np.fromiter(map(self._numbers.get, words, repeat(0)), np.int64, len(words))
+
+    def _hash_runs(
+        self, numbers: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.uint64]:
+        """Return 64 bits `(runs,)` for runs of 13 words; their order matters.
+
+        Args:
+            numbers: of all words.
+            starts: of the runs, among the words.
+        """
+        runs = np.zeros(len(starts), dtype=np.uint64)
+        for place, factor in enumerate(_PLACES):
+            runs += self._mixed[numbers[starts + place]] * factor
+        return splitmix64(runs)
 
 
 @lru_cache(maxsize=1)
@@ -152,13 +176,13 @@ def _words(text: str) -> list[bytes]:
     return split_words(text.encode(errors="replace"))
 
 
-def _hash_runs(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return 64 bits `(runs,)` for every run of 13 words; their order matters."""
-    mixed, count = splitmix64(numbers), max(0, len(numbers) - RUN_WORDS + 1)
-    runs = np.zeros(count, dtype=np.uint64)
-    for place, factor in enumerate(_PLACES):
-        runs += mixed[place : place + count] * factor
-    return splitmix64(runs)
+def _run_starts(words: int) -> npt.NDArray[np.int64]:
+    """Return the starts of all runs of a text.
+
+    Args:
+        words: of the text.
+    """
+    return np.arange(max(0, words - RUN_WORDS + 1))
 
 
 def _json(texts: Sequence[str]) -> bytes:
