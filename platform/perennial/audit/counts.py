@@ -59,7 +59,10 @@ def check_manifest(
         "begin_of_document": (manifest.begin_of_document, tokenizer.begin_of_document),
         "sequence_length": (manifest.sequence_length, spec["corpora"]["sequence_length"]),
         "seed": (manifest.seed, spec["seed"]),
-        "tokens in rows": (manifest.tokens, counts.row_tokens),
+        "tokens in rows": (
+            manifest.rows * manifest.sequence_length,
+            counts.row_tokens + counts.padding_tokens,
+        ),
         "held-out documents": (
             sum(file.documents for file in manifest.holdout),
             counts.held_out_documents,

@@ -49,6 +49,30 @@ class ReadingOverride(Section):
     """largest window of a .zst file, at most 2 GiB"""
 
 
+class FillInTheMiddleSpec(Section):
+    """Documents whose middle is moved to their end, for a model that completes code or text.
+
+    The tokens are the tokenizer's own.
+    """
+
+    share: Annotated[Annotated[float, Field(gt=0.0, le=1.0)], JOIN] = 0.5
+    """share of the trained documents, of those that fit a sequence"""
+    spm_share: Annotated[Share, JOIN] = 0.5
+    """share of these whose suffix comes before their prefix, from 0 to 1"""
+    prefix: Annotated[str, JOIN] = "<|fim_prefix|>"
+    """the token before the prefix"""
+    middle: Annotated[str, JOIN] = "<|fim_middle|>"
+    """the token before the middle"""
+    suffix: Annotated[str, JOIN] = "<|fim_suffix|>"
+    """the token before the suffix"""
+
+    @model_validator(mode="after")
+    def _three_tokens(self) -> FillInTheMiddleSpec:
+        if len({self.prefix, self.middle, self.suffix}) < 3:
+            raise ValueError("prefix, middle and suffix are three different tokens")
+        return self
+
+
 class CorporaSpec(Section):
     """Tokenisation of landed documents into sequences."""
 
@@ -73,6 +97,12 @@ class CorporaSpec(Section):
     else of the longest glob that matches"""
     sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048
     """tokens in one sequence"""
+    packing: Annotated[Literal["concat", "best-fit"], JOIN] = "concat"
+    """concat lays documents end to end and cuts them where a sequence ends; best-fit cuts none that
+    fits a sequence, and fills what is left with padding, which is not trained"""
+    fill_in_the_middle: FillInTheMiddleSpec | None = None
+    """with a tokenizer that has tokens for it, moves the middle of some documents to their end;
+    `{}` takes the defaults"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.5), PINNED] = 0.01
     """share of a corpus's documents that are held out for evaluation, above 0 and below 0.5"""
     max_bad_share: Annotated[Share, JOIN] = 0.01
@@ -299,6 +329,15 @@ class RunSpec(Section):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     gates: GatesSpec = Field(default_factory=GatesSpec)
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+
+    @model_validator(mode="after")
+    def _tokens_to_fill_in(self) -> RunSpec:
+        if self.corpora.fill_in_the_middle is not None and self.tokenizer.path is None:
+            raise ValueError(
+                "corpora.fill_in_the_middle needs a tokenizer that has tokens for it; name it as "
+                "tokenizer.path"
+            )
+        return self
 
     @property
     def tokens_per_step(self) -> int:

@@ -125,6 +125,7 @@ class Workspace:
             observer.check(self)
         self.check_run()
         self.check_model()
+        self.check_fill_tokens()
 
     def check_run(self) -> None:
         """Check run file, ledger and tasks, whatever the machine; writes nothing."""
@@ -159,6 +160,16 @@ class Workspace:
         model = spec.model.path
         if model is not None and path not in (model, f"{model.rstrip('/')}/tokenizer.json"):
             check_vocabulary(config, model, vocabulary)
+
+    def check_fill_tokens(self) -> None:
+        """Check that the tokenizer has the tokens that fill-in-the-middle needs."""
+        from perennial.corpora.fill_in_the_middle import find_fill_tokens
+        from perennial.corpora.manifest import FillInTheMiddle
+
+        fill, its = self.spec.corpora.fill_in_the_middle, self.spec.tokenizer
+        if fill is not None and its.path is not None:
+            named = corpora.read_tokenizer(its.path, its.end_of_document, its.begin_of_document)
+            find_fill_tokens(named, FillInTheMiddle(**fill.model_dump()))
 
     def import_model(self) -> None:
         """Copy the pre-trained model that the run starts from into the store, where it names one.

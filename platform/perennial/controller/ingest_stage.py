@@ -9,7 +9,7 @@ from perennial import corpora
 from perennial.controller.context import Workspace
 from perennial.controller.ray_cluster import describe_shortage
 from perennial.corpora import LandedCorpus
-from perennial.corpora.manifest import manifest_key
+from perennial.corpora.manifest import FillInTheMiddle, manifest_key
 from perennial.corpora.tokenizer import MANIFEST_KEY
 from perennial.errors import InputError
 from perennial.runs.events import Landed, Ready, Refused
@@ -95,6 +95,9 @@ def _ingest(
         f"{counts.held_out_documents:,} documents held out"
         + (f", about {lost:,} lost in damaged files" if lost else "")
     )
+    work.log(f"{name}: {manifest.describe_packing()}")
+    if counts.filled_documents:
+        work.log(f"{name}: {counts.filled_documents:,} documents have their middle at the end")
     _log_steps(work, manifest)
     work.record(
         Ready(
@@ -183,6 +186,7 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
     """Return the settings of an ingest; raise InputError for steps that cannot be used."""
     steps = tuple(step.describe() for step in spec.steps)
     StepPipeline(steps)
+    fill = spec.fill_in_the_middle
     return corpora.IngestSettings(
         text_field=spec.text_field,
         domain_field=spec.domain_field,
@@ -196,6 +200,8 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
         duplicates=spec.duplicates,
         near_duplicates=spec.near_duplicates,
         steps=steps,
+        packing=spec.packing,
+        fill_in_the_middle=fill and FillInTheMiddle(**fill.model_dump()),
     )
 
 

@@ -27,8 +27,24 @@ BAD_FIT: Final = 1.5
 """tokens per byte over those of the first corpus, from which on the user is warned"""
 
 
+_LATER: Final = ("steps", "max_window_bytes", "packing", "fill_in_the_middle")
+"""settings that an older version did not know; at their defaults the digest leaves them out"""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class FillInTheMiddle(_Frozen):
+    """Documents whose middle is moved to their end, and the tokens that tell the parts apart."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    """of the documents that fit a row"""
+    spm_share: Annotated[float, Field(ge=0, le=1)]
+    """of these, those whose suffix comes first"""
+    prefix: str
+    middle: str
+    suffix: str
 
 
 class IngestSettings(_Frozen):
@@ -56,6 +72,10 @@ class IngestSettings(_Frozen):
     """digest of the evaluation texts that trained documents share no 13 words with; "" for none"""
     steps: tuple[dict[str, Any], ...] = ()
     """what documents went through before they were tokenised: section and code of each step"""
+    packing: Literal["concat", "best-fit"] = "concat"
+    """how documents become rows: end to end, or whole where they fit, with padding"""
+    fill_in_the_middle: FillInTheMiddle | None = None
+    """what share of the trained documents has its middle at the end; null for none"""
     max_document_bytes: Annotated[int, Field(ge=1)] = 8 << 20
     """longest text of a document in UTF-8 bytes; a JSON line may be four times as long"""
     max_window_bytes: Annotated[int, Field(ge=1)] = 128 << 20
@@ -153,10 +173,18 @@ class Counts(_Frozen):
     tokens: int = 0
     """of trained and held-out documents, with their ends"""
     row_tokens: int = 0
-    """tokens in training rows: rows x sequence length"""
+    """tokens in training rows, without padding"""
+    padding_tokens: int = Field(default=0, exclude_if=lambda count: not count)
+    """in training rows: rows x sequence length = `row_tokens` + `padding_tokens`. They are made by
+    the packing and are none of `tokens`"""
     held_out_tokens: int = 0
     remainder_tokens: int = 0
-    """tokens at the shards' ends that did not fill a row"""
+    """tokens that no row holds: at the shards' ends, where they fill none, or with `best-fit` ends
+    of documents that would stand in a row without a token before them"""
+    cut_documents: int = Field(default=0, exclude_if=lambda count: not count)
+    """trained documents that do not lie whole in one row"""
+    filled_documents: int = Field(default=0, exclude_if=lambda count: not count)
+    """trained documents whose middle was moved to their end"""
     trained_bytes: int = 0
     """UTF-8 bytes of the trained documents' texts"""
     held_out_bytes: int = 0
@@ -270,13 +298,23 @@ class CorpusManifest(_Frozen):
 
     @property
     def tokens(self) -> int:
-        """Return the number of tokens in training sequences."""
-        return self.rows * self.sequence_length
+        """Return the number of tokens in training sequences, without padding."""
+        return self.rows * self.sequence_length - self.counts.padding_tokens
 
     @property
     def total_bytes(self) -> int:
         """Return the UTF-8 bytes of all texts, trained and held out."""
         return self.counts.trained_bytes + self.counts.held_out_bytes
+
+    def describe_packing(self) -> str:
+        """Return what packing does to the documents, as one clause."""
+        counts = self.counts
+        cut = counts.cut_documents / max(1, counts.trained_documents)
+        text = f"{self.settings.packing} packing cuts {cut:.1%} of the documents"
+        if counts.padding_tokens:
+            share = counts.padding_tokens / (self.rows * self.sequence_length)
+            text += f", {share:.1%} of the rows is padding"
+        return text
 
     def sealed(self) -> CorpusManifest:
         """Return a copy that holds its digest."""
@@ -289,7 +327,9 @@ class CorpusManifest(_Frozen):
             content.pop("begin_of_document")  # which manifests of before 0.2 do not have
         # A corpus that was landed again, or divided otherwise, has the same shards.
         content["settings"].pop("piece_bytes")
-        for later in ("steps", "max_window_bytes"):  # which an older version did not know
+        if self.settings.packing == "concat":  # of which older versions did not count it
+            content["counts"].pop("cut_documents", None)
+        for later in _LATER:
             if getattr(self.settings, later) == IngestSettings.model_fields[later].default:
                 del content["settings"][later]
         for file in content["inputs"]:

@@ -19,15 +19,14 @@ GROUP_BYTES = 4 << 20
 """bytes of a row group: what a reader takes at once"""
 
 
-class Packer:
+class RowGroups:
     """Divides a stream of token ids into groups of rows.
 
-    Documents follow each other without padding. Nothing is lost: ids in = ids in groups + ids of
-    the rest, in the same order.
+    Nothing is lost: ids in = ids in groups + ids of the rest, in the same order.
     """
 
     def __init__(self, sequence_length: int, rows_per_group: int, dtype: npt.DTypeLike) -> None:
-        self._length = sequence_length
+        self.length = sequence_length
         self._group = np.empty(sequence_length * rows_per_group, dtype=dtype)
         self._filled = 0
 
@@ -44,13 +43,13 @@ class Packer:
             taken += len(part)
             if self._filled == len(self._group):
                 self._filled = 0
-                yield self._group.reshape(-1, self._length)
+                yield self._group.reshape(-1, self.length)
 
     def finish(self) -> tuple[npt.NDArray[Any], int]:
         """Return the last rows `(rows, sequence)`, possibly none, and the ids that fill no row."""
-        rows = self._filled // self._length
-        used = rows * self._length
-        return self._group[:used].reshape(rows, self._length), self._filled - used
+        rows = self._filled // self.length
+        used = rows * self.length
+        return self._group[:used].reshape(rows, self.length), self._filled - used
 
 
 def add_begins(ids: npt.NDArray[Any], end: int, begin: int | None) -> npt.NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -195,9 +195,19 @@ def plan_run(
         ),
         unknown=ahead.unknown,
         speed=speed,
-        notes=notes,
+        notes=(*notes, *_packing_notes(work, stages)),
     )
     return plan, ahead.state, _release(spec, ahead.state)
+
+
+def _packing_notes(work: Workspace, stages: Sequence[StagePlan]) -> Iterator[str]:
+    """Yield what packing did to the new corpora of stages to come, where they are ingested."""
+    known = work.state.corpora
+    for name in (name for stage in stages for name in stage.corpora):
+        if name in known and known[name].sequences:
+            manifest = corpora.read_manifest(work.store, name)
+            if manifest.counts.cut_documents or manifest.counts.padding_tokens:
+                yield f"{name}: {manifest.describe_packing()}"
 
 
 def phases_of(name: str, schedule: Schedule, first_step: int, last_step: int) -> list[PhasePlan]:

@@ -166,6 +166,7 @@ def _job(
         vocabulary=own.vocabulary,
         end_of_document=own.end_of_document,
         begin_of_document=own.begin_of_document,
+        padded=any(manifests[s.corpus].counts.padding_tokens for s in mix.sources),
         dtype=f"<u{own.token_bytes}",
         seed=spec.seed,
         tokens_seen={corpus: count * length for corpus, count in seen.items()},

@@ -35,6 +35,7 @@ class Job:
     tokens_seen: tokens that the trunk has seen of each corpus before `first_step`.
     dtype: numpy name of a token id in the shards.
     fence: until when the job may commit checkpoints; None is without end.
+    padded: whether rows of its corpora hold padding, as `corpora.packing: best-fit` makes it.
     until: trunk step at which it ends before the mix does, as a trial; another job of its folder
         goes on from there. None trains the whole mix.
     """
@@ -61,6 +62,7 @@ class Job:
     fence: Fence | None = None
     until: int | None = None
     begin_of_document: int | None = None
+    padded: bool = False
 
     @property
     def last_step(self) -> int:

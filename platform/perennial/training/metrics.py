@@ -36,6 +36,7 @@ class StepFacts:
     gradient_norm: of the whole gradient, before clipping; a number or a tensor `()`.
     balance: this rank's part of the mean loss that spreads tokens over experts; None without any.
     seconds: this rank's, by part of the step (`step_timer.PARTS`), so far.
+    padding: tokens of this rank's sequences that are padding; None where no corpus has any.
     """
 
     job: Job
@@ -45,6 +46,7 @@ class StepFacts:
     gradient_norm: torch.Tensor | float
     balance: torch.Tensor | None = None
     seconds: Mapping[Part, float] = field(default_factory=dict)
+    padding: int | None = None
 
 
 class StepMetric:
@@ -262,6 +264,17 @@ class ModelFlopsUtilisation(StepMetric):
         return flops / torch.distributed.get_world_size() / seconds / peak
 
 
+class PaddingTokens(StepMetric):
+    """Tokens of the step's batch that are padding, and were not trained; absent without any."""
+
+    name = "padding_tokens"
+    combine = "sum"
+
+    def measure(self, facts: StepFacts) -> float | None:
+        """Return this rank's."""
+        return None if facts.padding is None else float(facts.padding)
+
+
 class Spikes(StepMetric):
     """Loss spikes of the job that were ignored so far; absent while there is none."""
 
@@ -283,6 +296,7 @@ for _metric in (
     SlowestBusySeconds(),
     GpuMemory(),
     ModelFlopsUtilisation(),
+    PaddingTokens(),
     TokensPerSecond(),
     Spikes(),
     TokensSeen(),

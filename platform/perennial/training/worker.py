@@ -34,7 +34,14 @@ from perennial.training.checkpoint.writer import Saver
 from perennial.training.engine.collective_timer import meter_collectives
 from perennial.training.engine.deepspeed_internals import release_engine
 from perennial.training.engine.engine import gradient_norm, losses_of, overflowed, set_eta
-from perennial.training.engine.microbatch import micro_batches, on_device, seed_dropout
+from perennial.training.engine.microbatch import (
+    Weights,
+    micro_batches,
+    on_device,
+    seed_dropout,
+    weigh_sequences,
+    weigh_targets,
+)
 from perennial.training.engine.profiling import Trace
 from perennial.training.engine.scalar_allreduce import StepReduction, Votes
 from perennial.training.engine.step_timer import Meter
@@ -284,16 +291,16 @@ class _Worker:
         set_eta(engine, job.eta(step))
         seed_dropout(job.seed, step, self._rank)
         ahead = on_device((tokens[part.rows] for part in self._parts), engine.device)
+        weights = self._weigh(tokens)
         total = torch.zeros((), device=engine.device)
         balance: Any = 0.0
         norm: Any = None
-        for part in self._parts:
+        for part, factor, share in zip(self._parts, weights.factors, weights.shares, strict=True):
             meter.to("forward")
             ids = next(ahead)
-            losses = losses_of(engine, ids, job.training, job.end_of_document)
+            losses = losses_of(engine, ids, job.training, job.end_of_document, job.padded)
             meter.to("backward")
-            engine.backward(losses.objective * part.weight)
-            share = part.sequences / job.mix.global_batch
+            engine.backward(losses.objective * factor)
             total += losses.loss.detach().float() * share
             if losses.balance is not None:
                 balance = balance + losses.balance.detach().float() * share
@@ -310,9 +317,19 @@ class _Worker:
         if norm is None:
             norm = 0.0 if overflowed(engine) else engine.get_global_grad_norm()
         uneven = None if losses.balance is None else balance
-        facts = StepFacts(job, step, engine, total, norm, uneven, meter.seconds())
+        seconds, padding = meter.seconds(), weights.padding
+        facts = StepFacts(job, step, engine, total, norm, uneven, seconds, padding)
         self._start_reduction(facts)
         self._start_row(step)
+
+    def _weigh(self, tokens: np.ndarray) -> Weights:
+        """Return what every micro batch of a step counts for."""
+        job = self._job
+        if not job.padded:
+            return weigh_sequences(self._parts, job.mix.global_batch)
+        self._meter.to("communication")
+        note_collective()
+        return weigh_targets(self._parts, tokens, job.end_of_document, self._engine.device)
 
     def _start_reduction(self, facts: StepFacts) -> None:
         """Begin to combine the step's metrics and this rank's votes over the ranks."""

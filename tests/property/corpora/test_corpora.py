@@ -26,7 +26,7 @@ from perennial.corpora.ingest.quality import account_losses
 from perennial.corpora.ingest.read import scatter_piece
 from perennial.corpora.ingest.write import gather_shard, write_holdout
 from perennial.corpora.manifest import Counts, InputFile, ShardResult, sum_counts, token_bytes
-from perennial.corpora.packing import Packer
+from perennial.corpora.packing import RowGroups
 from perennial.store import Store, open_store
 
 END = 0
@@ -224,7 +224,7 @@ def test_another_seed_is_another_order_of_the_same_documents(seeds: list[int]) -
 def test_I5_packing_conserves_tokens_and_their_order(
     chunks: list[list[int]], length: int, rows: int
 ) -> None:
-    packer = Packer(length, rows, np.uint16)
+    packer = RowGroups(length, rows, np.uint16)
     groups = [
         group.copy() for ids in chunks for group in packer.add(np.array(ids, dtype=np.uint32))
     ]

@@ -35,6 +35,7 @@ INDEX = {"sources": {"crawl": {"index": "http://a.example.org/", "schedule": "1d
 COMMAND = {"sources": {"crawl": {"command": ["fetch"], "schedule": "1d"}}}
 RELEASES = {"release": {"policy": "every", "every": "5 steps"}}
 NIGHTLY = {"release": {"policy": "schedule", "schedule": "1d"}}
+FILL = {"corpora": {"fill_in_the_middle": {}}, "tokenizer": {"path": "a.json"}}
 # Field -> another value of it; or what the run was opened with besides, and another value.
 OTHERS: dict[str, Any] = {
     "name": "other",
@@ -68,6 +69,12 @@ OTHERS: dict[str, Any] = {
     "corpora.read.NAME.max_document": ({"corpora": {"read": {"a": {}}}}, "1 GiB"),
     "corpora.read.NAME.max_zstd_window": ({"corpora": {"read": {"a": {}}}}, "1 GiB"),
     "corpora.sequence_length": 256,
+    "corpora.packing": "best-fit",
+    "corpora.fill_in_the_middle.share": (FILL, 0.9),
+    "corpora.fill_in_the_middle.spm_share": (FILL, 0.0),
+    "corpora.fill_in_the_middle.prefix": (FILL, "<PRE>"),
+    "corpora.fill_in_the_middle.middle": (FILL, "<MID>"),
+    "corpora.fill_in_the_middle.suffix": (FILL, "<SUF>"),
     "corpora.holdout": 0.05,
     "corpora.max_bad_share": 0.5,
     "corpora.duplicates": "drop",

@@ -85,7 +85,7 @@ def test_the_progress_line_shows_the_loss_and_the_learning_rate() -> None:
 
 def test_the_built_in_measured_metrics_come_first_and_in_order(plugin: StepMetric) -> None:
     built_in = ["loss", "gradient_norm", "balance_loss", "busy_seconds", "busy_seconds_slowest"]
-    built_in += ["gpu_memory_bytes", "mfu"]
+    built_in += ["gpu_memory_bytes", "mfu", "padding_tokens"]
     assert list(measured_metrics()) == [*built_in, "loss_part"]
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from perennial.corpora.comparing import FORM
+from perennial.corpora.fill_in_the_middle import MARKS
 from perennial.corpora.ingest.exact_dedup import CompareJob, CompareResult, EarlierDigests
 from perennial.corpora.ingest.partition import Layout, count_shards, holdout_bound, make_layout
 from perennial.corpora.ingest.read import PieceResult, ScatterJob
@@ -160,6 +161,7 @@ class IngestPlan:
         borders = counts.trained_documents + counts.held_out_documents
         if self.tokenizer.begin_of_document is not None:
             borders += counts.trained_documents
+        borders += MARKS * counts.filled_documents
         text_bytes = counts.trained_bytes + counts.held_out_bytes
         manifest = CorpusManifest(
             name=self.name,

@@ -19,6 +19,7 @@ from perennial.corpora.encoders import (
     split_documents,
     stored_type,
 )
+from perennial.corpora.fill_in_the_middle import MiddleFiller, find_fill_tokens
 from perennial.corpora.ingest.decontaminate import load_contamination
 from perennial.corpora.ingest.documents import (
     Removed,
@@ -50,7 +51,8 @@ from perennial.corpora.manifest import (
     Shard,
     ShardResult,
 )
-from perennial.corpora.packing import Packer, RowFile, add_begins, holdout_bytes, rows_per_group
+from perennial.corpora.packers import make_packer
+from perennial.corpora.packing import RowFile, add_begins, holdout_bytes
 from perennial.corpora.special_tokens import HoldsSpecialToken
 
 if TYPE_CHECKING:
@@ -239,7 +241,7 @@ def _write_rows(
     job: GatherJob, key: str, documents: StagedDocuments
 ) -> tuple[Shard | None, Counts]:
     sums: dict[str, Any] = defaultdict(int)
-    groups = _row_groups(job, documents, sums)
+    groups = _row_groups(job, key, documents, sums)
     first = next(groups, None)
     if first is None:
         return None, Counts(**sums)
@@ -253,30 +255,53 @@ def _write_rows(
 
 
 def _row_groups(
-    job: GatherJob, documents: StagedDocuments, sums: dict[str, Any]
+    job: GatherJob, key: str, documents: StagedDocuments, sums: dict[str, Any]
 ) -> Iterator[npt.NDArray[Any]]:
     """Yield groups of rows `(rows, sequence)`, valid until the next one, and sum up the counts.
 
     Args:
         job: what all tasks share.
+        key: the shard's file.
         documents: the documents of the shard.
         sums: fields of Counts, complete when all groups were taken.
     """
-    length, dtype = job.settings.sequence_length, stored_type(job.tokenizer)
-    packer = Packer(length, rows_per_group(length, dtype.itemsize), dtype)
     end, begin = job.tokenizer.end_of_document, job.tokenizer.begin_of_document
+    packer = make_packer(job.settings, key, stored_type(job.tokenizer), end)
+    fill = _make_filler(job)
     for batch, ids in _encode_documents(job, documents, sums):
+        ids, filled = fill(batch, ids)
         ids = add_begins(ids, end, begin)
         sums["documents"] += len(batch)
         sums["trained_bytes"] += int(batch.sizes.sum())
         sums["tokens"] += len(ids)
+        sums["filled_documents"] += filled
         yield from packer.add(ids)
-    rest, remainder = packer.finish()
+    yield from packer.finish()
     sums["trained_documents"] = sums["documents"]
-    sums["row_tokens"] = sums["tokens"] - remainder
-    sums["remainder_tokens"] = remainder
-    if len(rest):
-        yield rest
+    sums["row_tokens"] = sums["tokens"] - packer.remainder
+    sums["padding_tokens"] = packer.padding
+    sums["remainder_tokens"] = packer.remainder
+    sums["cut_documents"] = packer.cut_documents
+
+
+def _make_filler(
+    job: GatherJob,
+) -> Callable[[StagedDocuments, npt.NDArray[Any]], tuple[npt.NDArray[Any], int]]:
+    """Return what moves the middles of documents; it returns their ids and how many it changed."""
+    settings = job.settings
+    if settings.fill_in_the_middle is None:
+        return lambda batch, ids: (ids, 0)
+    tokens = find_fill_tokens(job.tokenizer, settings.fill_in_the_middle)
+    filler = MiddleFiller(
+        settings.fill_in_the_middle,
+        tokens,
+        settings.seed,
+        # A begin of a document takes a place of its row as well.
+        settings.sequence_length - (job.tokenizer.begin_of_document is not None),
+        job.tokenizer.end_of_document,
+    )
+    encoder = make_encoder(job.tokenizer, job.encoder)
+    return lambda batch, ids: filler.apply(batch.texts(), batch.digest, ids, encoder)
 
 
 def _encode_documents(

@@ -17,7 +17,14 @@ from perennial.training.engine.deepspeed_internals import (
 from perennial.training.engine.partitioned_load import load_partitioned
 from perennial.training.engine.probe import probe_features
 from perennial.training.model.config import stored_model
-from perennial.training.model.features import balance_weight, model_inputs, prepare
+from perennial.training.model.features import (
+    balance_weight,
+    find_padding,
+    make_labels,
+    measure_balance,
+    model_inputs,
+    prepare,
+)
 from perennial.training.model.shards import live_weights
 
 if TYPE_CHECKING:
@@ -100,19 +107,31 @@ class Losses(NamedTuple):
     balance: torch.Tensor | None = None
 
 
-def losses_of(engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document: int) -> Losses:
+def losses_of(
+    engine: Any, ids: torch.Tensor, spec: TrainingSpec, end_of_document: int, padded: bool = False
+) -> Losses:
     """Return the losses of a micro-batch of ids `(micro_batch, sequence)`.
 
-    Every token after a sequence's first is predicted, the first of a next document too: the
-    number of tokens that a step averages over does not depend on what is in them.
+    Every token after a sequence's first is predicted, the first of a next document too, but no
+    padding: without any, the number of tokens that a step averages over does not depend on what is
+    in them.
+
+    Args:
+        engine: the engine.
+        ids: of the micro-batch.
+        spec: the section `training`.
+        end_of_document: the id that ends a document.
+        padded: whether the rows may hold padding, which no loss is taken of.
     """
     inputs = model_inputs(ids, spec, end_of_document)
+    padding = find_padding(ids, end_of_document) if padded else None
+    labels = ids if padding is None else make_labels(ids, padding)
     weight = balance_weight(engine.module, spec)
     if not weight:
-        loss = engine(labels=ids, **inputs).loss
+        loss = engine(labels=labels, **inputs).loss
         return Losses(loss, loss)
-    output = engine(labels=ids, output_router_logits=True, **inputs)
-    balance = output.aux_loss.to(output.loss.device)
+    output = engine(labels=labels, output_router_logits=True, **inputs)
+    balance = measure_balance(engine.module, output, padding)
     return Losses(output.loss, output.loss + weight * balance, balance)
 
 

@@ -7,13 +7,18 @@ global batch at any size (invariant I3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from perennial.mixture.batches import slice_rank_rows
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,52 @@ def micro_batches(
         weight = (last - first) * count * world_size / global_batch
         parts.append(MicroBatch(slice(first, max(last, first + 1)), last - first, weight))
     return parts
+
+
+class Weights(NamedTuple):
+    """Weights of a rank's micro batches in a step.
+
+    factors: of the mean loss of each one, as `MicroBatch.weight`.
+    shares: of all that the step predicts, by micro batch.
+    padding: tokens of padding among this rank's; None where rows have none.
+    """
+
+    factors: Sequence[torch.Tensor | float]
+    shares: Sequence[torch.Tensor | float]
+    padding: int | None = None
+
+
+def weigh_sequences(parts: Sequence[MicroBatch], global_batch: int) -> Weights:
+    """Return the weights of micro batches whose rows predict one number of tokens each."""
+    return Weights([p.weight for p in parts], [p.sequences / global_batch for p in parts])
+
+
+def weigh_targets(
+    parts: Sequence[MicroBatch],
+    tokens: npt.NDArray[np.int64],
+    end_of_document: int,
+    device: torch.device,
+) -> Weights:
+    """Return the weights of micro batches of padded rows. A collective.
+
+    What counts is how many tokens a micro batch predicts, so that the gradient is the mean over
+    all that the global batch predicts, at any number of workers (invariant I3).
+
+    Args:
+        parts: this rank's micro batches.
+        tokens: this rank's rows `(sequences, sequence)`.
+        end_of_document: the id that ends a document; right after another one it is padding.
+        device: of the collective, and of the weights.
+    """
+    padding = (tokens[:, 1:] == end_of_document) & (tokens[:, :-1] == end_of_document)
+    targets = padding.shape[1] - padding.sum(axis=1)
+    mine = [int(targets[p.rows.start : p.rows.start + p.sequences].sum()) for p in parts]
+    predicted = torch.tensor(mine, dtype=torch.float64).to(device, torch.float32)
+    total = torch.tensor(sum(mine), dtype=torch.int64).to(device)
+    dist.all_reduce(total)
+    shares = list(predicted / total)
+    world = dist.get_world_size()
+    return Weights([share * len(parts) * world for share in shares], shares, int(padding.sum()))
 
 
 def on_device(parts: Iterable[np.ndarray], device: torch.device) -> Iterator[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,28 @@ def document_positions(ids: torch.Tensor, end_of_document: int) -> torch.Tensor:
     return places - starts
 
 
+def find_padding(ids: torch.Tensor, end_of_document: int) -> torch.Tensor:
+    """Return which tokens of rows `(batch, sequence)` are padding: an end right after an end.
+
+    `perennial.corpora.packers` makes it so. No token that counts attends to padding: it comes
+    behind all that its row holds, or stands where a document was erased, which no mask shows.
+    """
+    padding = torch.zeros_like(ids, dtype=torch.bool)
+    padding[:, 1:] = (ids[:, 1:] == end_of_document) & (ids[:, :-1] == end_of_document)
+    return padding
+
+
+def make_labels(ids: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """Return the labels of rows `(batch, sequence)`, whose padding is not predicted.
+
+    Rows without anything to predict keep theirs, since a mean over nothing is no number; they
+    weigh nothing (see `microbatch.weigh_targets`).
+    """
+    labels = ids.masked_fill(padding, _IGNORED)
+    nothing = (labels[:, 1:] == _IGNORED).all()
+    return torch.where(nothing, ids, labels)
+
+
 def model_inputs(ids: torch.Tensor, spec: TrainingSpec, end_of_document: int) -> dict[str, Any]:
     """Return the arguments of a model's forward pass over ids `(batch, sequence)`."""
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
@@ -105,6 +128,26 @@ def balance_weight(model: Any, spec: TrainingSpec) -> float:
     if spec.balance_loss is not None:
         return spec.balance_loss
     return float(model.config.get_text_config().router_aux_loss_coef)
+
+
+def measure_balance(model: Any, output: Any, padding: torch.Tensor | None) -> torch.Tensor:
+    """Return the loss of unevenly used experts, over the tokens that are no padding.
+
+    Args:
+        model: the model.
+        output: of its forward pass, with the routers' logits.
+        padding: which tokens are padding `(batch, sequence)`; None counts all.
+    """
+    loss = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
+    if padding is None or loss is None:
+        balance = output.aux_loss
+    else:
+        config = model.config.get_text_config()
+        experts = getattr(model, "num_experts", None) or config.num_experts
+        chosen = getattr(model, "num_experts_per_tok", None) or config.num_experts_per_tok
+        balance = loss(output.router_logits, experts, chosen, (~padding).long())
+    measured: torch.Tensor = balance.to(output.loss.device)
+    return measured
 
 
 def _prepare_balance(model: Any, spec: TrainingSpec) -> None:
