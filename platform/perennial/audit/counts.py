@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.audit.files import (
     Contents,
+    DocumentsContents,
     FileRead,
     HoldoutContents,
     QuarantineContents,
@@ -126,6 +127,11 @@ def check_contents(
         "quarantine records": (reasons.total(), neither),
         "lost documents": (lost, counts.lost_documents_estimate),
     }
+    if manifest.documents:
+        spans = [file for file in contents if isinstance(file, DocumentsContents)]
+        listed = sum(file.spans for file in manifest.documents)
+        pairs["spans of documents"] = (sum(file.spans for file in spans), listed)
+        pairs["tokens in rows"] = (sum(file.tokens for file in spans), counts.row_tokens)
     for reason, count in counts.removed.items():
         pairs[f"records of {reason}"] = (reasons[reason], count)
     return list(unequal(key, pairs, "the files hold", "the counts say"))

@@ -44,6 +44,14 @@ class QuarantineContents:
 
 
 @dataclass(frozen=True)
+class DocumentsContents:
+    """Spans of documents in the rows of a shard, and the tokens that they hold."""
+
+    spans: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class MetricsContents:
     """Training steps in a checkpoint's metrics.
 
@@ -64,7 +72,14 @@ class FileListContents:
     files: tuple[ListedFile, ...]
 
 
-Contents = ShardContents | HoldoutContents | QuarantineContents | MetricsContents | FileListContents
+Contents = (
+    ShardContents
+    | DocumentsContents
+    | HoldoutContents
+    | QuarantineContents
+    | MetricsContents
+    | FileListContents
+)
 Reader = Callable[[BinaryIO], Contents]
 
 
@@ -122,6 +137,17 @@ def read_shard(stream: BinaryIO) -> ShardContents:
     file = pq.ParquetFile(stream)
     groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     return ShardContents(tuple(groups), file.schema_arrow.field("tokens").type.byte_width)
+
+
+def read_documents(stream: BinaryIO) -> DocumentsContents:
+    """Return the numbers of spans and tokens of the file beside a training shard."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    file, tokens = pq.ParquetFile(stream), 0
+    for batch in file.iter_batches(columns=["tokens"]):
+        tokens += pc.sum(batch["tokens"]).as_py() or 0
+    return DocumentsContents(file.metadata.num_rows, tokens)
 
 
 def read_holdout(stream: BinaryIO) -> HoldoutContents:

@@ -28,6 +28,7 @@ from perennial.audit.files import (
     MetricsContents,
     Reader,
     ShardContents,
+    read_documents,
     read_file,
     read_holdout,
     read_list,
@@ -241,15 +242,21 @@ def _tokenizer(store: Store, done: Verification) -> corpora.RunTokenizer | None:
 
 
 def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:
-    from perennial.corpora.manifest import HoldoutFile, QuarantineFile, Shard, StoredFile
+    from perennial.corpora.manifest import (
+        DocumentsFile,
+        HoldoutFile,
+        QuarantineFile,
+        Shard,
+        StoredFile,
+    )
 
     readers: dict[type[StoredFile], Reader] = {
         Shard: read_shard,
+        DocumentsFile: read_documents,
         HoldoutFile: read_holdout,
         QuarantineFile: read_quarantine,
     }
-    named = (*manifest.shards, *manifest.holdout, *manifest.quarantine, *manifest.digests)
-    for file in named:
+    for file in manifest.files:
         key = f"corpora/{manifest.name}/{file.file}"
         yield ReadTask(key, file.size_bytes, file.sha256, readers.get(type(file)))
 
@@ -384,7 +391,7 @@ def _check_contents(done: Verification, files: Mapping[str, FileRead]) -> Iterat
             files_of = contents.get(landed.listing.key)
             if isinstance(files_of, FileListContents):
                 yield from check_inputs(f"{folder}/{MANIFEST}", manifest, files_of)
-        records = (*manifest.holdout, *manifest.quarantine)
+        records = (*manifest.documents, *manifest.holdout, *manifest.quarantine)
         held = [contents[key] for f in records if (key := f"{folder}/{f.file}") in contents]
         if len(held) == len(records):
             yield from check_contents(f"{folder}/{MANIFEST}", manifest, held)

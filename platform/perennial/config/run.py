@@ -8,7 +8,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from perennial.config.cron import TimetableText
 from perennial.config.gates import GatesSpec
@@ -30,6 +30,17 @@ from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, Sc
 from perennial.steps import StepSection
 
 TxtDocuments = Literal["paragraph", "line", "file"]
+TAKEN_COLUMNS = ("row", "start", "tokens", "before", "file", "offset", "digest", "domain")
+
+
+def _check_column(name: str) -> str:
+    if name in TAKEN_COLUMNS:
+        raise ValueError(f"{name} has a meaning of its own beside it; keep it under another name")
+    return name
+
+
+ColumnName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$"), AfterValidator(_check_column)]
+Metadata = dict[ColumnName, Annotated[str, Field(min_length=1)]]
 LargestDocument = Annotated[Size, Field(ge=1, le=1 << 30)]
 LargestWindow = Annotated[Size, Field(ge=1 << 10, le=1 << 31)]
 
@@ -41,6 +52,8 @@ class ReadingOverride(Section):
     """the field or column that holds the text"""
     domain_field: Annotated[str | None, JOIN] = None
     """the field or column that names a document's domain"""
+    metadata: Annotated[Metadata | None, JOIN] = None
+    """fields or columns that are kept of every document, by the name to keep them under"""
     txt_documents: Annotated[TxtDocuments | None, JOIN] = None
     """where a document of a .txt file ends: paragraph, line or file"""
     max_document: Annotated[LargestDocument | None, JOIN] = None
@@ -82,6 +95,9 @@ class CorporaSpec(Section):
     domain_field: Annotated[str, JOIN] = ""
     """the field or column that names a document's domain, such as `source`; held-out losses are
     then reported by domain as well. Empty: documents have no domains"""
+    metadata: Annotated[Metadata, JOIN] = Field(default_factory=dict)
+    """fields or columns that are kept of every trained document, by the name to keep them under,
+    such as `{id: id, url: metadata.url}`: a sequence leads back to them"""
     txt_documents: Annotated[TxtDocuments, JOIN] = "paragraph"
     """where a document of a .txt file ends: paragraph (at a blank line), line, or file"""
     max_document: Annotated[LargestDocument, JOIN] = 8 << 20
@@ -92,7 +108,7 @@ class CorporaSpec(Section):
     """largest window of a .zst file (`zstd --long`), at most 2 GiB; a task that reads one holds it
     in memory. A file that needs a larger one is set aside"""
     read: dict[str, ReadingOverride] = Field(default_factory=dict)
-    """overrides of `text_field`, `domain_field`, `txt_documents`, `max_document` and
+    """overrides of `text_field`, `domain_field`, `metadata`, `txt_documents`, `max_document` and
     `max_zstd_window` by a corpus's name, or by a glob such as `"c4-*"`: those of the exact name,
     else of the longest glob that matches"""
     sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048

@@ -190,6 +190,7 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
     return corpora.IngestSettings(
         text_field=spec.text_field,
         domain_field=spec.domain_field,
+        metadata=spec.metadata,
         txt_documents=spec.txt_documents,
         max_document_bytes=spec.max_document,
         max_window_bytes=spec.max_zstd_window,

@@ -27,7 +27,7 @@ BAD_FIT: Final = 1.5
 """tokens per byte over those of the first corpus, from which on the user is warned"""
 
 
-_LATER: Final = ("steps", "max_window_bytes", "packing", "fill_in_the_middle")
+_LATER: Final = ("steps", "max_window_bytes", "packing", "fill_in_the_middle", "metadata")
 """settings that an older version did not know; at their defaults the digest leaves them out"""
 
 
@@ -58,6 +58,8 @@ class IngestSettings(_Frozen):
     """the field of an object, or the column of a table, that holds the text"""
     domain_field: str = ""
     """the field or column that names a document's domain; "" for none"""
+    metadata: dict[str, str] = Field(default_factory=dict)
+    """fields or columns that are kept of every trained document, by the name of the column"""
     txt_documents: Literal["paragraph", "line", "file"] = "paragraph"
     """whether a document of a .txt file ends at a blank line, at the end of its line or of the
     file"""
@@ -90,6 +92,18 @@ class IngestSettings(_Frozen):
     """stored bytes of one scatter task, and the text that it holds in memory, at least; up to
     512 MiB in corpora of more than 256 GiB. It has no influence on the result"""
 
+    @property
+    def metadata_columns(self) -> tuple[str, ...]:
+        """Return the names of the columns of metadata."""
+        return tuple(sorted(self.metadata))
+
+    @property
+    def metadata_fields(self) -> tuple[str, ...]:
+        """Return the field or column that each column of metadata holds."""
+        if not self.metadata:  # asked for every document
+            return ()
+        return tuple(self.metadata[column] for column in self.metadata_columns)
+
 
 class InputFile(_Frozen):
     """A landed file as it was when it was ingested."""
@@ -120,6 +134,12 @@ class HoldoutFile(StoredFile):
     """Held-out documents: rows of tokens (with end-of-document), bytes and domain."""
 
     documents: int
+
+
+class DocumentsFile(StoredFile):
+    """Documents in the rows of a shard: a row per span, in the order of the shard's rows."""
+
+    spans: int
 
 
 class QuarantineFile(StoredFile):
@@ -230,6 +250,7 @@ class ShardResult(_Frozen):
     """
 
     shard: Shard | None = None
+    documents: DocumentsFile | None = None
     holdout: HoldoutFile | None = None
     quarantine: QuarantineFile | None = None
     counts: Counts
@@ -237,7 +258,8 @@ class ShardResult(_Frozen):
     @property
     def files(self) -> list[StoredFile]:
         """Return the files that were written."""
-        return [f for f in (self.shard, self.holdout, self.quarantine) if f is not None]
+        given = (self.shard, self.documents, self.holdout, self.quarantine)
+        return [file for file in given if file is not None]
 
 
 class CorpusManifest(_Frozen):
@@ -265,6 +287,8 @@ class CorpusManifest(_Frozen):
     quarantine: tuple[QuarantineFile, ...]
     digests: tuple[DigestFile, ...] = ()
     """of the texts of all documents"""
+    documents: tuple[DocumentsFile, ...] = Field(default=(), exclude_if=lambda files: not files)
+    """of each shard, in their order; none in a corpus that a version before 0.2 ingested"""
     earlier: tuple[EarlierCorpus, ...] = ()
     """the corpora that this one was compared with, in their order"""
     comparing: int = Field(default=1, exclude_if=lambda version: version == 1)
@@ -275,6 +299,17 @@ class CorpusManifest(_Frozen):
     """CPU time that each of the steps took, by its number and kind"""
     tokens_per_byte: float
     """of the texts, without the ends and begins of documents"""
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """Return all files beside the manifest."""
+        return (
+            *self.shards,
+            *self.documents,
+            *self.holdout,
+            *self.quarantine,
+            *self.digests,
+        )
 
     @property
     def sequence_length(self) -> int:
@@ -330,7 +365,8 @@ class CorpusManifest(_Frozen):
         if self.settings.packing == "concat":  # of which older versions did not count it
             content["counts"].pop("cut_documents", None)
         for later in _LATER:
-            if getattr(self.settings, later) == IngestSettings.model_fields[later].default:
+            default = IngestSettings.model_fields[later].get_default(call_default_factory=True)
+            if getattr(self.settings, later) == default:
                 del content["settings"][later]
         for file in content["inputs"]:
             file.pop("etag")

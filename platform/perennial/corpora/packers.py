@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,6 +28,26 @@ if TYPE_CHECKING:
 BUFFER_TOKENS = 4 << 20
 _LEAST_BUFFER_ROWS = 64
 """of very long rows a buffer holds more tokens, since a few rows cannot be filled well"""
+
+
+class Spans(NamedTuple):
+    """Stretches of documents in the rows of a shard, in the order of the rows; arrays `(spans,)`.
+
+    document: number of the document among those that were added.
+    before: tokens of the document before the span, in other rows or in none.
+    row, start: row of the shard, and the span's first token in it.
+    tokens: length of the span.
+    """
+
+    document: npt.NDArray[np.int64]
+    before: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    start: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+
+    def take(self, chosen: Any) -> Spans:
+        """Return some of the spans, by their numbers or a mask."""
+        return Spans(*(column[chosen] for column in self))
 
 
 class Packer(Protocol):
@@ -52,6 +72,9 @@ class Packer(Protocol):
 
     def finish(self) -> Iterator[npt.NDArray[Any]]:
         """Yield the last groups of rows; the counts are complete then."""
+
+    def list_spans(self) -> Spans:
+        """Return where the documents lie, once the packer has finished."""
 
 
 def make_packer(settings: IngestSettings, shard: str, dtype: np.dtype[Any], end: int) -> Packer:
@@ -84,13 +107,16 @@ class ConcatPacker:
         """
         self._groups, self._end = groups, end
         self._taken = 0
+        self._starts = [np.empty(0, dtype=np.int64)]
         self.padding = self.remainder = self.cut_documents = 0
 
     def add(self, ids: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         """Add whole documents; yield the groups of rows that they fill."""
         ends = self._taken + np.flatnonzero(ids == self._end)
-        first_rows = np.append(self._taken, ends[:-1] + 1) // self._groups.length
-        self.cut_documents += int((first_rows != ends // self._groups.length).sum())
+        starts = np.append(self._taken, ends[:-1] + 1)
+        self._starts.append(starts)
+        length = self._groups.length
+        self.cut_documents += int((starts // length != ends // length).sum())
         self._taken += len(ids)
         yield from self._groups.add(ids)
 
@@ -99,6 +125,18 @@ class ConcatPacker:
         rest, self.remainder = self._groups.finish()
         if len(rest):
             yield rest
+
+    def list_spans(self) -> Spans:
+        """Return where the documents lie; what no row holds has no span."""
+        length, starts = self._groups.length, np.concatenate(self._starts)
+        ends = np.append(starts[1:], self._taken)[: len(starts)]
+        first = starts // length
+        document, number = _repeat((ends - 1) // length - first + 1)
+        row = first[document] + number
+        begin = np.maximum(starts[document], row * length)
+        tokens = np.minimum(ends[document], (row + 1) * length) - begin
+        spans = Spans(document, begin - starts[document], row, begin - row * length, tokens)
+        return spans.take(row < self._taken // length)
 
 
 class BestFitPacker:
@@ -123,7 +161,8 @@ class BestFitPacker:
         """
         self._groups, self._end, self._salt = groups, end, salt
         self._held: list[npt.NDArray[Any]] = []
-        self._held_tokens = self._rows = 0
+        self._held_tokens = self._rows = self._documents = 0
+        self._spans: list[Spans] = []
         self._buffer = max(BUFFER_TOKENS, _LEAST_BUFFER_ROWS * groups.length)
         self.padding = self.remainder = self.cut_documents = 0
 
@@ -149,21 +188,33 @@ class BestFitPacker:
         ends = np.flatnonzero(ids == self._end) + 1
         sizes = np.diff(ends, prepend=0)
         self.cut_documents += int((sizes > length).sum())
-        starts, tokens = _cut(ends - sizes, sizes, length)
+        document, number = _repeat(-(-sizes // length))
+        before = number * length
+        starts = (ends - sizes)[document] + before
+        tokens = np.minimum(sizes[document] - before, length)
         alone = (tokens == 1) & (ids[starts] == self._end)
         self.remainder += int(alone.sum())
         starts, tokens = starts[~alone], tokens[~alone]
         rows, count = assign_rows(tokens, length)
-        if not count:
-            return
+        first = self._rows
         rows = self._shuffled(count)[rows]
+        places = _places(rows, tokens, length)
+        document = self._documents + document[~alone]
+        spans = Spans(document, before[~alone], first + rows, places - rows * length, tokens)
+        self._spans.append(spans)
+        self._documents += len(sizes)
         filled = np.full(count * length, self._end, dtype=ids.dtype)
-        for source, target, size in zip(
-            starts.tolist(), _places(rows, tokens, length).tolist(), tokens.tolist(), strict=True
-        ):
+        copies = zip(starts.tolist(), places.tolist(), tokens.tolist(), strict=True)
+        for source, target, size in copies:
             filled[target : target + size] = ids[source : source + size]
         self.padding += count * length - int(tokens.sum())
         yield from self._groups.add(filled)
+
+    def list_spans(self) -> Spans:
+        """Return where the documents lie; what no row holds has no span."""
+        none = Spans(*(np.empty(0, dtype=np.int64) for _ in Spans._fields))
+        spans = Spans(*map(np.concatenate, zip(none, *self._spans, strict=True)))
+        return spans.take(np.lexsort((spans.start, spans.row)))
 
     def _shuffled(self, count: int) -> npt.NDArray[np.int64]:
         """Return the places of a buffer's rows among each other, and count them."""
@@ -174,17 +225,10 @@ class BestFitPacker:
         return places
 
 
-def _cut(
-    starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], length: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return starts and sizes of the pieces of documents, none of which is longer than a row."""
-    pieces = -(-sizes // length)
-    document = np.repeat(np.arange(len(sizes)), pieces)
-    number = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    return (
-        starts[document] + number * length,
-        np.minimum(sizes[document] - number * length, length),
-    )
+def _repeat(pieces: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return, for every piece of every document, the document's number and the piece's in it."""
+    document = np.repeat(np.arange(len(pieces)), pieces)
+    return document, np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
 
 
 def _places(

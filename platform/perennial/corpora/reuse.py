@@ -73,8 +73,7 @@ def borrow_corpus(
             code="borrowed-files-differ",
         )
     accept(manifest)
-    stored = (*manifest.shards, *manifest.holdout, *manifest.quarantine, *manifest.digests)
-    for file in stored:
+    for file in manifest.files:
         key = f"corpora/{name}/{file.file}"
         copy_checked(lender, key, store, key, file.sha256)
     store.create(manifest_key(name), lender.read(manifest_key(name)))

@@ -39,7 +39,7 @@ from perennial.corpora import (
 from perennial.corpora.comparing import FORM
 from perennial.corpora.ingest import pipeline
 from perennial.corpora.ingest.pipeline import ingest_corpus
-from perennial.corpora.manifest import StoredFile, sum_counts
+from perennial.corpora.manifest import sum_counts
 from perennial.store import Store, open_store
 from tests.support.refusal import refused
 from tests.support.small_disk import remount, small_disk
@@ -114,9 +114,7 @@ def test_I8_a_landed_corpus_becomes_shards_with_a_manifest(
     assert seen[-1] == ("write", len(manifest.shards), len(manifest.shards))
     assert len(manifest.shards) > 1
     # Nothing is left of the way there, and every file is the one that the manifest names.
-    named: list[StoredFile] = [*manifest.shards, *manifest.holdout, *manifest.quarantine]
-    named += manifest.digests
-    assert digests(store) == {file.file: file.sha256 for file in named}
+    assert digests(store) == {file.file: file.sha256 for file in manifest.files}
     # The same on a local folder, whatever this store is.
     other = local(tmp_path, "other")
     again = ingest_corpus(other, prepared(other, files), "en", SETTINGS)
@@ -703,7 +701,7 @@ def test_of_two_ingests_at_once_nothing_is_lost_or_doubled(
         racing = [pool.submit(ingest_corpus, store, inbox, "en", settings) for _ in range(2)]
         found = [each.result().digest for each in racing]
     assert found == [expected.digest] * 2
-    named = {f.file: f.sha256 for f in (*expected.shards, *expected.holdout, *expected.digests)}
+    named = {file.file: file.sha256 for file in expected.files}
     assert {k: v for k, v in digests(store).items() if "staging" not in k} == named
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,9 @@ def _plant(store: Store, job: Job) -> tuple[list[Origin], dict[str, bytes]]:
 def test_a_spike_stops_the_job_or_is_left_out_for_good(tmp_path: Path, ray_local: None) -> None:
     store, ledger, job = _started(tmp_path)
     places, shards = _plant(store, job)
+    # What was planted has no promised digest.
+    layouts = {name: replace(layout, digests=()) for name, layout in job.layouts.items()}
+    job = replace(job, layouts=layouts)
     last_good = max(step for step in job.checkpoint_steps() if step < POISONED)
     with pytest.raises(TrainingFailed) as failed:
         run_job(job, lambda _: None)
@@ -90,6 +94,7 @@ def test_a_spike_stops_the_job_or_is_left_out_for_good(tmp_path: Path, ray_local
     assert f"step {POISONED} (constant): the loss is" in told
     for place in places:
         assert str(place) in told
+    assert "with help.jsonl at " in told
     assert f"unharmed at {job.folder}/{last_good:08d}." in told
     assert checkpoint.latest_step(store, job.folder) == last_good
 
@@ -102,6 +107,9 @@ def test_a_spike_stops_the_job_or_is_left_out_for_good(tmp_path: Path, ray_local
     (skip,) = read_skips(store, job.folder)
     assert skip.step == POISONED
     assert [Origin(**origin) for origin in skip.origins] == places
+    rows = {row for place in places for row in range(place.first, place.last + 1)}
+    assert {document["row"] for document in skip.documents} == rows
+    assert {document["corpus"] for document in skip.documents} == {"help"}
     assert [text for news in heard for text in news.skipped]
     assert [start for news in heard for start in news.started] == [(last_good, 2)] * 2
 

@@ -217,6 +217,7 @@ def _roll_back(folder: Path, stage: int) -> None:
     from perennial.training import worker
     from perennial.training.engine.deepspeed_internals import inner_optimizer
     from perennial.training.spikes import response
+    from perennial.training.spikes.batch import TracedBatch
     from perennial.training.spikes.response import SpikeResponse
 
     parts: list[weakref.ref[Any]] = []
@@ -248,7 +249,8 @@ def _roll_back(folder: Path, stage: int) -> None:
     patched._Worker, patched.engine_at = Noting, build_noting
     patched_response: Any = response
     patched_response.SpikeResponse.judge = judge
-    patched_response._origins = lambda *_: []  # no corpus is there to trace the batch in
+    # No corpus is there to trace the batch in.
+    patched_response.trace_batch = lambda *_: TracedBatch([], {})
     gc.disable()  # nothing but what the worker itself frees
     policy = {"policy": "rollback-and-skip"}
     _train(folder, None, {"zero_stage": stage, "spikes": policy, "keep_last": 1})

@@ -49,6 +49,18 @@ def documents_in(rows: np.ndarray) -> list[tuple[int, ...]]:
     return pieces
 
 
+def check_spans(packer: Packer, rows: np.ndarray, documents: list[tuple[int, ...]]) -> None:
+    """Check that every span holds what it says, and that spans hold all that is no padding."""
+    spans = packer.list_spans()
+    places = [(int(row), int(start)) for row, start in zip(spans.row, spans.start, strict=True)]
+    assert places == sorted(places)
+    for span in zip(*(column.tolist() for column in spans), strict=True):
+        document, before, row, start, tokens = span
+        held = rows[row, start : start + tokens].tolist()
+        assert held == list(documents[document][before : before + tokens])
+    assert int(spans.tokens.sum()) == rows.size - packer.padding
+
+
 texts = st.lists(st.lists(st.lists(st.integers(10, 99), max_size=25), max_size=8), max_size=6)
 
 
@@ -72,6 +84,7 @@ def test_I5_best_fit_loses_no_token_and_cuts_nothing_that_fits(
     assert packer.cut_documents == sum(len(document) > length for document in whole)
     tokens = sum(map(len, whole))
     assert rows.size - packer.padding + packer.remainder == tokens
+    check_spans(packer, rows, whole)
     told = (rows[:, 1:] == END) & (rows[:, :-1] == END)
     assert told.sum() == packer.padding
 
@@ -92,6 +105,7 @@ def test_I5_concat_counts_the_documents_that_it_cuts(
     assert rows.ravel().tolist() == tokens[: rows.size]
     assert (packer.remainder, packer.padding) == (len(tokens) - rows.size, 0)
     assert packer.cut_documents == cut
+    check_spans(packer, rows, [(*document, END) for batch in batches for document in batch])
 
 
 @given(

@@ -8,6 +8,9 @@ import random
 import pytest
 
 from perennial.config.spikes import SpikesSpec
+from perennial.corpora.document_spans import DocumentSpan
+from perennial.mixture.provenance import Origin
+from perennial.training.spikes.batch import TracedBatch
 from perennial.training.spikes.detector import SpikeWatch
 
 SPEC = SpikesSpec(threshold=8.0, window=50)
@@ -17,6 +20,28 @@ def _falling(count: int) -> list[float]:
     """Losses as training gives them: a steep fall, then noise of 2%."""
     noise = random.Random(1)
     return [3 + 5 * math.exp(-step / 15) + noise.gauss(0, 0.06) for step in range(count)]
+
+
+def _span(number: int, **metadata: str) -> DocumentSpan:
+    return DocumentSpan(0, 0, 5, 0, "a.jsonl", number, "ab" * 8, metadata)
+
+
+def test_a_batch_names_its_first_documents_once_each() -> None:
+    origin = Origin("en", 3, 4, "corpora/en/shard-00000.parquet", 3, 4)
+    held = [_span(1, id="doc-1"), _span(1, id="doc-1"), *map(_span, range(2, 9))]
+    batch = TracedBatch([origin], {"en": held})
+    assert batch.describe() == (
+        "rows 3 to 4 of corpora/en/shard-00000.parquet, with a.jsonl at 1 (id doc-1), "
+        "a.jsonl at 2, a.jsonl at 3, a.jsonl at 4, 4 documents more"
+    )
+    assert batch.list_documents()[0] == {"corpus": "en"} | held[0].to_dict()
+
+
+def test_documents_that_cannot_be_read_are_no_reason_to_fail() -> None:
+    origin = Origin("en", 3, 3, "shard", 3, 3)
+    assert TracedBatch([origin], {"en": []}).describe() == "row 3 of shard"
+    unknown = TracedBatch([origin], {}, "its manifest was altered")
+    assert unknown.describe() == "row 3 of shard (documents unknown: its manifest was altered)"
 
 
 def test_usual_losses_are_no_spikes() -> None:

@@ -16,7 +16,7 @@ from perennial.corpora.formats.base import (
     Record,
     make_record,
 )
-from perennial.corpora.formats.columns import find_column, list_values
+from perennial.corpora.formats.columns import find_column, list_documents
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -63,6 +63,7 @@ class ArrowFormat(FileFormat):
             reader = pa.ipc.open_stream(pa.PythonFile(source, mode="r"))
             text_path = find_column(reader.schema, settings.text_field)
             domain_path = find_column(reader.schema, settings.domain_field)
+            others = [find_column(reader.schema, name) for name in settings.metadata_fields]
             if text_path is None or reader.schema.names.count(text_path[0]) > 1:
                 names = sorted(reader.schema.names)
                 detail = f"no single column {settings.text_field!r} among {names}"[:200]
@@ -71,10 +72,10 @@ class ArrowFormat(FileFormat):
             for batch in reader:
                 for start in range(0, len(batch), _ROWS_AT_ONCE):
                     rows = batch.slice(start, _ROWS_AT_ONCE)
-                    texts = list_values(rows, text_path)
-                    domains = list_values(rows, domain_path) if domain_path else [None] * len(texts)
-                    for text, domain in zip(texts, domains, strict=True):
-                        yield make_record(row, text, domain, settings)
+                    for text, domain, values in list_documents(
+                        rows, text_path, domain_path, others
+                    ):
+                        yield make_record(row, text, domain, settings, values)
                         row += 1
         except (pa.ArrowException, OSError, _BatchTooLarge) as error:
             if source.failure is not None:

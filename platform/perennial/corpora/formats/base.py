@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final, NamedTuple
@@ -66,6 +67,7 @@ def counts_as_bad(reason: str) -> bool:
 _LINE_FACTOR = 4
 _SKIP_BYTES = 1 << 20
 _FEWEST_DOCUMENTS = 4
+_LONGEST_VALUE = 4096  # characters of a value of metadata
 _BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 _BOM = b"\xef\xbb\xbf"
 
@@ -92,6 +94,8 @@ class Record(NamedTuple):
     lost_bytes: int = 0
     lost_documents: int | None = None
     is_cut: bool = False
+    metadata: tuple[str | None, ...] = ()
+    """values of the fields of `IngestSettings.metadata`, in the order of their columns"""
 
     @property
     def is_loss(self) -> bool:
@@ -209,7 +213,7 @@ class FileFormat(ABC):
         Args:
             part: the open file, and the bytes of it to read. A format that is not splittable gets
                 the whole file and may ignore `start` and `end`.
-            settings: `text_field` and `domain_field` name a document's fields,
+            settings: `text_field`, `domain_field` and `metadata_fields` name a document's fields,
                 `max_document_bytes` bounds its text.
         """
 
@@ -233,7 +237,13 @@ class FileFormat(ABC):
 FORMATS: Registry[type[FileFormat]] = Registry("file format", "perennial.formats")
 
 
-def make_record(offset: int, text: object, domain: object, settings: IngestSettings) -> Record:
+def make_record(
+    offset: int,
+    text: object,
+    domain: object,
+    settings: IngestSettings,
+    metadata: Sequence[object] = (),
+) -> Record:
     """Return the document if its text is a string of valid UTF-8 (or such bytes) that fits.
 
     Anything else is returned with the reason why it is none.
@@ -243,6 +253,8 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
         text: the value that was read as the document's text.
         domain: the value that was read as its domain; None for none.
         settings: bounds the size of a text.
+        metadata: the values of `settings.metadata_fields`, None for none; () where a format has
+            none.
     """
     if text is None:
         return Record(offset, reason=MISSING_TEXT, detail="null")
@@ -265,7 +277,20 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
     # The first character says of most texts that they are not blank.
     if not string[:1].strip(_BLANK) and not string.strip(_BLANK):
         return Record(offset, reason=EMPTY_TEXT)
-    return Record(offset, data, name)
+    return Record(offset, data, name, metadata=tuple(map(_describe_value, metadata)))
+
+
+def _describe_value(value: object) -> str | None:
+    """Return a value of a document's metadata as text; None for none."""
+    if value is None or value is ABSENT:
+        return None
+    if isinstance(value, bytes):
+        text = value.decode(errors="replace")
+    elif isinstance(value, str):
+        text = value.encode(errors="replace").decode()
+    else:
+        text = json.dumps(value, default=str, ensure_ascii=True)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def find_field(fields: dict[str, Any], name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -24,6 +25,25 @@ def find_column(schema: Any, name: str) -> tuple[str, ...] | None:
         return None
     path = find_column(by_name[outer].type, inner)
     return path and (outer, *path)
+
+
+def list_documents(
+    batch: Any, text: tuple[str, ...], domain: tuple[str, ...] | None, metadata: Sequence[Any]
+) -> Iterator[tuple[Any, Any, tuple[Any, ...]]]:
+    """Yield text, domain and metadata of every row; None for what has no column.
+
+    Args:
+        batch: a record batch.
+        text: path of the texts' column, as `find_column` returns it.
+        domain: path of the domains'; None for none.
+        metadata: paths of the other columns; None for one that there is not.
+    """
+    texts = list_values(batch, text)
+    none = [None] * len(texts)
+    domains = list_values(batch, domain) if domain else none
+    columns = [list_values(batch, path) if path else none for path in metadata]
+    rows = zip(*columns, strict=True) if columns else [()] * len(texts)
+    yield from zip(texts, domains, rows, strict=True)
 
 
 def list_values(batch: Any, path: tuple[str, ...]) -> list[Any]:

@@ -17,7 +17,7 @@ from perennial.corpora.formats.base import (
     Record,
     make_record,
 )
-from perennial.corpora.formats.columns import find_column, list_values
+from perennial.corpora.formats.columns import find_column, list_documents
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -100,7 +100,7 @@ def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record |
     reason = detail = ""
     if find_column(file.schema_arrow, settings.text_field) is None:
         reason, detail = MISSING_TEXT, _describe_missing(file, settings)
-    for name in (settings.text_field, settings.domain_field):
+    for name in (settings.text_field, settings.domain_field, *settings.metadata_fields):
         if names.count(name) > 1:
             reason = UNREADABLE
             detail = f"{names.count(name)} columns are named {name!r}; rename all but one"
@@ -143,7 +143,9 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
 
     text_path = find_column(file.schema_arrow, settings.text_field) or ()
     domain_path = find_column(file.schema_arrow, settings.domain_field)
-    columns = [".".join(path) for path in (text_path, domain_path) if path]
+    others = [find_column(file.schema_arrow, name) for name in settings.metadata_fields]
+    paths = dict.fromkeys(filter(None, (text_path, domain_path, *others)))
+    columns = [".".join(path) for path in paths]
     begin, group = row, file.metadata.row_group(index)
     detail = ""
     try:
@@ -154,10 +156,8 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
             use_threads=False,
         )
         for batch in batches:
-            texts = list_values(batch, text_path)
-            domains = list_values(batch, domain_path) if domain_path else [None] * len(texts)
-            for text, domain in zip(texts, domains, strict=True):
-                yield make_record(row, text, domain, settings)
+            for text, domain, metadata in list_documents(batch, text_path, domain_path, others):
+                yield make_record(row, text, domain, settings, metadata)
                 row += 1
     except Exception as error:
         # Of any class: damaged pages become values that no conversion was made for.

@@ -6,9 +6,10 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from perennial.corpora.formats.base import (
     ABSENT,
@@ -150,20 +151,20 @@ class _Sample:
         elif chosen == ".json":
             yield parse_object(offset, data, settings)
         else:
-            domain = self._find_domain(settings.domain_field)
+            domain, *metadata = self._find_fields(settings)
             text = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-            yield make_record(offset, text, domain, settings)
+            yield make_record(offset, text, domain, settings, metadata)
 
-    def _find_domain(self, name: str) -> object:
+    def _find_fields(self, settings: IngestSettings) -> list[object]:
+        """Return the domain and the metadata that the `.json` has; None for what it has not."""
+        names = (settings.domain_field, *settings.metadata_fields)
         data = self.members.get(".json", (0, None, 0))[1]
-        if not name or data is None:
-            return None
-        try:
-            value = json.loads(data)
-        except ValueError:
-            return None  # it is no document, and the text is sound
-        domain = find_field(value, name) if isinstance(value, dict) else ABSENT
-        return None if domain is ABSENT else domain
+        value: Any = None
+        if any(names) and data is not None:
+            with suppress(ValueError):  # it is no document, and the text is sound
+                value = json.loads(data)
+        values = [find_field(value, name) if isinstance(value, dict) else ABSENT for name in names]
+        return [None if field is ABSENT else field for field in values]
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from perennial.corpora.ingest.spill import SCHEMA
 from perennial.corpora.manifest import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
@@ -50,8 +51,9 @@ class StagedDocuments:
     _start: npt.NDArray[np.int64]
     _buffers: list[memoryview]
     _domains: pa.ChunkedArray
+    _metadata: pa.ChunkedArray
     _row: npt.NDArray[np.int64]
-    """the row of every document among the domains"""
+    """the row of every document among the domains and the metadata"""
 
     def __len__(self) -> int:
         return len(self.file)
@@ -64,7 +66,36 @@ class StagedDocuments:
 
     def domains(self) -> list[str]:
         """Return the domains; "" for none."""
-        return [domain or "" for domain in self._domains.take(pa.array(self._row)).to_pylist()]
+        return [domain or "" for domain in self.domain_column().to_pylist()]
+
+    def domain_column(self) -> pa.ChunkedArray:
+        """Return the domains as strings; "" or null for none."""
+        return self._domains.take(pa.array(self._row))
+
+    def metadata(self, columns: int) -> list[pa.Array]:
+        """Return the metadata by column: strings, null for none.
+
+        Args:
+            columns: the number of them; a document of a format that knows none has no values.
+        """
+        values = self._metadata.take(pa.array(self._row)).combine_chunks()
+        lengths = pc.fill_null(pc.list_value_length(values), 0)
+        # What has no values must not be asked for one.
+        padded = pc.if_else(
+            pc.equal(lengths, columns), values, pa.scalar([None] * columns, values.type)
+        )
+        return [pc.list_element(padded, column) for column in range(columns)]
+
+    def joined(self, parts: Sequence[StagedDocuments]) -> StagedDocuments:
+        """Return the documents of several parts of these."""
+        if not parts:
+            return self.take(slice(0))
+
+        def join(name: str) -> Any:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        names = ("file", "offset", "digest", "sizes", "_chunk", "_start", "_row")
+        return replace(self, **{name: join(name) for name in names})
 
     def take(self, rows: Any) -> StagedDocuments:
         """Return the documents of some rows (numbers, a mask or a slice).
@@ -81,6 +112,7 @@ class StagedDocuments:
             _start=self._start[rows],
             _buffers=self._buffers,
             _domains=self._domains,
+            _metadata=self._metadata,
             _row=self._row[rows],
         )
 
@@ -138,6 +170,7 @@ def collect_documents(batches: Iterable[pa.RecordBatch]) -> StagedDocuments:
     """Return the good documents of staged batches, sorted; the batches may come in any order."""
     columns, removed = _Columns(), list[Removed]()
     buffers, domains = list[memoryview](), [pa.array([], pa.string())]
+    metadata = [pa.array([], SCHEMA.field("metadata").type)]
     chunks, starts, sizes, good = [], [], [], []
     none = np.empty(0, dtype=np.int64)
     for number, batch in enumerate(batches):
@@ -145,6 +178,7 @@ def collect_documents(batches: Iterable[pa.RecordBatch]) -> StagedDocuments:
         bounds = bounds[batch["text"].offset :][: len(batch) + 1]
         buffers.append(memoryview(batch["text"].buffers()[2] or b""))
         domains.append(batch["domain"])
+        metadata.append(batch["metadata"])
         for name, parts in columns.parts.items():
             parts.append(batch[name].to_numpy())
         chunks.append(np.full(len(batch), number))
@@ -162,6 +196,7 @@ def collect_documents(batches: Iterable[pa.RecordBatch]) -> StagedDocuments:
         _start=np.concatenate([none, *starts]),
         _buffers=buffers,
         _domains=pa.chunked_array(domains),
+        _metadata=pa.chunked_array(metadata),
         _row=np.arange(sum(map(len, sizes))),
     )
     order = np.lexsort((documents.offset, documents.file, columns.joined("order")))

@@ -173,6 +173,7 @@ class IngestPlan:
             settings=self.settings,
             inputs=self.inputs,
             shards=tuple(r.shard for r in results if r.shard is not None),
+            documents=tuple(r.documents for r in results if r.documents is not None),
             holdout=tuple(r.holdout for r in results if r.holdout is not None),
             quarantine=tuple(r.quarantine for r in results if r.quarantine is not None),
             digests=tuple(result.file for result in compared),

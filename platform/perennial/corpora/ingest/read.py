@@ -262,6 +262,7 @@ class _Pending:
         self._offsets: list[int] = []
         self._digests: list[bytes] = []
         self._domains: list[str] = []
+        self._metadata: list[tuple[str | None, ...]] = []
         self._bad: list[tuple[int, str, str]] = []
 
     def add(self, file: int, record: Record) -> None:
@@ -279,6 +280,7 @@ class _Pending:
         self._offsets.append(record.offset)
         self._digests.append(digest_text(record.text))
         self._domains.append(record.domain)
+        self._metadata.append(record.metadata)
 
     def write(self, job: ScatterJob, salts: npt.NDArray[np.uint64], stream: BinaryIO) -> None:
         """Write the run file: a section for every part of documents, then for those of digests.
@@ -324,14 +326,17 @@ class _Pending:
 
     def _strings(self, settings: IngestSettings) -> dict[str, list[Any] | None]:
         """Return the columns of strings; None for one that is empty."""
-        domains = self._domains if settings.domain_field else None
+        given = {
+            "domain": self._domains if settings.domain_field else None,
+            "metadata": self._metadata if settings.metadata else None,
+        }
         if not self._bad:
-            return {"domain": domains, "reason": None, "detail": None}
+            return given | {"reason": None, "detail": None}
         reasons: list[Any] = [None] * len(self.texts)
         details: list[Any] = [None] * len(self.texts)
         for row, reason, detail in self._bad:
             reasons[row], details[row] = reason, detail
-        return {"domain": domains, "reason": reasons, "detail": details}
+        return given | {"reason": reasons, "detail": details}
 
 
 def _digests(

@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         pa.field("text", pa.large_binary()),
         # Null where there is none; a quarantined part of a file has a reason.
         pa.field("domain", pa.string()),
+        pa.field("metadata", pa.list_(pa.string())),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perennial.corpora.document_spans import encode_spans
 from perennial.corpora.encoders import (
     Encoder,
     EncoderName,
@@ -44,6 +45,7 @@ from perennial.corpora.manifest import (
     NEAR_DUPLICATE,
     SPECIAL_TOKEN,
     Counts,
+    DocumentsFile,
     HoldoutFile,
     IngestSettings,
     InputFile,
@@ -51,7 +53,7 @@ from perennial.corpora.manifest import (
     Shard,
     ShardResult,
 )
-from perennial.corpora.packers import make_packer
+from perennial.corpora.packers import Packer, make_packer
 from perennial.corpora.packing import RowFile, add_begins, holdout_bytes
 from perennial.corpora.special_tokens import HoldsSpecialToken
 
@@ -136,10 +138,10 @@ def _write_shard(job: GatherJob, shard: int) -> ShardResult:
     # by one document, which was dealt to a shard and must not be trained.
     documents = documents.take(documents.digest >= np.uint64(job.holdout_bound))
     key = f"shard-{shard:05d}.parquet"
-    rows, counts = _write_rows(job, key, documents)
+    rows, spans, counts = _write_rows(job, key, documents)
     quarantine = _write_quarantine(job, f"quarantine-{shard:05d}.jsonl", documents.removed)
     counts = counts.plus(Counts(**count_removed(documents.removed, job.lost)))
-    return ShardResult(shard=rows, quarantine=quarantine, counts=counts)
+    return ShardResult(shard=rows, documents=spans, quarantine=quarantine, counts=counts)
 
 
 def write_holdout(job: GatherJob, part: int) -> ShardResult:
@@ -239,34 +241,46 @@ def _read_documents(job: GatherJob, sections: list[int]) -> StagedDocuments:
 
 def _write_rows(
     job: GatherJob, key: str, documents: StagedDocuments
-) -> tuple[Shard | None, Counts]:
+) -> tuple[Shard | None, DocumentsFile | None, Counts]:
     sums: dict[str, Any] = defaultdict(int)
-    groups = _row_groups(job, key, documents, sums)
+    end = job.tokenizer.end_of_document
+    packer = make_packer(job.settings, key, stored_type(job.tokenizer), end)
+    packed: list[StagedDocuments] = []
+    groups = _row_groups(job, packer, documents, packed, sums)
     first = next(groups, None)
     if first is None:
-        return None, Counts(**sums)
+        return None, None, Counts(**sums)
     with job.target.open(key, "wb") as stream:
         file = RowFile(stream, first.shape[1], first.itemsize)
         for group in chain([first], groups):
             file.write(group)
         size, digest = file.close()
     shard = Shard(file=key, size_bytes=size, sha256=digest, row_groups=tuple(file.row_groups))
-    return shard, Counts(**sums)
+    spans = packer.list_spans()
+    data = encode_spans(spans, documents.joined(packed), job.settings)
+    key = key.replace("shard-", "documents-")
+    size, digest = _write_file(job.target, key, data)
+    held = DocumentsFile(file=key, size_bytes=size, sha256=digest, spans=len(spans.row))
+    return shard, held, Counts(**sums)
 
 
 def _row_groups(
-    job: GatherJob, key: str, documents: StagedDocuments, sums: dict[str, Any]
+    job: GatherJob,
+    packer: Packer,
+    documents: StagedDocuments,
+    packed: list[StagedDocuments],
+    sums: dict[str, Any],
 ) -> Iterator[npt.NDArray[Any]]:
     """Yield groups of rows `(rows, sequence)`, valid until the next one, and sum up the counts.
 
     Args:
         job: what all tasks share.
-        key: the shard's file.
+        packer: makes the rows.
         documents: the documents of the shard.
+        packed: takes those that are trained, in the order in which the packer gets them.
         sums: fields of Counts, complete when all groups were taken.
     """
     end, begin = job.tokenizer.end_of_document, job.tokenizer.begin_of_document
-    packer = make_packer(job.settings, key, stored_type(job.tokenizer), end)
     fill = _make_filler(job)
     for batch, ids in _encode_documents(job, documents, sums):
         ids, filled = fill(batch, ids)
@@ -275,6 +289,7 @@ def _row_groups(
         sums["trained_bytes"] += int(batch.sizes.sum())
         sums["tokens"] += len(ids)
         sums["filled_documents"] += filled
+        packed.append(batch)
         yield from packer.add(ids)
     yield from packer.finish()
     sums["trained_documents"] = sums["documents"]

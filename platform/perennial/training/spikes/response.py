@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from perennial.errors import Spike
-from perennial.mixture.provenance import Origin, trace_origins
 from perennial.training.checkpoint.manifest import folder_of, latest_step
+from perennial.training.spikes.batch import TracedBatch, trace_batch
 from perennial.training.spikes.detector import SpikeWatch
 from perennial.training.spikes.skips import Skip, record_skip
 
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from perennial.store import Store
     from perennial.training.checkpoint.resume import ResumeState
     from perennial.training.job import Job
-
-_MOST_PLACES = 12
-"""Places of a batch that a message names; a batch of many corpora has more."""
 
 
 class SpikeResponse:
@@ -63,36 +60,32 @@ class SpikeResponse:
 
     def record(self, spike: Spike) -> None:
         """Record the skip of a spike's batch, or report why training stops; call it on one rank."""
-        job = self._job
+        job, batch = self._job, trace_batch(self._store, self._job, spike.step)
         committed = latest_step(self._store, job.folder)
         if self.can_skip:
-            record_skip(self._store, job.folder, _skip_of(job, spike))
+            record_skip(self._store, job.folder, _skip_of(spike, batch))
             stands = job.first_step if committed is None else committed
             self._driver.skipped.remote(
-                f"{_describe(job, spike)}; going on from step {stands} without this batch"
+                f"{_describe(job, spike, batch)}; going on from step {stands} without this batch"
             )
         else:
             # Reported instead of raised: another worker group would only meet the same batch again.
-            ray.get(self._driver.stopped.remote(_advice(job, spike, committed)))
+            ray.get(self._driver.stopped.remote(_advice(job, spike, batch, committed)))
 
 
-def _skip_of(job: Job, spike: Spike) -> Skip:
-    places = tuple(origin.to_dict() for origin in _origins(job, spike))
-    return Skip(step=spike.step, reason=spike.text, origins=places)
+def _skip_of(spike: Spike, batch: TracedBatch) -> Skip:
+    places = tuple(origin.to_dict() for origin in batch.origins)
+    documents = batch.list_documents()
+    return Skip(step=spike.step, reason=spike.text, origins=places, documents=documents)
 
 
-def _describe(job: Job, spike: Spike) -> str:
-    """Return where it happened, what is wrong, and the rows that were in the batch."""
-    places = [str(origin) for origin in _origins(job, spike)]
-    if len(places) > _MOST_PLACES:
-        places[_MOST_PLACES:] = [f"{len(places) - _MOST_PLACES} places more"]
-    return (
-        f"step {spike.step} ({job.phase(spike.step - 1)}): {spike.text}; its batch was "
-        f"{', '.join(places)}"
-    )
+def _describe(job: Job, spike: Spike, batch: TracedBatch) -> str:
+    """Return where it happened, what is wrong, and what was in the batch."""
+    phase = job.phase(spike.step - 1)
+    return f"step {spike.step} ({phase}): {spike.text}; its batch was {batch.describe()}"
 
 
-def _advice(job: Job, spike: Spike, committed: int | None) -> str:
+def _advice(job: Job, spike: Spike, batch: TracedBatch, committed: int | None) -> str:
     """Return the message for the user who must act; `committed` is the job's last checkpoint."""
     stands = job.start if committed is None else folder_of(job.folder, committed)
     spikes = job.training.spikes
@@ -104,10 +97,7 @@ def _advice(job: Job, spike: Spike, committed: int | None) -> str:
     if spike.finite:
         ways.append("raise training.spikes.threshold, or ignore it, if this loss is no fault")
     return (
-        f"{_describe(job, spike)}. The trunk is unharmed at {stands or 'its random weights'}. "
+        f"{_describe(job, spike, batch)}. "
+        f"The trunk is unharmed at {stands or 'its random weights'}. "
         f"Look at these rows; {'; '.join(ways)}; then run again"
     )
-
-
-def _origins(job: Job, spike: Spike) -> list[Origin]:
-    return trace_origins(job.mix, job.layouts, spike.step - 1 - job.first_step)

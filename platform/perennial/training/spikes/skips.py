@@ -20,13 +20,17 @@ _PREFIX = "skipped-"
 
 
 class Skip(BaseModel):
-    """A batch that is not trained. `step` is the trunk step that it would have led to."""
+    """A batch that is not trained. `step` is the trunk step that it would have led to.
+
+    origins: its rows; documents: what they hold, where the corpus knows it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
     reason: str
     origins: tuple[dict[str, Any], ...]
+    documents: tuple[dict[str, Any], ...] = ()
 
 
 def record_skip(store: Store, folder: str, skip: Skip) -> None:
