@@ -22,7 +22,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.audit.counts import check_contents
-from perennial.audit.files import QuarantineContents, read_file, read_holdout, read_quarantine
+from perennial.audit.files import (
+    QuarantineContents,
+    Reader,
+    read_documents,
+    read_file,
+    read_holdout,
+    read_quarantine,
+)
 from perennial.causes import is_storage_full
 from perennial.corpora import (
     CorpusManifest,
@@ -321,7 +328,8 @@ def quarantined(store: Store, manifest: CorpusManifest) -> list[dict[str, Any]]:
 def accounts_hold(store: Store, manifest: CorpusManifest) -> None:
     """`perennial verify` finds no fault, and finds one when a record's reason is another."""
     folder = store.sub(f"corpora/{manifest.name}")
-    readers = {f.file: read_holdout for f in manifest.holdout}
+    readers: dict[str, Reader] = {f.file: read_holdout for f in manifest.holdout}
+    readers |= {f.file: read_documents for f in manifest.documents}
     named = readers | {f.file: read_quarantine for f in manifest.quarantine}
     contents = [read_file(folder, key, reader).contents for key, reader in named.items()]
     found = [each for each in contents if each is not None]
