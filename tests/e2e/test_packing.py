@@ -45,5 +45,10 @@ def test_padding_is_counted_at_ingest_and_at_every_step_and_proved(tmp_path: Pat
     told = sum(row["padding_tokens"] for row in rows)
     assert told <= padding <= told + left_out * SEQUENCE_LENGTH
     assert rows[-1]["loss"] < rows[0]["loss"]
+    traced = perennial_json("trace", run_file, "--step", str(rows[-1]["step"]))
+    assert traced["stage"] == "00-code"
+    spans = traced["documents"]
+    told = sum(span["tokens"] for span in spans)
+    assert told == batch - rows[-1]["padding_tokens"]
     assert not perennial_json("verify", run_file)["findings"]
     assert json.loads((tmp_path / "store/corpora/code/manifest.json").read_text())["counts"]

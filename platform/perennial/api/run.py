@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from perennial.api.stored_run import StoredRun
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,13 +24,9 @@ if TYPE_CHECKING:
         WatchedLook,
     )
     from perennial.api.status import RunStatus
-    from perennial.audit.repair import Repair
-    from perennial.audit.verify import Progress, Verification
-    from perennial.config import RunSpec
     from perennial.config.search import TuningSpec
     from perennial.controller.context import Workspace
     from perennial.controller.decisions import Decision
-    from perennial.controller.observer import RunObserver
     from perennial.planning.fleet_forecast import FleetForecast
     from perennial.planning.plan import Hardware
     from perennial.planning.spot_fleet import Fleet
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
-class Run:
+class Run(StoredRun):
     """A run: its run file, and its store.
 
     Every method opens the run again, so that it sees what other processes wrote. Methods that
@@ -52,22 +49,6 @@ class Run:
         spec: the resolved run file.
         where: the run file's path, or the store's URL, as given; errors name it.
     """
-
-    def __init__(
-        self,
-        spec: RunSpec,
-        where: str,
-        observers: Sequence[RunObserver] = (),
-        *,
-        from_store: bool = False,
-    ) -> None:
-        self.spec = spec
-        self.where = where
-        self._observers = tuple(observers)
-        self._from_store = from_store
-
-    def __repr__(self) -> str:
-        return f"<perennial.Run {self.spec.name!r} in {self.spec.store}>"
 
     def land(self, name: str, files: Sequence[PathLike], splits: Sequence[str] = ()) -> LandedFiles:
         """Copy files to the inbox as corpus `name`, the marker last. Safe to repeat.
@@ -400,42 +381,6 @@ class Run:
             write_comparison(comparison, Path(output))
         return comparison
 
-    def verify(self, progress: Progress | None = None) -> Verification:
-        """Prove from the store alone that the run is what its ledger records. Reads only.
-
-        Args:
-            progress: called with a file's key, the bytes that were read, and all bytes.
-
-        Returns:
-            What was read, and every fault that was found; none when everything holds.
-        """
-        from perennial.audit.verify import verify
-        from perennial.store import open_store
-
-        return verify(open_store(self.spec.store), progress)
-
-    def repair(self, copy: str | None = None) -> Repair:
-        """Mend the store: take from a copy what is lost, set aside what belongs to no run.
-
-        Args:
-            copy: URL of a copy of the store, as far as there is one; None: mend without.
-
-        Returns:
-            What was done, and what `verify` still finds.
-
-        Raises:
-            Busy: a process trains or tokenises, and lives.
-        """
-        from perennial.api import data
-
-        return data.repair(self.spec.store, copy)
-
-    def plan_repair(self, copy: str | None = None) -> Repair:
-        """Return what `repair` would do first; arguments and errors are its."""
-        from perennial.api import data
-
-        return data.repair(self.spec.store, copy, acts=False)
-
     def simulate(
         self, costs: PathLike, fleet: Fleet, *, hours: float = 24.0, seeds: int = 20
     ) -> FleetForecast:
@@ -473,11 +418,6 @@ class Run:
         from perennial.telemetry.mlflow_observer import prepare_tracking
 
         prepare_tracking(self._reading())
-
-    def _reading(self) -> Workspace:
-        from perennial.controller.context import Workspace
-
-        return Workspace(self.spec, self.where, self._observers)
 
     def _acting(self) -> Workspace:
         if self._from_store:

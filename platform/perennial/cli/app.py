@@ -17,6 +17,7 @@ from perennial.cli.look.plan import plan
 from perennial.cli.look.report import report
 from perennial.cli.look.simulate import simulate
 from perennial.cli.look.status import status
+from perennial.cli.look.trace import trace
 from perennial.cli.look.ui import ui
 from perennial.cli.look.verify import verify
 from perennial.cli.run.evaluate import evaluate
@@ -39,7 +40,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Release and measure": [release, evaluate, report, compare],
     "Before compute": [plan, simulate, tune],
     "Decide about a corpus": [hold, retry, accept, refuse, retire, unretire],
-    "Check and track": [verify, repair, ui, track],
+    "Check and track": [verify, repair, trace, ui, track],
 }
 """Verbs in the order of work, by their panel in `perennial --help`."""
 

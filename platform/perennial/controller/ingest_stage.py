@@ -202,7 +202,7 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
         near_duplicates=spec.near_duplicates,
         steps=steps,
         packing=spec.packing,
-        fill_in_the_middle=fill and FillInTheMiddle(**fill.model_dump()),
+        fill_in_the_middle=None if fill is None else FillInTheMiddle(**fill.model_dump()),
     )
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.audit.counts import check_contents
-from perennial.audit.files import read_documents, read_holdout
+from perennial.audit.files import Contents, Reader, read_documents, read_holdout
 from perennial.config import RunSpec
 from perennial.config.run import TAKEN_COLUMNS
 from perennial.corpora import (
@@ -28,7 +28,7 @@ from perennial.corpora import (
     read_manifest,
 )
 from perennial.corpora.document_spans import OWN_COLUMNS, DocumentSpan, read_spans
-from perennial.corpora.manifest import DocumentsFile, HoldoutFile
+from perennial.corpora.manifest import DocumentsFile, HoldoutFile, StoredFile
 from perennial.errors import Altered
 from perennial.store import Store, open_store
 from tests.support.plain_ingest import ingest_plainly
@@ -36,7 +36,7 @@ from tests.support.small_tokenizers import byte_level_json
 from tests.support.tiny_run import tiny_run
 
 METADATA = {"url": "meta.url", "id": "id"}
-DOCUMENTS = [
+DOCUMENTS: list[dict[str, Any]] = [
     {
         "id": n if n % 3 else f"doc-{n}",
         "text": f"document {n} has its own words: {'spam ' * (n % 17)}{n * n}",
@@ -200,9 +200,13 @@ def test_I5_verify_sees_a_span_that_is_missing(tmp_path: Path) -> None:
     store, manifest = ingested(tmp_path, _jsonl(tmp_path))
 
     def findings() -> list[str]:
-        contents = []
+        contents: list[Contents] = []
+        readers: dict[type[StoredFile], Reader] = {
+            DocumentsFile: read_documents,
+            HoldoutFile: read_holdout,
+        }
         for file in manifest.files:
-            read = {DocumentsFile: read_documents, HoldoutFile: read_holdout}.get(type(file))
+            read = readers.get(type(file))
             with store.open(f"corpora/en/{file.file}") as stream:
                 contents += [read(stream)] if read else []
         found = check_contents("corpora/en/manifest.json", manifest, contents)

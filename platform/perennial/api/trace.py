@@ -1,0 +1,81 @@
+"""From rows of corpora, or a step of the trunk, to the documents in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from perennial import corpora
+from perennial.corpora.document_spans import DocumentSpan, read_spans
+from perennial.errors import InputError
+from perennial.mixture.provenance import trace_origins
+from perennial.runs.job_factory import layout
+from perennial.training.spikes.batch import find_documents
+
+if TYPE_CHECKING:
+    from perennial.controller.context import Workspace
+
+
+@dataclass(frozen=True)
+class TracedRows:
+    """Documents in rows.
+
+    Attributes:
+        documents: by corpus, their stretches in the order of the rows.
+        stage: the stage that trained them, where a step was asked for.
+    """
+
+    documents: dict[str, list[DocumentSpan]]
+    stage: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        documents = [
+            {"corpus": corpus} | span.to_dict()
+            for corpus, spans in self.documents.items()
+            for span in spans
+        ]
+        return {"stage": self.stage or None, "documents": documents}
+
+
+def trace_rows(work: Workspace, corpus: str, rows: Sequence[int]) -> TracedRows:
+    """Return what rows of a corpus hold; see `Run.trace`."""
+    manifest = corpora.read_manifest(work.store, corpus)
+    bad = next((row for row in rows if not 0 <= row < manifest.rows), None)
+    if bad is not None:
+        raise InputError(
+            "command line", "ROW", f"{corpus} has no row {bad}",
+            f"name rows from 0 to {manifest.rows - 1}", code="row-missing",
+        )  # fmt: skip
+    found = TracedRows({corpus: list(read_spans(work.store, manifest, rows))})
+    _check_kept(found)
+    return found
+
+
+def trace_step(work: Workspace, step: int) -> TracedRows:
+    """Return what the batch of a step holds; see `Run.trace_step`."""
+    stages = work.ledger.read().stages
+    stage = next((s for s in stages if s.first_step < step <= s.last_step), None)
+    if stage is None:
+        last = stages[-1].last_step if stages else 0
+        raise InputError(
+            "command line", "--step", f"the trunk has no step {step}",
+            f"name one from 1 to {last}" if last else "train a stage first", code="step-missing",
+        )  # fmt: skip
+    mix = stage.mix
+    layouts = {s.corpus: layout(corpora.read_manifest(work.store, s.corpus)) for s in mix.sources}
+    origins = trace_origins(mix, layouts, step - 1 - stage.first_step)
+    found = TracedRows(find_documents(work.store, origins), stage.name)
+    _check_kept(found)
+    return found
+
+
+def _check_kept(found: TracedRows) -> None:
+    """Refuse to answer for a corpus that an earlier version ingested."""
+    for corpus, spans in found.documents.items():
+        if not spans:
+            raise InputError(
+                f"corpora/{corpus}", "", "the documents of its rows were not kept",
+                "a corpus that is ingested by this version keeps them", code="documents-not-kept",
+            )  # fmt: skip
