@@ -48,9 +48,9 @@ def trace_rows(work: Workspace, corpus: str, rows: Sequence[int]) -> TracedRows:
             "command line", "ROW", f"{corpus} has no row {bad}",
             f"name rows from 0 to {manifest.rows - 1}", code="row-missing",
         )  # fmt: skip
-    found = TracedRows({corpus: list(read_spans(work.store, manifest, rows))})
-    _check_kept(found)
-    return found
+    traced = TracedRows({corpus: list(read_spans(work.store, manifest, rows))})
+    _check_kept(traced)
+    return traced
 
 
 def trace_step(work: Workspace, step: int) -> TracedRows:
@@ -66,14 +66,14 @@ def trace_step(work: Workspace, step: int) -> TracedRows:
     mix = stage.mix
     layouts = {s.corpus: layout(corpora.read_manifest(work.store, s.corpus)) for s in mix.sources}
     origins = trace_origins(mix, layouts, step - 1 - stage.first_step)
-    found = TracedRows(find_documents(work.store, origins), stage.name)
-    _check_kept(found)
-    return found
+    traced = TracedRows(find_documents(work.store, origins), stage.name)
+    _check_kept(traced)
+    return traced
 
 
-def _check_kept(found: TracedRows) -> None:
+def _check_kept(traced: TracedRows) -> None:
     """Refuse to answer for a corpus that an earlier version ingested."""
-    for corpus, spans in found.documents.items():
+    for corpus, spans in traced.documents.items():
         if not spans:
             raise InputError(
                 f"corpora/{corpus}", "", "the documents of its rows were not kept",

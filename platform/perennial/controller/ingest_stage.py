@@ -96,6 +96,7 @@ def _ingest(
         + (f", about {lost:,} lost in damaged files" if lost else "")
     )
     work.log(f"{name}: {manifest.describe_packing()}")
+    _warn_of_metadata(work, manifest)
     if counts.filled_documents:
         work.log(f"{name}: {counts.filled_documents:,} documents have their middle at the end")
     _log_steps(work, manifest)
@@ -108,6 +109,15 @@ def _ingest(
             digest=manifest.digest,
         )
     )
+
+
+def _warn_of_metadata(work: Workspace, manifest: CorpusManifest) -> None:
+    """Warn of a field of metadata that no document has."""
+    for column, field in manifest.find_unknown_metadata().items():
+        work.log(
+            f"warning: no document of {manifest.name} has a field {field!r} "
+            f"(corpora.metadata.{column})"
+        )
 
 
 def _log_steps(work: Workspace, manifest: CorpusManifest) -> None:

@@ -56,8 +56,10 @@ class DocumentSpan(NamedTuple):
         return self._asdict()
 
 
-def encode_spans(spans: Spans, documents: StagedDocuments, settings: IngestSettings) -> pa.Buffer:
-    """Return the bytes of the file of a shard's spans.
+def encode_spans(
+    spans: Spans, documents: StagedDocuments, settings: IngestSettings
+) -> tuple[pa.Buffer, dict[str, int]]:
+    """Return the bytes of the file of a shard's spans, and by column how many have metadata.
 
     Args:
         spans: of the shard.
@@ -92,7 +94,8 @@ def encode_spans(spans: Spans, documents: StagedDocuments, settings: IngestSetti
         write_statistics=["row"],
         store_schema=False,
     )
-    return sink.getvalue()
+    known = {column: len(mine) - table[column].null_count for column in columns}
+    return sink.getvalue(), known
 
 
 def read_spans(

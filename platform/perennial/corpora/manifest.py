@@ -98,8 +98,8 @@ class IngestSettings(_Frozen):
         return tuple(sorted(self.metadata))
 
     @property
-    def metadata_fields(self) -> tuple[str, ...]:
-        """Return the field or column that each column of metadata holds."""
+    def other_fields(self) -> tuple[str, ...]:
+        """Return the fields that are read beside text and domain: those of the metadata."""
         if not self.metadata:  # asked for every document
             return ()
         return tuple(self.metadata[column] for column in self.metadata_columns)
@@ -140,6 +140,8 @@ class DocumentsFile(StoredFile):
     """Documents in the rows of a shard: a row per span, in the order of the shard's rows."""
 
     spans: int
+    known: dict[str, int] = Field(default_factory=dict, exclude_if=lambda known: not known)
+    """spans with a value, by column of metadata"""
 
 
 class QuarantineFile(StoredFile):
@@ -340,6 +342,12 @@ class CorpusManifest(_Frozen):
     def total_bytes(self) -> int:
         """Return the UTF-8 bytes of all texts, trained and held out."""
         return self.counts.trained_bytes + self.counts.held_out_bytes
+
+    def find_unknown_metadata(self) -> dict[str, str]:
+        """Return the fields of metadata that no document has, by their columns."""
+        fields = self.settings.metadata
+        known = {column for file in self.documents for column, spans in file.known.items() if spans}
+        return {column: fields[column] for column in fields if column not in known}
 
     def describe_packing(self) -> str:
         """Return what packing does to the documents, as one clause."""

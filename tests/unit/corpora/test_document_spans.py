@@ -180,10 +180,18 @@ def test_a_value_of_any_kind_is_kept_as_text(tmp_path: Path) -> None:
     lines = [{"text": f"text number {n}", "id": kind} for n, kind in enumerate(kinds)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines * 8))
     store, manifest = ingested(tmp_path, path, metadata={"id": "id"}, holdout_share=0.0)
-    spans = read_spans(store, manifest, range(manifest.rows))
+    spans = list(read_spans(store, manifest, range(manifest.rows)))
     found = {span.metadata.get("id") for span in spans}
     expected = {"7", "1.5", "true", None, '["a"]', '{"b": 1}', "ü", "?", "x" * 4096 + "..."}
     assert found == expected
+    known = sum(file.known["id"] for file in manifest.documents)
+    assert 0 < known == sum("id" in span.metadata for span in spans) < len(spans)
+
+
+def test_a_field_that_no_document_has_is_found(tmp_path: Path) -> None:
+    fields = METADATA | {"site": "meta.site"}
+    _, manifest = ingested(tmp_path, _jsonl(tmp_path), metadata=fields)
+    assert manifest.find_unknown_metadata() == {"site": "meta.site"}
 
 
 def test_I10_a_file_that_was_altered_is_not_believed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from perennial.corpora.formats.base import (
     Record,
     make_record,
 )
-from perennial.corpora.formats.columns import find_column, list_documents
+from perennial.corpora.formats.columns import find_column, list_fields, list_values
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -63,7 +63,6 @@ class ArrowFormat(FileFormat):
             reader = pa.ipc.open_stream(pa.PythonFile(source, mode="r"))
             text_path = find_column(reader.schema, settings.text_field)
             domain_path = find_column(reader.schema, settings.domain_field)
-            others = [find_column(reader.schema, name) for name in settings.metadata_fields]
             if text_path is None or reader.schema.names.count(text_path[0]) > 1:
                 names = sorted(reader.schema.names)
                 detail = f"no single column {settings.text_field!r} among {names}"[:200]
@@ -72,10 +71,11 @@ class ArrowFormat(FileFormat):
             for batch in reader:
                 for start in range(0, len(batch), _ROWS_AT_ONCE):
                     rows = batch.slice(start, _ROWS_AT_ONCE)
-                    for text, domain, values in list_documents(
-                        rows, text_path, domain_path, others
-                    ):
-                        yield make_record(row, text, domain, settings, values)
+                    texts = list_values(rows, text_path)
+                    domains = list_values(rows, domain_path) if domain_path else [None] * len(texts)
+                    more = list_fields(rows, settings)
+                    for text, domain, fields in zip(texts, domains, more, strict=True):
+                        yield make_record(row, text, domain, settings, fields)
                         row += 1
         except (pa.ArrowException, OSError, _BatchTooLarge) as error:
             if source.failure is not None:

@@ -67,7 +67,7 @@ def counts_as_bad(reason: str) -> bool:
 _LINE_FACTOR = 4
 _SKIP_BYTES = 1 << 20
 _FEWEST_DOCUMENTS = 4
-_LONGEST_VALUE = 4096  # characters of a value of metadata
+_LONGEST_VALUE = 4096  # characters of a field
 _BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 _BOM = b"\xef\xbb\xbf"
 
@@ -94,8 +94,8 @@ class Record(NamedTuple):
     lost_bytes: int = 0
     lost_documents: int | None = None
     is_cut: bool = False
-    metadata: tuple[str | None, ...] = ()
-    """values of the fields of `IngestSettings.metadata`, in the order of their columns"""
+    fields: tuple[str | None, ...] = ()
+    """values of `IngestSettings.other_fields`; () of a format that knows none"""
 
     @property
     def is_loss(self) -> bool:
@@ -213,8 +213,8 @@ class FileFormat(ABC):
         Args:
             part: the open file, and the bytes of it to read. A format that is not splittable gets
                 the whole file and may ignore `start` and `end`.
-            settings: `text_field`, `domain_field` and `metadata_fields` name a document's fields,
-                `max_document_bytes` bounds its text.
+            settings: `text_field` and `domain_field` name a document's fields, and `other_fields`
+                more of them, which a format may do without; `max_document_bytes` bounds its text.
         """
 
     def read_evaluation_texts(self, part: FilePart, settings: IngestSettings) -> Iterator[str]:
@@ -242,7 +242,7 @@ def make_record(
     text: object,
     domain: object,
     settings: IngestSettings,
-    metadata: Sequence[object] = (),
+    fields: Sequence[object] = (),
 ) -> Record:
     """Return the document if its text is a string of valid UTF-8 (or such bytes) that fits.
 
@@ -253,8 +253,7 @@ def make_record(
         text: the value that was read as the document's text.
         domain: the value that was read as its domain; None for none.
         settings: bounds the size of a text.
-        metadata: the values of `settings.metadata_fields`, None for none; () where a format has
-            none.
+        fields: the values that were read as its `other_fields`; None for none.
     """
     if text is None:
         return Record(offset, reason=MISSING_TEXT, detail="null")
@@ -277,11 +276,11 @@ def make_record(
     # The first character says of most texts that they are not blank.
     if not string[:1].strip(_BLANK) and not string.strip(_BLANK):
         return Record(offset, reason=EMPTY_TEXT)
-    return Record(offset, data, name, metadata=tuple(map(_describe_value, metadata)))
+    return Record(offset, data, name, fields=tuple(map(_plain, fields)))
 
 
-def _describe_value(value: object) -> str | None:
-    """Return a value of a document's metadata as text; None for none."""
+def _plain(value: object) -> str | None:
+    """Return what a field holds as text; None for nothing."""
     if value is None or value is ABSENT:
         return None
     if isinstance(value, bytes):

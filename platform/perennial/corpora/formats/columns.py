@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perennial.corpora.manifest import IngestSettings
 
 
 def find_column(schema: Any, name: str) -> tuple[str, ...] | None:
@@ -27,23 +29,18 @@ def find_column(schema: Any, name: str) -> tuple[str, ...] | None:
     return path and (outer, *path)
 
 
-def list_documents(
-    batch: Any, text: tuple[str, ...], domain: tuple[str, ...] | None, metadata: Sequence[Any]
-) -> Iterator[tuple[Any, Any, tuple[Any, ...]]]:
-    """Yield text, domain and metadata of every row; None for what has no column.
+def list_fields(batch: Any, settings: IngestSettings) -> list[tuple[Any, ...]]:
+    """Return the values of `settings.other_fields` of every row; None for a column there is not.
 
     Args:
         batch: a record batch.
-        text: path of the texts' column, as `find_column` returns it.
-        domain: path of the domains'; None for none.
-        metadata: paths of the other columns; None for one that there is not.
+        settings: names the fields.
     """
-    texts = list_values(batch, text)
-    none = [None] * len(texts)
-    domains = list_values(batch, domain) if domain else none
-    columns = [list_values(batch, path) if path else none for path in metadata]
-    rows = zip(*columns, strict=True) if columns else [()] * len(texts)
-    yield from zip(texts, domains, rows, strict=True)
+    if not settings.other_fields:
+        return [()] * len(batch)
+    paths = [find_column(batch.schema, name) for name in settings.other_fields]
+    columns = [list_values(batch, path) if path else [None] * len(batch) for path in paths]
+    return list(zip(*columns, strict=True))
 
 
 def list_values(batch: Any, path: tuple[str, ...]) -> list[Any]:

@@ -72,7 +72,7 @@ def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Record:
     Args:
         offset: what identifies the record in its file.
         line: the object, which may have white space around it.
-        settings: `text_field`, `domain_field` and `metadata_fields` name its fields.
+        settings: `text_field`, `domain_field` and `other_fields` name its fields.
     """
     try:
         try:
@@ -95,8 +95,8 @@ def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Record:
         detail = describe_missing(settings.text_field, value)
         return Record(offset, reason=MISSING_TEXT, detail=detail)
     domain = find_field(value, settings.domain_field)
-    metadata = [find_field(value, name) for name in settings.metadata_fields]
-    return make_record(offset, text, None if domain is ABSENT else domain, settings, metadata)
+    fields = [find_field(value, name) for name in settings.other_fields]
+    return make_record(offset, text, None if domain is ABSENT else domain, settings, fields)
 
 
 def list_strings(value: Any, settings: IngestSettings) -> Iterator[str]:

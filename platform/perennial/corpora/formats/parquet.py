@@ -17,7 +17,7 @@ from perennial.corpora.formats.base import (
     Record,
     make_record,
 )
-from perennial.corpora.formats.columns import find_column, list_documents
+from perennial.corpora.formats.columns import find_column, list_fields, list_values
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -100,7 +100,7 @@ def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record |
     reason = detail = ""
     if find_column(file.schema_arrow, settings.text_field) is None:
         reason, detail = MISSING_TEXT, _describe_missing(file, settings)
-    for name in (settings.text_field, settings.domain_field, *settings.metadata_fields):
+    for name in (settings.text_field, settings.domain_field, *settings.other_fields):
         if names.count(name) > 1:
             reason = UNREADABLE
             detail = f"{names.count(name)} columns are named {name!r}; rename all but one"
@@ -143,9 +143,9 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
 
     text_path = find_column(file.schema_arrow, settings.text_field) or ()
     domain_path = find_column(file.schema_arrow, settings.domain_field)
-    others = [find_column(file.schema_arrow, name) for name in settings.metadata_fields]
-    paths = dict.fromkeys(filter(None, (text_path, domain_path, *others)))
-    columns = [".".join(path) for path in paths]
+    others = (find_column(file.schema_arrow, name) for name in settings.other_fields)
+    paths = filter(None, (text_path, domain_path, *others))
+    columns = [*dict.fromkeys(map(".".join, paths))]
     begin, group = row, file.metadata.row_group(index)
     detail = ""
     try:
@@ -156,8 +156,11 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
             use_threads=False,
         )
         for batch in batches:
-            for text, domain, metadata in list_documents(batch, text_path, domain_path, others):
-                yield make_record(row, text, domain, settings, metadata)
+            texts = list_values(batch, text_path)
+            domains = list_values(batch, domain_path) if domain_path else [None] * len(texts)
+            more = list_fields(batch, settings)
+            for text, domain, fields in zip(texts, domains, more, strict=True):
+                yield make_record(row, text, domain, settings, fields)
                 row += 1
     except Exception as error:
         # Of any class: damaged pages become values that no conversion was made for.

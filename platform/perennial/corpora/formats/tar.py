@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from perennial.corpora.formats.base import (
     ABSENT,
@@ -151,20 +151,19 @@ class _Sample:
         elif chosen == ".json":
             yield parse_object(offset, data, settings)
         else:
-            domain, *metadata = self._find_fields(settings)
+            domain, *fields = self._find([settings.domain_field, *settings.other_fields])
             text = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-            yield make_record(offset, text, domain, settings, metadata)
+            yield make_record(offset, text, domain, settings, fields)
 
-    def _find_fields(self, settings: IngestSettings) -> list[object]:
-        """Return the domain and the metadata that the `.json` has; None for what it has not."""
-        names = (settings.domain_field, *settings.metadata_fields)
+    def _find(self, names: list[str]) -> list[object]:
+        """Return the values of fields of the `.json` member; None for none, and of the name ""."""
         data = self.members.get(".json", (0, None, 0))[1]
-        value: Any = None
+        value = None
         if any(names) and data is not None:
             with suppress(ValueError):  # it is no document, and the text is sound
                 value = json.loads(data)
-        values = [find_field(value, name) if isinstance(value, dict) else ABSENT for name in names]
-        return [None if field is ABSENT else field for field in values]
+        fields = (find_field(value, n) if n and isinstance(value, dict) else None for n in names)
+        return [None if field is ABSENT else field for field in fields]
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -280,7 +280,7 @@ class _Pending:
         self._offsets.append(record.offset)
         self._digests.append(digest_text(record.text))
         self._domains.append(record.domain)
-        self._metadata.append(record.metadata)
+        self._metadata.append(record.fields)
 
     def write(self, job: ScatterJob, salts: npt.NDArray[np.uint64], stream: BinaryIO) -> None:
         """Write the run file: a section for every part of documents, then for those of digests.

@@ -116,7 +116,7 @@ def apply_steps(steps: StepPipeline, record: Record, settings: IngestSettings) -
     result = steps.apply(record.text.decode(), record.domain)
     if isinstance(result, Dropped):
         return record._replace(text=b"", reason=result.reason, detail=result.detail)
-    return make_record(record.offset, result, record.domain, settings, record.metadata)
+    return make_record(record.offset, result, record.domain, settings, record.fields)
 
 
 def _choose_spans(inputs: Sequence[InputFile], max_bytes: int) -> list[FileSpan]:

@@ -257,10 +257,12 @@ def _write_rows(
         size, digest = file.close()
     shard = Shard(file=key, size_bytes=size, sha256=digest, row_groups=tuple(file.row_groups))
     spans = packer.list_spans()
-    data = encode_spans(spans, documents.joined(packed), job.settings)
+    data, known = encode_spans(spans, documents.joined(packed), job.settings)
     key = key.replace("shard-", "documents-")
     size, digest = _write_file(job.target, key, data)
-    held = DocumentsFile(file=key, size_bytes=size, sha256=digest, spans=len(spans.row))
+    held = DocumentsFile(
+        file=key, size_bytes=size, sha256=digest, spans=len(spans.row), known=known
+    )
     return shard, held, Counts(**sums)
 
 
