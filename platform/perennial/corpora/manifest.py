@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.errors import InputError
+from perennial.steps.base import DOCUMENT_FIELDS
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -69,6 +70,11 @@ class IngestSettings(_Frozen):
     piece_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     """stored bytes of one scatter task, and the text that it holds in memory, at least; up to
     512 MiB in corpora of more than 256 GiB. It has no influence on the result"""
+
+    @property
+    def step_fields(self) -> tuple[str, ...]:
+        """Return the fields of a document that steps look at besides its text and domain."""
+        return tuple(dict.fromkeys(f for step in self.steps for f in step.get(DOCUMENT_FIELDS, ())))
 
 
 class InputFile(_Frozen):

@@ -16,7 +16,7 @@ from perennial.corpora.formats.base import (
     Record,
     make_record,
 )
-from perennial.corpora.formats.columns import find_column, list_values
+from perennial.corpora.formats.columns import find_column, list_fields, list_values
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -73,8 +73,9 @@ class ArrowFormat(FileFormat):
                     rows = batch.slice(start, _ROWS_AT_ONCE)
                     texts = list_values(rows, text_path)
                     domains = list_values(rows, domain_path) if domain_path else [None] * len(texts)
-                    for text, domain in zip(texts, domains, strict=True):
-                        yield make_record(row, text, domain, settings)
+                    more = list_fields(rows, settings)
+                    for text, domain, fields in zip(texts, domains, more, strict=True):
+                        yield make_record(row, text, domain, settings, fields)
                         row += 1
         except (pa.ArrowException, OSError, _BatchTooLarge) as error:
             if source.failure is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final, NamedTuple
@@ -82,6 +82,8 @@ class Record(NamedTuple):
     was read of this file and of others. `is_cut`: the file ends early, and does not say how long it
     was; `lost_bytes` are then those that are there. A loss may begin before records that were
     yielded already: those are not to be taken, since they are not what was written.
+
+    `fields`: the values of `IngestSettings.step_fields`, "" for none.
     """
 
     offset: int
@@ -92,6 +94,7 @@ class Record(NamedTuple):
     lost_bytes: int = 0
     lost_documents: int | None = None
     is_cut: bool = False
+    fields: tuple[str, ...] = ()
 
     @property
     def is_loss(self) -> bool:
@@ -209,8 +212,8 @@ class FileFormat(ABC):
         Args:
             part: the open file, and the bytes of it to read. A format that is not splittable gets
                 the whole file and may ignore `start` and `end`.
-            settings: `text_field` and `domain_field` name a document's fields,
-                `max_document_bytes` bounds its text.
+            settings: `text_field` and `domain_field` name a document's fields, and `step_fields`
+                more of them, which a format may do without; `max_document_bytes` bounds its text.
         """
 
     def read_evaluation_texts(self, part: FilePart, settings: IngestSettings) -> Iterator[str]:
@@ -233,7 +236,13 @@ class FileFormat(ABC):
 FORMATS: Registry[type[FileFormat]] = Registry("file format", "perennial.formats")
 
 
-def make_record(offset: int, text: object, domain: object, settings: IngestSettings) -> Record:
+def make_record(
+    offset: int,
+    text: object,
+    domain: object,
+    settings: IngestSettings,
+    fields: Sequence[object] = (),
+) -> Record:
     """Return the document if its text is a string of valid UTF-8 (or such bytes) that fits.
 
     Anything else is returned with the reason why it is none.
@@ -243,6 +252,7 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
         text: the value that was read as the document's text.
         domain: the value that was read as its domain; None for none.
         settings: bounds the size of a text.
+        fields: the values that were read as its `step_fields`; None for none.
     """
     if text is None:
         return Record(offset, reason=MISSING_TEXT, detail="null")
@@ -265,7 +275,14 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
     # The first character says of most texts that they are not blank.
     if not string[:1].strip(_BLANK) and not string.strip(_BLANK):
         return Record(offset, reason=EMPTY_TEXT)
-    return Record(offset, data, name)
+    return Record(offset, data, name, fields=tuple(map(_plain, fields)))
+
+
+def _plain(value: object) -> str:
+    """Return what a field holds as text; "" for nothing."""
+    if value is None or value is ABSENT:
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def find_field(fields: dict[str, Any], name: str) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perennial.corpora.manifest import IngestSettings
 
 
 def find_column(schema: Any, name: str) -> tuple[str, ...] | None:
@@ -24,6 +27,20 @@ def find_column(schema: Any, name: str) -> tuple[str, ...] | None:
         return None
     path = find_column(by_name[outer].type, inner)
     return path and (outer, *path)
+
+
+def list_fields(batch: Any, settings: IngestSettings) -> list[tuple[Any, ...]]:
+    """Return the values of `settings.step_fields` of every row; None for a column there is not.
+
+    Args:
+        batch: a record batch.
+        settings: names the fields.
+    """
+    if not settings.step_fields:
+        return [()] * len(batch)
+    paths = [find_column(batch.schema, name) for name in settings.step_fields]
+    columns = [list_values(batch, path) if path else [None] * len(batch) for path in paths]
+    return list(zip(*columns, strict=True))
 
 
 def list_values(batch: Any, path: tuple[str, ...]) -> list[Any]:

@@ -67,6 +67,7 @@ class CsvFormat(FileFormat):
             return
         text = names.index(settings.text_field)
         domain = names.index(settings.domain_field) if settings.domain_field in names else None
+        places = [names.index(f) if f in names else None for f in settings.step_fields]
         reader, rows = csv.reader(lines, delimiter=delimiter, strict=True), 0
         while True:
             lines.begin_row()
@@ -87,7 +88,8 @@ class CsvFormat(FileFormat):
                     yield Record(lines.begin, reason=INVALID_ROW, detail=detail)
                 elif row:
                     name = None if domain is None else _bytes(row[domain])
-                    yield make_record(lines.begin, _bytes(row[text]), name, settings)
+                    fields = [None if place is None else row[place] for place in places]
+                    yield make_record(lines.begin, _bytes(row[text]), name, settings, fields)
             rows += 1
         if not rows:
             yield Record(0, reason=EMPTY_FILE, detail="no rows")

@@ -95,7 +95,8 @@ def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Record:
         detail = describe_missing(settings.text_field, value)
         return Record(offset, reason=MISSING_TEXT, detail=detail)
     domain = find_field(value, settings.domain_field)
-    return make_record(offset, text, None if domain is ABSENT else domain, settings)
+    fields = [find_field(value, name) for name in settings.step_fields]
+    return make_record(offset, text, None if domain is ABSENT else domain, settings, fields)
 
 
 def list_strings(value: Any, settings: IngestSettings) -> Iterator[str]:

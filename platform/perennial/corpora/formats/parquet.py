@@ -17,7 +17,7 @@ from perennial.corpora.formats.base import (
     Record,
     make_record,
 )
-from perennial.corpora.formats.columns import find_column, list_values
+from perennial.corpora.formats.columns import find_column, list_fields, list_values
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -143,7 +143,9 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
 
     text_path = find_column(file.schema_arrow, settings.text_field) or ()
     domain_path = find_column(file.schema_arrow, settings.domain_field)
-    columns = [".".join(path) for path in (text_path, domain_path) if path]
+    others = (find_column(file.schema_arrow, name) for name in settings.step_fields)
+    paths = filter(None, (text_path, domain_path, *others))
+    columns = [*dict.fromkeys(map(".".join, paths))]
     begin, group = row, file.metadata.row_group(index)
     detail = ""
     try:
@@ -156,8 +158,9 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
         for batch in batches:
             texts = list_values(batch, text_path)
             domains = list_values(batch, domain_path) if domain_path else [None] * len(texts)
-            for text, domain in zip(texts, domains, strict=True):
-                yield make_record(row, text, domain, settings)
+            more = list_fields(batch, settings)
+            for text, domain, fields in zip(texts, domains, more, strict=True):
+                yield make_record(row, text, domain, settings, fields)
                 row += 1
     except Exception as error:
         # Of any class: damaged pages become values that no conversion was made for.

@@ -6,6 +6,7 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 from typing import TYPE_CHECKING, cast
@@ -150,20 +151,19 @@ class _Sample:
         elif chosen == ".json":
             yield parse_object(offset, data, settings)
         else:
-            domain = self._find_domain(settings.domain_field)
+            domain, *fields = self._find([settings.domain_field, *settings.step_fields])
             text = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-            yield make_record(offset, text, domain, settings)
+            yield make_record(offset, text, domain, settings, fields)
 
-    def _find_domain(self, name: str) -> object:
+    def _find(self, names: list[str]) -> list[object]:
+        """Return the values of fields of the `.json` member; None for none, and of the name ""."""
         data = self.members.get(".json", (0, None, 0))[1]
-        if not name or data is None:
-            return None
-        try:
-            value = json.loads(data)
-        except ValueError:
-            return None  # it is no document, and the text is sound
-        domain = find_field(value, name) if isinstance(value, dict) else ABSENT
-        return None if domain is ABSENT else domain
+        value = None
+        if any(names) and data is not None:
+            with suppress(ValueError):  # it is no document, and the text is sound
+                value = json.loads(data)
+        fields = (find_field(value, n) if n and isinstance(value, dict) else None for n in names)
+        return [None if field is ABSENT else field for field in fields]
 
 
 def _split_name(name: str) -> tuple[str, str]:

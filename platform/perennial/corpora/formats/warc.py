@@ -75,7 +75,8 @@ class WarcFormat(FileFormat):
                 yield Record(begin, reason=UNREADABLE, detail=detail)
             elif is_text and fits:
                 domain = fields.get(settings.domain_field.lower())
-                yield make_record(begin, body, domain, settings)
+                others = [fields.get(name.lower()) for name in settings.step_fields]
+                yield make_record(begin, body, domain, settings, others)
             elif is_text:
                 yield Record(begin, reason=TOO_LONG, detail=f"a text of {length} bytes")
             elif kind not in _ABOUT:
