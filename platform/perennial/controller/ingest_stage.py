@@ -195,6 +195,8 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
         max_bad_share=spec.max_bad_share,
         duplicates=spec.duplicates,
         near_duplicates=spec.near_duplicates,
+        fuzzy_duplicates=spec.fuzzy_duplicates,
+        repeated_lines=spec.repeated_lines,
         steps=steps,
     )
 

@@ -20,6 +20,10 @@ FORMAT: Final = 1
 DUPLICATE: Final = "duplicate"
 """reason to remove a document: an equal one is there already"""
 NEAR_DUPLICATE: Final = "near-duplicate-of-held-out"
+FUZZY_DUPLICATE: Final = "fuzzy-duplicate"
+"""reason to remove a document: one that is nearly the same is there already"""
+REPEATED_LINES: Final = "repeated-lines"
+"""reason to remove a document: nothing is left without the lines that occurred before"""
 CONTAMINATED: Final = "contaminated"
 """reason to remove a document: it holds a piece of an evaluation text"""
 SPECIAL_TOKEN: Final = "special-token"
@@ -53,6 +57,16 @@ class IngestSettings(_Frozen):
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     """Jaccard similarity (of runs of 5 words) with a held-out document from which on a document is
     not trained; null to not compare"""
+    fuzzy_duplicates: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, exclude_if=lambda similarity: similarity is None
+    )
+    """Jaccard similarity (of runs of 5 words) with an earlier document of the corpus from which on
+    a document is not trained; null to not compare"""
+    repeated_lines: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, exclude_if=lambda characters: characters is None
+    )
+    """fewest characters of a line that is cut out of a document to train where it occurred before
+    in the corpus; null to cut none"""
     decontaminate: str = ""
     """digest of the evaluation texts that trained documents share no 13 words with; "" for none"""
     steps: tuple[dict[str, Any], ...] = ()
@@ -145,6 +159,14 @@ class Counts(_Frozen):
     partly_compared_documents: int = Field(default=0, exclude_if=lambda count: not count)
     """of those that were trained, those that are like none of the held-out documents that they were
     compared with, while more of them share text than are compared"""
+    fuzzy_partly_compared: int = Field(default=0, exclude_if=lambda count: not count)
+    """documents that were not compared with all that they share text with, while fuzzy duplicates
+    were looked for"""
+    repeated_line_documents: int = Field(default=0, exclude_if=lambda count: not count)
+    """documents out of which lines were cut that occurred before; those of which nothing was left
+    are among `quarantined`"""
+    repeated_line_bytes: int = Field(default=0, exclude_if=lambda count: not count)
+    """bytes of these lines"""
     contaminated_documents: int = 0
     """not trained because they hold a piece of an evaluation text"""
     quarantined: dict[str, int] = Field(default_factory=dict)

@@ -13,7 +13,6 @@ from perennial.errors import InputError
 from perennial.fields import ByKind, Section
 from perennial.registry import Registry
 
-
 DOCUMENT_FIELDS = "document_fields"
 """the key of a described step that names the fields of a document that it looks at"""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -15,20 +14,23 @@ from perennial.corpora.file_list import ListedFile, escape_text, moved_file
 from perennial.corpora.formats.base import Record, counts_as_bad
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.documents import Removed, encode_removed
+from perennial.corpora.ingest.fuzzy_dedup import encode_bands
 from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.partition import (
     InputPiece,
     Layout,
     choose_parts,
-    digest_bounds,
     digest_text,
+    group_by_digest,
+    group_rows,
     holdout_bound,
     make_file_salts,
     make_layout,
     make_order_keys,
 )
+from perennial.corpora.ingest.repeated_lines import encode_lines
 from perennial.corpora.ingest.sample import apply_steps
-from perennial.corpora.ingest.spill import SectionFile, encode_digests
+from perennial.corpora.ingest.spill import SectionFile, encode_digests, run_key
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import InputMoved
 from perennial.steps import StepPipeline
@@ -94,16 +96,6 @@ class ScatterJob:
     def layout(self) -> Layout:
         """Return how documents are dealt into parts."""
         return make_layout(self.shards, self.settings.holdout_share)
-
-
-def run_key(piece: int, run: int) -> str:
-    """Return the key of a run file below the staging folder.
-
-    Args:
-        piece: number of the piece.
-        run: number of the run file of that piece.
-    """
-    return f"pieces/{piece:06d}-{run:04d}.run"
 
 
 def evidence_key(piece: int) -> str:
@@ -281,7 +273,7 @@ class _Pending:
         self._domains.append(record.domain)
 
     def write(self, job: ScatterJob, salts: npt.NDArray[np.uint64], stream: BinaryIO) -> None:
-        """Write the run file: a section for every part of documents, then for those of digests.
+        """Write the run file: the sections of the layout, in its order.
 
         In a section the documents are in the order in which they were added.
 
@@ -310,7 +302,7 @@ class _Pending:
             "digest": digests[:, 0],
         }
         strings = self._strings(settings)
-        file = SectionFile(stream, layout.parts + layout.digest_parts)
+        file = SectionFile(stream, layout.sections)
         for rows in group_rows(parts, layout.parts):
             chosen: dict[str, Any] = {name: values[rows] for name, values in columns.items()}
             listed = rows.tolist()
@@ -318,7 +310,12 @@ class _Pending:
                 chosen[name] = column and [column[row] for row in listed]
             texts = [self.texts[row] for row in listed]
             file.add_documents(chosen, texts, compression)
-        for section in _digests(layout, digests, files, offsets, good):
+        for rows in group_by_digest(digests[good, 0], layout.digest_parts):
+            chosen_rows = np.flatnonzero(good)[rows]
+            file.add(encode_digests(digests[chosen_rows], files[chosen_rows], offsets[chosen_rows]))
+        rows = np.flatnonzero(good & ~held)
+        trained = [self.texts[row] for row in rows.tolist()]
+        for section in _repeats(job, trained, files[rows], offsets[rows]):
             file.add(section)
         file.close()
 
@@ -334,28 +331,19 @@ class _Pending:
         return {"domain": domains, "reason": reasons, "detail": details}
 
 
-def _digests(
-    layout: Layout,
-    digests: npt.NDArray[np.uint64],
+def _repeats(
+    job: ScatterJob,
+    texts: list[bytes],
     files: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],
-    good: npt.NDArray[np.bool_],
 ) -> Iterator[bytes]:
-    bounds = np.array(digest_bounds(layout.digest_parts)[1:-1], dtype=np.uint64)
-    parts = np.searchsorted(bounds, digests[:, 0], side="right")
-    parts[~good] = layout.digest_parts
-    for rows in group_rows(parts, layout.digest_parts):
-        yield encode_digests(digests[rows], files[rows], offsets[rows])
-
-
-def group_rows(parts: npt.NDArray[np.int64], count: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield, for every part below `count`, the rows that belong to it, in their order.
-
-    Args:
-        parts: the part of every row `(rows,)`; rows of other parts are left out.
-        count: the number of parts.
-    """
-    rows = np.argsort(parts, kind="stable")
-    bounds = np.searchsorted(parts[rows], np.arange(count + 1))
-    for start, end in pairwise(bounds.tolist()):
-        yield rows[start:end]
+    """Yield the sections by which repeats among the documents to train are found."""
+    layout, settings = job.layout, job.settings
+    none = [b""] * layout.digest_parts
+    similarity, characters = settings.fuzzy_duplicates, settings.repeated_lines
+    yield from (
+        encode_bands(layout, texts, files, offsets, similarity) if similarity is not None else none
+    )
+    yield from (
+        encode_lines(layout, texts, files, offsets, characters) if characters is not None else none
+    )
