@@ -273,6 +273,9 @@ class CorpusManifest(_Frozen):
     counts: Counts
     step_cpu_seconds: dict[str, float] = Field(default_factory=dict, exclude_if=lambda s: not s)
     """CPU time that each of the steps took, by its number and kind"""
+    step_changes: dict[str, int] = Field(default_factory=dict, exclude_if=lambda s: not s)
+    """documents whose text a step changed, whatever became of them then, by the step's number and
+    kind"""
     tokens_per_byte: float
     """of the texts, without the ends and begins of documents"""
 

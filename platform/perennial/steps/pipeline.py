@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +36,7 @@ class StepPipeline:
 
     Attributes:
         cpu_seconds: CPU time by step, its number and kind such as `1 gopher-quality`.
+        changed: documents whose text a step changed, by step; without those that changed none.
     """
 
     def __init__(self, described: Sequence[Mapping[str, Any]]) -> None:
@@ -43,6 +45,7 @@ class StepPipeline:
             config = _read_step(step)
             self._steps.append((f"{number} {config.kind}", config.kind, config.build()))
         self._nanoseconds = {name: 0 for name, _, _ in self._steps}
+        self.changed: Counter[str] = Counter()
 
     @property
     def cpu_seconds(self) -> dict[str, float]:
@@ -70,6 +73,8 @@ class StepPipeline:
             began = ended
             if isinstance(result, Dropped):
                 return Dropped(f"{kind}/{result.reason}", result.detail[:_MOST_DETAIL])
+            if result is not text and result != text:
+                self.changed[name] += 1
             text = result
         return text
 

@@ -54,6 +54,7 @@ def test_documents_are_dropped_changed_and_accounted_for(tmp_path: Path) -> None
     assert counts.quarantined == {"call/drop-short": short}
     assert counts.documents == len(_texts())
     assert set(manifest.step_cpu_seconds) == {"1 call", "2 personal-data"}
+    assert manifest.step_changes == {"2 personal-data": len(_texts()) - short}
     records = [
         json.loads(line)
         for file in manifest.quarantine
@@ -83,4 +84,6 @@ def test_steps_are_part_of_what_a_corpus_is(tmp_path: Path) -> None:
     with refused("ingested-differently", "steps"):
         ingest_corpus(store, inbox, "en", _settings(STEPS_OF_RUN[0]))
     without = open_store(tmp_path / "without")
-    assert _ingest(without, tmp_path, _settings()).digest != manifest.digest
+    plain = _ingest(without, tmp_path, _settings())
+    assert plain.digest != manifest.digest
+    assert "step_changes" not in plain.model_dump()

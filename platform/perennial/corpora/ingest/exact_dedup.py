@@ -69,6 +69,11 @@ class CompareResult(BaseModel):
     """the lowest digest of a text; None when there is no text"""
     drops: bool
     """a list of documents to drop was written"""
+    dropped: int = 0
+    """documents on that list"""
+    fresh: int | None = None
+    """documents that are neither dropped nor among the share that is held out; None in the marker
+    of an earlier version"""
     counts: Counts
 
 
@@ -151,6 +156,8 @@ def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
         ),
         lowest=int(texts[0]) if len(texts) else None,
         drops=bool(drop.any()),
+        dropped=int(drop.sum()),
+        fresh=int((~drop & ~_is_held(job, entries)).sum()),
         counts=Counts(
             repeats=int(repeat.sum()),
             repeats_of_earlier={
@@ -209,12 +216,17 @@ def _list_drops(
     return drops
 
 
+def _is_held(job: CompareJob, entries: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    bound = np.uint64(holdout_bound(job.settings.holdout_share))
+    return np.asarray(entries["digest"] < bound)
+
+
 def _find_parts(job: CompareJob, entries: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Return the part of documents `(entries,)` that every entry's document is in."""
     salts = make_file_salts([file.name for file in job.inputs], job.settings.seed)
     orders = make_order_keys(salts[entries["file"]], entries["offset"])
     parts = choose_parts(orders, job.layout.shards)
-    held = entries["digest"] < np.uint64(holdout_bound(job.settings.holdout_share))
+    held = _is_held(job, entries)
     parts[held] = job.layout.shards + choose_parts(orders[held], job.layout.held_parts)
     return parts
 

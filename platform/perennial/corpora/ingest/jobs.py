@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -211,9 +212,18 @@ class IngestPlan:
                 step: round(sum(piece.step_cpu_seconds[step] for piece in staged), 3)
                 for step in staged[0].step_cpu_seconds
             },
+            step_changes=_sum_changes(staged),
             tokens_per_byte=(counts.tokens - borders) / text_bytes,
         )
         return manifest.sealed()
+
+
+def _sum_changes(staged: Sequence[PieceResult]) -> dict[str, int]:
+    """Return the documents that each step changed, in the order of the steps."""
+    changes: Counter[str] = Counter()
+    for piece in staged:
+        changes.update(piece.step_changes)
+    return {step: changes[step] for step in staged[0].step_cpu_seconds if changes[step]}
 
 
 def _list_runs(staged: Sequence[PieceResult]) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ parallelism, restarts or kills.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from perennial.corpora.ingest.sample import list_inputs, sample_texts
 from perennial.corpora.ingest.task_failures import TRIED_AGAIN, carried, raise_carried
 from perennial.corpora.ingest.write import gather_shard, has_files, write_holdout
 from perennial.corpora.manifest import (
+    DUPLICATE,
     CorpusManifest,
     Counts,
     IngestSettings,
@@ -193,6 +195,7 @@ def _ingest(
     compare = plan.compare_job(staged)
     texts = run("compare", plan.layout.digest_parts, lambda part: compare_digests(compare, part))
     compared = [CompareResult.model_validate_json(text) for text in texts]
+    _check_fresh(plan, staged, compared)
     repeats = _find_repeats(plan, run, staged)
     sample = list(sample_texts(plan.inbox, plan.landed, settings, _ENGINE_SAMPLE_BYTES))
     encoder = choose_encoder(plan.tokenizer, sample)
@@ -290,14 +293,32 @@ def _iterate_rows(
 def _check_news(plan: IngestPlan, results: Sequence[ShardResult]) -> None:
     """Raise InputError for a corpus that holds nothing to train."""
     counts = sum_counts(result.counts for result in results)
-    if counts.trained_documents:
+    if counts.trained_documents == 0:
+        removed = counts.removed | {"held out": counts.held_out_documents}
+        raise _nothing_new(plan, counts.documents, removed)
+
+
+def _check_fresh(
+    plan: IngestPlan, staged: Sequence[PieceResult], compared: Sequence[CompareResult]
+) -> None:
+    """Raise InputError, before anything is tokenised, where the digests say that nothing is new."""
+    fresh = [result.fresh for result in compared]
+    if any(count is None or count for count in fresh):
         return
-    removed = counts.removed | {"held out": counts.held_out_documents}
+    removed = Counter({DUPLICATE: sum(result.dropped for result in compared)})
+    for piece in staged:
+        removed.update(piece.quarantined)
+    documents = sum(piece.documents for piece in staged)
+    removed["held out"] = documents - removed.total()
+    raise _nothing_new(plan, documents, removed)
+
+
+def _nothing_new(plan: IngestPlan, documents: int, removed: Mapping[str, int]) -> InputError:
     listed = ", ".join(f"{count} {reason}" for reason, count in removed.items() if count)
-    raise InputError(
+    return InputError(
         f"{plan.inbox.url}/{plan.name}",
         "",
-        f"none of its {counts.documents} documents is new to train ({listed})",
+        f"none of its {documents} documents is new to train ({listed})",
         "there is nothing to do; what is new lands as another corpus",
         code="nothing-new",
     )

@@ -74,6 +74,8 @@ class PieceResult(BaseModel):
     """the first bad record of each reason"""
     step_cpu_seconds: dict[str, float] = Field(default_factory=dict)
     """CPU time by step of `corpora.steps`"""
+    step_changes: dict[str, int] = Field(default_factory=dict)
+    """documents that a step changed, by step"""
 
     @property
     def bad(self) -> int:
@@ -165,10 +167,8 @@ def _stage_once(
     damaged: dict[int, Record],
 ) -> PieceResult:
     reasons: Counter[str] = Counter()
-    pending, salts = (
-        _Pending(),
-        make_file_salts([file.name for file in job.inputs], job.settings.seed),
-    )
+    names = [file.name for file in job.inputs]
+    pending, salts = _Pending(), make_file_salts(names, job.settings.seed)
     runs = documents = 0
     losses: list[FileLoss] = []
     by_file: Counter[int] = Counter()
@@ -216,6 +216,7 @@ def _stage_once(
         documents_by_file=by_file,
         first=first,
         step_cpu_seconds=steps.cpu_seconds,
+        step_changes=dict(steps.changed),
     )
 
 
