@@ -33,7 +33,7 @@ def ingest_plainly(
     counts = Counts()
     if settings.fuzzy_duplicates is not None:
         fuzzy = plan.fuzzy_job(staged)
-        for part in parts:
+        for part in range(plan.layout.shards):
             match_bands(fuzzy, part)
         counts = Counts(fuzzy_partly_compared=cluster_documents(fuzzy).partly_compared)
     if settings.repeated_lines is not None:

@@ -7,9 +7,9 @@
    the rest, and so on, 32 times. Pairs that are alike are written.
 3. Cluster: one task joins the pairs. Of documents that a chain of pairs links, the first one stays.
 
-No step depends on how the work is divided. A match task holds about 100 bytes for every band of its
-range, and as many ranges are made as of digests; the cluster task holds about 100 bytes for every
-pair that is alike.
+No step depends on how the work is divided. There are as many ranges of bands as shards, and a match
+task holds about 2 kB for every document of one (at 0.8, where a document has 12 bands); the cluster
+task holds about 100 bytes for every pair that is alike.
 """
 
 from __future__ import annotations
@@ -101,6 +101,11 @@ def choose_band_rows(similarity: float) -> int:
     return 1
 
 
+def bands_bytes(similarity: float) -> int:
+    """Return the bytes of the bands of a document."""
+    return _BAND.itemsize * (_MINIMA // choose_band_rows(similarity))
+
+
 def encode_bands(
     layout: Layout,
     texts: Sequence[bytes],
@@ -111,7 +116,7 @@ def encode_bands(
     """Yield the sections of the documents' bands, one for every part of the layout.
 
     Args:
-        layout: bands are dealt into as many parts as digests.
+        layout: bands are dealt into as many parts as there are shards.
         texts: the documents, as UTF-8; those of fewer than 5 words have no bands.
         files: numbers of their files `(documents,)`.
         offsets: offsets in these `(documents,)`.
@@ -133,7 +138,7 @@ def encode_bands(
     # The low bits of a minimum are as good as random, other than its high ones.
     entries["sketch"] = minima.astype(np.uint8)[:, None]
     flat = entries.reshape(-1)
-    for chosen in group_by_digest(flat["key"], layout.digest_parts):
+    for chosen in group_by_digest(flat["key"], layout.shards):
         yield flat[chosen].tobytes()
 
 
@@ -230,7 +235,7 @@ def cluster_documents(job: FuzzyJob) -> ClusterResult:
         return ClusterResult.model_validate_json(job.staging.read(marker))
     except FileNotFoundError:
         pass
-    parts = range(job.layout.digest_parts)
+    parts = range(job.layout.shards)
     pairs = [np.frombuffer(job.staging.read(_pairs_key(part)), dtype=_PAIR) for part in parts]
     left = [np.frombuffer(job.staging.read(_left_key(part)), dtype=_PLACE) for part in parts]
     drops = choose_drops(np.concatenate(pairs))

@@ -108,21 +108,21 @@ class Layout:
     def sections(self) -> int:
         """Return the sections of a run file.
 
-        They are those of documents, then as many each for the digests, the bands of fuzzy
-        duplicates and the lines.
+        They are those of documents, then those of digests, of lines, and of the bands of fuzzy
+        duplicates, which are many and are dealt into as many parts as there are shards.
         """
-        return self.parts + 3 * self.digest_parts
+        return self.parts + 2 * self.digest_parts + self.shards
 
     def digests_section(self, part: int) -> int:
         """Return the section of a part of the digests."""
         return self.parts + part
 
-    def bands_section(self, part: int) -> int:
-        """Return the section of a part of the bands; see `fuzzy_dedup`."""
-        return self.parts + self.digest_parts + part
-
     def lines_section(self, part: int) -> int:
         """Return the section of a part of the lines; see `repeated_lines`."""
+        return self.parts + self.digest_parts + part
+
+    def bands_section(self, part: int) -> int:
+        """Return the section of a part of the bands; see `fuzzy_dedup`."""
         return self.parts + 2 * self.digest_parts + part
 
 

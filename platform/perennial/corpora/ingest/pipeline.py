@@ -226,7 +226,7 @@ def _find_repeats(plan: IngestPlan, run: RunPass, staged: Sequence[PieceResult])
     parts, settings, partly = plan.layout.digest_parts, plan.settings, 0
     if settings.fuzzy_duplicates is not None:
         fuzzy = plan.fuzzy_job(staged)
-        run("match", parts, lambda part: match_bands(fuzzy, part))
+        run("match", plan.layout.shards, lambda part: match_bands(fuzzy, part))
         (text,) = run("cluster", 1, lambda _: cluster_documents(fuzzy))
         partly = ClusterResult.model_validate_json(text).partly_compared
     if partly:

@@ -14,7 +14,7 @@ from perennial.corpora.file_list import ListedFile, escape_text, moved_file
 from perennial.corpora.formats.base import Record, counts_as_bad
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.documents import Removed, encode_removed
-from perennial.corpora.ingest.fuzzy_dedup import encode_bands
+from perennial.corpora.ingest.fuzzy_dedup import bands_bytes, encode_bands
 from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.partition import (
     InputPiece,
@@ -168,7 +168,7 @@ def _stage_once(
 ) -> PieceResult:
     reasons: Counter[str] = Counter()
     names = [file.name for file in job.inputs]
-    pending, salts = _Pending(), make_file_salts(names, job.settings.seed)
+    pending, salts = _Pending(job.settings), make_file_salts(names, job.settings.seed)
     runs = documents = 0
     losses: list[FileLoss] = []
     by_file: Counter[int] = Counter()
@@ -179,7 +179,7 @@ def _stage_once(
         nonlocal runs, pending
         with job.staging.open(run_key(index, runs), "wb") as stream:
             pending.write(job, salts, stream)
-        runs, pending = runs + 1, _Pending()
+        runs, pending = runs + 1, _Pending(job.settings)
 
     steps = StepPipeline(job.settings.steps)
     last: tuple[int, int] = (-1, 0)
@@ -248,7 +248,9 @@ def _records(
 class _Pending:
     """Buffer of the documents of the next run file, as columns."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: IngestSettings) -> None:
+        fuzzy = settings.fuzzy_duplicates
+        self._record_bytes = _RECORD_BYTES + (0 if fuzzy is None else bands_bytes(fuzzy))
         self.held_bytes = 0
         self.texts: list[bytes] = []
         self._files: list[int] = []
@@ -266,7 +268,7 @@ class _Pending:
         """
         if record.reason:
             self._bad.append((len(self.texts), record.reason, record.detail))
-        self.held_bytes += len(record.text) + _RECORD_BYTES
+        self.held_bytes += len(record.text) + self._record_bytes
         self.texts.append(record.text)
         self._files.append(file)
         self._offsets.append(record.offset)
@@ -340,11 +342,11 @@ def _repeats(
 ) -> Iterator[bytes]:
     """Yield the sections by which repeats among the documents to train are found."""
     layout, settings = job.layout, job.settings
-    none = [b""] * layout.digest_parts
-    similarity, characters = settings.fuzzy_duplicates, settings.repeated_lines
-    yield from (
-        encode_bands(layout, texts, files, offsets, similarity) if similarity is not None else none
-    )
-    yield from (
-        encode_lines(layout, texts, files, offsets, characters) if characters is not None else none
-    )
+    if settings.repeated_lines is None:
+        yield from [b""] * layout.digest_parts
+    else:
+        yield from encode_lines(layout, texts, files, offsets, settings.repeated_lines)
+    if settings.fuzzy_duplicates is None:
+        yield from [b""] * layout.shards
+    else:
+        yield from encode_bands(layout, texts, files, offsets, settings.fuzzy_duplicates)
