@@ -113,9 +113,8 @@ def _find_prepend(
     if steps in ([_PREPEND, _REPLACE], [_REPLACE]) and pre_tokenizer in (None, _SPLIT):
         return "always" if _PREPEND in steps else "never"
     match pre_tokenizer:
-        case {"type": "Metaspace", "replacement": "\u2581", "split": False} if not steps:
-            never = pre_tokenizer.get("prepend_scheme") == "never"
-            return "never" if never else "unless-space"
+        case {"type": "Metaspace", "replacement": "\u2581", "split": False, **rest} if not steps:
+            return "never" if rest.get("prepend_scheme") == "never" else "unless-space"
     return None
 
 

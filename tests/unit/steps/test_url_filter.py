@@ -99,7 +99,7 @@ def test_a_filter_without_a_list_is_refused() -> None:
         _step()
 
 
-DOCUMENTS = [
+DOCUMENTS: list[dict[str, Any]] = [
     {"text": "first", "url": "https://bad.example/1", "meta": {"title": "good"}},
     {"text": "second", "url": "https://good.example/2", "meta": {"title": "bad"}},
     {"text": "third", "url": None, "meta": {"title": "good"}},
@@ -120,13 +120,13 @@ def _write(folder: Path, name: str) -> None:
             with pa.ipc.new_file(path, table.schema) as writer:
                 writer.write_table(table)
         case ".csv":
-            rows = (f"{d['text']},{d['url'] or ''},{d['meta']['title']}\n" for d in DOCUMENTS)  # type: ignore[index]
+            rows = (f"{d['text']},{d['url'] or ''},{d['meta']['title']}\n" for d in DOCUMENTS)
             path.write_text("text,url,meta.title\n" + "".join(rows))
         case ".warc":
             for document in DOCUMENTS:
                 body = str(document["text"])
                 head = f"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: {len(body)}\r\n"
-                head += f"url: {document['url'] or ''}\r\nmeta.title: {document['meta']['title']}"  # type: ignore[index]
+                head += f"url: {document['url'] or ''}\r\nmeta.title: {document['meta']['title']}"
                 with path.open("a", newline="") as stream:
                     stream.write(f"{head}\r\n\r\n{body}\r\n\r\n")
         case ".tar":

@@ -119,7 +119,7 @@ class StagedDocuments:
         if not texts:
             return self
         result, rows = self.take(slice(None)), list(texts)
-        result._buffers = [*self._buffers, *map(memoryview, texts.values())]
+        result._buffers = [*self._buffers, *(memoryview(text) for text in texts.values())]
         result._chunk, result._start = self._chunk.copy(), self._start.copy()
         result.sizes = self.sizes.copy()
         result._chunk[rows] = np.arange(len(self._buffers), len(result._buffers))

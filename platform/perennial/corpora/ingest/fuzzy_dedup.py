@@ -210,7 +210,7 @@ def _with_company(
     """Return those of sorted rows whose key another one has."""
     first = _begins(keys[rows])
     last = np.concatenate([first[1:], [True]])[: len(rows)]
-    return rows[~(first & last)]
+    return np.asarray(rows[~(first & last)])
 
 
 def _count_equal(

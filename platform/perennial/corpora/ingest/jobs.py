@@ -186,7 +186,7 @@ class IngestPlan:
         Raises:
             ValueError: when a document or token is not accounted for (I5).
         """
-        parts = [result.counts for result in (*compared, *results)]
+        parts = [r.counts for r in compared] + [r.counts for r in results]
         counts = sum_counts([repeats, *parts]).check()
         borders = counts.trained_documents + counts.held_out_documents
         if self.tokenizer.begin_of_document is not None:

@@ -31,7 +31,7 @@ from perennial.corpora.ingest.partition import (
     make_order_keys,
 )
 from perennial.corpora.ingest.spill import SectionFile, read_sections
-from perennial.corpora.manifest import REPEATED_LINES
+from perennial.corpora.manifest import REPEATED_LINES, Counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -155,8 +155,8 @@ def _without(entries: npt.NDArray[Any], job: LinesJob) -> npt.NDArray[Any]:
 
 def cut_lines(
     documents: StagedDocuments, staging: Store, lists: int, shards: Sequence[int]
-) -> tuple[StagedDocuments, dict[str, int]]:
-    """Return documents without their repeated lines, and the fields of `Counts` that say so.
+) -> tuple[StagedDocuments, Counts]:
+    """Return documents without their repeated lines, and what was cut.
 
     Documents of which nothing is left are recorded as removed.
 
@@ -185,7 +185,7 @@ def cut_lines(
     sizes = documents.sizes
     cut_bytes = sum(int(sizes[row]) - len(text) for row, text in left.items())
     documents = documents.with_texts(left).without(REPEATED_LINES, empty)
-    return documents, {"repeated_line_documents": len(left), "repeated_line_bytes": cut_bytes}
+    return documents, Counts(repeated_line_documents=len(left), repeated_line_bytes=cut_bytes)
 
 
 def _cut(text: memoryview, starts: list[int], sizes: list[int]) -> bytes:

@@ -136,14 +136,14 @@ def _write_shard(job: GatherJob, shard: int) -> ShardResult:
     # Documents below the usual bound were dealt apart. Where there were none, the bound is raised
     # by one document, which was dealt to a shard and must not be trained.
     documents = documents.take(documents.digest >= np.uint64(job.holdout_bound))
-    cut: dict[str, int] = {}
+    cut = Counts()
     if job.settings.repeated_lines is not None:
         lists = job.layout.digest_parts
         documents, cut = cut_lines(documents, job.staging, lists, [shard])
     key = f"shard-{shard:05d}.parquet"
     rows, counts = _write_rows(job, key, documents)
     quarantine = _write_quarantine(job, f"quarantine-{shard:05d}.jsonl", documents.removed)
-    counts = counts.plus(Counts(**count_removed(documents.removed, job.lost), **cut))
+    counts = counts.plus(Counts(**count_removed(documents.removed, job.lost))).plus(cut)
     return ShardResult(shard=rows, quarantine=quarantine, counts=counts)
 
 
