@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def drop_short(text: str, least: int = 10) -> str | None:
     return text if len(text) >= least else None
@@ -17,3 +19,14 @@ def fail(text: str) -> str:
 
 def return_a_number(text: str) -> int:
     return len(text)
+
+
+def drop_by_title(text: str, fields: dict[str, str]) -> str | None:
+    return None if fields["meta.title"] == "bad" else text
+
+
+class TitleFilter:
+    """What a block of datatrove is, as far as a filter is concerned."""
+
+    def filter(self, document: Any) -> bool:
+        return bool(document.metadata["meta.title"] != "bad")

@@ -131,6 +131,13 @@ class CorporaSpec(Section):
     """documents at least this similar to a held-out document are not trained; similarity is the
     share of common runs of 5 words, estimated by MinHash, above 0 and at most 1. null turns it
     off"""
+    fuzzy_duplicates: Annotated[Annotated[float, Field(gt=0.0, le=1.0)] | None, JOIN] = None
+    """documents at least this similar to an earlier document of the same corpus are not trained,
+    such as 0.8; similarity is the share of common runs of 5 words, estimated by MinHash, above 0
+    and at most 1. Default: trained documents are not compared with each other"""
+    repeated_lines: Annotated[Count | None, JOIN] = None
+    """lines of at least so many characters, such as 100, are cut out of a document where they
+    occurred before in the same corpus. Default: none are"""
     steps: Annotated[tuple[StepSection, ...], JOIN] = ()
     """what becomes of a document before it is tokenised, in this order: each step keeps it, drops
     it with a reason, or changes its text"""

@@ -154,7 +154,9 @@ class Workspace:
             return  # imported, when all this was checked
         if path is not None:
             its = spec.tokenizer
-            named = corpora.read_tokenizer(path, its.end_of_document, its.begin_of_document)
+            borders = (its.end_of_document, its.begin_of_document)
+            named = corpora.find_converted(self.store, path, *borders)
+            named = named or corpora.read_tokenizer(path, *borders)
         vocabulary = named.vocabulary if named else spec.tokenizer.vocabulary or 0
         config = model_config(spec.model, vocabulary, 0, spec.corpora.sequence_length)
         model = spec.model.path

@@ -9,7 +9,12 @@ from perennial import corpora
 from perennial.controller.context import Workspace
 from perennial.controller.ray_cluster import describe_shortage
 from perennial.corpora import LandedCorpus
-from perennial.corpora.manifest import FillInTheMiddle, manifest_key
+from perennial.corpora.manifest import (
+    FUZZY_DUPLICATE,
+    REPEATED_LINES,
+    FillInTheMiddle,
+    manifest_key,
+)
 from perennial.corpora.tokenizer import MANIFEST_KEY
 from perennial.errors import InputError
 from perennial.runs.events import Landed, Ready, Refused
@@ -121,7 +126,7 @@ def _warn_of_metadata(work: Workspace, manifest: CorpusManifest) -> None:
 
 
 def _log_steps(work: Workspace, manifest: CorpusManifest) -> None:
-    """Show what the steps dropped, and the CPU that they took."""
+    """Show what the steps dropped and changed, and the CPU that they took."""
     for step, seconds in manifest.step_cpu_seconds.items():
         kind = step.partition(" ")[2]
         reasons = {
@@ -130,7 +135,19 @@ def _log_steps(work: Workspace, manifest: CorpusManifest) -> None:
             if reason.startswith(f"{kind}/")
         }
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-        work.log(f"step {step}: {listed or 'nothing'} dropped, {seconds:.1f} s of CPU")
+        did = [f"{listed} dropped"] if listed else []
+        if changed := manifest.step_changes.get(step):
+            did.append(f"{changed:,} changed")
+        work.log(f"step {step}: {', '.join(did) or 'nothing dropped'}, {seconds:.1f} s of CPU")
+    counts, removed = manifest.counts, manifest.counts.quarantined
+    settings = manifest.settings
+    if settings.fuzzy_duplicates is not None:
+        work.log(f"fuzzy duplicates: {removed.get(FUZZY_DUPLICATE, 0):,} dropped")
+    if settings.repeated_lines is not None:
+        work.log(
+            f"repeated lines: {removed.get(REPEATED_LINES, 0):,} dropped, "
+            f"{counts.repeated_line_documents:,} changed, {counts.repeated_line_bytes:,} bytes cut"
+        )
 
 
 def _has_accepted(work: Workspace) -> bool:
@@ -210,6 +227,8 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
         max_bad_share=spec.max_bad_share,
         duplicates=spec.duplicates,
         near_duplicates=spec.near_duplicates,
+        fuzzy_duplicates=spec.fuzzy_duplicates,
+        repeated_lines=spec.repeated_lines,
         steps=steps,
         packing=spec.packing,
         fill_in_the_middle=None if fill is None else FillInTheMiddle(**fill.model_dump()),

@@ -22,6 +22,7 @@ from perennial.corpora.manifest import CorpusManifest, IngestSettings, fit_warni
 from perennial.corpora.reuse import borrow_tokenizer
 from perennial.corpora.tokenizer import (
     RunTokenizer,
+    find_converted,
     import_tokenizer,
     load_tokenizer,
     read_tokenizer,
@@ -44,6 +45,7 @@ __all__ = [
     "decode_list",
     "escape_text",
     "find_companions",
+    "find_converted",
     "find_kind",
     "fit_warning",
     "import_tokenizer",

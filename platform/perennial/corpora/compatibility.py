@@ -65,11 +65,11 @@ def _check_same(
     now = settings.model_dump() | {"tokenizer": own}
     now |= {field: getattr(tokenizer, field) for field in borders}
     for field in (*fields, "tokenizer", *borders):
-        if then[field] != now[field]:
+        if then.get(field) != now.get(field):  # a dump leaves out what is at its default
             raise InputError(
                 f"{store.url}/{manifest_key(manifest.name)}",
                 field,
-                f"the corpus was ingested with {then[field]}, not {now[field]}",
+                f"the corpus was ingested with {then.get(field)}, not {now.get(field)}",
                 "keep the run's value, land the corpus under another name, or start another run",
                 code="ingested-differently",
             )

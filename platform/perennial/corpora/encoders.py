@@ -14,6 +14,7 @@ import numpy as np
 from perennial.corpora.before_split import MARK, MARK_START
 from perennial.corpora.byte_bpe import ByteBpe, convert_to_tiktoken, merges_reach_all
 from perennial.corpora.special_tokens import HoldsSpecialToken, find_special_ids
+from perennial.corpora.word_split import make_word_encoder
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,10 +43,11 @@ class Encoder(Protocol):
 
 
 class TokenizersEncoder:
-    """Encoder of any tokenizer, by Hugging Face `tokenizers`."""
+    """Encoder of any tokenizer, by Hugging Face `tokenizers`; word by word where that is equal."""
 
     def __init__(self, tokenizer: RunTokenizer) -> None:
         self._tokenizer = tokenizer.build_encoder()
+        self._words = make_word_encoder(self._tokenizer, tokenizer.plain_json)
         self._end = tokenizer.end_of_document
         self._dtype = stored_type(tokenizer)
         self._special = find_special_ids(tokenizer.json, tokenizer.borders)
@@ -58,8 +60,7 @@ class TokenizersEncoder:
         Raises:
             HoldsSpecialToken: the model turns some of them into a special token.
         """
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        arrays = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        arrays = self._encode_all(texts)
         held = {
             number: self._special[int(ids[self._is_special[ids]][0])]
             for number, ids in enumerate(arrays)
@@ -68,6 +69,15 @@ class TokenizersEncoder:
         if held:
             raise HoldsSpecialToken(held)
         return arrays
+
+    def _encode_all(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        by_word = [self._words.encode(text) if self._words else None for text in texts]
+        others = [text for text, ids in zip(texts, by_word, strict=True) if ids is None]
+        encodings = iter(self._tokenizer.encode_batch_fast(others, add_special_tokens=False))
+        return [
+            np.array(next(encodings).ids, dtype=np.uint32) if ids is None else ids
+            for ids in by_word
+        ]
 
     def encode_documents(self, texts: Sequence[bytes | memoryview]) -> npt.NDArray[Any]:
         """Return the stored ids of all texts, an end-of-document after every text."""

@@ -6,11 +6,13 @@ Where the marker has a list of files, the corpus is that list.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.corpora.file_list import (
@@ -58,7 +60,7 @@ class LandedCorpus:
     """A complete corpus: one whose marker exists, or whose manifest's files all do.
 
     is_listed: whether `files` are those of its producer's list.
-    ignored: names of files beside those of the corpus.
+    ignored: names of files beside those of the corpus, and of links to folders in it.
     """
 
     name: str
@@ -123,15 +125,30 @@ def read_landed(inbox: Store, name: str) -> LandedCorpus:
     if listed is not None:
         check_same_files(where, listed, _as_listed(name, infos), promised=True)
         corpus = _with_list(corpus, listed, infos)
+    links = _list_linked_folders(inbox, name)
+    corpus = replace(corpus, ignored=(*corpus.ignored, *links))
     if corpus.total_bytes == 0:
         raise InputError(
             where,
             "",
-            "every file is empty" if corpus.files else "it holds no files",
+            "every file is empty"
+            if corpus.files
+            else ", and not what is behind ".join(["it holds no files", *links[:1]]),
             f"land files with text: {describe_suffixes()}",
             code="corpus-empty" if corpus.files else "corpus-without-files",
         )
     return corpus
+
+
+def _list_linked_folders(inbox: Store, name: str) -> list[str]:
+    """Return the links to folders in a corpus's folder: what is behind them is not read."""
+    if not inbox.is_local:
+        return []
+    root = Path(inbox.url, name)
+    walked = ((Path(parent), folders) for parent, folders, _ in os.walk(root))
+    paths = (parent / folder for parent, folders in walked for folder in folders)
+    links = (path.relative_to(root).as_posix() for path in paths if path.is_symlink())
+    return sorted(f"{link}/ (a link to a folder)" for link in links if not is_hidden(link))
 
 
 def record_list(store: Store, inbox: Store, corpus: LandedCorpus) -> ListRecord | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.errors import InputError
+from perennial.steps.base import DOCUMENT_FIELDS
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -19,6 +20,10 @@ FORMAT: Final = 1
 DUPLICATE: Final = "duplicate"
 """reason to remove a document: an equal one is there already"""
 NEAR_DUPLICATE: Final = "near-duplicate-of-held-out"
+FUZZY_DUPLICATE: Final = "fuzzy-duplicate"
+"""reason to remove a document: one that is nearly the same is there already"""
+REPEATED_LINES: Final = "repeated-lines"
+"""reason to remove a document: nothing is left without the lines that occurred before"""
 CONTAMINATED: Final = "contaminated"
 """reason to remove a document: it holds a piece of an evaluation text"""
 SPECIAL_TOKEN: Final = "special-token"
@@ -70,6 +75,16 @@ class IngestSettings(_Frozen):
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     """Jaccard similarity (of runs of 5 words) with a held-out document from which on a document is
     not trained; null to not compare"""
+    fuzzy_duplicates: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, exclude_if=lambda similarity: similarity is None
+    )
+    """Jaccard similarity (of runs of 5 words) with an earlier document of the corpus from which on
+    a document is not trained; null to not compare"""
+    repeated_lines: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, exclude_if=lambda characters: characters is None
+    )
+    """fewest characters of a line that is cut out of a document to train where it occurred before
+    in the corpus; null to cut none"""
     decontaminate: str = ""
     """digest of the evaluation texts that trained documents share no 13 words with; "" for none"""
     steps: tuple[dict[str, Any], ...] = ()
@@ -99,10 +114,15 @@ class IngestSettings(_Frozen):
 
     @property
     def other_fields(self) -> tuple[str, ...]:
-        """Return the fields that are read beside text and domain: those of the metadata."""
-        if not self.metadata:  # asked for every document
+        """Return the fields that are read beside text and domain.
+
+        Those of the columns of metadata come first, in their order, then others of the steps.
+        """
+        if not self.metadata and not self.steps:  # asked for every document
             return ()
-        return tuple(self.metadata[column] for column in self.metadata_columns)
+        kept = tuple(self.metadata[column] for column in self.metadata_columns)
+        looked_at = dict.fromkeys(f for step in self.steps for f in step.get(DOCUMENT_FIELDS, ()))
+        return kept + tuple(field for field in looked_at if field not in kept)
 
 
 class InputFile(_Frozen):
@@ -181,6 +201,14 @@ class Counts(_Frozen):
     partly_compared_documents: int = Field(default=0, exclude_if=lambda count: not count)
     """of those that were trained, those that are like none of the held-out documents that they were
     compared with, while more of them share text than are compared"""
+    fuzzy_partly_compared: int = Field(default=0, exclude_if=lambda count: not count)
+    """documents that were not compared with all that they share text with, while fuzzy duplicates
+    were looked for"""
+    repeated_line_documents: int = Field(default=0, exclude_if=lambda count: not count)
+    """documents out of which lines were cut that occurred before; those of which nothing was left
+    are among `quarantined`"""
+    repeated_line_bytes: int = Field(default=0, exclude_if=lambda count: not count)
+    """bytes of these lines"""
     contaminated_documents: int = 0
     """not trained because they hold a piece of an evaluation text"""
     quarantined: dict[str, int] = Field(default_factory=dict)
@@ -299,6 +327,9 @@ class CorpusManifest(_Frozen):
     counts: Counts
     step_cpu_seconds: dict[str, float] = Field(default_factory=dict, exclude_if=lambda s: not s)
     """CPU time that each of the steps took, by its number and kind"""
+    step_changes: dict[str, int] = Field(default_factory=dict, exclude_if=lambda s: not s)
+    """documents whose text a step changed, whatever became of them then, by the step's number and
+    kind"""
     tokens_per_byte: float
     """of the texts, without the ends and begins of documents"""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.corpora.inbox import LandedCorpus, read_landed
 from perennial.corpora.ingest.sample import check_sampled, sample_texts
@@ -16,6 +16,7 @@ from perennial.corpora.manifest import IngestSettings, token_bytes
 from perennial.corpora.special_tokens import Borders, hide_special_tokens
 from perennial.corpora.tokenizer_files import (
     END_OF_DOCUMENT,
+    digest_conversion,
     read_tokenizer_file,
     read_vocabulary,
 )
@@ -55,6 +56,9 @@ class TokenizerManifest(BaseModel):
     begin_of_document: int | None = None
     """token id; None where nothing stands before a document"""
     begin_of_document_text: str | None = None
+    conversion: str = Field(default="", exclude_if=lambda digest: not digest)
+    """digest of the files that were converted, so that the same ones are not converted again; ""
+    for a tokenizer.json"""
     vocabulary: int
     """the highest token id plus 1"""
     source: Literal["trained", "imported"]
@@ -269,9 +273,13 @@ def import_tokenizer(
     Raises:
         InputError: for what is no tokenizer, and for a store with another one.
     """
+    present = find_converted(store, path, end_of_document, begin_of_document)
+    if present is not None:
+        return present
     tokenizer = read_tokenizer(path, end_of_document, begin_of_document)
     if not store.exists(MANIFEST_KEY):
-        return _commit(store, tokenizer)
+        manifest = tokenizer.manifest.model_copy(update={"conversion": digest_conversion(path)})
+        return _commit(store, RunTokenizer(tokenizer.json, manifest))
     present = _load_same(store, tokenizer)
     its, wanted = present.manifest, tokenizer.manifest
     if end_of_document is not None and its.end_of_document != wanted.end_of_document:
@@ -280,6 +288,22 @@ def import_tokenizer(
         begins = (its.begin_of_document_text, wanted.begin_of_document_text)
         raise _differs(store, "begin_of_document", *begins)
     return present
+
+
+def find_converted(
+    store: Store, path: str | Path, end_of_document: str | None, begin_of_document: str | None
+) -> RunTokenizer | None:
+    """Return the run's tokenizer if it was converted from these files; None where that is not so.
+
+    A conversion takes seconds; this compares digests. The arguments are `import_tokenizer`'s.
+    """
+    conversion = digest_conversion(path)
+    if not conversion or not store.exists(MANIFEST_KEY):
+        return None
+    present = load_tokenizer(store)
+    its = present.manifest
+    same = its.conversion == conversion and its.begin_of_document_text == begin_of_document
+    return present if same and end_of_document in (its.end_of_document_text, None) else None
 
 
 def withdraw_tokenizer(store: Store) -> None:

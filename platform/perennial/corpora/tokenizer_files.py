@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -109,6 +110,23 @@ def read_tokenizer_file(path: str | Path) -> TokenizerFile:
     configs = ("tokenizer_config.json", "special_tokens_map.json")
     named = (_eos_token(source, config) for config in configs)
     return TokenizerFile(where, text, vocabulary, tuple(filter(None, named)))
+
+
+def digest_conversion(path: str | Path) -> str:
+    """Return a digest of what a conversion to a tokenizer.json reads; "" where there is none.
+
+    Args:
+        path: the file or folder to read; see `read_tokenizer_file`.
+    """
+    source, name = _locate(os.fspath(path))
+    if name == "tokenizer.json" or name.endswith(".gguf") or not source.exists(name):
+        return ""  # as it is; or as large as the model that is in it
+    digest = hashlib.sha256()
+    for file in sorted({name, *(COMPANIONS if name == "vocab.json" else ())}):
+        if source.exists(file):
+            content = hashlib.sha256(source.read(file)).hexdigest()
+            digest.update(f"{file} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def _locate(path: str) -> tuple[Store, str]:

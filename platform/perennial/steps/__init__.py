@@ -3,7 +3,7 @@ changes its text. `corpora.steps` of the run file names them.
 """
 
 # Imported for their registration.
-from perennial.steps import call, gopher, language, personal, web  # noqa: F401
+from perennial.steps import call, gopher, language, personal, url, web  # noqa: F401
 from perennial.steps.base import STEPS, Dropped, RawDocument, StepConfig, StepSection
 from perennial.steps.pipeline import StepPipeline
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple, NoReturn, Self
 
 from pydantic import ConfigDict
@@ -12,15 +13,20 @@ from perennial.errors import InputError
 from perennial.fields import ByKind, Section
 from perennial.registry import Registry
 
+DOCUMENT_FIELDS = "document_fields"
+"""the key of a described step that names the fields of a document that it looks at"""
+
 
 class RawDocument(NamedTuple):
     """A document as a step gets it.
 
     domain: the value of `corpora.domain_field`; "" for none.
+    fields: values of the `document_fields` of all steps of the corpus; "" for none.
     """
 
     text: str
     domain: str = ""
+    fields: Mapping[str, str] = MappingProxyType({})
 
 
 class Dropped(NamedTuple):
@@ -57,6 +63,14 @@ class StepConfig(Section, ABC):
 
     kind: str
 
+    @property
+    def document_fields(self) -> tuple[str, ...]:
+        """Return the fields of a document that the step looks at besides its text and domain.
+
+        They are named as `corpora.text_field` is. Files are read without them where no step asks.
+        """
+        return ()
+
     @abstractmethod
     def build(self) -> Apply:
         """Return the step as a function; called once in each process that applies it.
@@ -80,7 +94,10 @@ class StepConfig(Section, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return the section and its fingerprint, JSON-ready; equal steps have equal ones."""
-        return {**self.model_dump(mode="json"), "code": self.fingerprint()}
+        described = {**self.model_dump(mode="json"), "code": self.fingerprint()}
+        if self.document_fields:
+            described[DOCUMENT_FIELDS] = list(self.document_fields)
+        return described
 
 
 class AbsentStepConfig(StepConfig):

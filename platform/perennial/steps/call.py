@@ -16,6 +16,7 @@ from pydantic import Field
 from perennial.errors import InputError
 from perennial.steps.base import STEPS, Apply, Dropped, RawDocument, StepConfig
 
+DocumentFields = Annotated[tuple[str, ...], Field(exclude_if=lambda fields: not fields)]
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
@@ -51,6 +52,13 @@ class CallConfig(_CodeConfig):
     """import path, such as `my_package.cleaning:strip_menus`"""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """its keyword arguments"""
+    fields: DocumentFields = ()
+    """fields of a document that it gets as a mapping, in the keyword argument `fields`"""
+
+    @property
+    def document_fields(self) -> tuple[str, ...]:
+        """Return the fields that the function gets."""
+        return self.fields
 
     def _path(self) -> str:
         return self.function
@@ -63,7 +71,7 @@ class CallConfig(_CodeConfig):
 
         def call(document: RawDocument) -> str | Dropped:
             try:
-                text = function(document.text, **self.parameters)
+                text = function(document.text, **self.parameters, **self._more(document))
             except Exception as error:
                 # One document must not cost the corpus, and the user's code may raise anything.
                 return Dropped("raised", f"{type(error).__name__}: {error}")
@@ -74,6 +82,11 @@ class CallConfig(_CodeConfig):
             return text
 
         return call
+
+    def _more(self, document: RawDocument) -> dict[str, Any]:
+        if not self.fields:
+            return {}
+        return {"fields": {name: document.fields.get(name, "") for name in self.fields}}
 
 
 @STEPS.register("datatrove")
@@ -90,6 +103,13 @@ class DatatroveConfig(_CodeConfig):
     """import path of the class, such as `datatrove.pipeline.filters:RegexFilter`"""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """arguments of the class"""
+    fields: DocumentFields = ()
+    """fields of a document that the block finds in its `metadata`, such as `url`"""
+
+    @property
+    def document_fields(self) -> tuple[str, ...]:
+        """Return the fields that the block gets."""
+        return self.fields
 
     def _path(self) -> str:
         return self.block
@@ -105,7 +125,8 @@ class DatatroveConfig(_CodeConfig):
             raise _unusable(self.block, "it is neither a filter nor a formatter of documents")
 
         def apply(document: RawDocument) -> str | Dropped:
-            given = BlockDocument(text=document.text, id="", metadata={"domain": document.domain})
+            metadata = {"domain": document.domain, **document.fields}
+            given = BlockDocument(text=document.text, id="", metadata=metadata)
             if not hasattr(block, "filter"):
                 return str(block.format(document.text))
             verdict = block.filter(given)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from perennial.errors import InputError
 from perennial.steps.base import (
+    DOCUMENT_FIELDS,
     AbsentStepConfig,
     Apply,
     Dropped,
@@ -33,6 +36,7 @@ class StepPipeline:
 
     Attributes:
         cpu_seconds: CPU time by step, its number and kind such as `1 gopher-quality`.
+        changed: documents whose text a step changed, by step; without those that changed none.
     """
 
     def __init__(self, described: Sequence[Mapping[str, Any]]) -> None:
@@ -41,37 +45,44 @@ class StepPipeline:
             config = _read_step(step)
             self._steps.append((f"{number} {config.kind}", config.kind, config.build()))
         self._nanoseconds = {name: 0 for name, _, _ in self._steps}
+        self.changed: Counter[str] = Counter()
 
     @property
     def cpu_seconds(self) -> dict[str, float]:
         """Return the CPU time of this thread by step."""
         return {name: spent / 1e9 for name, spent in self._nanoseconds.items()}
 
-    def apply(self, text: str, domain: str = "") -> str | Dropped:
+    def apply(
+        self, text: str, domain: str = "", fields: Mapping[str, str] = MappingProxyType({})
+    ) -> str | Dropped:
         """Return the text that is left of a document, or why it is dropped.
 
         Args:
             text: the document's.
             domain: the document's; "" for none.
+            fields: the document's values of what the steps look at besides.
 
         Returns:
             A dropped document's reason begins with the step's kind: `gopher-quality/symbols`.
         """
         began = time.thread_time_ns()
         for name, kind, step in self._steps:
-            result = step(RawDocument(text, domain))
+            result = step(RawDocument(text, domain, fields))
             ended = time.thread_time_ns()
             self._nanoseconds[name] += ended - began
             began = ended
             if isinstance(result, Dropped):
                 return Dropped(f"{kind}/{result.reason}", result.detail[:_MOST_DETAIL])
+            if result is not text and result != text:
+                self.changed[name] += 1
             text = result
         return text
 
 
 def _read_step(described: Mapping[str, Any]) -> StepConfig:
     """Return a step's section; refuse one whose code is another in this process."""
-    section = {key: value for key, value in described.items() if key != "code"}
+    ours = {"code", DOCUMENT_FIELDS}
+    section = {key: value for key, value in described.items() if key not in ours}
     config: StepConfig = _SECTION.validate_python(section, context={"stored": True})
     if isinstance(config, AbsentStepConfig):
         config.build()

@@ -643,7 +643,7 @@ def test_a_corpus_without_news_leaves_nothing_behind(tmp_path: Path) -> None:
     ):
         file = jsonl(tmp_path / f"{name}.jsonl", documents)
         land(store.sub("inbox"), name, [file])
-        before = store.list("")
+        before, passes = store.list(""), set[str]()
         with refused("nothing-new") as corpus:
             landed_and_ingested(
                 store,
@@ -652,7 +652,10 @@ def test_a_corpus_without_news_leaves_nothing_behind(tmp_path: Path) -> None:
                 settings,
                 earlier=["first"],
                 decontaminate=[tmp_path / "items.txt"],
+                progress=lambda name, _done, _all, passes=passes: passes.add(name),
             )
+        is_seen_by_digests = name in ("known", "held")
+        assert passes == {"read", "compare"} if is_seen_by_digests else "write" in passes
         news = f"none of its {len(documents)} documents is new to train"
         assert re.fullmatch(rf"{news} \({why}\)", corpus.value.problem)
         assert store.list("") == before

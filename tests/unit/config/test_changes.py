@@ -81,6 +81,8 @@ OTHERS: dict[str, Any] = {
     "corpora.max_bad_share": 0.5,
     "corpora.duplicates": "drop",
     "corpora.near_duplicates": 0.7,
+    "corpora.fuzzy_duplicates": 0.8,
+    "corpora.repeated_lines": 100,
     "corpora.borrow": "other-store",
     "corpora.decontaminate": ["questions.jsonl"],
     "corpora.steps": [{"kind": "personal-data"}],

@@ -180,3 +180,21 @@ def test_a_landing_that_was_recorded_with_hidden_files_is_what_it_was_without_th
     old = replace(corpus, files=(*corpus.files, LandedFile(HIDDEN[0], 1, info.etag)))
     record = record_list(store, inbox, old)
     assert [f.name for f in check_landed(store, inbox, "en", record).files] == ["a.jsonl"]
+
+
+def test_links_to_folders_are_named_and_not_followed(tmp_path: Path, inbox: Store) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    made(elsewhere, "b.jsonl")
+    folder = Path(inbox.url, "en")
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "linked").symlink_to(elsewhere)
+    (folder / ".hidden").symlink_to(elsewhere)
+    (folder / "_SUCCESS").touch()
+    with refused("corpus-without-files") as caught:
+        read_landed(inbox, "en")
+    assert "not what is behind sub/linked/ (a link to a folder)" in caught.value.problem
+    made(folder, "a.jsonl")
+    corpus = read_landed(inbox, "en")
+    assert [file.name for file in corpus.files] == ["a.jsonl"]
+    assert corpus.ignored == ("sub/linked/ (a link to a folder)",)

@@ -58,6 +58,23 @@ def write_text(path: Path) -> None:
     path.write_text("\n\n".join(texts(same=False)))
 
 
+def test_a_page_that_takes_too_much_memory_is_not_decoded(tmp_path: Path) -> None:
+    path, limit = tmp_path / "page.parquet", 8 * SETTINGS.max_document_bytes
+    table = pa.table({"text": [*texts(same=False)] * 2, "other": ["x"] * 2 * ROWS})
+    pq.write_table(table, path, use_dictionary=False, compression="zstd", row_group_size=2 * ROWS)
+    store = open_store(tmp_path)
+    info = store.info(path.name)
+    file = InputFile(name=path.name, size_bytes=info.size_bytes, etag=info.etag)
+    span = FileSpan(0, 0, info.size_bytes)
+    with counted_pool() as pool:
+        (record,) = read_span(store, file, span, SETTINGS)
+    assert (record.reason, record.lost_documents) == ("unreadable", 2 * ROWS)
+    assert int(record.detail.split()[3]) > limit
+    assert (pool.max_memory() or 0) < 1 << 20
+    larger = SETTINGS.model_copy(update={"max_document_bytes": 4 * SETTINGS.max_document_bytes})
+    assert len(list(read_span(store, file, span, larger))) == 2 * ROWS
+
+
 @pytest.mark.parametrize("name", ["rows.parquet", "same.parquet", "lines.jsonl.gz", "text.txt"])
 def test_large_documents_are_read_a_few_at_a_time(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

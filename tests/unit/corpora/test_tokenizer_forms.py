@@ -15,6 +15,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from perennial.corpora import RunTokenizer, import_tokenizer, load_tokenizer, read_tokenizer
 from perennial.corpora.byte_bpe import _GPT2_SPLIT, byte_alphabet
 from perennial.corpora.encoders import TokenizersEncoder, choose_encoder
+from perennial.errors import InputError
 from perennial.store import open_store
 from tests.support.refusal import refused
 from tests.support.small_tokenizers import byte_level_json
@@ -49,6 +50,32 @@ def test_a_vocabulary_with_its_merges_is_gpt2s(tmp_path: Path) -> None:
     assert choose_encoder(tokenizer, TEXTS) == "tiktoken"
     store = open_store(tmp_path / "store")
     assert import_tokenizer(store, tmp_path / "pair" / "vocab.json") == load_tokenizer(store)
+
+
+def test_what_was_converted_is_converted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pair(tmp_path / "pair")
+    store = open_store(tmp_path / "store")
+    first = import_tokenizer(store, tmp_path / "pair")
+
+    def convert(*_: object) -> str:
+        raise AssertionError("it is converted again")
+
+    monkeypatch.setattr("perennial.corpora.tokenizer_files.read_as_json", convert)
+    assert import_tokenizer(store, tmp_path / "pair" / "vocab.json") == first
+    assert import_tokenizer(store, tmp_path / "pair", "<|endoftext|>") == first
+    merges = (tmp_path / "pair" / "merges.txt").read_text().splitlines()
+    (tmp_path / "pair" / "merges.txt").write_text("\n".join(merges[:-1]))
+    with pytest.raises(InputError, match="it is converted again"):
+        import_tokenizer(store, tmp_path / "pair")
+
+
+def test_a_tokenizer_json_is_not_converted_and_its_manifest_is_what_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(byte_level_json()))
+    manifest = import_tokenizer(open_store(tmp_path / "store"), path).manifest
+    assert "conversion" not in manifest.model_dump()
 
 
 def test_a_vocabulary_with_its_merges_is_split_as_its_folder_says(tmp_path: Path) -> None:

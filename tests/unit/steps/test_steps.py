@@ -121,7 +121,9 @@ def test_a_function_by_its_path_keeps_drops_and_changes() -> None:
     )
     assert steps.apply("long enough") == "LONG ENOUGH"
     assert steps.apply("no") == Dropped("call/drop-short")
+    assert steps.apply("LOUD ALREADY") == "LOUD ALREADY"
     assert set(steps.cpu_seconds) == {"1 call", "2 call"}
+    assert steps.changed == {"2 call": 1}, "neither what is dropped nor what stays is changed"
 
 
 def test_a_function_that_raises_costs_one_document() -> None:

@@ -84,6 +84,9 @@ class Record(NamedTuple):
     was read of this file and of others. `is_cut`: the file ends early, and does not say how long it
     was; `lost_bytes` are then those that are there. A loss may begin before records that were
     yielded already: those are not to be taken, since they are not what was written.
+
+    `fields`: the values of `IngestSettings.other_fields`, None for none; () of a format that knows
+    none.
     """
 
     offset: int
@@ -95,7 +98,6 @@ class Record(NamedTuple):
     lost_documents: int | None = None
     is_cut: bool = False
     fields: tuple[str | None, ...] = ()
-    """values of `IngestSettings.other_fields`; () of a format that knows none"""
 
     @property
     def is_loss(self) -> bool:

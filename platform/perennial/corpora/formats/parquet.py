@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from perennial.corpora.formats.base import (
     EMPTY_FILE,
@@ -18,6 +18,7 @@ from perennial.corpora.formats.base import (
     make_record,
 )
 from perennial.corpora.formats.columns import find_column, list_fields, list_values
+from perennial.corpora.formats.parquet_pages import find_large_page
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -26,6 +27,8 @@ _MAGIC = b"PAR1"
 _STRINGS = {"string", "large_string", "string_view"}
 _ROWS_AT_ONCE = 256
 _BATCH_BYTES = 16 << 20
+_PAGE_DOCUMENTS = 8
+"""longest documents that a page may be as large as, since it is decoded as a whole"""
 _MOST_ROWS = 1 << 40  # more than any file has
 
 
@@ -34,7 +37,8 @@ class ParquetFormat(FileFormat):
     """`.parquet`: the column `text_field` of a row; an offset is a row's number.
 
     Rows are read in batches of 16 MiB, or of one row. What is in memory besides is the page that
-    holds them, which its writer may have made as large as a row group.
+    holds them. Its writer may have made it as large as a row group, so that a row group with a page
+    above 8 times `max_document` is not read.
 
     Parquet compresses its own pages. A whole Parquet file inside .gz or .zst is not taken, because
     its footer comes last: it would have to be staged before it could be read.
@@ -47,9 +51,13 @@ class ParquetFormat(FileFormat):
     notes = FormatNotes(
         document="a row: the column `text_field`",
         offset="the number of the row",
-        limit="a batch of 16 MiB or one row, and the page that holds it",
+        limit=(
+            "a batch of 16 MiB or one row, and the page that holds it, of 8 times `max_document` "
+            "at most"
+        ),
         damage=(
-            "`unreadable` for a damaged row group, or for a file without a sound footer; "
+            "`unreadable` for a damaged row group, for one with a larger page, and for a file "
+            "without a sound footer; "
             "`missing-text` for a file without the column, and for a null; "
             "`text-not-string` for another type"
         ),
@@ -87,7 +95,7 @@ class ParquetFormat(FileFormat):
             # A damaged footer may place it outside the file; it belongs to some part all the same.
             place = max(0, column.dictionary_page_offset or column.data_page_offset)
             if part.start <= min(place, part.size_bytes - 1) < end:
-                yield from _read_row_group(file, index, row, settings)
+                yield from _read_row_group(file, part.stream, index, row, settings)
             row += group.num_rows
 
 
@@ -138,7 +146,9 @@ def _is_cut(part: FilePart) -> bool:
     return head == _MAGIC and part.stream.read() != _MAGIC
 
 
-def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -> Iterator[Record]:
+def _read_row_group(
+    file: Any, stream: BinaryIO, index: int, row: int, settings: IngestSettings
+) -> Iterator[Record]:
     """Yield the records of one row group of a ParquetFile, whose first row is number `row`."""
 
     text_path = find_column(file.schema_arrow, settings.text_field) or ()
@@ -149,11 +159,16 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
     begin, group = row, file.metadata.row_group(index)
     detail = ""
     try:
-        batches = file.iter_batches(
-            batch_size=_choose_rows(group, columns),
-            row_groups=[index],
-            columns=columns,
-            use_threads=False,
+        detail = _describe_large_page(stream, group, columns, settings)
+        batches = (
+            ()
+            if detail
+            else file.iter_batches(
+                batch_size=_choose_rows(group, columns),
+                row_groups=[index],
+                columns=columns,
+                use_threads=False,
+            )
         )
         for batch in batches:
             texts = list_values(batch, text_path)
@@ -178,6 +193,29 @@ def _read_row_group(file: Any, index: int, row: int, settings: IngestSettings) -
         )
 
 
+def _describe_large_page(
+    stream: BinaryIO, group: Any, columns: list[str], settings: IngestSettings
+) -> str:
+    """Return what is to be done about a page that takes too much memory; "" where there is none."""
+    limit = _PAGE_DOCUMENTS * settings.max_document_bytes
+    for column in _choose_columns(group, columns):
+        size = find_large_page(stream, column, limit)
+        if size:
+            return (
+                f"a page of {size} bytes, above {_PAGE_DOCUMENTS} times max_document; write it "
+                "with fewer rows a page, or raise max_document"
+            )
+    return ""
+
+
+def _choose_columns(group: Any, columns: list[str]) -> Iterator[Any]:
+    """Yield the metadata of the columns of a row group that are read."""
+    for column in map(group.column, range(group.num_columns)):
+        # A column of structs is named by itself, or by the one field of it that is read.
+        if {column.path_in_schema, column.path_in_schema.partition(".")[0]} & {*columns}:
+            yield column
+
+
 def _choose_rows(group: Any, columns: list[str]) -> int:
     """Return how many rows of a row group to read at once, so that they take bounded memory.
 
@@ -186,10 +224,7 @@ def _choose_rows(group: Any, columns: list[str]) -> int:
         columns: the columns to read.
     """
     row = 1
-    for column in map(group.column, range(group.num_columns)):
-        # A column of structs is named by itself, or by the one field of it that is read.
-        if not {column.path_in_schema, column.path_in_schema.partition(".")[0]} & {*columns}:
-            continue
+    for column in _choose_columns(group, columns):
         row += column.total_uncompressed_size // max(1, group.num_rows)
         if column.has_dictionary_page and column.dictionary_page_offset:
             # Any row may repeat a value of the dictionary, which is in the file once.

@@ -123,13 +123,41 @@ class StagedDocuments:
             reason: why they are removed.
             details: by row, what to record besides the reason.
         """
-        if not details:
+        return self.without_any({reason: details})
+
+    def without_any(self, reasons: Mapping[str, dict[int, str]]) -> StagedDocuments:
+        """Return the documents but those of some rows; of two reasons the first one counts.
+
+        Args:
+            reasons: what to record, by reason and row.
+        """
+        if not any(reasons.values()):
             return self
         keep = np.ones(len(self), dtype=bool)
-        for row, detail in details.items():
-            keep[row] = False
-            self.removed.append(Removed(int(self.file[row]), int(self.offset[row]), reason, detail))
+        for reason, details in reasons.items():
+            for row, detail in details.items():
+                if keep[row]:
+                    place = int(self.file[row]), int(self.offset[row])
+                    self.removed.append(Removed(*place, reason, detail))
+                keep[row] = False
         return self.take(keep)
+
+    def with_texts(self, texts: Mapping[int, bytes]) -> StagedDocuments:
+        """Return the documents with other texts.
+
+        Args:
+            texts: UTF-8, by row.
+        """
+        if not texts:
+            return self
+        result, rows = self.take(slice(None)), list(texts)
+        result._buffers = [*self._buffers, *(memoryview(text) for text in texts.values())]
+        result._chunk, result._start = self._chunk.copy(), self._start.copy()
+        result.sizes = self.sizes.copy()
+        result._chunk[rows] = np.arange(len(self._buffers), len(result._buffers))
+        result._start[rows] = 0
+        result.sizes[rows] = [*map(len, texts.values())]
+        return result
 
     def batches(self) -> Iterator[StagedDocuments]:
         """Yield all documents in batches of bounded size, or of one document."""
@@ -140,19 +168,39 @@ class StagedDocuments:
                 yield self.take(slice(start, end))
 
     def find_rows(self, file: npt.NDArray[Any], offset: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Return the rows `(positions,)` of the documents at some positions, all of which exist.
+        """Return the rows `(positions,)` of the documents at some positions; -1 for none.
 
         Args:
             file: number of the file of every position `(positions,)`.
             offset: offset in that file `(positions,)`.
         """
-        files, offsets = np.concatenate([self.file, file]), np.concatenate([self.offset, offset])
-        asked = np.arange(len(files)) >= len(self)
-        order = np.lexsort((asked, offsets, files))
-        rows = np.empty(len(files), dtype=np.int64)
-        # Sorted by position, every query comes right after the document that it asks for.
-        rows[order[1:]] = order[:-1]
-        return rows[len(self) :]
+        return find_places(self.file, self.offset, file, offset)
+
+
+def find_places(
+    file: npt.NDArray[Any],
+    offset: npt.NDArray[Any],
+    asked_file: npt.NDArray[Any],
+    asked_offset: npt.NDArray[Any],
+) -> npt.NDArray[np.int64]:
+    """Return the rows `(asked,)` of some positions among others; -1 for one that is none of them.
+
+    Args:
+        file: number of the file of every position to search `(positions,)`.
+        offset: offset in that file `(positions,)`.
+        asked_file: number of the file of every position to look for `(asked,)`.
+        asked_offset: offset in that file `(asked,)`.
+    """
+    files, offsets = np.concatenate([file, asked_file]), np.concatenate([offset, asked_offset])
+    asked = np.arange(len(files)) >= len(file)
+    order = np.lexsort((asked, offsets, files))
+    # Sorted by position, those that are asked for come right after the one that they ask for.
+    last = np.maximum.accumulate(np.where(asked[order], 0, np.arange(len(order))))
+    before = order[last]
+    equal = (files[before] == files[order]) & (offsets[before] == offsets[order]) & ~asked[before]
+    rows = np.empty(len(files), dtype=np.int64)
+    rows[order] = np.where(equal, before, -1)
+    return rows[len(file) :]
 
 
 @dataclass

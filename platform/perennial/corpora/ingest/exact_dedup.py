@@ -7,30 +7,31 @@ A task takes one range of digests. It holds 28 bytes per document of its part (o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from perennial.corpora.ingest.documents import StagedDocuments
 from perennial.corpora.ingest.partition import (
     Layout,
     choose_parts,
     digest_bounds,
+    group_rows,
     holdout_bound,
     make_file_salts,
     make_order_keys,
 )
-from perennial.corpora.ingest.read import group_rows, run_key
-from perennial.corpora.ingest.spill import ENTRY, SectionFile, read_sections
-from perennial.corpora.manifest import DUPLICATE, Counts, DigestFile, InputFile
+from perennial.corpora.ingest.spill import ENTRY, SectionFile, read_sections, run_key
+from perennial.corpora.manifest import Counts, DigestFile, InputFile
 from perennial.store import read_checked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import numpy.typing as npt
 
+    from perennial.corpora.ingest.documents import StagedDocuments
     from perennial.corpora.manifest import IngestSettings
     from perennial.store import Store
 
@@ -48,6 +49,16 @@ REPEAT = np.dtype(
 corpus that holds its text (-1 for none)"""
 
 
+class Drop(NamedTuple):
+    """An entry of a list of documents to drop; see `REPEAT`."""
+
+    file: int
+    offset: int
+    first_file: int
+    first_offset: int
+    earlier: int
+
+
 class CompareResult(BaseModel):
     """Summary of the comparison of one part of the digests; also its completion marker."""
 
@@ -58,6 +69,11 @@ class CompareResult(BaseModel):
     """the lowest digest of a text; None when there is no text"""
     drops: bool
     """a list of documents to drop was written"""
+    dropped: int = 0
+    """documents on that list"""
+    fresh: int | None = None
+    """documents that are neither dropped nor among the share that is held out; None in the marker
+    of an earlier version"""
     counts: Counts
 
 
@@ -127,7 +143,8 @@ def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
     if drop.any():
         rows = np.flatnonzero(drop)
         with job.staging.open(drops_key(part), "wb") as stream:
-            _write_drops(stream, job, entries[rows], entries[first[rows]], earlier[rows])
+            drops = _list_drops(entries[rows], entries[first[rows]], earlier[rows])
+            write_drops(stream, job.layout, drops, _find_parts(job, entries[rows]))
     names = [corpus.name for corpus in job.earlier]
     numbers, repeats = np.unique(earlier[earlier >= 0], return_counts=True)
     return CompareResult(
@@ -139,6 +156,8 @@ def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
         ),
         lowest=int(texts[0]) if len(texts) else None,
         drops=bool(drop.any()),
+        dropped=int(drop.sum()),
+        fresh=int((~drop & ~_is_held(job, entries)).sum()),
         counts=Counts(
             repeats=int(repeat.sum()),
             repeats_of_earlier={
@@ -151,7 +170,7 @@ def _compare(job: CompareJob, part: int, target: Store) -> CompareResult:
 def _read_entries(job: CompareJob, part: int) -> npt.NDArray[Any]:
     """Return the documents of the part, of all run files."""
     places = (
-        (run_key(piece, run), job.layout.parts + part)
+        (run_key(piece, run), job.layout.digests_section(part))
         for piece, runs in enumerate(job.runs)
         for run in range(runs)
     )
@@ -187,61 +206,66 @@ def _find_known(
     return known
 
 
-def _write_drops(
-    stream: BinaryIO,
-    job: CompareJob,
-    entries: npt.NDArray[Any],
-    first: npt.NDArray[Any],
-    earlier: npt.NDArray[np.int32],
-) -> None:
-    """Write the list of documents to drop: a section for every part of documents."""
-    salts = make_file_salts([file.name for file in job.inputs], job.settings.seed)
-    orders = make_order_keys(salts[entries["file"]], entries["offset"])
-    parts = choose_parts(orders, job.layout.shards)
-    held = entries["digest"] < np.uint64(holdout_bound(job.settings.holdout_share))
-    parts[held] = job.layout.shards + choose_parts(orders[held], job.layout.held_parts)
+def _list_drops(
+    entries: npt.NDArray[Any], first: npt.NDArray[Any], earlier: npt.NDArray[np.int32]
+) -> npt.NDArray[Any]:
     drops = np.empty(len(entries), dtype=REPEAT)
     for name in ("file", "offset"):
         drops[name], drops[f"first_{name}"] = entries[name], first[name]
     drops["earlier"] = earlier
-    file = SectionFile(stream, job.layout.parts)
-    for rows in group_rows(parts, job.layout.parts):
+    return drops
+
+
+def _is_held(job: CompareJob, entries: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    bound = np.uint64(holdout_bound(job.settings.holdout_share))
+    return np.asarray(entries["digest"] < bound)
+
+
+def _find_parts(job: CompareJob, entries: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the part of documents `(entries,)` that every entry's document is in."""
+    salts = make_file_salts([file.name for file in job.inputs], job.settings.seed)
+    orders = make_order_keys(salts[entries["file"]], entries["offset"])
+    parts = choose_parts(orders, job.layout.shards)
+    held = _is_held(job, entries)
+    parts[held] = job.layout.shards + choose_parts(orders[held], job.layout.held_parts)
+    return parts
+
+
+def write_drops(
+    stream: BinaryIO, layout: Layout, drops: npt.NDArray[Any], parts: npt.NDArray[np.int64]
+) -> None:
+    """Write a list of documents to drop: a section for every part of documents.
+
+    Args:
+        stream: the file.
+        layout: how documents are dealt into parts.
+        drops: the documents (`REPEAT`).
+        parts: the part of each of them `(drops,)`.
+    """
+    file = SectionFile(stream, layout.parts)
+    for rows in group_rows(parts, layout.parts):
         file.add(drops[rows].tobytes())
     file.close()
 
 
-def drop_equal(
+def read_drops(
     documents: StagedDocuments,
     staging: Store,
-    lists: Sequence[int],
-    parts: Sequence[int],
-    inputs: Sequence[InputFile],
-    names: Sequence[str],
-) -> StagedDocuments:
-    """Return documents without those that the second pass listed to drop.
+    places: Sequence[tuple[str, int]],
+    describe: Callable[[Drop], str],
+) -> dict[int, str]:
+    """Return, by row, the documents that lists name, and what to record of each.
 
     Args:
-        documents: all documents of `parts`.
+        documents: all documents of the parts.
         staging: the store of staged files.
-        lists: parts of digests that have a list of documents to drop.
-        parts: parts of documents.
-        inputs: the files of the corpus, for the records of what is dropped.
-        names: names of the earlier corpora.
+        places: (key of a list, part of documents) pairs.
+        describe: returns the detail of a document to drop.
     """
     details: dict[int, str] = {}
-    places = ((key, part) for key in map(drops_key, lists) for part in parts)
     for section in read_sections(staging, places):
         drops = np.frombuffer(section, dtype=REPEAT)
         rows = documents.find_rows(drops["file"], drops["offset"]).tolist()
-        texts = (_detail(drop, inputs, names) for drop in drops.tolist())
+        texts = (describe(Drop(*drop)) for drop in drops.tolist())
         details.update(zip(rows, texts, strict=True))
-    return documents.without(DUPLICATE, details)
-
-
-def _detail(
-    drop: tuple[int, int, int, int, int], inputs: Sequence[InputFile], names: Sequence[str]
-) -> str:
-    _, _, file, offset, earlier = drop
-    if earlier >= 0:
-        return f"equals a document of corpus {names[earlier]}"
-    return f"equals {inputs[file].name} at {offset}"
+    return details

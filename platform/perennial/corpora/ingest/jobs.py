@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +11,16 @@ from typing import TYPE_CHECKING
 from perennial.corpora.comparing import FORM
 from perennial.corpora.fill_in_the_middle import MARKS
 from perennial.corpora.ingest.exact_dedup import CompareJob, CompareResult, EarlierDigests
+from perennial.corpora.ingest.fuzzy_dedup import FuzzyJob
 from perennial.corpora.ingest.partition import Layout, count_shards, holdout_bound, make_layout
 from perennial.corpora.ingest.read import PieceResult, ScatterJob
+from perennial.corpora.ingest.repeated_lines import LinesJob
+from perennial.corpora.ingest.spill import run_key
 from perennial.corpora.ingest.write import GatherJob
 from perennial.corpora.manifest import (
     FORMAT,
     CorpusManifest,
+    Counts,
     EarlierCorpus,
     IngestSettings,
     InputFile,
@@ -109,6 +114,29 @@ class IngestPlan:
             earlier=tuple(EarlierDigests(m.name, m.digests) for m in self.earlier),
         )
 
+    def fuzzy_job(self, staged: Sequence[PieceResult]) -> FuzzyJob:
+        """Return the job of the passes that find fuzzy duplicates; `staged` as above."""
+        assert self.settings.fuzzy_duplicates is not None
+        return FuzzyJob(
+            staging=self.staging,
+            places=_list_runs(staged),
+            inputs=self.inputs,
+            layout=self.layout,
+            seed=self.settings.seed,
+            similarity=self.settings.fuzzy_duplicates,
+        )
+
+    def lines_job(self, staged: Sequence[PieceResult]) -> LinesJob:
+        """Return the job of the pass that finds repeated lines; `staged` as above."""
+        return LinesJob(
+            staging=self.staging,
+            places=_list_runs(staged),
+            inputs=self.inputs,
+            layout=self.layout,
+            seed=self.settings.seed,
+            without_fuzzy=self.settings.fuzzy_duplicates is not None,
+        )
+
     def gather_job(
         self,
         staged: Sequence[PieceResult],
@@ -145,6 +173,7 @@ class IngestPlan:
         staged: Sequence[PieceResult],
         compared: Sequence[CompareResult],
         results: Sequence[ShardResult],
+        repeats: Counts,
     ) -> CorpusManifest:
         """Return the manifest of the finished corpus.
 
@@ -153,11 +182,13 @@ class IngestPlan:
             staged: results of the first pass, by piece.
             compared: results of the second pass, by part.
             results: results of the last passes.
+            repeats: what the passes between them counted.
 
         Raises:
             ValueError: when a document or token is not accounted for (I5).
         """
-        counts = sum_counts([r.counts for r in compared] + [r.counts for r in results]).check()
+        parts = [r.counts for r in compared] + [r.counts for r in results]
+        counts = sum_counts([repeats, *parts]).check()
         borders = counts.trained_documents + counts.held_out_documents
         if self.tokenizer.begin_of_document is not None:
             borders += counts.trained_documents
@@ -184,9 +215,23 @@ class IngestPlan:
                 step: round(sum(piece.step_cpu_seconds[step] for piece in staged), 3)
                 for step in staged[0].step_cpu_seconds
             },
+            step_changes=_sum_changes(staged),
             tokens_per_byte=(counts.tokens - borders) / text_bytes,
         )
         return manifest.sealed()
+
+
+def _sum_changes(staged: Sequence[PieceResult]) -> dict[str, int]:
+    """Return the documents that each step changed, in the order of the steps."""
+    changes: Counter[str] = Counter()
+    for piece in staged:
+        changes.update(piece.step_changes)
+    return {step: changes[step] for step in staged[0].step_cpu_seconds if changes[step]}
+
+
+def _list_runs(staged: Sequence[PieceResult]) -> tuple[str, ...]:
+    """Return the keys of all run files."""
+    return tuple(run_key(n, run) for n, piece in enumerate(staged) for run in range(piece.runs))
 
 
 def _holdout_bound(share: float, compared: Sequence[CompareResult]) -> int:

@@ -208,11 +208,14 @@ def _letters(token: str, alphabet: dict[str, int]) -> str:
     return "".join(c for c in token.casefold() if c.isalnum())
 
 
-def compute_minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
+def compute_minhash(
+    text: bytes | memoryview, permutations: int = _PERMUTATIONS
+) -> npt.NDArray[np.uint32] | None:
     """Return the MinHash `(permutations,)` of a text's runs of 5 words, in the form of `comparing`.
 
     The share of equal numbers in two of them estimates the Jaccard similarity of their sets of
-    runs (Broder 1997), with a standard error of at most 0.045. None for a text of fewer words.
+    runs (Broder 1997), with a standard error of at most 0.045 for 128 permutations. None for a text
+    of fewer words.
     """
     words = split_words(text)
     count = len(words) - _WORDS + 1
@@ -223,9 +226,10 @@ def compute_minhash(text: bytes | memoryview) -> npt.NDArray[np.uint32] | None:
     for place, factor in enumerate(_PLACES):
         runs += numbers[place : place + count] * factor
     runs = splitmix64(runs)
-    lowest = np.full(_PERMUTATIONS, ~np.uint64(0))
+    factors, addends = _FACTORS[:permutations], _ADDENDS[:permutations]
+    lowest = np.full(permutations, ~np.uint64(0))
     for start in range(0, count, _SHINGLES_AT_ONCE):
-        permuted = runs[start : start + _SHINGLES_AT_ONCE, None] * _FACTORS + _ADDENDS
+        permuted = runs[start : start + _SHINGLES_AT_ONCE, None] * factors + addends
         np.minimum(lowest, permuted.min(axis=0), out=lowest)
     return (lowest >> np.uint64(32)).astype("<u4")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -104,6 +104,27 @@ class Layout:
         """Return the parts of documents: those of the shards, then the held-out ones."""
         return self.shards + self.held_parts
 
+    @property
+    def sections(self) -> int:
+        """Return the sections of a run file.
+
+        They are those of documents, then those of digests, of lines, and of the bands of fuzzy
+        duplicates, which are many and are dealt into as many parts as there are shards.
+        """
+        return self.parts + 2 * self.digest_parts + self.shards
+
+    def digests_section(self, part: int) -> int:
+        """Return the section of a part of the digests."""
+        return self.parts + part
+
+    def lines_section(self, part: int) -> int:
+        """Return the section of a part of the lines; see `repeated_lines`."""
+        return self.parts + self.digest_parts + part
+
+    def bands_section(self, part: int) -> int:
+        """Return the section of a part of the bands; see `fuzzy_dedup`."""
+        return self.parts + 2 * self.digest_parts + part
+
 
 def make_layout(shards: int, holdout_share: float) -> Layout:
     """Return the layout of a corpus.
@@ -171,6 +192,30 @@ def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def digest_bounds(parts: int) -> list[int]:
     """Return the first digest of every part, and 2**64: parts of digests are ranges of them."""
     return [part * 2**64 // parts for part in range(parts)] + [2**64]
+
+
+def group_rows(parts: npt.NDArray[np.int64], count: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield, for every part below `count`, the rows that belong to it, in their order.
+
+    Args:
+        parts: the part of every row `(rows,)`; rows of other parts are left out.
+        count: the number of parts.
+    """
+    rows = np.argsort(parts, kind="stable")
+    bounds = np.searchsorted(parts[rows], np.arange(count + 1))
+    for start, end in pairwise(bounds.tolist()):
+        yield rows[start:end]
+
+
+def group_by_digest(digests: npt.NDArray[np.uint64], parts: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield, for every part of digests, the rows that belong to it, in their order.
+
+    Args:
+        digests: 64 bits of every row `(rows,)`.
+        parts: the number of parts.
+    """
+    bounds = np.array(digest_bounds(parts)[1:-1], dtype=np.uint64)
+    yield from group_rows(np.searchsorted(bounds, digests, side="right"), parts)
 
 
 def holdout_bound(share: float) -> int:

@@ -1,7 +1,8 @@
 """Ingest of a corpus: passes of Ray Data tasks with an external shuffle, the manifest last.
 
 1. Read: pieces of the input are staged by destination.
-2. Compare: equal texts are found by their digests.
+2. Compare: equal texts are found by their digests; fuzzy duplicates and repeated lines besides,
+   where the run file asks for them.
 3. Hold out: the held-out files are written, and the index of their near duplicates.
 4. Write: every shard is gathered, tokenised and written.
 
@@ -13,7 +14,8 @@ parallelism, restarts or kills.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from perennial.corpora.ingest.decontaminate import (
     write_evaluation_texts,
 )
 from perennial.corpora.ingest.exact_dedup import CompareResult, compare_digests
+from perennial.corpora.ingest.fuzzy_dedup import ClusterResult, cluster_documents, match_bands
 from perennial.corpora.ingest.jobs import IngestPlan
 from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
 from perennial.corpora.ingest.quality import (
@@ -35,11 +38,14 @@ from perennial.corpora.ingest.quality import (
     refused_folder,
 )
 from perennial.corpora.ingest.read import PieceResult, scatter_piece
+from perennial.corpora.ingest.repeated_lines import find_repeated_lines
 from perennial.corpora.ingest.sample import list_inputs, sample_texts
 from perennial.corpora.ingest.task_failures import TRIED_AGAIN, carried, raise_carried
 from perennial.corpora.ingest.write import gather_shard, has_files, write_holdout
 from perennial.corpora.manifest import (
+    DUPLICATE,
     CorpusManifest,
+    Counts,
     IngestSettings,
     ShardResult,
     manifest_key,
@@ -65,7 +71,11 @@ Accept = Callable[[CorpusManifest], object]
 """called before a corpus is committed; raises InputError to refuse it"""
 
 IngestProgress = Callable[[str, int, int], None]
-"""called with the pass ("read", "compare", "hold out" or "write"), the tasks done and all tasks"""
+"""called with the pass ("read", "compare", "match", "cluster", "find lines", "hold out" or
+"write"), the tasks done and all tasks"""
+
+RunPass = Callable[[str, int, Callable[[int], "BaseModel"]], list[str]]
+"""runs a task for every index below a number, in a pass of that name; returns the results"""
 
 _ENGINE_SAMPLE_BYTES = 1 << 18
 _TASKS_AT_ONCE = 256  # Ray Data makes an object for every task before the first one runs
@@ -185,6 +195,8 @@ def _ingest(
     compare = plan.compare_job(staged)
     texts = run("compare", plan.layout.digest_parts, lambda part: compare_digests(compare, part))
     compared = [CompareResult.model_validate_json(text) for text in texts]
+    _check_fresh(plan, staged, compared)
+    repeats = _find_repeats(plan, run, staged)
     sample = list(sample_texts(plan.inbox, plan.landed, settings, _ENGINE_SAMPLE_BYTES))
     encoder = choose_encoder(plan.tokenizer, sample)
     if encoder == "tokenizers":
@@ -196,7 +208,7 @@ def _ingest(
     texts += run("write", plan.layout.shards, lambda shard: gather_shard(gather, shard))
     results = [ShardResult.model_validate_json(text) for text in texts]
     _check_news(plan, results)
-    manifest = plan.build_manifest(encoder, staged, compared, results)
+    manifest = plan.build_manifest(encoder, staged, compared, results, repeats)
     if manifest.counts.documents != sum(piece.documents for piece in staged):
         raise RuntimeError(f"{name}: documents were lost between the passes")
     if manifest.counts.partly_compared_documents:
@@ -207,6 +219,26 @@ def _ingest(
         )
     accept(manifest)
     return _commit(plan.store, plan.target, manifest, results)
+
+
+def _find_repeats(plan: IngestPlan, run: RunPass, staged: Sequence[PieceResult]) -> Counts:
+    """List the fuzzy duplicates and the repeated lines where the run file asks for them."""
+    parts, settings, partly = plan.layout.digest_parts, plan.settings, 0
+    if settings.fuzzy_duplicates is not None:
+        fuzzy = plan.fuzzy_job(staged)
+        run("match", plan.layout.shards, lambda part: match_bands(fuzzy, part))
+        (text,) = run("cluster", 1, lambda _: cluster_documents(fuzzy))
+        partly = ClusterResult.model_validate_json(text).partly_compared
+    if partly:
+        log.warning(
+            "%s: %d documents share text with more documents than they were compared with; fuzzy "
+            "duplicates of the others are trained",
+            *(plan.name, partly),
+        )
+    if settings.repeated_lines is not None:
+        lines = plan.lines_job(staged)
+        run("find lines", parts, lambda part: find_repeated_lines(lines, part))
+    return Counts(fuzzy_partly_compared=partly)
 
 
 def _account(plan: IngestPlan, staged: Sequence[PieceResult]) -> LossAccount:
@@ -261,14 +293,32 @@ def _iterate_rows(
 def _check_news(plan: IngestPlan, results: Sequence[ShardResult]) -> None:
     """Raise InputError for a corpus that holds nothing to train."""
     counts = sum_counts(result.counts for result in results)
-    if counts.trained_documents:
+    if counts.trained_documents == 0:
+        removed = counts.removed | {"held out": counts.held_out_documents}
+        raise _nothing_new(plan, counts.documents, removed)
+
+
+def _check_fresh(
+    plan: IngestPlan, staged: Sequence[PieceResult], compared: Sequence[CompareResult]
+) -> None:
+    """Raise InputError, before anything is tokenised, where the digests say that nothing is new."""
+    fresh = [result.fresh for result in compared]
+    if any(count is None or count for count in fresh):
         return
-    removed = counts.removed | {"held out": counts.held_out_documents}
+    removed = Counter({DUPLICATE: sum(result.dropped for result in compared)})
+    for piece in staged:
+        removed.update(piece.quarantined)
+    documents = sum(piece.documents for piece in staged)
+    removed["held out"] = documents - removed.total()
+    raise _nothing_new(plan, documents, removed)
+
+
+def _nothing_new(plan: IngestPlan, documents: int, removed: Mapping[str, int]) -> InputError:
     listed = ", ".join(f"{count} {reason}" for reason, count in removed.items() if count)
-    raise InputError(
+    return InputError(
         f"{plan.inbox.url}/{plan.name}",
         "",
-        f"none of its {counts.documents} documents is new to train ({listed})",
+        f"none of its {documents} documents is new to train ({listed})",
         "there is nothing to do; what is new lands as another corpus",
         code="nothing-new",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -15,20 +14,23 @@ from perennial.corpora.file_list import ListedFile, escape_text, moved_file
 from perennial.corpora.formats.base import Record, counts_as_bad
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.documents import Removed, encode_removed
+from perennial.corpora.ingest.fuzzy_dedup import bands_bytes, encode_bands
 from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.partition import (
     InputPiece,
     Layout,
     choose_parts,
-    digest_bounds,
     digest_text,
+    group_by_digest,
+    group_rows,
     holdout_bound,
     make_file_salts,
     make_layout,
     make_order_keys,
 )
+from perennial.corpora.ingest.repeated_lines import encode_lines
 from perennial.corpora.ingest.sample import apply_steps
-from perennial.corpora.ingest.spill import SectionFile, encode_digests
+from perennial.corpora.ingest.spill import SectionFile, encode_digests, run_key
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.errors import InputMoved
 from perennial.steps import StepPipeline
@@ -72,6 +74,8 @@ class PieceResult(BaseModel):
     """the first bad record of each reason"""
     step_cpu_seconds: dict[str, float] = Field(default_factory=dict)
     """CPU time by step of `corpora.steps`"""
+    step_changes: dict[str, int] = Field(default_factory=dict)
+    """documents that a step changed, by step"""
 
     @property
     def bad(self) -> int:
@@ -94,16 +98,6 @@ class ScatterJob:
     def layout(self) -> Layout:
         """Return how documents are dealt into parts."""
         return make_layout(self.shards, self.settings.holdout_share)
-
-
-def run_key(piece: int, run: int) -> str:
-    """Return the key of a run file below the staging folder.
-
-    Args:
-        piece: number of the piece.
-        run: number of the run file of that piece.
-    """
-    return f"pieces/{piece:06d}-{run:04d}.run"
 
 
 def evidence_key(piece: int) -> str:
@@ -173,10 +167,8 @@ def _stage_once(
     damaged: dict[int, Record],
 ) -> PieceResult:
     reasons: Counter[str] = Counter()
-    pending, salts = (
-        _Pending(),
-        make_file_salts([file.name for file in job.inputs], job.settings.seed),
-    )
+    names = [file.name for file in job.inputs]
+    pending, salts = _Pending(job.settings), make_file_salts(names, job.settings.seed)
     runs = documents = 0
     losses: list[FileLoss] = []
     by_file: Counter[int] = Counter()
@@ -187,7 +179,7 @@ def _stage_once(
         nonlocal runs, pending
         with job.staging.open(run_key(index, runs), "wb") as stream:
             pending.write(job, salts, stream)
-        runs, pending = runs + 1, _Pending()
+        runs, pending = runs + 1, _Pending(job.settings)
 
     steps = StepPipeline(job.settings.steps)
     last: tuple[int, int] = (-1, 0)
@@ -224,6 +216,7 @@ def _stage_once(
         documents_by_file=by_file,
         first=first,
         step_cpu_seconds=steps.cpu_seconds,
+        step_changes=dict(steps.changed),
     )
 
 
@@ -255,7 +248,10 @@ def _records(
 class _Pending:
     """Buffer of the documents of the next run file, as columns."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: IngestSettings) -> None:
+        fuzzy = settings.fuzzy_duplicates
+        self._record_bytes = _RECORD_BYTES + (0 if fuzzy is None else bands_bytes(fuzzy))
+        self._columns = len(settings.metadata)
         self.held_bytes = 0
         self.texts: list[bytes] = []
         self._files: list[int] = []
@@ -274,16 +270,16 @@ class _Pending:
         """
         if record.reason:
             self._bad.append((len(self.texts), record.reason, record.detail))
-        self.held_bytes += len(record.text) + _RECORD_BYTES
+        self.held_bytes += len(record.text) + self._record_bytes
         self.texts.append(record.text)
         self._files.append(file)
         self._offsets.append(record.offset)
         self._digests.append(digest_text(record.text))
         self._domains.append(record.domain)
-        self._metadata.append(record.fields)
+        self._metadata.append(record.fields[: self._columns])
 
     def write(self, job: ScatterJob, salts: npt.NDArray[np.uint64], stream: BinaryIO) -> None:
-        """Write the run file: a section for every part of documents, then for those of digests.
+        """Write the run file: the sections of the layout, in its order.
 
         In a section the documents are in the order in which they were added.
 
@@ -312,7 +308,7 @@ class _Pending:
             "digest": digests[:, 0],
         }
         strings = self._strings(settings)
-        file = SectionFile(stream, layout.parts + layout.digest_parts)
+        file = SectionFile(stream, layout.sections)
         for rows in group_rows(parts, layout.parts):
             chosen: dict[str, Any] = {name: values[rows] for name, values in columns.items()}
             listed = rows.tolist()
@@ -320,7 +316,12 @@ class _Pending:
                 chosen[name] = column and [column[row] for row in listed]
             texts = [self.texts[row] for row in listed]
             file.add_documents(chosen, texts, compression)
-        for section in _digests(layout, digests, files, offsets, good):
+        for rows in group_by_digest(digests[good, 0], layout.digest_parts):
+            chosen_rows = np.flatnonzero(good)[rows]
+            file.add(encode_digests(digests[chosen_rows], files[chosen_rows], offsets[chosen_rows]))
+        rows = np.flatnonzero(good & ~held)
+        trained = [self.texts[row] for row in rows.tolist()]
+        for section in _repeats(job, trained, files[rows], offsets[rows]):
             file.add(section)
         file.close()
 
@@ -339,28 +340,19 @@ class _Pending:
         return given | {"reason": reasons, "detail": details}
 
 
-def _digests(
-    layout: Layout,
-    digests: npt.NDArray[np.uint64],
+def _repeats(
+    job: ScatterJob,
+    texts: list[bytes],
     files: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],
-    good: npt.NDArray[np.bool_],
 ) -> Iterator[bytes]:
-    bounds = np.array(digest_bounds(layout.digest_parts)[1:-1], dtype=np.uint64)
-    parts = np.searchsorted(bounds, digests[:, 0], side="right")
-    parts[~good] = layout.digest_parts
-    for rows in group_rows(parts, layout.digest_parts):
-        yield encode_digests(digests[rows], files[rows], offsets[rows])
-
-
-def group_rows(parts: npt.NDArray[np.int64], count: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield, for every part below `count`, the rows that belong to it, in their order.
-
-    Args:
-        parts: the part of every row `(rows,)`; rows of other parts are left out.
-        count: the number of parts.
-    """
-    rows = np.argsort(parts, kind="stable")
-    bounds = np.searchsorted(parts[rows], np.arange(count + 1))
-    for start, end in pairwise(bounds.tolist()):
-        yield rows[start:end]
+    """Yield the sections by which repeats among the documents to train are found."""
+    layout, settings = job.layout, job.settings
+    if settings.repeated_lines is None:
+        yield from [b""] * layout.digest_parts
+    else:
+        yield from encode_lines(layout, texts, files, offsets, settings.repeated_lines)
+    if settings.fuzzy_duplicates is None:
+        yield from [b""] * layout.shards
+    else:
+        yield from encode_bands(layout, texts, files, offsets, settings.fuzzy_duplicates)

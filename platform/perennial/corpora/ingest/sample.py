@@ -113,7 +113,10 @@ def apply_steps(steps: StepPipeline, record: Record, settings: IngestSettings) -
     """
     if record.reason or not settings.steps:
         return record
-    result = steps.apply(record.text.decode(), record.domain)
+    # A format that knows no fields but the text gives none of them.
+    pairs = zip(settings.other_fields, record.fields, strict=False)
+    fields = {name: value or "" for name, value in pairs}
+    result = steps.apply(record.text.decode(), record.domain, fields)
     if isinstance(result, Dropped):
         return record._replace(text=b"", reason=result.reason, detail=result.detail)
     return make_record(record.offset, result, record.domain, settings, record.fields)

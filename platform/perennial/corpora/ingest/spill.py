@@ -43,6 +43,16 @@ _BATCH_BYTES = 1 << 20
 _REQUESTS_AT_ONCE = 32
 
 
+def run_key(piece: int, run: int) -> str:
+    """Return the key of a run file below the staging folder.
+
+    Args:
+        piece: number of the piece.
+        run: number of the run file of that piece.
+    """
+    return f"pieces/{piece:06d}-{run:04d}.run"
+
+
 class SectionFile:
     """Writer of a file of sections; `close` completes it, and leaves its stream open."""
 

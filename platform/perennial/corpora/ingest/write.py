@@ -29,7 +29,8 @@ from perennial.corpora.ingest.documents import (
     count_removed,
     encode_removed,
 )
-from perennial.corpora.ingest.exact_dedup import drop_equal
+from perennial.corpora.ingest.exact_dedup import Drop, drops_key, read_drops
+from perennial.corpora.ingest.fuzzy_dedup import DROPS_KEY
 from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.near_dedup import (
     BandHasher,
@@ -38,10 +39,12 @@ from perennial.corpora.ingest.near_dedup import (
     write_index,
 )
 from perennial.corpora.ingest.partition import Layout, holdout_bound
-from perennial.corpora.ingest.read import run_key
-from perennial.corpora.ingest.spill import decode_documents, read_sections
+from perennial.corpora.ingest.repeated_lines import cut_lines
+from perennial.corpora.ingest.spill import decode_documents, read_sections, run_key
 from perennial.corpora.manifest import (
     CONTAMINATED,
+    DUPLICATE,
+    FUZZY_DUPLICATE,
     NEAR_DUPLICATE,
     SPECIAL_TOKEN,
     Counts,
@@ -137,10 +140,14 @@ def _write_shard(job: GatherJob, shard: int) -> ShardResult:
     # Documents below the usual bound were dealt apart. Where there were none, the bound is raised
     # by one document, which was dealt to a shard and must not be trained.
     documents = documents.take(documents.digest >= np.uint64(job.holdout_bound))
+    cut = Counts()
+    if job.settings.repeated_lines is not None:
+        lists = job.layout.digest_parts
+        documents, cut = cut_lines(documents, job.staging, lists, [shard])
     key = f"shard-{shard:05d}.parquet"
     rows, spans, counts = _write_rows(job, key, documents)
     quarantine = _write_quarantine(job, f"quarantine-{shard:05d}.jsonl", documents.removed)
-    counts = counts.plus(Counts(**count_removed(documents.removed, job.lost)))
+    counts = counts.plus(Counts(**count_removed(documents.removed, job.lost))).plus(cut)
     return ShardResult(shard=rows, documents=spans, quarantine=quarantine, counts=counts)
 
 
@@ -227,7 +234,7 @@ def _write_holdout_files(
 
 
 def _read_documents(job: GatherJob, sections: list[int]) -> StagedDocuments:
-    """Return the documents of sections of all run files, without those dropped as equal."""
+    """Return the documents of sections of all run files, without those that repeat others."""
     places = (
         (run_key(piece, run), section)
         for piece, runs in enumerate(job.runs)
@@ -236,7 +243,23 @@ def _read_documents(job: GatherJob, sections: list[int]) -> StagedDocuments:
     )
     buffers = read_sections(job.staging, places)
     documents = collect_documents(batch for data in buffers for batch in decode_documents(data))
-    return drop_equal(documents, job.staging, job.drops, sections, job.inputs, job.earlier)
+    staging, lists = job.staging, [drops_key(part) for part in job.drops]
+
+    def find(keys: list[str], describe: Callable[[Drop], str]) -> dict[int, str]:
+        return read_drops(documents, staging, [(k, s) for k in keys for s in sections], describe)
+
+    def describe_equal(drop: Drop) -> str:
+        if drop.earlier >= 0:
+            return f"equals a document of corpus {job.earlier[drop.earlier]}"
+        return f"equals {job.inputs[drop.first_file].name} at {drop.first_offset}"
+
+    def describe_similar(drop: Drop) -> str:
+        return f"similar to {job.inputs[drop.first_file].name} at {drop.first_offset}"
+
+    similar = [DROPS_KEY] if job.settings.fuzzy_duplicates is not None else []
+    return documents.without_any(
+        {DUPLICATE: find(lists, describe_equal), FUZZY_DUPLICATE: find(similar, describe_similar)}
+    )
 
 
 def _write_rows(
