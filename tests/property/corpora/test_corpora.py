@@ -101,7 +101,7 @@ def texts_of(target: Store) -> tuple[str, list[str]]:
     decoder = byte_tokenizer().build()
     rows, held = b"", []
     for info in target.list(""):
-        if not info.key.endswith("parquet"):
+        if not info.key.startswith(("shard", "holdout")):
             continue
         with target.open(info.key) as stream:
             for value in pq.read_table(stream)["tokens"].to_pylist():

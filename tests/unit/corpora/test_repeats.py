@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.audit.counts import check_contents
-from perennial.audit.files import read_holdout, read_quarantine
+from perennial.audit.files import read_documents, read_holdout, read_quarantine
 from perennial.corpora import CorpusManifest, IngestSettings, import_tokenizer, land
 from perennial.corpora.ingest import fuzzy_dedup
 from perennial.corpora.ingest.fuzzy_dedup import choose_band_rows, choose_drops, find_pairs
@@ -59,7 +59,12 @@ def byte_level_decoder(path: Path) -> Any:
 def _check(store: Store, manifest: CorpusManifest) -> None:
     """What `perennial verify` proves of the counts."""
     contents: list[Any] = []
-    for files, reader in ((manifest.quarantine, read_quarantine), (manifest.holdout, read_holdout)):
+    readers: list[tuple[Any, Any]] = [
+        (read_quarantine, manifest.quarantine),
+        (read_holdout, manifest.holdout),
+        (read_documents, manifest.documents),
+    ]
+    for reader, files in readers:
         for file in files:
             with store.open(f"corpora/en/{file.file}") as stream:
                 contents.append(reader(stream))
