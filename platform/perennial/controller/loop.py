@@ -18,6 +18,7 @@ from perennial.controller import evaluate_stage as judging
 from perennial.controller.context import Workspace
 from perennial.controller.failures import describe_failure
 from perennial.controller.ingest_stage import ingest, landing
+from perennial.controller.origin import begin_from_stored
 from perennial.controller.release import carry_out
 from perennial.controller.reuse_trial import adopt
 from perennial.controller.train_stage import train
@@ -363,7 +364,7 @@ class _Controller:
         work = self._work
         stage = work.state.stage_of(name)
         if stage.start is None:
-            work.import_model()
+            begin_from_stored(work)
         adopt(work, stage)
         work.use_ray()
         job = stage_job(work.spec, work.state, stage, work.manifests(), work.fence())
