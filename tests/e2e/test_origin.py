@@ -16,7 +16,7 @@ from perennial.runs.events import Imported, Measured, decode
 from perennial.runs.ledger import FOLDER, Ledger
 from perennial.store import Log, Store, open_store
 from tests.support.cli import perennial, perennial_json, start
-from tests.support.tiny_run import tiny_run, write_run, write_texts
+from tests.support.tiny_run import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
 
 
 def _store_model(folder: Path) -> None:
@@ -33,12 +33,12 @@ def _store_model(folder: Path) -> None:
 
 
 def _document(folder: Path, store: str) -> dict[str, Any]:
-    """A first stage at a rate that wrecks the model, of the first layer of a stored one."""
+    """A first stage at a rate that wrecks the first layer of a stored model; `code` is a proxy."""
     task = Path(__file__).parents[2] / "pipelines" / "tasks" / "continuation"
     document = tiny_run(folder, store)
     document["model"] = {"path": str(folder / "model"), "inherit_layers": 1}
     document["schedule"] = {"kind": "constant", "eta_const": 1.0, "warmup": "0 steps"}
-    document["stages"] |= {"only": ["help", "late"], "budget": "6 steps"}
+    document["stages"] |= {"corpora": {"code": {"role": "replay"}}, "budget": "6 steps"}
     document["gates"] = {"max_forgetting": 0.1, "min_gain": 0.0}
     document["evaluation"] |= {"tasks": [str(task)], "prompts": ["import"]}
     return document
@@ -75,8 +75,9 @@ def test_i11_the_base_is_measured_once_and_a_wrecked_first_stage_fails_its_gates
     _store_model(tmp_path / "model")
     run_file = write_run(tmp_path, _document(tmp_path, store_url))
     texts = write_texts(tmp_path)
-    for name, file in texts.items():
-        perennial("land", run_file, name, file, env=env)
+    perennial("land", run_file, "help", texts["help"], env=env)
+    assert "replays code, which has not landed" in perennial("run", run_file, env=env, code=2)
+    perennial("land", run_file, "code", texts["code"], env=env)
     perennial("ingest", run_file, env=env)
     _kill_while_the_base_is_measured(run_file, env)
     store = open_store(store_url)
@@ -94,6 +95,11 @@ def test_i11_the_base_is_measured_once_and_a_wrecked_first_stage_fails_its_gates
     assert stage["forgetting_stderr"]["code"] > 0, "over documents paired with the base's"
     verdicts = {(v["gate"], v["subject"]): v["holds"] for v in done["gated"]["verdicts"]}
     assert verdicts == {("max_forgetting", "code"): False, ("min_gain", "help"): False}
+    assert done["tokens"]["00-help"] == {
+        "new": 36 * SEQUENCE_LENGTH,
+        "new_by_corpus": {"help": 36 * SEQUENCE_LENGTH},
+        "replayed": {"code": 12 * SEQUENCE_LENGTH},
+    }
     state = Ledger(store).read()
     assert state.base is not None
     assert {score["task"] for score in state.base.scores} == {
@@ -116,6 +122,7 @@ def test_i11_the_base_is_measured_once_and_a_wrecked_first_stage_fails_its_gates
 def _check_what_is_told(run_file: Path, store: Store, env: dict[str, str]) -> None:
     """The card, the report, the status, MLflow and verify name the base."""
     release = perennial_json("release", run_file, env=env)
+    assert set(release["losses"]) == {"help", "late", "code"}
     path = str(run_file.parent / "model")
     card = store.read(f"{release['folder']}/README.md").decode()
     assert f"the base `{path}`, its first 1 layers" in card

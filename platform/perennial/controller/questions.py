@@ -24,7 +24,7 @@ def questions_of(work: Workspace, references: Mapping[str, str]) -> Questions:
     """
     return Questions(
         corpora=tuple(usable(work.state)),
-        texts=tuple(name for s in work.state.stages for name in s.corpora),
+        texts=work.state.trained_corpora(work.state.stages[-1]) if work.state.stages else (),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,

@@ -223,9 +223,8 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
     work.use_ray()
     work.log(f"measuring and sampling release {claimed.name}")
     stage = work.state.stage(claimed.stage)
-    trained = [name for s in work.state.stages[: stage.after + 1] for name in s.corpora]
     questions = Questions(
-        corpora=tuple(trained),
+        corpora=work.state.trained_corpora(stage),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,

@@ -39,12 +39,14 @@ class LossMatrix:
     together: the corpora of a stage that trains several; any other stage has one in its name.
     origins: the base, and the whole model whose first layers the base has; () for a trunk that
         starts from random weights.
+    proxies: by stage, the corpora that it replays and that never have a stage of their own.
     """
 
     stages: tuple[Row, ...]
     releases: tuple[Row, ...] = ()
     together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     origins: tuple[Row, ...] = ()
+    proxies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def base(self) -> Mapping[str, HeldoutLoss]:
@@ -76,7 +78,9 @@ class LossMatrix:
 
     def trained(self, stage: int) -> tuple[str, ...]:
         """Return the corpora that the trunk has been trained on by the end of a stage."""
-        return (*self.before(stage), *self.own(stage))
+        names = [name for name, _ in self.stages[: stage + 1]]
+        replayed = [corpus for name in names for corpus in self.proxies.get(name, ())]
+        return tuple(dict.fromkeys([*self.before(stage), *self.own(stage), *replayed]))
 
     def before(self, stage: int) -> tuple[str, ...]:
         """Return the corpora that the trunk had been trained on when a stage began."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from perennial.config.changes import held_settings
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
-from perennial.mixture import ReplayRule, branch_mix, stage_mix, truncate_mix
+from perennial.mixture import ReplayRule, StageMix, branch_mix, stage_mix, truncate_mix
 from perennial.runs.actions import Order
 from perennial.runs.events import Releasing, Started
 from perennial.runs.state import RunState, Stage
@@ -56,7 +56,7 @@ def decide_stage(
     steps = stage_steps(spec, corpus, sum(rows.values()))
     first_step = state.stages[-1].last_step if state.stages else 0
     settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
-    rule = ReplayRule.resolve(settings.replay, state.retired)
+    rule = ReplayRule.resolve(settings.replay, state.retired, _proxies(spec, state))
     mix = stage_mix(state.history, rows, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
@@ -69,6 +69,27 @@ def decide_stage(
         tracking_run=tracking_run,
         optimizer=settings.optimizer,
         settings=held_settings(spec),
+    )
+
+
+def _proxies(spec: RunSpec, state: RunState) -> dict[str, int]:
+    """Return the training sequences of the proxy corpora that are ready, by name."""
+    known = {name: state.corpora.get(name) for name in spec.stages.proxies}
+    return {name: c.sequences for name, c in known.items() if c is not None and c.state == "ready"}
+
+
+def explain_no_replay(spec: RunSpec, mix: StageMix) -> str:
+    """Return a warning about a first stage that replays nothing of its model's past; "" for none.
+
+    Args:
+        spec: the run file.
+        mix: the first stage of the trunk.
+    """
+    if spec.model.path is None or mix.replayed:
+        return ""
+    return (
+        f"the first stage starts from {spec.model.path} and replays nothing of what that was "
+        "trained on; land a corpus that stands in for it, with stages.corpora.NAME.role: replay"
     )
 
 
@@ -88,7 +109,7 @@ def order_of(spec: RunSpec) -> Order:
     stages = spec.stages
     named = () if stages.order == "landing" else stages.order
     priority = {name: settings.priority for name, settings in stages.corpora.items()}
-    order = Order(named, priority, stages.only)
+    order = Order(named, priority, stages.only, proxies=stages.proxies)
     batch = stages.batch_arrivals
     if batch is None:
         return order

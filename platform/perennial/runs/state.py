@@ -320,6 +320,12 @@ class RunState:
         """Return every stage that was ever started, the abandoned ones last."""
         return [*self.stages, *self.abandoned]
 
+    def trained_corpora(self, stage: Stage) -> tuple[str, ...]:
+        """Return the corpora that the trunk was trained on by the end of a stage; proxies last."""
+        mixes = [earlier.mix for earlier in (*self.stages[: stage.after], stage)]
+        new = [name for mix in mixes for name in mix.corpora]
+        return tuple(dict.fromkeys([*new, *(s.corpus for mix in mixes for s in mix.sources)]))
+
     def history_of(self, stage: Stage) -> list[StageMix]:
         """Return the mixes of the trunk before a stage, abandoned or not."""
         return [earlier.mix for earlier in self.stages[: stage.after]]

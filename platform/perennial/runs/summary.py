@@ -52,7 +52,14 @@ def matrix(state: RunState) -> LossMatrix:
     releases = tuple((r.name, r.losses) for r in state.releases)
     together = {s.name: s.corpora for s in state.stages if len(s.corpora) > 1}
     origins = tuple((o.name, o.losses) for o in state.origins.values() if o.losses)
-    return LossMatrix(stages, releases, together, origins)
+    proxies = {
+        stage.name: tuple(
+            s.corpus for s in stage.mix.replayed if s.corpus in stage.mix.replay.proxies
+        )
+        for stage in state.stages
+    }
+    replayed = {name: corpora for name, corpora in proxies.items() if corpora}
+    return LossMatrix(stages, releases, together, origins, replayed)
 
 
 def references(state: RunState, stage: Stage) -> dict[str, str]:
@@ -172,6 +179,8 @@ def describe_states(store: Store, spec: RunSpec, state: RunState) -> dict[str, s
                 descriptions[name] = f"failed ({tries}, next {when})"
             case "passed" | "retired":
                 descriptions[name] = _released(state, name) or corpus.state
+            case "ready" if name in spec.stages.proxies:
+                descriptions[name] = "replayed, never a stage"
             case "ready" if not order_of(spec).trains(name):
                 descriptions[name] = "measured only"
             case other:

@@ -189,3 +189,11 @@ def test_stored_models_are_the_first_rows() -> None:
     kinds = [line.split(",")[:2] for line in FROM_STORED.to_csv().splitlines()]
     assert kinds[1] == ["origin", "base"]
     assert FROM_STORED.corpora == ("law", "code", "proxy")
+
+
+def test_a_proxy_is_averaged_from_the_stage_on_that_replays_it() -> None:
+    matrix = LossMatrix(
+        FROM_STORED.stages, origins=FROM_STORED.origins, proxies={"01-code": ("proxy",)}
+    )
+    assert matrix.average_loss(0) == 3.0
+    assert matrix.average_loss(1) == pytest.approx((3.2 + 4.0 + 2.25) / 3)

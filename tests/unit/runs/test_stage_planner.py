@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 
 from perennial.config import RunSpec
+from perennial.config.training import ModelSpec
 from perennial.errors import InputError
-from perennial.runs import events, metrics
-from perennial.runs.stage_planner import check_first_stage, decide_stage, stage_steps
+from perennial.runs import events, metrics, summary
+from perennial.runs.stage_planner import (
+    check_first_stage,
+    decide_stage,
+    explain_no_replay,
+    stage_steps,
+)
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import CosineSchedule, InfiniteSchedule, from_dict, release_anneal
 from tests.support.tiny_run import tiny_run
@@ -132,3 +138,26 @@ def test_an_anneal_of_one_step_is_refused() -> None:
     trunk = from_dict(_train(spec, state, "a").schedule)
     with pytest.raises(InputError, match="at least 2 steps"):
         release_anneal(spec.release, 3e-4, trunk, 12, spec.tokens_per_step)
+
+
+def test_a_proxy_that_is_ready_is_replayed_by_every_stage_and_counted() -> None:
+    proxies = {"corpora": {"web": {"role": "replay"}, "held": {"role": "replay"}}}
+    spec, state = _spec({"stages": proxies}), _state("web", "held", "a", "b")
+    state.apply(events.Held(at=AT, corpus="held"))
+    first = _train(spec, state, "a")
+    assert first.mix.replay.proxies == {"web": 800}
+    assert {s.corpus: s.sequences for s in first.mix.sources} == {"a": 72, "web": 24}
+    assert explain_no_replay(spec, first.mix) == ""
+    assert state.trained_corpora(state.stages[0]) == ("a", "web")
+    _train(spec, state, "b")
+    assert sum(state.seen(state.stages[1], 24).values()) == 2 * 12 * 8
+    assert summary.matrix(state).proxies == {"00-a": ("web",), "01-b": ("web",)}
+    state.validate()
+
+
+def test_a_first_stage_from_a_stored_model_that_replays_nothing_is_warned_of() -> None:
+    state, spec = _state("a"), _spec()
+    started = decide_stage(spec, state, "a", AT, "", reschedule=False)
+    assert explain_no_replay(spec, started.mix) == "", "random weights have nothing to lose"
+    stored = spec.model_copy(update={"model": ModelSpec(path="/models/small")})
+    assert "replays nothing of what that was trained on" in explain_no_replay(stored, started.mix)

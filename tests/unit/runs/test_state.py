@@ -12,7 +12,14 @@ from perennial.errors import InvalidTransition, NewerSchema
 from perennial.evaluation import HeldoutLoss, Sample
 from perennial.evaluation.scores import Score
 from perennial.runs import events
-from perennial.runs.actions import Action, Order, Outside, next_action, next_ingest
+from perennial.runs.actions import (
+    Action,
+    Order,
+    Outside,
+    awaited_proxies,
+    next_action,
+    next_ingest,
+)
 from perennial.runs.state import CorpusState, RunState
 from perennial.runs.summary import matrix, references
 from perennial.runs.transitions import TRANSITIONS
@@ -557,6 +564,28 @@ def test_forgetting_is_paired_with_the_model_from_which_it_is_counted(state: Run
     assert references(state, first) == {"a": "c/a", "b": "models/base", "c": "models/base"}
     assert references(state, second) == {"a": "c/a", "b": "c/b", "c": "models/base"}
     assert [state.start_of(stage) for stage in state.stages] == ["models/base", "c/a"]
+
+
+def test_the_first_stage_waits_for_what_it_replays_and_a_proxy_is_never_a_stage(
+    state: RunState,
+) -> None:
+    order = Order(proxies=("web", "books"))
+    walk(state, "a", "landed", "ingesting", "ready")
+    assert _next(state, order=order) is None
+    assert awaited_proxies(state, order) == ["web", "books"]
+    walk(state, "web", "landed")
+    assert _next(state, order=order) == Action("ingest", "web")
+    walk(state, "web", "ingesting", "ready")
+    walk(state, "books", "landed", "ingesting")
+    state.apply(event_of("failed", state, "books"))
+    assert _next(state, order=order) is None, "a user retries it, holds it or refuses it"
+    state.apply(event_of("refused", state, "books"))
+    assert _next(state, order=order) == Action("start", "a")
+    walk(state, "a", *WALK[3:])
+    assert _next(state, order=order) is None, "web has no stage"
+    walk(state, "b", "landed", "ingesting", "ready")
+    later = Order(proxies=("web", "to-come"))
+    assert _next(state, order=later) == Action("start", "b"), "only the first stage waits"
 
 
 def test_an_event_of_a_newer_schema_is_told_apart_from_a_broken_one() -> None:
