@@ -46,10 +46,11 @@ from perennial.runs.ledger import now
 from perennial.runs.stage_planner import (
     check_first_stage,
     decide_stage,
-    explain_no_replay,
     order_of,
+    warn_of_start,
 )
 from perennial.runs.state import Stage
+from perennial.schedules import from_dict
 from perennial.training.checkpoint.manifest import committed_steps
 from perennial.training.spikes.skips import read_skips
 
@@ -371,8 +372,9 @@ class _Controller:
                 f"{decided.stage}: {unreplayed:,} sequences of the replay share are new data "
                 "instead, because the earlier corpora are at their replay limit"
             )
-        if not work.state.stages and (warning := explain_no_replay(work.spec, decided.mix)):
-            work.log(f"notice: {warning}")
+        if not work.state.stages:
+            for line in warn_of_start(work.spec, decided.mix, from_dict(decided.schedule)):
+                work.log(f"notice: {line}")
         stage = Stage.decided(decided, after=len(work.state.stages))
         if action.joined:
             work.log(f"{stage.name} trains {', '.join(stage.corpora)} together")

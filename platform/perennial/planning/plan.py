@@ -14,7 +14,7 @@ from perennial.controller.loop import check_inbox
 from perennial.errors import InputError
 from perennial.mixture import seen_sequences
 from perennial.planning.lookahead import Basis, expected_corpora, look_ahead
-from perennial.runs.stage_planner import explain_no_replay
+from perennial.runs.stage_planner import explain_rewarming, warn_of_start
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import Anneal, Schedule, from_dict, release_anneal
 from perennial.training import cost_model, memory_model
@@ -175,8 +175,12 @@ def plan_run(
         _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
     )
     if ahead.stages and not (first := ahead.stages[0][0]).after:
-        warning = explain_no_replay(spec, first.mix)
-        notes = (*notes, warning) if warning else notes
+        schedule = from_dict(first.schedule)
+        notes = (
+            *notes,
+            *warn_of_start(spec, first.mix, schedule),
+            *explain_rewarming(spec, schedule),
+        )
     on_node = min(workers, hardware.workers_per_node)
     kept_count = sum(stage.checkpoints for stage in stages)
     stored = spec.model.path is not None
