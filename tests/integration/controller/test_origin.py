@@ -17,8 +17,13 @@ from perennial.evaluation import Answers, HeldoutLoss, Questions
 from perennial.runs.events import Measured, decode
 from perennial.runs.ledger import FOLDER
 from perennial.store import Log, Store
+from perennial.training.model.initial import import_model
 from tests.support.event_factory import event_of, imported
+from tests.support.small_models import small_model
 from tests.support.tiny_run import tiny_run
+
+_MANIFEST = SimpleNamespace(counts=SimpleNamespace(held_out_documents=1000))
+"""As much of a corpus's manifest as is read."""
 
 
 class PlayedModel:
@@ -50,8 +55,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> PlayedModel:
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     opened = Workspace(RunSpec.model_validate(tiny_run(tmp_path)), "run.yaml")
     monkeypatch.setattr(opened, "use_ray", lambda: None)
-    counts = SimpleNamespace(held_out_documents=1000)
-    monkeypatch.setattr(origin, "read_manifest", lambda *_: SimpleNamespace(counts=counts))
+    monkeypatch.setattr(origin, "read_manifest", lambda *_: _MANIFEST)
     opened.take_charge()
     opened.record(imported())
     _ready(opened, "a")
@@ -114,3 +118,23 @@ def test_a_whole_model_that_cannot_be_measured_stops_nothing(
     _ready(work, "b")
     with pytest.raises(MemoryError):  # the base itself is what all else is compared with
         measure_origins(work)
+
+
+def test_a_run_that_an_older_version_began_gets_its_base(
+    tmp_path: Path, played: PlayedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_model("gpt_neox", vocab_size=300).save_pretrained(tmp_path / "model")
+    document = tiny_run(tmp_path) | {"model": {"path": str(tmp_path / "model")}}
+    work = Workspace(RunSpec.model_validate(document), "run.yaml")
+    monkeypatch.setattr(work, "use_ray", lambda: None)
+    monkeypatch.setattr(origin, "read_manifest", lambda *_: _MANIFEST)
+    work.take_charge()
+    _ready(work, "a")
+    measure_origins(work)
+    assert work.state.base is None, "nothing was imported yet"
+    import_model(work.store, work.spec.model, 300, 0, 16)
+    measure_origins(work)
+    base = work.state.base
+    assert base is not None
+    assert (base.imported.path, set(base.losses)) == (str(tmp_path / "model"), {"a"})
+    work.close()
