@@ -183,7 +183,7 @@ def plan_run(
         )
     on_node = min(workers, hardware.workers_per_node)
     kept_count = sum(stage.checkpoints for stage in stages)
-    stored = spec.model.path is not None
+    stored = _stored_parameters(work, size)
     plan = Plan(
         model=size,
         flops_per_token=cost_model.flops_per_token(size, length),
@@ -297,6 +297,28 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
         work.check_model()
     config = model_config(model, vocabulary, 0, spec.corpora.sequence_length)
     return cost_model.model_size(config), notes
+
+
+def _stored_parameters(work: Workspace, size: ModelSize) -> int:
+    """Return the parameters of the stored models of which the store has or will have copies."""
+    from perennial.training.model import initial
+    from perennial.training.model.config import model_config
+
+    model = work.spec.model
+    if model.path is None:
+        return 0
+    if model.inherit_layers is None:
+        return size.parameters
+    if initial.has_reference(work.store):
+        whole = initial.read_initial(work.store, initial.REFERENCE_FOLDER)[0].parameters
+    elif initial.has_model(work.store):
+        whole = 0  # imported by a version that did not copy the whole model
+    else:
+        length = work.spec.corpora.sequence_length
+        whole = cost_model.model_size(
+            model_config(ModelSpec(path=model.path), 0, 0, length)
+        ).parameters
+    return size.parameters + whole
 
 
 def model_flops(work: Workspace) -> int:
