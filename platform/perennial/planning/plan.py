@@ -174,13 +174,7 @@ def plan_run(
     stages = tuple(
         _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
     )
-    if ahead.stages and not (first := ahead.stages[0][0]).after:
-        schedule = from_dict(first.schedule)
-        notes = (
-            *notes,
-            *warn_of_start(spec, first.mix, schedule),
-            *explain_rewarming(spec, schedule),
-        )
+    notes += _notes_on_start(spec, [stage for stage, _ in ahead.stages])
     on_node = min(workers, hardware.workers_per_node)
     kept_count = sum(stage.checkpoints for stage in stages)
     stored = _stored_parameters(work, size)
@@ -206,6 +200,14 @@ def plan_run(
         notes=notes,
     )
     return plan, ahead.state, _release(spec, ahead.state)
+
+
+def _notes_on_start(spec: RunSpec, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Return notes on how a trunk that is not begun treats the model that it starts from."""
+    if not stages or stages[0].after:
+        return ()
+    mix, schedule = stages[0].mix, from_dict(stages[0].schedule)
+    return (*warn_of_start(spec, mix, schedule), *explain_rewarming(spec, schedule))
 
 
 def phases_of(name: str, schedule: Schedule, first_step: int, last_step: int) -> list[PhasePlan]:
