@@ -28,15 +28,17 @@ def begin_from_stored(work: Workspace) -> None:
         measure_origins(work)
 
 
-def measure_origins(work: Workspace) -> None:
+def measure_origins(work: Workspace) -> bool:
     """Measure the imported models on what they were not measured on; usually there is nothing.
 
     They are measured whenever a corpus or a task is new, so that all later models have something
     to be compared with; a run that an older version began is made up for.
+
+    Returns:
+        Whether anything was measured.
     """
     _record_imports(work)
-    for name in [*work.state.origins]:
-        _measure(work, name)
+    return any([_measure(work, name) for name in [*work.state.origins]])
 
 
 def _record_imports(work: Workspace) -> None:
@@ -63,7 +65,7 @@ def _is_new(name: str, state: RunState) -> bool:
     return name not in state.origins
 
 
-def _measure(work: Workspace, name: str) -> None:
+def _measure(work: Workspace, name: str) -> bool:
     origin = work.state.origins[name]
     ready = usable(work.state)
     missing = [corpus for corpus in ready if not _is_measured(work, origin, corpus)]
@@ -81,6 +83,7 @@ def _measure(work: Workspace, name: str) -> None:
     if new and not (first and missing):
         work.log(f"scoring the {_LABELS[name]} on {', '.join(new)}")
         _ask(work, origin, (), ready, new, {})
+    return bool(missing or new)
 
 
 _LABELS = {BASE: "base", "reference": "whole model"}

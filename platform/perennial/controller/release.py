@@ -116,8 +116,8 @@ def evaluate(work: Workspace) -> None:
 
 def _fill(work: Workspace) -> None:
     ready = usable(work.state)
-    if work.state.losses:
-        measure_origins(work)
+    if work.state.losses and measure_origins(work):
+        work.notify(lambda observer: observer.matrix_filled(work))
     for stage in work.state.stages:
         measured = work.state.losses.get(stage.name, {})
         missing = [name for name in ready if name not in measured]

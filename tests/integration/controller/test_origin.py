@@ -74,10 +74,10 @@ def _measured(work: Workspace) -> list[set[str]]:
 
 
 def test_a_corpus_that_lands_later_is_measured_alone(work: Workspace, played: PlayedModel) -> None:
-    measure_origins(work)
-    measure_origins(work)
+    assert measure_origins(work)
+    assert not measure_origins(work)
     _ready(work, "b")
-    measure_origins(work)
+    assert measure_origins(work)
     assert [corpora for _, corpora in played.asked] == [("a",), ("b",)]
     assert _measured(work) == [{"a"}, {"b"}]
 
