@@ -50,6 +50,7 @@ from perennial.training.checkpoint.manifest import (
     FileEntry,
     place_of,
 )
+from perennial.training.model.initial import read_initial
 from perennial.training.spikes.skips import read_skips
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ Progress = Callable[[str, int, int], None]
 """called with a file's key, the bytes that were read and all bytes"""
 
 _FILES_AT_ONCE = 4
-_FOLDERS = ("corpora", "checkpoints", "branches", "releases")
+_FOLDERS = ("corpora", "checkpoints", "branches", "releases", "models")
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
         )
     done = Verification(store.url, story, list(story.findings))
     tasks = [*_landed(store, done, committed), *_corpora(store, done, committed)]
+    tasks += _origins(store, done, committed)
     rows = {name: manifest.rows for name, manifest in done.manifests.items()}
     done.findings += checks.check_stages(story, rows)
     done.findings += checks.check_trials(story, rows)
@@ -259,6 +261,26 @@ def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:
     for file in manifest.files:
         key = f"corpora/{manifest.name}/{file.file}"
         yield ReadTask(key, file.size_bytes, file.sha256, readers.get(type(file)))
+
+
+def _origins(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
+    """Check the manifests of the models that the trunk starts from, and yield their files."""
+    imported = {origin.folder: origin.imported for origin in done.story.state.origins.values()}
+    for folder in sorted({key for key in committed if key.startswith("models/")} | imported.keys()):
+        where = f"{folder}/{MANIFEST}"
+        try:
+            manifest, sha256 = read_initial(store, folder)
+        except (FileNotFoundError, Damaged) as broken:
+            done.findings.append(_unreadable(where, broken))
+            done.lost[where] = imported[folder].manifest if folder in imported else ""
+            continue
+        if folder in imported:
+            done.findings += unequal(where, {"sha256": (sha256, imported[folder].manifest)})
+        for name, digest in manifest.files.items():
+            key = f"{folder}/{name}"
+            # Its manifest knows no sizes; a file of another size has another digest.
+            size = store.info(key).size_bytes if store.exists(key) else 0
+            yield ReadTask(key, size, digest)
 
 
 def _skips(store: Store, done: Verification) -> None:

@@ -205,6 +205,19 @@ class StageOverride(Section):
     """of corpora that landed, the one with the highest number is the next stage"""
     optimizer: Annotated[OptimizerAtJoin | None, JOIN] = None
     """the optimizer state that this stage inherits: reset, keep or keep-second-moment"""
+    role: Annotated[Literal["stage", "replay"], JOIN] = "stage"
+    """stage, or replay for a proxy corpus: one that stands in for data that the stored model of
+    `model.path` was trained on. It is replayed from the first stage on, which waits for it, and
+    measured, and is never a stage"""
+
+    @model_validator(mode="after")
+    def _proxy_has_no_stage(self) -> StageOverride:
+        if self.role == "replay" and (self.changes_the_stage or self.priority):
+            raise ValueError(
+                "a corpus of role replay has no stage that budget, replay, priority or optimizer "
+                "could be for; remove them"
+            )
+        return self
 
     @property
     def changes_the_stage(self) -> bool:
@@ -255,6 +268,20 @@ class StagesSpec(Section):
     """attempts at ingesting, training or evaluating a corpus before it waits for `retry`"""
     retry_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False), FREE] = 60.0
     """delay before the second attempt, in seconds; it doubles with every further one"""
+
+    @model_validator(mode="after")
+    def _proxies_are_no_stages(self) -> StagesSpec:
+        order = () if self.order == "landing" else self.order
+        for name in {*order, *(self.only or ())} & {*self.proxies}:
+            raise ValueError(
+                f"{name} has the role replay and is never a stage; remove it from order and only"
+            )
+        return self
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """Return the corpora that are replayed and never become a stage."""
+        return tuple(name for name, own in self.corpora.items() if own.role == "replay")
 
 
 class ReleaseSpec(Section):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from perennial.config import parse_amount
 from perennial.controller.context import Workspace
-from perennial.controller.evaluate_stage import loading_of, measure, sampling
+from perennial.controller.evaluate_stage import measure
 from perennial.controller.ingest_stage import usable
+from perennial.controller.origin import measure_origins
+from perennial.controller.questions import loading_of, sampling
 from perennial.controller.train_stage import train
 from perennial.errors import InputError, Superseded
 from perennial.evaluation import Questions, examine
@@ -114,12 +116,15 @@ def evaluate(work: Workspace) -> None:
 
 def _fill(work: Workspace) -> None:
     ready = usable(work.state)
+    if work.state.losses and measure_origins(work):
+        work.notify(lambda observer: observer.matrix_filled(work))
     for stage in work.state.stages:
         measured = work.state.losses.get(stage.name, {})
         missing = [name for name in ready if name not in measured]
         if stage.name in work.state.losses and missing:
             work.log(f"measuring {stage.name} on {', '.join(missing)}")
-            losses = measure(work, work.state.ends[stage.name], missing)
+            references = summary.references(work.state, stage)
+            losses = measure(work, work.state.ends[stage.name], missing, references)
             work.amend(Measured(at=now(), stage=stage.name, losses=losses))
             work.notify(lambda observer: observer.matrix_filled(work))
 
@@ -218,13 +223,12 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
     work.use_ray()
     work.log(f"measuring and sampling release {claimed.name}")
     stage = work.state.stage(claimed.stage)
-    trained = [name for s in work.state.stages[: stage.after + 1] for name in s.corpora]
     questions = Questions(
-        corpora=tuple(trained),
+        corpora=work.state.trained_corpora(stage),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,
-        references=summary.references(work.state),
+        references=summary.references(work.state, stage),
         loading=loading_of(work.spec),
         **sampling(work.spec),
     )

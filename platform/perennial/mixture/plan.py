@@ -135,7 +135,8 @@ def stage_mix(
     """Return the next stage: the new corpora, and a compute-equivalent share of replay.
 
     Each corpus is replayed in the order in which it was first trained, from where the last replay
-    stopped, wrapping at the end of what was trained. What the rule's cap forbids to replay becomes
+    stopped, wrapping at the end of what was trained; a proxy corpus as if all of it had been
+    trained once, before the first stage. What the rule's cap forbids to replay becomes
     new sequences, which the mix counts in `unreplayed`.
 
     Args:
@@ -146,7 +147,8 @@ def stage_mix(
         replay: how much is drawn from earlier corpora; nothing where there are none.
     """
     budget = steps * global_batch
-    earlier = {n: known for n, known in _earlier(history).items() if n not in replay.retired}
+    known_before = {**_proxies(history, replay, new), **_earlier(history)}
+    earlier = {n: known for n, known in known_before.items() if n not in replay.retired}
     wanted = round(replay.share * budget) if earlier else 0
     counts = split_replay(replay, wanted, earlier)
     replayed = sum(counts.values())
@@ -239,6 +241,18 @@ def _earlier(history: Sequence[StageMix]) -> dict[str, CorpusHistory]:
         name: CorpusHistory(stage, seen[name], replayed[name], extent)
         for name, (stage, extent) in firsts.items()
         if extent
+    }
+
+
+def _proxies(
+    history: Sequence[StageMix], rule: ReplayRule, new: Collection[str]
+) -> dict[str, CorpusHistory]:
+    """Return what was done with each proxy corpus, which counts as trained once before stage 0."""
+    replayed = seen_sequences(history)
+    return {
+        name: CorpusHistory(-1, rows + replayed.get(name, 0), replayed.get(name, 0), rows)
+        for name, rows in rule.proxies.items()
+        if rows and name not in new
     }
 
 

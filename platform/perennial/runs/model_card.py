@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from perennial.mixture import StageMix, truncate_mix
+from perennial.runs import summary
 from perennial.runs.events import Releasing
 from perennial.runs.state import RunState, Stage
 from perennial.version import __version__
@@ -13,6 +14,7 @@ from perennial.version import __version__
 if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.corpora import CorpusManifest
+    from perennial.evaluation import HeldoutLoss
 
 
 def model_card(
@@ -46,6 +48,7 @@ def model_card(
             "decays; it continues from its constant-phase checkpoint when the next corpus lands.",
             "",
             "## Lineage",
+            *_origin_lines(state),
             "| stage | first step | steps | tokens by source |",
             "| --- | --- | --- | --- |",
             *(_stage_row(s, mix, length) for s, mix in zip(trained, mixes, strict=True)),
@@ -63,6 +66,35 @@ def model_card(
             "",
         ]
     )
+
+
+def _origin_lines(state: RunState) -> list[str]:
+    """Return what the trunk started from, and its loss on each corpus beside the trunk's."""
+    base = state.base
+    if base is None:
+        return []
+    its = base.imported
+    part = f", its first {its.inherit_layers} layers" if its.inherit_layers is not None else ""
+    lines = [
+        f"The trunk started from the base `{its.path}`{part}: {its.parameters:,} parameters, "
+        f"digest of its files `{its.manifest}`.",
+        "",
+    ]
+    matrix = summary.matrix(state)
+    known = matrix.corpora
+    if known:
+        lines += [
+            f"| held-out nats per token | {' | '.join(known)} |",
+            f"| --- |{' ---: |' * len(known)}",
+            *(_loss_row(name, losses, known) for name, losses in matrix.rows),
+            "",
+        ]
+    return lines
+
+
+def _loss_row(name: str, losses: Mapping[str, HeldoutLoss], corpora: Sequence[str]) -> str:
+    cells = (f"{losses[c].nats_per_token:.3f}" if c in losses else "-" for c in corpora)
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def _branch(release: Releasing) -> str:

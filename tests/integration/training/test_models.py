@@ -12,10 +12,18 @@ import torch
 
 from perennial.config.training import ModelSpec
 from perennial.errors import Damaged, InputError
+from perennial.evaluation.evaluate import fetch
 from perennial.store import Store, open_store
 from perennial.training.model.config import model_config, stored_model
 from perennial.training.model.inherit import inherit
-from perennial.training.model.initial import fetch_initial, import_model
+from perennial.training.model.initial import (
+    FOLDER,
+    REFERENCE_FOLDER,
+    fetch_initial,
+    has_reference,
+    import_model,
+    read_initial,
+)
 from tests.support.memory_limit import run_within
 from tests.support.small_models import small_model
 
@@ -232,3 +240,23 @@ def _initial(store: Store) -> Any:
     with TemporaryDirectory() as folder:
         fetch_initial(store, Path(folder))
         return stored_model(Path(folder))
+
+
+@pytest.mark.parametrize("layers", [None, 2])
+def test_an_imported_model_is_read_as_any_model_is_that_is_measured(
+    tmp_path: Path, store_url: str, layers: int | None
+) -> None:
+    """Also the whole one whose layers are inherited, which no worker needs (I8)."""
+    model = _store_model(tmp_path / "model")
+    store = open_store(store_url)
+    spec = ModelSpec(path=str(tmp_path / "model"), inherit_layers=layers)
+    imported = import_model(store, spec, 50, 7, 16)
+    assert has_reference(store) == (layers is not None)
+    assert import_model(store, spec, 50, 7, 16) == imported
+    fetch(store, FOLDER, tmp_path / "base")
+    assert len(stored_model(tmp_path / "base").base_model.layers) == (layers or 4)
+    if layers is not None:
+        fetch(store, REFERENCE_FOLDER, tmp_path / "whole")
+        whole = stored_model(tmp_path / "whole")
+        assert torch.equal(whole(IDS).logits, model(IDS).logits)
+        assert read_initial(store, REFERENCE_FOLDER)[0].inherit_layers is None

@@ -136,6 +136,7 @@ OTHERS: dict[str, Any] = {
     "stages.corpora.NAME.budget": ({"stages": {"corpora": {"a": {}}}}, "6 steps"),
     "stages.corpora.NAME.replay": ({"stages": {"corpora": {"a": {}}}}, 0.5),
     "stages.corpora.NAME.priority": ({"stages": {"corpora": {"a": {}}}}, 2),
+    "stages.corpora.NAME.role": ({"stages": {"corpora": {"a": {}}}}, "replay"),
     "stages.corpora.NAME.optimizer": ({"stages": {"corpora": {"a": {}}}}, "keep"),
     "stages.order": ["a"],
     "stages.only": ["a"],
