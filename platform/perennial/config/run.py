@@ -124,7 +124,8 @@ class TokenizerSpec(Section):
     folder names, but a usual end of a document before the end of a turn in a chat"""
     begin_of_document: Annotated[str | None, PINNED] = None
     """the token of `path` that stands before a document in training, held-out losses, samples and
-    tasks, such as `<s>`, for a model that was trained with it; none: nothing does"""
+    tasks, such as `<s>`, or `""` for nothing; default: the one that its own template, or
+    `add_bos_token` of its configuration, puts before a text"""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizerSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from perennial import corpora
 from perennial.config import parse_amount
 from perennial.controller.context import Workspace
 from perennial.controller.evaluate_stage import loading_of, measure, sampling
@@ -194,24 +195,18 @@ def _anneal(work: Workspace, claimed: Releasing) -> str:
 
 
 def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -> None:
-    from perennial.corpora import load_tokenizer
+    from perennial.corpora.release_tokenizer import release_files
     from perennial.training.model.export import export
 
     if work.store.exists(f"{folder}/manifest.json"):
         return
     work.log(f"exporting release {claimed.name}")
     card = model_card(work.spec, work.state, claimed, work.manifests())
-    tokenizer = load_tokenizer(work.store)
-    its = tokenizer.manifest
-    export(
-        work.store,
-        checkpoint,
-        folder,
-        tokenizer.release_json(),
-        its.end_of_document_text,
-        card,
-        its.begin_of_document_text,
-    )
+    named = work.spec.tokenizer
+    tokenizer = corpora.load_tokenizer(work.store)
+    base = corpora.read_base_files(work.store, tokenizer)
+    files = release_files(tokenizer, base, named.end_of_document, named.begin_of_document)
+    export(work.store, checkpoint, folder, files, card)
 
 
 def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:

@@ -6,24 +6,28 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from perennial.corpora.inbox import LandedCorpus, read_landed
 from perennial.corpora.ingest.sample import check_sampled, sample_texts
-from perennial.corpora.manifest import IngestSettings, token_bytes
+from perennial.corpora.manifest import IngestSettings, StoredFile, token_bytes
 from perennial.corpora.special_tokens import Borders, hide_special_tokens
 from perennial.corpora.tokenizer_files import (
     END_OF_DOCUMENT,
+    read_kept_files,
     read_tokenizer_file,
     read_vocabulary,
+    served_tokens,
 )
 from perennial.errors import InputError
+from perennial.store import read_checked
 from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from tokenizers import Tokenizer
@@ -34,6 +38,8 @@ T = TypeVar("T")
 
 TOKENIZER_KEY = "tokenizer/tokenizer.json"
 MANIFEST_KEY = "tokenizer/manifest.json"
+BASE = "tokenizer/base"
+"""folder of an imported tokenizer's own files"""
 SMALLEST_VOCABULARY = 257
 """256 bytes and the end of a document"""
 _SAMPLE_BYTES = 64 << 20
@@ -55,11 +61,15 @@ class TokenizerManifest(BaseModel):
     begin_of_document: int | None = None
     """token id; None where nothing stands before a document"""
     begin_of_document_text: str | None = None
+    """of that token; "" where the run file or the tokenizer's configuration says that there is none
+    """
     vocabulary: int
     """the highest token id plus 1"""
     source: Literal["trained", "imported"]
     asked_vocabulary: int | None = None
     """of a trained one; a small corpus yields fewer"""
+    files: tuple[StoredFile, ...] = ()
+    """the tokenizer's own, below `tokenizer/base/`; none in stores of before 0.2"""
 
 
 @dataclass(frozen=True)
@@ -109,9 +119,9 @@ class RunTokenizer:
         """Return the tokens between documents with their ids."""
         its = self.manifest
         end = (its.end_of_document_text, its.end_of_document)
-        if its.begin_of_document_text is None or its.begin_of_document is None:
+        if its.begin_of_document is None:
             return (end,)
-        return (end, (its.begin_of_document_text, its.begin_of_document))
+        return (end, (str(its.begin_of_document_text), its.begin_of_document))
 
     @property
     def plain_json(self) -> str:
@@ -145,28 +155,15 @@ class RunTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
-        tokenizer.post_processor = self._template()
+        tokenizer.post_processor = self.template()
         return tokenizer
 
-    def release_json(self) -> str:
-        """Return the tokenizer.json of a release, which puts the run's begin before a text.
-
-        Where a run has none, the file's own template is kept.
-        """
-        from tokenizers import Tokenizer
-
-        if self.begin_of_document is None:
-            return self.json
-        tokenizer = Tokenizer.from_str(self.json)
-        tokenizer.post_processor = self._template()
-        written: str = tokenizer.to_str()
-        return written
-
-    def _template(self) -> Any:
+    def template(self) -> Any:
+        """Return the post-processor that puts before a text what stands before a document."""
         from tokenizers.processors import TemplateProcessing
 
         begin, number = self.manifest.begin_of_document_text, self.begin_of_document
-        if begin is None:
+        if number is None:
             return TemplateProcessing(single=["$A"], pair=["$A", "$B"], special_tokens=[])
         return TemplateProcessing(
             single=[begin, "$A"],
@@ -176,21 +173,17 @@ class RunTokenizer:
 
     def describe_borders(self) -> str:
         """Return a sentence on what stands between documents, with what a served text would get."""
-        from tokenizers import Tokenizer
-
         its = self.manifest
         end = f"documents end with {its.end_of_document_text} (id {its.end_of_document})"
-        if its.begin_of_document_text is not None:
+        if its.begin_of_document is not None:
             return f"{end} and begin with {its.begin_of_document_text} (id {its.begin_of_document})"
-        tokenizer = Tokenizer.from_str(self.json)
-        served, plain = (tokenizer.encode("a", add_special_tokens=asked) for asked in (True, False))
-        added = served.tokens[: len(served.ids) - len(plain.ids)]
-        if not added or served.ids[0] == plain.ids[0]:
+        served = served_tokens(self.json)
+        if not served:
             return f"{end}; nothing stands before them"
         return (
-            f"{end}; nothing stands before them, though the tokenizer puts {added[0]} before what "
-            "is served: a model that was trained with it needs "
-            f"tokenizer.begin_of_document: {added[0]!r}"
+            f"{end}; nothing stands before them, though the tokenizer puts {' '.join(served)} "
+            "before what is served: a model that was trained with it needs "
+            f"tokenizer.begin_of_document: {served[0]!r}"
         )
 
 
@@ -255,7 +248,7 @@ def import_tokenizer(
     end_of_document: str | None = None,
     begin_of_document: str | None = None,
 ) -> RunTokenizer:
-    """Make an existing tokenizer the run's.
+    """Make an existing tokenizer the run's, with the files beside it as they are.
 
     Importing the same again changes nothing.
 
@@ -264,19 +257,19 @@ def import_tokenizer(
         path: the file or folder to read.
         end_of_document: the token that ends a document; see `read_tokenizer`. Where the store has
             the tokenizer, its own is kept unless this names another one.
-        begin_of_document: the token that stands before a document; likewise.
+        begin_of_document: the token that stands before a document, "" for none; likewise.
 
     Raises:
         InputError: for what is no tokenizer, and for a store with another one.
     """
     tokenizer = read_tokenizer(path, end_of_document, begin_of_document)
     if not store.exists(MANIFEST_KEY):
-        return _commit(store, tokenizer)
+        return _commit(store, tokenizer, read_kept_files(path))
     present = _load_same(store, tokenizer)
     its, wanted = present.manifest, tokenizer.manifest
     if end_of_document is not None and its.end_of_document != wanted.end_of_document:
         raise _differs(store, "end_of_document", its.end_of_document_text, end_of_document)
-    if its.begin_of_document != wanted.begin_of_document:
+    if begin_of_document is not None and its.begin_of_document != wanted.begin_of_document:
         begins = (its.begin_of_document_text, wanted.begin_of_document_text)
         raise _differs(store, "begin_of_document", *begins)
     return present
@@ -290,6 +283,7 @@ def withdraw_tokenizer(store: Store) -> None:
     """
     store.remove(MANIFEST_KEY)  # a tokenizer exists while its manifest does
     store.remove(TOKENIZER_KEY)
+    store.remove(BASE)
 
 
 def read_tokenizer(
@@ -300,7 +294,8 @@ def read_tokenizer(
     Args:
         path: the file or folder to read.
         end_of_document: the token that ends a document; default: see `TokenizerFile.choose_end`.
-        begin_of_document: the token that stands before a document; default: none.
+        begin_of_document: the token that stands before a document, "" for none; default: see
+            `TokenizerFile.choose_begin`.
 
     Raises:
         InputError: for a missing or unreadable file, and for a token that it does not have.
@@ -308,7 +303,10 @@ def read_tokenizer(
     file = read_tokenizer_file(path)
     end = file.choose_end() if end_of_document is None else end_of_document
     end = file.check_token("end_of_document", end)
-    begin = begin_of_document and file.check_token("begin_of_document", begin_of_document)
+    if begin_of_document is None:
+        begin = file.choose_begin(end)
+    else:
+        begin = begin_of_document and file.check_token("begin_of_document", begin_of_document)
     if begin == end:
         raise InputError(
             "run file",
@@ -318,7 +316,7 @@ def read_tokenizer(
             code="begin-is-end",
         )
     tokenizer = _build_tokenizer(file.json, end, "imported", None, begin)
-    if end_of_document or begin_of_document:
+    if end_of_document or begin:
         _check_borders(tokenizer)
     return tokenizer
 
@@ -338,6 +336,16 @@ def _check_borders(tokenizer: RunTokenizer) -> None:
                 "name a special token",
                 code="token-is-text",
             )
+
+
+def read_base_files(store: Store, tokenizer: RunTokenizer) -> dict[str, bytes]:
+    """Return an imported tokenizer's own files by name.
+
+    Raises:
+        Altered: one is missing or has another digest than the manifest says.
+    """
+    kept = tokenizer.manifest.files
+    return {file.file: read_checked(store, f"{BASE}/{file.file}", file.sha256) for file in kept}
 
 
 def load_tokenizer(store: Store) -> RunTokenizer:
@@ -426,7 +434,7 @@ def _build_tokenizer(
         end_of_document=vocabulary[end],
         end_of_document_text=end,
         begin_of_document=vocabulary[begin] if begin else None,
-        begin_of_document_text=begin or None,
+        begin_of_document_text=begin,
         vocabulary=max(vocabulary.values()) + 1,
         source=source,
         asked_vocabulary=asked,
@@ -450,7 +458,18 @@ def _fingerprint(text: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _commit(store: Store, tokenizer: RunTokenizer) -> RunTokenizer:
+def _commit(
+    store: Store, tokenizer: RunTokenizer, files: Mapping[str, bytes] = MappingProxyType({})
+) -> RunTokenizer:
+    """Write a tokenizer and its own files, the manifest last, which another process may have."""
+    stored = tuple(
+        StoredFile(file=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in files.items()
+    )
+    manifest = tokenizer.manifest.model_copy(update={"files": stored})
+    tokenizer = RunTokenizer(tokenizer.json, manifest)
+    for name, data in files.items():
+        store.write(f"{BASE}/{name}", data)
     store.write(TOKENIZER_KEY, tokenizer.json.encode())
     if store.create(MANIFEST_KEY, tokenizer.manifest.model_dump_json(indent=1).encode()):
         return tokenizer
