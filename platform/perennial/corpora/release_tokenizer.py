@@ -28,6 +28,13 @@ _ANYONES_CLASS = "PreTrainedTokenizerFast"
 _NEW_CLASS = "TokenizersBackend"
 """its name in version 5 alone"""
 _PROBE = "It's  a\tprobe of 10,000 words:\n\n caf\u00e9, na\u00efve \u4e2d\u6587 \U0001f642."
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+_SETTINGS = (
+    "padding_side",
+    "truncation_side",
+    "model_input_names",
+    "clean_up_tokenization_spaces",
+)
 _COMPARED_BY_IDS = ("vocab", "merges", "unk_token", "dropout")
 
 
@@ -87,20 +94,24 @@ def settle_class(folder: Path) -> None:
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     own = Tokenizer.from_file(str(folder / _TOKENIZER))
-    if _reads_alike(loaded.backend_tokenizer, own):
-        return
+    settled: dict[str, Any] = {"tokenizer_class": _ANYONES_CLASS}
     file = folder / CONFIG
     config = parse_json(file.read_bytes())
+    try:
+        its = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:
+        # Of any kind: a class reads files that are not there, or needs a package.
+        file.write_text(json.dumps(config | settled, indent=2))
+        return
+    if _reads_alike(its.backend_tokenizer, own):
+        return
     vocabulary = own.get_vocab(with_added_tokens=True)
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        if not named_token(config, name) and getattr(loaded, name) in vocabulary:
-            config[name] = getattr(loaded, name)
-    for name in ("padding_side", "truncation_side", "model_input_names"):
-        config.setdefault(name, getattr(loaded, name))
-    config.setdefault("clean_up_tokenization_spaces", loaded.clean_up_tokenization_spaces)
-    file.write_text(json.dumps(config | {"tokenizer_class": _ANYONES_CLASS}, indent=2))
+    for name in _SPECIAL:
+        if not named_token(config, name) and getattr(its, name) in vocabulary:
+            settled[name] = getattr(its, name)
+    unsaid = {name: getattr(its, name) for name in _SETTINGS if name not in config}
+    file.write_text(json.dumps(config | unsaid | settled, indent=2))
 
 
 def _reads_alike(loaded: Tokenizer, own: Tokenizer) -> bool:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from perennial.corpora.release_tokenizer import settle_class
 from perennial.store import Store
+from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
+from perennial.training.model.spellings import spell_for_all
 
 
 def export(
@@ -38,6 +40,8 @@ def export(
         for name, data in (tokenizer | {"README.md": card.encode()}).items():
             (local / name).parent.mkdir(exist_ok=True)
             (local / name).write_bytes(data)
+        for name in ("config.json", "generation_config.json"):
+            _spell(local / name)
         settle_class(local)
         files = _upload(store, folder, local)
     manifest_data = {
@@ -47,6 +51,11 @@ def export(
         "files": {name: entry.model_dump() for name, entry in files.items()},
     }
     store.create(f"{folder}/manifest.json", json.dumps(manifest_data, indent=1).encode())
+
+
+def _spell(file: Path) -> None:
+    if file.exists():
+        file.write_text(json.dumps(spell_for_all(parse_json(file.read_bytes())), indent=2))
 
 
 def _upload(store: Store, folder: str, local: Path) -> dict[str, checkpoints.FileEntry]:

@@ -1,0 +1,153 @@
+"""A release gives the same logits in every program that the docs name, in the format's precision.
+
+What they are is installed apart, by `make build/consumers/installed`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from perennial.corpora import import_tokenizer, read_base_files, read_tokenizer
+from perennial.corpora.release_tokenizer import release_files
+from perennial.store import Store, open_store
+from perennial.training.checkpoint import manifest as checkpoints
+from perennial.training.model.export import export
+from tests.support.base_folders import ARCHITECTURES, FAMILIES, write_base
+from tests.support.rope_kinds import ROPES
+from tests.support.small_models import small_model
+from tests.support.small_tokenizers import byte_level_json
+
+ROOT = Path(__file__).parents[3]
+PYTHON = ROOT / "build/consumers/bin/python"
+READER = ROOT / "tests/support/read_elsewhere.py"
+KEY = "checkpoints/00-en/00000004"
+LENGTH = 96
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "initializer_range": 0.25,
+    "max_position_embeddings": 128,
+}
+
+
+def write_release(folder: Path, model: Any, files: dict[str, bytes]) -> Path:
+    """Commit a model as a checkpoint, export it, and keep ids with the logits that it gives."""
+    store = open_store(folder / "store")
+    model.save_pretrained(folder / "saved")
+    manifest = commit(store, folder / "saved")
+    export(store, manifest, "releases/r", files, "A card.")
+    release = folder / "store/releases/r"
+    (release / "manifest.json").unlink()
+    named = release.rename(folder / folder.name)
+    ids = np.random.default_rng(0).integers(3, model.config.vocab_size, LENGTH)
+    np.save(named / "ids.npy", ids)
+    with torch.no_grad():
+        np.save(named / "expected.npy", model.eval()(torch.from_numpy(ids)[None]).logits[0].numpy())
+    return named
+
+
+def commit(store: Store, folder: Path) -> str:
+    files = checkpoints.upload(store, f"{KEY}/attempt", sorted(folder.iterdir()))
+    manifest = checkpoints.CheckpointManifest(
+        name="00-en",
+        step=4,
+        phase="constant",
+        eta=1e-3,
+        schedule={},
+        mix={},
+        mix_step=4,
+        tokens_seen={"en": 4},
+        optimizer_steps=4,
+        world_size=1,
+        code_version="0",
+        tracking_run="",
+        attempt="attempt",
+        files=files,
+    )
+    assert checkpoints.commit(store, KEY, manifest)
+    return KEY
+
+
+def read_elsewhere(consumer: str, folders: list[Path]) -> dict[str, dict[str, Any]]:
+    """Return what a consumer sees in each folder."""
+    command = [str(PYTHON), str(READER), consumer, *map(str, folders)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=900)
+    seen: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return seen
+
+
+def difference(folder: Path, consumer: str) -> float:
+    """Return the largest difference of logits, in standard deviations of the model's own."""
+    expected, logits = np.load(folder / "expected.npy"), np.load(folder / f"{consumer}.npy")
+    return float(np.abs(logits - expected).max() / expected.std())
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return releases of models of five families, which began as stored ones."""
+    releases = {}
+    for family in FAMILIES:
+        folder = tmp_path_factory.mktemp("stored") / family
+        base = write_base(folder / "base", family)
+        store = open_store(folder / "tokenizers")
+        tokenizer = import_tokenizer(store, base)
+        generation = json.loads((base / "generation_config.json").read_text())
+        sizes = SIZES | {"vocab_size": tokenizer.vocabulary, "pad_token_id": None}
+        model = small_model(ARCHITECTURES[family], **sizes)
+        for name in ("bos_token_id", "eos_token_id"):
+            setattr(model.generation_config, name, generation[name])
+            setattr(model.config, name, generation[name])
+        files = release_files(tokenizer, read_base_files(store, tokenizer))
+        releases[family] = write_release(folder, model, files)
+    return releases
+
+
+@pytest.mark.long
+def test_i13_version_4_computes_the_same_of_models_that_began_from_an_architecture(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(byte_level_json(300)))
+    files = release_files(read_tokenizer(tmp_path / "tokenizer.json"))
+    folders = {}
+    for name, (model_type, settings) in ROPES.items():
+        sizes = SIZES | {"vocab_size": 300, "use_cache": False}
+        model = small_model(model_type, **sizes | settings)
+        folders[name] = write_release(tmp_path / name, model, files)
+    seen = read_elsewhere("transformers", list(folders.values()))
+    errors = {name: its["error"] for name, its in seen.items() if "error" in its}
+    assert not errors
+    far = {
+        n: d for n, folder in folders.items() if (d := difference(folder, "transformers")) > 1e-4
+    }
+    assert not far
+    assert all(its["use_cache"] for its in seen.values())
+    assert {its["dtype"] for its in seen.values()} == {"torch.float32"}
+
+
+@pytest.mark.long
+def test_i13_version_4_reads_releases_of_stored_models(continued: dict[str, Path]) -> None:
+    bases = [folder.parent / "base" for folder in continued.values()]
+    seen = read_elsewhere("transformers", [*continued.values(), *bases])
+    for folder in continued.values():
+        its, base = seen[str(folder)], seen[str(folder.parent / "base")]
+        assert "error" not in its | base, (its, base)
+        assert difference(folder, "transformers") < 1e-4
+        assert {name: its[name] for name in base} == base
+        generation = json.loads((folder / "generation_config.json").read_text())
+        assert its["ends"] == generation["eos_token_id"]
+
+
+@pytest.mark.long
+def test_i13_ctranslate2_computes_the_same(continued: dict[str, Path]) -> None:
+    seen = read_elsewhere("ctranslate2", list(continued.values()))
+    for folder in continued.values():
+        assert "error" not in seen[str(folder)], seen[str(folder)]
+        assert difference(folder, "ctranslate2") < 1e-4
