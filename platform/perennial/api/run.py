@@ -283,41 +283,43 @@ class Run:
         return RunPlan(*plan_run(self._reading(), chosen, reschedule))
 
     def draw_rates(self, plan: RunPlan, picture: PathLike) -> None:
-        """Draw the learning rate of a plan into a PNG file.
+        """Draw the learning rate of a plan of this run into a PNG file.
 
         Args:
-            plan: of this run.
+            plan: as `plan` returns it, with a stage; InputError for one without.
             picture: path of the file.
-
-        Raises:
-            InputError: the plan has no stage.
         """
         from perennial.api.pictures import draw_rates
 
         draw_rates(plan, Path(picture))
 
-    def release(self, origin: str | None = None, tokens: str | None = None) -> ReleaseSummary:
+    def release(
+        self, origin: str | None = None, tokens: str | None = None, to: str | None = None
+    ) -> ReleaseSummary:
         """Anneal a branch off the trunk and export it as a Hugging Face folder.
 
         Args:
             origin: `STAGE@STEP`, or `STAGE` for its end; None: the end of the last stage that
                 passed its gates.
             tokens: length of the anneal, such as `4M tokens`; None: the run file's.
+            to: folder, bucket's url or `hf://OWNER/NAME` to copy it to.
 
         Raises:
-            InputError: there is no such checkpoint, or a gate stopped its stage.
+            InputError: no such checkpoint or place, or a gate stopped the stage.
         """
         from perennial.api import training
 
         with self._checked() as work:
-            return training.release(work, origin, tokens)
+            return training.release(work, origin, tokens, to)
 
-    def plan_release(self, origin: str | None = None, tokens: str | None = None) -> list[str]:
+    def plan_release(
+        self, origin: str | None = None, tokens: str | None = None, to: str | None = None
+    ) -> list[str]:
         """Return what `release` would do; arguments and errors are its."""
         from perennial.controller.release import plan_release
 
         with self._checked() as work:
-            return [plan_release(work, origin, tokens)]
+            return plan_release(work, origin, tokens, to)
 
     def evaluate(self) -> EvaluationSummary:
         """Measure what is missing of the loss matrix; score the latest release on tasks.
@@ -401,13 +403,10 @@ class Run:
         return comparison
 
     def verify(self, progress: Progress | None = None) -> Verification:
-        """Prove from the store alone that the run is what its ledger records. Reads only.
+        """Return every fault in a run, proved from the store alone; none where all holds.
 
         Args:
             progress: called with a file's key, the bytes that were read, and all bytes.
-
-        Returns:
-            What was read, and every fault that was found; none when everything holds.
         """
         from perennial.audit.verify import verify
         from perennial.store import open_store

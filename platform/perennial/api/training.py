@@ -95,9 +95,11 @@ def _summarize(work: Workspace, trained: int) -> TrainingSummary:
     )
 
 
-def release(work: Workspace, origin: str | None, tokens: str | None) -> ReleaseSummary:
+def release(
+    work: Workspace, origin: str | None, tokens: str | None, to: str | None
+) -> ReleaseSummary:
     """Anneal and export a branch; see `Run.release`."""
-    released = releases.release(work, origin, tokens)
+    released = releases.release(work, origin, tokens, to)
     url = f"{work.store.url}/{released.folder}"
     return ReleaseSummary(released, summary.matrix(work.state), url)
 

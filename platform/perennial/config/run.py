@@ -212,6 +212,13 @@ class ReleaseSpec(Section):
     """length of the anneal; a percentage is of the trunk's steps so far"""
     shape: Annotated[AnnealShape, JOIN] = "exponential"
     """exponential (the paper's), 1-sqrt, linear or cosine"""
+    license: Annotated[str | None, FREE] = None
+    """licence of the releases, as their card names it, such as `apache-2.0`"""
+    languages: Annotated[tuple[str, ...], FREE] = ()
+    """languages of the releases, as their card names them, such as `en`"""
+    base_model: Annotated[str | None, FREE] = None
+    """the model that the run continues, as the Hub names it, such as `HuggingFaceTB/SmolLM2-135M`;
+    for the card"""
     sample_tokens: Annotated[int, Field(ge=0), FREE] = 40
     """tokens that each prompt is continued by; 0 samples nothing"""
     policy: Annotated[Literal["on-demand", "each-stage", "every", "schedule"], FREE] = "on-demand"

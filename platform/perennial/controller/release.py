@@ -7,6 +7,7 @@ from perennial.config import parse_amount
 from perennial.controller.context import Workspace
 from perennial.controller.evaluate_stage import loading_of, measure, sampling
 from perennial.controller.ingest_stage import usable
+from perennial.controller.publish import check_place, publish
 from perennial.controller.train_stage import train
 from perennial.errors import InputError, Superseded
 from perennial.evaluation import Questions, examine
@@ -21,7 +22,9 @@ from perennial.runs.state import RunState, Stage
 from perennial.training.checkpoint.manifest import committed_steps
 
 
-def release(work: Workspace, origin: str | None = None, tokens: str | None = None) -> Released:
+def release(
+    work: Workspace, origin: str | None = None, tokens: str | None = None, to: str | None = None
+) -> Released:
     """Anneal and export a checkpoint of the trunk, unless that release exists.
 
     Training continues meanwhile: the controller in charge stays in charge.
@@ -30,26 +33,36 @@ def release(work: Workspace, origin: str | None = None, tokens: str | None = Non
         work: the run.
         origin: `STAGE@STEP`, or `STAGE` for its end; None is the end of the last stage that passed.
         tokens: length of the anneal, such as `4M tokens`, in place of the run file's.
+        to: a place that the release is copied to, see `publish`.
 
     Returns:
         The release.
 
     Raises:
-        InputError: there is no such checkpoint, or a gate stopped its stage.
+        InputError: there is no such checkpoint, a gate stopped its stage, or the place is none.
     """
+    if to is not None:
+        check_place(to)
     decided = _decide(work, origin, tokens)
     done = _done(work, decided.name)
     if done is not None:
         work.log(f"release {decided.name} exists already")
-        return done
-    return carry_out(work, decided)
+    released = done or carry_out(work, decided)
+    if to is not None:
+        publish(work, decided, released, to)
+    return released
 
 
-def plan_release(work: Workspace, origin: str | None, tokens: str | None) -> str:
+def plan_release(
+    work: Workspace, origin: str | None, tokens: str | None, to: str | None = None
+) -> list[str]:
     """Return what `release` would do, in words; writes nothing."""
+    if to is not None:
+        check_place(to)
     decided = _decide(work, origin, tokens)
     how = f"anneal {_steps(decided)} steps and " if decided.mix else ""
-    return f"{how}export {decided.name} from {decided.source}"
+    made = f"{how}export {decided.name} from {decided.source}"
+    return [made] if to is None else [made, f"copy it to {to}"]
 
 
 def carry_out(work: Workspace, decided: Releasing) -> Released:

@@ -16,10 +16,10 @@ import torch
 
 from perennial.corpora import import_tokenizer, read_base_files, read_tokenizer
 from perennial.corpora.release_tokenizer import release_files
-from perennial.store import Store, open_store
-from perennial.training.checkpoint import manifest as checkpoints
+from perennial.store import open_store
 from perennial.training.model.export import export
 from tests.support.base_folders import ARCHITECTURES, FAMILIES, write_base
+from tests.support.committed import commit_model
 from tests.support.rope_kinds import ROPES
 from tests.support.small_models import small_model
 from tests.support.small_tokenizers import byte_level_json
@@ -27,7 +27,6 @@ from tests.support.small_tokenizers import byte_level_json
 ROOT = Path(__file__).parents[3]
 PYTHON = ROOT / "build/consumers/bin/python"
 READER = ROOT / "tests/support/read_elsewhere.py"
-KEY = "checkpoints/00-en/00000004"
 LENGTH = 96
 SIZES = {
     "hidden_size": 64,
@@ -41,9 +40,7 @@ SIZES = {
 def write_release(folder: Path, model: Any, files: dict[str, bytes]) -> Path:
     """Commit a model as a checkpoint, export it, and keep ids with the logits that it gives."""
     store = open_store(folder / "store")
-    model.save_pretrained(folder / "saved")
-    manifest = commit(store, folder / "saved")
-    export(store, manifest, "releases/r", files, "A card.")
+    export(store, commit_model(store, model, folder / "saved"), "releases/r", files, "A card.")
     release = folder / "store/releases/r"
     (release / "manifest.json").unlink()
     named = release.rename(folder / folder.name)
@@ -52,28 +49,6 @@ def write_release(folder: Path, model: Any, files: dict[str, bytes]) -> Path:
     with torch.no_grad():
         np.save(named / "expected.npy", model.eval()(torch.from_numpy(ids)[None]).logits[0].numpy())
     return named
-
-
-def commit(store: Store, folder: Path) -> str:
-    files = checkpoints.upload(store, f"{KEY}/attempt", sorted(folder.iterdir()))
-    manifest = checkpoints.CheckpointManifest(
-        name="00-en",
-        step=4,
-        phase="constant",
-        eta=1e-3,
-        schedule={},
-        mix={},
-        mix_step=4,
-        tokens_seen={"en": 4},
-        optimizer_steps=4,
-        world_size=1,
-        code_version="0",
-        tracking_run="",
-        attempt="attempt",
-        files=files,
-    )
-    assert checkpoints.commit(store, KEY, manifest)
-    return KEY
 
 
 def read_elsewhere(consumer: str, folders: list[Path]) -> dict[str, dict[str, Any]]:
