@@ -13,6 +13,10 @@ from tests.support.small_tokenizers import byte_level_json
 
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 FAMILIES = ("gpt2", "gpt_neox", "llama3", "mistral", "smollm2")
+_LLAMA3_SPLIT = (
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}"
+    "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+)
 ARCHITECTURES = {
     "gpt2": "gpt2",
     "gpt_neox": "gpt_neox",
@@ -105,6 +109,16 @@ def _llama3() -> dict[str, Any]:
     begin, end, turn = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
     content, ids = _specials(begin, end, turn, "<|finetune_right_pad_id|>")
     content["model"]["ignore_merges"] = True
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": _LLAMA3_SPLIT},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    content["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [split, content["pre_tokenizer"] | {"use_regex": False}],
+    }
     content["post_processor"] = {
         "type": "Sequence",
         "processors": [

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+_FLOAT32 = 0
+"""a type's number in llama.cpp"""
 TEXT = "The 10 colours of\n\tthe rainbow: caf\u00e9."
 
 
@@ -64,8 +66,15 @@ def read_with_ctranslate2(folder: Path, ids: Any) -> tuple[Any, dict[str, Any]]:
 def read_with_llama_cpp(folder: Path, ids: Any) -> tuple[Any, dict[str, Any]]:
     from llama_cpp import Llama
 
+    size = len(ids)
     llama = Llama(
-        str(folder / "model.gguf"), n_ctx=len(ids), n_batch=len(ids), logits_all=True, verbose=False
+        str(folder / "model.gguf"),
+        n_ctx=size,
+        n_batch=size,
+        logits_all=True,
+        verbose=False,
+        type_k=_FLOAT32,  # keys and values have 16 bits otherwise
+        type_v=_FLOAT32,
     )
     llama.eval(ids.tolist())
     its = {
@@ -73,7 +82,7 @@ def read_with_llama_cpp(folder: Path, ids: Any) -> tuple[Any, dict[str, Any]]:
         "eos": llama.token_eos(),
         "text": llama.tokenize(TEXT.encode(), add_bos=True, special=False),
     }
-    return np.array(llama.scores[: len(ids)]), its
+    return np.array(llama.scores[:size]), its
 
 
 READERS = {

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from perennial.controller.context import Workspace
     from perennial.controller.decisions import Decision
     from perennial.controller.observer import RunObserver
+    from perennial.controller.release import Format
     from perennial.planning.fleet_forecast import FleetForecast
     from perennial.planning.plan import Hardware
     from perennial.planning.spot_fleet import Fleet
@@ -294,15 +295,18 @@ class Run:
         draw_rates(plan, Path(picture))
 
     def release(
-        self, origin: str | None = None, tokens: str | None = None, to: str | None = None
+        self,
+        origin: str | None = None,
+        tokens: str | None = None,
+        to: str | None = None,
+        copied_as: Format = "safetensors",
     ) -> ReleaseSummary:
         """Anneal a branch off the trunk and export it as a Hugging Face folder.
 
         Args:
-            origin: `STAGE@STEP`, or `STAGE` for its end; None: the end of the last stage that
-                passed its gates.
+            origin: `STAGE@STEP`, or `STAGE` for its end; None: the end of the last that passed.
             tokens: length of the anneal, such as `4M tokens`; None: the run file's.
-            to: folder, bucket's url or `hf://OWNER/NAME` to copy it to.
+            to: folder, bucket's url or `hf://OWNER/NAME` to copy it to, as `copied_as` says.
 
         Raises:
             InputError: no such checkpoint or place, or a gate stopped the stage.
@@ -310,16 +314,14 @@ class Run:
         from perennial.api import training
 
         with self._checked() as work:
-            return training.release(work, origin, tokens, to)
+            return training.release(work, origin, tokens, to, copied_as)
 
-    def plan_release(
-        self, origin: str | None = None, tokens: str | None = None, to: str | None = None
-    ) -> list[str]:
+    def plan_release(self, *asked: str | None) -> list[str]:
         """Return what `release` would do; arguments and errors are its."""
         from perennial.controller.release import plan_release
 
         with self._checked() as work:
-            return plan_release(work, origin, tokens, to)
+            return plan_release(work, *asked)
 
     def evaluate(self) -> EvaluationSummary:
         """Measure what is missing of the loss matrix; score the latest release on tasks.

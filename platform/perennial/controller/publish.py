@@ -12,6 +12,7 @@ from perennial.evaluation.evaluate import fetch
 from perennial.runs.card_metadata import HUB
 from perennial.runs.model_card import model_card
 from perennial.store import check_object, open_store
+from perennial.training.model.gguf_file import write_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from perennial.runs.events import Released, Releasing
 
 _CARD = "README.md"
-_LAST = "config.json"
-"""without it a folder holds no model: it is copied last"""
+_LAST = ("config.json", ".gguf")
+"""without it a place holds no model: it is copied last"""
 
 
-def publish(work: Workspace, decided: Releasing, released: Released, place: str) -> None:
+def publish(
+    work: Workspace, decided: Releasing, released: Released, place: str, *, gguf: bool = False
+) -> None:
     """Copy a release's files, each compared with its digest, and a card with what was measured.
 
     A copy that was interrupted is completed; one that is there already gets the new card alone.
@@ -34,16 +37,24 @@ def publish(work: Workspace, decided: Releasing, released: Released, place: str)
         decided: the release as it was planned.
         released: the release as it was measured.
         place: a folder, a bucket's url, or `hf://OWNER/NAME`.
+        gguf: whether one GGUF file is copied instead of the folder.
 
     Raises:
-        InputError: the place is none, or holds something else.
+        InputError: the place is none, or holds something else, or the format lacks the model.
     """
     scores = work.state.scores.get(released.name, [])
-    card = model_card(work.spec, work.state, decided, work.manifests(), released, scores, place)
+    file = f"{work.spec.name}-{released.name}.gguf" if gguf else None
+    card = model_card(
+        work.spec, work.state, decided, work.manifests(), released, scores, place, file
+    )
     work.log(f"copying release {released.name} to {place}")
     with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
-        folder = Path(scratch)
+        folder = Path(scratch, "release")
         fetch(work.store, released.folder, folder)
+        if file is not None:
+            whole, folder = folder, Path(scratch, "converted")
+            folder.mkdir()
+            write_gguf(whole, folder / file, f"{work.spec.name} {released.name}")
         (folder / _CARD).write_text(card, encoding="utf-8")
         if place.startswith(HUB):
             _push(folder, place, released.name)
@@ -80,7 +91,7 @@ def _copy(folder: Path, place: str) -> None:
 
 
 def _in_order(names: Sequence[str] | dict[str, str]) -> list[str]:
-    return sorted(names, key=lambda name: (name == _LAST, name))
+    return sorted(names, key=lambda name: (name.endswith(_LAST), name))
 
 
 def _push(folder: Path, place: str, name: str) -> None:

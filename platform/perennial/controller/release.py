@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from perennial import corpora
 from perennial.config import parse_amount
 from perennial.controller.context import Workspace
@@ -21,9 +23,16 @@ from perennial.runs.stage_planner import decide_release
 from perennial.runs.state import RunState, Stage
 from perennial.training.checkpoint.manifest import committed_steps
 
+Format = Literal["safetensors", "gguf"]
+"""of a copy"""
+
 
 def release(
-    work: Workspace, origin: str | None = None, tokens: str | None = None, to: str | None = None
+    work: Workspace,
+    origin: str | None = None,
+    tokens: str | None = None,
+    to: str | None = None,
+    copied_as: Format = "safetensors",
 ) -> Released:
     """Anneal and export a checkpoint of the trunk, unless that release exists.
 
@@ -34,6 +43,7 @@ def release(
         origin: `STAGE@STEP`, or `STAGE` for its end; None is the end of the last stage that passed.
         tokens: length of the anneal, such as `4M tokens`, in place of the run file's.
         to: a place that the release is copied to, see `publish`.
+        copied_as: format of that copy.
 
     Returns:
         The release.
@@ -41,28 +51,43 @@ def release(
     Raises:
         InputError: there is no such checkpoint, a gate stopped its stage, or the place is none.
     """
-    if to is not None:
-        check_place(to)
+    _check_copy(to, copied_as)
     decided = _decide(work, origin, tokens)
     done = _done(work, decided.name)
     if done is not None:
         work.log(f"release {decided.name} exists already")
     released = done or carry_out(work, decided)
     if to is not None:
-        publish(work, decided, released, to)
+        publish(work, decided, released, to, gguf=copied_as == "gguf")
     return released
 
 
 def plan_release(
-    work: Workspace, origin: str | None, tokens: str | None, to: str | None = None
+    work: Workspace,
+    origin: str | None,
+    tokens: str | None,
+    to: str | None = None,
+    copied_as: str | None = "safetensors",
 ) -> list[str]:
     """Return what `release` would do, in words; writes nothing."""
-    if to is not None:
-        check_place(to)
+    _check_copy(to, copied_as)
     decided = _decide(work, origin, tokens)
     how = f"anneal {_steps(decided)} steps and " if decided.mix else ""
     made = f"{how}export {decided.name} from {decided.source}"
-    return [made] if to is None else [made, f"copy it to {to}"]
+    return [made] if to is None else [made, f"copy it to {to} as {copied_as}"]
+
+
+def _check_copy(to: str | None, copied_as: str | None) -> None:
+    if to is not None:
+        check_place(to)
+    elif copied_as != "safetensors":
+        raise InputError(
+            "command line",
+            "--format",
+            f"{copied_as} is the format of a copy, and there is none",
+            "name a place with --to",
+            code="format-without-place",
+        )
 
 
 def carry_out(work: Workspace, decided: Releasing) -> Released:

@@ -17,7 +17,11 @@ HUB = "hf://"
 
 
 def front_matter(
-    spec: RunSpec, name: str, released: Released | None, scores: Sequence[Score]
+    spec: RunSpec,
+    name: str,
+    released: Released | None,
+    scores: Sequence[Score],
+    gguf: str | None = None,
 ) -> list[str]:
     """Return the lines of YAML that a card begins with.
 
@@ -26,15 +30,16 @@ def front_matter(
         name: of the release.
         released: the release as it was measured; None before that.
         scores: of the tasks that it was scored on.
+        gguf: name of the GGUF file that it is copied as; None for a folder.
     """
     its = spec.release
     known: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": None if gguf else "transformers",
         "pipeline_tag": "text-generation",
         "license": its.license,
         "language": list(its.languages),
         "base_model": its.base_model,
-        "tags": ["continual-pretraining", "perennial"],
+        "tags": ["continual-pretraining", "perennial", *(["gguf"] if gguf else [])],
     }
     results = _results(released, scores)
     if results:
@@ -43,30 +48,51 @@ def front_matter(
     return ["---", yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip(), "---"]
 
 
-def usage(place: str | None) -> list[str]:
-    """Return the lines that show how the model is loaded from the place that it was copied to."""
-    copied = [] if place is None else [f'place = "{place.removeprefix(HUB)}"']
-    folder = "place" if copied else '"."'
-    if place is not None and "://" in place and not place.startswith(HUB):
-        copied += [
-            "fsspec.url_to_fs(place)[0].get(place, 'model', recursive=True)",
-        ]
-        folder = '"model"'
-    imports = ["import fsspec"] if folder == '"model"' else []
+def usage(place: str | None, gguf: str | None = None) -> list[str]:
+    """Return the lines that show how the model is loaded from the place that it was copied to.
+
+    Args:
+        place: None for the folder that the card lies in.
+        gguf: name of the GGUF file there; None for a folder of transformers.
+    """
+    lines = _usage_of_gguf(place, gguf) if gguf else _usage_of_folder(place)
+    return ["## Use", "```python", *lines, "```", ""]
+
+
+def _usage_of_folder(place: str | None) -> list[str]:
+    fetched, folder = _local(place)
+    folder = folder.removeprefix(HUB)
     return [
-        "## Use",
-        "```python",
-        *imports,
+        *fetched,
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        *copied,
-        f"model = AutoModelForCausalLM.from_pretrained({folder})",
-        f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+        f'model = AutoModelForCausalLM.from_pretrained("{folder}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
         'ids = tokenizer("Once upon a time", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))",
-        "```",
-        "",
     ]
+
+
+def _usage_of_gguf(place: str | None, file: str) -> list[str]:
+    fetched, folder = _local(place)
+    opened = f'Llama("{folder}/{file}")'
+    if folder.startswith(HUB):
+        opened = f'Llama.from_pretrained("{folder.removeprefix(HUB)}", "{file}")'
+    return [
+        *fetched,
+        "from llama_cpp import Llama",
+        "",
+        f"llama = {opened}",
+        'print(llama("Once upon a time", max_tokens=40)["choices"][0]["text"])',
+    ]
+
+
+def _local(place: str | None) -> tuple[list[str], str]:
+    """Return the lines that copy a place of a bucket to this machine, and where it then is."""
+    if place is None or "://" not in place or place.startswith(HUB):
+        return [], place or "."
+    get = f'fsspec.url_to_fs("{place}")[0].get("{place}", "model", recursive=True)'
+    return ["import fsspec", "", get, ""], "model"
 
 
 def _results(released: Released | None, scores: Sequence[Score]) -> list[dict[str, Any]]:

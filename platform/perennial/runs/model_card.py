@@ -25,6 +25,7 @@ def model_card(
     released: Released | None = None,
     scores: Sequence[Score] = (),
     place: str | None = None,
+    gguf: str | None = None,
 ) -> str:
     """Write the Markdown of a release's README.md.
 
@@ -36,6 +37,7 @@ def model_card(
         released: the release as it was measured; None before that.
         scores: of the tasks that it was scored on.
         place: where the release is copied to; None for the run's store.
+        gguf: name of the GGUF file that it is copied as; None for a folder.
     """
     stage = state.stage(release.stage)
     trained = [*state.stages[: stage.after], stage]
@@ -44,13 +46,13 @@ def model_card(
     seen = state.seen(stage, release.step)
     return "\n".join(
         [
-            *front_matter(spec, release.name, released, scores),
+            *front_matter(spec, release.name, released, scores, gguf),
             f"# {spec.name}: {release.name}",
             "",
             f"A release of the lineage `{spec.name}`: {_branch(release)}. The trunk itself never "
             "decays; it continues from its constant-phase checkpoint when the next corpus lands.",
             "",
-            *usage(place),
+            *usage(place, gguf),
             "## Lineage",
             "| stage | first step | steps | tokens by source |",
             "| --- | --- | --- | --- |",

@@ -116,6 +116,18 @@ def test_a_copy_is_completed_and_anything_else_is_left_alone(made: Made, tmp_pat
     assert (place / "config.json").read_text() == "{}"
 
 
+def test_a_copy_may_be_one_gguf_file(made: Made, tmp_path: Path) -> None:
+    place = tmp_path / "copy"
+    publish(*made, str(place), gguf=True)
+    publish(*made, str(place), gguf=True)
+    name = f"{made[0].spec.name}-{made[1].name}.gguf"
+    assert {file.name for file in place.iterdir()} == {"README.md", name}
+    assert AutoModelForCausalLM.from_pretrained(place, gguf_file=name, local_files_only=True)
+    card = ModelCard.load(place / "README.md")
+    assert "gguf" in card.data.tags
+    assert f'Llama("{place}/{name}")' in card.text
+
+
 def test_an_altered_release_is_not_copied(made: Made, tmp_path: Path) -> None:
     made[0].store.write("releases/r/config.json", b"{}")
     with pytest.raises(Altered):
@@ -170,4 +182,4 @@ def test_the_hub_gets_a_private_model_in_one_commit(
     )
     card: dict[str, Any] = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert card["base_model"] == "org/base"
-    assert 'place = "org/own"' in files["README.md"].decode()
+    assert 'from_pretrained("org/own")' in files["README.md"].decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -36,13 +36,17 @@ def release(
             "hf://OWNER/NAME of the Hugging Face Hub",
         ),
     ] = None,
+    copied_as: Annotated[
+        Literal["safetensors", "gguf"],
+        typer.Option("--format", help="Of the copy: a folder of safetensors, or one GGUF file"),
+    ] = "safetensors",
 ) -> None:
     """Anneal a branch off the trunk and export it as a Hugging Face folder."""
     run = open_run(run_file, overrides)
     if dry_run:
-        print_preview(run, run.plan_release(origin, tokens, to))
+        print_preview(run, run.plan_release(origin, tokens, to, copied_as))
         return
-    made = run.release(origin, tokens, to)
+    made = run.release(origin, tokens, to, copied_as)
     if as_json:
         print_json(made.to_dict())
         return
