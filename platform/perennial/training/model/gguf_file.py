@@ -154,7 +154,9 @@ def _reader(file: Path, key: str, config: Any, kind: GgufLayout) -> Weight:
             return tensor.float().numpy()
         if tensor.dtype == torch.float16:
             return tensor.numpy()
-        return gguf.quants.quantize(tensor.float().numpy(), gguf.GGMLQuantizationType.BF16)
+        halves = gguf.GGMLQuantizationType.BF16
+        rounded: Array = gguf.quants.quantize(tensor.float().numpy(), halves)
+        return rounded
 
     return read
 
@@ -262,7 +264,8 @@ def _llama3_factors(config: Any) -> Array:
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     size = 2 * len(scaled)
     plain = 1.0 / rope["rope_theta"] ** (np.arange(0, size, 2, dtype=np.float64) / size)
-    return (plain / scaled.double().numpy()).astype(np.float32)
+    factors: Array = (plain / scaled.double().numpy()).astype(np.float32)
+    return factors
 
 
 _LEFT_OUT = (".attention.bias", ".attention.masked_bias", ".attn.bias", ".attn.masked_bias",
