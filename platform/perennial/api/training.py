@@ -111,9 +111,15 @@ def _summarize(work: Workspace, trained: int) -> TrainingSummary:
     )
 
 
-def release(work: Workspace, origin: str | None, tokens: str | None) -> ReleaseSummary:
+def release(
+    work: Workspace,
+    origin: str | None,
+    tokens: str | None,
+    to: str | None,
+    copied_as: releases.Format,
+) -> ReleaseSummary:
     """Anneal and export a branch; see `Run.release`."""
-    released = releases.release(work, origin, tokens)
+    released = releases.release(work, origin, tokens, to, copied_as)
     url = f"{work.store.url}/{released.folder}"
     return ReleaseSummary(released, summary.matrix(work.state), url)
 

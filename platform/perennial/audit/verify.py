@@ -207,11 +207,14 @@ def _waiting(state: RunState, committed: set[str]) -> list[str]:
 def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
     """Check the manifests of all corpora in the store or the ledger, and yield their files."""
     from perennial.corpora.manifest import manifest_key
+    from perennial.corpora.tokenizer import BASE
 
     ready = {event.corpus: event for event in done.story.events if isinstance(event, Ready)}
     names = {key.removeprefix("corpora/") for key in committed if key.startswith("corpora/")}
     names |= ready.keys()
     tokenizer = _tokenizer(store, done) if names else None
+    for file in tokenizer.manifest.files if tokenizer else ():
+        yield ReadTask(f"{BASE}/{file.file}", file.size_bytes, file.sha256)
     for name in sorted(names):
         try:
             manifest = corpora.read_manifest(store, name)

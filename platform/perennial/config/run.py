@@ -177,7 +177,8 @@ class TokenizerSpec(Section):
     folder names, but a usual end of a document before the end of a turn in a chat"""
     begin_of_document: Annotated[str | None, PINNED] = None
     """the token of `path` that stands before a document in training, held-out losses, samples and
-    tasks, such as `<s>`, for a model that was trained with it; none: nothing does"""
+    tasks, such as `<s>`, or `""` for nothing; default: the one that its own template, or
+    `add_bos_token` of its configuration, puts before a text"""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizerSpec:
@@ -291,6 +292,13 @@ class ReleaseSpec(Section):
     """length of the anneal; a percentage is of the trunk's steps so far"""
     shape: Annotated[AnnealShape, JOIN] = "exponential"
     """exponential (the paper's), 1-sqrt, linear or cosine"""
+    license: Annotated[str | None, FREE] = None
+    """licence of the releases, as their card names it, such as `apache-2.0`"""
+    languages: Annotated[tuple[str, ...], FREE] = ()
+    """languages of the releases, as their card names them, such as `en`"""
+    base_model: Annotated[str | None, FREE] = None
+    """the model that the run continues, as the Hub names it, such as `HuggingFaceTB/SmolLM2-135M`;
+    for the card"""
     sample_tokens: Annotated[int, Field(ge=0), FREE] = 40
     """tokens that each prompt is continued by; 0 samples nothing"""
     policy: Annotated[Literal["on-demand", "each-stage", "every", "schedule"], FREE] = "on-demand"

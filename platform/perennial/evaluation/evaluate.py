@@ -233,6 +233,7 @@ def fetch(store: Store, folder_key: str, local: Path) -> None:
         InputError: the manifest cannot be read.
     """
     for name, (key, sha256) in _promised_files(store, folder_key).items():
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
         download_checked(store, key, local / name, sha256)
 
 
@@ -291,7 +292,7 @@ def run_tokenizer(store: Store) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=run.build(),
         eos_token=run.manifest.end_of_document_text,
-        bos_token=run.manifest.begin_of_document_text,
+        bos_token=run.manifest.begin_of_document_text or None,
     )
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from perennial.mixture import StageMix, truncate_mix
 from perennial.runs import summary
-from perennial.runs.events import Releasing
+from perennial.runs.card_metadata import front_matter, usage
+from perennial.runs.events import Released, Releasing
 from perennial.runs.state import RunState, Stage
 from perennial.version import __version__
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.corpora import CorpusManifest
     from perennial.evaluation import HeldoutLoss
+    from perennial.evaluation.scores import Score
 
 
 def model_card(
@@ -22,6 +24,10 @@ def model_card(
     state: RunState,
     release: Releasing,
     manifests: Mapping[str, CorpusManifest],
+    released: Released | None = None,
+    scores: Sequence[Score] = (),
+    place: str | None = None,
+    gguf: str | None = None,
 ) -> str:
     """Write the Markdown of a release's README.md.
 
@@ -30,6 +36,10 @@ def model_card(
         state: the run as of the last read of the ledger.
         release: the release as it was planned.
         manifests: of the corpora that the trunk has trained, by name.
+        released: the release as it was measured; None before that.
+        scores: of the tasks that it was scored on.
+        place: where the release is copied to; None for the run's store.
+        gguf: name of the GGUF file that it is copied as; None for a folder.
     """
     stage = state.stage(release.stage)
     trained = [*state.stages[: stage.after], stage]
@@ -38,15 +48,13 @@ def model_card(
     seen = state.seen(stage, release.step)
     return "\n".join(
         [
-            "---",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "---",
+            *front_matter(spec, release.name, released, scores, gguf),
             f"# {spec.name}: {release.name}",
             "",
             f"A release of the lineage `{spec.name}`: {_branch(release)}. The trunk itself never "
             "decays; it continues from its constant-phase checkpoint when the next corpus lands.",
             "",
+            *usage(place, gguf),
             "## Lineage",
             *_origin_lines(state),
             "| stage | first step | steps | tokens by source |",

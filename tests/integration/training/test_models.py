@@ -99,7 +99,7 @@ def test_a_stored_model_is_imported_once_and_read_from_the_store(
     (tmp_path / "model" / "model.safetensors").unlink()
     assert import_model(store, spec, 50, 7, 16) == first
     model = _initial(store)
-    assert model.config.eos_token_id == 7
+    assert model.config.eos_token_id == [7, 0]
     assert model.num_parameters() == first.parameters
     with torch.no_grad():
         hidden = reference(IDS, output_hidden_states=True).hidden_states[layers or 0]
@@ -110,6 +110,23 @@ def test_a_stored_model_is_imported_once_and_read_from_the_store(
         if layers:
             logits = reference.lm_head(reference.model.norm(hidden))
             assert torch.equal(model(IDS).logits, logits)
+
+
+@pytest.mark.parametrize("ends", [[7, 3], 7, [3, 5], None])
+def test_a_stored_models_generation_settings_stay_what_they_are(
+    tmp_path: Path, ends: int | list[int] | None
+) -> None:
+    _store_model(tmp_path / "model")
+    settings = {"temperature": 0.6, "eos_token_id": ends}
+    text = json.dumps(settings)
+    (tmp_path / "model" / "generation_config.json").write_text(text)
+    store = open_store(tmp_path / "store")
+    import_model(store, ModelSpec(path=str(tmp_path / "model")), 50, 7, 16)
+    stored = store.read("models/initial/generation_config.json").decode()
+    if ends in ([7, 3], 7):
+        assert stored == text
+    else:
+        assert json.loads(stored) == settings | {"eos_token_id": [7, 3, 5] if ends else 7}
 
 
 def test_a_model_in_several_files_is_copied_without_being_held(tmp_path: Path) -> None:
@@ -124,7 +141,7 @@ def test_a_model_in_several_files_is_copied_without_being_held(tmp_path: Path) -
     for shard in shards:
         assert (stored / shard.name).read_bytes() == shard.read_bytes()
     again = _initial(open_store(tmp_path / "store"))
-    assert again.config.eos_token_id == 7
+    assert again.config.eos_token_id == [7, 0]
 
 
 def _import_large(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,8 +141,8 @@ def _convert(files: ModelFiles, inherit_layers: int | None, end_of_document: int
     model = stored_model(files.folder, files.gguf, dtype="auto")
     if inherit_layers is not None:
         model = inherit(model, inherit_layers)
-    model.config.eos_token_id = end_of_document
-    model.generation_config.eos_token_id = end_of_document
+    for its in (model.config, model.generation_config):
+        its.eos_token_id = ends_with(its.eos_token_id, end_of_document)
     return model
 
 
@@ -151,10 +152,23 @@ def _describe(
     """Write the model's configurations, with the run's end-of-document id, into a folder."""
     generation = files.folder / "generation_config.json"
     if generation.exists():
-        described = parse_json(generation.read_text()) | {"eos_token_id": end_of_document}
-        (folder / generation.name).write_text(json.dumps(described, indent=2))
-    config.eos_token_id = end_of_document
+        described = parse_json(generation.read_text())
+        ends = ends_with(described.get("eos_token_id"), end_of_document)
+        if described.get("eos_token_id") == ends:
+            shutil.copy(generation, folder)
+        else:
+            text = json.dumps(described | {"eos_token_id": ends}, indent=2)
+            (folder / generation.name).write_text(text)
+    config.eos_token_id = ends_with(config.eos_token_id, end_of_document)
     config.save_pretrained(folder)
+
+
+def ends_with(ends: int | list[int] | None, end_of_document: int) -> int | list[int]:
+    """Return a model's end tokens with the run's, which goes first where it is not among them."""
+    if ends is None or ends == end_of_document:
+        return end_of_document
+    own = ends if isinstance(ends, list) else [ends]
+    return ends if end_of_document in own else [end_of_document, *own]
 
 
 def _copy_tensors(store: Store, folder: str, files: ModelFiles) -> dict[str, str]:
