@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import pyarrow as pa
 import pytest
 import zstandard
 
@@ -89,6 +90,23 @@ def test_members_before_a_damaged_one_are_kept_to_the_last_document(
     span = FileSpan(0, 0, info.size_bytes)
     again = list(read_span(open_store(tmp_path), file, span, SETTINGS, loss))
     assert again == [*read(tmp_path, "a.jsonl", TEXT)[:150], loss]
+
+
+def test_rows_before_a_damaged_member_are_kept_to_the_batch(tmp_path: Path) -> None:
+    """Their numbers say nothing of how much of the text was read."""
+    rows, sink = [f"{number} {'words ' * 900}" for number in range(1500)], io.BytesIO()
+    with pa.ipc.new_stream(sink, pa.schema([("text", pa.string())])) as writer:
+        writer.write_table(pa.table({"text": rows}), max_chunksize=30)
+    text = sink.getvalue()
+    first, second = text[: len(text) // 2], text[len(text) // 2 :]
+    packed = gzip.compress(second)
+    damaged = gzip.compress(first) + flip_bit(packed, len(packed) - 8)
+    *_, last = read(tmp_path, "a.arrow.gz", damaged)
+    assert last.reason == "truncated"
+    assert 350 <= last.offset <= 750
+    assert 750 <= (last.lost_documents or 0) <= 1500
+    *kept, cut = read(tmp_path, "b.arrow.gz", gzip.compress(text)[: len(packed) // 2])
+    assert (cut.reason, cut.offset) == ("truncated", len(kept))
 
 
 def test_a_bad_checksum_is_met_behind_the_last_byte_of_text(tmp_path: Path) -> None:

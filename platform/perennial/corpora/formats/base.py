@@ -184,6 +184,8 @@ class FileFormat(ABC):
             files are read too.
         is_text: whether a file is text in UTF-8 as a whole. One that begins like another encoding
             is then set aside with the encoding that fits, and is not read.
+        byte_offsets: whether an offset is a byte of the decompressed file. Else, as the number of
+            a row, it says nothing of how much of a compressed file was read.
         expansion: bytes of text in a stored byte, roughly. It influences how many shards a corpus
             has, and nothing else; it must never change for files that were ingested.
         notes: words for the reference, which has the built-in formats alone.
@@ -194,6 +196,7 @@ class FileFormat(ABC):
     splittable: ClassVar[bool] = False
     compressible: ClassVar[bool] = True
     is_text: ClassVar[bool] = False
+    byte_offsets: ClassVar[bool] = True
     expansion: ClassVar[int] = 1
     notes: ClassVar[FormatNotes] = FormatNotes()
 

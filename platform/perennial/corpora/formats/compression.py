@@ -122,6 +122,11 @@ class DecompressedStream(io.RawIOBase):
         """Return whether the decoder met damage."""
         return self._broken is not None
 
+    @property
+    def checked_position(self) -> int:
+        """Return where the text ends of the members whose checksums were right."""
+        return self._verified[0]
+
     def readinto(self, buffer: Any) -> int:
         while not self._text:
             try:
