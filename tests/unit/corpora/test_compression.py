@@ -58,7 +58,8 @@ def test_all_members_are_read_like_the_plain_file(tmp_path: Path, suffix: str, s
 
 
 def test_skippable_frames_and_those_without_size_are_passed(tmp_path: Path) -> None:
-    skipped = b"\x50\x2a\x4d\x18" + struct.pack("<I", 40_000) + bytes(40_000)
+    size = 40 << 20  # which takes minutes where each read copies what was read before
+    skipped = b"\x50\x2a\x4d\x18" + struct.pack("<I", size) + bytes(size)
     streamed = zstandard.ZstdCompressor(write_content_size=False).compress(TEXT)
     records = read(tmp_path, "a.jsonl.zst", skipped + streamed + skipped)
     assert [record.reason for record in records] == [""] * 300
@@ -140,6 +141,13 @@ def test_a_window_above_the_limit_is_named_with_what_to_do(tmp_path: Path) -> No
     allowed = SETTINGS.model_copy(update={"max_window_bytes": 1 << 28})
     texts = [record.text for record in read(tmp_path, "a.jsonl.zst", content, allowed)]
     assert texts == [record.text for record in read(tmp_path, "b.jsonl", TEXT)]
+
+
+def test_xz_that_takes_more_memory_is_named_with_what_to_do(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 400 << 20}]
+    (lost,) = read(tmp_path, "a.jsonl.xz", lzma.compress(TEXT, filters=filters))
+    assert lost.reason == "zstd-window"
+    assert "256 MiB of memory; set corpora.max_zstd_window" in lost.detail
 
 
 def test_a_little_that_becomes_much_is_given_piece_by_piece() -> None:

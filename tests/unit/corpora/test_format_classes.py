@@ -455,6 +455,17 @@ def test_pages_of_a_crawl_are_set_aside_and_records_about_others_passed_over(
     assert content[records[3].offset :].startswith(b"WARC/1.0\r\nWARC-Type: conversion")
 
 
+@pytest.mark.parametrize("length", [5, 100])
+def test_a_text_that_has_another_length_than_it_says_is_no_document(
+    tmp_path: Path, length: int
+) -> None:
+    wrong = write_record("conversion", "a longer text").replace(b"13", b"%d" % length)
+    content = WET + wrong + WET + write_record("conversion", "x")[:-4]
+    records = read_file(tmp_path / "a.warc", SETTINGS, content)
+    assert {record.reason for record in records} == {"", "unreadable"}
+    assert {record.text.decode() for record in records} - {""} == {*TEXTS, "x"}
+
+
 def test_members_of_a_gzip_file_are_records_of_one_archive(tmp_path: Path) -> None:
     packed = b"".join(gzip.compress(write_record("conversion", text)) for text in TEXTS)
     records = read_file(tmp_path / "a.warc.wet.gz", SETTINGS, packed)

@@ -89,7 +89,10 @@ class ArrowFormat(FileFormat):
             if source.failure is not None:
                 raise source.failure from None  # of the storage, or of the compression
             lost = part.size_bytes - part.stored_bytes(source.message_at)
-            yield Record(row, reason=UNREADABLE, detail=str(error)[:200], lost_bytes=max(0, lost))
+            detail, is_cut = str(error)[:200], source.is_cut
+            yield Record(
+                row, reason=UNREADABLE, detail=detail, lost_bytes=max(0, lost), is_cut=is_cut
+            )
             return
         if source.is_cut:
             yield Record(row, reason=UNREADABLE, detail="it ends without the mark of its end")

@@ -405,8 +405,10 @@ def _read_compressed(
             yield Record(0, reason=EMPTY_FILE, detail="nothing was compressed")
     except Exception:
         # Of any class: a format may turn damage that it meets into an error of its own.
-        if loss is None and not raw.is_damaged:
+        if loss is None and not _is_damaged(part, raw):
             raise
+    if loss is None and read.documents:
+        _is_damaged(part, raw)
     lost = raw.describe_loss(read.documents, read.text_bytes)
     if loss is not None:
         yield loss
@@ -420,6 +422,20 @@ def _read_compressed(
             lost_documents=lost.documents,
             is_cut=lost.is_cut,
         )
+
+
+def _is_damaged(part: FilePart, raw: DecompressedStream) -> bool:
+    """Return whether a compressed file is damaged, if need be where its format did not read it.
+
+    A format that meets nonsense may stop before the checksum of what it took.
+    """
+    try:
+        while not raw.is_damaged and part.stream.read1(_BUFFER_BYTES):
+            pass
+    except OSError:
+        if not raw.is_damaged:
+            raise
+    return raw.is_damaged
 
 
 class _CleanPart:
@@ -455,7 +471,7 @@ class _CleanPart:
             self.text_bytes = record.offset if self._byte_offsets else self._raw.position
 
     def finish(self) -> None:
-        """Take note that the format met the end of the text."""
+        """Take note that the format ended, as most do at the end of the text."""
         if self._is_clean:
             self.text_bytes = self._raw.position
 

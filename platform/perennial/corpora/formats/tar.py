@@ -112,11 +112,18 @@ class TarFormat(FileFormat):
             yield from sample.finish(settings)
             lost = max(0, part.size_bytes - part.stored_bytes(position))
             detail = f"the archive is damaged or cut off: {error}"[:200]
-            yield Record(position + 1, reason=UNREADABLE, detail=detail, lost_bytes=lost)
+            is_cut = isinstance(error, _CutOff) or "unexpected end" in str(error)
+            yield Record(
+                position + 1, reason=UNREADABLE, detail=detail, lost_bytes=lost, is_cut=is_cut
+            )
             return
         yield from sample.finish(settings)
         if not seen:
             yield Record(0, reason=EMPTY_FILE, detail="no members")
+
+
+class _CutOff(tarfile.ReadError):
+    """An archive ends where a header must be."""
 
 
 class _StrictArchive(tarfile.TarFile):
@@ -146,9 +153,11 @@ class _StrictInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             archive.has_ended = True
             raise
-        except tarfile.HeaderError as error:
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             if archive.has_ended and isinstance(error, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
                 raise
+            raise _CutOff(str(error)) from None
+        except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from None
         archive.has_ended = False
         return info
