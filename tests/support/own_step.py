@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def drop_short(text: str, least: int = 10) -> str | None:
     return text if len(text) >= least else None
@@ -17,3 +19,13 @@ def fail(text: str) -> str:
 
 def return_a_number(text: str) -> int:
     return len(text)
+
+
+class FailingBlock:
+    """A filter as datatrove's are, which fails on every document."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def filter(self, document: Any) -> bool:
+        raise ValueError(f"no {self._word} with {document.text}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final, NamedTuple
 
 from perennial.corpora.formats.hints import describe_bytes
 from perennial.registry import Registry
+from perennial.steps import RAISED
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -57,9 +58,11 @@ COMPRESSION = 3
 def counts_as_bad(reason: str) -> bool:
     """Return whether a record with that reason counts towards `max_bad_share`.
 
-    What a step of the run file drops has the step's kind before a slash: it is dropped on purpose.
+    What a step of the run file drops has the step's kind before a slash: it is dropped on purpose,
+    unless the step failed on it.
     """
-    return reason not in HARMLESS and "/" not in reason
+    step, _, why = reason.rpartition("/")
+    return why == RAISED if step else reason not in HARMLESS
 
 
 # A JSON line also holds other fields, and escapes make its text longer.
