@@ -260,7 +260,7 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
     try:
         data = text.encode() if isinstance(text, str) else text
         string = text if isinstance(text, str) else text.decode()
-        name = domain.decode() if isinstance(domain, bytes) else str(domain or "")
+        name = domain.decode() if isinstance(domain, bytes) else _name_domain(domain)
         name.encode()
     except UnicodeDecodeError as error:
         return Record(offset, reason=INVALID_UTF8, detail=describe_bytes(error.object, error))
@@ -272,6 +272,10 @@ def make_record(offset: int, text: object, domain: object, settings: IngestSetti
     if not string[:1].strip(_BLANK) and not string.strip(_BLANK):
         return Record(offset, reason=EMPTY_TEXT)
     return Record(offset, data, name)
+
+
+def _name_domain(domain: object) -> str:
+    return "" if domain is None else str(domain)
 
 
 def find_field(fields: dict[str, Any], name: str) -> Any:
