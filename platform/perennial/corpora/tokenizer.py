@@ -400,7 +400,8 @@ def _fingerprint_or_none(text: str) -> str | None:
 def _cut_long_runs(texts: Iterable[str]) -> Iterator[str]:
     """Yield texts with a line break in runs that no word is as long as, such as a genome's letters.
 
-    Such a run of white space is cut off. The time of training grows with the square of the longest run.
+    Such a run of white space is cut off. The time of training grows with the square of the longest
+    run.
     """
     for text in texts:
         text = _LONG_BLANK.sub(lambda run: run[0][:100], text)
