@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from perennial.corpora.inbox import LandedCorpus, read_landed
@@ -18,7 +19,7 @@ from perennial.corpora.tokenizer_files import END_OF_DOCUMENT
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from tokenizers import Tokenizer
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 SMALLEST_VOCABULARY = 257
 """256 bytes and the end of a document"""
 _SAMPLE_BYTES = 64 << 20
+_LONGEST_RUN = 1000
+_LONG_RUN = re.compile(
+    "|".join(f"{kind}{{{_LONGEST_RUN}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)"))
+)
+_LONG_BLANK = re.compile(rf"\s{{{_LONGEST_RUN},}}")
 
 
 def train_tokenizer(
@@ -72,17 +78,26 @@ def train_tokenizer(
     landed = landed or read_landed(inbox, name)
     check_sampled(inbox, landed, _SAMPLE_BYTES)
     texts = sample_texts(inbox, landed, settings, _SAMPLE_BYTES)
-    trained = _train(texts, vocabulary)
+    trained = _train(_cut_long_runs(texts), vocabulary)
     if trained.get_vocab_size() <= SMALLEST_VOCABULARY < vocabulary:
-        raise InputError(
-            f"{inbox.url}/{name}",
-            settings.text_field,
-            "there is no text to train a tokenizer on",
-            "land documents with text",
-            code="no-text",
-        )
+        # Imported here: it loads pyarrow, which a look at a run's tokenizer needs not.
+        from perennial.corpora.ingest.quality import refuse_sample
+
+        raise refuse_sample(store, inbox, landed, settings, _SAMPLE_BYTES)
     tokenizer = build_tokenizer(trained.to_str(), END_OF_DOCUMENT, "trained", vocabulary)
     return commit_tokenizer(store, tokenizer)
+
+
+def _cut_long_runs(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts with a line break in runs that no word is as long as, such as a genome's letters.
+
+    Such a run of white space is cut off. The time of training grows with the square of the longest
+    run.
+    """
+    for text in texts:
+        text = _LONG_BLANK.sub(lambda run: run[0][:100], text)
+        is_long = max(map(len, text.split()), default=0) > _LONGEST_RUN
+        yield _LONG_RUN.sub(r"\g<0>\n", text) if is_long else text
 
 
 def _train(texts: Iterable[str], vocabulary: int) -> Tokenizer:

@@ -214,7 +214,7 @@ def read_span(
         span: the stored bytes to read.
         settings: how documents are found in it.
         loss: what an earlier reading yielded for a damaged file; it is yielded where it begins, and
-            nothing behind it.
+            nothing behind it, so that no reading of that file meets it again.
 
     Raises:
         InputMoved: possibly after records, when the file is gone or another than was listed, or
@@ -268,7 +268,7 @@ def _read_part(
         elif kind.compression:
             records = _read_compressed(kind, part, settings, loss)
         else:
-            records = kind.format.read(part, settings)
+            records = _stop_before(loss, kind.format.read(part, settings))
         for record in records:
             yield record
             last = record.offset
@@ -281,6 +281,16 @@ def _read_part(
             yield Record(last + 1, reason=UNREADABLE, detail=detail, lost_bytes=lost)
     if raw.failure is not None:
         raise raw.failure
+
+
+def _stop_before(loss: Record | None, records: Iterator[Record]) -> Iterator[Record]:
+    """Yield the records before a loss that an earlier reading met, and it; else all."""
+    for record in records:
+        if loss is not None and record.offset >= loss.offset:
+            break
+        yield record
+    if loss is not None:
+        yield loss
 
 
 def _check_text(part: FilePart) -> Record | None:
@@ -377,40 +387,102 @@ def _read_compressed(
     kind: FileKind, stored: FilePart, settings: IngestSettings, loss: Record | None
 ) -> Iterator[Record]:
     """Yield the records of a compressed file, and a last one for what could not be decompressed."""
-    limit = None if loss is None else loss.offset
+    limit = loss.offset if loss is not None and kind.format.byte_offsets else None
     raw = DecompressedStream(
         stored.stream, stored.size_bytes, kind.compression, limit, settings.max_window_bytes
     )
     part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, stored.size_bytes)
-    good, good_bytes = 0, 0
-    is_clean = True
+    read = _CleanPart(raw, kind.format.byte_offsets)
     try:
         wrong = _check_text(part) if kind.format.is_text else None
         for record in [wrong] if wrong else kind.format.read(part, settings):
+            if loss is not None and record.offset >= loss.offset:
+                break
             yield record
-            # Behind a flipped bit is other text, with other ends of lines: what precedes the first
-            # bad record says how dense documents are.
-            is_clean = is_clean and (not record.reason or record.reason in HARMLESS)
-            if is_clean:
-                good, good_bytes = good + 1, record.offset
-        if is_clean:
-            good_bytes = raw.position
+            read.add(record)
+        read.finish()
         if not raw.position and not raw.is_damaged:
             yield Record(0, reason=EMPTY_FILE, detail="nothing was compressed")
     except Exception:
         # Of any class: a format may turn damage that it meets into an error of its own.
-        if loss is None and not raw.is_damaged:
+        if loss is None and not _is_damaged(part, raw):
             raise
-    lost = raw.describe_loss(good, good_bytes)
+    if loss is None and read.documents:
+        _is_damaged(part, raw)
+    lost = raw.describe_loss(read.documents, read.text_bytes)
     if loss is not None:
         yield loss
     elif lost is not None:
         # The line that breaks off at `position` is part of the loss.
         yield Record(
-            lost.position,
+            read.find_offset(lost.position),
             reason=lost.reason,
             detail=lost.detail[:200],
             lost_bytes=lost.stored_bytes,
             lost_documents=lost.documents,
             is_cut=lost.is_cut,
         )
+
+
+def _is_damaged(part: FilePart, raw: DecompressedStream) -> bool:
+    """Return whether a compressed file is damaged, if need be where its format did not read it.
+
+    A format that meets nonsense may stop before the checksum of what it took.
+    """
+    try:
+        while not raw.is_damaged and part.stream.read1(_BUFFER_BYTES):
+            pass
+    except OSError:
+        if not raw.is_damaged:
+            raise
+    return raw.is_damaged
+
+
+class _CleanPart:
+    """The part of a compressed file that was read before any bad record.
+
+    Behind a flipped bit is other text, with other ends of lines: this part says how dense documents
+    are.
+
+    Args:
+        raw: the file.
+        byte_offsets: whether the offsets of its records are bytes of its text.
+
+    Attributes:
+        documents: records of the part.
+        text_bytes: bytes of text that held them.
+    """
+
+    def __init__(self, raw: DecompressedStream, byte_offsets: bool) -> None:
+        self._raw, self._byte_offsets = raw, byte_offsets
+        self._is_clean = True
+        self._next = self._unchecked = self._checked_position = 0
+        self.documents = self.text_bytes = 0
+
+    def add(self, record: Record) -> None:
+        """Take note of a record that was read."""
+        if self._raw.checked_position > self._checked_position:
+            # Those before it were read when no more of the text than that was there.
+            self._checked_position, self._unchecked = self._raw.checked_position, record.offset
+        self._next = record.offset + 1
+        self._is_clean = self._is_clean and (not record.reason or record.reason in HARMLESS)
+        if self._is_clean:
+            self.documents += 1
+            self.text_bytes = record.offset if self._byte_offsets else self._raw.position
+
+    def finish(self) -> None:
+        """Take note that the format ended, as most do at the end of the text."""
+        if self._is_clean:
+            self.text_bytes = self._raw.position
+
+    def find_offset(self, position: int) -> int:
+        """Return the offset of the first record that may hold text behind a position.
+
+        Args:
+            position: the end of the text that can be relied on.
+        """
+        if self._byte_offsets:
+            return position
+        checked = self._raw.checked_position
+        is_all = position == self._raw.position or checked > self._checked_position
+        return self._next if is_all else self._unchecked

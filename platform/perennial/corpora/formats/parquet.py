@@ -47,6 +47,7 @@ class ParquetFormat(FileFormat):
     suffixes = (".parquet",)
     splittable = True
     compressible = False
+    byte_offsets = False
     expansion = 2
     notes = FormatNotes(
         document="a row: the column `text_field`",

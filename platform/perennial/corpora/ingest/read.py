@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 _RECORD_BYTES = 200  # what a record costs beside its text
 
 
-_KEPT_RECORDS = 1000  # of each reason in a piece, as evidence should the corpus be refused
+KEPT_RECORDS = 1000
+"""of each reason in a piece, as evidence should the corpus be refused"""
 
 
 class BadRecord(BaseModel):
@@ -195,7 +196,7 @@ def _stage_once(
             reasons[record.reason] += 1
             bad = BadRecord(file=file, offset=record.offset, detail=record.detail)
             first.setdefault(record.reason, bad)
-            if reasons[record.reason] <= _KEPT_RECORDS:
+            if reasons[record.reason] <= KEPT_RECORDS:
                 evidence.append(Removed(file, record.offset, record.reason, record.detail))
         if record.is_loss:
             losses.append(_loss(file, record))
