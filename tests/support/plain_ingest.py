@@ -31,7 +31,7 @@ def ingest_plainly(
     engine = choose_encoder(tokenizer, ["a sample"])
     job = plan.gather_job(staged, compared, engine, account_losses(inputs, staged).losses)
     results = [write_holdout(job, part) for part in range(plan.layout.held_parts)]
-    results += [gather_shard(job, shard) for shard in range(plan.layout.shards)]
+    results += [gather_shard(job, shard) for shard in range(len(job.shards))]
     manifest = plan.build_manifest(engine, staged, compared, results)
     plan.target.remove(plan.staging_name)
     store.write(manifest_key(name), manifest.model_dump_json().encode())

@@ -23,6 +23,7 @@ from perennial.fields import (
     Count,
     Section,
     Share,
+    Weight,
     parse_amount,
 )
 from perennial.mixture import ReplaySpec
@@ -30,6 +31,7 @@ from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, Sc
 from perennial.steps import StepSection
 
 TxtDocuments = Literal["paragraph", "line", "file"]
+PartsOf = Literal["none", "domain"]
 LargestDocument = Annotated[Size, Field(ge=1, le=1 << 30)]
 LargestWindow = Annotated[Size, Field(ge=1 << 10, le=1 << 31)]
 
@@ -41,6 +43,8 @@ class ReadingOverride(Section):
     """the field or column that holds the text"""
     domain_field: Annotated[str | None, JOIN] = None
     """the field or column that names a document's domain"""
+    parts: Annotated[PartsOf | None, JOIN] = None
+    """domain keeps the documents of each domain apart, so that a stage can weigh them; or none"""
     txt_documents: Annotated[TxtDocuments | None, JOIN] = None
     """where a document of a .txt file ends: paragraph, line or file"""
     max_document: Annotated[LargestDocument | None, JOIN] = None
@@ -58,6 +62,10 @@ class CorporaSpec(Section):
     domain_field: Annotated[str, JOIN] = ""
     """the field or column that names a document's domain, such as `source`; held-out losses are
     then reported by domain as well. Empty: documents have no domains"""
+    parts: Annotated[PartsOf, JOIN] = "none"
+    """domain makes each value of `domain_field` a part of the corpus, at most 256: every batch
+    holds its share of each part, by its size or by `stages.corpora.NAME.weights`. Tokens at a
+    part's end that fill no row are not trained; none: a corpus is one whole"""
     txt_documents: Annotated[TxtDocuments, JOIN] = "paragraph"
     """where a document of a .txt file ends: paragraph (at a blank line), line, or file"""
     max_document: Annotated[LargestDocument, JOIN] = 8 << 20
@@ -68,7 +76,7 @@ class CorporaSpec(Section):
     """largest window of a .zst file (`zstd --long`), at most 2 GiB; a task that reads one holds it
     in memory. A file that needs a larger one is set aside"""
     read: dict[str, ReadingOverride] = Field(default_factory=dict)
-    """overrides of `text_field`, `domain_field`, `txt_documents`, `max_document` and
+    """overrides of `text_field`, `domain_field`, `parts`, `txt_documents`, `max_document` and
     `max_zstd_window` by a corpus's name, or by a glob such as `"c4-*"`: those of the exact name,
     else of the longest glob that matches"""
     sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048
@@ -94,6 +102,16 @@ class CorporaSpec(Section):
     decontaminate: Annotated[tuple[str, ...], JOIN] = ()
     """files of evaluation texts, in any format that a corpus may have; a document that shares 13
     consecutive words with one of them is not trained"""
+
+    @model_validator(mode="after")
+    def _parts_have_domains(self) -> CorporaSpec:
+        for own in (ReadingOverride(), *self.read.values()):
+            field = self.domain_field if own.domain_field is None else own.domain_field
+            if (own.parts or self.parts) == "domain" and not field:
+                raise ValueError(
+                    "parts: domain needs domain_field; name the field that holds the domain"
+                )
+        return self
 
     def for_corpus(self, name: str) -> CorporaSpec:
         """Return the section with what `read` has for a corpus in the place of its own keys.
@@ -152,6 +170,10 @@ class StageOverride(Section):
     """of corpora that landed, the one with the highest number is the next stage"""
     optimizer: Annotated[OptimizerAtJoin | None, JOIN] = None
     """the optimizer state that this stage inherits: reset, keep or keep-second-moment"""
+    weights: Annotated[dict[str, Weight], JOIN] = Field(default_factory=dict)
+    """shares of the corpus's parts (`corpora.parts`) in every batch, a number of at least 0 for
+    each part by its name: `{wiki: 3, web: 1}` takes three quarters of wiki, whatever their sizes,
+    and repeats a part that ends early; 0 leaves a part out. Default: each by its size"""
 
     @property
     def changes_the_stage(self) -> bool:

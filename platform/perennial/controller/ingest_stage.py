@@ -103,6 +103,7 @@ def _ingest(
             sequences=manifest.rows,
             tokens=manifest.tokens,
             digest=manifest.digest,
+            parts=manifest.part_rows,
         )
     )
 
@@ -186,6 +187,7 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
     return corpora.IngestSettings(
         text_field=spec.text_field,
         domain_field=spec.domain_field,
+        parts=spec.parts,
         txt_documents=spec.txt_documents,
         max_document_bytes=spec.max_document,
         max_window_bytes=spec.max_zstd_window,

@@ -42,6 +42,8 @@ class IngestSettings(_Frozen):
     """the field of an object, or the column of a table, that holds the text"""
     domain_field: str = ""
     """the field or column that names a document's domain; "" for none"""
+    parts: Literal["none", "domain"] = "none"
+    """whether the documents of each domain are a part of the corpus, with rows of its own"""
     txt_documents: Literal["paragraph", "line", "file"] = "paragraph"
     """whether a document of a .txt file ends at a blank line, at the end of its line or of the
     file"""
@@ -204,12 +206,28 @@ class ShardResult(_Frozen):
     shard: Shard | None = None
     holdout: HoldoutFile | None = None
     quarantine: QuarantineFile | None = None
+    part: str | None = None
+    """the part that the shard belongs to; None without parts"""
     counts: Counts
 
     @property
     def files(self) -> list[StoredFile]:
         """Return the files that were written."""
         return [f for f in (self.shard, self.holdout, self.quarantine) if f is not None]
+
+
+class CorpusPart(_Frozen):
+    """The trained documents of one domain; their rows follow each other in the corpus.
+
+    The parts are in the order of the shards, of which each holds rows of one part.
+    """
+
+    name: str
+    """the domain; "" for documents that name none"""
+    rows: int
+    documents: int
+    remainder_tokens: int
+    """tokens at the ends of its shards that did not fill a row"""
 
 
 class CorpusManifest(_Frozen):
@@ -242,6 +260,7 @@ class CorpusManifest(_Frozen):
     comparing: int = Field(default=1, exclude_if=lambda version: version == 1)
     """version of the form in which near duplicates and evaluation texts were compared; nothing in
     that form is kept, so that corpora of several versions are compared with each other"""
+    parts: tuple[CorpusPart, ...] = Field(default=(), exclude_if=lambda parts: not parts)
     counts: Counts
     step_cpu_seconds: dict[str, float] = Field(default_factory=dict, exclude_if=lambda s: not s)
     """CPU time that each of the steps took, by its number and kind"""
@@ -269,6 +288,11 @@ class CorpusManifest(_Frozen):
         return sum(sum(shard.row_groups) for shard in self.shards)
 
     @property
+    def part_rows(self) -> dict[str, int]:
+        """Return the training sequences of each part, in their order; none without parts."""
+        return {part.name: part.rows for part in self.parts}
+
+    @property
     def tokens(self) -> int:
         """Return the number of tokens in training sequences."""
         return self.rows * self.sequence_length
@@ -289,7 +313,7 @@ class CorpusManifest(_Frozen):
             content.pop("begin_of_document")  # which manifests of before 0.2 do not have
         # A corpus that was landed again, or divided otherwise, has the same shards.
         content["settings"].pop("piece_bytes")
-        for later in ("steps", "max_window_bytes"):  # which an older version did not know
+        for later in ("steps", "max_window_bytes", "parts"):  # which an older version did not know
             if getattr(self.settings, later) == IngestSettings.model_fields[later].default:
                 del content["settings"][later]
         for file in content["inputs"]:

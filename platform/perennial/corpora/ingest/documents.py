@@ -108,7 +108,7 @@ class StagedDocuments:
                 yield self.take(slice(start, end))
 
     def find_rows(self, file: npt.NDArray[Any], offset: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Return the rows `(positions,)` of the documents at some positions, all of which exist.
+        """Return the rows `(positions,)` of the documents at some positions; -1 where is none.
 
         Args:
             file: number of the file of every position `(positions,)`.
@@ -117,10 +117,14 @@ class StagedDocuments:
         files, offsets = np.concatenate([self.file, file]), np.concatenate([self.offset, offset])
         asked = np.arange(len(files)) >= len(self)
         order = np.lexsort((asked, offsets, files))
-        rows = np.empty(len(files), dtype=np.int64)
+        before = np.full(len(files), -1, dtype=np.int64)
         # Sorted by position, every query comes right after the document that it asks for.
-        rows[order[1:]] = order[:-1]
-        return rows[len(self) :]
+        before[order[1:]] = order[:-1]
+        rows = before[len(self) :]
+        exists = (rows >= 0) & (rows < len(self))
+        place = rows[exists]
+        exists[exists] = (files[place] == file[exists]) & (offsets[place] == offset[exists])
+        return np.where(exists, rows, -1)
 
 
 @dataclass

@@ -221,7 +221,7 @@ def drop_equal(
     """Return documents without those that the second pass listed to drop.
 
     Args:
-        documents: all documents of `parts`.
+        documents: of `parts`; of those of one domain, in a corpus of parts.
         staging: the store of staged files.
         lists: parts of digests that have a list of documents to drop.
         parts: parts of documents.
@@ -232,9 +232,10 @@ def drop_equal(
     places = ((key, part) for key in map(drops_key, lists) for part in parts)
     for section in read_sections(staging, places):
         drops = np.frombuffer(section, dtype=REPEAT)
-        rows = documents.find_rows(drops["file"], drops["offset"]).tolist()
-        texts = (_detail(drop, inputs, names) for drop in drops.tolist())
-        details.update(zip(rows, texts, strict=True))
+        rows = documents.find_rows(drops["file"], drops["offset"])
+        for row, drop in zip(rows.tolist(), drops.tolist(), strict=True):
+            if row >= 0:  # else of another domain
+                details[row] = _detail(drop, inputs, names)
     return documents.without(DUPLICATE, details)
 
 

@@ -193,7 +193,7 @@ def _ingest(
     gather = plan.gather_job(staged, compared, encoder, account.losses)
     # Held-out documents first: the shards leave out near duplicates of them.
     texts = run("hold out", plan.layout.held_parts, lambda part: write_holdout(gather, part))
-    texts += run("write", plan.layout.shards, lambda shard: gather_shard(gather, shard))
+    texts += run("write", len(gather.shards), lambda shard: gather_shard(gather, shard))
     results = [ShardResult.model_validate_json(text) for text in texts]
     _check_news(plan, results)
     manifest = plan.build_manifest(encoder, staged, compared, results)
@@ -205,6 +205,12 @@ def _ingest(
             "with; near duplicates of the others are trained",
             *(name, manifest.counts.partly_compared_documents),
         )
+    for part in manifest.parts:
+        if not part.rows:
+            log.warning(
+                "%s: %d documents of the part %r are not trained: their %d tokens fill no row",
+                *(name, part.documents, part.name, part.remainder_tokens),
+            )
     accept(manifest)
     return _commit(plan.store, plan.target, manifest, results)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -35,7 +35,7 @@ from perennial.corpora.ingest.near_dedup import (
     Signatures,
     write_index,
 )
-from perennial.corpora.ingest.partition import Layout, holdout_bound
+from perennial.corpora.ingest.partition import Layout, ShardSource, holdout_bound
 from perennial.corpora.ingest.read import run_key
 from perennial.corpora.ingest.spill import decode_documents, read_sections
 from perennial.corpora.manifest import (
@@ -70,6 +70,10 @@ class GatherJob:
     staging: Store
     runs: tuple[int, ...]
     """number of run files, by piece"""
+    domains: tuple[tuple[tuple[str, ...], ...], ...]
+    """in a corpus of parts, the domains of each run file, by piece"""
+    shards: tuple[ShardSource, ...]
+    """the documents of each shard"""
     inputs: tuple[InputFile, ...]
     settings: IngestSettings
     layout: Layout
@@ -88,6 +92,25 @@ class GatherJob:
     def lost(self) -> dict[tuple[int, int], int]:
         """Return the documents that were lost, by file and offset of the record for their part."""
         return {(loss.file, loss.offset): loss.lost_documents or 0 for loss in self.losses}
+
+    def shard_places(self, shard: int) -> Iterator[tuple[str, int | range]]:
+        """Yield the places of a shard's documents, as `read_sections` takes them."""
+        its = self.shards[shard]
+        for piece, runs in enumerate(self.runs):
+            for run in range(runs):
+                first = 0
+                if its.part is not None:
+                    domains = self.domains[piece][run]
+                    if its.part not in domains:
+                        continue
+                    first = self.layout.first_section(domains.index(its.part))
+                yield run_key(piece, run), range(first + its.first, first + its.end)
+
+    def held_places(self, part: int) -> Iterator[tuple[str, int | range]]:
+        """Yield the places of a part of the held-out documents."""
+        for piece, runs in enumerate(self.runs):
+            for run in range(runs):
+                yield run_key(piece, run), self.layout.shards + part
 
 
 def gather_shard(job: GatherJob, shard: int) -> ShardResult:
@@ -129,7 +152,8 @@ def has_files(target: Store, result: ShardResult) -> bool:
 
 
 def _write_shard(job: GatherJob, shard: int) -> ShardResult:
-    documents = _read_documents(job, [shard])
+    source = job.shards[shard]
+    documents = _read_documents(job, job.shard_places(shard), range(source.first, source.end))
     # Documents below the usual bound were dealt apart. Where there were none, the bound is raised
     # by one document, which was dealt to a shard and must not be trained.
     documents = documents.take(documents.digest >= np.uint64(job.holdout_bound))
@@ -137,7 +161,7 @@ def _write_shard(job: GatherJob, shard: int) -> ShardResult:
     rows, counts = _write_rows(job, key, documents)
     quarantine = _write_quarantine(job, f"quarantine-{shard:05d}.jsonl", documents.removed)
     counts = counts.plus(Counts(**count_removed(documents.removed, job.lost)))
-    return ShardResult(shard=rows, quarantine=quarantine, counts=counts)
+    return ShardResult(shard=rows, quarantine=quarantine, part=source.part, counts=counts)
 
 
 def write_holdout(job: GatherJob, part: int) -> ShardResult:
@@ -153,16 +177,19 @@ def write_holdout(job: GatherJob, part: int) -> ShardResult:
 
 
 def _write_held(job: GatherJob, part: int) -> ShardResult:
-    layout = job.layout
-    sections = [layout.shards + part]
+    layout, recorded = job.layout, 0
     usual = holdout_bound(job.settings.holdout_share)
-    # A raised bound means that the one held-out document was dealt to a shard.
     if part == 0 and job.holdout_bound > usual:
-        sections = [*range(layout.shards), *sections]
-    documents = _read_documents(job, sections)
+        # A raised bound means that the one held-out document was dealt to a shard.
+        numbers = range(len(job.shards))
+        places = chain.from_iterable([*map(job.shard_places, numbers), job.held_places(part)])
+        documents = _read_documents(job, places, range(layout.shards + 1))
+        # What was removed from the shards' sections is recorded with the shards.
+        recorded = len(documents.removed)
+    else:
+        dealt = range(layout.shards + part, layout.shards + part + 1)
+        documents = _read_documents(job, job.held_places(part), dealt)
     documents = documents.take(documents.digest < np.uint64(job.holdout_bound))
-    # What was removed from the shards' sections is recorded with the shards.
-    recorded = 0 if sections == [layout.shards + part] else len(documents.removed)
     held: list[npt.NDArray[Any]] = []
     encoder, end = make_encoder(job.tokenizer, job.encoder), job.tokenizer.end_of_document
     hasher = BandHasher(job.tokenizer, encoder) if job.settings.near_duplicates else None
@@ -222,17 +249,19 @@ def _write_holdout_files(
     return ShardResult(holdout=file, quarantine=quarantine, counts=mine.plus(counts))
 
 
-def _read_documents(job: GatherJob, sections: list[int]) -> StagedDocuments:
-    """Return the documents of sections of all run files, without those dropped as equal."""
-    places = (
-        (run_key(piece, run), section)
-        for piece, runs in enumerate(job.runs)
-        for run in range(runs)
-        for section in sections
-    )
+def _read_documents(
+    job: GatherJob, places: Iterable[tuple[str, int | range]], dealt: range
+) -> StagedDocuments:
+    """Return the documents of sections of all run files, without those dropped as equal.
+
+    Args:
+        job: what all tasks share.
+        places: of the sections.
+        dealt: numbers that their documents were dealt to.
+    """
     buffers = read_sections(job.staging, places)
     documents = collect_documents(batch for data in buffers for batch in decode_documents(data))
-    return drop_equal(documents, job.staging, job.drops, sections, job.inputs, job.earlier)
+    return drop_equal(documents, job.staging, job.drops, dealt, job.inputs, job.earlier)
 
 
 def _write_rows(
