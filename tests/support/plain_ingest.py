@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perennial.corpora import CorpusManifest, IngestSettings, load_tokenizer, read_landed
-from perennial.corpora.encoders import choose_encoder
+from perennial.corpora.encoders import EncoderName, choose_encoder
 from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.exact_dedup import compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
@@ -28,7 +28,7 @@ def ingest_plainly(
     staged = [scatter_piece(plan.scatter_job(), i, piece) for i, piece in enumerate(pieces)]
     parts = range(plan.layout.digest_parts)
     compared = [compare_digests(plan.compare_job(staged), part) for part in parts]
-    engine = choose_encoder(tokenizer, ["a sample"])
+    engine: EncoderName = "ids" if settings.tokens else choose_encoder(tokenizer, ["a sample"])
     job = plan.gather_job(staged, compared, engine, account_losses(inputs, staged).losses)
     results = [write_holdout(job, part) for part in range(plan.layout.held_parts)]
     results += [gather_shard(job, shard) for shard in range(len(job.shards))]

@@ -31,9 +31,30 @@ from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, Sc
 from perennial.steps import StepSection
 
 TxtDocuments = Literal["paragraph", "line", "file"]
+IdType = Literal["uint8", "uint16", "uint32", "int32", "int64"]
 PartsOf = Literal["none", "domain"]
 LargestDocument = Annotated[Size, Field(ge=1, le=1 << 30)]
 LargestWindow = Annotated[Size, Field(ge=1 << 10, le=1 << 31)]
+
+
+class TokensSpec(Section):
+    """Documents of a corpus that are token ids already, of the run's own tokenizer."""
+
+    tokenizer: Annotated[str, JOIN]
+    """what the ids are of: the fingerprint of a tokenizer (that of a run is in its store,
+    tokenizer/manifest.json), or the path of one, as `tokenizer.path` takes it; any other than the
+    run's is refused"""
+    vocabulary: Annotated[Count | None, JOIN] = None
+    """ids are below this number; default, and at most: the entries of the run's tokenizer. A
+    document with another id is set aside"""
+    field: Annotated[str, JOIN] = "input_ids"
+    """the field of an object, or the column of a table, that holds a document's ids"""
+    dtype: Annotated[IdType | None, JOIN] = None
+    """type of the ids in a .bin or .npy file without a head: uint8, uint16, uint32, int32 or
+    int64, little-endian; default uint16 for a vocabulary of at most 65,536, else uint32"""
+    without: Annotated[tuple[Literal["steps", "decontaminate"], ...], JOIN] = ()
+    """what `corpora` asks of text that is not done to these ids: `steps`, `decontaminate`; without
+    it the corpus is refused where the run file asks for them"""
 
 
 class ReadingOverride(Section):
@@ -51,6 +72,8 @@ class ReadingOverride(Section):
     """longest text of a document, at most 1 GiB"""
     max_zstd_window: Annotated[LargestWindow | None, JOIN] = None
     """largest window of a .zst file, at most 2 GiB"""
+    tokens: TokensSpec | None = None
+    """the documents are token ids, not text"""
 
 
 class CorporaSpec(Section):
@@ -77,8 +100,8 @@ class CorporaSpec(Section):
     in memory. A file that needs a larger one is set aside"""
     read: dict[str, ReadingOverride] = Field(default_factory=dict)
     """overrides of `text_field`, `domain_field`, `parts`, `txt_documents`, `max_document` and
-    `max_zstd_window` by a corpus's name, or by a glob such as `"c4-*"`: those of the exact name,
-    else of the longest glob that matches"""
+    `max_zstd_window`, and `tokens`, by a corpus's name, or by a glob such as `"c4-*"`: those of
+    the exact name, else of the longest glob that matches"""
     sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048
     """tokens in one sequence"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.5), PINNED] = 0.01
@@ -119,14 +142,26 @@ class CorporaSpec(Section):
         Args:
             name: of the corpus.
         """
+        own = dict(self._override(name))
+        del own["tokens"]
+        return self.model_copy(update={k: v for k, v in own.items() if v is not None})
+
+    def tokens_of(self, name: str) -> TokensSpec | None:
+        """Return how the documents of a corpus are token ids; None for text.
+
+        Args:
+            name: of the corpus.
+        """
+        return self._override(name).tokens
+
+    def _override(self, name: str) -> ReadingOverride:
         globs = [glob for glob in self.read if fnmatchcase(name, glob)]
         key = (
             name
             if name in self.read
             else max(globs, key=lambda glob: (len(glob), glob), default="")
         )
-        own = dict(self.read[key]) if key else {}
-        return self.model_copy(update={k: v for k, v in own.items() if v is not None})
+        return self.read[key] if key else ReadingOverride()
 
 
 class TokenizerSpec(Section):

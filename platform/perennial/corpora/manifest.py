@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from perennial.store import Store
 
 FORMAT: Final = 1
@@ -31,6 +33,28 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class TokenIds(_Frozen):
+    """The documents of a corpus that are token ids already."""
+
+    field: str = "input_ids"
+    """the field of an object, or the column of a table, that holds a document's ids"""
+    dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"]
+    """type of the ids in a file that does not say it, little-endian"""
+    vocabulary: int
+    """ids are below it"""
+    end_of_document: int
+    """the id that ends a document; the last one of a list or a file may lack it"""
+    begin_of_document: int | None = None
+    """the id that may stand before a document"""
+
+    @property
+    def raw_type(self) -> np.dtype[Any]:
+        """Return the type of the ids in a file that does not say it."""
+        import numpy as np
+
+        return np.dtype(self.dtype).newbyteorder("<")
+
+
 class IngestSettings(_Frozen):
     """Settings of an ingest: how landed documents become sequences."""
 
@@ -40,6 +64,8 @@ class IngestSettings(_Frozen):
     """the order of documents"""
     text_field: str = "text"
     """the field of an object, or the column of a table, that holds the text"""
+    tokens: TokenIds | None = None
+    """how documents are token ids; null for text"""
     domain_field: str = ""
     """the field or column that names a document's domain; "" for none"""
     parts: Literal["none", "domain"] = "none"
@@ -71,6 +97,11 @@ class IngestSettings(_Frozen):
     piece_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     """stored bytes of one scatter task, and the text that it holds in memory, at least; up to
     512 MiB in corpora of more than 256 GiB. It has no influence on the result"""
+
+    @property
+    def content_field(self) -> str:
+        """Return the field or column that holds a document: its text, or its ids."""
+        return self.text_field if self.tokens is None else self.tokens.field
 
 
 class InputFile(_Frozen):
@@ -240,8 +271,8 @@ class CorpusManifest(_Frozen):
     inputs, the piece size, and CPU time"""
     tokenizer: str
     """the tokenizer's fingerprint"""
-    engine: Literal["tiktoken", "tokenizers"]
-    """what encoded the text; the ids are equal"""
+    engine: Literal["tiktoken", "tokenizers", "ids"]
+    """what encoded the text; the ids are equal; ids where documents were ids already"""
     vocabulary: int
     end_of_document: int
     """token id"""
@@ -264,8 +295,8 @@ class CorpusManifest(_Frozen):
     counts: Counts
     step_cpu_seconds: dict[str, float] = Field(default_factory=dict, exclude_if=lambda s: not s)
     """CPU time that each of the steps took, by its number and kind"""
-    tokens_per_byte: float
-    """of the texts, without the ends and begins of documents"""
+    tokens_per_byte: float | None
+    """of the texts, without the ends and begins of documents; null where documents were ids"""
 
     @property
     def sequence_length(self) -> int:
@@ -313,7 +344,12 @@ class CorpusManifest(_Frozen):
             content.pop("begin_of_document")  # which manifests of before 0.2 do not have
         # A corpus that was landed again, or divided otherwise, has the same shards.
         content["settings"].pop("piece_bytes")
-        for later in ("steps", "max_window_bytes", "parts"):  # which an older version did not know
+        for later in (
+            "steps",
+            "max_window_bytes",
+            "parts",
+            "tokens",
+        ):  # which an older version did not know
             if getattr(self.settings, later) == IngestSettings.model_fields[later].default:
                 del content["settings"][later]
         for file in content["inputs"]:
@@ -405,6 +441,8 @@ def fit_warning(first: CorpusManifest, this: CorpusManifest) -> str | None:
     Returns:
         One line, or None if the tokenizer fits well enough.
     """
+    if this.tokens_per_byte is None or first.tokens_per_byte is None:
+        return None
     ratio = this.tokens_per_byte / first.tokens_per_byte
     if ratio < BAD_FIT:
         return None

@@ -49,7 +49,9 @@ class PlacedFiles:
     left_out: tuple[LeftOut, ...]
 
 
-def find_files(places: Sequence[str], splits: Sequence[str] = ()) -> PlacedFiles:
+def find_files(
+    places: Sequence[str], splits: Sequence[str] = (), are_ids: bool = False
+) -> PlacedFiles:
     """Return the files of some places.
 
     A file that is named itself is taken for what it is. Of a folder, a glob, a prefix or a dataset
@@ -59,6 +61,7 @@ def find_files(places: Sequence[str], splits: Sequence[str] = ()) -> PlacedFiles
     Args:
         places: paths, globs, `s3://` and `gs://` addresses, `hf://datasets/OWNER/NAME`.
         splits: those to take of `SPLITS`; none for `train` alone.
+        are_ids: whether documents are token ids; what holds none is no data then.
 
     Raises:
         InputError: a place cannot be read, or there is nothing.
@@ -72,7 +75,7 @@ def find_files(places: Sequence[str], splits: Sequence[str] = ()) -> PlacedFiles
         if is_named:
             files += here
             continue
-        kept, others = _choose(here, wanted, has_splits=is_hub)
+        kept, others = _choose(here, wanted, has_splits=is_hub, are_ids=are_ids)
         if not kept:
             raise _nothing(place, others)
         files += kept
@@ -171,11 +174,11 @@ def _check_splits(splits: Sequence[str]) -> frozenset[str]:
 
 
 def _choose(
-    files: Sequence[LandingFile], wanted: frozenset[str], *, has_splits: bool
+    files: Sequence[LandingFile], wanted: frozenset[str], *, has_splits: bool, are_ids: bool
 ) -> tuple[list[LandingFile], list[LeftOut]]:
     """Return the data of a place, and what is left out of it."""
     beside = find_companions(file.name for file in files)
-    reasons = {file.name: _refusal(file.name, beside) for file in files}
+    reasons = {file.name: _refusal(file.name, beside, are_ids) for file in files}
     data = [file for file in files if not reasons[file.name]]
     splits = {file.name: split_of(file.name) for file in data}
     if EVERY_SPLIT not in wanted and (has_splits or TRAIN in splits.values()):
@@ -192,7 +195,7 @@ def _choose(
     return kept, [LeftOut(name, reasons[name]) for name in names]
 
 
-def _refusal(name: str, companions: Iterable[str]) -> str:
+def _refusal(name: str, companions: Iterable[str], are_ids: bool) -> str:
     """Return why a file of a place is no data; "" where it is."""
     try:
         valid_key(name)
@@ -202,7 +205,8 @@ def _refusal(name: str, companions: Iterable[str]) -> str:
         return "a name that begins with a dot or an underscore"
     if name in companions:
         return "left beside the data by the program that wrote it"
-    return "" if find_kind(name) else "no format that is read"
+    kind = find_kind(name)
+    return kind.describe_other(are_ids) if kind else "no format that is read"
 
 
 def _nothing(place: str, left_out: Sequence[LeftOut]) -> InputError:

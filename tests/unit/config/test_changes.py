@@ -34,6 +34,7 @@ SOURCE = {"prefix": "incoming", "schedule": "1d"}
 INDEX = {"sources": {"crawl": {"index": "http://a.example.org/", "schedule": "1d"}}}
 COMMAND = {"sources": {"crawl": {"command": ["fetch"], "schedule": "1d"}}}
 RELEASES = {"release": {"policy": "every", "every": "5 steps"}}
+IDS = {"corpora": {"read": {"a": {"tokens": {"tokenizer": "a" * 64}}}}}
 NIGHTLY = {"release": {"policy": "schedule", "schedule": "1d"}}
 # Field -> another value of it; or what the run was opened with besides, and another value.
 OTHERS: dict[str, Any] = {
@@ -70,6 +71,11 @@ OTHERS: dict[str, Any] = {
         "domain",
     ),
     "corpora.read.NAME.txt_documents": ({"corpora": {"read": {"a": {}}}}, "line"),
+    "corpora.read.NAME.tokens.tokenizer": (IDS, "b" * 64),
+    "corpora.read.NAME.tokens.vocabulary": (IDS, 400),
+    "corpora.read.NAME.tokens.field": (IDS, "ids"),
+    "corpora.read.NAME.tokens.dtype": (IDS, "uint32"),
+    "corpora.read.NAME.tokens.without": (IDS, ["steps"]),
     "corpora.read.NAME.max_document": ({"corpora": {"read": {"a": {}}}}, "1 GiB"),
     "corpora.read.NAME.max_zstd_window": ({"corpora": {"read": {"a": {}}}}, "1 GiB"),
     "corpora.sequence_length": 256,

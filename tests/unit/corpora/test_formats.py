@@ -73,7 +73,7 @@ def test_another_package_brings_a_format(tmp_path: Path) -> None:
     done = use_package(tmp_path, FORTUNE_FORMAT)
     assert done.returncode == 0, done.stderr
     suffixes, result, texts = json.loads(done.stdout)
-    assert ".feather, .fortune, .json" in suffixes.partition("(")[0]
+    assert ".feather, .fortune, .idx" in suffixes.partition("(")[0]
     assert result["documents"] == 8
     assert result["quarantined"] == {"empty-text": 2, "invalid-utf8": 2}
     assert texts == ["an item"]
@@ -128,6 +128,7 @@ def test_a_name_says_the_format_and_the_compression(
 
 def test_messages_list_the_registered_suffixes() -> None:
     assert describe_suffixes() == (
-        ".arrow, .csv, .feather, .json, .jsonl, .ndjson, .parquet, .tar, .tsv, .txt, .warc or .wet "
-        "(all but .parquet also with .gz, .zst, .bz2 or .xz)"
+        ".arrow, .bin, .csv, .feather, .idx, .json, .jsonl, .ndjson, .npy, .parquet, .tar, .tsv, "
+        ".txt, .warc or .wet "
+        "(all but .bin, .idx, .npy and .parquet also with .gz, .zst, .bz2 or .xz)"
     )

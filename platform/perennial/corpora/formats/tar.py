@@ -148,7 +148,7 @@ class _Sample:
         if data is None:
             yield Record(offset, reason=TOO_LONG, detail=f"a member of {size} bytes")
         elif chosen == ".json":
-            yield parse_object(offset, data, settings)
+            yield from parse_object(offset, data, settings)
         else:
             domain = self._find_domain(settings.domain_field)
             text = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")

@@ -201,7 +201,7 @@ class IngestPlan:
                 step: round(sum(piece.step_cpu_seconds[step] for piece in staged), 3)
                 for step in staged[0].step_cpu_seconds
             },
-            tokens_per_byte=(counts.tokens - borders) / text_bytes,
+            tokens_per_byte=(counts.tokens - borders) / text_bytes if text_bytes else None,
         )
         return manifest.sealed()
 

@@ -53,6 +53,7 @@ from perennial.errors import InputError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from perennial.corpora.encoders import EncoderName
     from perennial.corpora.inbox import LandedCorpus
     from perennial.corpora.ingest.decontaminate import EvaluationTexts
     from perennial.corpora.ingest.losses import LossAccount
@@ -185,8 +186,7 @@ def _ingest(
     compare = plan.compare_job(staged)
     texts = run("compare", plan.layout.digest_parts, lambda part: compare_digests(compare, part))
     compared = [CompareResult.model_validate_json(text) for text in texts]
-    sample = list(sample_texts(plan.inbox, plan.landed, settings, _ENGINE_SAMPLE_BYTES))
-    encoder = choose_encoder(plan.tokenizer, sample)
+    encoder = _choose_encoder(plan)
     if encoder == "tokenizers":
         log.info("%s: tiktoken cannot replace this tokenizer; encoding with tokenizers", name)
     write_evaluation_texts(plan.staging, plan.evaluation)
@@ -213,6 +213,14 @@ def _ingest(
             )
     accept(manifest)
     return _commit(plan.store, plan.target, manifest, results)
+
+
+def _choose_encoder(plan: IngestPlan) -> EncoderName:
+    """Return what encodes the documents of a corpus, by a sample of them."""
+    if plan.settings.tokens is not None:
+        return "ids"
+    sample = list(sample_texts(plan.inbox, plan.landed, plan.settings, _ENGINE_SAMPLE_BYTES))
+    return choose_encoder(plan.tokenizer, sample)
 
 
 def _account(plan: IngestPlan, staged: Sequence[PieceResult]) -> LossAccount:

@@ -234,7 +234,7 @@ def _write_holdout_files(
     counts = Counts(**count_removed(removed, job.lost))
     if not held:
         return ShardResult(quarantine=quarantine, counts=counts)
-    key, sizes = f"holdout-{part:05d}.parquet", documents.sizes.tolist()
+    key, sizes = f"holdout-{part:05d}.parquet", _text_sizes(job, documents).tolist()
     tokens = sum(map(len, held))
     data = holdout_bytes([ids.tobytes() for ids in held], sizes, documents.domains())
     size, digest = _write_file(job.target, key, data)
@@ -247,6 +247,11 @@ def _write_holdout_files(
     )
     file = HoldoutFile(file=key, size_bytes=size, sha256=digest, documents=len(held))
     return ShardResult(holdout=file, quarantine=quarantine, counts=mine.plus(counts))
+
+
+def _text_sizes(job: GatherJob, documents: StagedDocuments) -> npt.NDArray[np.int64]:
+    """Return the UTF-8 bytes of documents' texts; 0 for those that are ids already."""
+    return documents.sizes if job.settings.tokens is None else np.zeros_like(documents.sizes)
 
 
 def _read_documents(
@@ -297,7 +302,7 @@ def _row_groups(
     for batch, ids in _encode_documents(job, documents, sums):
         ids = add_begins(ids, end, begin)
         sums["documents"] += len(batch)
-        sums["trained_bytes"] += int(batch.sizes.sum())
+        sums["trained_bytes"] += int(_text_sizes(job, batch).sum())
         sums["tokens"] += len(ids)
         yield from packer.add(ids)
     rest, remainder = packer.finish()
