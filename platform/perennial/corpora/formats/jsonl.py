@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
@@ -67,8 +67,8 @@ class JsonLinesFormat(FileFormat):
             yield from list_strings(json.loads(line), settings)
 
 
-def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Iterator[Record]:
-    """Yield the document in the text of a JSON object, or the reason why there is none.
+def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Iterable[Record]:
+    """Return the document in the text of a JSON object, or the reason why there is none.
 
     Ids may be several documents: one of them has the offset of its first id beside it.
 
@@ -79,15 +79,13 @@ def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Iterator
     """
     value = _parse(offset, line)
     if isinstance(value, Record):
-        yield value
-        return
+        return (value,)
     content = find_field(value, settings.content_field)
     if content is ABSENT:
         detail = describe_missing(settings.content_field, value)
-        yield Record(offset, reason=MISSING_TEXT, detail=detail)
-        return
+        return (Record(offset, reason=MISSING_TEXT, detail=detail),)
     domain = find_field(value, settings.domain_field)
-    yield from make_records(offset, content, None if domain is ABSENT else domain, settings)
+    return make_records(offset, content, None if domain is ABSENT else domain, settings)
 
 
 def _parse(offset: int, line: bytes) -> dict[str, Any] | Record:
