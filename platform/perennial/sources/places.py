@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from perennial.corpora import find_companions, find_kind, is_hidden
@@ -138,11 +139,11 @@ def _list_store(place: str) -> tuple[list[LandingFile], bool]:
     address = place.rstrip("/")
     folder, _, name = address.rpartition("/")
     try:
-        store = open_store(address)
-        files: list[LandingFile] = [
-            StoredLandingFile(info.key, info.size_bytes, store, info.key, etag=info.etag)
-            for info in store.list("")
-        ]
+        files = _match_objects(address) if glob.has_magic(address) else []
+        # Without a match, its characters may be those of a key; an address has no "?".
+        if not files and "?" in address:
+            raise missing_file(place)
+        files = files or _list_objects(address)
         if files or folder.endswith("/"):
             return files, False
         store = open_store(folder)
@@ -158,6 +159,36 @@ def _list_store(place: str) -> tuple[list[LandingFile], bool]:
             code="place-unreadable",
         ) from error
     return [StoredLandingFile(name, info.size_bytes, store, name, etag=info.etag)], True
+
+
+def _list_objects(address: str) -> list[LandingFile]:
+    store = open_store(address)
+    return [
+        StoredLandingFile(info.key, info.size_bytes, store, info.key, etag=info.etag)
+        for info in store.list("")
+    ]
+
+
+def _match_objects(address: str) -> list[LandingFile]:
+    """Return the objects below the plain part of a glob that match the rest, as `glob` would."""
+    parts = address.split("/")
+    plain = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    if plain <= parts.index("") + 1:  # the bucket itself
+        return []
+    patterns = parts[plain:]
+    files = _list_objects("/".join(parts[:plain]))
+    return [file for file in files if _is_matched(file.name.split("/"), patterns)]
+
+
+def _is_matched(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Return whether a path, or a folder above it, matches the parts of a glob."""
+    if not patterns:
+        return True
+    if patterns[0] == "**":
+        return any(_is_matched(parts[i:], patterns[1:]) for i in range(len(parts)))
+    if not parts or not fnmatchcase(parts[0], patterns[0]):
+        return False
+    return _is_matched(parts[1:], patterns[1:])
 
 
 def _check_splits(splits: Sequence[str]) -> frozenset[str]:

@@ -126,6 +126,14 @@ def test_a_name_says_the_format_and_the_compression(
         assert (kind.splittable, kind.expansion) == (splittable, expansion)
 
 
+@pytest.mark.parametrize("short", ["tgz", "tbz2", "txz", "tzst", "TGZ"])
+def test_a_compressed_archive_has_a_short_name_too(short: str) -> None:
+    endings = {"tgz": ".gz", "tbz2": ".bz2", "txz": ".xz", "tzst": ".zst"}
+    kind = find_kind(f"part-0.{short}")
+    assert kind == find_kind(f"part-0.tar{endings[short.lower()]}")
+    assert kind is not None
+
+
 def test_messages_list_the_registered_suffixes() -> None:
     assert describe_suffixes() == (
         ".arrow, .bin, .csv, .feather, .idx, .json, .jsonl, .ndjson, .npy, .parquet, .tar, .tsv, "

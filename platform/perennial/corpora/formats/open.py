@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from perennial.store import Store
 
 _BUFFER_BYTES = 1 << 20
+_SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
+"""usual names of compressed archives, by their last suffix"""
 
 
 class FileKind(NamedTuple):
@@ -87,6 +89,9 @@ def find_kind(name: str) -> FileKind | None:
     """
     _load_plugins()
     lowered = name.lower()
+    for short, whole in _SHORT_NAMES.items():
+        if lowered.endswith(short):
+            lowered = lowered.removesuffix(short) + whole
     compression = next((suffix for suffix in COMPRESSIONS if lowered.endswith(suffix)), "")
     stem = lowered.removesuffix(compression)
     matches = {

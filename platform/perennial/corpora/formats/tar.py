@@ -44,7 +44,8 @@ class TarFormat(FileFormat):
     object in its `.json` member is one, and each line of a `.jsonl` member. Beside a `.txt` member
     the `.json` gives the domain. A sample without any of them, such as an image, is set aside as
     `missing-text`. Members below names that begin with a dot or an underscore are passed over. An
-    offset is the byte at which a member, or the line in it, begins.
+    offset is the byte at which a member, or the line in it, begins. `.tgz` is `.tar.gz`, and so are
+    `.tbz2`, `.txz` and `.tzst`.
     """
 
     suffixes = (".tar",)
