@@ -158,7 +158,8 @@ def _expected_parts(spec: RunSpec, corpus: str, rows: int) -> dict[str, int]:
     if override is None or not override.weights:
         return {}
     parts = [Part(name, 0, 1, weight) for name, weight in override.weights.items()]
-    return {part.name: count for part, count in apportion_parts(rows, parts)}
+    taken = {part.name: count for part, count in apportion_parts(rows, parts)}
+    return dict.fromkeys(override.weights, 0) | taken
 
 
 def _basis(stage: Stage, sizes: Mapping[str, Expected]) -> Basis:
