@@ -153,7 +153,7 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
         )
     done = Verification(store.url, story, list(story.findings))
     tasks = [*_landed(store, done, committed), *_corpora(store, done, committed)]
-    rows = {name: manifest.rows for name, manifest in done.manifests.items()}
+    rows = {name: m.part_rows or m.rows for name, m in done.manifests.items()}
     done.findings += checks.check_stages(story, rows)
     done.findings += checks.check_trials(story, rows)
     done.findings += checks.check_branches(story)

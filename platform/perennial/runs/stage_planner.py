@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from perennial.config.changes import held_settings
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
-from perennial.mixture import ReplayRule, branch_mix, stage_mix, truncate_mix
+from perennial.mixture import (
+    ReplayRule,
+    branch_mix,
+    list_new,
+    rows_of,
+    stage_mix,
+    truncate_mix,
+)
 from perennial.runs.actions import Order
 from perennial.runs.events import Releasing, Started
 from perennial.runs.state import RunState, Stage
@@ -49,15 +56,18 @@ def decide_stage(
         joined: other ready corpora that are new in the same stage.
 
     Raises:
-        InputError: the corpus or the budget gives no full batch, the schedule does not fit, or it
-            is not the one that the trunk was trained under (invariant I1).
+        InputError: the corpus or the budget gives no full batch, weights do not fit the corpus's
+            parts, the schedule does not fit, or it is not the one that the trunk was trained under
+            (invariant I1).
     """
-    rows = {name: state.corpora[name].sequences for name in (corpus, *joined)}
-    steps = stage_steps(spec, corpus, sum(rows.values()))
+    rows = {name: its.parts or its.sequences for name, its in state.corpora.items()}
+    weights = {name: own.weights for name, own in spec.stages.corpora.items()}
+    new = list_new((corpus, *joined), rows, weights)
+    steps = stage_steps(spec, corpus, sum(map(rows_of, new.values())))
     first_step = state.stages[-1].last_step if state.stages else 0
     settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
     rule = ReplayRule.resolve(settings.replay, state.retired)
-    mix = stage_mix(state.history, rows, steps, spec.training.global_batch, rule)
+    mix = stage_mix(state.history, new, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
         corpus=corpus,

@@ -132,3 +132,30 @@ def test_an_anneal_of_one_step_is_refused() -> None:
     trunk = from_dict(_train(spec, state, "a").schedule)
     with pytest.raises(InputError, match="at least 2 steps"):
         release_anneal(spec.release, 3e-4, trunk, 12, spec.tokens_per_step)
+
+
+def test_a_corpus_in_parts_takes_their_weights_and_the_length_of_the_parts_that_have_one() -> None:
+    whole = _spec({"stages": {"budget": "100%"}, "replay": {"share": 0}})
+    weights = {"corpora": {"a": {"weights": {"web": 1, "wiki": 3, "spam": 0}}}}
+    weighted = _spec({"stages": {"budget": "100%", **weights}, "replay": {"share": 0}})
+    state = _state("a")
+    state.corpora["a"].parts = {"spam": 400, "web": 240, "wiki": 160}
+    mix = decide_stage(whole, state, "a", AT, "", reschedule=False).mix
+    assert [(s.part, s.sequences, s.first) for s in mix.sources] == [
+        ("spam", 400, 0),
+        ("web", 240, 400),
+        ("wiki", 160, 640),
+    ]
+    assert "weights" not in mix.to_dict()
+    mix = decide_stage(weighted, state, "a", AT, "", reschedule=False).mix
+    assert (mix.steps, mix.weights) == (50, {"a": {"spam": 0.0, "web": 1.0, "wiki": 3.0}})
+    assert [(s.part, s.sequences, s.extent) for s in mix.sources] == [
+        ("web", 100, 240),
+        ("wiki", 300, 160),
+    ]
+
+
+def test_weights_of_a_corpus_without_parts_are_refused_before_it_trains() -> None:
+    spec = _spec({"stages": {"corpora": {"a": {"weights": {"web": 1}}}}})
+    with pytest.raises(InputError, match="it has no parts; set corpora"):
+        decide_stage(spec, _state("a"), "a", AT, "", reschedule=False)

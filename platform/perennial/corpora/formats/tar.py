@@ -45,7 +45,8 @@ class TarFormat(FileFormat):
     object in its `.json` member is one, and each line of a `.jsonl` member. Beside a `.txt` member
     the `.json` gives the domain. A sample without any of them, such as an image, is set aside as
     `missing-text`. Members below names that begin with a dot or an underscore are passed over. An
-    offset is the byte at which a member, or the line in it, begins.
+    offset is the byte at which a member, or the line in it, begins. `.tgz` is `.tar.gz`, and so are
+    `.tbz2`, `.txz` and `.tzst`.
     """
 
     suffixes = (".tar",)
@@ -149,7 +150,7 @@ class _Sample:
         if data is None:
             yield Record(offset, reason=TOO_LONG, detail=f"a member of {size} bytes")
         elif chosen == ".json":
-            yield parse_object(offset, data, settings)
+            yield from parse_object(offset, data, settings)
         else:
             domain, *fields = self._find([settings.domain_field, *settings.other_fields])
             text = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
