@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from perennial.corpora import CorpusManifest, IngestSettings, load_tokenizer, read_landed
-from perennial.corpora.encoders import choose_encoder
+from perennial.corpora.counts import Counts
+from perennial.corpora.encoders import EncoderName, choose_encoder
 from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.exact_dedup import compare_digests
 from perennial.corpora.ingest.fuzzy_dedup import cluster_documents, match_bands
@@ -14,7 +15,7 @@ from perennial.corpora.ingest.read import scatter_piece
 from perennial.corpora.ingest.repeated_lines import find_repeated_lines
 from perennial.corpora.ingest.sample import list_inputs
 from perennial.corpora.ingest.write import gather_shard, write_holdout
-from perennial.corpora.manifest import Counts, manifest_key
+from perennial.corpora.manifest import manifest_key
 from perennial.store import Store
 
 
@@ -39,10 +40,10 @@ def ingest_plainly(
     if settings.repeated_lines is not None:
         for part in parts:
             find_repeated_lines(plan.lines_job(staged), part)
-    engine = choose_encoder(tokenizer, ["a sample"])
+    engine: EncoderName = "ids" if settings.tokens else choose_encoder(tokenizer, ["a sample"])
     job = plan.gather_job(staged, compared, engine, account_losses(inputs, staged).losses)
     results = [write_holdout(job, part) for part in range(plan.layout.held_parts)]
-    results += [gather_shard(job, shard) for shard in range(plan.layout.shards)]
+    results += [gather_shard(job, shard) for shard in range(len(job.shards))]
     manifest = plan.build_manifest(engine, staged, compared, results, counts)
     plan.target.remove(plan.staging_name)
     store.write(manifest_key(name), manifest.model_dump_json().encode())

@@ -41,7 +41,8 @@ def _find_files(
     work: Workspace, name: str, places: Sequence[str], splits: Sequence[str]
 ) -> PlacedFiles:
     corpora.check_name(name)
-    placed = find_files(places, splits)
+    are_ids = work.spec.corpora.tokens_of(name) is not None
+    placed = find_files(places, splits, are_ids)
     corpora.check_files(placed.files)
     check_size(work, name, sum(file.size_bytes for file in placed.files))
     return placed

@@ -11,7 +11,15 @@ from typing import Any
 from perennial.audit.files import MetricsContents
 from perennial.audit.finding import Finding, unequal
 from perennial.errors import InputError, InvalidTransition
-from perennial.mixture import StageMix, branch_mix, stage_mix, trained_sequences, truncate_mix
+from perennial.mixture import (
+    CorpusRows,
+    StageMix,
+    branch_mix,
+    list_new,
+    stage_mix,
+    trained_sequences,
+    truncate_mix,
+)
 from perennial.runs.events import (
     Branched,
     Event,
@@ -126,12 +134,12 @@ def fold(ledger: Mapping[str, bytes], head: Head = _NO_HEAD) -> FoldedLedger:
     return story
 
 
-def check_stages(story: FoldedLedger, rows: Mapping[str, int]) -> Iterator[Finding]:
+def check_stages(story: FoldedLedger, rows: Mapping[str, CorpusRows]) -> Iterator[Finding]:
     """Check I2 and I4: each stage trains its corpora once, and replays what its history gives.
 
     Args:
         story: the folded ledger.
-        rows: number of sequences of each corpus, from its manifest.
+        rows: number of sequences of each corpus, or of its parts, from its manifest.
     """
     for stage in story.state.started_stages:
         key = story.key("started", stage=stage.name)
@@ -140,9 +148,9 @@ def check_stages(story: FoldedLedger, rows: Mapping[str, int]) -> Iterator[Findi
             sizes = {f"sequences of {name}": (mix.replay.proxies[name], rows[name])}
             yield from unequal(key, sizes, f"{stage.name} has", "its manifest has")
         if set(stage.corpora) <= rows.keys():
-            new = {name: rows[name] for name in stage.corpora}
             history = story.state.history_of(stage)
             try:
+                new = list_new(stage.corpora, rows, mix.weights)
                 right = stage_mix(history, new, mix.steps, mix.global_batch, mix.replay)
             except InputError as absent:
                 yield _uncheckable(key, stage.name, absent)
@@ -301,12 +309,12 @@ def check_branches(story: FoldedLedger) -> Iterator[Finding]:
                 )
 
 
-def check_trials(story: FoldedLedger, rows: Mapping[str, int]) -> Iterator[Finding]:
+def check_trials(story: FoldedLedger, rows: Mapping[str, CorpusRows]) -> Iterator[Finding]:
     """Check I2: each trial begins the stage that its point and the trunk's history give.
 
     Args:
         story: the folded ledger.
-        rows: number of sequences of each corpus, from its manifest.
+        rows: number of sequences of each corpus, or of its parts, from its manifest.
     """
     for name, trial in story.state.searches.trials.items():
         branched = trial.branched
@@ -314,9 +322,9 @@ def check_trials(story: FoldedLedger, rows: Mapping[str, int]) -> Iterator[Findi
         if branched.corpus not in rows:
             continue
         key = story.key("branched", trial=name)
-        new = {branched.corpus: rows[branched.corpus]}
         history = _trained_before(story.state, branched)
         try:
+            new = list_new([branched.corpus], rows, mix.weights)
             whole = stage_mix(history, new, mix.steps, mix.global_batch, mix.replay)
         except InputError as absent:
             yield _uncheckable(key, name, absent)
@@ -478,6 +486,6 @@ def check_metrics(
 
 def _shown(mix: StageMix) -> str:
     takes = [
-        f"{s.sequences} sequences of {s.corpus} from {s.start} of {s.extent}" for s in mix.sources
+        f"{s.sequences} sequences of {s.name} from {s.start} of {s.extent}" for s in mix.sources
     ]
     return f"{', '.join(takes)} ({mix.replay.weighting}, share {mix.replay.share:g})"

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 def check_ready(event: Ready, key: str, manifest: CorpusManifest) -> Iterator[Finding]:
     """Check that the ledger and the corpus's manifest name the same rows."""
-    recorded = (event.sequences, event.tokens, event.digest)
-    right = (manifest.rows, manifest.tokens, manifest.digest)
+    recorded = (event.sequences, event.tokens, event.digest, event.parts)
+    right = (manifest.rows, manifest.tokens, manifest.digest, manifest.part_rows)
     if recorded != right:
         yield Finding(
             key,
@@ -70,6 +70,13 @@ def check_manifest(
         ),
         "quarantine records": (sum(file.records for file in manifest.quarantine), neither),
     }
+    if manifest.parts:
+        parts = manifest.parts
+        pairs["rows of parts"] = (sum(part.rows for part in parts), manifest.rows)
+        documents = sum(part.documents for part in parts)
+        pairs["documents of parts"] = (documents, counts.trained_documents)
+        remainder = sum(part.remainder_tokens for part in parts)
+        pairs["remainder of parts"] = (remainder, counts.remainder_tokens)
     yield from unequal(key, pairs)
 
 

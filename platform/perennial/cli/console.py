@@ -196,7 +196,8 @@ def _changes(changes: Iterable[tuple[str, float | None]]) -> str:
 def _cell(loss: HeldoutLoss | None) -> str:
     if loss is None:
         return "-"
-    return f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.2f})"
+    bits = "" if loss.bits_per_byte is None else f" ({loss.bits_per_byte:.2f})"
+    return f"{loss.nats_per_token:.3f}{bits}"
 
 
 def print_gate(gated: Mapping[str, Any], choices: Sequence[tuple[str, str]]) -> None:

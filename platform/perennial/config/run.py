@@ -23,6 +23,7 @@ from perennial.fields import (
     Count,
     Section,
     Share,
+    Weight,
     parse_amount,
 )
 from perennial.mixture import ReplaySpec
@@ -41,8 +42,33 @@ def _check_column(name: str) -> str:
 
 ColumnName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$"), AfterValidator(_check_column)]
 Metadata = dict[ColumnName, Annotated[str, Field(min_length=1)]]
+IdType = Literal["uint8", "uint16", "uint32", "int32", "int64"]
+PartsOf = Literal["none", "domain"]
+DoneToText = Literal[
+    "steps", "decontaminate", "fuzzy_duplicates", "repeated_lines", "fill_in_the_middle"
+]
 LargestDocument = Annotated[Size, Field(ge=1, le=1 << 30)]
 LargestWindow = Annotated[Size, Field(ge=1 << 10, le=1 << 31)]
+
+
+class TokensSpec(Section):
+    """Documents of a corpus that are token ids already, of the run's own tokenizer."""
+
+    tokenizer: Annotated[str, JOIN]
+    """what the ids are of: the fingerprint of a tokenizer (that of a run is in its store,
+    tokenizer/manifest.json), or the path of one, as `tokenizer.path` takes it; any other than the
+    run's is refused"""
+    vocabulary: Annotated[Count | None, JOIN] = None
+    """ids are below this number; default, and at most: the entries of the run's tokenizer. A
+    document with another id is set aside"""
+    field: Annotated[str, JOIN] = "input_ids"
+    """the field of an object, or the column of a table, that holds a document's ids"""
+    dtype: Annotated[IdType | None, JOIN] = None
+    """type of the ids in a .bin or .npy file without a head: uint8, uint16, uint32, int32 or
+    int64, little-endian; default uint16 for a vocabulary of at most 65,536, else uint32"""
+    without: Annotated[tuple[DoneToText, ...], JOIN] = ()
+    """what `corpora` asks of text that is not done to these ids; a corpus is refused where the run
+    file asks for one of them that is not named here"""
 
 
 class ReadingOverride(Section):
@@ -54,12 +80,16 @@ class ReadingOverride(Section):
     """the field or column that names a document's domain"""
     metadata: Annotated[Metadata | None, JOIN] = None
     """fields or columns that are kept of every document, by the name to keep them under"""
+    parts: Annotated[PartsOf | None, JOIN] = None
+    """domain keeps the documents of each domain apart, so that a stage can weigh them; or none"""
     txt_documents: Annotated[TxtDocuments | None, JOIN] = None
     """where a document of a .txt file ends: paragraph, line or file"""
     max_document: Annotated[LargestDocument | None, JOIN] = None
     """longest text of a document, at most 1 GiB"""
     max_zstd_window: Annotated[LargestWindow | None, JOIN] = None
     """largest window of a .zst file, at most 2 GiB"""
+    tokens: TokensSpec | None = None
+    """the documents are token ids, not text"""
 
 
 class FillInTheMiddleSpec(Section):
@@ -98,6 +128,10 @@ class CorporaSpec(Section):
     metadata: Annotated[Metadata, JOIN] = Field(default_factory=dict)
     """fields or columns that are kept of every trained document, by the name to keep them under,
     such as `{id: id, url: metadata.url}`: a sequence leads back to them"""
+    parts: Annotated[PartsOf, JOIN] = "none"
+    """domain makes each value of `domain_field` a part of the corpus, at most 256: every batch
+    holds its share of each part, by its size or by `stages.corpora.NAME.weights`. Tokens at a
+    part's end that fill no row are not trained; none: a corpus is one whole"""
     txt_documents: Annotated[TxtDocuments, JOIN] = "paragraph"
     """where a document of a .txt file ends: paragraph (at a blank line), line, or file"""
     max_document: Annotated[LargestDocument, JOIN] = 8 << 20
@@ -108,9 +142,9 @@ class CorporaSpec(Section):
     """largest window of a .zst file (`zstd --long`), at most 2 GiB; a task that reads one holds it
     in memory. A file that needs a larger one is set aside"""
     read: dict[str, ReadingOverride] = Field(default_factory=dict)
-    """overrides of `text_field`, `domain_field`, `metadata`, `txt_documents`, `max_document` and
-    `max_zstd_window` by a corpus's name, or by a glob such as `"c4-*"`: those of the exact name,
-    else of the longest glob that matches"""
+    """overrides of `text_field`, `domain_field`, `metadata`, `parts`, `txt_documents`,
+    `max_document` and `max_zstd_window`, and `tokens`, by a corpus's name, or by a glob such as
+    `"c4-*"`: those of the exact name, else of the longest glob that matches"""
     sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048
     """tokens in one sequence"""
     packing: Annotated[Literal["concat", "best-fit"], JOIN] = "concat"
@@ -148,20 +182,42 @@ class CorporaSpec(Section):
     """files of evaluation texts, in any format that a corpus may have; a document that shares 13
     consecutive words with one of them is not trained"""
 
+    @model_validator(mode="after")
+    def _parts_have_domains(self) -> CorporaSpec:
+        for own in (ReadingOverride(), *self.read.values()):
+            field = self.domain_field if own.domain_field is None else own.domain_field
+            if (own.parts or self.parts) == "domain" and not field:
+                raise ValueError(
+                    "parts: domain needs domain_field; name the field that holds the domain"
+                )
+        return self
+
     def for_corpus(self, name: str) -> CorporaSpec:
         """Return the section with what `read` has for a corpus in the place of its own keys.
 
         Args:
             name: of the corpus.
         """
+        own = dict(self._override(name))
+        del own["tokens"]
+        return self.model_copy(update={k: v for k, v in own.items() if v is not None})
+
+    def tokens_of(self, name: str) -> TokensSpec | None:
+        """Return how the documents of a corpus are token ids; None for text.
+
+        Args:
+            name: of the corpus.
+        """
+        return self._override(name).tokens
+
+    def _override(self, name: str) -> ReadingOverride:
         globs = [glob for glob in self.read if fnmatchcase(name, glob)]
         key = (
             name
             if name in self.read
             else max(globs, key=lambda glob: (len(glob), glob), default="")
         )
-        own = dict(self.read[key]) if key else {}
-        return self.model_copy(update={k: v for k, v in own.items() if v is not None})
+        return self.read[key] if key else ReadingOverride()
 
 
 class TokenizerSpec(Section):
@@ -210,6 +266,10 @@ class StageOverride(Section):
     """stage, or replay for a proxy corpus: one that stands in for data that the stored model of
     `model.path` was trained on. It is replayed from the first stage on, which waits for it, and
     measured, and is never a stage"""
+    weights: Annotated[dict[str, Weight], JOIN] = Field(default_factory=dict)
+    """shares of the corpus's parts (`corpora.parts`) in every batch, a number of at least 0 for
+    each part by its name: `{wiki: 3, web: 1}` takes three quarters of wiki, whatever their sizes,
+    and repeats a part that ends early; 0 leaves a part out. Default: each by its size"""
 
     @model_validator(mode="after")
     def _proxy_has_no_stage(self) -> StageOverride:

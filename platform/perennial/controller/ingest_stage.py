@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from perennial import corpora
 from perennial.controller.context import Workspace
+from perennial.controller.declared_ids import declared_ids
 from perennial.controller.ray_cluster import describe_shortage
 from perennial.corpora import LandedCorpus
-from perennial.corpora.manifest import (
-    FUZZY_DUPLICATE,
-    REPEATED_LINES,
-    FillInTheMiddle,
-    manifest_key,
-)
+from perennial.corpora.counts import FUZZY_DUPLICATE, REPEATED_LINES
+from perennial.corpora.manifest import FillInTheMiddle, manifest_key
 from perennial.corpora.tokenizer import MANIFEST_KEY
 from perennial.errors import InputError
 from perennial.runs.events import Landed, Ready, Refused
@@ -27,6 +24,15 @@ from perennial.store import open_store
 if TYPE_CHECKING:
     from perennial.config.run import CorporaSpec
     from perennial.corpora import CorpusManifest, IngestSettings
+
+_WITHOUT_TEXT: Final[dict[str, Any]] = {
+    "near_duplicates": None,
+    "fuzzy_duplicates": None,
+    "repeated_lines": None,
+    "steps": (),
+    "fill_in_the_middle": None,
+}
+"""settings of what is done to text alone"""
 
 
 _NOT_OF_THE_CORPUS = frozenset({"step-changed", "step-unusable", "plugin-missing"})
@@ -51,14 +57,18 @@ def ingest(work: Workspace, name: str) -> None:
         name: the corpus.
 
     Raises:
-        InputError: the run's tokenizer, or the manifest of an earlier corpus, is lost or altered.
+        InputError: the run's tokenizer, or the manifest of an earlier corpus, is lost or altered;
+            or what the run file says of the corpus's token ids cannot be.
     """
     # What is wrong with the corpora so far is no reason to refuse this one. And a lost tokenizer
     # must not be made again: they have the ids of the old one.
     for earlier in usable(work.state):
         corpora.read_manifest(work.store, earlier)
         corpora.load_tokenizer(work.store)
+    ids = declared_ids(work, name, _has_accepted(work))
     settings = _settings(work.spec.corpora.for_corpus(name), work.spec.seed)
+    if ids is not None:
+        settings = settings.model_copy(update={"tokens": ids} | _WITHOUT_TEXT)
     _check_run_file(work)
     try:
         landed = _check_landed(work, name)
@@ -134,6 +144,7 @@ def _ingest(
             sequences=manifest.rows,
             tokens=manifest.tokens,
             digest=manifest.digest,
+            parts=manifest.part_rows,
         )
     )
 
@@ -210,11 +221,19 @@ def _tokenise(
     if lender is not None:
         corpora.borrow_tokenizer(work.store, lender)
     work.log(f"ingesting {name}")
+    if settings.tokens is not None:
+        more = "".join(
+            f", and {what} of the run file is not done" for what in _left_out(work, name)
+        )
+        work.log(
+            f"notice: {name} is token ids: near duplicates of held-out documents are not looked "
+            f"for, equal ones among ids alone; bits per byte are not measured{more}"
+        )
     if shortage := describe_shortage():
         work.log(f"notice: {shortage}")
     if work.spec.tokenizer.path is not None:
         _import_tokenizer(work)
-    elif work.spec.tokenizer.vocabulary is not None:
+    elif work.spec.tokenizer.vocabulary is not None and settings.tokens is None:
         vocabulary = work.spec.tokenizer.vocabulary
         corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings, landed)
     return ingest_corpus(
@@ -223,12 +242,20 @@ def _tokenise(
         name,
         settings,
         earlier=[other for other in usable(work.state) if other != name],
-        decontaminate=[Path(path) for path in work.spec.corpora.decontaminate],
+        decontaminate=[Path(p) for p in work.spec.corpora.decontaminate if not settings.tokens],
         evaluation_settings=_settings(work.spec.corpora, work.spec.seed),
         lender=lender,
         landed=landed,
         accept=lambda manifest: stage_steps(work.spec, name, manifest.rows),
     )
+
+
+def _left_out(work: Workspace, name: str) -> list[str]:
+    """Return what the run file asks of text and a corpus of token ids goes without."""
+    spec = work.spec.corpora
+    declared = spec.tokens_of(name)
+    named = () if declared is None else declared.without
+    return [f"corpora.{what}" for what in named if getattr(spec, what)]
 
 
 def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
@@ -240,6 +267,7 @@ def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:
         text_field=spec.text_field,
         domain_field=spec.domain_field,
         metadata=spec.metadata,
+        parts=spec.parts,
         txt_documents=spec.txt_documents,
         max_document_bytes=spec.max_document,
         max_window_bytes=spec.max_zstd_window,

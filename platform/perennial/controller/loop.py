@@ -378,6 +378,10 @@ class _Controller:
         stage = Stage.decided(decided, after=len(work.state.stages))
         if action.joined:
             work.log(f"{stage.name} trains {', '.join(stage.corpora)} together")
+        for source in decided.mix.new:
+            if source.part is not None and source.sequences > source.extent:
+                times = source.sequences / source.extent
+                work.log(f"{stage.name} trains {source.name} {times:.1f} times")
         run_id = work.run_ids.stage_run_id(work, stage)
         work.decide(decided.model_copy(update={"tracking_run": run_id}))
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from perennial.corpora.before_split import MARK, MARK_START
 from perennial.corpora.byte_bpe import ByteBpe, convert_to_tiktoken, merges_reach_all
+from perennial.corpora.formats.token_ids import STORED
 from perennial.corpora.special_tokens import HoldsSpecialToken, find_special_ids
 from perennial.corpora.word_split import make_word_encoder
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from perennial.corpora.tokenizer import RunTokenizer
 
-EncoderName = Literal["tiktoken", "tokenizers"]
+EncoderName = Literal["tiktoken", "tokenizers", "ids"]
 
 # tiktoken's regular expressions overflow their stack on long runs of white space.
 _LONG_RUNS = (" " * 1000, "\n" * 1000, "\t" * 1000, "\r\n" * 500)
@@ -142,6 +143,24 @@ class TiktokenEncoder:
         return ranks if self._sizes[ranks].sum() == size else None
 
 
+class IdsEncoder:
+    """Encoder of documents that are ids already: it ends them."""
+
+    def __init__(self, tokenizer: RunTokenizer) -> None:
+        self._dtype = stored_type(tokenizer)
+        self._end = np.array([tokenizer.end_of_document], dtype=self._dtype)
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """Raise TypeError: there is no text."""
+        raise TypeError("a corpus of token ids has no text to encode")
+
+    def encode_documents(self, texts: Sequence[bytes | memoryview]) -> npt.NDArray[Any]:
+        """Return the stored ids of all documents, an end-of-document after every one."""
+        documents = (np.frombuffer(text, dtype=STORED).astype(self._dtype) for text in texts)
+        parts = [part for ids in documents for part in (ids, self._end)]
+        return np.concatenate([self._end[:0], *parts])
+
+
 def _convert(tokenizer: RunTokenizer) -> ByteBpe | None:
     """Return the tokenizer for tiktoken; None where it cannot express it."""
     converted = convert_to_tiktoken(tokenizer.plain_json)
@@ -174,6 +193,8 @@ def make_encoder(tokenizer: RunTokenizer, engine: EncoderName) -> Encoder:
         tokenizer: the run's tokenizer.
         engine: the library that encodes; `choose_encoder` returns it.
     """
+    if engine == "ids":
+        return IdsEncoder(tokenizer)
     if engine == "tiktoken":
         return TiktokenEncoder(tokenizer)
     return TokenizersEncoder(tokenizer)

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from functools import reduce
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from perennial.corpora.counts import Counts
 from perennial.errors import InputError
 from perennial.steps.base import DOCUMENT_FIELDS
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from perennial.store import Store
 
 FORMAT: Final = 1
-DUPLICATE: Final = "duplicate"
-"""reason to remove a document: an equal one is there already"""
-NEAR_DUPLICATE: Final = "near-duplicate-of-held-out"
-FUZZY_DUPLICATE: Final = "fuzzy-duplicate"
-"""reason to remove a document: one that is nearly the same is there already"""
-REPEATED_LINES: Final = "repeated-lines"
-"""reason to remove a document: nothing is left without the lines that occurred before"""
-CONTAMINATED: Final = "contaminated"
-"""reason to remove a document: it holds a piece of an evaluation text"""
-SPECIAL_TOKEN: Final = "special-token"
-"""reason to remove a document: the tokenizer would turn its text into a special token"""
 BAD_FIT: Final = 1.5
 """tokens per byte over those of the first corpus, from which on the user is warned"""
 
 
-_LATER: Final = ("steps", "max_window_bytes", "packing", "fill_in_the_middle", "metadata")
+_LATER: Final = (
+    "steps",
+    "max_window_bytes",
+    "packing",
+    "fill_in_the_middle",
+    "metadata",
+    "parts",
+    "tokens",
+)
 """settings that an older version did not know; at their defaults the digest leaves them out"""
 
 
@@ -52,6 +50,28 @@ class FillInTheMiddle(_Frozen):
     suffix: str
 
 
+class TokenIds(_Frozen):
+    """The documents of a corpus that are token ids already."""
+
+    field: str = "input_ids"
+    """the field of an object, or the column of a table, that holds a document's ids"""
+    dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"]
+    """type of the ids in a file that does not say it, little-endian"""
+    vocabulary: int
+    """ids are below it"""
+    end_of_document: int
+    """the id that ends a document; the last one of a list or a file may lack it"""
+    begin_of_document: int | None = None
+    """the id that may stand before a document"""
+
+    @property
+    def raw_type(self) -> np.dtype[Any]:
+        """Return the type of the ids in a file that does not say it."""
+        import numpy as np
+
+        return np.dtype(self.dtype).newbyteorder("<")
+
+
 class IngestSettings(_Frozen):
     """Settings of an ingest: how landed documents become sequences."""
 
@@ -61,10 +81,14 @@ class IngestSettings(_Frozen):
     """the order of documents"""
     text_field: str = "text"
     """the field of an object, or the column of a table, that holds the text"""
+    tokens: TokenIds | None = None
+    """how documents are token ids; null for text"""
     domain_field: str = ""
     """the field or column that names a document's domain; "" for none"""
     metadata: dict[str, str] = Field(default_factory=dict)
     """fields or columns that are kept of every trained document, by the name of the column"""
+    parts: Literal["none", "domain"] = "none"
+    """whether the documents of each domain are a part of the corpus, with rows of its own"""
     txt_documents: Literal["paragraph", "line", "file"] = "paragraph"
     """whether a document of a .txt file ends at a blank line, at the end of its line or of the
     file"""
@@ -123,6 +147,11 @@ class IngestSettings(_Frozen):
         kept = tuple(self.metadata[column] for column in self.metadata_columns)
         looked_at = dict.fromkeys(f for step in self.steps for f in step.get(DOCUMENT_FIELDS, ()))
         return kept + tuple(field for field in looked_at if field not in kept)
+
+    @property
+    def content_field(self) -> str:
+        """Return the field or column that holds a document: its text, or its ids."""
+        return self.text_field if self.tokens is None else self.tokens.field
 
 
 class InputFile(_Frozen):
@@ -187,92 +216,6 @@ class EarlierCorpus(_Frozen):
     """its manifest's"""
 
 
-class Counts(_Frozen):
-    """Account of every document and token; `check` proves that nothing was dropped."""
-
-    documents: int = 0
-    """everything that was read or should have been: a bad part counts as one document"""
-    trained_documents: int = 0
-    held_out_documents: int = 0
-    duplicate_documents: int = 0
-    """dropped for an equal document"""
-    near_duplicate_documents: int = 0
-    """not trained because a held-out document is nearly the same"""
-    partly_compared_documents: int = Field(default=0, exclude_if=lambda count: not count)
-    """of those that were trained, those that are like none of the held-out documents that they were
-    compared with, while more of them share text than are compared"""
-    fuzzy_partly_compared: int = Field(default=0, exclude_if=lambda count: not count)
-    """documents that were not compared with all that they share text with, while fuzzy duplicates
-    were looked for"""
-    repeated_line_documents: int = Field(default=0, exclude_if=lambda count: not count)
-    """documents out of which lines were cut that occurred before; those of which nothing was left
-    are among `quarantined`"""
-    repeated_line_bytes: int = Field(default=0, exclude_if=lambda count: not count)
-    """bytes of these lines"""
-    contaminated_documents: int = 0
-    """not trained because they hold a piece of an evaluation text"""
-    quarantined: dict[str, int] = Field(default_factory=dict)
-    """by reason"""
-    lost_documents_estimate: int = Field(default=0, exclude_if=lambda count: not count)
-    """documents in parts of files that could not be read, of which each is one of `quarantined`;
-    not less than the truth, and not more than twice that"""
-    repeats: int = 0
-    """documents whose text occurred before in the corpus, dropped or not"""
-    repeats_of_earlier: dict[str, int] = Field(default_factory=dict)
-    """documents whose text an earlier corpus holds, dropped or not, by the first such corpus"""
-    tokens: int = 0
-    """of trained and held-out documents, with their ends"""
-    row_tokens: int = 0
-    """tokens in training rows, without padding"""
-    padding_tokens: int = Field(default=0, exclude_if=lambda count: not count)
-    """in training rows: rows x sequence length = `row_tokens` + `padding_tokens`. They are made by
-    the packing and are none of `tokens`"""
-    held_out_tokens: int = 0
-    remainder_tokens: int = 0
-    """tokens that no row holds: at the shards' ends, where they fill none, or with `best-fit` ends
-    of documents that would stand in a row without a token before them"""
-    cut_documents: int = Field(default=0, exclude_if=lambda count: not count)
-    """trained documents that do not lie whole in one row"""
-    filled_documents: int = Field(default=0, exclude_if=lambda count: not count)
-    """trained documents whose middle was moved to their end"""
-    trained_bytes: int = 0
-    """UTF-8 bytes of the trained documents' texts"""
-    held_out_bytes: int = 0
-
-    @property
-    def removed(self) -> dict[str, int]:
-        """Return the number of records that are neither trained nor held out, by reason."""
-        dropped = {
-            DUPLICATE: self.duplicate_documents,
-            NEAR_DUPLICATE: self.near_duplicate_documents,
-            CONTAMINATED: self.contaminated_documents,
-        }
-        return {reason: count for reason, count in dropped.items() if count} | self.quarantined
-
-    def plus(self, other: Counts) -> Counts:
-        """Return the sum of both counts."""
-        names = Counts.model_fields
-        return Counts(**{name: _sum(getattr(self, name), getattr(other, name)) for name in names})
-
-    def check(self) -> Self:
-        """Return itself. Raises ValueError if a document or token is not accounted for (I5)."""
-        kept = self.trained_documents + self.held_out_documents
-        documents = kept + sum(self.removed.values())
-        tokens = self.row_tokens + self.held_out_tokens + self.remainder_tokens
-        if documents != self.documents or tokens != self.tokens:
-            raise ValueError(
-                f"{self.documents} documents and {self.tokens} tokens were read, "
-                f"but {documents} and {tokens} are accounted for"
-            )
-        return self
-
-
-def _sum(mine: Any, theirs: Any) -> Any:
-    if not isinstance(mine, dict):
-        return mine + theirs
-    return {name: mine.get(name, 0) + theirs.get(name, 0) for name in sorted(mine | theirs)}
-
-
 class ShardResult(_Frozen):
     """Files and counts of one shard, or of one part of the held-out documents.
 
@@ -283,6 +226,8 @@ class ShardResult(_Frozen):
     documents: DocumentsFile | None = None
     holdout: HoldoutFile | None = None
     quarantine: QuarantineFile | None = None
+    part: str | None = None
+    """the part that the shard belongs to; None without parts"""
     counts: Counts
 
     @property
@@ -290,6 +235,20 @@ class ShardResult(_Frozen):
         """Return the files that were written."""
         given = (self.shard, self.documents, self.holdout, self.quarantine)
         return [file for file in given if file is not None]
+
+
+class CorpusPart(_Frozen):
+    """The trained documents of one domain; their rows follow each other in the corpus.
+
+    The parts are in the order of the shards, of which each holds rows of one part.
+    """
+
+    name: str
+    """the domain; "" for documents that name none"""
+    rows: int
+    documents: int
+    remainder_tokens: int
+    """tokens at the ends of its shards that did not fill a row"""
 
 
 class CorpusManifest(_Frozen):
@@ -302,8 +261,8 @@ class CorpusManifest(_Frozen):
     inputs, the piece size, and CPU time"""
     tokenizer: str
     """the tokenizer's fingerprint"""
-    engine: Literal["tiktoken", "tokenizers"]
-    """what encoded the text; the ids are equal"""
+    engine: Literal["tiktoken", "tokenizers", "ids"]
+    """what encoded the text; the ids are equal; ids where documents were ids already"""
     vocabulary: int
     end_of_document: int
     """token id"""
@@ -324,14 +283,15 @@ class CorpusManifest(_Frozen):
     comparing: int = Field(default=1, exclude_if=lambda version: version == 1)
     """version of the form in which near duplicates and evaluation texts were compared; nothing in
     that form is kept, so that corpora of several versions are compared with each other"""
+    parts: tuple[CorpusPart, ...] = Field(default=(), exclude_if=lambda parts: not parts)
     counts: Counts
     step_cpu_seconds: dict[str, float] = Field(default_factory=dict, exclude_if=lambda s: not s)
     """CPU time that each of the steps took, by its number and kind"""
     step_changes: dict[str, int] = Field(default_factory=dict, exclude_if=lambda s: not s)
     """documents whose text a step changed, whatever became of them then, by the step's number and
     kind"""
-    tokens_per_byte: float
-    """of the texts, without the ends and begins of documents"""
+    tokens_per_byte: float | None
+    """of the texts, without the ends and begins of documents; null where documents were ids"""
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
@@ -363,6 +323,11 @@ class CorpusManifest(_Frozen):
     def rows(self) -> int:
         """Return the number of training sequences."""
         return sum(sum(shard.row_groups) for shard in self.shards)
+
+    @property
+    def part_rows(self) -> dict[str, int]:
+        """Return the training sequences of each part, in their order; none without parts."""
+        return {part.name: part.rows for part in self.parts}
 
     @property
     def tokens(self) -> int:
@@ -422,11 +387,6 @@ def digest_json(content: Any) -> str:
     """Return the sha256 of a JSON value's canonical text."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sum_counts(counts: Iterable[Counts]) -> Counts:
-    """Return the sum of all counts."""
-    return reduce(Counts.plus, counts, Counts())
 
 
 def manifest_key(name: str) -> str:
@@ -496,6 +456,8 @@ def fit_warning(first: CorpusManifest, this: CorpusManifest) -> str | None:
     Returns:
         One line, or None if the tokenizer fits well enough.
     """
+    if this.tokens_per_byte is None or first.tokens_per_byte is None:
+        return None
     ratio = this.tokens_per_byte / first.tokens_per_byte
     if ratio < BAD_FIT:
         return None

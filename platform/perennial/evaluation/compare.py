@@ -117,17 +117,25 @@ def groups(models: Sequence[Model]) -> list[list[Model]]:
 
 
 def common_corpora(models: Sequence[Model]) -> tuple[str, ...]:
-    """Return the corpora that all models were measured on, on the same documents."""
+    """Return the corpora that all models were measured on, on the same documents.
+
+    Those of token ids, whose bytes are not known, compare under one tokenizer alone.
+    """
     first = models[0].losses if models else {}
-    return tuple(
+    common = tuple(
         corpus
         for corpus, loss in first.items()
         if all(_same_text(model.losses.get(corpus), loss) for model in models)
     )
+    if same_tokens(models, common):
+        return common
+    return tuple(corpus for corpus in common if first[corpus].bytes)
 
 
 def _same_text(one: HeldoutLoss | None, other: HeldoutLoss) -> bool:
-    return one is not None and (one.documents, one.bytes) == (other.documents, other.bytes)
+    if one is None or (one.documents, one.bytes) != (other.documents, other.bytes):
+        return False
+    return bool(one.bytes) or one.tokens == other.tokens
 
 
 def same_tokens(models: Sequence[Model], corpora: Sequence[str]) -> bool:
@@ -141,8 +149,14 @@ def same_tokens(models: Sequence[Model], corpora: Sequence[str]) -> bool:
 
 
 def value_of(loss: HeldoutLoss, in_nats: bool) -> float:
-    """Return the loss in nats per token or in bits per byte."""
-    return loss.nats_per_token if in_nats else loss.bits_per_byte
+    """Return the loss in nats per token or in bits per byte.
+
+    Raises ValueError for the bits per byte of token ids, which `common_corpora` leaves out.
+    """
+    value = loss.nats_per_token if in_nats else loss.bits_per_byte
+    if value is None:
+        raise ValueError(f"the bytes of {loss.corpus} are not known")
+    return value
 
 
 def average(model: Model, corpora: Sequence[str], in_nats: bool = True) -> float | None:

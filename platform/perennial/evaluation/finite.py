@@ -32,7 +32,12 @@ def split_finite(
 
 
 def _is_finite(loss: HeldoutLoss) -> bool:
-    return all(math.isfinite(getattr(loss, name)) for name in _NUMBERS)
+    return all(math.isfinite(getattr(loss, name)) for name in _numbers_of(loss.bytes))
+
+
+def _numbers_of(size_bytes: object) -> tuple[str, ...]:
+    """Return the numbers that a loss has; documents of token ids have no bytes."""
+    return _NUMBERS if size_bytes else _NUMBERS[:1]
 
 
 def _finite_parts(loss: HeldoutLoss) -> HeldoutLoss:
@@ -70,7 +75,7 @@ def drop_not_finite(losses: object) -> object:
             kept |= split_finite({name: loss})[0]
         elif not isinstance(loss, Mapping):
             kept[name] = loss
-        elif all(_is_number(loss.get(field, 0.0)) for field in _NUMBERS):
+        elif all(_is_number(loss.get(f, 0.0)) for f in _numbers_of(loss.get("bytes", 1))):
             errors = {
                 field: value
                 for field, value in loss.items()

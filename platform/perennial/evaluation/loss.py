@@ -55,7 +55,8 @@ class Window(NamedTuple):
 class HeldoutLoss:
     """Held-out loss of one model on one corpus, or on one domain of it.
 
-    `bits_per_byte` compares models with different tokenizers. The standard error is over
+    `bits_per_byte` compares models with different tokenizers; None for documents of token ids,
+    whose bytes are not known. The standard error is over
     documents; None for a single document, which has none.
     `stderr_of_change` is that of this loss minus the loss right after the corpus's own stage, with
     the documents paired: most of what makes one document harder than another cancels.
@@ -64,7 +65,7 @@ class HeldoutLoss:
 
     corpus: str
     nats_per_token: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     documents: int
     tokens: int
     bytes: int
@@ -118,7 +119,7 @@ def _ratio(corpus: str, losses: Sequence[DocumentLoss]) -> HeldoutLoss:
     return HeldoutLoss(
         corpus=corpus,
         nats_per_token=nats / tokens,
-        bits_per_byte=nats / math.log(2) / size_bytes,
+        bits_per_byte=nats / math.log(2) / size_bytes if size_bytes else None,
         documents=len(losses),
         tokens=tokens,
         bytes=size_bytes,

@@ -1,11 +1,22 @@
 """Which sequences are trained at which step, and the stream that delivers them."""
 
+from perennial.mixture.parts import (
+    CorpusRows,
+    Part,
+    apportion_parts,
+    list_new,
+    name_source,
+    rows_of,
+    weigh_parts,
+)
 from perennial.mixture.plan import (
     Source,
     StageMix,
     branch_mix,
+    seen_by_part,
     seen_sequences,
     stage_mix,
+    trained_by_part,
     trained_sequences,
     truncate_mix,
 )
@@ -15,15 +26,24 @@ from perennial.mixture.replay import PolicyName, ReplayRule, ReplaySpec
 __all__ = [
     "REPLAY_POLICIES",
     "CorpusHistory",
+    "CorpusRows",
+    "Part",
     "PolicyName",
     "ReplayPolicy",
     "ReplayRule",
     "ReplaySpec",
     "Source",
     "StageMix",
+    "apportion_parts",
     "branch_mix",
+    "list_new",
+    "name_source",
+    "rows_of",
+    "seen_by_part",
     "seen_sequences",
     "stage_mix",
+    "trained_by_part",
     "trained_sequences",
     "truncate_mix",
+    "weigh_parts",
 ]

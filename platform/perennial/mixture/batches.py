@@ -44,6 +44,7 @@ class Batches:
         self._taken = np.array(mix.count_taken(step), dtype=np.int64)
         self._starts = np.array([source.start for source in sources], dtype=np.int64)
         self._extents = np.array([source.extent for source in sources], dtype=np.int64)
+        self._firsts = np.array([source.first for source in sources], dtype=np.int64)
         quotas = np.array([source.sequences for source in sources], dtype=np.int64)
         self._whole = np.repeat(np.arange(len(sources)), quotas // mix.steps)
         self._arc_ends = np.cumsum(quotas % mix.steps)
@@ -62,7 +63,7 @@ class Batches:
         # stands at `first` in the sorted order, which `order` undoes.
         rows = np.empty_like(flat)
         rows[order] = first[flat[order]] + np.arange(len(flat))
-        rows = (self._starts[flat] + rows) % self._extents[flat]
+        rows = self._firsts[flat] + (self._starts[flat] + rows) % self._extents[flat]
         self._taken += counts
         self._step += steps
         return sources, rows.reshape(sources.shape)

@@ -16,37 +16,70 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+from perennial.mixture.parts import (
+    Part,
+    Weights,
+    apportion_parts,
+    name_source,
+    rows_of,
+    weights_of,
+)
 from perennial.mixture.policies import CorpusHistory
-from perennial.mixture.replay import ReplayRule, apportion, split_replay
+from perennial.mixture.replay import PartKey, ReplayRule, apportion, split_replay
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
 class Source:
-    """The part of a stage that comes from one corpus.
+    """The part of a stage that comes from one corpus, or from one part of a corpus.
 
     sequences: sequences that the whole stage takes.
-    start: position of the first one in the corpus's training order.
+    start: position of the first one in the source's training order.
     extent: length of that order; positions wrap there.
+    part: name of the part; None for a corpus without parts.
+    first: row of the corpus at position 0.
     """
 
     corpus: str
     sequences: int
     start: int
     extent: int
+    part: str | None = None
+    first: int = 0
+
+    @property
+    def key(self) -> PartKey:
+        """Return what no two sources of a stage have in common."""
+        return self.corpus, self.part
+
+    @property
+    def name(self) -> str:
+        """Return the corpus, and the part if it has any, as it is shown."""
+        return name_source(self.corpus, self.part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; that of a corpus without parts is the one of before there were."""
+        whole = asdict(self)
+        if self.part is None:
+            del whole["part"], whole["first"]
+        return whole
 
 
 @dataclass(frozen=True)
 class StageMix:
     """One stage's share of the plan: its new corpora first, then the replayed ones.
 
+    The parts of a corpus are sources next to each other, so that every batch holds its share of the
+    corpus within one sequence too.
+
     corpora: the new ones, in the order of their sources.
     replay: the rule that the sources follow from.
     unreplayed: sequences of the replay share that are new ones instead, because no earlier corpus
         may be replayed any more.
+    weights: of the parts of the new corpora for which the run file gave any.
     """
 
     corpora: tuple[str, ...]
@@ -55,11 +88,12 @@ class StageMix:
     sources: tuple[Source, ...]
     replay: ReplayRule = field(default_factory=ReplayRule)
     unreplayed: int = 0
+    weights: Mapping[str, Weights] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        named = [source.corpus for source in self.sources]
-        if len(set(named)) < len(named):
-            raise ValueError(f"a corpus is two sources of one stage: {', '.join(named)}")
+        if len({source.key for source in self.sources}) < len(self.sources):
+            named = ", ".join(source.name for source in self.sources)
+            raise ValueError(f"a corpus is two sources of one stage: {named}")
         total = sum(source.sequences for source in self.sources)
         if total != self.steps * self.global_batch:
             raise ValueError(
@@ -93,14 +127,17 @@ class StageMix:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form: the few integers that are a stage's whole data state."""
-        return {
+        whole: dict[str, Any] = {
             "corpora": list(self.corpora),
             "steps": self.steps,
             "global_batch": self.global_batch,
-            "sources": [asdict(source) for source in self.sources],
+            "sources": [source.to_dict() for source in self.sources],
             "replay": self.replay.to_dict(),
             "unreplayed": self.unreplayed,
         }
+        if self.weights:
+            whole["weights"] = {name: dict(weights) for name, weights in self.weights.items()}
+        return whole
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StageMix:
@@ -127,7 +164,7 @@ class StageMix:
 
 def stage_mix(
     history: Sequence[StageMix],
-    new: Mapping[str, int],
+    new: Mapping[str, int | Sequence[Part]],
     steps: int,
     global_batch: int,
     replay: ReplayRule,
@@ -135,31 +172,40 @@ def stage_mix(
     """Return the next stage: the new corpora, and a compute-equivalent share of replay.
 
     Each corpus is replayed in the order in which it was first trained, from where the last replay
-    stopped, wrapping at the end of what was trained; a proxy corpus as if all of it had been
-    trained once, before the first stage. What the rule's cap forbids to replay becomes
-    new sequences, which the mix counts in `unreplayed`.
+    stopped, wrapping at the end of what was trained; its parts in proportion to what was seen of
+    each; a proxy corpus as if all of it had been trained once, before the first stage. What the
+    rule's cap forbids to replay becomes new sequences, which the mix counts in `unreplayed`.
 
     Args:
         history: the mixes of all earlier stages, in order.
-        new: training sequences by new corpus; they share the budget in proportion to these.
+        new: training sequences by new corpus, or its parts; the corpora share the budget in
+            proportion to their sequences (of the parts with a weight), the parts of one by weight.
         steps: optimizer steps of the stage.
         global_batch: sequences in one step.
         replay: how much is drawn from earlier corpora; nothing where there are none.
     """
     budget = steps * global_batch
     known_before = {**_proxies(history, replay, new), **_earlier(history)}
-    earlier = {n: known for n, known in known_before.items() if n not in replay.retired}
+    earlier = {k: known for k, known in known_before.items() if k[0] not in replay.retired}
     wanted = round(replay.share * budget) if earlier else 0
-    counts = split_replay(replay, wanted, earlier)
+    counts = split_replay(replay, wanted, {key: known.history for key, known in earlier.items()})
     replayed = sum(counts.values())
-    parts = apportion(budget - replayed, new)
-    sources = [Source(name, parts[name], 0, rows) for name, rows in new.items()]
-    for name, known in earlier.items():
-        if counts.get(name):
-            start = known.replayed % known.extent
-            sources.append(Source(name, counts[name], start, known.extent))
+    shares = apportion(budget - replayed, {name: rows_of(rows) for name, rows in new.items()})
+    sources: list[Source] = []
+    for name, rows in new.items():
+        if isinstance(rows, int):
+            sources.append(Source(name, shares[name], 0, rows))
+            continue
+        parts = apportion_parts(shares[name], rows)
+        sources += [Source(name, n, 0, part.rows, part.name, part.first) for part, n in parts]
+    for key, known in earlier.items():
+        if counts.get(key):
+            history_, (corpus, part) = known.history, key
+            start = history_.replayed % history_.extent
+            sources.append(Source(corpus, counts[key], start, history_.extent, part, known.first))
     unreplayed = wanted - replayed
-    return StageMix(tuple(new), steps, global_batch, tuple(sources), replay, unreplayed)
+    weights = weights_of(new)
+    return StageMix(tuple(new), steps, global_batch, tuple(sources), replay, unreplayed, weights)
 
 
 def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str] = ()) -> StageMix:
@@ -174,12 +220,12 @@ def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str]
     """
     last = history[-1]
     budget = steps * last.global_batch
-    taken = {s.corpus: s.sequences for s in last.sources if s.corpus not in retired}
+    taken = {s.key: s.sequences for s in last.sources if s.corpus not in retired}
     counts = apportion(budget, taken)
     sources = tuple(
-        Source(s.corpus, counts[s.corpus], s.start + s.sequences, s.extent)
+        replace(s, sequences=counts[s.key], start=s.start + s.sequences)
         for s in last.sources
-        if counts.get(s.corpus)
+        if counts.get(s.key)
     )
     rule = ReplayRule.resolve(last.replay, retired)
     return StageMix(last.corpora, steps, last.global_batch, sources, rule)
@@ -201,6 +247,15 @@ def truncate_mix(mix: StageMix, steps: int) -> StageMix:
     return replace(mix, steps=steps, sources=sources)
 
 
+def seen_by_part(history: Sequence[StageMix]) -> dict[PartKey, int]:
+    """Return the sequences trained of each corpus or part of one, replays included."""
+    seen: Counter[PartKey] = Counter()
+    for mix in history:
+        for source in mix.sources:
+            seen[source.key] += source.sequences
+    return dict(seen)
+
+
 def seen_sequences(history: Sequence[StageMix]) -> dict[str, int]:
     """Return the sequences trained of each corpus, replays included, in the order of the stages."""
     seen: dict[str, int] = {}
@@ -211,7 +266,15 @@ def seen_sequences(history: Sequence[StageMix]) -> dict[str, int]:
 
 
 def trained_sequences(mix: StageMix, steps: int, skipped: Iterable[int] = ()) -> dict[str, int]:
-    """Return the sequences of each corpus in the first batches of a stage.
+    """Return the sequences of each corpus in a stage's first batches; see `trained_by_part`."""
+    by_corpus: Counter[str] = Counter()
+    for (corpus, _), count in trained_by_part(mix, steps, skipped).items():
+        by_corpus[corpus] += count
+    return dict(by_corpus)
+
+
+def trained_by_part(mix: StageMix, steps: int, skipped: Iterable[int] = ()) -> dict[PartKey, int]:
+    """Return the sequences of each corpus, or part of one, in the first batches of a stage.
 
     Args:
         mix: the stage.
@@ -223,37 +286,49 @@ def trained_sequences(mix: StageMix, steps: int, skipped: Iterable[int] = ()) ->
         pair = zip(mix.count_taken(step), mix.count_taken(step + 1), strict=True)
         for index, (before, after) in enumerate(pair):
             trained[index] -= after - before
-    return {s.corpus: count for s, count in zip(mix.sources, trained, strict=True)}
+    return {source.key: count for source, count in zip(mix.sources, trained, strict=True)}
 
 
-def _earlier(history: Sequence[StageMix]) -> dict[str, CorpusHistory]:
-    """Return what the stages did with each corpus, in the order of the stages."""
-    replayed: Counter[str] = Counter()
-    firsts: dict[str, tuple[int, int]] = {}
+class _Known(NamedTuple):
+    """The stages' use of a corpus or a part of it, and the corpus's row where that begins."""
+
+    history: CorpusHistory
+    first: int
+
+
+def _earlier(history: Sequence[StageMix]) -> dict[PartKey, _Known]:
+    """Return what the stages did with each corpus, or part of one, in the order of the stages."""
+    replayed: Counter[PartKey] = Counter()
+    seen = seen_by_part(history)
+    firsts: dict[PartKey, tuple[int, Source]] = {}
     for stage, mix in enumerate(history):
         for source in mix.new:
-            firsts[source.corpus] = stage, min(source.sequences, source.extent)
+            firsts[source.key] = stage, source
         for source in mix.replayed:
-            replayed[source.corpus] += source.sequences
-    seen = seen_sequences(history)
+            replayed[source.key] += source.sequences
     # A stage of nothing but replay leaves nothing of its own corpora to replay.
     return {
-        name: CorpusHistory(stage, seen[name], replayed[name], extent)
-        for name, (stage, extent) in firsts.items()
-        if extent
+        key: _Known(CorpusHistory(stage, seen[key], replayed[key], extent), source.first)
+        for key, (stage, source) in firsts.items()
+        if (extent := min(source.sequences, source.extent))
     }
 
 
 def _proxies(
     history: Sequence[StageMix], rule: ReplayRule, new: Collection[str]
-) -> dict[str, CorpusHistory]:
+) -> dict[PartKey, _Known]:
     """Return what was done with each proxy corpus, which counts as trained once before stage 0."""
-    replayed = seen_sequences(history)
-    return {
-        name: CorpusHistory(-1, rows + replayed.get(name, 0), replayed.get(name, 0), rows)
-        for name, rows in rule.proxies.items()
-        if rows and name not in new
-    }
+    seen, known = seen_by_part(history), {}
+    for corpus, sizes in rule.proxies.items():
+        parts = {None: sizes} if isinstance(sizes, int) else sizes
+        first = 0
+        for part, rows in parts.items():
+            replayed = seen.get((corpus, part), 0)
+            if rows and corpus not in new:
+                done = CorpusHistory(-1, rows + replayed, replayed, rows)
+                known[corpus, part] = _Known(done, first)
+            first += rows
+    return known
 
 
 def _visits(steps: int, stride: int, circle: int, start: int, length: int) -> int:

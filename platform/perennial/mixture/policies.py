@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -31,6 +31,16 @@ class CorpusHistory:
     seen: int
     replayed: int
     extent: int
+
+    @classmethod
+    def sum(cls, parts: Sequence[CorpusHistory]) -> CorpusHistory:
+        """Return the history of a corpus from those of its parts, which were new together."""
+        return cls(
+            parts[0].stage,
+            sum(part.seen for part in parts),
+            sum(part.replayed for part in parts),
+            sum(part.extent for part in parts),
+        )
 
 
 class ReplayPolicy(ABC):

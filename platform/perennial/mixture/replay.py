@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any
+import math
+from collections.abc import Collection, Hashable, Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from perennial.fields import JOIN, Count, Section, Share, Weight, unknown_name
 from perennial.mixture.policies import REPLAY_POLICIES, CorpusHistory, replay_policy
+
+PartKey = tuple[str, str | None]
+"""a corpus and a part of it; None for a corpus without parts"""
+KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 def _check_policy(name: str) -> str:
@@ -66,22 +71,24 @@ class ReplayRule(ReplaySpec):
     """share of every batch drawn from earlier corpora, from 0 to 1"""
     retired: tuple[str, ...] = ()
     """corpora that are not replayed any more, whatever the weighting"""
-    proxies: dict[str, int] = Field(default_factory=dict)
-    """training sequences of the corpora that are replayed without a stage of their own"""
+    proxies: dict[str, int | dict[str, int]] = Field(default_factory=dict)
+    """training sequences of the corpora that are replayed without a stage of their own, or of
+    their parts"""
 
     @classmethod
     def resolve(
         cls,
         spec: ReplaySpec,
         retired: Collection[str],
-        proxies: Mapping[str, int] | None = None,
+        proxies: Mapping[str, int | dict[str, int]] | None = None,
     ) -> ReplayRule:
         """Return the rule of a stage from the settings of that stage.
 
         Args:
             spec: the settings; their share is that of the stage.
             retired: corpora that a user retired from replay.
-            proxies: training sequences of the proxy corpora; default those of `spec`, if any.
+            proxies: training sequences of the proxy corpora, or of their parts; default those of
+                `spec`, if any.
         """
         own = {} if proxies is None else {"proxies": dict(proxies)}
         return cls.model_construct(**{**dict(spec), "retired": tuple(retired), **own})
@@ -102,38 +109,54 @@ class ReplayRule(ReplaySpec):
 
 
 def split_replay(
-    rule: ReplayRule, total: int, earlier: Mapping[str, CorpusHistory]
-) -> dict[str, int]:
+    rule: ReplayRule, total: int, earlier: Mapping[PartKey, CorpusHistory]
+) -> dict[PartKey, int]:
     """Return the sequences to replay of each earlier corpus, by the rule's weights.
 
-    What a corpus at its cap cannot give goes to the others in proportion to their weights; the
-    sum is below `total` only when none is left.
+    A corpus of parts is divided over them in proportion to what was seen of each. What a corpus
+    (or part) at its cap cannot give goes to the others in proportion to their weights; the sum is
+    below `total` only when none is left.
 
     Args:
         rule: policy, weights and cap.
         total: sequences to replay.
-        earlier: what was trained so far, by corpus, in the order of the stages.
+        earlier: what was trained so far, by corpus and part, in the order of the stages.
     """
-    weigh = replay_policy(rule.weighting).weigh
-    weights = {name: weight for name, weight in weigh(earlier, rule.weights).items() if weight}
+    weights = _weigh(rule, earlier)
     if rule.max_epochs is None:
         return apportion(total, weights)
     room = {
-        name: max(0, rule.max_epochs * earlier[name].extent - earlier[name].replayed)
-        for name in weights
+        key: max(0, rule.max_epochs * earlier[key].extent - earlier[key].replayed)
+        for key in weights
     }
-    counts: dict[str, int] = {}
+    counts: dict[PartKey, int] = {}
     while weights:
         parts = apportion(total - sum(counts.values()), weights)
-        full = {name: room[name] for name, part in parts.items() if part > room[name]}
+        full = {key: room[key] for key, part in parts.items() if part > room[key]}
         if not full:
             return counts | parts
         counts |= full
-        weights = {name: weight for name, weight in weights.items() if name not in full}
+        weights = {key: weight for key, weight in weights.items() if key not in full}
     return counts
 
 
-def apportion(total: int, weights: Mapping[str, int]) -> dict[str, int]:
+def _weigh(rule: ReplayRule, earlier: Mapping[PartKey, CorpusHistory]) -> dict[PartKey, int]:
+    """Return the weights of corpora and parts that are above 0."""
+    by_corpus: dict[str, list[CorpusHistory]] = {}
+    for (corpus, _), known in earlier.items():
+        by_corpus.setdefault(corpus, []).append(known)
+    whole = {corpus: CorpusHistory.sum(parts) for corpus, parts in by_corpus.items()}
+    weights = replay_policy(rule.weighting).weigh(whole, rule.weights)
+    scale = math.lcm(*(whole[corpus].seen for corpus, part in earlier if part is not None), 1)
+    shares = {
+        (corpus, part): weights.get(corpus, 0)
+        * (scale if part is None else known.seen * scale // whole[corpus].seen)
+        for (corpus, part), known in earlier.items()
+    }
+    return {key: weight for key, weight in shares.items() if weight}
+
+
+def apportion(total: int, weights: Mapping[KeyT, int]) -> dict[KeyT, int]:
     """Return whole numbers in proportion to the weights that add up to `total`.
 
     What the rounding leaves over goes to the largest remainders.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
+from perennial.mixture import Part, apportion_parts
 from perennial.runs.actions import Outside, next_action
 from perennial.runs.events import (
     Evaluated,
@@ -124,7 +125,10 @@ def look_ahead(
                 tokens = rows * spec.corpora.sequence_length
                 if state.corpora[name].state == "landed":
                     state.apply(Ingesting(at="", corpus=name))
-                state.apply(Ready(at="", corpus=name, sequences=rows, tokens=tokens, digest=""))
+                parts = _expected_parts(spec, name, rows)
+                state.apply(
+                    Ready(at="", corpus=name, sequences=rows, tokens=tokens, digest="", parts=parts)
+                )
             case "start":
                 state.apply(decide_stage(spec, state, name, "", "", reschedule, step.joined))
             case "train":
@@ -145,6 +149,19 @@ def look_ahead(
     left = names_in(state.corpora.values(), "landed", "ingesting", "ready")
     unknown = tuple(name for name in left if order.trains(name))
     return Ahead(tuple(stages), unknown, state)
+
+
+def _expected_parts(spec: RunSpec, corpus: str, rows: int) -> dict[str, int]:
+    """Return parts for the weights of a corpus whose own parts are not known yet.
+
+    Of each part they hold what one pass through the corpus takes.
+    """
+    override = spec.stages.corpora.get(corpus)
+    if override is None or not override.weights:
+        return {}
+    parts = [Part(name, 0, 1, weight) for name, weight in override.weights.items()]
+    taken = {part.name: count for part, count in apportion_parts(rows, parts)}
+    return dict.fromkeys(override.weights, 0) | taken
 
 
 def _basis(stage: Stage, sizes: Mapping[str, Expected]) -> Basis:

@@ -12,7 +12,7 @@ from perennial.config.training import ModelSpec
 from perennial.controller.context import Workspace
 from perennial.controller.loop import check_inbox
 from perennial.errors import InputError
-from perennial.mixture import seen_sequences
+from perennial.mixture import name_source, seen_by_part
 from perennial.planning.lookahead import Basis, expected_corpora, look_ahead
 from perennial.runs.stage_planner import explain_rewarming, warn_of_start
 from perennial.runs.state import RunState, Stage
@@ -58,17 +58,24 @@ class Speed:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """The share of one corpus in a stage.
+    """The share of one corpus, or of one part of it, in a stage.
 
     Attributes:
-        epochs: passes through the corpus in this stage.
+        epochs: passes through the corpus or part in this stage.
         epochs_so_far: passes over the trunk's life, this stage included.
+        part: its name; None for a corpus without parts.
     """
 
     corpus: str
     tokens: int
     epochs: float
     epochs_so_far: float
+    part: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the corpus, and the part if it has any, as it is shown."""
+        return name_source(self.corpus, self.part)
 
 
 @dataclass(frozen=True)
@@ -257,7 +264,7 @@ def _stage_plan(
     due = checkpoint_steps(schedule, stage.first_step, stage.last_step, every)
     ends = {end + 1 for end in schedule.phase_ends().values()}
     stay = kept(due, ends, stage.last_step, spec.training.keep_last)
-    seen = seen_sequences(state.history[: state.stages.index(stage) + 1])
+    seen = seen_by_part(state.history[: state.stages.index(stage) + 1])
     tokens_left = left * tokens_per_step
     seconds = tokens_left / speed.tokens_per_second if speed else None
     gpus = spec.training.workers.max * spec.training.gpus_per_worker
@@ -274,7 +281,8 @@ def _stage_plan(
                 source.corpus,
                 source.sequences * length,
                 source.sequences / source.extent,
-                seen[source.corpus] / source.extent,
+                seen[source.key] / source.extent,
+                source.part,
             )
             for source in mix.sources
         ),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from perennial.evaluation.gates import change_of
 from perennial.report.html import Table
@@ -55,6 +55,28 @@ def lineage(spec: RunSpec, state: RunState) -> list[Table]:
     if waiting:
         tables.append(Table(("corpus without a stage", "state", "reason"), waiting))
     return tables
+
+
+def parts(stages: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Return the table of tokens by part, of corpora that have parts.
+
+    Args:
+        stages: tokens by stage, from `summary.tokens_by_source`.
+    """
+    rows = [
+        (
+            stage,
+            corpus,
+            part or "no domain",
+            f"{count:,}",
+            f"{count / max(1, sum(its.values())):.1%}",
+        )
+        for stage, tokens in stages.items()
+        for corpus, its in tokens.get("parts", {}).items()
+        for part, count in its.items()
+    ]
+    columns = ("stage", "corpus", "part", "tokens", "share of the corpus")
+    return [Table(columns, rows, frozenset(columns[3:]))] if rows else []
 
 
 def bits(matrix: LossMatrix) -> Table:

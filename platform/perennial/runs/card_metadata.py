@@ -115,12 +115,13 @@ def _results(released: Released | None, scores: Sequence[Score]) -> list[dict[st
     return results
 
 
-def _result(name: str, kind: str, *metrics: tuple[str, str, float]) -> dict[str, Any]:
+def _result(name: str, kind: str, *metrics: tuple[str, str, float | None]) -> dict[str, Any]:
     return {
         "task": {"type": "text-generation", "name": "Text generation"},
         "dataset": {"name": name, "type": kind},
         "metrics": [
             {"type": metric, "name": label, "value": round(value, 5)}
             for metric, label, value in metrics
+            if value is not None  # bytes are not known of documents that were token ids
         ],
     }

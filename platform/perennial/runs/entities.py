@@ -27,6 +27,8 @@ class Corpus:
     listing: ListRecord | None = None
     sequences: int = 0
     tokens: int = 0
+    #: sequences by part, in their order in the corpus; none of a corpus without parts
+    parts: dict[str, int] = field(default_factory=dict)
     reason: str = ""
     #: the stable code of the reason for which it was refused; "" where it has none
     code: str = ""

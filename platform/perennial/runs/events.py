@@ -137,13 +137,17 @@ class Ingesting(_Record):
 
 
 class Ready(_Record):
-    """The corpus is tokenised: `sequences` to train on, its manifest's digest."""
+    """The corpus is tokenised: `sequences` to train on, its manifest's digest.
+
+    parts: sequences by part, in their order in the corpus; none of a corpus without parts.
+    """
 
     kind: Literal["ready"] = "ready"
     corpus: str
     sequences: int
     tokens: int
     digest: str
+    parts: dict[str, int] = Field(default_factory=dict, exclude_if=lambda parts: not parts)
 
 
 class Refused(_Record):

@@ -106,7 +106,7 @@ def heldout_metrics(losses: Mapping[str, HeldoutLoss]) -> dict[str, float]:
     """Build MLflow's metrics of held-out losses."""
     nats = {f"heldout/{name}": loss.nats_per_token for name, loss in losses.items()}
     bits = {f"heldout_bits_per_byte/{n}": loss.bits_per_byte for n, loss in losses.items()}
-    return nats | bits
+    return nats | {name: value for name, value in bits.items() if value is not None}
 
 
 def parameters(spec: RunSpec, stage: Stage) -> dict[str, object]:

@@ -116,7 +116,7 @@ def _branch(release: Releasing) -> str:
 
 
 def _stage_row(stage: Stage, mix: StageMix, length: int) -> str:
-    sources = ", ".join(f"{s.corpus} {s.sequences * length:,}" for s in mix.sources)
+    sources = ", ".join(f"{s.name} {s.sequences * length:,}" for s in mix.sources)
     return f"| {stage.name} | {stage.first_step:,} | {mix.steps:,} | {sources} |"
 
 

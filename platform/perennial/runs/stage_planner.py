@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from perennial.config.changes import held_settings
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
-from perennial.mixture import ReplayRule, StageMix, branch_mix, stage_mix, truncate_mix
+from perennial.mixture import (
+    ReplayRule,
+    StageMix,
+    branch_mix,
+    list_new,
+    rows_of,
+    stage_mix,
+    truncate_mix,
+)
 from perennial.runs.actions import Order
 from perennial.runs.events import Releasing, Started
 from perennial.runs.state import RunState, Stage
@@ -49,15 +57,18 @@ def decide_stage(
         joined: other ready corpora that are new in the same stage.
 
     Raises:
-        InputError: the corpus or the budget gives no full batch, the schedule does not fit, or it
-            is not the one that the trunk was trained under (invariant I1).
+        InputError: the corpus or the budget gives no full batch, weights do not fit the corpus's
+            parts, the schedule does not fit, or it is not the one that the trunk was trained under
+            (invariant I1).
     """
-    rows = {name: state.corpora[name].sequences for name in (corpus, *joined)}
-    steps = stage_steps(spec, corpus, sum(rows.values()))
+    rows = {name: its.parts or its.sequences for name, its in state.corpora.items()}
+    weights = {name: own.weights for name, own in spec.stages.corpora.items()}
+    new = list_new((corpus, *joined), rows, weights)
+    steps = stage_steps(spec, corpus, sum(map(rows_of, new.values())))
     first_step = state.stages[-1].last_step if state.stages else 0
     settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
     rule = ReplayRule.resolve(settings.replay, state.retired, _proxies(spec, state))
-    mix = stage_mix(state.history, rows, steps, spec.training.global_batch, rule)
+    mix = stage_mix(state.history, new, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
         corpus=corpus,
@@ -72,10 +83,11 @@ def decide_stage(
     )
 
 
-def _proxies(spec: RunSpec, state: RunState) -> dict[str, int]:
-    """Return the training sequences of the proxy corpora that are ready, by name."""
+def _proxies(spec: RunSpec, state: RunState) -> dict[str, int | dict[str, int]]:
+    """Return the training sequences of the proxy corpora that are ready, or of their parts."""
     known = {name: state.corpora.get(name) for name in spec.stages.proxies}
-    return {name: c.sequences for name, c in known.items() if c is not None and c.state == "ready"}
+    ready = {name: c for name, c in known.items() if c is not None and c.state == "ready"}
+    return {name: corpus.parts or corpus.sequences for name, corpus in ready.items()}
 
 
 def warn_of_start(spec: RunSpec, mix: StageMix, schedule: Schedule) -> list[str]:

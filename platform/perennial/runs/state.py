@@ -17,7 +17,7 @@ from perennial.evaluation.gates import Verdict
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
-from perennial.mixture import StageMix, trained_sequences
+from perennial.mixture import StageMix, trained_by_part, trained_sequences
 from perennial.runs.entities import Corpus, Stage, StoredOrigin
 from perennial.runs.events import (
     Accepted,
@@ -255,6 +255,7 @@ class RunState:
                 self.ingest_lease = event.lease
             case Ready():
                 corpus.sequences, corpus.tokens = event.sequences, event.tokens
+                corpus.parts = event.parts
             case Retried():
                 corpus.replay = event.replay if event.by_person else corpus.replay
                 # Where nothing was promised, a user's retry takes the inbox as it is.
@@ -340,9 +341,24 @@ class RunState:
             step: trunk step at which they are counted.
             skipped: steps whose batch was skipped, by folder; default those of the ledger.
         """
-        steps = (self.skipped if skipped is None else skipped).get(stage.folder, ())
-        past = [number - 1 - stage.first_step for number in steps if number <= step]
+        past = self._skipped_until(stage, step, skipped)
         return trained_sequences(stage.mix, step - stage.first_step, past)
+
+    def trained_parts(self, stage: Stage) -> dict[str, dict[str, int]]:
+        """Count the sequences of a whole stage, by corpus and part, of corpora with parts."""
+        past = self._skipped_until(stage, stage.last_step, None)
+        parts: dict[str, dict[str, int]] = {}
+        for (corpus, part), count in trained_by_part(stage.mix, stage.mix.steps, past).items():
+            if part is not None:
+                parts.setdefault(corpus, {})[part] = count
+        return parts
+
+    def _skipped_until(
+        self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None
+    ) -> list[int]:
+        """Return the steps of a stage whose batch was left out, up to trunk step `step`."""
+        steps = (self.skipped if skipped is None else skipped).get(stage.folder, ())
+        return [number - 1 - stage.first_step for number in steps if number <= step]
 
     def seen(
         self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None = None

@@ -54,7 +54,9 @@ def matrix(state: RunState) -> LossMatrix:
     origins = tuple((o.name, o.losses) for o in state.origins.values() if o.losses)
     proxies = {
         stage.name: tuple(
-            s.corpus for s in stage.mix.replayed if s.corpus in stage.mix.replay.proxies
+            dict.fromkeys(
+                s.corpus for s in stage.mix.replayed if s.corpus in stage.mix.replay.proxies
+            )
         )
         for stage in state.stages
     }
@@ -82,6 +84,8 @@ def untrained_nats(store: Store) -> float:
 def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[str, Any]]:
     """Return, by stage, `new` tokens in all and by corpus, and `replayed` tokens by corpus.
 
+    `parts` are the tokens by part of the corpora that have any.
+
     Args:
         state: the run as of the last read of the ledger.
         sequence_length: tokens of one sequence.
@@ -91,7 +95,12 @@ def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[st
         trained = state.trained(stage, stage.last_step)
         counts = {corpus: count * sequence_length for corpus, count in trained.items()}
         new = {corpus: counts.pop(corpus) for corpus in stage.corpora}
+        parts = {
+            corpus: {part: count * sequence_length for part, count in its.items()}
+            for corpus, its in state.trained_parts(stage).items()
+        }
         stages[stage.name] = {"new": sum(new.values()), "new_by_corpus": new, "replayed": counts}
+        stages[stage.name] |= {"parts": parts} if parts else {}
     return stages
 
 

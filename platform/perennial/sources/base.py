@@ -106,7 +106,9 @@ class Pull:
         base = name.rpartition("/")[2]
         if not base or is_hidden(name) or not fnmatchcase(base, self.spec.match):
             return False
-        if find_kind(_plain(base)) is None:
+        kind = find_kind(_plain(base))
+        # Of a feed of everything, what is no text is none of the data.
+        if kind is None or (self.spec.match == "*" and kind.describe_other(are_ids=False)):
             self.passed_over += 1
             return False
         return True

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from perennial.corpora import find_companions, find_kind, is_hidden
@@ -49,7 +50,9 @@ class PlacedFiles:
     left_out: tuple[LeftOut, ...]
 
 
-def find_files(places: Sequence[str], splits: Sequence[str] = ()) -> PlacedFiles:
+def find_files(
+    places: Sequence[str], splits: Sequence[str] = (), are_ids: bool = False
+) -> PlacedFiles:
     """Return the files of some places.
 
     A file that is named itself is taken for what it is. Of a folder, a glob, a prefix or a dataset
@@ -59,6 +62,7 @@ def find_files(places: Sequence[str], splits: Sequence[str] = ()) -> PlacedFiles
     Args:
         places: paths, globs, `s3://` and `gs://` addresses, `hf://datasets/OWNER/NAME`.
         splits: those to take of `SPLITS`; none for `train` alone.
+        are_ids: whether documents are token ids; what holds none is no data then.
 
     Raises:
         InputError: a place cannot be read, or there is nothing.
@@ -72,7 +76,7 @@ def find_files(places: Sequence[str], splits: Sequence[str] = ()) -> PlacedFiles
         if is_named:
             files += here
             continue
-        kept, others = _choose(here, wanted, has_splits=is_hub)
+        kept, others = _choose(here, wanted, has_splits=is_hub, are_ids=are_ids)
         if not kept:
             raise _nothing(place, others)
         files += kept
@@ -139,11 +143,11 @@ def _list_store(place: str) -> tuple[list[LandingFile], bool]:
     address = place.rstrip("/")
     folder, _, name = address.rpartition("/")
     try:
-        store = open_store(address)
-        files: list[LandingFile] = [
-            StoredLandingFile(info.key, info.size_bytes, store, info.key, etag=info.etag)
-            for info in store.list("")
-        ]
+        files = _match_objects(address) if glob.has_magic(address) else []
+        # Without a match, its characters may be those of a key; an address has no "?".
+        if not files and "?" in address:
+            raise missing_file(place)
+        files = files or _list_objects(address)
         if files or folder.endswith("/"):
             return files, False
         store = open_store(folder)
@@ -161,6 +165,36 @@ def _list_store(place: str) -> tuple[list[LandingFile], bool]:
     return [StoredLandingFile(name, info.size_bytes, store, name, etag=info.etag)], True
 
 
+def _list_objects(address: str) -> list[LandingFile]:
+    store = open_store(address)
+    return [
+        StoredLandingFile(info.key, info.size_bytes, store, info.key, etag=info.etag)
+        for info in store.list("")
+    ]
+
+
+def _match_objects(address: str) -> list[LandingFile]:
+    """Return the objects below the plain part of a glob that match the rest, as `glob` would."""
+    parts = address.split("/")
+    plain = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    if plain <= parts.index("") + 1:  # the bucket itself
+        return []
+    patterns = parts[plain:]
+    files = _list_objects("/".join(parts[:plain]))
+    return [file for file in files if _is_matched(file.name.split("/"), patterns)]
+
+
+def _is_matched(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Return whether a path, or a folder above it, matches the parts of a glob."""
+    if not patterns:
+        return True
+    if patterns[0] == "**":
+        return any(_is_matched(parts[i:], patterns[1:]) for i in range(len(parts)))
+    if not parts or not fnmatchcase(parts[0], patterns[0]):
+        return False
+    return _is_matched(parts[1:], patterns[1:])
+
+
 def _check_splits(splits: Sequence[str]) -> frozenset[str]:
     for split in splits:
         if split not in SPLITS:
@@ -175,11 +209,11 @@ def _check_splits(splits: Sequence[str]) -> frozenset[str]:
 
 
 def _choose(
-    files: Sequence[LandingFile], wanted: frozenset[str], *, has_splits: bool
+    files: Sequence[LandingFile], wanted: frozenset[str], *, has_splits: bool, are_ids: bool
 ) -> tuple[list[LandingFile], list[LeftOut]]:
     """Return the data of a place, and what is left out of it."""
     beside = find_companions(file.name for file in files)
-    reasons = {file.name: _refusal(file.name, beside) for file in files}
+    reasons = {file.name: _refusal(file.name, beside, are_ids) for file in files}
     data = [file for file in files if not reasons[file.name]]
     splits = {file.name: split_of(file.name) for file in data}
     if EVERY_SPLIT not in wanted and (has_splits or TRAIN in splits.values()):
@@ -196,7 +230,7 @@ def _choose(
     return kept, [LeftOut(name, reasons[name]) for name in names]
 
 
-def _refusal(name: str, companions: Iterable[str]) -> str:
+def _refusal(name: str, companions: Iterable[str], are_ids: bool) -> str:
     """Return why a file of a place is no data; "" where it is."""
     try:
         valid_key(name)
@@ -206,7 +240,8 @@ def _refusal(name: str, companions: Iterable[str]) -> str:
         return "a name that begins with a dot or an underscore"
     if name in companions:
         return "left beside the data by the program that wrote it"
-    return "" if find_kind(name) else "no format that is read"
+    kind = find_kind(name)
+    return kind.describe_other(are_ids) if kind else "no format that is read"
 
 
 def _nothing(place: str, left_out: Sequence[LeftOut]) -> InputError:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from perennial.corpora import CorpusManifest, IngestSettings, import_tokenizer, load_tokenizer
-from perennial.corpora.manifest import Counts, HoldoutFile
+from perennial.corpora.counts import Counts
+from perennial.corpora.manifest import HoldoutFile
 from perennial.corpora.packing import holdout_bytes
 from perennial.errors import Altered, InputError
 from perennial.evaluation import Loading, NotRun, Questions, TaskScore, examine, measure

@@ -49,6 +49,30 @@ def test_a_prefix_lands_on_its_server_without_passing_through_this_machine(
         land_files(inbox, "en", found.files[:1])
 
 
+def test_a_glob_of_a_bucket_takes_what_the_same_glob_of_a_folder_takes(
+    s3_url: str, tmp_path: Path
+) -> None:
+    store, local = open_store(s3_url), open_store(tmp_path)
+    names = ["a-1/x.jsonl", "a-2/x.jsonl", "a-2/deep/y.jsonl", "a-2/notes.md", "b/x.jsonl"]
+    for name in names:
+        for place in (store, local):
+            place.write(f"crawl/{name}", b'{"text": "x"}')
+    for pattern in (
+        "a-*/x.jsonl",
+        "a-?",
+        "**/*.jsonl",
+        "[ab]-2/**/y.jsonl",
+        "a-2/*.jsonl",
+        "*/x.*",
+    ):
+        there = find_files([f"{s3_url}/crawl/{pattern}"])
+        here = find_files([f"{tmp_path}/crawl/{pattern}"])
+        assert [f.name for f in there.files] == sorted(f.name for f in here.files), pattern
+        assert there.left_out == here.left_out
+    with refused("file-missing"):
+        find_files([f"{s3_url}/crawl/c-*"])
+
+
 def test_a_prefix_lands_in_another_store_with_its_digests(s3_url: str, tmp_path: Path) -> None:
     store = open_store(s3_url)
     for name, data in FILES.items():

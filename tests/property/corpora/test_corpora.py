@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perennial.corpora import IngestSettings, LandedCorpus, RunTokenizer, import_tokenizer
+from perennial.corpora.counts import Counts, sum_counts
 from perennial.corpora.ingest.decontaminate import read_evaluation_texts
 from perennial.corpora.ingest.exact_dedup import compare_digests
 from perennial.corpora.ingest.jobs import IngestPlan
@@ -25,7 +26,7 @@ from perennial.corpora.ingest.partition import choose_piece_bytes, plan_pieces
 from perennial.corpora.ingest.quality import account_losses
 from perennial.corpora.ingest.read import scatter_piece
 from perennial.corpora.ingest.write import gather_shard, write_holdout
-from perennial.corpora.manifest import Counts, InputFile, ShardResult, sum_counts, token_bytes
+from perennial.corpora.manifest import InputFile, ShardResult, token_bytes
 from perennial.corpora.packing import RowGroups
 from perennial.store import Store, open_store
 

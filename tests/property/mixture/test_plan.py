@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from perennial.mixture import ReplayRule, StageMix, branch_mix, seen_sequences, stage_mix
 from perennial.mixture.batches import Batches
 from perennial.mixture.policies import CorpusHistory
-from perennial.mixture.replay import apportion, split_replay
+from perennial.mixture.replay import PartKey, apportion, split_replay
 
 
 def rows(mix: StageMix, step: int) -> list[tuple[int, int]]:
@@ -209,7 +209,8 @@ def test_the_share_is_split_by_the_rules_weights_and_cap(
         "b": CorpusHistory(1, 60, 0, 100),
         "c": CorpusHistory(2, 120, 20, 50),
     }
-    assert split_replay(rule, 100, earlier) == counts
+    split = split_replay(rule, 100, {(name, None): known for name, known in earlier.items()})
+    assert split == {(name, None): count for name, count in counts.items()}
 
 
 @given(
@@ -231,8 +232,10 @@ def test_a_cap_that_binds_leaves_the_others_in_proportion(
     known: list[CorpusHistory], total: int, rule: ReplayRule
 ) -> None:
     earlier = {f"c{index}": each for index, each in enumerate(known)}
-    counts = split_replay(rule, total, earlier)
-    free = split_replay(rule.model_copy(update={"max_epochs": None}), total, earlier)
+    keyed: dict[PartKey, CorpusHistory] = {(name, None): each for name, each in earlier.items()}
+    counts = {name: n for (name, _), n in split_replay(rule, total, keyed).items()}
+    uncapped = rule.model_copy(update={"max_epochs": None})
+    free = {name: n for (name, _), n in split_replay(uncapped, total, keyed).items()}
     epochs = rule.max_epochs or 10**9
     room = {name: max(0, epochs * each.extent - each.replayed) for name, each in earlier.items()}
     assert all(count <= room[name] for name, count in counts.items())

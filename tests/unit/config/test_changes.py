@@ -15,7 +15,8 @@ from perennial.config import RunSpec
 from perennial.config.changes import held_settings, run_fields
 from perennial.config.reference import documented_keys
 from perennial.controller.context import Workspace
-from perennial.corpora.manifest import CorpusManifest, Counts, IngestSettings, Shard
+from perennial.corpora.counts import Counts
+from perennial.corpora.manifest import CorpusManifest, IngestSettings, Shard
 from perennial.errors import InputError
 from perennial.fields import Changeable
 from perennial.runs.events import Event, Opened, Releasing, Started, decode, encode
@@ -34,6 +35,7 @@ SOURCE = {"prefix": "incoming", "schedule": "1d"}
 INDEX = {"sources": {"crawl": {"index": "http://a.example.org/", "schedule": "1d"}}}
 COMMAND = {"sources": {"crawl": {"command": ["fetch"], "schedule": "1d"}}}
 RELEASES = {"release": {"policy": "every", "every": "5 steps"}}
+IDS = {"corpora": {"read": {"a": {"tokens": {"tokenizer": "a" * 64}}}}}
 NIGHTLY = {"release": {"policy": "schedule", "schedule": "1d"}}
 FILL = {"corpora": {"fill_in_the_middle": {}}, "tokenizer": {"path": "a.json"}}
 # Field -> another value of it; or what the run was opened with besides, and another value.
@@ -61,13 +63,23 @@ OTHERS: dict[str, Any] = {
     "corpora.text_field": "content",
     "corpora.domain_field": "source",
     "corpora.metadata": {"url": "url"},
+    "corpora.parts": ({"corpora": {"domain_field": "source"}}, "domain"),
     "corpora.txt_documents": "file",
     "corpora.max_document": "64 MiB",
     "corpora.max_zstd_window": "1 GiB",
     "corpora.read.NAME.text_field": ({"corpora": {"read": {"a": {}}}}, "content"),
     "corpora.read.NAME.domain_field": ({"corpora": {"read": {"a": {}}}}, "source"),
     "corpora.read.NAME.metadata": ({"corpora": {"read": {"a": {}}}}, {"url": "url"}),
+    "corpora.read.NAME.parts": (
+        {"corpora": {"read": {"a": {"domain_field": "source"}}}},
+        "domain",
+    ),
     "corpora.read.NAME.txt_documents": ({"corpora": {"read": {"a": {}}}}, "line"),
+    "corpora.read.NAME.tokens.tokenizer": (IDS, "b" * 64),
+    "corpora.read.NAME.tokens.vocabulary": (IDS, 400),
+    "corpora.read.NAME.tokens.field": (IDS, "ids"),
+    "corpora.read.NAME.tokens.dtype": (IDS, "uint32"),
+    "corpora.read.NAME.tokens.without": (IDS, ["steps"]),
     "corpora.read.NAME.max_document": ({"corpora": {"read": {"a": {}}}}, "1 GiB"),
     "corpora.read.NAME.max_zstd_window": ({"corpora": {"read": {"a": {}}}}, "1 GiB"),
     "corpora.sequence_length": 256,
@@ -137,6 +149,7 @@ OTHERS: dict[str, Any] = {
     "stages.corpora.NAME.replay": ({"stages": {"corpora": {"a": {}}}}, 0.5),
     "stages.corpora.NAME.priority": ({"stages": {"corpora": {"a": {}}}}, 2),
     "stages.corpora.NAME.role": ({"stages": {"corpora": {"a": {}}}}, "replay"),
+    "stages.corpora.NAME.weights": ({"stages": {"corpora": {"a": {}}}}, {"b": 1.0}),
     "stages.corpora.NAME.optimizer": ({"stages": {"corpora": {"a": {}}}}, "keep"),
     "stages.order": ["a"],
     "stages.only": ["a"],

@@ -73,7 +73,7 @@ def test_another_package_brings_a_format(tmp_path: Path) -> None:
     done = use_package(tmp_path, FORTUNE_FORMAT)
     assert done.returncode == 0, done.stderr
     suffixes, result, texts = json.loads(done.stdout)
-    assert ".feather, .fortune, .json" in suffixes.partition("(")[0]
+    assert ".feather, .fortune, .idx" in suffixes.partition("(")[0]
     assert result["documents"] == 8
     assert result["quarantined"] == {"empty-text": 2, "invalid-utf8": 2}
     assert texts == ["an item"]
@@ -126,8 +126,17 @@ def test_a_name_says_the_format_and_the_compression(
         assert (kind.splittable, kind.expansion) == (splittable, expansion)
 
 
+@pytest.mark.parametrize("short", ["tgz", "tbz2", "txz", "tzst", "TGZ"])
+def test_a_compressed_archive_has_a_short_name_too(short: str) -> None:
+    endings = {"tgz": ".gz", "tbz2": ".bz2", "txz": ".xz", "tzst": ".zst"}
+    kind = find_kind(f"part-0.{short}")
+    assert kind == find_kind(f"part-0.tar{endings[short.lower()]}")
+    assert kind is not None
+
+
 def test_messages_list_the_registered_suffixes() -> None:
     assert describe_suffixes() == (
-        ".arrow, .csv, .feather, .json, .jsonl, .ndjson, .parquet, .tar, .tsv, .txt, .warc or .wet "
-        "(all but .parquet also with .gz, .zst, .bz2 or .xz)"
+        ".arrow, .bin, .csv, .feather, .idx, .json, .jsonl, .ndjson, .npy, .parquet, .tar, .tsv, "
+        ".txt, .warc or .wet "
+        "(all but .bin, .idx, .npy and .parquet also with .gz, .zst, .bz2 or .xz)"
     )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from perennial.corpora import CorpusManifest, HeldOutDocument, IngestSettings, read_holdout
-from perennial.corpora.manifest import Counts, HoldoutFile
+from perennial.corpora.counts import Counts
+from perennial.corpora.manifest import HoldoutFile
 from perennial.corpora.packing import holdout_bytes
 from perennial.store import Store, open_store
 

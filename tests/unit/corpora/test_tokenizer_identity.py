@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 from perennial.audit.counts import check_manifest
 from perennial.corpora import import_tokenizer, load_tokenizer
 from perennial.corpora.compatibility import check_same_run
+from perennial.corpora.counts import Counts
 from perennial.corpora.encoders import choose_encoder
-from perennial.corpora.manifest import CorpusManifest, Counts, IngestSettings
+from perennial.corpora.manifest import CorpusManifest, IngestSettings
 from perennial.corpora.reuse import borrow_tokenizer
 from perennial.corpora.tokenizer import MANIFEST_KEY, TOKENIZER_KEY
 from perennial.store import Store, open_store

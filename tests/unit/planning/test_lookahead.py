@@ -118,6 +118,18 @@ def test_a_planned_corpus_holds_its_budget_and_follows_what_has_landed() -> None
     assert ahead.unknown == ()
 
 
+def test_a_corpus_that_is_not_ingested_is_forecast_in_the_parts_that_have_weights() -> None:
+    weights = {"wiki": 3, "web": 1, "spam": 0}
+    spec = _spec(stages={"corpora": {"later": {"budget": "20 steps", "weights": weights}}})
+    ahead = look_ahead(spec, RunState(), expected_corpora(spec, RunState(), {}))
+    ((stage, basis),) = ahead.stages
+    assert basis == "planned"
+    assert {s.name: s.sequences for s in stage.mix.sources} == {
+        "later[wiki]": 120,
+        "later[web]": 40,
+    }
+
+
 def test_what_is_only_measured_has_no_stage_to_come() -> None:
     spec = _spec(stages={"corpora": {"c": {"budget": "9 steps"}}, "only": ["a"]})
     state = RunState()

@@ -193,3 +193,30 @@ def test_a_warmup_of_a_stored_model_that_is_hardly_one_is_told_before_compute() 
     (reason,) = explain_rewarming(spec, curve)
     assert "rises from 0.0003 to 0.003 over 10 steps" in reason
     assert explain_rewarming(_spec(), curve) == []
+
+
+def test_a_corpus_in_parts_takes_their_weights_and_the_length_of_the_parts_that_have_one() -> None:
+    whole = _spec({"stages": {"budget": "100%"}, "replay": {"share": 0}})
+    weights = {"corpora": {"a": {"weights": {"web": 1, "wiki": 3, "spam": 0}}}}
+    weighted = _spec({"stages": {"budget": "100%", **weights}, "replay": {"share": 0}})
+    state = _state("a")
+    state.corpora["a"].parts = {"spam": 400, "web": 240, "wiki": 160}
+    mix = decide_stage(whole, state, "a", AT, "", reschedule=False).mix
+    assert [(s.part, s.sequences, s.first) for s in mix.sources] == [
+        ("spam", 400, 0),
+        ("web", 240, 400),
+        ("wiki", 160, 640),
+    ]
+    assert "weights" not in mix.to_dict()
+    mix = decide_stage(weighted, state, "a", AT, "", reschedule=False).mix
+    assert (mix.steps, mix.weights) == (50, {"a": {"spam": 0.0, "web": 1.0, "wiki": 3.0}})
+    assert [(s.part, s.sequences, s.extent) for s in mix.sources] == [
+        ("web", 100, 240),
+        ("wiki", 300, 160),
+    ]
+
+
+def test_weights_of_a_corpus_without_parts_are_refused_before_it_trains() -> None:
+    spec = _spec({"stages": {"corpora": {"a": {"weights": {"web": 1}}}}})
+    with pytest.raises(InputError, match="it has no parts; set corpora"):
+        decide_stage(spec, _state("a"), "a", AT, "", reschedule=False)

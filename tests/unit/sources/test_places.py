@@ -165,3 +165,14 @@ def test_a_word_of_the_command_line_is_a_place_or_an_override(
         assert is_place(place)
     for override in ("store=s3://bucket/run", "corpora.read.a.text_field=x"):
         assert not is_place(override)
+
+
+def test_of_a_folder_lands_what_holds_the_documents_that_the_corpus_has(tmp_path: Path) -> None:
+    write(tmp_path / "data", "a.bin", "a.idx", "b.npy", "c.jsonl", "d.txt")
+    text = find_files([str(tmp_path / "data")])
+    assert sorted(file.name for file in text.files) == ["c.jsonl", "d.txt"]
+    assert {left.name: left.reason for left in text.left_out} == dict.fromkeys(
+        ["a.bin", "a.idx", "b.npy"], "it holds token ids; declare them: corpora.read.NAME.tokens"
+    )
+    ids = find_files([str(tmp_path / "data")], are_ids=True)
+    assert sorted(file.name for file in ids.files) == ["a.bin", "a.idx", "b.npy", "c.jsonl"]

@@ -112,7 +112,7 @@ def _print_sources(stages: Sequence[StagePlan]) -> None:
             replayed = source.corpus not in stage.corpora
             table.add_row(
                 name,
-                f"{source.corpus} (replayed)" if replayed else source.corpus,
+                f"{source.name} (replayed)" if replayed else source.name,
                 f"{source.tokens:,}",
                 f"{source.epochs:.4f}",
                 f"{source.epochs_so_far:.4f}",

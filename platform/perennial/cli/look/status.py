@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Note = tuple[str, str]
 """a label of one word, and a text"""
 
+_PARTS_SHOWN = 5
+
 
 def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show stages, phases, tokens, losses, what is running, what is next. Reads only."""
@@ -60,6 +62,7 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
         notes=[
             *_gate_notes(state),
             *_shared_stage_notes(state),
+            *_part_notes(state),
             *_corpus_notes(state),
             *map(_source_note, state.sources),
             *_result_notes(state),
@@ -89,6 +92,17 @@ def _shared_stage_notes(state: RunStatus) -> Iterator[Note]:
     for stage in state.stages:
         if len(stage.corpora) > 1:
             yield "together", f"{stage.name}: {', '.join(stage.corpora)}"
+
+
+def _part_notes(state: RunStatus) -> Iterator[Note]:
+    """Yield what the last stage takes of the parts of each corpus that has any."""
+    for stage, tokens in list(state.tokens.items())[-1:]:
+        for corpus, parts in tokens.get("parts", {}).items():
+            total = max(1, sum(parts.values()))
+            largest = sorted(parts, key=parts.__getitem__, reverse=True)
+            shown = [f"{part or 'no domain'} {parts[part] / total:.1%}" for part in largest]
+            more = f" and {len(shown) - _PARTS_SHOWN} more" if len(shown) > _PARTS_SHOWN else ""
+            yield "parts", f"{stage}: {corpus}: {', '.join(shown[:_PARTS_SHOWN])}{more}"
 
 
 def _corpus_notes(state: RunStatus) -> Iterator[Note]:

@@ -15,9 +15,15 @@ from perennial.corpora.formats.base import (
     FilePart,
     FormatNotes,
     Record,
-    make_record,
 )
-from perennial.corpora.formats.columns import find_column, list_fields, list_values
+from perennial.corpora.formats.columns import (
+    count_place,
+    find_column,
+    list_contents,
+    list_fields,
+    list_values,
+)
+from perennial.corpora.formats.token_ids import make_records
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -43,6 +49,7 @@ class ArrowFormat(FileFormat):
     """
 
     suffixes = (".arrow", ".feather")
+    holds_ids = True
     companions = ("state.json", "dataset_info.json", "dataset_dict.json", "cache-*.arrow")
     byte_offsets = False
     notes = FormatNotes(
@@ -64,27 +71,27 @@ class ArrowFormat(FileFormat):
         head = part.stream.peek(len(_FILE_MAGIC))
         if head.startswith(_FILE_MAGIC):
             part.stream.read(len(_FILE_MAGIC))
-        source, row = _Messages(part.stream), 0
+        source, row, offset = _Messages(part.stream), 0, 0
         try:
             if head.startswith(_FEATHER_1):
                 raise pa.ArrowInvalid("Feather version 1; write it again as version 2, or Parquet")
             reader = pa.ipc.open_stream(pa.PythonFile(source, mode="r"))
-            text_path = find_column(reader.schema, settings.text_field)
+            text_path = find_column(reader.schema, settings.content_field)
             domain_path = find_column(reader.schema, settings.domain_field)
             if text_path is None or reader.schema.names.count(text_path[0]) > 1:
                 names = sorted(reader.schema.names)
-                detail = f"no single column {settings.text_field!r} among {names}"[:200]
+                detail = f"no single column {settings.content_field!r} among {names}"[:200]
                 yield Record(0, reason=MISSING_TEXT, detail=detail, lost_bytes=part.size_bytes)
                 return
             for batch in reader:
                 for start in range(0, len(batch), _ROWS_AT_ONCE):
                     rows = batch.slice(start, _ROWS_AT_ONCE)
-                    texts = list_values(rows, text_path)
+                    texts = list_contents(rows, text_path, settings)
                     domains = list_values(rows, domain_path) if domain_path else [None] * len(texts)
                     more = list_fields(rows, settings)
                     for text, domain, fields in zip(texts, domains, more, strict=True):
-                        yield make_record(row, text, domain, settings, fields)
-                        row += 1
+                        yield from make_records(offset, text, domain, settings, fields)
+                        row, offset = row + 1, offset + count_place(text, settings)
             detail = source.describe_rest(in_file=head.startswith(_FILE_MAGIC))
         except (pa.ArrowException, OSError, _BatchTooLarge) as error:
             if source.failure is not None:
@@ -92,14 +99,14 @@ class ArrowFormat(FileFormat):
             lost = part.size_bytes - part.stored_bytes(source.message_at)
             detail, is_cut = str(error)[:200], source.is_cut
             yield Record(
-                row, reason=UNREADABLE, detail=detail, lost_bytes=max(0, lost), is_cut=is_cut
+                offset, reason=UNREADABLE, detail=detail, lost_bytes=max(0, lost), is_cut=is_cut
             )
             return
         if source.is_cut:
-            yield Record(row, reason=UNREADABLE, detail="it ends without the mark of its end")
+            yield Record(offset, reason=UNREADABLE, detail="it ends without the mark of its end")
         elif detail:
             lost = max(1, part.size_bytes - part.stored_bytes(source.message_at))
-            yield Record(row, reason=UNREADABLE, detail=detail, lost_bytes=lost)
+            yield Record(offset, reason=UNREADABLE, detail=detail, lost_bytes=lost)
         elif not row:
             yield Record(0, reason=EMPTY_FILE, detail="no rows")
 

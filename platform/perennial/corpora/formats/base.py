@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final, NamedTuple
@@ -136,13 +136,18 @@ class FilePart:
 
     `stream` is seekable unless the file is compressed; then it is decompressed, `start` is 0 and
     `end` is None, because a compressed file is read as a whole. `size_bytes` is the size of the
-    whole stored file.
+    whole stored file. `neighbour` opens a file beside it, by its suffix.
     """
 
     stream: BufferedReader[Any]
     start: int
     end: int | None
     size_bytes: int
+    neighbour: Callable[[str], BinaryIO | None] | None = None
+
+    def open_beside(self, suffix: str) -> BinaryIO | None:
+        """Open the file of the same name with another suffix; None where there is none."""
+        return None if self.neighbour is None else self.neighbour(suffix)
 
     def stored_bytes(self, read: int) -> int:
         """Return about how many stored bytes hold `read` bytes of the stream."""
@@ -191,6 +196,8 @@ class FileFormat(ABC):
             group): over any division of the file, every record is yielded exactly once.
         compressible: whether `read` can do with a stream that cannot seek, so that compressed
             files are read too.
+        holds_text: whether documents are text; false for a format of token ids alone.
+        holds_ids: whether documents may be token ids, in the field `settings.content_field`.
         is_text: whether a file is text in UTF-8 as a whole. One that begins like another encoding
             is then set aside with the encoding that fits, and is not read.
         byte_offsets: whether an offset is a byte of the decompressed file. Else, as the number of
@@ -204,6 +211,8 @@ class FileFormat(ABC):
     companions: ClassVar[tuple[str, ...]] = ()
     splittable: ClassVar[bool] = False
     compressible: ClassVar[bool] = True
+    holds_text: ClassVar[bool] = True
+    holds_ids: ClassVar[bool] = False
     is_text: ClassVar[bool] = False
     byte_offsets: ClassVar[bool] = True
     expansion: ClassVar[int] = 1

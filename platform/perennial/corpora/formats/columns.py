@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -51,11 +54,8 @@ def list_values(batch: Any, path: tuple[str, ...]) -> list[Any]:
         path: of the column, as `find_column` returns it.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    column = batch[path[0]]
-    for field in path[1:]:
-        column = pc.struct_field(column, field)
+    column = _find_values(batch, path)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     types = pa.types
@@ -65,3 +65,51 @@ def list_values(batch: Any, path: tuple[str, ...]) -> list[Any]:
     ):
         column = column.cast(pa.large_binary())
     return list(column.to_pylist())
+
+
+def list_contents(batch: Any, path: tuple[str, ...], settings: IngestSettings) -> list[Any]:
+    """Return the values of the column that holds the documents: text, or arrays of ids.
+
+    Args:
+        batch: a record batch.
+        path: of the column, as `find_column` returns it.
+        settings: says which of the two.
+    """
+    import pyarrow as pa
+
+    if settings.tokens is None:
+        return list_values(batch, path)
+    column, types = _find_values(batch, path), pa.types
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    is_ids = any(is_type(column.type) for is_type in lists)
+    if not is_ids or not types.is_integer(column.type.value_type) or column.null_count:
+        return list(column.to_pylist())  # which are looked at one by one
+    if types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+        bounds = range(0, (len(column) + 1) * width, width)
+    else:
+        bounds = column.offsets.to_pylist()
+    values, first = column.flatten(), bounds[0]
+    if values.null_count:
+        return list(column.to_pylist())
+    ids = values.to_numpy(zero_copy_only=False)
+    return [ids[start - first : end - first] for start, end in pairwise(bounds)]
+
+
+def count_place(content: Any, settings: IngestSettings) -> int:
+    """Return by how much the offset of the next row differs: a row, or the ids of this one.
+
+    An empty list, and one that is absent, count as one id, as they do in Parquet.
+    """
+    if settings.tokens is None:
+        return 1
+    return max(1, len(content)) if isinstance(content, list | np.ndarray) else 1
+
+
+def _find_values(batch: Any, path: tuple[str, ...]) -> Any:
+    import pyarrow.compute as pc
+
+    column = batch[path[0]]
+    for field in path[1:]:
+        column = pc.struct_field(column, field)
+    return column

@@ -68,7 +68,7 @@ class JsonFormat(JsonLinesFormat):
                 if value is None:
                     yield Record(offset, reason=TOO_LONG, detail=f"an object of {size} bytes")
                 else:
-                    yield parse_object(offset, value, settings)
+                    yield from parse_object(offset, value, settings)
             if values.broken:
                 detail = f"the file ends inside {values.broken}"
                 lost = part.stored_bytes(values.left_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
@@ -20,11 +20,11 @@ from perennial.corpora.formats.base import (
     FormatNotes,
     Record,
     find_field,
-    make_record,
     read_lines,
     read_text,
 )
 from perennial.corpora.formats.hints import describe_bytes, describe_missing
+from perennial.corpora.formats.token_ids import make_records
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -38,6 +38,7 @@ class JsonLinesFormat(FileFormat):
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
     splittable = True
+    holds_ids = True
     is_text = True
     notes = FormatNotes(
         document="a line: the field `text_field` of its object",
@@ -55,7 +56,7 @@ class JsonLinesFormat(FileFormat):
             if line is None:
                 yield Record(offset, reason=TOO_LONG, detail=f"a line of {size} bytes")
             elif line and not line.isspace():
-                yield parse_object(offset, line, settings)
+                yield from parse_object(offset, line, settings)
 
     def read_evaluation_texts(self, part: FilePart, settings: IngestSettings) -> Iterator[str]:
         """Yield the text field of every line, or all strings of a line that has none.
@@ -66,14 +67,30 @@ class JsonLinesFormat(FileFormat):
             yield from list_strings(json.loads(line), settings)
 
 
-def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Record:
+def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Iterable[Record]:
     """Return the document in the text of a JSON object, or the reason why there is none.
+
+    Ids may be several documents: one of them has the offset of its first id beside it.
 
     Args:
         offset: what identifies the record in its file.
         line: the object, which may have white space around it.
-        settings: `text_field`, `domain_field` and `other_fields` name its fields.
+        settings: `content_field`, `domain_field` and `other_fields` name its fields.
     """
+    value = _parse(offset, line)
+    if isinstance(value, Record):
+        return (value,)
+    content = find_field(value, settings.content_field)
+    if content is ABSENT:
+        detail = describe_missing(settings.content_field, value)
+        return (Record(offset, reason=MISSING_TEXT, detail=detail),)
+    domain = find_field(value, settings.domain_field)
+    others = [find_field(value, name) for name in settings.other_fields]
+    return make_records(offset, content, None if domain is ABSENT else domain, settings, others)
+
+
+def _parse(offset: int, line: bytes) -> dict[str, Any] | Record:
+    """Return the object in a line, or the record of a line that holds none."""
     try:
         try:
             value = orjson.loads(line)
@@ -90,13 +107,7 @@ def parse_object(offset: int, line: bytes, settings: IngestSettings) -> Record:
         hint = _HINT if isinstance(value, list) else ""
         detail = f"{type(value).__name__} instead of an object{hint}"
         return Record(offset, reason=INVALID_JSON, detail=detail)
-    text = find_field(value, settings.text_field)
-    if text is ABSENT:
-        detail = describe_missing(settings.text_field, value)
-        return Record(offset, reason=MISSING_TEXT, detail=detail)
-    domain = find_field(value, settings.domain_field)
-    fields = [find_field(value, name) for name in settings.other_fields]
-    return make_record(offset, text, None if domain is ABSENT else domain, settings, fields)
+    return value
 
 
 def list_strings(value: Any, settings: IngestSettings) -> Iterator[str]:

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
@@ -16,6 +16,8 @@ from perennial.corpora.formats import (  # noqa: F401
     csv_rows,
     json_values,
     jsonl,
+    megatron,
+    npy,
     parquet,
     tar,
     text,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from perennial.store import Store
 
 _BUFFER_BYTES = 1 << 20
+_SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
+"""usual names of compressed archives, by their last suffix"""
 
 
 class FileKind(NamedTuple):
@@ -59,6 +63,18 @@ class FileKind(NamedTuple):
     def splittable(self) -> bool:
         """Return whether parts of the file can be read by themselves."""
         return self.format.splittable and not self.compression
+
+    def describe_other(self, are_ids: bool) -> str:
+        """Return why the format does not hold the documents of a corpus; "" if it does.
+
+        Args:
+            are_ids: whether the corpus is declared as token ids.
+        """
+        if not are_ids and not self.format.holds_text:
+            return "it holds token ids; declare them: corpora.read.NAME.tokens"
+        if are_ids and not self.format.holds_ids:
+            return "it holds text, and the corpus is declared as token ids"
+        return ""
 
     @property
     def expansion(self) -> int:
@@ -73,6 +89,9 @@ def find_kind(name: str) -> FileKind | None:
     """
     _load_plugins()
     lowered = name.lower()
+    for short, whole in _SHORT_NAMES.items():
+        if lowered.endswith(short):
+            lowered = lowered.removesuffix(short) + whole
     compression = next((suffix for suffix in COMPRESSIONS if lowered.endswith(suffix)), "")
     stem = lowered.removesuffix(compression)
     matches = {
@@ -152,8 +171,10 @@ class _CountingStream(io.RawIOBase):
     from the storage, and must not be taken for bad input.
     """
 
-    def __init__(self, source: BinaryIO, hashed: bool = False) -> None:
-        self._source = source
+    def __init__(
+        self, source: BinaryIO, hashed: bool = False, owner: _CountingStream | None = None
+    ) -> None:
+        self._source, self._owner = source, owner
         self._sha256 = hashlib.sha256() if hashed else None
         self.failure: Exception | None = None
         self.position = 0
@@ -180,12 +201,20 @@ class _CountingStream(io.RawIOBase):
             # Any class: every storage client has its own. Kept for `read_span`, which raises it
             # where the reader above took it for damage.
             self.failure = error
+            if self._owner is not None:
+                self._owner.failure = error
             raise
         buffer[: len(data)] = data
         self.position += len(data)
         if self._sha256 is not None:
             self._sha256.update(data)
         return len(data)
+
+    def close(self) -> None:
+        """Close the storage's stream too, where it is that of a file beside another."""
+        if self._owner is not None:
+            self._source.close()
+        super().close()
 
     def finish_digest(self) -> str | None:
         """Return the sha256 of the whole stream, reading the rest; None if it was not in order."""
@@ -229,6 +258,9 @@ def read_span(
         # Nothing says that it holds documents: a README is counted by its bytes alone.
         yield Record(0, reason=UNKNOWN_FORMAT, lost_bytes=file.size_bytes, lost_documents=0)
         return
+    if problem := kind.describe_other(settings.tokens is not None):
+        yield Record(0, b"", "", UNKNOWN_FORMAT, problem, file.size_bytes, 0)
+        return
     _check_unchanged(corpus, file, span)
     if file.size_bytes == 0:
         yield Record(0, reason=EMPTY_FILE)
@@ -241,7 +273,8 @@ def read_span(
         is_whole = (span.start, span.end) == (0, file.size_bytes)
         raw = _CountingStream(source, hashed=is_whole and bool(file.sha256))
         stream = io.BufferedReader(raw, _BUFFER_BYTES)
-        part = FilePart(stream, span.start, span.end, file.size_bytes)
+        neighbour = partial(_open_beside, corpus, file.name, raw)
+        part = FilePart(stream, span.start, span.end, file.size_bytes, neighbour)
         try:
             yield from _read_part(kind, part, settings, raw, loss)
             digest = raw.finish_digest() if is_whole else None
@@ -251,6 +284,22 @@ def read_span(
         _check_digest(corpus, file, span, digest)
     # Once more, since the file may have been replaced while it was read.
     _check_unchanged(corpus, file, span)
+
+
+def _open_beside(corpus: Store, name: str, raw: _CountingStream, suffix: str) -> BinaryIO | None:
+    """Open the file of the same name with another suffix; None where there is none.
+
+    Args:
+        corpus: the corpus's folder in the inbox.
+        name: of the file.
+        raw: the file's stream, which remembers a failure of the storage here too.
+        suffix: in the place of the file's own.
+    """
+    try:
+        source = corpus.open(f"{name[: name.rindex('.')]}{suffix}")
+    except FileNotFoundError:
+        return None
+    return io.BufferedReader(_CountingStream(source, owner=raw), _BUFFER_BYTES)
 
 
 def _read_part(

@@ -15,10 +15,16 @@ from perennial.corpora.formats.base import (
     FilePart,
     FormatNotes,
     Record,
-    make_record,
 )
-from perennial.corpora.formats.columns import find_column, list_fields, list_values
+from perennial.corpora.formats.columns import (
+    count_place,
+    find_column,
+    list_contents,
+    list_fields,
+    list_values,
+)
 from perennial.corpora.formats.parquet_pages import find_large_page
+from perennial.corpora.formats.token_ids import make_records
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -48,6 +54,7 @@ class ParquetFormat(FileFormat):
     splittable = True
     compressible = False
     byte_offsets = False
+    holds_ids = True
     expansion = 2
     notes = FormatNotes(
         document="a row: the column `text_field`",
@@ -89,15 +96,15 @@ class ParquetFormat(FileFormat):
             yield from [whole] if part.start == 0 else []
             return
         end = part.size_bytes if part.end is None else part.end
-        row = 0
+        offset = 0
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
             column = group.column(0)
             # A damaged footer may place it outside the file; it belongs to some part all the same.
             place = max(0, column.dictionary_page_offset or column.data_page_offset)
             if part.start <= min(place, part.size_bytes - 1) < end:
-                yield from _read_row_group(file, part.stream, index, row, settings)
-            row += group.num_rows
+                yield from _read_row_group(file, part.stream, index, offset, settings)
+            offset += _count_places(group, settings)
 
 
 def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record | None:
@@ -107,9 +114,9 @@ def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record |
     if min(rows, default=0) < 0 or sum(rows) != footer.num_rows or footer.num_rows > _MOST_ROWS:
         raise ValueError(f"its footer contradicts itself: {footer.num_rows} rows")
     reason = detail = ""
-    if find_column(file.schema_arrow, settings.text_field) is None:
+    if find_column(file.schema_arrow, settings.content_field) is None:
         reason, detail = MISSING_TEXT, _describe_missing(file, settings)
-    for name in (settings.text_field, settings.domain_field, *settings.other_fields):
+    for name in (settings.content_field, settings.domain_field, *settings.other_fields):
         if names.count(name) > 1:
             reason = UNREADABLE
             detail = f"{names.count(name)} columns are named {name!r}; rename all but one"
@@ -135,8 +142,9 @@ def _describe_missing(file: Any, settings: IngestSettings) -> str:
             if column.path_in_schema in sizes:
                 sizes[column.path_in_schema] += column.total_uncompressed_size
     hint = f"; set corpora.text_field: {max(sizes, key=sizes.__getitem__)}" if sizes else ""
+    hint = hint if settings.tokens is None else ""
     names = ", ".join(schema.names)
-    return f"no column {settings.text_field!r}; its columns are {names}"[:120] + hint
+    return f"no column {settings.content_field!r}; its columns are {names}"[:120] + hint
 
 
 def _is_cut(part: FilePart) -> bool:
@@ -147,17 +155,26 @@ def _is_cut(part: FilePart) -> bool:
     return head == _MAGIC and part.stream.read() != _MAGIC
 
 
-def _read_row_group(
-    file: Any, stream: BinaryIO, index: int, row: int, settings: IngestSettings
-) -> Iterator[Record]:
-    """Yield the records of one row group of a ParquetFile, whose first row is number `row`."""
+def _count_places(group: Any, settings: IngestSettings) -> int:
+    """Return the offsets that a row group takes: its rows, or the ids in them."""
+    if settings.tokens is None:
+        return int(group.num_rows)
+    columns = map(group.column, range(group.num_columns))
+    name = f"{settings.content_field}."
+    ids = (c.num_values for c in columns if f"{c.path_in_schema}.".startswith(name))
+    return int(next(ids, group.num_rows))
 
-    text_path = find_column(file.schema_arrow, settings.text_field) or ()
+
+def _read_row_group(
+    file: Any, stream: BinaryIO, index: int, offset: int, settings: IngestSettings
+) -> Iterator[Record]:
+    """Yield the records of one row group of a ParquetFile, the first one at `offset`."""
+    text_path = find_column(file.schema_arrow, settings.content_field) or ()
     domain_path = find_column(file.schema_arrow, settings.domain_field)
     others = (find_column(file.schema_arrow, name) for name in settings.other_fields)
     paths = filter(None, (text_path, domain_path, *others))
     columns = [*dict.fromkeys(map(".".join, paths))]
-    begin, group = row, file.metadata.row_group(index)
+    row, group = 0, file.metadata.row_group(index)
     detail = ""
     try:
         detail = _describe_large_page(stream, group, columns, settings)
@@ -172,21 +189,21 @@ def _read_row_group(
             )
         )
         for batch in batches:
-            texts = list_values(batch, text_path)
+            texts = list_contents(batch, text_path, settings)
             domains = list_values(batch, domain_path) if domain_path else [None] * len(texts)
             more = list_fields(batch, settings)
             for text, domain, fields in zip(texts, domains, more, strict=True):
-                yield make_record(row, text, domain, settings, fields)
-                row += 1
+                yield from make_records(offset, text, domain, settings, fields)
+                row, offset = row + 1, offset + count_place(text, settings)
     except Exception as error:
         # Of any class: damaged pages become values that no conversion was made for.
         detail = _describe(error)
-    rest = begin + group.num_rows - row
+    rest = group.num_rows - row
     if detail or rest:
-        detail = detail or f"it has {row - begin} rows instead of {group.num_rows}"
+        detail = detail or f"it has {row} rows instead of {group.num_rows}"
         stored = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
         yield Record(
-            row,
+            offset,
             reason=UNREADABLE,
             detail=detail,
             lost_bytes=max(1, stored * max(0, rest) // max(1, group.num_rows)),
@@ -212,8 +229,9 @@ def _describe_large_page(
 def _choose_columns(group: Any, columns: list[str]) -> Iterator[Any]:
     """Yield the metadata of the columns of a row group that are read."""
     for column in map(group.column, range(group.num_columns)):
-        # A column of structs is named by itself, or by the one field of it that is read.
-        if {column.path_in_schema, column.path_in_schema.partition(".")[0]} & {*columns}:
+        # A column of structs or lists is named by itself, or by the field of it that is read.
+        path = f"{column.path_in_schema}."
+        if any(path.startswith(f"{name}.") for name in columns):
             yield column
 
 

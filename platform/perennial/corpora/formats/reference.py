@@ -48,6 +48,9 @@ def _summary(form: type[FileFormat]) -> str:
 
 def _details(form: type[FileFormat]) -> Iterator[str]:
     yield from (inspect.getdoc(form) or "").splitlines()
+    if form.holds_ids and form.holds_text:
+        yield ""
+        yield "Documents may be token ids: lists of integers in the field that `tokens` names."
     if form.companions:
         beside = ", ".join(f"`{name}`" for name in form.companions)
         yield ""

@@ -56,7 +56,8 @@ class TarFormat(FileFormat):
     the `.json` gives the domain. A sample without any of them, such as an image, is set aside as
     `missing-text`. Members below names that begin with a dot or an underscore are passed over.
     Archives behind each other in a file are read. An offset is the byte at which a member, or the
-    line in it, begins.
+    line in it, begins. `.tgz` is `.tar.gz`, and so are
+    `.tbz2`, `.txz` and `.tzst`.
     """
 
     suffixes = (".tar",)
@@ -208,7 +209,7 @@ class _Sample:
         if data is None:
             yield Record(offset, reason=TOO_LONG, detail=f"a member of {size} bytes")
         elif chosen == ".json":
-            yield parse_object(offset, data, settings)
+            yield from parse_object(offset, data, settings)
         else:
             domain, *fields = self._find([settings.domain_field, *settings.other_fields])
             text = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")

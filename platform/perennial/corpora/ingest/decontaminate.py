@@ -66,7 +66,7 @@ def read_evaluation_texts(paths: Sequence[Path], settings: IngestSettings) -> Ev
     texts: set[str] = set()
     for path in paths:
         kind = find_kind(path.name)
-        if kind is None:
+        if kind is None or not kind.format.holds_text:
             raise InputError(
                 str(path),
                 "corpora.decontaminate",

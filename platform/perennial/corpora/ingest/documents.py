@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from perennial.corpora.counts import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
 from perennial.corpora.ingest.spill import SCHEMA
-from perennial.corpora.manifest import CONTAMINATED, DUPLICATE, NEAR_DUPLICATE
 
 if TYPE_CHECKING:
     import numpy.typing as npt

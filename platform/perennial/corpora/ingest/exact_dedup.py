@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from perennial.corpora.counts import Counts
 from perennial.corpora.ingest.partition import (
     Layout,
     choose_parts,
@@ -23,7 +24,7 @@ from perennial.corpora.ingest.partition import (
     make_order_keys,
 )
 from perennial.corpora.ingest.spill import ENTRY, SectionFile, read_sections, run_key
-from perennial.corpora.manifest import Counts, DigestFile, InputFile
+from perennial.corpora.manifest import DigestFile, InputFile
 from perennial.store import read_checked
 
 if TYPE_CHECKING:
@@ -251,21 +252,22 @@ def write_drops(
 def read_drops(
     documents: StagedDocuments,
     staging: Store,
-    places: Sequence[tuple[str, int]],
+    places: Sequence[tuple[str, int | range]],
     describe: Callable[[Drop], str],
 ) -> dict[int, str]:
     """Return, by row, the documents that lists name, and what to record of each.
 
     Args:
-        documents: all documents of the parts.
+        documents: of the parts; of those of one domain, in a corpus of parts.
         staging: the store of staged files.
-        places: (key of a list, part of documents) pairs.
+        places: (key of a list, part of documents, or successive ones) pairs.
         describe: returns the detail of a document to drop.
     """
     details: dict[int, str] = {}
     for section in read_sections(staging, places):
         drops = np.frombuffer(section, dtype=REPEAT)
-        rows = documents.find_rows(drops["file"], drops["offset"]).tolist()
-        texts = (describe(Drop(*drop)) for drop in drops.tolist())
-        details.update(zip(rows, texts, strict=True))
+        rows = documents.find_rows(drops["file"], drops["offset"])
+        for row, drop in zip(rows.tolist(), drops.tolist(), strict=True):
+            if row >= 0:  # else of another domain
+                details[row] = describe(Drop(*drop))
     return details

@@ -9,10 +9,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from perennial.corpora.comparing import FORM
+from perennial.corpora.counts import Counts, sum_counts
 from perennial.corpora.fill_in_the_middle import MARKS
+from perennial.corpora.ingest.domains import sum_sizes
 from perennial.corpora.ingest.exact_dedup import CompareJob, CompareResult, EarlierDigests
 from perennial.corpora.ingest.fuzzy_dedup import FuzzyJob
-from perennial.corpora.ingest.partition import Layout, count_shards, holdout_bound, make_layout
+from perennial.corpora.ingest.partition import (
+    Layout,
+    count_shards,
+    holdout_bound,
+    make_layout,
+    plan_shards,
+)
 from perennial.corpora.ingest.read import PieceResult, ScatterJob
 from perennial.corpora.ingest.repeated_lines import LinesJob
 from perennial.corpora.ingest.spill import run_key
@@ -20,13 +28,12 @@ from perennial.corpora.ingest.write import GatherJob
 from perennial.corpora.manifest import (
     FORMAT,
     CorpusManifest,
-    Counts,
+    CorpusPart,
     EarlierCorpus,
     IngestSettings,
     InputFile,
     ShardResult,
     digest_json,
-    sum_counts,
 )
 
 if TYPE_CHECKING:
@@ -156,6 +163,8 @@ class IngestPlan:
             target=self.target,
             staging=self.staging,
             runs=tuple(piece.runs for piece in staged),
+            domains=tuple(piece.domains for piece in staged),
+            shards=plan_shards(self.layout, self._part_bytes(staged)),
             inputs=self.inputs,
             settings=self.settings,
             layout=self.layout,
@@ -166,6 +175,13 @@ class IngestPlan:
             earlier=tuple(manifest.name for manifest in self.earlier),
             losses=losses,
         )
+
+    def _part_bytes(self, staged: Sequence[PieceResult]) -> dict[str, int] | None:
+        """Return the bytes of text of each part; None for a corpus that is one whole."""
+        if self.settings.parts == "none":
+            return None
+        where = f"{self.inbox.url}/{self.name}"
+        return sum_sizes(where, [piece.domain_bytes for piece in staged])
 
     def build_manifest(
         self,
@@ -210,13 +226,14 @@ class IngestPlan:
             digests=tuple(result.file for result in compared),
             earlier=tuple(EarlierCorpus(name=m.name, digest=m.digest) for m in self.earlier),
             comparing=FORM,
+            parts=_sum_parts(results),
             counts=counts,
             step_cpu_seconds={
                 step: round(sum(piece.step_cpu_seconds[step] for piece in staged), 3)
                 for step in staged[0].step_cpu_seconds
             },
             step_changes=_sum_changes(staged),
-            tokens_per_byte=(counts.tokens - borders) / text_bytes,
+            tokens_per_byte=(counts.tokens - borders) / text_bytes if text_bytes else None,
         )
         return manifest.sealed()
 
@@ -232,6 +249,26 @@ def _sum_changes(staged: Sequence[PieceResult]) -> dict[str, int]:
 def _list_runs(staged: Sequence[PieceResult]) -> tuple[str, ...]:
     """Return the keys of all run files."""
     return tuple(run_key(n, run) for n, piece in enumerate(staged) for run in range(piece.runs))
+
+
+def _sum_parts(results: Sequence[ShardResult]) -> tuple[CorpusPart, ...]:
+    """Return the parts that hold trained documents, in the order of their shards."""
+    counts: dict[str, Counts] = {}
+    rows: Counter[str] = Counter()
+    for result in results:
+        if result.part is not None:
+            counts[result.part] = counts.get(result.part, Counts()).plus(result.counts)
+            rows[result.part] += sum(result.shard.row_groups) if result.shard else 0
+    return tuple(
+        CorpusPart(
+            name=name,
+            rows=rows[name],
+            documents=its.trained_documents,
+            remainder_tokens=its.remainder_tokens,
+        )
+        for name, its in counts.items()
+        if its.trained_documents
+    )
 
 
 def _holdout_bound(share: float, compared: Sequence[CompareResult]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -94,6 +94,7 @@ class Layout:
     """Numbers of parts that documents are dealt into; a function of the files' sizes."""
 
     shards: int
+    """of a corpus that is one whole; else those that a domain's documents are dealt into"""
     held_parts: int
     """parts of held-out documents, which are dealt apart from the others"""
     digest_parts: int
@@ -106,7 +107,7 @@ class Layout:
 
     @property
     def sections(self) -> int:
-        """Return the sections of a run file.
+        """Return the sections that every run file has.
 
         They are those of documents, then those of digests, of lines, and of the bands of fuzzy
         duplicates, which are many and are dealt into as many parts as there are shards.
@@ -125,6 +126,17 @@ class Layout:
         """Return the section of a part of the bands; see `fuzzy_dedup`."""
         return self.parts + 2 * self.digest_parts + part
 
+    def first_section(self, domain: int) -> int:
+        """Return the section of a run file with the first of a domain's documents.
+
+        In a corpus of parts, each domain of a run file has as many sections as there are shards,
+        behind those that every run file has.
+
+        Args:
+            domain: its number in that run file.
+        """
+        return self.sections + domain * self.shards
+
 
 def make_layout(shards: int, holdout_share: float) -> Layout:
     """Return the layout of a corpus.
@@ -135,6 +147,42 @@ def make_layout(shards: int, holdout_share: float) -> Layout:
     """
     held = max(1, math.ceil(shards * holdout_share))
     return Layout(shards, held, math.ceil(shards / _SHARDS_PER_DIGEST_PART))
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """The documents of one shard: those of some of the numbers that they were dealt to.
+
+    part: the domain of all of them; None in a corpus that is one whole.
+    first, end: these numbers, as a range.
+    """
+
+    part: str | None
+    first: int
+    end: int
+
+
+def plan_shards(layout: Layout, part_bytes: Mapping[str, int] | None) -> tuple[ShardSource, ...]:
+    """Return the shards of a corpus, in the order of its parts.
+
+    A shard of a small part takes as many of the numbers as it needs to be about as large as one of
+    a corpus without parts, so that a part has fewer shards, and loses fewer tokens at their ends,
+    the smaller it is.
+
+    Args:
+        layout: of the corpus.
+        part_bytes: bytes of text by domain; None for a corpus that is one whole.
+    """
+    if part_bytes is None:
+        return tuple(ShardSource(None, k, k + 1) for k in range(layout.shards))
+    total, shards = sum(part_bytes.values()), list[ShardSource]()
+    for name in sorted(part_bytes):
+        taken = min(layout.shards, total // max(1, part_bytes[name]) or 1)
+        shards += [
+            ShardSource(name, first, min(first + taken, layout.shards))
+            for first in range(0, layout.shards, taken)
+        ]
+    return tuple(shards)
 
 
 def digest_text(text: bytes) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.corpora.compatibility import check_same_run, check_same_settings
+from perennial.corpora.counts import DUPLICATE, Counts, sum_counts
 from perennial.corpora.encoders import choose_encoder
 from perennial.corpora.inbox import check_name, read_landed
 from perennial.corpora.ingest.decontaminate import (
@@ -43,14 +44,11 @@ from perennial.corpora.ingest.sample import list_inputs, sample_texts
 from perennial.corpora.ingest.task_failures import TRIED_AGAIN, carried, raise_carried
 from perennial.corpora.ingest.write import gather_shard, has_files, write_holdout
 from perennial.corpora.manifest import (
-    DUPLICATE,
     CorpusManifest,
-    Counts,
     IngestSettings,
     ShardResult,
     manifest_key,
     read_manifest,
-    sum_counts,
 )
 from perennial.corpora.reuse import borrow_corpus
 from perennial.corpora.tokenizer import load_tokenizer
@@ -59,6 +57,7 @@ from perennial.errors import InputError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from perennial.corpora.encoders import EncoderName
     from perennial.corpora.inbox import LandedCorpus
     from perennial.corpora.ingest.decontaminate import EvaluationTexts
     from perennial.corpora.ingest.losses import LossAccount
@@ -197,15 +196,14 @@ def _ingest(
     compared = [CompareResult.model_validate_json(text) for text in texts]
     _check_fresh(plan, staged, compared)
     repeats = _find_repeats(plan, run, staged)
-    sample = list(sample_texts(plan.inbox, plan.landed, settings, _ENGINE_SAMPLE_BYTES))
-    encoder = choose_encoder(plan.tokenizer, sample)
+    encoder = _choose_encoder(plan)
     if encoder == "tokenizers":
         log.info("%s: tiktoken cannot replace this tokenizer; encoding with tokenizers", name)
     write_evaluation_texts(plan.staging, plan.evaluation)
     gather = plan.gather_job(staged, compared, encoder, account.losses)
     # Held-out documents first: the shards leave out near duplicates of them.
     texts = run("hold out", plan.layout.held_parts, lambda part: write_holdout(gather, part))
-    texts += run("write", plan.layout.shards, lambda shard: gather_shard(gather, shard))
+    texts += run("write", len(gather.shards), lambda shard: gather_shard(gather, shard))
     results = [ShardResult.model_validate_json(text) for text in texts]
     _check_news(plan, results)
     manifest = plan.build_manifest(encoder, staged, compared, results, repeats)
@@ -217,6 +215,12 @@ def _ingest(
             "with; near duplicates of the others are trained",
             *(name, manifest.counts.partly_compared_documents),
         )
+    for part in manifest.parts:
+        if not part.rows:
+            log.warning(
+                "%s: %d documents of the part %r are not trained: their %d tokens fill no row",
+                *(name, part.documents, part.name, part.remainder_tokens),
+            )
     accept(manifest)
     return _commit(plan.store, plan.target, manifest, results)
 
@@ -239,6 +243,14 @@ def _find_repeats(plan: IngestPlan, run: RunPass, staged: Sequence[PieceResult])
         lines = plan.lines_job(staged)
         run("find lines", parts, lambda part: find_repeated_lines(lines, part))
     return Counts(fuzzy_partly_compared=partly)
+
+
+def _choose_encoder(plan: IngestPlan) -> EncoderName:
+    """Return what encodes the documents of a corpus, by a sample of them."""
+    if plan.settings.tokens is not None:
+        return "ids"
+    sample = list(sample_texts(plan.inbox, plan.landed, plan.settings, _ENGINE_SAMPLE_BYTES))
+    return choose_encoder(plan.tokenizer, sample)
 
 
 def _account(plan: IngestPlan, staged: Sequence[PieceResult]) -> LossAccount:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,6 +14,7 @@ from perennial.corpora.file_list import ListedFile, escape_text, moved_file
 from perennial.corpora.formats.base import Record, counts_as_bad
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.documents import Removed, encode_removed
+from perennial.corpora.ingest.domains import DomainSizes
 from perennial.corpora.ingest.fuzzy_dedup import bands_bytes, encode_bands
 from perennial.corpora.ingest.losses import FileLoss
 from perennial.corpora.ingest.partition import (
@@ -64,6 +65,10 @@ class PieceResult(BaseModel):
 
     runs: int
     """number of run files"""
+    domains: tuple[tuple[str, ...], ...] = ()
+    """in a corpus of parts, the domains of each run file, in the order of their sections"""
+    domain_bytes: dict[str, int] = Field(default_factory=dict)
+    """in a corpus of parts, bytes of text by domain"""
     documents: int
     """number of documents, good and bad"""
     quarantined: dict[str, int]
@@ -167,19 +172,18 @@ def _stage_once(
     moved: dict[int, str],
     damaged: dict[int, Record],
 ) -> PieceResult:
-    reasons: Counter[str] = Counter()
-    names = [file.name for file in job.inputs]
-    pending, salts = _Pending(job.settings), make_file_salts(names, job.settings.seed)
+    pending, bad = _Pending(job.settings), _BadRecords()
+    salts = make_file_salts([file.name for file in job.inputs], job.settings.seed)
     runs = documents = 0
     losses: list[FileLoss] = []
     by_file: Counter[int] = Counter()
-    first: dict[str, BadRecord] = {}
-    evidence: list[Removed] = []
+    domains = DomainSizes(job.corpus.url) if job.settings.parts == "domain" else None
 
     def flush() -> None:
         nonlocal runs, pending
+        of_run = () if domains is None else domains.next_run()
         with job.staging.open(run_key(index, runs), "wb") as stream:
-            pending.write(job, salts, stream)
+            pending.write(job, salts, of_run, stream)
         runs, pending = runs + 1, _Pending(job.settings)
 
     steps = StepPipeline(job.settings.steps)
@@ -193,32 +197,54 @@ def _stage_once(
         if record.reason:
             # It may quote what the file holds.
             record = record._replace(detail=escape_text(record.detail))
-            reasons[record.reason] += 1
-            bad = BadRecord(file=file, offset=record.offset, detail=record.detail)
-            first.setdefault(record.reason, bad)
-            if reasons[record.reason] <= KEPT_RECORDS:
-                evidence.append(Removed(file, record.offset, record.reason, record.detail))
+            bad.add(file, record)
         if record.is_loss:
             losses.append(_loss(file, record))
         else:
             by_file[file] += 1
         pending.add(file, record)
+        if domains is not None:
+            domains.add(record)
         if pending.held_bytes >= job.settings.piece_bytes:
             flush()
     if pending.texts:
         flush()
-    if evidence:
-        job.staging.write(evidence_key(index), encode_removed(evidence, job.inputs, {}))
+    if bad.evidence:
+        job.staging.write(evidence_key(index), encode_removed(bad.evidence, job.inputs, {}))
     return PieceResult(
         runs=runs,
+        domains=() if domains is None else tuple(domains.runs),
+        domain_bytes={} if domains is None else domains.sizes,
         documents=documents,
-        quarantined=dict(sorted(reasons.items())),
+        quarantined=dict(sorted(bad.reasons.items())),
         losses=tuple(losses),
         documents_by_file=by_file,
-        first=first,
+        first=bad.first,
         step_cpu_seconds=steps.cpu_seconds,
         step_changes=dict(steps.changed),
     )
+
+
+class _BadRecords:
+    """Bad records of a piece: how many by reason, the first of each, and some as evidence."""
+
+    def __init__(self) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.first: dict[str, BadRecord] = {}
+        self.evidence: list[Removed] = []
+
+    def add(self, file: int, record: Record) -> None:
+        """Count a record with a reason.
+
+        Args:
+            file: number of its file.
+            record: the record.
+        """
+        self.reasons[record.reason] += 1
+        bad = BadRecord(file=file, offset=record.offset, detail=record.detail)
+        self.first.setdefault(record.reason, bad)
+        if self.reasons[record.reason] <= KEPT_RECORDS:
+            self.evidence.append(Removed(file, record.offset, record.reason, record.detail))
 
 
 def _loss(file: int, record: Record) -> FileLoss:
@@ -279,14 +305,23 @@ class _Pending:
         self._domains.append(record.domain)
         self._metadata.append(record.fields[: self._columns])
 
-    def write(self, job: ScatterJob, salts: npt.NDArray[np.uint64], stream: BinaryIO) -> None:
+    def write(
+        self,
+        job: ScatterJob,
+        salts: npt.NDArray[np.uint64],
+        domains: Sequence[str],
+        stream: BinaryIO,
+    ) -> None:
         """Write the run file: the sections of the layout, in its order.
+
+        In a corpus of parts, the sections of the domains follow.
 
         In a section the documents are in the order in which they were added.
 
         Args:
             job: what all tasks share.
             salts: bits of every file of the corpus; see `make_file_salts`.
+            domains: of the documents, in a corpus of parts; none in one that is a whole.
             stream: the run file.
         """
         layout, settings = job.layout, job.settings
@@ -309,14 +344,21 @@ class _Pending:
             "digest": digests[:, 0],
         }
         strings = self._strings(settings)
-        file = SectionFile(stream, layout.sections)
-        for rows in group_rows(parts, layout.parts):
-            chosen: dict[str, Any] = {name: values[rows] for name, values in columns.items()}
-            listed = rows.tolist()
-            for name, column in strings.items():
-                chosen[name] = column and [column[row] for row in listed]
-            texts = [self.texts[row] for row in listed]
-            file.add_documents(chosen, texts, compression)
+        if domains:
+            numbers = {name: layout.first_section(number) for number, name in enumerate(domains)}
+            own = np.array([numbers[domain] for domain in self._domains], dtype=np.int64)
+            parts[~held] += own[~held]
+        file = SectionFile(stream, layout.first_section(len(domains)))
+
+        def write_documents(groups: Iterator[npt.NDArray[np.int64]]) -> None:
+            for rows in groups:
+                chosen: dict[str, Any] = {name: values[rows] for name, values in columns.items()}
+                listed = rows.tolist()
+                for name, column in strings.items():
+                    chosen[name] = column and [column[row] for row in listed]
+                file.add_documents(chosen, [self.texts[row] for row in listed], compression)
+
+        write_documents(group_rows(parts, layout.parts))
         for rows in group_by_digest(digests[good, 0], layout.digest_parts):
             chosen_rows = np.flatnonzero(good)[rows]
             file.add(encode_digests(digests[chosen_rows], files[chosen_rows], offsets[chosen_rows]))
@@ -324,6 +366,8 @@ class _Pending:
         trained = [self.texts[row] for row in rows.tolist()]
         for section in _repeats(job, trained, files[rows], offsets[rows]):
             file.add(section)
+        first = layout.first_section(0)
+        write_documents(group_rows(parts - first, layout.shards * len(domains)))
         file.close()
 
     def _strings(self, settings: IngestSettings) -> dict[str, list[Any] | None]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from perennial.corpora.counts import REPEATED_LINES, Counts
 from perennial.corpora.ingest.documents import find_places
 from perennial.corpora.ingest.fuzzy_dedup import read_dropped
 from perennial.corpora.ingest.partition import (
@@ -31,7 +32,6 @@ from perennial.corpora.ingest.partition import (
     make_order_keys,
 )
 from perennial.corpora.ingest.spill import SectionFile, read_sections
-from perennial.corpora.manifest import REPEATED_LINES, Counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -154,19 +154,20 @@ def _without(entries: npt.NDArray[Any], job: LinesJob) -> npt.NDArray[Any]:
 
 
 def cut_lines(
-    documents: StagedDocuments, staging: Store, lists: int, shards: Sequence[int]
+    documents: StagedDocuments, staging: Store, lists: int, dealt: range
 ) -> tuple[StagedDocuments, Counts]:
     """Return documents without their repeated lines, and what was cut.
 
     Documents of which nothing is left are recorded as removed.
 
     Args:
-        documents: all documents of `shards` that are trained.
+        documents: all that are trained of those dealt to `dealt`; of those of one domain, in a
+            corpus of parts.
         staging: the store of staged files.
         lists: number of the lists of lines.
-        shards: parts of documents.
+        dealt: numbers that they were dealt to.
     """
-    places = ((_cuts_key(part), shard) for part in range(lists) for shard in shards)
+    places = ((_cuts_key(part), dealt) for part in range(lists))
     read = [np.frombuffer(data, dtype=_CUT) for data in read_sections(staging, places)]
     cuts = np.concatenate([np.empty(0, dtype=_CUT), *read])
     cuts = cuts[np.lexsort((cuts["start"], cuts["offset"], cuts["file"]))]

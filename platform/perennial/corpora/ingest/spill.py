@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -100,7 +100,7 @@ def _open_staged(staging: Store) -> tuple[FileSystem, str]:
     return LocalFileSystem(use_mmap=True) if staging.is_local else filesystem, base
 
 
-def read_sections(staging: Store, places: Iterable[tuple[str, int]]) -> Iterator[pa.Buffer]:
+def read_sections(staging: Store, places: Iterable[tuple[str, int | range]]) -> Iterator[pa.Buffer]:
     """Yield the sections that are not empty, in the order of the places.
 
     Object storage gets many requests at a time: a part of a large corpus has a small section in
@@ -108,27 +108,29 @@ def read_sections(staging: Store, places: Iterable[tuple[str, int]]) -> Iterator
 
     Args:
         staging: the store of staged files.
-        places: (key of the file, number of the section) pairs.
+        places: (key of the file, number of the section, or of successive ones) pairs.
     """
     filesystem, base = _open_staged(staging)
 
-    def read(place: tuple[str, int]) -> pa.Buffer | None:
-        return _read_section(filesystem, f"{base}/{place[0]}", place[1])
+    def read(place: tuple[str, int | range]) -> list[pa.Buffer]:
+        which = place[1] if isinstance(place[1], range) else range(place[1], place[1] + 1)
+        return _read_range(filesystem, f"{base}/{place[0]}", which)
 
     if staging.is_local:
-        yield from filter(None, map(read, places))
+        yield from chain.from_iterable(map(read, places))
         return
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
-        yield from filter(None, threads.map(read, places))
+        yield from chain.from_iterable(threads.map(read, places))
 
 
-def _read_section(filesystem: FileSystem, path: str, section: int) -> pa.Buffer | None:
+def _read_range(filesystem: FileSystem, path: str, sections: range) -> list[pa.Buffer]:
     with filesystem.open_input_file(path) as source:
-        start, end = np.frombuffer(source.read_at(16, 8 * section), dtype="<i8").tolist()
-        if start == end:
-            return None
-        source.seek(start)
-        return source.read_buffer(end - start)
+        index = source.read_at(8 * (len(sections) + 1), 8 * sections.start)
+        bounds = np.frombuffer(index, dtype="<i8")
+        source.seek(int(bounds[0]))
+        data = source.read_buffer(int(bounds[-1] - bounds[0]))
+    places = pairwise((bounds - bounds[0]).tolist())
+    return [data.slice(start, end - start) for start, end in places if end > start]
 
 
 def _batches(columns: dict[str, Any], texts: Sequence[bytes]) -> Iterator[pa.RecordBatch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perennial.corpora.counts import (
+    CONTAMINATED,
+    DUPLICATE,
+    FUZZY_DUPLICATE,
+    NEAR_DUPLICATE,
+    SPECIAL_TOKEN,
+    Counts,
+)
 from perennial.corpora.document_spans import encode_spans
 from perennial.corpora.encoders import (
     Encoder,
@@ -38,16 +46,10 @@ from perennial.corpora.ingest.near_dedup import (
     Signatures,
     write_index,
 )
-from perennial.corpora.ingest.partition import Layout, holdout_bound
+from perennial.corpora.ingest.partition import Layout, ShardSource, holdout_bound
 from perennial.corpora.ingest.repeated_lines import cut_lines
 from perennial.corpora.ingest.spill import decode_documents, read_sections, run_key
 from perennial.corpora.manifest import (
-    CONTAMINATED,
-    DUPLICATE,
-    FUZZY_DUPLICATE,
-    NEAR_DUPLICATE,
-    SPECIAL_TOKEN,
-    Counts,
     DocumentsFile,
     HoldoutFile,
     IngestSettings,
@@ -77,6 +79,10 @@ class GatherJob:
     staging: Store
     runs: tuple[int, ...]
     """number of run files, by piece"""
+    domains: tuple[tuple[tuple[str, ...], ...], ...]
+    """in a corpus of parts, the domains of each run file, by piece"""
+    shards: tuple[ShardSource, ...]
+    """the documents of each shard"""
     inputs: tuple[InputFile, ...]
     settings: IngestSettings
     layout: Layout
@@ -95,6 +101,25 @@ class GatherJob:
     def lost(self) -> dict[tuple[int, int], int]:
         """Return the documents that were lost, by file and offset of the record for their part."""
         return {(loss.file, loss.offset): loss.lost_documents or 0 for loss in self.losses}
+
+    def shard_places(self, shard: int) -> Iterator[tuple[str, int | range]]:
+        """Yield the places of a shard's documents, as `read_sections` takes them."""
+        its = self.shards[shard]
+        for piece, runs in enumerate(self.runs):
+            for run in range(runs):
+                first = 0
+                if its.part is not None:
+                    domains = self.domains[piece][run]
+                    if its.part not in domains:
+                        continue
+                    first = self.layout.first_section(domains.index(its.part))
+                yield run_key(piece, run), range(first + its.first, first + its.end)
+
+    def held_places(self, part: int) -> Iterator[tuple[str, int | range]]:
+        """Yield the places of a part of the held-out documents."""
+        for piece, runs in enumerate(self.runs):
+            for run in range(runs):
+                yield run_key(piece, run), self.layout.shards + part
 
 
 def gather_shard(job: GatherJob, shard: int) -> ShardResult:
@@ -136,19 +161,23 @@ def has_files(target: Store, result: ShardResult) -> bool:
 
 
 def _write_shard(job: GatherJob, shard: int) -> ShardResult:
-    documents = _read_documents(job, [shard])
+    source = job.shards[shard]
+    dealt = range(source.first, source.end)
+    documents = _read_documents(job, job.shard_places(shard), dealt)
     # Documents below the usual bound were dealt apart. Where there were none, the bound is raised
     # by one document, which was dealt to a shard and must not be trained.
     documents = documents.take(documents.digest >= np.uint64(job.holdout_bound))
     cut = Counts()
     if job.settings.repeated_lines is not None:
         lists = job.layout.digest_parts
-        documents, cut = cut_lines(documents, job.staging, lists, [shard])
+        documents, cut = cut_lines(documents, job.staging, lists, dealt)
     key = f"shard-{shard:05d}.parquet"
     rows, spans, counts = _write_rows(job, key, documents)
     quarantine = _write_quarantine(job, f"quarantine-{shard:05d}.jsonl", documents.removed)
     counts = counts.plus(Counts(**count_removed(documents.removed, job.lost))).plus(cut)
-    return ShardResult(shard=rows, documents=spans, quarantine=quarantine, counts=counts)
+    return ShardResult(
+        shard=rows, documents=spans, quarantine=quarantine, part=source.part, counts=counts
+    )
 
 
 def write_holdout(job: GatherJob, part: int) -> ShardResult:
@@ -164,16 +193,19 @@ def write_holdout(job: GatherJob, part: int) -> ShardResult:
 
 
 def _write_held(job: GatherJob, part: int) -> ShardResult:
-    layout = job.layout
-    sections = [layout.shards + part]
+    layout, recorded = job.layout, 0
     usual = holdout_bound(job.settings.holdout_share)
-    # A raised bound means that the one held-out document was dealt to a shard.
     if part == 0 and job.holdout_bound > usual:
-        sections = [*range(layout.shards), *sections]
-    documents = _read_documents(job, sections)
+        # A raised bound means that the one held-out document was dealt to a shard.
+        numbers = range(len(job.shards))
+        places = chain.from_iterable([*map(job.shard_places, numbers), job.held_places(part)])
+        documents = _read_documents(job, places, range(layout.shards + 1))
+        # What was removed from the shards' sections is recorded with the shards.
+        recorded = len(documents.removed)
+    else:
+        dealt = range(layout.shards + part, layout.shards + part + 1)
+        documents = _read_documents(job, job.held_places(part), dealt)
     documents = documents.take(documents.digest < np.uint64(job.holdout_bound))
-    # What was removed from the shards' sections is recorded with the shards.
-    recorded = 0 if sections == [layout.shards + part] else len(documents.removed)
     held: list[npt.NDArray[Any]] = []
     encoder, end = make_encoder(job.tokenizer, job.encoder), job.tokenizer.end_of_document
     hasher = BandHasher(job.tokenizer, encoder) if job.settings.near_duplicates else None
@@ -218,7 +250,7 @@ def _write_holdout_files(
     counts = Counts(**count_removed(removed, job.lost))
     if not held:
         return ShardResult(quarantine=quarantine, counts=counts)
-    key, sizes = f"holdout-{part:05d}.parquet", documents.sizes.tolist()
+    key, sizes = f"holdout-{part:05d}.parquet", _text_sizes(job, documents).tolist()
     tokens = sum(map(len, held))
     data = holdout_bytes([ids.tobytes() for ids in held], sizes, documents.domains())
     size, digest = _write_file(job.target, key, data)
@@ -233,20 +265,27 @@ def _write_holdout_files(
     return ShardResult(holdout=file, quarantine=quarantine, counts=mine.plus(counts))
 
 
-def _read_documents(job: GatherJob, sections: list[int]) -> StagedDocuments:
-    """Return the documents of sections of all run files, without those that repeat others."""
-    places = (
-        (run_key(piece, run), section)
-        for piece, runs in enumerate(job.runs)
-        for run in range(runs)
-        for section in sections
-    )
+def _text_sizes(job: GatherJob, documents: StagedDocuments) -> npt.NDArray[np.int64]:
+    """Return the UTF-8 bytes of documents' texts; 0 for those that are ids already."""
+    return documents.sizes if job.settings.tokens is None else np.zeros_like(documents.sizes)
+
+
+def _read_documents(
+    job: GatherJob, places: Iterable[tuple[str, int | range]], dealt: range
+) -> StagedDocuments:
+    """Return the documents of sections of all run files, without those that repeat others.
+
+    Args:
+        job: what all tasks share.
+        places: of the sections.
+        dealt: numbers that their documents were dealt to.
+    """
     buffers = read_sections(job.staging, places)
     documents = collect_documents(batch for data in buffers for batch in decode_documents(data))
     staging, lists = job.staging, [drops_key(part) for part in job.drops]
 
     def find(keys: list[str], describe: Callable[[Drop], str]) -> dict[int, str]:
-        return read_drops(documents, staging, [(k, s) for k in keys for s in sections], describe)
+        return read_drops(documents, staging, [(key, dealt) for key in keys], describe)
 
     def describe_equal(drop: Drop) -> str:
         if drop.earlier >= 0:
@@ -311,7 +350,7 @@ def _row_groups(
         ids, filled = fill(batch, ids)
         ids = add_begins(ids, end, begin)
         sums["documents"] += len(batch)
-        sums["trained_bytes"] += int(batch.sizes.sum())
+        sums["trained_bytes"] += int(_text_sizes(job, batch).sum())
         sums["tokens"] += len(ids)
         sums["filled_documents"] += filled
         packed.append(batch)

@@ -1,0 +1,98 @@
+"""Corpora that are declared as token ids: compared with the run's tokenizer before any compute."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, get_args
+
+from perennial import corpora
+from perennial.config.run import DoneToText
+from perennial.corpora.manifest import TokenIds
+from perennial.corpora.tokenizer import MANIFEST_KEY
+from perennial.errors import InputError
+from perennial.store import open_store
+
+if TYPE_CHECKING:
+    from perennial.config.run import TokensSpec
+    from perennial.controller.context import Workspace
+    from perennial.corpora import RunTokenizer
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+def declared_ids(work: Workspace, name: str, is_decided: bool) -> TokenIds | None:
+    """Return how the documents of a corpus are token ids; None for a corpus of text.
+
+    Args:
+        work: the run.
+        name: the corpus.
+        is_decided: whether the run's tokenizer is that of a corpus that was accepted.
+
+    Raises:
+        InputError: the ids are of another tokenizer, or the run has none yet, or the run file asks
+            for what is done to text alone.
+    """
+    declared = work.spec.corpora.tokens_of(name)
+    if declared is None:
+        return None
+    field = f"corpora.read.{name}.tokens"
+    tokenizer = _run_tokenizer(work, name, is_decided)
+    _check_same(declared, tokenizer, field)
+    _check_text_alone(work, declared, field)
+    vocabulary = min(declared.vocabulary or tokenizer.vocabulary, tokenizer.vocabulary)
+    return TokenIds(
+        field=declared.field,
+        dtype=declared.dtype or ("uint16" if vocabulary <= 1 << 16 else "uint32"),
+        vocabulary=vocabulary,
+        end_of_document=tokenizer.end_of_document,
+        begin_of_document=tokenizer.begin_of_document,
+    )
+
+
+def _run_tokenizer(work: Workspace, name: str, is_decided: bool) -> RunTokenizer:
+    """Return the run's tokenizer: the one in its store, or the one that it will have."""
+    its, lender = work.spec.tokenizer, work.spec.corpora.borrow
+    if is_decided and work.store.exists(MANIFEST_KEY):
+        return corpora.load_tokenizer(work.store)
+    if lender is not None and open_store(lender).exists(MANIFEST_KEY):
+        return corpora.load_tokenizer(open_store(lender))
+    if its.path is not None:
+        return corpora.read_tokenizer(its.path, its.end_of_document, its.begin_of_document)
+    raise InputError(
+        "run file",
+        "tokenizer.vocabulary",
+        f"the tokenizer is trained on the text of the first corpus, and {name} is token ids",
+        "name the tokenizer of the ids as tokenizer.path, or train a corpus of text first",
+        code="ids-without-tokenizer",
+    )
+
+
+def _check_same(declared: TokensSpec, tokenizer: RunTokenizer, field: str) -> None:
+    """Refuse ids of another tokenizer than the run's."""
+    if _FINGERPRINT.fullmatch(declared.tokenizer):
+        is_same = tokenizer.is_named(declared.tokenizer)
+    else:
+        other = corpora.read_tokenizer(declared.tokenizer)
+        is_same = not tokenizer.fingerprints.isdisjoint(other.fingerprints)
+    if not is_same:
+        raise InputError(
+            "run file",
+            f"{field}.tokenizer",
+            f"the ids are of {declared.tokenizer}, the run's tokenizer is {tokenizer.fingerprint} "
+            f"with {tokenizer.vocabulary} entries",
+            "land ids of the run's tokenizer or the text, or give them to a run of their own",
+            code="ids-of-another-tokenizer",
+        )
+
+
+def _check_text_alone(work: Workspace, declared: TokensSpec, field: str) -> None:
+    """Refuse to leave out, without a word, what the run file asks for."""
+    for what in get_args(DoneToText):
+        if getattr(work.spec.corpora, what) not in (None, ()) and what not in declared.without:
+            raise InputError(
+                "run file",
+                f"{field}.without",
+                f"corpora.{what} is done to text, and these documents are token ids",
+                f"name it in without: [{what}] to take them as they are, or land the text",
+                code="ids-are-not-text",
+            )
