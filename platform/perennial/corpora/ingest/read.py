@@ -358,9 +358,8 @@ class _Pending:
                 file.add_documents(chosen, [self.texts[row] for row in listed], compression)
 
         write_documents(group_rows(parts, layout.parts))
-        for rows in group_by_digest(digests[good, 0], layout.digest_parts):
-            chosen_rows = np.flatnonzero(good)[rows]
-            file.add(encode_digests(digests[chosen_rows], files[chosen_rows], offsets[chosen_rows]))
+        for section in _digests(layout, digests, files, offsets, good):
+            file.add(section)
         rows = np.flatnonzero(good & ~held)
         trained = [self.texts[row] for row in rows.tolist()]
         for section in _repeats(job, trained, files[rows], offsets[rows]):
@@ -382,6 +381,19 @@ class _Pending:
         for row, reason, detail in self._bad:
             reasons[row], details[row] = reason, detail
         return given | {"reason": reasons, "detail": details}
+
+
+def _digests(
+    layout: Layout,
+    digests: npt.NDArray[np.uint64],
+    files: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    good: npt.NDArray[np.bool_],
+) -> Iterator[bytes]:
+    """Yield the sections of the good documents' digests, one for every part of the digests."""
+    for rows in group_by_digest(digests[good, 0], layout.digest_parts):
+        chosen = np.flatnonzero(good)[rows]
+        yield encode_digests(digests[chosen], files[chosen], offsets[chosen])
 
 
 def _repeats(
