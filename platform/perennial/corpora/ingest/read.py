@@ -324,8 +324,6 @@ class _Pending:
             stream: the run file.
         """
         layout, settings = job.layout, job.settings
-        # On a local disk compression costs more time than it saves; on a network it saves more.
-        compression = None if job.staging.is_local else "lz4"
         files = np.array(self._files, dtype=np.int32)
         offsets = np.array(self._offsets, dtype=np.int64)
         digests = np.frombuffer(b"".join(self._digests), dtype="<u8").reshape(-1, 2)
@@ -348,6 +346,8 @@ class _Pending:
             own = np.array([numbers[domain] for domain in self._domains], dtype=np.int64)
             parts[~held] += own[~held]
         file = SectionFile(stream, layout.first_section(len(domains)))
+        # On a local disk compression costs more time than it saves; on a network it saves more.
+        compression = None if job.staging.is_local else "lz4"
 
         def write_documents(groups: Iterator[npt.NDArray[np.int64]]) -> None:
             for rows in groups:
@@ -360,9 +360,7 @@ class _Pending:
         write_documents(group_rows(parts, layout.parts))
         for section in _digests(layout, digests, files, offsets, good):
             file.add(section)
-        rows = np.flatnonzero(good & ~held)
-        trained = [self.texts[row] for row in rows.tolist()]
-        for section in _repeats(job, trained, files[rows], offsets[rows]):
+        for section in _repeats(job, self.texts, files, offsets, np.flatnonzero(good & ~held)):
             file.add(section)
         first = layout.first_section(0)
         write_documents(group_rows(parts - first, layout.shards * len(domains)))
@@ -401,9 +399,12 @@ def _repeats(
     texts: list[bytes],
     files: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],
+    trained: npt.NDArray[np.int64],
 ) -> Iterator[bytes]:
     """Yield the sections by which repeats among the documents to train are found."""
     layout, settings = job.layout, job.settings
+    texts = [texts[row] for row in trained.tolist()]
+    files, offsets = files[trained], offsets[trained]
     if settings.repeated_lines is None:
         yield from [b""] * layout.digest_parts
     else:
