@@ -49,7 +49,7 @@ integration-tests: $(VENV)/installed-test
 e2e-tests: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "not long" tests/e2e tests/integration/tracking
 
-test-long: $(VENV)/installed-test test-services  ## the longest tests
+test-long: $(VENV)/installed-test test-services build/consumers/installed  ## the longest tests
 	$(BIN)/python pipelines/fetch_smollm.py build/smollm
 	$(BIN)/python -m pytest -m long
 
@@ -103,6 +103,12 @@ build/peers/installed:
 		python-snappy zstd xxhash requests tifffile obstore pillow catalogue tqdm filelock \
 		datasets==5.2.0 datatrove==0.10.1 tokenizers==0.23.3 orjson humanize
 	build/peers/bin/pip install --quiet --no-deps mosaicml-streaming==0.13.0 litdata==0.2.76
+	touch $@
+
+build/consumers/installed:  # programs that read releases; llama-cpp-python is compiled, about 20 minutes
+	test -d build/consumers || $(PYTHON) -m venv build/consumers || python3 -m venv build/consumers
+	build/consumers/bin/pip install --quiet torch==2.13.0 transformers==4.57.6 ctranslate2==4.8.5 \
+		llama-cpp-python==0.3.36
 	touch $@
 
 clean:  ## delete the quickstart's run; the text that it fetched stays

@@ -15,6 +15,7 @@ from perennial.cli.app import app
 from perennial.cli.look.plan import curve
 from perennial.runs.ledger import Ledger
 from tests.support.cli import SOURCE, perennial_json
+from tests.support.small_models import small_model
 from tests.support.tiny_run import SEQUENCE_LENGTH, tiny_run, write_run, write_texts
 from tests.support.trained_run import STEPS, Lineage
 
@@ -90,6 +91,28 @@ def test_before_anything_landed_a_plan_is_for_the_corpora_that_the_file_names(
     assert told["unknown"] == ["help"]
     assert told["speed"] is None
     assert told["stages"][0]["seconds"] is None
+
+
+def test_a_run_from_a_stored_model_is_told_what_it_copies_and_what_its_first_stage_lacks(
+    tmp_path: Path,
+) -> None:
+    whole = small_model("gpt_neox", vocab_size=300, max_position_embeddings=SEQUENCE_LENGTH)
+    whole.save_pretrained(tmp_path / "model")
+    document = tiny_run(tmp_path) | {"model": {"path": str(tmp_path / "model")}}
+    document["stages"] |= {"corpora": {"code": {"budget": "40 steps"}}}
+    document["schedule"]["warmup"] = "1%"
+    run_file = write_run(tmp_path, document)
+    told = _plan(run_file)
+    parameters = whole.num_parameters()
+    assert told["disk"]["initial_model"] == 4 * parameters
+    lacks, warmup, reason = told["notes"]
+    assert "replays nothing of what that was trained on" in lacks
+    assert "at its peak after 0 of 40 steps" in warmup
+    assert "its peak much" in reason
+    inherited = _plan(run_file, "model.inherit_layers=1", "stages.corpora.web.role=replay")
+    assert 4 * parameters < inherited["disk"]["initial_model"] < 8 * parameters
+    assert not any("replays nothing" in note for note in inherited["notes"])
+    assert [s["corpus"] for s in inherited["stages"][0]["sources"]] == ["code", "web"]
 
 
 def test_it_needs_neither_ray_nor_deepspeed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from perennial.config.search import Point
 from perennial.evaluation import HeldoutLoss
@@ -72,6 +73,19 @@ def started(state: RunState, corpus: str, joined: Sequence[str] = ()) -> events.
         mix=mix,
         schedule=to_dict(ConstantSchedule(1e-3)),
         tracking_run="r",
+    )
+
+
+def imported(name: Literal["base", "reference"] = "base") -> events.Imported:
+    """A stored model that the trunk starts from."""
+    return events.Imported(
+        at=AT,
+        name=name,
+        folder=f"models/{name}",
+        path="/models/small",
+        inherit_layers=None,
+        parameters=1000,
+        manifest="0" * 64,
     )
 
 

@@ -30,3 +30,13 @@ class TitleFilter:
 
     def filter(self, document: Any) -> bool:
         return bool(document.metadata["meta.title"] != "bad")
+
+
+class FailingBlock:
+    """A filter as datatrove's are, which fails on every document."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def filter(self, document: Any) -> bool:
+        raise ValueError(f"no {self._word} with {document.text}")

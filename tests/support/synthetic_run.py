@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from perennial import corpora
 from perennial.config import RunSpec
 from perennial.corpora.ingest.pipeline import ingest_corpus
+from perennial.corpora.release_tokenizer import release_files
 from perennial.runs.events import (
     Evaluated,
     Evaluating,
@@ -148,9 +149,8 @@ def _release(
     branch = release_job(spec, ledger.state, decided, manifests, "")
     name = decided.name
     end = save_checkpoints(store, branch, scratch)
-    tokenizer = corpora.load_tokenizer(store)
-    text = tokenizer.manifest.end_of_document_text
-    export(store, end, f"releases/{name}", tokenizer.json, text, "A release.")
+    tokenizer = release_files(corpora.load_tokenizer(store))
+    export(store, end, f"releases/{name}", tokenizer, "A release.")
     ledger.append(
         Released(
             at=now(),

@@ -87,7 +87,7 @@ ROOMS = {
     "lm_eval": {"evaluation"},
     "s3fs": {"store"},
     "requests": {"sources"},
-    "huggingface_hub": {"sources", "training.model.config"},
+    "huggingface_hub": {"sources", "training.model.config", "controller.publish"},
     "cronsim": {"config"},
     "py3langid": {"steps"},
     "datatrove": {"steps"},

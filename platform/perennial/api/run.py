@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from perennial.config.search import TuningSpec
     from perennial.controller.context import Workspace
     from perennial.controller.decisions import Decision
+    from perennial.controller.release import Format
     from perennial.planning.fleet_forecast import FleetForecast
     from perennial.planning.plan import Hardware
     from perennial.planning.spot_fleet import Fleet
@@ -264,41 +265,44 @@ class Run(StoredRun):
         return RunPlan(*plan_run(self._reading(), chosen, reschedule))
 
     def draw_rates(self, plan: RunPlan, picture: PathLike) -> None:
-        """Draw the learning rate of a plan into a PNG file.
+        """Draw the learning rate of a plan of this run into a PNG file.
 
         Args:
-            plan: of this run.
+            plan: as `plan` returns it, with a stage; InputError for one without.
             picture: path of the file.
-
-        Raises:
-            InputError: the plan has no stage.
         """
         from perennial.api.pictures import draw_rates
 
         draw_rates(plan, Path(picture))
 
-    def release(self, origin: str | None = None, tokens: str | None = None) -> ReleaseSummary:
+    def release(
+        self,
+        origin: str | None = None,
+        tokens: str | None = None,
+        to: str | None = None,
+        copied_as: Format = "safetensors",
+    ) -> ReleaseSummary:
         """Anneal a branch off the trunk and export it as a Hugging Face folder.
 
         Args:
-            origin: `STAGE@STEP`, or `STAGE` for its end; None: the end of the last stage that
-                passed its gates.
+            origin: `STAGE@STEP`, or `STAGE` for its end; None: the end of the last that passed.
             tokens: length of the anneal, such as `4M tokens`; None: the run file's.
+            to: folder, bucket's url or `hf://OWNER/NAME` to copy it to, as `copied_as` says.
 
         Raises:
-            InputError: there is no such checkpoint, or a gate stopped its stage.
+            InputError: no such checkpoint or place, or a gate stopped the stage.
         """
         from perennial.api import training
 
         with self._checked() as work:
-            return training.release(work, origin, tokens)
+            return training.release(work, origin, tokens, to, copied_as)
 
-    def plan_release(self, origin: str | None = None, tokens: str | None = None) -> list[str]:
+    def plan_release(self, *asked: str | None) -> list[str]:
         """Return what `release` would do; arguments and errors are its."""
         from perennial.controller.release import plan_release
 
         with self._checked() as work:
-            return [plan_release(work, origin, tokens)]
+            return plan_release(work, *asked)
 
     def evaluate(self) -> EvaluationSummary:
         """Measure what is missing of the loss matrix; score the latest release on tasks.

@@ -19,6 +19,8 @@ from perennial.controller.source_poller import Puller, open_sources, pull_due, u
 from perennial.controller.webhook import Wakeup
 from perennial.errors import InputError
 from perennial.runs import summary
+from perennial.runs.actions import awaited_proxies
+from perennial.runs.stage_planner import order_of
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -43,7 +45,21 @@ def run(work: Workspace, *, reschedule: bool) -> TrainingSummary:
             f"land another, or `perennial retry {work.where} {last.name}` when that is mended",
             code="every-corpus-refused",
         )  # fmt: skip
+    _check_proxies(work)
     return _summarize(work, trained)
+
+
+def _check_proxies(work: Workspace) -> None:
+    """Refuse a run whose first stage waits for a proxy corpus that has not landed."""
+    awaited = awaited_proxies(work.state, order_of(work.spec))
+    absent = [name for name in awaited if name not in work.state.corpora]
+    if absent:
+        raise InputError(
+            work.where, f"stages.corpora.{absent[0]}.role",
+            f"the first stage replays {absent[0]}, which has not landed",
+            f"land it with `perennial land {work.where} {absent[0]} FILES...`, or remove the role",
+            code="proxy-missing",
+        )  # fmt: skip
 
 
 def plan_run(work: Workspace) -> list[str]:
@@ -95,9 +111,15 @@ def _summarize(work: Workspace, trained: int) -> TrainingSummary:
     )
 
 
-def release(work: Workspace, origin: str | None, tokens: str | None) -> ReleaseSummary:
+def release(
+    work: Workspace,
+    origin: str | None,
+    tokens: str | None,
+    to: str | None,
+    copied_as: releases.Format,
+) -> ReleaseSummary:
     """Anneal and export a branch; see `Run.release`."""
-    released = releases.release(work, origin, tokens)
+    released = releases.release(work, origin, tokens, to, copied_as)
     url = f"{work.store.url}/{released.folder}"
     return ReleaseSummary(released, summary.matrix(work.state), url)
 

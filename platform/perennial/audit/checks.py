@@ -144,6 +144,9 @@ def check_stages(story: FoldedLedger, rows: Mapping[str, CorpusRows]) -> Iterato
     for stage in story.state.started_stages:
         key = story.key("started", stage=stage.name)
         mix = stage.mix
+        for name in mix.replay.proxies.keys() & rows.keys():
+            sizes = {f"sequences of {name}": (mix.replay.proxies[name], rows[name])}
+            yield from unequal(key, sizes, f"{stage.name} has", "its manifest has")
         if set(stage.corpora) <= rows.keys():
             history = story.state.history_of(stage)
             try:

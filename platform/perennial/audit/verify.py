@@ -50,6 +50,7 @@ from perennial.training.checkpoint.manifest import (
     FileEntry,
     place_of,
 )
+from perennial.training.model.initial import read_initial
 from perennial.training.spikes.skips import read_skips
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ Progress = Callable[[str, int, int], None]
 """called with a file's key, the bytes that were read and all bytes"""
 
 _FILES_AT_ONCE = 4
-_FOLDERS = ("corpora", "checkpoints", "branches", "releases")
+_FOLDERS = ("corpora", "checkpoints", "branches", "releases", "models")
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
         )
     done = Verification(store.url, story, list(story.findings))
     tasks = [*_landed(store, done, committed), *_corpora(store, done, committed)]
+    tasks += _origins(store, done, committed)
     rows = {name: m.part_rows or m.rows for name, m in done.manifests.items()}
     done.findings += checks.check_stages(story, rows)
     done.findings += checks.check_trials(story, rows)
@@ -205,11 +207,14 @@ def _waiting(state: RunState, committed: set[str]) -> list[str]:
 def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
     """Check the manifests of all corpora in the store or the ledger, and yield their files."""
     from perennial.corpora.manifest import manifest_key
+    from perennial.corpora.tokenizer import BASE
 
     ready = {event.corpus: event for event in done.story.events if isinstance(event, Ready)}
     names = {key.removeprefix("corpora/") for key in committed if key.startswith("corpora/")}
     names |= ready.keys()
     tokenizer = _tokenizer(store, done) if names else None
+    for file in tokenizer.manifest.files if tokenizer else ():
+        yield ReadTask(f"{BASE}/{file.file}", file.size_bytes, file.sha256)
     for name in sorted(names):
         try:
             manifest = corpora.read_manifest(store, name)
@@ -259,6 +264,26 @@ def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:
     for file in manifest.files:
         key = f"corpora/{manifest.name}/{file.file}"
         yield ReadTask(key, file.size_bytes, file.sha256, readers.get(type(file)))
+
+
+def _origins(store: Store, done: Verification, committed: set[str]) -> Iterator[ReadTask]:
+    """Check the manifests of the models that the trunk starts from, and yield their files."""
+    imported = {origin.folder: origin.imported for origin in done.story.state.origins.values()}
+    for folder in sorted({key for key in committed if key.startswith("models/")} | imported.keys()):
+        where = f"{folder}/{MANIFEST}"
+        try:
+            manifest, sha256 = read_initial(store, folder)
+        except (FileNotFoundError, Damaged) as broken:
+            done.findings.append(_unreadable(where, broken))
+            done.lost[where] = imported[folder].manifest if folder in imported else ""
+            continue
+        if folder in imported:
+            done.findings += unequal(where, {"sha256": (sha256, imported[folder].manifest)})
+        for name, digest in manifest.files.items():
+            key = f"{folder}/{name}"
+            # Its manifest knows no sizes; a file of another size has another digest.
+            size = store.info(key).size_bytes if store.exists(key) else 0
+            yield ReadTask(key, size, digest)
 
 
 def _skips(store: Store, done: Verification) -> None:
@@ -336,12 +361,27 @@ def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator
             right = "it is exported from a checkpoint that is committed"
             done.findings.append(Finding(where, f"its checkpoint {source} is missing", right))
         else:
-            shared = [name for name in files if name in checkpoint.files]
-            for name in shared:
+            for name in (name for name in files if name in checkpoint.files):
                 digests = (files[name].sha256, checkpoint.files[name].sha256)
-                done.findings += unequal(where, {f"sha256 of {name}": digests})
+                place = checkpoint.key_of(source, name)
+                if not _says_as_much(store, f"{folder}/{name}", place):
+                    done.findings += unequal(where, {f"sha256 of {name}": digests})
             done.findings += unequal(where, {"tokens_seen": (seen, checkpoint.tokens_seen)})
         yield from _files(folder, files)
+
+
+def _says_as_much(store: Store, released: str, trained: str) -> bool:
+    """Return whether a release's configuration has all that its checkpoint's says.
+
+    A release adds the spellings of other programs, and turns the cache on.
+    """
+    if not released.endswith("config.json"):
+        return False
+    try:
+        its, source = (parse_json(store.read(key)) for key in (released, trained))
+        return all(its[name] == source[name] for name in source if name != "use_cache")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _read_all(

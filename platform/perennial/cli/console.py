@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -164,13 +164,11 @@ def print_matrix(matrix: LossMatrix) -> None:
     table.add_column("after")
     for corpus in matrix.corpora:
         table.add_column(corpus, justify="right")
-    for name, losses in matrix.stages:
-        table.add_row(name, *(_cell(losses.get(corpus)) for corpus in matrix.corpora))
-    for name, losses in matrix.releases:
+    for name, losses in matrix.rows:
         cells = [_cell(losses.get(corpus)) for corpus in matrix.corpora]
-        table.add_row(f"release {name}", *cells, style="green")
+        table.add_row(name, *cells, style="green" if name.startswith("release ") else None)
     out.print(table)
-    if len(matrix.stages) > 1:
+    if len(matrix.stages) > 1 or matrix.base:
         _print_transfer(matrix)
 
 
@@ -179,13 +177,20 @@ def _print_transfer(matrix: LossMatrix) -> None:
     table.add_column("stage")
     table.add_column("adaptation", justify="right")
     table.add_column("forgetting")
+    if matrix.base:
+        table.add_column("against the base")
     for index, (name, _) in enumerate(matrix.stages):
         adaptation = matrix.adaptation(index)
         lost = matrix.forgetting(index).items()
-        forgotten = ", ".join(f"{corpus} {nats:+.3f}" for corpus, nats in lost if nats is not None)
         shown = "-" if adaptation is None else f"{adaptation:.3f}"
-        table.add_row(name, shown, forgotten or "-")
+        changes = [lost, matrix.against_base(index).items()] if matrix.base else [lost]
+        table.add_row(name, shown, *map(_changes, changes))
     out.print(table)
+
+
+def _changes(changes: Iterable[tuple[str, float | None]]) -> str:
+    known = [f"{corpus} {nats:+.3f}" for corpus, nats in changes if nats is not None]
+    return ", ".join(known) or "-"
 
 
 def _cell(loss: HeldoutLoss | None) -> str:

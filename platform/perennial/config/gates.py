@@ -15,7 +15,8 @@ class TaskGate(Section):
     min: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
     """lowest score that passes"""
     max_drop: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
-    """most that the score may be below that of the checkpoint that the stage started from"""
+    """most that the score may be below that of the model that the stage started from; not asked of
+    a first stage from random weights"""
     metric: Annotated[str | None, FREE] = None
     """the metric by its lm-eval name, such as `acc`; default the task's first"""
 
@@ -31,14 +32,15 @@ class GatesSpec(Section):
 
     max_forgetting: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
     """most that the held-out loss on an earlier corpus may be above its value after that corpus's
-    own stage, in nats per token"""
+    own stage, in nats per token; for a trunk from a stored model also that on a corpus without a
+    stage so far, above the stored model's"""
     max_adaptation: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, FREE] = (
         None
     )
     """highest held-out loss on any of the stage's own corpora after the stage, in nats per token"""
     min_gain: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
     """least decrease of the held-out loss on every one of the stage's own corpora, in nats per
-    token"""
+    token; not asked of a first stage from random weights"""
     tasks: dict[str, TaskGate] = Field(default_factory=dict)
     """bounds by lm-eval task: a name, a suite, or a folder that holds a task's YAML; scored at the
     end of the stage"""

@@ -233,7 +233,8 @@ class TokenizerSpec(Section):
     folder names, but a usual end of a document before the end of a turn in a chat"""
     begin_of_document: Annotated[str | None, PINNED] = None
     """the token of `path` that stands before a document in training, held-out losses, samples and
-    tasks, such as `<s>`, for a model that was trained with it; none: nothing does"""
+    tasks, such as `<s>`, or `""` for nothing; default: the one that its own template, or
+    `add_bos_token` of its configuration, puts before a text"""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizerSpec:
@@ -261,10 +262,23 @@ class StageOverride(Section):
     """of corpora that landed, the one with the highest number is the next stage"""
     optimizer: Annotated[OptimizerAtJoin | None, JOIN] = None
     """the optimizer state that this stage inherits: reset, keep or keep-second-moment"""
+    role: Annotated[Literal["stage", "replay"], JOIN] = "stage"
+    """stage, or replay for a proxy corpus: one that stands in for data that the stored model of
+    `model.path` was trained on. It is replayed from the first stage on, which waits for it, and
+    measured, and is never a stage"""
     weights: Annotated[dict[str, Weight], JOIN] = Field(default_factory=dict)
     """shares of the corpus's parts (`corpora.parts`) in every batch, a number of at least 0 for
     each part by its name: `{wiki: 3, web: 1}` takes three quarters of wiki, whatever their sizes,
     and repeats a part that ends early; 0 leaves a part out. Default: each by its size"""
+
+    @model_validator(mode="after")
+    def _proxy_has_no_stage(self) -> StageOverride:
+        if self.role == "replay" and (self.changes_the_stage or self.priority):
+            raise ValueError(
+                "a corpus of role replay has no stage that budget, replay, priority or optimizer "
+                "could be for; remove them"
+            )
+        return self
 
     @property
     def changes_the_stage(self) -> bool:
@@ -316,6 +330,20 @@ class StagesSpec(Section):
     retry_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False), FREE] = 60.0
     """delay before the second attempt, in seconds; it doubles with every further one"""
 
+    @model_validator(mode="after")
+    def _proxies_are_no_stages(self) -> StagesSpec:
+        order = () if self.order == "landing" else self.order
+        for name in {*order, *(self.only or ())} & {*self.proxies}:
+            raise ValueError(
+                f"{name} has the role replay and is never a stage; remove it from order and only"
+            )
+        return self
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """Return the corpora that are replayed and never become a stage."""
+        return tuple(name for name, own in self.corpora.items() if own.role == "replay")
+
 
 class ReleaseSpec(Section):
     """The branch that is annealed and exported."""
@@ -324,6 +352,13 @@ class ReleaseSpec(Section):
     """length of the anneal; a percentage is of the trunk's steps so far"""
     shape: Annotated[AnnealShape, JOIN] = "exponential"
     """exponential (the paper's), 1-sqrt, linear or cosine"""
+    license: Annotated[str | None, FREE] = None
+    """licence of the releases, as their card names it, such as `apache-2.0`"""
+    languages: Annotated[tuple[str, ...], FREE] = ()
+    """languages of the releases, as their card names them, such as `en`"""
+    base_model: Annotated[str | None, FREE] = None
+    """the model that the run continues, as the Hub names it, such as `HuggingFaceTB/SmolLM2-135M`;
+    for the card"""
     sample_tokens: Annotated[int, Field(ge=0), FREE] = 40
     """tokens that each prompt is continued by; 0 samples nothing"""
     policy: Annotated[Literal["on-demand", "each-stage", "every", "schedule"], FREE] = "on-demand"

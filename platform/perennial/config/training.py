@@ -81,6 +81,13 @@ class ModelSpec(Section):
             )
         return self
 
+    def describe_start(self) -> str:
+        """Return what the trunk starts from, in words."""
+        if self.path is None:
+            return "random weights"
+        layers = self.inherit_layers
+        return self.path if layers is None else f"{self.path}, its first {layers} layers"
+
 
 class WorkersSpec(Section):
     """The number of workers: a fixed number, or a range within which the cluster decides."""

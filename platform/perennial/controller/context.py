@@ -174,15 +174,13 @@ class Workspace:
             find_fill_tokens(named, FillInTheMiddle(**fill.model_dump()))
 
     def import_model(self) -> None:
-        """Copy the pre-trained model that the run starts from into the store, where it names one.
+        """Copy the stored model that the run file names into the store.
 
         Raises:
             InputError: the model does not fit the run.
         """
         from perennial.training.model.initial import import_model
 
-        if self.spec.model.path is None:
-            return
         tokenizer = corpora.load_tokenizer(self.store)
         imported = import_model(
             self.store,
@@ -191,12 +189,8 @@ class Workspace:
             tokenizer.end_of_document,
             self.spec.corpora.sequence_length,
         )
-        layers = imported.inherit_layers
-        self.log(
-            f"the trunk starts from {imported.path}"
-            + (f", its first {layers} layers" if layers else "")
-            + f": {imported.parameters:,} parameters"
-        )
+        start = self.spec.model.describe_start()
+        self.log(f"the trunk starts from {start}: {imported.parameters:,} parameters")
 
     def open_ledger(self) -> None:
         """Write the run file into the ledger, unless a process did before."""

@@ -127,7 +127,7 @@ def choices(state: RunState, where: str) -> list[tuple[str, str]]:
     return [
         (
             f"perennial retry {where} {name} --replay SHARE",
-            f"train it again from {stage.start or 'random weights'} with another replay share",
+            f"train it again from {stage.start or 'the beginning'} with another replay share",
         ),
         (f"perennial accept {where} {name}", f"accept {stage.name} as it is"),
         (

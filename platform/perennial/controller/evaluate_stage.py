@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from perennial.config import RunSpec
 from perennial.controller.context import Workspace
-from perennial.controller.ingest_stage import usable
+from perennial.controller.origin import measure_origins
+from perennial.controller.questions import loading_of, questions_of, sampling
 from perennial.corpora import read_manifest
-from perennial.evaluation import Answers, Loading, Questions, examine
+from perennial.evaluation import Answers, examine
 from perennial.evaluation import measure as measure_losses
 from perennial.evaluation.cache import kept_losses
 from perennial.evaluation.gates import Measurements
@@ -29,6 +28,7 @@ def evaluate(work: Workspace, name: str) -> None:
     stage = work.state.stage_of(name)
     if work.state.corpora[name].state == "trained":
         work.record(Evaluating(at=now(), corpus=name))
+    measure_origins(work)
     work.log(f"evaluating {stage.name} on held-out documents")
     if work.spec.gates.min_gain is not None:
         _measure_before(work, stage)
@@ -69,11 +69,13 @@ def _measure_before(work: Workspace, stage: Stage) -> None:
     """Measure the previous stage on this one's corpora, from which their gain is counted."""
     if stage.start is None:
         return
-    before = work.state.stages[-2].name
+    previous = work.state.stages[-2]
+    before = previous.name
     known = work.state.losses[before]
     missing = [n for n in stage.corpora if n not in known or not _is_kept(work, stage.start, n)]
     if missing:
-        losses = measure(work, stage.start, missing)
+        references = summary.references(work.state, previous)
+        losses = measure(work, stage.start, missing, references)
         work.record(Measured(at=now(), stage=before, losses=losses))
 
 
@@ -86,9 +88,9 @@ def _is_kept(work: Workspace, checkpoint: str, corpus: str) -> bool:
 
 def _gains(work: Workspace, stage: Stage) -> dict[str, Change]:
     """Return the paired change of the loss over documents, by corpus of the stage."""
-    gains = {}
+    gains, start = {}, work.state.start_of(stage)
     for name in stage.corpora:
-        before = kept_losses(work.store, stage.start, name) if stage.start else None
+        before = kept_losses(work.store, start, name) if start else None
         after = kept_losses(work.store, work.state.ends[stage.name], name)
         if before is not None and after is not None:
             gains[name] = paired_change(before, after)
@@ -98,8 +100,8 @@ def _gains(work: Workspace, stage: Stage) -> dict[str, Change]:
 def _score_before(work: Workspace, stage: Stage) -> None:
     """Score the checkpoint that the stage started from, where a comparison needs it.
 
-    Its own evaluation gave most scores. Missing are tasks that are made of this stage's corpora,
-    and tasks that the run file did not name at that time.
+    Its own evaluation gave most scores, and the base was scored before. Missing are tasks that are
+    made of this stage's corpora, and tasks that the run file did not name at that time.
     """
     gated = [name for name, gate in work.spec.gates.tasks.items() if gate.max_drop is not None]
     wanted = dict.fromkeys([*gated, *_trunk_tasks(work)])
@@ -109,12 +111,13 @@ def _score_before(work: Workspace, stage: Stage) -> None:
     asked = {score["asked"] for score in before}
     new = [name for name in wanted if name not in asked]
     own = [name for name in wanted if name in asked and is_per_corpus(name)]
-    for tasks, texts in ((new, _questions(work).texts), (own, stage.corpora)):
+    questions = questions_of(work, {})
+    for tasks, texts in ((new, questions.texts), (own, stage.corpora)):
         if tasks:
             work.log(f"scoring the checkpoint from which {stage.name} started")
             work.use_ray()
-            questions = replace(_questions(work), corpora=(), tasks=tuple(tasks), texts=texts)
-            answers = examine(work.store, stage.start, questions)
+            asking = replace(questions, corpora=(), tasks=tuple(tasks), texts=texts)
+            answers = examine(work.store, stage.start, asking)
             start = next(s for s in work.state.stages if work.state.ends.get(s.name) == stage.start)
             scores = [plain(score) for score in answers.tasks]
             work.record(Measured(at=now(), stage=start.name, losses={}, scores=scores))
@@ -130,33 +133,27 @@ def _examine(work: Workspace, stage: Stage) -> Answers:
     spec = work.spec
     tasks = [*spec.gates.tasks, *_trunk_tasks(work)]
     questions = replace(
-        _questions(work),
+        questions_of(work, summary.references(work.state, stage)),
         tasks=tuple(dict.fromkeys(tasks)),
-        task_reference=stage.start,
+        task_reference=work.state.start_of(stage),
         **sampling(spec),
     )
     return examine(work.store, work.state.ends[stage.name], questions)
 
 
-def _questions(work: Workspace) -> Questions:
-    return Questions(
-        corpora=tuple(usable(work.state)),
-        texts=tuple(name for s in work.state.stages for name in s.corpora),
-        sequence_length=work.spec.corpora.sequence_length,
-        max_documents=work.spec.evaluation.documents,
-        seed=work.spec.seed,
-        references=summary.references(work.state),
-        loading=loading_of(work.spec),
-    )
-
-
-def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, HeldoutLoss]:
+def measure(
+    work: Workspace,
+    folder: str,
+    corpora: Sequence[str],
+    references: Mapping[str, str] | None = None,
+) -> dict[str, HeldoutLoss]:
     """Measure held-out losses of a checkpoint.
 
     Args:
         work: the run.
-        folder: key of the checkpoint or release.
+        folder: key of the checkpoint.
         corpora: the corpora whose held-out documents are read.
+        references: by corpus, the model that its loss is compared with; default none.
 
     Returns:
         The losses by corpus.
@@ -168,25 +165,7 @@ def measure(work: Workspace, folder: str, corpora: Sequence[str]) -> dict[str, H
         corpora,
         work.spec.corpora.sequence_length,
         work.spec.evaluation.documents,
-        summary.references(work.state),
+        references,
         loading=loading_of(work.spec),
     )
     return dict(losses)
-
-
-def loading_of(spec: RunSpec) -> Loading:
-    """Return how a run's models are loaded for their evaluation."""
-    return Loading(spec.evaluation.precision, spec.evaluation.gpus)
-
-
-_PROMPTS_PER_CORPUS = 2
-
-
-def sampling(spec: RunSpec) -> dict[str, Any]:
-    """Return the sampling options of all stages and releases: the same prompts, to compare them."""
-    tokens = spec.release.sample_tokens
-    return {
-        "prompts": {"": spec.evaluation.prompts} if tokens else {},
-        "prompts_per_corpus": _PROMPTS_PER_CORPUS if tokens else 0,
-        "sample_tokens": tokens,
-    }

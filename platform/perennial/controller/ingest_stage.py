@@ -35,6 +35,10 @@ _WITHOUT_TEXT: Final[dict[str, Any]] = {
 """settings of what is done to text alone"""
 
 
+_NOT_OF_THE_CORPUS = frozenset({"step-changed", "step-unusable", "plugin-missing"})
+"""codes of what is wrong with a node, or with the code of a step, as a task met it"""
+
+
 def landing(work: Workspace, landed: LandedCorpus) -> Landed:
     """Return the event of a corpus that landed; the list of its files is kept in the store."""
     return Landed(
@@ -65,6 +69,7 @@ def ingest(work: Workspace, name: str) -> None:
     settings = _settings(work.spec.corpora.for_corpus(name), work.spec.seed)
     if ids is not None:
         settings = settings.model_copy(update={"tokens": ids} | _WITHOUT_TEXT)
+    _check_run_file(work)
     try:
         landed = _check_landed(work, name)
         if work.state.corpora[name].state == "landed" and landed is not None:
@@ -74,6 +79,21 @@ def ingest(work: Workspace, name: str) -> None:
         return
     with work.ingesting(name):
         _ingest(work, name, landed, settings)
+
+
+def _check_run_file(work: Workspace) -> None:
+    """Raise InputError for files that the run file names and that cannot be read.
+
+    No corpus is refused for them: the next one would be too, and each would have to be retried.
+    """
+    # Imported here: it loads pyarrow, which a look at the run's state needs not.
+    from perennial.corpora.ingest.decontaminate import read_evaluation_texts
+
+    spec = work.spec.tokenizer
+    if spec.path is not None and not work.store.exists(MANIFEST_KEY):
+        corpora.read_tokenizer(spec.path, spec.end_of_document, spec.begin_of_document)
+    paths = [Path(path) for path in work.spec.corpora.decontaminate]
+    read_evaluation_texts(paths, _settings(work.spec.corpora, work.spec.seed))
 
 
 def _refuse(work: Workspace, name: str, refusal: InputError) -> None:
@@ -100,6 +120,8 @@ def _ingest(
     except InputError as refusal:
         if is_undecided:
             corpora.withdraw_tokenizer(work.store)
+        if refusal.code in _NOT_OF_THE_CORPUS:
+            raise
         _refuse(work, name, refusal)
         return
     _warn_of_misfit(work, manifest)

@@ -18,6 +18,7 @@ from perennial.controller import evaluate_stage as judging
 from perennial.controller.context import Workspace
 from perennial.controller.failures import describe_failure
 from perennial.controller.ingest_stage import ingest, landing
+from perennial.controller.origin import begin_from_stored
 from perennial.controller.release import carry_out
 from perennial.controller.reuse_trial import adopt
 from perennial.controller.train_stage import train
@@ -31,12 +32,25 @@ from perennial.errors import (
     Terminated,
 )
 from perennial.runs import release_policy as policy
-from perennial.runs.actions import Action, Outside, next_action, next_ingest, not_ingested
+from perennial.runs.actions import (
+    Action,
+    Outside,
+    awaited_proxies,
+    next_action,
+    next_ingest,
+    not_ingested,
+)
 from perennial.runs.events import Releasing, Retried, Trained
 from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import now
-from perennial.runs.stage_planner import check_first_stage, decide_stage, order_of
+from perennial.runs.stage_planner import (
+    check_first_stage,
+    decide_stage,
+    order_of,
+    warn_of_start,
+)
 from perennial.runs.state import Stage
+from perennial.schedules import from_dict
 from perennial.training.checkpoint.manifest import committed_steps
 from perennial.training.spikes.skips import read_skips
 
@@ -175,7 +189,12 @@ def todo(work: Workspace) -> list[str]:
     first = next_action(work.state, outside, order_of(work.spec))
     undecided = [f"no release by policy: {work.undecided}"] if work.undecided else []
     if first is None or (first.verb == "wait" and not first.until):
-        return undecided
+        landed = {*work.state.corpora} - {*work.spec.stages.proxies}
+        awaited = awaited_proxies(work.state, order_of(work.spec)) if landed else ()
+        return [
+            *(f"wait for {name}, which the first stage replays" for name in awaited),
+            *undecided,
+        ]
     waiting = [n for n in outside.inbox if n not in work.state.corpora and n != first.subject]
     line = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
     line += f" until {first.until}" if first.until else ""
@@ -348,11 +367,14 @@ class _Controller:
             work.spec, work.state, action.subject, now(), "", self._reschedule, action.joined
         )
         unreplayed = decided.mix.unreplayed
-        if unreplayed and work.state.stages:
+        if unreplayed:
             work.log(
                 f"{decided.stage}: {unreplayed:,} sequences of the replay share are new data "
                 "instead, because the earlier corpora are at their replay limit"
             )
+        if not work.state.stages:
+            for line in warn_of_start(work.spec, decided.mix, from_dict(decided.schedule)):
+                work.log(f"notice: {line}")
         stage = Stage.decided(decided, after=len(work.state.stages))
         if action.joined:
             work.log(f"{stage.name} trains {', '.join(stage.corpora)} together")
@@ -367,7 +389,7 @@ class _Controller:
         work = self._work
         stage = work.state.stage_of(name)
         if stage.start is None:
-            work.import_model()
+            begin_from_stored(work)
         adopt(work, stage)
         work.use_ray()
         job = stage_job(work.spec, work.state, stage, work.manifests(), work.fence())

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from perennial import corpora
 from perennial.config import parse_amount
 from perennial.controller.context import Workspace
-from perennial.controller.evaluate_stage import loading_of, measure, sampling
+from perennial.controller.evaluate_stage import measure
 from perennial.controller.ingest_stage import usable
+from perennial.controller.origin import measure_origins
+from perennial.controller.publish import check_place, publish
+from perennial.controller.questions import loading_of, sampling
 from perennial.controller.train_stage import train
 from perennial.errors import InputError, Superseded
 from perennial.evaluation import Questions, examine
@@ -19,8 +25,17 @@ from perennial.runs.stage_planner import decide_release
 from perennial.runs.state import RunState, Stage
 from perennial.training.checkpoint.manifest import committed_steps
 
+Format = Literal["safetensors", "gguf"]
+"""of a copy"""
 
-def release(work: Workspace, origin: str | None = None, tokens: str | None = None) -> Released:
+
+def release(
+    work: Workspace,
+    origin: str | None = None,
+    tokens: str | None = None,
+    to: str | None = None,
+    copied_as: Format = "safetensors",
+) -> Released:
     """Anneal and export a checkpoint of the trunk, unless that release exists.
 
     Training continues meanwhile: the controller in charge stays in charge.
@@ -29,26 +44,52 @@ def release(work: Workspace, origin: str | None = None, tokens: str | None = Non
         work: the run.
         origin: `STAGE@STEP`, or `STAGE` for its end; None is the end of the last stage that passed.
         tokens: length of the anneal, such as `4M tokens`, in place of the run file's.
+        to: a place that the release is copied to, see `publish`.
+        copied_as: format of that copy.
 
     Returns:
         The release.
 
     Raises:
-        InputError: there is no such checkpoint, or a gate stopped its stage.
+        InputError: there is no such checkpoint, a gate stopped its stage, or the place is none.
     """
+    _check_copy(to, copied_as)
     decided = _decide(work, origin, tokens)
     done = _done(work, decided.name)
     if done is not None:
         work.log(f"release {decided.name} exists already")
-        return done
-    return carry_out(work, decided)
+    released = done or carry_out(work, decided)
+    if to is not None:
+        publish(work, decided, released, to, gguf=copied_as == "gguf")
+    return released
 
 
-def plan_release(work: Workspace, origin: str | None, tokens: str | None) -> str:
+def plan_release(
+    work: Workspace,
+    origin: str | None,
+    tokens: str | None,
+    to: str | None = None,
+    copied_as: str | None = "safetensors",
+) -> list[str]:
     """Return what `release` would do, in words; writes nothing."""
+    _check_copy(to, copied_as)
     decided = _decide(work, origin, tokens)
     how = f"anneal {_steps(decided)} steps and " if decided.mix else ""
-    return f"{how}export {decided.name} from {decided.source}"
+    made = f"{how}export {decided.name} from {decided.source}"
+    return [made] if to is None else [made, f"copy it to {to} as {copied_as}"]
+
+
+def _check_copy(to: str | None, copied_as: str | None) -> None:
+    if to is not None:
+        check_place(to)
+    elif copied_as != "safetensors":
+        raise InputError(
+            "command line",
+            "--format",
+            f"{copied_as} is the format of a copy, and there is none",
+            "name a place with --to",
+            code="format-without-place",
+        )
 
 
 def carry_out(work: Workspace, decided: Releasing) -> Released:
@@ -114,12 +155,15 @@ def evaluate(work: Workspace) -> None:
 
 def _fill(work: Workspace) -> None:
     ready = usable(work.state)
+    if work.state.losses and measure_origins(work):
+        work.notify(lambda observer: observer.matrix_filled(work))
     for stage in work.state.stages:
         measured = work.state.losses.get(stage.name, {})
         missing = [name for name in ready if name not in measured]
         if stage.name in work.state.losses and missing:
             work.log(f"measuring {stage.name} on {', '.join(missing)}")
-            losses = measure(work, work.state.ends[stage.name], missing)
+            references = summary.references(work.state, stage)
+            losses = measure(work, work.state.ends[stage.name], missing, references)
             work.amend(Measured(at=now(), stage=stage.name, losses=losses))
             work.notify(lambda observer: observer.matrix_filled(work))
 
@@ -194,37 +238,30 @@ def _anneal(work: Workspace, claimed: Releasing) -> str:
 
 
 def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -> None:
-    from perennial.corpora import load_tokenizer
+    from perennial.corpora.release_tokenizer import release_files
     from perennial.training.model.export import export
 
     if work.store.exists(f"{folder}/manifest.json"):
         return
     work.log(f"exporting release {claimed.name}")
     card = model_card(work.spec, work.state, claimed, work.manifests())
-    tokenizer = load_tokenizer(work.store)
-    its = tokenizer.manifest
-    export(
-        work.store,
-        checkpoint,
-        folder,
-        tokenizer.release_json(),
-        its.end_of_document_text,
-        card,
-        its.begin_of_document_text,
-    )
+    named = work.spec.tokenizer
+    tokenizer = corpora.load_tokenizer(work.store)
+    base = corpora.read_base_files(work.store, tokenizer)
+    files = release_files(tokenizer, base, named.end_of_document, named.begin_of_document)
+    export(work.store, checkpoint, folder, files, card)
 
 
 def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
     work.use_ray()
     work.log(f"measuring and sampling release {claimed.name}")
     stage = work.state.stage(claimed.stage)
-    trained = [name for s in work.state.stages[: stage.after + 1] for name in s.corpora]
     questions = Questions(
-        corpora=tuple(trained),
+        corpora=work.state.trained_corpora(stage),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,
-        references=summary.references(work.state),
+        references=summary.references(work.state, stage),
         loading=loading_of(work.spec),
         **sampling(work.spec),
     )

@@ -25,10 +25,11 @@ from perennial.corpora.tokenizer import (
     find_converted,
     import_tokenizer,
     load_tokenizer,
+    read_base_files,
     read_tokenizer,
-    train_tokenizer,
     withdraw_tokenizer,
 )
+from perennial.corpora.tokenizer_training import train_tokenizer
 
 __all__ = [
     "CorpusManifest",
@@ -54,6 +55,7 @@ __all__ = [
     "land_files",
     "list_landed",
     "load_tokenizer",
+    "read_base_files",
     "read_holdout",
     "read_landed",
     "read_manifest",

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from perennial.corpora.compatibility import check_same_settings
 from perennial.corpora.ingest.sample import list_inputs
 from perennial.corpora.manifest import CorpusManifest, IngestSettings, manifest_key
-from perennial.corpora.tokenizer import MANIFEST_KEY, TOKENIZER_KEY, RunTokenizer, load_tokenizer
+from perennial.corpora.tokenizer import (
+    BASE,
+    MANIFEST_KEY,
+    TOKENIZER_KEY,
+    RunTokenizer,
+    load_tokenizer,
+    read_base_files,
+)
 from perennial.errors import InputError
 from perennial.store import copy_checked
 
@@ -27,6 +34,8 @@ def borrow_tokenizer(store: Store, lender: Store) -> None:
     """
     if lender.exists(MANIFEST_KEY) and not store.exists(MANIFEST_KEY):
         tokenizer = load_tokenizer(lender)  # compared with its fingerprint
+        for name, data in read_base_files(lender, tokenizer).items():
+            store.write(f"{BASE}/{name}", data)
         store.write(TOKENIZER_KEY, tokenizer.json.encode())
         # The manifest comes last: a tokenizer exists when its manifest does (invariant I6).
         store.create(MANIFEST_KEY, lender.read(MANIFEST_KEY))

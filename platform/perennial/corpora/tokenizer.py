@@ -6,25 +6,26 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from perennial.corpora.inbox import LandedCorpus, read_landed
-from perennial.corpora.ingest.sample import check_sampled, sample_texts
-from perennial.corpora.manifest import IngestSettings, token_bytes
+from perennial.corpora.manifest import StoredFile, token_bytes
 from perennial.corpora.special_tokens import Borders, hide_special_tokens
 from perennial.corpora.tokenizer_files import (
-    END_OF_DOCUMENT,
     digest_conversion,
+    read_kept_files,
     read_tokenizer_file,
     read_vocabulary,
+    served_tokens,
 )
 from perennial.errors import InputError
+from perennial.store import read_checked
 from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tokenizers import Tokenizer
@@ -35,9 +36,8 @@ T = TypeVar("T")
 
 TOKENIZER_KEY = "tokenizer/tokenizer.json"
 MANIFEST_KEY = "tokenizer/manifest.json"
-SMALLEST_VOCABULARY = 257
-"""256 bytes and the end of a document"""
-_SAMPLE_BYTES = 64 << 20
+BASE = "tokenizer/base"
+"""folder of an imported tokenizer's own files"""
 
 
 class TokenizerManifest(BaseModel):
@@ -56,6 +56,8 @@ class TokenizerManifest(BaseModel):
     begin_of_document: int | None = None
     """token id; None where nothing stands before a document"""
     begin_of_document_text: str | None = None
+    """of that token; "" where the run file or the tokenizer's configuration says that there is none
+    """
     conversion: str = Field(default="", exclude_if=lambda digest: not digest)
     """digest of the files that were converted, so that the same ones are not converted again; ""
     for a tokenizer.json"""
@@ -64,6 +66,8 @@ class TokenizerManifest(BaseModel):
     source: Literal["trained", "imported"]
     asked_vocabulary: int | None = None
     """of a trained one; a small corpus yields fewer"""
+    files: tuple[StoredFile, ...] = ()
+    """the tokenizer's own, below `tokenizer/base/`; none in stores of before 0.2"""
 
 
 @dataclass(frozen=True)
@@ -113,9 +117,9 @@ class RunTokenizer:
         """Return the tokens between documents with their ids."""
         its = self.manifest
         end = (its.end_of_document_text, its.end_of_document)
-        if its.begin_of_document_text is None or its.begin_of_document is None:
+        if its.begin_of_document is None:
             return (end,)
-        return (end, (its.begin_of_document_text, its.begin_of_document))
+        return (end, (str(its.begin_of_document_text), its.begin_of_document))
 
     @property
     def plain_json(self) -> str:
@@ -149,28 +153,15 @@ class RunTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
-        tokenizer.post_processor = self._template()
+        tokenizer.post_processor = self.template()
         return tokenizer
 
-    def release_json(self) -> str:
-        """Return the tokenizer.json of a release, which puts the run's begin before a text.
-
-        Where a run has none, the file's own template is kept.
-        """
-        from tokenizers import Tokenizer
-
-        if self.begin_of_document is None:
-            return self.json
-        tokenizer = Tokenizer.from_str(self.json)
-        tokenizer.post_processor = self._template()
-        written: str = tokenizer.to_str()
-        return written
-
-    def _template(self) -> Any:
+    def template(self) -> Any:
+        """Return the post-processor that puts before a text what stands before a document."""
         from tokenizers.processors import TemplateProcessing
 
         begin, number = self.manifest.begin_of_document_text, self.begin_of_document
-        if begin is None:
+        if number is None:
             return TemplateProcessing(single=["$A"], pair=["$A", "$B"], special_tokens=[])
         return TemplateProcessing(
             single=[begin, "$A"],
@@ -180,77 +171,18 @@ class RunTokenizer:
 
     def describe_borders(self) -> str:
         """Return a sentence on what stands between documents, with what a served text would get."""
-        from tokenizers import Tokenizer
-
         its = self.manifest
         end = f"documents end with {its.end_of_document_text} (id {its.end_of_document})"
-        if its.begin_of_document_text is not None:
+        if its.begin_of_document is not None:
             return f"{end} and begin with {its.begin_of_document_text} (id {its.begin_of_document})"
-        tokenizer = Tokenizer.from_str(self.json)
-        served, plain = (tokenizer.encode("a", add_special_tokens=asked) for asked in (True, False))
-        added = served.tokens[: len(served.ids) - len(plain.ids)]
-        if not added or served.ids[0] == plain.ids[0]:
+        served = served_tokens(self.json)
+        if not served:
             return f"{end}; nothing stands before them"
         return (
-            f"{end}; nothing stands before them, though the tokenizer puts {added[0]} before what "
-            "is served: a model that was trained with it needs "
-            f"tokenizer.begin_of_document: {added[0]!r}"
+            f"{end}; nothing stands before them, though the tokenizer puts {' '.join(served)} "
+            "before what is served: a model that was trained with it needs "
+            f"tokenizer.begin_of_document: {served[0]!r}"
         )
-
-
-def train_tokenizer(
-    store: Store,
-    inbox: Store,
-    name: str,
-    vocabulary: int,
-    settings: IngestSettings,
-    landed: LandedCorpus | None = None,
-) -> RunTokenizer:
-    """Train a byte-level BPE with GPT-2's split on a sample of a landed corpus.
-
-    Held-out documents are not in the sample. Where the store has a tokenizer that was trained for
-    the same vocabulary, that one is returned.
-
-    Args:
-        store: the run's store, which gets the tokenizer.
-        inbox: the store that the corpus landed in.
-        name: the corpus's name.
-        vocabulary: entries of the vocabulary, at least 257.
-        settings: how documents are found in the corpus.
-        landed: the corpus as `check_landed` returned it; default: as it is now.
-
-    Raises:
-        InputError: for a vocabulary that is too small, a store with another tokenizer, a corpus
-            without text, or a sampled file that is not what its producer promised.
-    """
-    if vocabulary < SMALLEST_VOCABULARY:
-        raise InputError(
-            "tokenizer",
-            "vocabulary",
-            f"{vocabulary} entries cannot hold every byte",
-            f"use at least {SMALLEST_VOCABULARY}",
-            code="vocabulary-too-small",
-        )
-    if store.exists(MANIFEST_KEY):
-        present = load_tokenizer(store)
-        if present.manifest.asked_vocabulary != vocabulary:
-            asked = present.manifest.asked_vocabulary
-            raise _differs(store, "asked_vocabulary", asked, vocabulary)
-        return present
-    landed = landed or read_landed(inbox, name)
-    check_sampled(inbox, landed, _SAMPLE_BYTES)
-    texts = sample_texts(inbox, landed, settings, _SAMPLE_BYTES)
-    trained = _train(texts, vocabulary)
-    if trained.get_vocab_size() <= SMALLEST_VOCABULARY < vocabulary:
-        raise InputError(
-            f"{inbox.url}/{name}",
-            settings.text_field,
-            "there is no text to train a tokenizer on",
-            "land documents with text",
-            code="no-text",
-        )
-    tokenizer = _build_tokenizer(trained.to_str(), END_OF_DOCUMENT, "trained", vocabulary)
-    return _commit(store, tokenizer)
 
 
 def import_tokenizer(
@@ -259,7 +191,7 @@ def import_tokenizer(
     end_of_document: str | None = None,
     begin_of_document: str | None = None,
 ) -> RunTokenizer:
-    """Make an existing tokenizer the run's.
+    """Make an existing tokenizer the run's, with the files beside it as they are.
 
     Importing the same again changes nothing.
 
@@ -268,7 +200,7 @@ def import_tokenizer(
         path: the file or folder to read.
         end_of_document: the token that ends a document; see `read_tokenizer`. Where the store has
             the tokenizer, its own is kept unless this names another one.
-        begin_of_document: the token that stands before a document; likewise.
+        begin_of_document: the token that stands before a document, "" for none; likewise.
 
     Raises:
         InputError: for what is no tokenizer, and for a store with another one.
@@ -279,14 +211,16 @@ def import_tokenizer(
     tokenizer = read_tokenizer(path, end_of_document, begin_of_document)
     if not store.exists(MANIFEST_KEY):
         manifest = tokenizer.manifest.model_copy(update={"conversion": digest_conversion(path)})
-        return _commit(store, RunTokenizer(tokenizer.json, manifest))
+        return commit_tokenizer(
+            store, RunTokenizer(tokenizer.json, manifest), read_kept_files(path)
+        )
     present = _load_same(store, tokenizer)
     its, wanted = present.manifest, tokenizer.manifest
     if end_of_document is not None and its.end_of_document != wanted.end_of_document:
-        raise _differs(store, "end_of_document", its.end_of_document_text, end_of_document)
-    if its.begin_of_document != wanted.begin_of_document:
+        raise tokenizer_differs(store, "end_of_document", its.end_of_document_text, end_of_document)
+    if begin_of_document is not None and its.begin_of_document != wanted.begin_of_document:
         begins = (its.begin_of_document_text, wanted.begin_of_document_text)
-        raise _differs(store, "begin_of_document", *begins)
+        raise tokenizer_differs(store, "begin_of_document", *begins)
     return present
 
 
@@ -314,6 +248,7 @@ def withdraw_tokenizer(store: Store) -> None:
     """
     store.remove(MANIFEST_KEY)  # a tokenizer exists while its manifest does
     store.remove(TOKENIZER_KEY)
+    store.remove(BASE)
 
 
 def read_tokenizer(
@@ -324,7 +259,8 @@ def read_tokenizer(
     Args:
         path: the file or folder to read.
         end_of_document: the token that ends a document; default: see `TokenizerFile.choose_end`.
-        begin_of_document: the token that stands before a document; default: none.
+        begin_of_document: the token that stands before a document, "" for none; default: see
+            `TokenizerFile.choose_begin`.
 
     Raises:
         InputError: for a missing or unreadable file, and for a token that it does not have.
@@ -332,7 +268,10 @@ def read_tokenizer(
     file = read_tokenizer_file(path)
     end = file.choose_end() if end_of_document is None else end_of_document
     end = file.check_token("end_of_document", end)
-    begin = begin_of_document and file.check_token("begin_of_document", begin_of_document)
+    if begin_of_document is None:
+        begin = file.choose_begin(end)
+    else:
+        begin = begin_of_document and file.check_token("begin_of_document", begin_of_document)
     if begin == end:
         raise InputError(
             "run file",
@@ -341,8 +280,8 @@ def read_tokenizer(
             "leave it out",
             code="begin-is-end",
         )
-    tokenizer = _build_tokenizer(file.json, end, "imported", None, begin)
-    if end_of_document or begin_of_document:
+    tokenizer = build_tokenizer(file.json, end, "imported", None, begin)
+    if end_of_document or begin:
         _check_borders(tokenizer)
     return tokenizer
 
@@ -362,6 +301,16 @@ def _check_borders(tokenizer: RunTokenizer) -> None:
                 "name a special token",
                 code="token-is-text",
             )
+
+
+def read_base_files(store: Store, tokenizer: RunTokenizer) -> dict[str, bytes]:
+    """Return an imported tokenizer's own files by name.
+
+    Raises:
+        Altered: one is missing or has another digest than the manifest says.
+    """
+    kept = tokenizer.manifest.files
+    return {file.file: read_checked(store, f"{BASE}/{file.file}", file.sha256) for file in kept}
 
 
 def load_tokenizer(store: Store) -> RunTokenizer:
@@ -418,29 +367,22 @@ def _fingerprint_or_none(text: str) -> str | None:
         return None
 
 
-def _train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END_OF_DOCUMENT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
-    return tokenizer
-
-
-def _build_tokenizer(
+def build_tokenizer(
     text: str,
     end: str,
     source: Literal["trained", "imported"],
     asked: int | None,
     begin: str | None = None,
 ) -> RunTokenizer:
+    """Return a tokenizer with its manifest.
+
+    Args:
+        text: a tokenizer.json.
+        end: the token that ends a document.
+        source: where it is from.
+        asked: entries that it was trained for; None for an imported one.
+        begin: the token that stands before a document; None or "" for none.
+    """
     vocabulary = read_vocabulary(text)
     of_file, text = _fingerprint(text), canonical_json(text)
     fingerprint = _fingerprint(text)
@@ -450,7 +392,7 @@ def _build_tokenizer(
         end_of_document=vocabulary[end],
         end_of_document_text=end,
         begin_of_document=vocabulary[begin] if begin else None,
-        begin_of_document_text=begin or None,
+        begin_of_document_text=begin,
         vocabulary=max(vocabulary.values()) + 1,
         source=source,
         asked_vocabulary=asked,
@@ -474,7 +416,24 @@ def _fingerprint(text: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _commit(store: Store, tokenizer: RunTokenizer) -> RunTokenizer:
+def commit_tokenizer(
+    store: Store, tokenizer: RunTokenizer, files: Mapping[str, bytes] = MappingProxyType({})
+) -> RunTokenizer:
+    """Write a tokenizer, the manifest last; return the one that another process wrote first.
+
+    Args:
+        store: the run's store, which gets it.
+        tokenizer: the tokenizer.
+        files: its own files, by name.
+    """
+    stored = tuple(
+        StoredFile(file=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in files.items()
+    )
+    manifest = tokenizer.manifest.model_copy(update={"files": stored})
+    tokenizer = RunTokenizer(tokenizer.json, manifest)
+    for name, data in files.items():
+        store.write(f"{BASE}/{name}", data)
     store.write(TOKENIZER_KEY, tokenizer.json.encode())
     if store.create(MANIFEST_KEY, tokenizer.manifest.model_dump_json(indent=1).encode()):
         return tokenizer
@@ -485,11 +444,19 @@ def _load_same(store: Store, tokenizer: RunTokenizer) -> RunTokenizer:
     """Return the store's tokenizer if it is the given one, else InputError."""
     present = load_tokenizer(store)
     if present.fingerprints.isdisjoint(tokenizer.fingerprints):
-        raise _differs(store, "fingerprint", present.fingerprint, tokenizer.fingerprint)
+        raise tokenizer_differs(store, "fingerprint", present.fingerprint, tokenizer.fingerprint)
     return present
 
 
-def _differs(store: Store, field: str, present: object, wanted: object) -> InputError:
+def tokenizer_differs(store: Store, field: str, present: object, wanted: object) -> InputError:
+    """Return the error of a store with another tokenizer.
+
+    Args:
+        store: the run's store.
+        field: of its manifest, that differs.
+        present: the value there.
+        wanted: the value that was asked for.
+    """
     return InputError(
         f"{store.url}/{MANIFEST_KEY}",
         field,

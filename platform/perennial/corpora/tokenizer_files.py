@@ -15,6 +15,10 @@ from perennial.store import is_store_url, open_store
 from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenizers import Tokenizer
+
     from perennial.store import Store
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -31,6 +35,19 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>", "<
 
 _NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model", "vocab.json")
 """files that may hold a folder's tokenizer, the first that there is"""
+CONFIG, SPECIALS = "tokenizer_config.json", "special_tokens_map.json"
+KEPT = (
+    *_NAMES,
+    "merges.txt",
+    "added_tokens.json",
+    CONFIG,
+    SPECIALS,
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""files of a folder that say how its tokenizer is used"""
+TEMPLATES = "additional_chat_templates"
+"""a folder of files beside them"""
 _SUFFIXES = (".json", ".gguf", ".model", ".tiktoken")
 
 
@@ -42,12 +59,18 @@ class TokenizerFile:
     json: the text of a tokenizer.json.
     vocabulary: token ids by token, added tokens included.
     named_ends: the ends of a sequence that configurations beside the file name.
+    served: the tokens that its own template puts before a text.
+    named_begin: the begin of a sequence that the configurations name; "" for none.
+    adds_begin: whether they say that it is put before a text; None where they do not.
     """
 
     where: str
     json: str
     vocabulary: dict[str, int]
     named_ends: tuple[str, ...]
+    served: tuple[str, ...] = ()
+    named_begin: str = ""
+    adds_begin: bool | None = None
 
     def choose_end(self) -> str:
         """Return the token that ends a document.
@@ -69,6 +92,23 @@ class TokenizerFile:
             f"name one as tokenizer.end_of_document, or add {END_OF_DOCUMENT} to the vocabulary",
             code="tokenizer-without-end",
         )
+
+    def choose_begin(self, end: str) -> str | None:
+        """Return the token that stood before a text where the tokenizer's model was trained.
+
+        `add_bos_token` of its configuration decides, and its template where that says nothing.
+
+        Args:
+            end: the token that ends a document, which stands before the next one in any case.
+
+        Returns:
+            The token; "" where the configuration turns the template's off, None for none.
+        """
+        template = self.served[0] if len(self.served) == 1 else ""
+        token = template if self.adds_begin is None else self.adds_begin and self.named_begin
+        if not token:
+            return "" if self.served and self.adds_begin is False else None
+        return token if token in self.vocabulary and token != end else None
 
     def check_token(self, field: str, token: str) -> str:
         """Return a token that the run file names. Raises InputError if there is none like it."""
@@ -106,10 +146,30 @@ def read_tokenizer_file(path: str | Path) -> TokenizerFile:
         for file in {name, *companions} if not source.is_local else ():
             if source.exists(file):
                 source.download(file, Path(scratch, file))
-        text, vocabulary = _parse(where, local)
-    configs = ("tokenizer_config.json", "special_tokens_map.json")
-    named = (_eos_token(source, config) for config in configs)
-    return TokenizerFile(where, text, vocabulary, tuple(filter(None, named)))
+        text, vocabulary, served = _parse(where, local)
+    configs = [_read_config(source, name) for name in (CONFIG, SPECIALS)]
+    ends = tuple(end for config in configs if (end := named_token(config, "eos_token")))
+    begins = (named_token(config, "bos_token") for config in configs)
+    adds = configs[0].get("add_bos_token")
+    begin = next(filter(None, begins), "")
+    return TokenizerFile(
+        where, text, vocabulary, ends, served, begin, adds if isinstance(adds, bool) else None
+    )
+
+
+def read_kept_files(path: str | Path) -> dict[str, bytes]:
+    """Return a tokenizer's own files by name, as they lie in its folder; {} for a GGUF file's.
+
+    A file that alone holds a tokenizer.json under another name is returned as that.
+    """
+    source, name = _locate(os.fspath(path))
+    if name.endswith(".gguf"):
+        return {}
+    templates = [entry.key for entry in source.list(TEMPLATES) if entry.key.endswith(".jinja")]
+    files = {kept: source.read(kept) for kept in (*KEPT, *templates) if source.exists(kept)}
+    if name not in files:
+        files[_NAMES[0] if name.endswith(".json") else name] = source.read(name)
+    return files
 
 
 def digest_conversion(path: str | Path) -> str:
@@ -147,11 +207,28 @@ def read_vocabulary(text: str) -> dict[str, int]:
     return vocabulary
 
 
-def _parse(where: str, local: Path) -> tuple[str, dict[str, int]]:
-    """Return the text of the tokenizer.json that a file holds, and its vocabulary."""
+def served_tokens(text: str) -> tuple[str, ...]:
+    """Return the tokens that the template of a tokenizer.json puts before a text."""
+    from tokenizers import Tokenizer
+
+    return _served(Tokenizer.from_str(text))
+
+
+def _served(tokenizer: Tokenizer) -> tuple[str, ...]:
+    plain = tokenizer.encode("a", add_special_tokens=False).tokens
+    tokens = tokenizer.encode("a").tokens
+    starts = (at for at in range(len(tokens)) if tokens[at : at + len(plain)] == plain)
+    return tuple(tokens[: next(starts, 0)])
+
+
+def _parse(where: str, local: Path) -> tuple[str, dict[str, int], tuple[str, ...]]:
+    """Return the text of a file's tokenizer.json, its vocabulary, and what stands before a text."""
+    from tokenizers import Tokenizer
+
     try:
         text = read_as_json(where, local)
-        return text, read_vocabulary(text)
+        tokenizer = Tokenizer.from_str(text)
+        return text, tokenizer.get_vocab(with_added_tokens=True), _served(tokenizer)
     except InputError:
         raise
     except Exception as error:
@@ -166,19 +243,24 @@ def _parse(where: str, local: Path) -> tuple[str, dict[str, int]]:
         ) from error
 
 
-def _eos_token(source: Store, config: str) -> str:
-    """Return the end-of-document token that a configuration file names; "" where it names none."""
-    if not source.exists(config):
-        return ""
+def _read_config(source: Store, name: str) -> dict[str, Any]:
+    """Return a configuration beside a tokenizer; {} where there is none."""
+    if not source.exists(name):
+        return {}
     try:
-        content: Any = parse_json(source.read(config))
+        content: Any = parse_json(source.read(name))
     except ValueError as error:
         raise InputError(
-            f"{source.url}/{config}",
+            f"{source.url}/{name}",
             "",
             f"it is no JSON ({error})",
             "correct or remove it",
             code="tokenizer-unreadable",
         ) from error
-    token = content.get("eos_token") if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def named_token(config: Mapping[str, Any], field: str) -> str:
+    """Return the special token that a configuration names, such as its `eos_token`; "" for none."""
+    token = config.get(field)
     return str((token.get("content") if isinstance(token, dict) else token) or "")

@@ -6,11 +6,12 @@ run's stages; `perennial.report.figures.run` draws them.
 
 from perennial.evaluation.evaluate import Answers, Loading, Questions, examine, measure
 from perennial.evaluation.loss import HeldoutLoss
-from perennial.evaluation.matrix import LossMatrix, corpus_of, pareto_front
+from perennial.evaluation.matrix import BASE, LossMatrix, corpus_of, pareto_front
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import NotRun, TaskScore
 
 __all__ = [
+    "BASE",
     "Answers",
     "HeldoutLoss",
     "Loading",

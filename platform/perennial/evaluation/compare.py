@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from perennial.evaluation.loss import Change, DocumentLoss, HeldoutLoss, paired_change
+from perennial.evaluation.matrix import BASE
 
 EQUAL = 0.01
 """Token counts that differ by no more than this share are equal: a stage is whole steps."""
@@ -34,6 +35,13 @@ class Model:
     losses: Mapping[str, HeldoutLoss]
     sources: Mapping[str, int] = field(default_factory=dict)
     scores: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def rate(self) -> str:
+        """Return where its learning rate stands; "base" for a stored model, not trained here."""
+        if not self.tokens:
+            return BASE
+        return "annealed" if self.decayed else "constant"
 
 
 @dataclass(frozen=True)

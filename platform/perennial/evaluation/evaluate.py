@@ -126,7 +126,7 @@ def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) 
 
     Args:
         store: the run's store.
-        folder_key: folder of the checkpoint or release.
+        folder_key: folder of the checkpoint, release or imported model.
         questions: the measurements to make.
         cpus: CPUs of the Ray task.
 
@@ -233,6 +233,7 @@ def fetch(store: Store, folder_key: str, local: Path) -> None:
         InputError: the manifest cannot be read.
     """
     for name, (key, sha256) in _promised_files(store, folder_key).items():
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
         download_checked(store, key, local / name, sha256)
 
 
@@ -244,7 +245,8 @@ def _promised_files(store: Store, folder_key: str) -> dict[str, tuple[str, str]]
         # The folder of a checkpoint's files; a release has none.
         folder = "/".join(filter(None, (folder_key, manifest.get("attempt", ""))))
         return {
-            name: (f"{folder}/{name}", str(file["sha256"]))
+            # Of a stored model that was imported, the digest alone.
+            name: (f"{folder}/{name}", file if isinstance(file, str) else str(file["sha256"]))
             for name, file in manifest["files"].items()
             if not name.startswith("optimizer-")
         }
@@ -290,7 +292,7 @@ def run_tokenizer(store: Store) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=run.build(),
         eos_token=run.manifest.end_of_document_text,
-        bos_token=run.manifest.begin_of_document_text,
+        bos_token=run.manifest.begin_of_document_text or None,
     )
 
 

@@ -39,6 +39,8 @@ class Verdict:
 class Measurements:
     """Measurements of the last stage of a matrix.
 
+    Where the trunk starts from a stored model, the first stage is compared with that, the base.
+
     gains: fall of the loss on the stage's own corpora since the checkpoint that it started from,
         with the standard error over paired documents; a corpus without one was not measured.
     scores: of the stage's end on tasks, with the gate's name as `asked`.
@@ -51,6 +53,11 @@ class Measurements:
     scores: Sequence[Mapping[str, Any]] = ()
     scores_before: Sequence[Mapping[str, Any]] = ()
     not_finite: Sequence[str] = ()
+
+    @property
+    def has_before(self) -> bool:
+        """Return whether the stage started from a model that knew something."""
+        return len(self.matrix.stages) > 1 or bool(self.matrix.origins)
 
 
 def judge(bounds: GatesSpec, measured: Measurements) -> list[Verdict]:
@@ -68,7 +75,7 @@ def judge(bounds: GatesSpec, measured: Measurements) -> list[Verdict]:
         *_forgetting(bounds, measured.matrix, stage),
         *_own_corpora(bounds, measured, stage),
         *chain.from_iterable(
-            _task(bounds, name, gate, measured, stage) for name, gate in bounds.tasks.items()
+            _task(bounds, name, gate, measured) for name, gate in bounds.tasks.items()
         ),
     ]
 
@@ -96,13 +103,13 @@ def _own_corpora(bounds: GatesSpec, measured: Measurements, stage: int) -> Itera
             nats = None if after is None else after.nats_per_token
             error = None if after is None else after.stderr_nats_per_token
             yield _below("max_adaptation", corpus, nats, error, bounds.max_adaptation, slack)
-        if bounds.min_gain is not None and stage:
+        if bounds.min_gain is not None and measured.has_before:
             gain, error = measured.gains.get(corpus, (None, None))
             yield _above("min_gain", corpus, gain, error, bounds.min_gain, slack)
 
 
 def _task(
-    bounds: GatesSpec, name: str, gate: TaskGate, measured: Measurements, stage: int
+    bounds: GatesSpec, name: str, gate: TaskGate, measured: Measurements
 ) -> Iterator[Verdict]:
     """Yield verdicts for every task of a gate, on the gate's metric or the task's first."""
     mine = [score for score in measured.scores if score["asked"] == name]
@@ -117,7 +124,7 @@ def _task(
     for task, score in chosen.items():
         if gate.min is not None:
             yield _above("tasks", task, score["value"], score["stderr"], gate.min, slack)
-        if gate.max_drop is not None and stage:
+        if gate.max_drop is not None and measured.has_before:
             change = change_of(score, measured.scores_before)
             drop, error = (None, None) if change is None else (-change.value, change.stderr)
             yield _below("tasks.max_drop", task, drop, error, gate.max_drop, slack)

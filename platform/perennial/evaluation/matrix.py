@@ -2,7 +2,8 @@
 
 Losses are held-out nats per token and lower is better. L[i][j] is the loss on corpus j after stage
 i, and stage i trains corpus i (Lopez-Paz and Ranzato 2017, arXiv 1706.08840, with losses in place
-of accuracies); where several corpora became one stage, each counts the same.
+of accuracies); where several corpora became one stage, each counts the same. A trunk that starts
+from a stored model has that model as a row of its own, the base, before any stage.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import Any
 from perennial.evaluation.loss import HeldoutLoss
 
 Row = tuple[str, Mapping[str, HeldoutLoss]]
-"""A stage or release and its losses by corpus."""
+"""A stage, release or stored model and its losses by corpus."""
+
+BASE = "base"
+"""name of the stored model that the trunk starts from, as it is at step 0"""
 
 
 def corpus_of(stage: str) -> str:
@@ -33,17 +37,33 @@ class LossMatrix:
     value derived from a missing cell is None.
 
     together: the corpora of a stage that trains several; any other stage has one in its name.
+    origins: the base, and the whole model whose first layers the base has; () for a trunk that
+        starts from random weights.
+    proxies: by stage, the corpora that it replays and that never have a stage of their own.
     """
 
     stages: tuple[Row, ...]
     releases: tuple[Row, ...] = ()
     together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    origins: tuple[Row, ...] = ()
+    proxies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Mapping[str, HeldoutLoss]:
+        """Return the losses of the model at step 0; none for a trunk from random weights."""
+        return dict(self.origins).get(BASE, {})
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Return all rows as they are shown: stored models, the trunk's stages, releases."""
+        released = ((f"release {name}", losses) for name, losses in self.releases)
+        return (*self.origins, *self.stages, *released)
 
     @property
     def corpora(self) -> tuple[str, ...]:
         """Return the columns: the stages' own corpora in training order, then all others."""
         own = [corpus for stage in range(len(self.stages)) for corpus in self.own(stage)]
-        measured = [corpus for _, losses in (*self.stages, *self.releases) for corpus in losses]
+        measured = [corpus for _, losses in self.rows for corpus in losses]
         return tuple(dict.fromkeys([*own, *measured]))
 
     def nats(self, stage: int, corpus: str) -> float | None:
@@ -58,7 +78,9 @@ class LossMatrix:
 
     def trained(self, stage: int) -> tuple[str, ...]:
         """Return the corpora that the trunk has been trained on by the end of a stage."""
-        return (*self.before(stage), *self.own(stage))
+        names = [name for name, _ in self.stages[: stage + 1]]
+        replayed = [corpus for name in names for corpus in self.proxies.get(name, ())]
+        return tuple(dict.fromkeys([*self.before(stage), *self.own(stage), *replayed]))
 
     def before(self, stage: int) -> tuple[str, ...]:
         """Return the corpora that the trunk had been trained on when a stage began."""
@@ -69,11 +91,27 @@ class LossMatrix:
         return _mean([self.nats(stage, corpus) for corpus in self.own(stage)])
 
     def forgetting(self, stage: int) -> dict[str, float | None]:
-        """Return L[i][j] - L[j][j] of each corpus trained before; above 0 is forgotten."""
-        return {
-            corpus: _difference(self.nats(stage, corpus), self.nats(earlier, corpus))
+        """Return the rise of the loss on each corpus that is not new; above 0 is forgotten.
+
+        It is counted from the end of the corpus's own stage, L[i][j] - L[j][j]. A corpus without a
+        stage so far is compared with the base: what that knew can be forgotten too.
+        """
+        known = {
+            corpus: self.nats(earlier, corpus)
             for earlier in range(stage)
             for corpus in self.own(earlier)
+        }
+        for corpus, loss in self.base.items():
+            if corpus in self.stages[stage][1] and corpus not in self.own(stage):
+                known.setdefault(corpus, loss.nats_per_token)
+        return {name: _difference(self.nats(stage, name), nats) for name, nats in known.items()}
+
+    def against_base(self, stage: int) -> dict[str, float]:
+        """Return the loss minus the base's on each corpus that both have; below 0 was gained."""
+        return {
+            corpus: loss.nats_per_token - self.base[corpus].nats_per_token
+            for corpus, loss in self.stages[stage][1].items()
+            if corpus in self.base
         }
 
     def forgetting_stderr(self, stage: int) -> dict[str, float | None]:
@@ -81,7 +119,7 @@ class LossMatrix:
         losses = self.stages[stage][1]
         return {
             corpus: losses[corpus].stderr_of_change if corpus in losses else None
-            for corpus in self.before(stage)
+            for corpus in self.forgetting(stage)
         }
 
     def average_loss(self, stage: int) -> float | None:
@@ -89,31 +127,35 @@ class LossMatrix:
         return _mean([self.nats(stage, corpus) for corpus in self.trained(stage)])
 
     def average_forgetting(self, stage: int) -> float | None:
-        """Return the mean forgetting over the corpora trained before; None for the first stage."""
+        """Return the mean of `forgetting`; None where there is nothing to forget."""
         return _mean(list(self.forgetting(stage).values()))
 
     def backward_transfer(self) -> float | None:
-        """Return the mean of L[j][j] - L[last][j]; above 0 where later stages helped."""
+        """Return the last stage's mean forgetting with its sign turned; above 0 where it helped."""
         forgetting = self.average_forgetting(len(self.stages) - 1)
         return None if forgetting is None else -forgetting
 
     def forward_transfer(self, untrained_nats: float) -> float | None:
-        """Return the mean over later corpora of an untrained model's loss minus L[j-1][j].
+        """Return the mean over later corpora of the loss before any stage minus L[j-1][j].
 
-        This is the gain of a corpus from the stages before its own. `untrained_nats` is the loss
-        of a uniform prediction, log(vocabulary).
+        This is the gain of a corpus from the stages before its own. The loss before any stage is
+        the base's, or `untrained_nats`, that of a uniform prediction, log(vocabulary).
         """
-        before = [
-            self.nats(stage - 1, corpus)
+        start = {corpus: loss.nats_per_token for corpus, loss in self.base.items()}
+        gains = [
+            _difference(
+                start.get(corpus) if self.origins else untrained_nats, self.nats(stage - 1, corpus)
+            )
             for stage in range(1, len(self.stages))
             for corpus in self.own(stage)
         ]
-        return _mean([_difference(untrained_nats, nats) for nats in before])
+        return _mean(gains)
 
     def to_dict(self, untrained_nats: float | None = None) -> dict[str, Any]:
         """Return the matrix and all derived values for JSON; see `forward_transfer`."""
         return {
             "corpora": list(self.corpora),
+            "origins": [{"model": name, "losses": _plain(losses)} for name, losses in self.origins],
             "stages": [
                 {
                     "stage": name,
@@ -121,6 +163,7 @@ class LossMatrix:
                     "adaptation": self.adaptation(i),
                     "forgetting": self.forgetting(i),
                     "forgetting_stderr": self.forgetting_stderr(i),
+                    "against_base": self.against_base(i),
                     "average_loss": self.average_loss(i),
                     "average_forgetting": self.average_forgetting(i),
                 }
@@ -141,7 +184,8 @@ class LossMatrix:
         fields = [f for f in HeldoutLoss.__dataclass_fields__ if f not in ("corpus", "domains")]
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["kind", "name", "corpus", "domain", *fields])
-        for kind, rows in (("stage", self.stages), ("release", self.releases)):
+        kinds = {"origin": self.origins, "stage": self.stages, "release": self.releases}
+        for kind, rows in kinds.items():
             for name, losses in rows:
                 for corpus, whole in losses.items():
                     for domain, loss in {"": whole, **whole.domains}.items():

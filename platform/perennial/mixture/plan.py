@@ -173,8 +173,8 @@ def stage_mix(
 
     Each corpus is replayed in the order in which it was first trained, from where the last replay
     stopped, wrapping at the end of what was trained; its parts in proportion to what was seen of
-    each. What the rule's cap forbids to replay becomes new sequences, which the mix counts in
-    `unreplayed`.
+    each; a proxy corpus as if all of it had been trained once, before the first stage. What the
+    rule's cap forbids to replay becomes new sequences, which the mix counts in `unreplayed`.
 
     Args:
         history: the mixes of all earlier stages, in order.
@@ -185,7 +185,8 @@ def stage_mix(
         replay: how much is drawn from earlier corpora; nothing where there are none.
     """
     budget = steps * global_batch
-    earlier = {k: known for k, known in _earlier(history).items() if k[0] not in replay.retired}
+    known_before = {**_proxies(history, replay, new), **_earlier(history)}
+    earlier = {k: known for k, known in known_before.items() if k[0] not in replay.retired}
     wanted = round(replay.share * budget) if earlier else 0
     counts = split_replay(replay, wanted, {key: known.history for key, known in earlier.items()})
     replayed = sum(counts.values())
@@ -311,6 +312,23 @@ def _earlier(history: Sequence[StageMix]) -> dict[PartKey, _Known]:
         for key, (stage, source) in firsts.items()
         if (extent := min(source.sequences, source.extent))
     }
+
+
+def _proxies(
+    history: Sequence[StageMix], rule: ReplayRule, new: Collection[str]
+) -> dict[PartKey, _Known]:
+    """Return what was done with each proxy corpus, which counts as trained once before stage 0."""
+    seen, known = seen_by_part(history), {}
+    for corpus, sizes in rule.proxies.items():
+        parts = {None: sizes} if isinstance(sizes, int) else sizes
+        first = 0
+        for part, rows in parts.items():
+            replayed = seen.get((corpus, part), 0)
+            if rows and corpus not in new:
+                done = CorpusHistory(-1, rows + replayed, replayed, rows)
+                known[corpus, part] = _Known(done, first)
+            first += rows
+    return known
 
 
 def _visits(steps: int, stride: int, circle: int, start: int, length: int) -> int:

@@ -21,8 +21,8 @@ from perennial.registry import Registry
 class CorpusHistory:
     """The trunk's use of an earlier corpus.
 
-    stage: number of the stage that it was new in.
-    seen: sequences trained, replays included.
+    stage: number of the stage that it was new in; -1 for a proxy corpus, which has none.
+    seen: sequences trained, replays included; those of a proxy corpus once more.
     replayed: sequences replayed.
     extent: different sequences trained; what is replayed over and over.
     """

@@ -71,20 +71,33 @@ class ReplayRule(ReplaySpec):
     """share of every batch drawn from earlier corpora, from 0 to 1"""
     retired: tuple[str, ...] = ()
     """corpora that are not replayed any more, whatever the weighting"""
+    proxies: dict[str, int | dict[str, int]] = Field(default_factory=dict)
+    """training sequences of the corpora that are replayed without a stage of their own, or of
+    their parts"""
 
     @classmethod
-    def resolve(cls, spec: ReplaySpec, retired: Collection[str]) -> ReplayRule:
+    def resolve(
+        cls,
+        spec: ReplaySpec,
+        retired: Collection[str],
+        proxies: Mapping[str, int | dict[str, int]] | None = None,
+    ) -> ReplayRule:
         """Return the rule of a stage from the settings of that stage.
 
         Args:
             spec: the settings; their share is that of the stage.
             retired: corpora that a user retired from replay.
+            proxies: training sequences of the proxy corpora, or of their parts; default those of
+                `spec`, if any.
         """
-        return cls.model_construct(**{**dict(spec), "retired": tuple(retired)})
+        own = {} if proxies is None else {"proxies": dict(proxies)}
+        return cls.model_construct(**{**dict(spec), "retired": tuple(retired), **own})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that ledgers and checkpoints hold."""
-        return self.model_dump() | {"retired": list(self.retired)}
+        # Without a proxy as versions before they were known wrote it.
+        unused = set() if self.proxies else {"proxies"}
+        return self.model_dump(exclude=unused) | {"retired": list(self.retired)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ReplayRule:

@@ -77,7 +77,9 @@ def expected_corpora(
     planned = [
         name
         for name in spec.stages.corpora
-        if name not in waiting and name not in state.corpora and order.trains(name)
+        if name not in waiting
+        and name not in state.corpora
+        and (order.trains(name) or name in order.proxies)
     ]
     per_byte = _sequences_per_byte(state)
     batch = spec.training.global_batch

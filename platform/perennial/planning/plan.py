@@ -14,6 +14,7 @@ from perennial.controller.loop import check_inbox
 from perennial.errors import InputError
 from perennial.mixture import name_source, seen_by_part
 from perennial.planning.lookahead import Basis, expected_corpora, look_ahead
+from perennial.runs.stage_planner import explain_rewarming, warn_of_start
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import Anneal, Schedule, from_dict, release_anneal
 from perennial.training import cost_model, memory_model
@@ -180,9 +181,10 @@ def plan_run(
     stages = tuple(
         _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
     )
+    notes += _notes_on_start(spec, [stage for stage, _ in ahead.stages])
     on_node = min(workers, hardware.workers_per_node)
     kept_count = sum(stage.checkpoints for stage in stages)
-    stored = spec.model.path is not None
+    stored = _stored_parameters(work, size)
     plan = Plan(
         model=size,
         flops_per_token=cost_model.flops_per_token(size, length),
@@ -215,6 +217,14 @@ def _packing_notes(work: Workspace, stages: Sequence[StagePlan]) -> Iterator[str
             manifest = corpora.read_manifest(work.store, name)
             if manifest.counts.cut_documents or manifest.counts.padding_tokens:
                 yield f"{name}: {manifest.describe_packing()}"
+
+
+def _notes_on_start(spec: RunSpec, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Return notes on how a trunk that is not begun treats the model that it starts from."""
+    if not stages or stages[0].after:
+        return ()
+    mix, schedule = stages[0].mix, from_dict(stages[0].schedule)
+    return (*warn_of_start(spec, mix, schedule), *explain_rewarming(spec, schedule))
 
 
 def phases_of(name: str, schedule: Schedule, first_step: int, last_step: int) -> list[PhasePlan]:
@@ -307,6 +317,28 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
         work.check_model()
     config = model_config(model, vocabulary, 0, spec.corpora.sequence_length)
     return cost_model.model_size(config), notes
+
+
+def _stored_parameters(work: Workspace, size: ModelSize) -> int:
+    """Return the parameters of the stored models of which the store has or will have copies."""
+    from perennial.training.model import initial
+    from perennial.training.model.config import model_config
+
+    model = work.spec.model
+    if model.path is None:
+        return 0
+    if model.inherit_layers is None:
+        return size.parameters
+    if initial.has_reference(work.store):
+        whole = initial.read_initial(work.store, initial.REFERENCE_FOLDER)[0].parameters
+    elif initial.has_model(work.store):
+        whole = 0  # imported by a version that did not copy the whole model
+    else:
+        length = work.spec.corpora.sequence_length
+        whole = cost_model.model_size(
+            model_config(ModelSpec(path=model.path), 0, 0, length)
+        ).parameters
+    return size.parameters + whole
 
 
 def model_flops(work: Workspace) -> int:

@@ -138,9 +138,10 @@ def _retraining(baseline: str, gap: Gap | None) -> PageSection:
 
 
 def _quotes(state: RunState) -> Iterator[Quote]:
-    """Each prompt, and how every stage and release went on from it."""
+    """Each prompt, and how every model went on from it."""
     texts: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    wrote = [(stage.name, state.stage_samples.get(stage.name, [])) for stage in state.stages]
+    wrote = [(origin.name, origin.samples) for origin in state.origins.values()]
+    wrote += [(stage.name, state.stage_samples.get(stage.name, [])) for stage in state.stages]
     wrote += [(f"release {release.name}", release.samples) for release in state.releases]
     for name, samples in wrote:
         for sample in samples:
@@ -159,14 +160,15 @@ _LEADS = {
     "over documents.",
     "matrix": "A row is a model, a column is held-out text that it never saw. Read down a column "
     "to see a corpus being learned, then kept or forgotten. Stages are the trunk, not annealed; a "
-    "release is annealed.",
+    "release is annealed; the base is the stored model that the trunk starts from.",
     "train-loss": "Loss on what each step trained, replay included; the band is the lowest and the "
     "highest step of each stretch.",
     "time": "Goodput is the share of a stage's time, from the decision to begin to its last "
     "checkpoint, that was spent in steps that count. The rest is starting workers, steps that were "
     "trained twice, and waiting for a machine or for a user.",
     "transfer": "Left is loss that fell, right is loss that rose. Forgetting is the loss on an "
-    "earlier corpus now minus its loss right after its own stage, on the same documents.",
+    "earlier corpus now minus its loss right after its own stage, on the same documents; for a "
+    "corpus without a stage so far, minus the loss of the base.",
     "tokens": "What each stage trained on: the hatched part is replay of earlier corpora, which "
     "displaces new tokens and adds none.",
     "gates": "What each stage was held against before the trunk went on from it. What could not be "

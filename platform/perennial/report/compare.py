@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.config import RunSpec, read_stored_run
 from perennial.errors import InputError
+from perennial.evaluation import BASE
 from perennial.evaluation.cache import kept_losses
 from perennial.evaluation.compare import (
     Bill,
@@ -30,6 +31,7 @@ from perennial.store import Store, open_store
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
+    from perennial.runs.entities import StoredOrigin
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class ComparedRun:
     def name(self) -> str:
         """The run's name."""
         return self.spec.name
+
+    @property
+    def base(self) -> Model | None:
+        """The stored model that the trunk starts from; None for random weights."""
+        return next((model for model in self.models if model.name == BASE), None)
 
     @property
     def final(self) -> tuple[Model, ...]:
@@ -76,8 +83,10 @@ class Comparison:
 
     @property
     def groups(self) -> list[list[Model]]:
-        """The final models, those of equal cost together."""
-        return groups([model for run in self.runs for model in run.final])
+        """The models that the runs start from and the final ones, those of equal cost together."""
+        measured = {*self.corpora}
+        bases = [run.base for run in self.runs if run.base and measured <= run.base.losses.keys()]
+        return groups([*bases, *(model for run in self.runs for model in run.final)])
 
     @property
     def tasks(self) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -167,6 +176,8 @@ def read_run(spec: RunSpec, store: Store, state: RunState) -> ComparedRun | None
         return None
     models = [_stage_model(spec, state, stage) for stage in measured]
     models += [_release_model(spec, state, i) for i in range(len(state.releases))]
+    if state.base is not None:
+        models.append(_base_model(spec, state.base))
     return ComparedRun(
         spec, store, tuple(sorted(models, key=lambda m: m.tokens)), _bill(spec, state)
     )
@@ -212,6 +223,18 @@ def baseline_gap(spec: RunSpec, store: Store, state: RunState) -> Gap | None:
         return None
     stores = {id(chosen[0]): store, id(chosen[1]): their_store}
     return gap(*chosen, corpora, lambda m, corpus: kept_losses(stores[id(m)], m.key, corpus))
+
+
+def _base_model(spec: RunSpec, base: StoredOrigin) -> Model:
+    return Model(
+        run=spec.name,
+        name=base.name,
+        key=base.folder,
+        tokens=0,
+        decayed=False,
+        losses=base.losses,
+        scores=base.scores,
+    )
 
 
 def _stage_model(spec: RunSpec, state: RunState, stage: Stage) -> Model:

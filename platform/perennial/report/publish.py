@@ -20,6 +20,7 @@ from perennial.telemetry.mlflow_observer import release_location
 if TYPE_CHECKING:
     from perennial.controller.observer import ObservedRun
     from perennial.evaluation import LossMatrix
+    from perennial.runs.entities import StoredOrigin
     from perennial.runs.events import Released, Releasing
     from perennial.runs.state import Stage
     from perennial.telemetry.mlflow_observer import MlflowObserver
@@ -74,6 +75,11 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
     for name, data in files.items():
         work.store.write(f"report/{name}", data)
         run.artifact(data, name)
+    for origin in work.state.origins.values():
+        _track_origin(work, tracker, origin)
+    if matrix.base:
+        base = {f"heldout/{c}": loss.nats_per_token for c, loss in matrix.base.items()}
+        run.log(0, base, work.spec.tokens_per_step)
     for index, (_, losses) in enumerate(matrix.stages):
         step = work.state.stages[index].last_step
         heldout = {f"heldout/{c}": loss.nats_per_token for c, loss in losses.items()}
@@ -81,6 +87,18 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
         forgetting = matrix.average_forgetting(index)
         if forgetting is not None:
             run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
+
+
+def _track_origin(work: ObservedRun, tracker: Tracker, origin: StoredOrigin) -> None:
+    """Log a stored model's losses, scores and samples with an MLflow run of its own."""
+    imported = origin.imported
+    params = {"path": imported.path, "parameters": imported.parameters, "copy": imported.folder}
+    run = tracker.child(origin.name, params=params)
+    values = metrics.heldout_metrics(origin.losses) | metrics.score_metrics(origin.scores)
+    run.log(0, values, work.spec.tokens_per_step)
+    if origin.samples:
+        run.artifact(metrics.sample_text(origin.samples), "samples.txt")
+    run.finish()
 
 
 def _matrix_json(work: ObservedRun, matrix: LossMatrix) -> bytes:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def lineage(spec: RunSpec, state: RunState) -> list[Table]:
-    """Return the tables of stages, releases, and corpora without a stage."""
+    """Return the tables of stored models, stages, releases, and corpora without a stage."""
     length = spec.tokens_per_step
     stages = [
         (
@@ -28,9 +28,13 @@ def lineage(spec: RunSpec, state: RunState) -> list[Table]:
             f"{stage.first_step:,} to {stage.last_step:,}",
             f"{stage.mix.steps * length:,}",
             state.corpora[stage.corpora[0]].state,
-            stage.start or "random weights",
+            stage.start or spec.model.describe_start(),
         )
         for stage in state.stages
+    ]
+    origins = [
+        (origin.name, origin.imported.path, f"{origin.imported.parameters:,}", origin.folder)
+        for origin in state.origins.values()
     ]
     releases = [(r.name, r.source, f"{r.steps:,}") for r in state.releases]
     waiting = [
@@ -39,7 +43,12 @@ def lineage(spec: RunSpec, state: RunState) -> list[Table]:
         if corpus.stands_at not in ON_THE_TRUNK
     ]
     columns = ("stage", "new corpora", "steps", "tokens", "state", "starts from")
-    tables = [Table(columns, stages, frozenset({"steps", "tokens"}))] if stages else []
+    tables = []
+    if origins:
+        stored = ("stored model", "from", "parameters", "copy")
+        tables.append(Table(stored, origins, frozenset({"parameters"})))
+    if stages:
+        tables.append(Table(columns, stages, frozenset({"steps", "tokens"})))
     if releases:
         named = ("release", "branches off", "anneal steps")
         tables.append(Table(named, releases, frozenset({"anneal steps"})))
@@ -72,10 +81,9 @@ def parts(stages: Mapping[str, Mapping[str, Any]]) -> list[Table]:
 
 def bits(matrix: LossMatrix) -> Table:
     """Return the bits per byte, which compare across tokenizers."""
-    rows = [*matrix.stages, *((f"release {name}", losses) for name, losses in matrix.releases)]
     cells = [
         (name, *(number(losses[c].bits_per_byte) if c in losses else "-" for c in matrix.corpora))
-        for name, losses in rows
+        for name, losses in matrix.rows
     ]
     return Table(("bits per byte after", *matrix.corpora), cells, frozenset(matrix.corpora))
 
@@ -115,8 +123,13 @@ def transfer(matrix: LossMatrix) -> Table:
             for corpus, nats in matrix.forgetting(i).items()
         )
         mean = number(matrix.average_forgetting(i), signed=True)
-        rows.append((name, number(matrix.adaptation(i)), lost or "-", mean))
-    columns = ("stage", "adaptation", "forgetting by corpus", "average forgetting")
+        row = [name, number(matrix.adaptation(i)), lost or "-", mean]
+        if matrix.base:
+            changes = matrix.against_base(i).items()
+            row.append(", ".join(f"{corpus} {nats:+.3f}" for corpus, nats in changes) or "-")
+        rows.append(row)
+    columns = ["stage", "adaptation", "forgetting by corpus", "average forgetting"]
+    columns += ["against the base"] if matrix.base else []
     return Table(columns, rows, frozenset({"adaptation", "average forgetting"}))
 
 
@@ -136,7 +149,8 @@ def transfer_means(matrix: LossMatrix, untrained_nats: float) -> Table:
         (
             "forward transfer",
             number(matrix.forward_transfer(untrained_nats), signed=True),
-            "how far below a model that knows nothing a corpus stood before its own stage",
+            f"how far below {'the base' if matrix.origins else 'a model that knows nothing'} a "
+            "corpus stood before its own stage",
         ),
     ]
     return Table(("mean over corpora", "nats per token", ""), rows, frozenset({"nats per token"}))

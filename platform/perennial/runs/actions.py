@@ -59,6 +59,7 @@ class Order:
     only: corpora that become stages; the others are only ingested. None is all.
     most_corpora, most_tokens: limits of a stage of several corpora; 1 corpus merges nothing.
     alone: corpora that keep a stage of their own, as those in `first` do.
+    proxies: corpora that are replayed and never become stages. The first stage waits for them.
     """
 
     first: Sequence[str] = ()
@@ -67,10 +68,11 @@ class Order:
     most_corpora: int = 1
     most_tokens: float = math.inf
     alone: Collection[str] = ()
+    proxies: Sequence[str] = ()
 
     def trains(self, name: str) -> bool:
         """Return whether a corpus becomes a stage."""
-        return self.only is None or name in self.only
+        return name not in self.proxies and (self.only is None or name in self.only)
 
     def like(self, one: Corpus, other: Corpus) -> bool:
         """Return whether two corpora may share a stage: same priority, same settings."""
@@ -158,7 +160,7 @@ def _next_stage(state: RunState, now: str, order: Order) -> Action | None:
         match corpus.state:
             case "landed" | "ingesting":
                 return Action("ingest", corpus.name)
-            case "ready" if order.trains(corpus.name):
+            case "ready" if order.trains(corpus.name) and not awaited_proxies(state, order):
                 return _start(corpus, queue[place + 1 :], order)
             case "failed":
                 action = _again(corpus, now)
@@ -166,6 +168,18 @@ def _next_stage(state: RunState, now: str, order: Order) -> Action | None:
                     return action
                 waiting += [action] if action.until else []
     return min(waiting, key=lambda wait: wait.until, default=None)
+
+
+def awaited_proxies(state: RunState, order: Order) -> list[str]:
+    """Return the proxy corpora for which the first stage waits; none once it was begun.
+
+    It waits until they have landed and are tokenised, or a user holds or refuses them.
+    """
+    known = {name: state.corpora[name].state for name in order.proxies if name in state.corpora}
+    waits = ("unknown", "landed", "ingesting", "failed")
+    if state.stages:
+        return []
+    return [name for name in order.proxies if known.get(name, "unknown") in waits]
 
 
 def _start(first: Corpus, behind: Sequence[Corpus], order: Order) -> Action:
@@ -203,6 +217,7 @@ def in_order(state: RunState, order: Order) -> list[Corpus]:
     return sorted(
         landed,
         key=lambda c: (
+            c.name not in order.proxies,  # of which every stage replays a part
             named.index(c.name) if c.name in named else len(named),
             -order.priority.get(c.name, 0),
             place[c.name],

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 
 from perennial.config.run import OptimizerAtJoin
 from perennial.corpora.file_list import ListRecord
+from perennial.evaluation.loss import HeldoutLoss
+from perennial.evaluation.samples import Sample
+from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
-from perennial.runs.events import Document, ScheduleRecord, Started
+from perennial.runs.events import Document, Imported, Measured, ScheduleRecord, Started
 from perennial.runs.transitions import CorpusState
 
 
@@ -96,3 +99,38 @@ class Stage:
     def folder(self) -> str:
         """Return the key of the folder of the stage's checkpoints."""
         return f"checkpoints/{self.name}"
+
+
+@dataclass
+class StoredOrigin:
+    """A stored model that the trunk starts from, and its measurements.
+
+    imported: the copy in the store.
+    """
+
+    imported: Imported
+    losses: dict[str, HeldoutLoss] = field(default_factory=dict)
+    #: corpora on which its loss is not a number
+    not_finite: tuple[str, ...] = ()
+    scores: list[Score] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Return its name among the run's models."""
+        return self.imported.name
+
+    @property
+    def folder(self) -> str:
+        """Return the key of its folder."""
+        return self.imported.folder
+
+    def measured(self, event: Measured) -> None:
+        """Keep measurements; the newest loss on a corpus counts, a score or sample the first."""
+        self.losses |= event.losses
+        lost = [name for name in self.not_finite if name not in event.losses]
+        self.not_finite = tuple(dict.fromkeys([*lost, *event.not_finite]))
+        known = {(score["asked"], score["task"]) for score in self.scores}
+        self.scores += [s for s in event.scores if (s["asked"], s["task"]) not in known]
+        asked = {(sample.corpus, sample.prompt) for sample in self.samples}
+        self.samples += [s for s in event.samples if (s.corpus, s.prompt) not in asked]

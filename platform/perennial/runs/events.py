@@ -95,6 +95,23 @@ class TookOver(_Record):
     lease: str = ""
 
 
+class Imported(_Record):
+    """A stored model was copied into the store: where the trunk starts from.
+
+    name: `base`, the model at step 0; or `reference`, the whole model whose first layers it has.
+    folder: key of the copy. `manifest`: SHA-256 of the copy's manifest.
+    path, inherit_layers: as the run file gave them.
+    """
+
+    kind: Literal["imported"] = "imported"
+    name: Literal["base", "reference"]
+    folder: str
+    path: str
+    inherit_layers: int | None
+    parameters: int
+    manifest: str
+
+
 class Landed(_Record):
     """A complete corpus was seen in the inbox.
 
@@ -234,14 +251,12 @@ class Evaluating(_Record):
     corpus: str
 
 
-class Evaluated(_Record):
-    """Held-out losses after the stage, by corpus, scores of the tasks asked for, and samples.
+class _Measurements(_Record):
+    """Held-out losses of a model by corpus, scores of the tasks asked for, and samples.
 
-    not_finite: corpora on which the loss is not a number; a verdict that does not hold.
+    not_finite: corpora on which the loss is not a number.
     """
 
-    kind: Literal["evaluated"] = "evaluated"
-    corpus: str
     losses: Losses
     scores: Scores = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
@@ -255,6 +270,13 @@ class Evaluated(_Record):
             return document
         named = [*document.get("not_finite", ()), *names_not_finite(document["losses"])]
         return document | {"not_finite": tuple(dict.fromkeys(named))}
+
+
+class Evaluated(_Measurements):
+    """The end of a stage was measured; a loss that is not a number is a verdict that fails."""
+
+    kind: Literal["evaluated"] = "evaluated"
+    corpus: str
 
 
 class Passed(_Record):
@@ -281,13 +303,14 @@ class Accepted(_Record):
     reason: str
 
 
-class Measured(_Record):
-    """Held-out losses of a stage's end on corpora that came later, and scores asked for later."""
+class Measured(_Measurements):
+    """A stage's end was measured on corpora that came later, or a stored model on any.
+
+    stage: the stage, or the name of the stored model.
+    """
 
     kind: Literal["measured"] = "measured"
     stage: str
-    losses: Losses
-    scores: Scores = Field(default_factory=list)
 
 
 class Releasing(_Record):
@@ -406,7 +429,7 @@ CorpusEvent = (
 )
 ReleaseEvent = Releasing | Released
 SearchEvent = Searching | Branched | Tried
-Event = Opened | TookOver | CorpusEvent | Measured | ReleaseEvent | Scored | SearchEvent
+Event = Opened | TookOver | Imported | CorpusEvent | Measured | ReleaseEvent | Scored | SearchEvent
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 

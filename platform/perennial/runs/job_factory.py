@@ -53,8 +53,9 @@ def stage_job(
         first_step=stage.first_step,
         start=stage.start,
     )
-    seen = job.tokens_seen
-    old = sorted((c for c in seen if c not in stage.corpora and seen[c]), key=seen.__getitem__)
+    replayed = {source.corpus: 0 for source in stage.mix.replayed}
+    seen = replayed | {name: tokens for name, tokens in job.tokens_seen.items() if tokens}
+    old = sorted((name for name in seen if name not in stage.corpora), key=seen.__getitem__)
     return replace(
         job,
         tracking_run=stage.tracking_run,

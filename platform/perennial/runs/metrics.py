@@ -119,6 +119,6 @@ def parameters(spec: RunSpec, stage: Stage) -> dict[str, object]:
         "sequence_length": spec.corpora.sequence_length,
         "replay": stage.mix.replay.share,
         "optimizer": stage.optimizer,
-        "start": stage.start or "random weights",
+        "start": stage.start or spec.model.describe_start(),
         **{f"schedule.{name}": value for name, value in stage.schedule.items()},
     }

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from perennial.mixture import StageMix, truncate_mix
-from perennial.runs.events import Releasing
+from perennial.runs import summary
+from perennial.runs.card_metadata import front_matter, usage
+from perennial.runs.events import Released, Releasing
 from perennial.runs.state import RunState, Stage
 from perennial.version import __version__
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.corpora import CorpusManifest
+    from perennial.evaluation import HeldoutLoss
+    from perennial.evaluation.scores import Score
 
 
 def model_card(
@@ -20,6 +24,10 @@ def model_card(
     state: RunState,
     release: Releasing,
     manifests: Mapping[str, CorpusManifest],
+    released: Released | None = None,
+    scores: Sequence[Score] = (),
+    place: str | None = None,
+    gguf: str | None = None,
 ) -> str:
     """Write the Markdown of a release's README.md.
 
@@ -28,6 +36,10 @@ def model_card(
         state: the run as of the last read of the ledger.
         release: the release as it was planned.
         manifests: of the corpora that the trunk has trained, by name.
+        released: the release as it was measured; None before that.
+        scores: of the tasks that it was scored on.
+        place: where the release is copied to; None for the run's store.
+        gguf: name of the GGUF file that it is copied as; None for a folder.
     """
     stage = state.stage(release.stage)
     trained = [*state.stages[: stage.after], stage]
@@ -36,16 +48,15 @@ def model_card(
     seen = state.seen(stage, release.step)
     return "\n".join(
         [
-            "---",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "---",
+            *front_matter(spec, release.name, released, scores, gguf),
             f"# {spec.name}: {release.name}",
             "",
             f"A release of the lineage `{spec.name}`: {_branch(release)}. The trunk itself never "
             "decays; it continues from its constant-phase checkpoint when the next corpus lands.",
             "",
+            *usage(place, gguf),
             "## Lineage",
+            *_origin_lines(state),
             "| stage | first step | steps | tokens by source |",
             "| --- | --- | --- | --- |",
             *(_stage_row(s, mix, length) for s, mix in zip(trained, mixes, strict=True)),
@@ -63,6 +74,35 @@ def model_card(
             "",
         ]
     )
+
+
+def _origin_lines(state: RunState) -> list[str]:
+    """Return what the trunk started from, and its loss on each corpus beside the trunk's."""
+    base = state.base
+    if base is None:
+        return []
+    its = base.imported
+    part = f", its first {its.inherit_layers} layers" if its.inherit_layers is not None else ""
+    lines = [
+        f"The trunk started from the base `{its.path}`{part}: {its.parameters:,} parameters, "
+        f"digest of its files `{its.manifest}`.",
+        "",
+    ]
+    matrix = summary.matrix(state)
+    known = matrix.corpora
+    if known:
+        lines += [
+            f"| held-out nats per token | {' | '.join(known)} |",
+            f"| --- |{' ---: |' * len(known)}",
+            *(_loss_row(name, losses, known) for name, losses in matrix.rows),
+            "",
+        ]
+    return lines
+
+
+def _loss_row(name: str, losses: Mapping[str, HeldoutLoss], corpora: Sequence[str]) -> str:
+    cells = (f"{losses[c].nats_per_token:.3f}" if c in losses else "-" for c in corpora)
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def _branch(release: Releasing) -> str:

@@ -12,6 +12,7 @@ from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
 from perennial.mixture import (
     ReplayRule,
+    StageMix,
     branch_mix,
     list_new,
     rows_of,
@@ -66,7 +67,7 @@ def decide_stage(
     steps = stage_steps(spec, corpus, sum(map(rows_of, new.values())))
     first_step = state.stages[-1].last_step if state.stages else 0
     settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
-    rule = ReplayRule.resolve(settings.replay, state.retired)
+    rule = ReplayRule.resolve(settings.replay, state.retired, _proxies(spec, state))
     mix = stage_mix(state.history, new, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
@@ -80,6 +81,64 @@ def decide_stage(
         optimizer=settings.optimizer,
         settings=held_settings(spec),
     )
+
+
+def _proxies(spec: RunSpec, state: RunState) -> dict[str, int | dict[str, int]]:
+    """Return the training sequences of the proxy corpora that are ready, or of their parts."""
+    known = {name: state.corpora.get(name) for name in spec.stages.proxies}
+    ready = {name: c for name, c in known.items() if c is not None and c.state == "ready"}
+    return {name: corpus.parts or corpus.sequences for name, corpus in ready.items()}
+
+
+def warn_of_start(spec: RunSpec, mix: StageMix, schedule: Schedule) -> list[str]:
+    """Return warnings about how a first stage treats the stored model that it starts from.
+
+    Args:
+        spec: the run file.
+        mix: the first stage of the trunk.
+        schedule: its learning rate.
+    """
+    if spec.model.path is None:
+        return []
+    warnings = []
+    if not mix.replayed:
+        warnings.append(
+            f"the first stage starts from {spec.model.path} and replays nothing of what that was "
+            "trained on; land a corpus that stands in for it, with stages.corpora.NAME.role: replay"
+        )
+    warmup = getattr(schedule, "warmup_steps", None)
+    if warmup is not None and warmup < _FEWEST_WARMUP_STEPS:
+        warnings.append(
+            f"the learning rate is at its peak after {warmup} of {mix.steps} steps, with an "
+            "optimizer that knows no gradients yet: so short a warmup raises the loss at first, "
+            f"and a short stage may not make that good; give schedule.warmup: "
+            f"{_FEWEST_WARMUP_STEPS} steps"
+        )
+    return warnings
+
+
+def explain_rewarming(spec: RunSpec, schedule: Schedule) -> list[str]:
+    """Return how the rate of a stored model rises again, and what is known about that.
+
+    Args:
+        spec: the run file.
+        schedule: of the first stage.
+    """
+    warmup = getattr(schedule, "warmup_steps", None)
+    if spec.model.path is None or warmup is None:
+        return []
+    start = getattr(schedule, "warmup_start", 0.0)
+    later = "" if start else "; schedule.warmup_start lets it begin at the model's last rate"
+    return [
+        f"the rate rises from {start:g} to {schedule.eta(warmup):g} over {warmup:,} steps: of a "
+        "model that was annealed before, the length of this warmup decides little and its peak "
+        "much, where a higher one learns more of the new text and forgets more of the old "
+        f"(arXiv 2403.08763, section 6){later}"
+    ]
+
+
+_FEWEST_WARMUP_STEPS = 10
+"""over which AdamW's average of the gradient fills up: 1 / (1 - 0.9)"""
 
 
 def stage_name(number: int, corpora: Sequence[str]) -> str:
@@ -98,7 +157,7 @@ def order_of(spec: RunSpec) -> Order:
     stages = spec.stages
     named = () if stages.order == "landing" else stages.order
     priority = {name: settings.priority for name, settings in stages.corpora.items()}
-    order = Order(named, priority, stages.only)
+    order = Order(named, priority, stages.only, proxies=stages.proxies)
     batch = stages.batch_arrivals
     if batch is None:
         return order

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from perennial.errors import InvalidTransition
+from perennial.evaluation import BASE
 from perennial.evaluation.gates import Verdict
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix, trained_by_part, trained_sequences
-from perennial.runs.entities import Corpus, Stage
+from perennial.runs.entities import Corpus, Stage, StoredOrigin
 from perennial.runs.events import (
     Accepted,
     Branched,
@@ -27,6 +28,7 @@ from perennial.runs.events import (
     Event,
     Failed,
     Gated,
+    Imported,
     Ingesting,
     Landed,
     Measured,
@@ -69,6 +71,8 @@ class RunState:
     #: keys of the heartbeats of who trains, and of who tokenises
     lease: str = ""
     ingest_lease: str = ""
+    #: stored models that the trunk starts from, by name; none where it starts from random weights
+    origins: dict[str, StoredOrigin] = field(default_factory=dict)
     #: corpora by name, in the order in which they landed
     corpora: dict[str, Corpus] = field(default_factory=dict)
     #: stages in the order of the trunk
@@ -112,11 +116,15 @@ class RunState:
             case TookOver():
                 self.epoch, self.controller = event.epoch, event.controller
                 self.lease = event.lease
+            case Imported():
+                self.origins[event.name] = StoredOrigin(event)
             case Releasing():
                 self.releasing[event.name] = self.branches[event.name] = event
             case Released():
                 del self.releasing[event.name]
                 self.releases.append(event)
+            case Measured() if event.stage in self.origins:
+                self.origins[event.stage].measured(event)
             case Measured():
                 self.losses[event.stage] = event.losses | self.losses[event.stage]
                 self.stage_scores[event.stage] += event.scores
@@ -137,10 +145,13 @@ class RunState:
             case TookOver():
                 if event.epoch != self.epoch + 1:
                     raise InvalidTransition("the run", f"at epoch {self.epoch}", event.kind, [])
+            case Imported():
+                if event.name in self.origins:
+                    raise InvalidTransition(event.name, "imported", event.kind, ["imported"])
             case Releasing() | Released():
                 self._check_release(event)
             case Measured():
-                if event.stage not in self.losses:
+                if event.stage not in {*self.losses, *self.origins}:
                     raise InvalidTransition(event.stage, "not evaluated", event.kind, [])
             case Scored():
                 if event.release not in self.branches or event.release in self.releasing:
@@ -271,6 +282,16 @@ class RunState:
             case Accepted():
                 self.accepted[self.stages[-1].name] = event.reason
 
+    @property
+    def base(self) -> StoredOrigin | None:
+        """Return the stored model that the trunk starts from; None for random weights."""
+        return self.origins.get(BASE)
+
+    def start_of(self, stage: Stage) -> str | None:
+        """Return the key of the model that a stage starts from; None for random weights."""
+        first = self.base.folder if self.base else None
+        return first if stage.start is None else stage.start
+
     def stage_of(self, corpus: str) -> Stage:
         """Return the stage of a corpus on the trunk."""
         return next(stage for stage in reversed(self.stages) if corpus in stage.corpora)
@@ -299,6 +320,12 @@ class RunState:
     def started_stages(self) -> list[Stage]:
         """Return every stage that was ever started, the abandoned ones last."""
         return [*self.stages, *self.abandoned]
+
+    def trained_corpora(self, stage: Stage) -> tuple[str, ...]:
+        """Return the corpora that the trunk was trained on by the end of a stage; proxies last."""
+        mixes = [earlier.mix for earlier in (*self.stages[: stage.after], stage)]
+        new = [name for mix in mixes for name in mix.corpora]
+        return tuple(dict.fromkeys([*new, *(s.corpus for mix in mixes for s in mix.sources)]))
 
     def history_of(self, stage: Stage) -> list[StageMix]:
         """Return the mixes of the trunk before a stage, abandoned or not."""

@@ -51,13 +51,29 @@ def matrix(state: RunState) -> LossMatrix:
     )
     releases = tuple((r.name, r.losses) for r in state.releases)
     together = {s.name: s.corpora for s in state.stages if len(s.corpora) > 1}
-    return LossMatrix(stages, releases, together)
+    origins = tuple((o.name, o.losses) for o in state.origins.values() if o.losses)
+    proxies = {
+        stage.name: tuple(
+            dict.fromkeys(
+                s.corpus for s in stage.mix.replayed if s.corpus in stage.mix.replay.proxies
+            )
+        )
+        for stage in state.stages
+    }
+    replayed = {name: corpora for name, corpora in proxies.items() if corpora}
+    return LossMatrix(stages, releases, together, origins, replayed)
 
 
-def references(state: RunState) -> dict[str, str]:
-    """Return, by corpus, the end of its own stage, from which forgetting is counted."""
-    trained = [stage for stage in state.stages if stage.name in state.ends]
-    return {name: state.ends[stage.name] for stage in trained for name in stage.corpora}
+def references(state: RunState, stage: Stage) -> dict[str, str]:
+    """Return, by corpus, the model from which forgetting at the end of a stage is counted.
+
+    The end of the corpus's own stage, or the base where it has none so far.
+    """
+    known = dict.fromkeys(state.base.losses, state.base.folder) if state.base else {}
+    for earlier in state.stages[: stage.after + 1]:
+        if earlier.name in state.ends:
+            known |= dict.fromkeys(earlier.corpora, state.ends[earlier.name])
+    return known
 
 
 def untrained_nats(store: Store) -> float:
@@ -127,7 +143,9 @@ def stage_tokens(state: RunState, sequence_length: int) -> list[StageTokens]:
 
 
 def scores_before(state: RunState, stage: Stage) -> list[Score]:
-    """Return the scores of the checkpoint that a stage started from."""
+    """Return the scores of the model that a stage started from."""
+    if stage.start is None:
+        return state.base.scores if state.base else []
     start = next((s.name for s in state.stages if state.ends.get(s.name) == stage.start), "")
     return state.stage_scores.get(start, [])
 
@@ -170,6 +188,8 @@ def describe_states(store: Store, spec: RunSpec, state: RunState) -> dict[str, s
                 descriptions[name] = f"failed ({tries}, next {when})"
             case "passed" | "retired":
                 descriptions[name] = _released(state, name) or corpus.state
+            case "ready" if name in spec.stages.proxies:
+                descriptions[name] = "replayed, never a stage"
             case "ready" if not order_of(spec).trains(name):
                 descriptions[name] = "measured only"
             case other:

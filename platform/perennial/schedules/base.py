@@ -24,6 +24,9 @@ Phase = Literal["warmup", "cooldown", "constant", "anneal", "unknown"]
 """Warmup rises to eta_max; cooldown falls to eta_const; anneal is any fall to eta_min. The phase of
 a stored schedule whose plug-in is not installed is unknown."""
 
+LATER_FIELDS: Mapping[str, float] = {"warmup_start": 0.0}
+"""Fields that curves did not have from the beginning, with the value where a record has none."""
+
 RateField = Literal["eta_max", "eta_const"]
 """Fields of a schedule's section whose value a search may vary."""
 
@@ -63,8 +66,17 @@ class Schedule(ABC):
         """Return the last trunk steps of the phases that end, in order."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field and the kind; JSON carries it without loss."""
-        return {"kind": self.kind, **asdict(self)}
+        """Return every field and the kind; JSON carries it without loss.
+
+        A field of `LATER_FIELDS` is left out where it has the value that it stands for there, so
+        that the record is that of the versions before it.
+        """
+        fields = asdict(self).items()
+        return {"kind": self.kind} | {
+            name: value
+            for name, value in fields
+            if name not in LATER_FIELDS or value != LATER_FIELDS[name]
+        }
 
     def installed(self) -> Self:
         """Return the curve itself, to train with it.
@@ -207,10 +219,19 @@ def check_fit(whole: str, steps: int, **phases: int) -> None:
         )
 
 
-def warm_up_rate(peak: float, t: int, warmup_steps: int) -> float:
-    """Return the rate of step `t` of a linear rise from 0 to `peak` over `warmup_steps` steps."""
+def warm_up_rate(peak: float, t: int, warmup_steps: int, start: float = 0.0) -> float:
+    """Return the rate of step `t` of a linear rise from `start` to `peak` over `warmup_steps`."""
     # The quotient first: it is at most 1, so rounding cannot lift the product above the peak.
-    return peak * (t / warmup_steps)
+    return min(peak, start + (peak - start) * (t / warmup_steps))
+
+
+def check_warmup_start(start: float | None, peak: float) -> None:
+    """Check that a warmup does not begin above its peak; ValueError otherwise."""
+    if start is not None and start > peak:
+        raise ValueError(
+            f"warmup_start {start:g} is above the rate {peak:g} that the warmup rises to; "
+            "use a lower one"
+        )
 
 
 def find_phase(step: int, ends: Mapping[Phase, int], last: Phase) -> Phase:

@@ -17,10 +17,11 @@ from perennial.schedules.base import (
     ScheduleConfig,
     check_fit,
     check_percentages,
+    check_warmup_start,
     find_phase,
     warm_up_rate,
 )
-from perennial.schedules.validation import check_number, check_step_from, check_steps
+from perennial.schedules.validation import check_number, check_step_from, check_steps, check_warmup
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +33,18 @@ class ConstantSchedule(Schedule):
 
     eta_const: float
     warmup_steps: int = 0
+    warmup_start: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("eta_const", self.eta_const)
         check_steps("warmup_steps", self.warmup_steps, 0)
+        check_warmup(self.warmup_start, self.eta_const, self.warmup_steps)
 
     def eta(self, step: int) -> float:
         """Return the rate of the optimizer step from `step` to `step + 1`."""
         check_step_from(step, 0)
         if step < self.warmup_steps:
-            return warm_up_rate(self.eta_const, step, self.warmup_steps)
+            return warm_up_rate(self.eta_const, step, self.warmup_steps, self.warmup_start)
         return self.eta_const
 
     def phase(self, step: int) -> Phase:
@@ -73,6 +76,9 @@ class ConstantConfig(ScheduleConfig):
     eta_const"""
     warmup: Amount = Field(default_factory=lambda: parse_amount("1%"))
     """linear rise to eta_const, such as `1%` of the first stage or `200 steps`"""
+    warmup_start: Rate | None = None
+    """learning rate at which the warmup begins, above 0: for a stored model whose rate was annealed
+    its last one, often a tenth of its peak; default 0"""
 
     @model_validator(mode="after")
     def _check(self) -> ConstantConfig:
@@ -82,6 +88,7 @@ class ConstantConfig(ScheduleConfig):
                 "use eta_min <= eta_const"
             )
         check_percentages("the first stage", warmup=self.warmup)
+        check_warmup_start(self.warmup_start, self.eta_const)
         return self
 
     @property
@@ -93,7 +100,7 @@ class ConstantConfig(ScheduleConfig):
         """Return the trunk's curve from the length of its first stage."""
         warmup = self.warmup.steps(steps, tokens_per_step)
         check_fit("a first stage", steps, warmup=warmup)
-        return ConstantSchedule(eta_const=self.eta_const, warmup_steps=warmup)
+        return ConstantSchedule(self.eta_const, warmup, self.warmup_start or 0.0)
 
     def pinned(self, trunk: Schedule) -> Self:
         """Return the section with the warmup in the steps of `trunk`."""

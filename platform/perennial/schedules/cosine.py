@@ -17,11 +17,18 @@ from perennial.schedules.base import (
     check_fit,
     check_percentages,
     check_rates,
+    check_warmup_start,
     find_phase,
     warm_up_rate,
 )
 from perennial.schedules.curves import decay_rate
-from perennial.schedules.validation import check_number, check_order, check_step_from, check_steps
+from perennial.schedules.validation import (
+    check_number,
+    check_order,
+    check_step_from,
+    check_steps,
+    check_warmup,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,14 @@ class CosineSchedule(Schedule):
     warmup_steps: int
     steps: int
     first_step: int = 0
+    warmup_start: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("eta_max", self.eta_max)
         check_number("eta_min", self.eta_min, zero_allowed=True)
         check_order(eta_min=self.eta_min, eta_max=self.eta_max)
         check_steps("warmup_steps", self.warmup_steps, 0)
+        check_warmup(self.warmup_start, self.eta_max, self.warmup_steps)
         check_steps("steps", self.steps, 1)
         check_steps("first_step", self.first_step, 0)
         if self.warmup_steps >= self.steps:
@@ -59,7 +68,7 @@ class CosineSchedule(Schedule):
         check_step_from(step, self.first_step)
         t = step - self.first_step
         if t < self.warmup_steps:
-            return warm_up_rate(self.eta_max, t, self.warmup_steps)
+            return warm_up_rate(self.eta_max, t, self.warmup_steps, self.warmup_start)
         x = (t - self.warmup_steps) / (self.steps - self.warmup_steps)
         return decay_rate("cosine", self.eta_max, self.eta_min, x)
 
@@ -96,11 +105,15 @@ class CosineConfig(ScheduleConfig):
     """learning rate at the end of every stage, above 0"""
     warmup: Amount = Field(default_factory=lambda: parse_amount("1%"))
     """linear rise to eta_max, such as `1%` of every stage or `200 steps`"""
+    warmup_start: Rate | None = None
+    """learning rate at which the warmup begins, above 0: for a stored model whose rate was annealed
+    its last one, often a tenth of its peak; default 0"""
 
     @model_validator(mode="after")
     def _check(self) -> CosineConfig:
         check_rates(self.eta_min, self.eta_max)
         check_percentages("a stage", warmup=self.warmup)
+        check_warmup_start(self.warmup_start, self.eta_max)
         return self
 
     @property
@@ -118,4 +131,5 @@ class CosineConfig(ScheduleConfig):
             warmup_steps=warmup,
             steps=steps,
             first_step=first_step,
+            warmup_start=self.warmup_start or 0.0,
         )

@@ -17,6 +17,7 @@ from perennial.schedules.base import (
     check_fit,
     check_percentages,
     check_rates,
+    check_warmup_start,
     find_phase,
     warm_up_rate,
 )
@@ -27,6 +28,7 @@ from perennial.schedules.validation import (
     check_order,
     check_step_from,
     check_steps,
+    check_warmup,
 )
 
 
@@ -49,6 +51,7 @@ class InfiniteSchedule(Schedule):
     cooldown_steps: int
     cooldown_shape: CooldownShape
     alpha: float = 10.0
+    warmup_start: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("eta_max", self.eta_max)
@@ -56,6 +59,7 @@ class InfiniteSchedule(Schedule):
         check_number("eta_min", self.eta_min)
         check_order(eta_min=self.eta_min, eta_const=self.eta_const, eta_max=self.eta_max)
         check_steps("warmup_steps", self.warmup_steps, 0)
+        check_warmup(self.warmup_start, self.eta_max, self.warmup_steps)
         check_steps("cooldown_steps", self.cooldown_steps, 0)
         check_choice("cooldown_shape", self.cooldown_shape, get_args(CooldownShape))
         check_number("alpha", self.alpha)
@@ -69,7 +73,7 @@ class InfiniteSchedule(Schedule):
         """Return the rate of the optimizer step from `step` to `step + 1`."""
         check_step_from(step, 0)
         if step < self.warmup_steps:
-            return warm_up_rate(self.eta_max, step, self.warmup_steps)
+            return warm_up_rate(self.eta_max, step, self.warmup_steps, self.warmup_start)
         if self.cooldown_steps == 0:
             return self.eta_const
         x = (step - self.warmup_steps) / self.cooldown_steps
@@ -111,6 +115,9 @@ class InfiniteConfig(ScheduleConfig):
     """rate at which the anneal of a release ends, above 0 (an exponential anneal divides by it)"""
     warmup: Amount = Field(default_factory=lambda: parse_amount("1%"))
     """linear rise to eta_max, such as `1%` of the first stage or `200 steps`"""
+    warmup_start: Rate | None = None
+    """learning rate at which the warmup begins, above 0: for a stored model whose rate was annealed
+    its last one, often a tenth of its peak; default 0"""
     cooldown: Amount = Field(default_factory=lambda: parse_amount("60%"))
     """fall from eta_max to eta_const, such as `60%` of the first stage"""
     cooldown_shape: CooldownShape = "cosine"
@@ -127,6 +134,7 @@ class InfiniteConfig(ScheduleConfig):
                 f"{self.eta_max:g}; use eta_min <= eta_const <= eta_max"
             )
         check_percentages("the first stage", warmup=self.warmup, cooldown=self.cooldown)
+        check_warmup_start(self.warmup_start, self.eta_max)
         return self
 
     @property
@@ -152,6 +160,7 @@ class InfiniteConfig(ScheduleConfig):
             cooldown_steps=cooldown,
             cooldown_shape=self.cooldown_shape,
             alpha=self.alpha,
+            warmup_start=self.warmup_start or 0.0,
         )
 
     def pinned(self, trunk: Schedule) -> Self:

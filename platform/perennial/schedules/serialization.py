@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 
 from perennial.errors import InputError
 from perennial.schedules.anneal import Anneal
-from perennial.schedules.base import SCHEDULES, Phase, Schedule, ScheduleConfig
+from perennial.schedules.base import LATER_FIELDS, SCHEDULES, Phase, Schedule, ScheduleConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ def from_dict(record: Mapping[str, Any]) -> Schedule:
     """Return the curve that `to_dict` wrote; an `AbsentSchedule` for a kind that is not installed.
 
     Raises:
-        ValueError: the record names no kind, lacks a field (no default is filled in, because a
-            resumed run must not depend on the code's version), has one that the kind has not, or
-            holds a wrong value.
+        ValueError: the record names no kind, lacks a field (no default is filled in but for
+            `LATER_FIELDS`, because a resumed run must not depend on the code's version), has one
+            that the kind has not, or holds a wrong value.
     """
     kind = record.get("kind")
     if not isinstance(kind, str):
@@ -89,6 +89,7 @@ def from_dict(record: Mapping[str, Any]) -> Schedule:
     if curve is None:
         return AbsentSchedule(dict(record))
     wanted = {field.name for field in fields(curve)}
+    record = {**_later(curve), **record}
     given = set(record) - {"kind"}
     if missing := sorted(wanted - given):
         raise ValueError(f"{missing[0]} is missing; a record of kind {kind!r} needs it")
@@ -99,12 +100,18 @@ def from_dict(record: Mapping[str, Any]) -> Schedule:
 
 def differences(a: Schedule, b: Schedule) -> list[str]:
     """Return "field: value in a -> value in b" for every field in which two curves differ."""
-    left, right = to_dict(a), to_dict(b)
+    left, right = ({**_later(type(curve)), **to_dict(curve)} for curve in (a, b))
     return [
         f"{name}: {_shown(left, name)} -> {_shown(right, name)}"
         for name in {**left, **right}
         if name not in left or name not in right or left[name] != right[name]
     ]
+
+
+def _later(curve: type[Schedule]) -> dict[str, float]:
+    """Return those of `LATER_FIELDS` that a curve has."""
+    names = {field.name for field in fields(curve)}
+    return {name: value for name, value in LATER_FIELDS.items() if name in names}
 
 
 def _curve_of(kind: str) -> type[Schedule] | None:

@@ -38,6 +38,16 @@ def check_order(**rates: float) -> None:
             )
 
 
+def check_warmup(start: float, peak: float, warmup_steps: int) -> None:
+    """Check that a warmup from above 0 has steps, and does not begin above its peak."""
+    check_number("warmup_start", start, zero_allowed=True)
+    check_order(warmup_start=start, peak=peak)
+    if start and not warmup_steps:
+        raise ValueError(
+            f"warmup_start is {start!r}, but the warmup has no steps; give schedule.warmup in steps"
+        )
+
+
 def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
     """Check that `value` is one of `choices`."""
     if value not in choices:

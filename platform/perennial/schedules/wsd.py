@@ -17,6 +17,7 @@ from perennial.schedules.base import (
     check_fit,
     check_percentages,
     check_rates,
+    check_warmup_start,
     find_phase,
     warm_up_rate,
 )
@@ -27,6 +28,7 @@ from perennial.schedules.validation import (
     check_order,
     check_step_from,
     check_steps,
+    check_warmup,
 )
 
 
@@ -48,6 +50,7 @@ class WarmupStableDecay(Schedule):
     decay_steps: int
     decay_shape: AnnealShape
     first_step: int = 0
+    warmup_start: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("decay_shape", self.decay_shape, get_args(AnnealShape))
@@ -55,6 +58,7 @@ class WarmupStableDecay(Schedule):
         check_number("eta_min", self.eta_min, zero_allowed=self.decay_shape != "exponential")
         check_order(eta_min=self.eta_min, eta_max=self.eta_max)
         check_steps("warmup_steps", self.warmup_steps, 0)
+        check_warmup(self.warmup_start, self.eta_max, self.warmup_steps)
         check_steps("decay_steps", self.decay_steps, 2)  # one at eta_max and one at eta_min
         check_steps("steps", self.steps, 2)
         check_steps("first_step", self.first_step, 0)
@@ -69,7 +73,7 @@ class WarmupStableDecay(Schedule):
         check_step_from(step, self.first_step)
         t = step - self.first_step
         if t < self.warmup_steps:
-            return warm_up_rate(self.eta_max, t, self.warmup_steps)
+            return warm_up_rate(self.eta_max, t, self.warmup_steps, self.warmup_start)
         x = (t - (self.steps - self.decay_steps)) / (self.decay_steps - 1)
         return decay_rate(self.decay_shape, self.eta_max, self.eta_min, x)
 
@@ -107,6 +111,9 @@ class WarmupStableDecayConfig(ScheduleConfig):
     """learning rate at the end of every stage, above 0"""
     warmup: Amount = Field(default_factory=lambda: parse_amount("1%"))
     """linear rise to eta_max, such as `1%` of every stage or `200 steps`"""
+    warmup_start: Rate | None = None
+    """learning rate at which the warmup begins, above 0: for a stored model whose rate was annealed
+    its last one, often a tenth of its peak; default 0"""
     decay: Amount = Field(default_factory=lambda: parse_amount("10%"))
     """the last part of a stage, which falls to eta_min, such as `10%` of the stage"""
     decay_shape: AnnealShape = "exponential"
@@ -116,6 +123,7 @@ class WarmupStableDecayConfig(ScheduleConfig):
     def _check(self) -> WarmupStableDecayConfig:
         check_rates(self.eta_min, self.eta_max)
         check_percentages("a stage", warmup=self.warmup, decay=self.decay)
+        check_warmup_start(self.warmup_start, self.eta_max)
         return self
 
     @property
@@ -136,4 +144,5 @@ class WarmupStableDecayConfig(ScheduleConfig):
             decay_steps=decay,
             decay_shape=self.decay_shape,
             first_step=first_step,
+            warmup_start=self.warmup_start or 0.0,
         )

@@ -63,7 +63,7 @@ def plan_search(
         ingest_landed(work)
     corpus = _corpus(work, where, spec, origin)
     origin = replace(origin, corpora=_without_replay_overrides(work.state))
-    old = tuple(n for s in origin.stages for n in s.corpora if n != corpus)
+    old = tuple(n for n in origin.trained_corpora(origin.stages[-1]) if n != corpus)
     check_objectives(where, spec.objectives, old)
     check_concurrent(where, work.spec.training, spec.concurrent)
     in_stage = stage_steps(work.spec, corpus, origin.corpora[corpus].sequences)

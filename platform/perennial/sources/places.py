@@ -122,9 +122,13 @@ def _glob_base(pattern: str) -> Path:
 
 
 def _walk(path: Path, base: Path) -> Iterator[LandingFile]:
-    """Yield a file, or those below a folder, by their names below `base`. Links are followed."""
+    """Yield a file, or those below a folder, by their names below `base`. Links are followed.
+
+    What is no file, such as a pipe or a link that leads nowhere, is passed over.
+    """
     if not path.is_dir():
-        yield LocalFile(path.relative_to(base).as_posix(), path.stat().st_size, path)
+        if path.is_file():
+            yield LocalFile(path.relative_to(base).as_posix(), path.stat().st_size, path)
         return
     seen = set[str]()
     for folder, inner, names in os.walk(path, followlinks=True):

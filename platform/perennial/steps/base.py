@@ -40,6 +40,9 @@ class Dropped(NamedTuple):
     detail: str = ""
 
 
+RAISED = "raised"
+"""reason of a document on which code of the user's own failed: it is dropped, but not on purpose"""
+
 Apply = Callable[[RawDocument], "str | Dropped"]
 """Returns the text that goes on, changed or not, or why the document is dropped."""
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from perennial.errors import InputError
-from perennial.steps.base import STEPS, Apply, Dropped, RawDocument, StepConfig
+from perennial.steps.base import RAISED, STEPS, Apply, Dropped, RawDocument, StepConfig
 
 DocumentFields = Annotated[tuple[str, ...], Field(exclude_if=lambda fields: not fields)]
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
@@ -73,8 +73,7 @@ class CallConfig(_CodeConfig):
             try:
                 text = function(document.text, **self.parameters, **self._more(document))
             except Exception as error:
-                # One document must not cost the corpus, and the user's code may raise anything.
-                return Dropped("raised", f"{type(error).__name__}: {error}")
+                return _drop_raised(error)
             if text is None:
                 return Dropped(self.function.rpartition(":")[2].replace("_", "-"))
             if not isinstance(text, str):
@@ -120,20 +119,34 @@ class DatatroveConfig(_CodeConfig):
             from datatrove.data import Document as BlockDocument
         except ImportError:
             raise _unusable(self.block, "datatrove is not installed") from None
-        block = _import(self.block)(**self.parameters)
+        try:
+            block = _import(self.block)(**self.parameters)
+        except InputError:
+            raise
+        except Exception as error:
+            # Of any class: it is not ours, and asks for what it needs in its own way.
+            raise _unusable(self.block, f"{type(error).__name__}: {error}") from error
         if not (hasattr(block, "filter") or hasattr(block, "format")):
             raise _unusable(self.block, "it is neither a filter nor a formatter of documents")
 
         def apply(document: RawDocument) -> str | Dropped:
             metadata = {"domain": document.domain, **document.fields}
             given = BlockDocument(text=document.text, id="", metadata=metadata)
-            if not hasattr(block, "filter"):
-                return str(block.format(document.text))
-            verdict = block.filter(given)
+            try:
+                if not hasattr(block, "filter"):
+                    return str(block.format(document.text))
+                verdict = block.filter(given)
+            except Exception as error:
+                return _drop_raised(error)
             keeps, reason = verdict if isinstance(verdict, tuple) else (verdict, "dropped")
             return given.text if keeps else Dropped(_to_kebab(str(reason)))
 
         return apply
+
+
+def _drop_raised(error: Exception) -> Dropped:
+    # One document must not cost the corpus, and the code of others may raise anything.
+    return Dropped(RAISED, f"{type(error).__name__}: {error}")
 
 
 def _import(path: str) -> Any:

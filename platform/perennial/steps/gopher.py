@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
 from perennial.fields import Share
 from perennial.steps.base import STEPS, Apply, Dropped, StepConfig
 
 Number = Annotated[int, Field(ge=0)]
+Words = Annotated[int, Field(ge=1)]
 
 _STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 _BULLETS = ("•", "‣", "◦", "▪", "●", "*", "-")
@@ -107,9 +108,9 @@ class GopherRepetitionConfig(StepConfig):
     """largest share of characters in lines that occurred before"""
     max_duplicate_paragraph_characters: Share = 0.2
     """largest share of characters in paragraphs that occurred before"""
-    max_top: dict[int, Share] = Field(default_factory=lambda: {2: 0.2, 3: 0.18, 4: 0.16})
+    max_top: dict[Words, Share] = Field(default_factory=lambda: {2: 0.2, 3: 0.18, 4: 0.16})
     """by number of words, the largest share of characters in the most frequent run of so many"""
-    max_duplicate: dict[int, Share] = Field(
+    max_duplicate: dict[Words, Share] = Field(
         default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1}
     )
     """by number of words, the largest share of characters in repeated runs of so many"""
@@ -144,13 +145,16 @@ class GopherRepetitionConfig(StepConfig):
 
     def _judge_runs(self, text: str) -> Dropped | None:
         words = text.split()
+        lengths, runs = list(map(len, words)), _Runs(words)
         for size, share in self.max_top.items():
-            characters, run = _measure_top_run(words, size)
+            runs.choose(size)
+            characters, run = _measure_top_run(words, runs)
             if characters > share * len(text):
                 detail = f"{characters} of {len(text)} characters: {run}"
                 return Dropped(f"top-{size}-words", detail)
         for size, share in self.max_duplicate.items():
-            characters = _measure_duplicate_runs(words, size)
+            runs.choose(size)
+            characters = _measure_duplicate_runs(lengths, runs)
             if characters > share * len(text):
                 detail = f"{characters} of {len(text)} characters"
                 return Dropped(f"duplicate-{size}-words", detail)
@@ -168,31 +172,61 @@ def _count_repeats(parts: Sequence[str]) -> tuple[int, int]:
     return repeats, characters
 
 
-def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[shift:] for shift in range(size)), strict=False))
+class _Runs:
+    """Runs of a text's words, by number: equal runs have equal ones.
+
+    A run itself is not made: those of ten words would take more than a hundred bytes a word.
+
+    Attributes:
+        size: words in a run.
+        numbers: of the runs, in their order `(runs,)`; below the number of runs.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        distinct = {word: number for number, word in enumerate(dict.fromkeys(words))}
+        self._words = np.fromiter(map(distinct.__getitem__, words), np.int64, len(words))
+        self._factor = len(distinct) + 1
+        self.size, self.numbers = 1, self._words
+
+    def choose(self, size: int) -> None:
+        """Go on to the runs of so many words."""
+        if size < self.size:
+            self.size, self.numbers = 1, self._words
+        while self.size < size:
+            longer = self.numbers[:-1] * self._factor + self._words[self.size :]
+            self.numbers, self.size = np.unique(longer, return_inverse=True)[1], self.size + 1
 
 
-def _measure_top_run(words: Sequence[str], size: int) -> tuple[int, str]:
+def _measure_top_run(words: Sequence[str], runs: _Runs) -> tuple[int, str]:
     """Return the characters in the most frequent run of words, and the run."""
-    counted = Counter(_runs(words, size))
-    if not counted:
+    if not len(runs.numbers):
         return 0, ""
+    counts = np.bincount(runs.numbers)
+    count = int(counts.max())
+    if count == 1:
+        return 0, ""
+    _, first = np.unique(runs.numbers, return_index=True)
+    most = (words[i : i + runs.size] for i in first[counts == count].tolist())
     # Of equally frequent ones the longest, so that the result depends on the text alone.
-    run, count = max(counted.items(), key=lambda item: (item[1], len(" ".join(item[0])), item[0]))
-    text = " ".join(run)
-    return (count * len(text) if count > 1 else 0), text
+    text = " ".join(max(most, key=lambda run: (sum(map(len, run)), run)))
+    return count * len(text), text
 
 
-def _measure_duplicate_runs(words: Sequence[str], size: int) -> int:
-    """Return the characters of runs of words that occurred before, without overlaps."""
-    seen: set[tuple[str, ...]] = set()
-    runs, characters, place = _runs(words, size), 0, 0
-    while place < len(runs):
-        run = runs[place]
-        if run in seen:
-            characters += sum(map(len, run))
+def _measure_duplicate_runs(lengths: Sequence[int], runs: _Runs) -> int:
+    """Return the characters of runs of words that occurred before, without overlaps.
+
+    Args:
+        lengths: characters of the words.
+        runs: their runs.
+    """
+    numbers, size = runs.numbers.tolist(), runs.size
+    seen = bytearray(len(numbers))
+    characters = place = 0
+    while place < len(numbers):
+        if seen[numbers[place]]:
+            characters += sum(lengths[place : place + size])
             place += size
         else:
-            seen.add(run)
+            seen[numbers[place]] = 1
             place += 1
     return characters

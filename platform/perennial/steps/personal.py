@@ -8,10 +8,10 @@ from typing import Literal
 
 from perennial.steps.base import STEPS, Apply, Dropped, RawDocument, StepConfig
 
-_EMAIL = re.compile(
-    r"\b[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
-    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}\b"
-)
+_LOCAL = "A-Za-z0-9!#$%&'*+/=?^_`{|}~-"
+_DOMAIN = re.compile(r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}\b")
+_REVERSED_LOCAL = re.compile(rf"[{_LOCAL}]+(?:\.[{_LOCAL}]+)*")
+_LOCAL_BEGIN = re.compile(r"\b(?!\.)")
 _IP = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")
 
 
@@ -37,10 +37,28 @@ class PersonalDataConfig(StepConfig):
     def _replace(self, document: RawDocument) -> str | Dropped:
         text, email, ip = document.text, self.email, self.ip
         if email is not None and "@" in text:
-            text = _EMAIL.sub(lambda _: email, text)
+            text = _replace_emails(text, email)
         if ip is not None:
             text = _IP.sub(lambda match: ip if _is_public(match[0]) else match[0], text)
         return text
+
+
+def _replace_emails(text: str, email: str) -> str:
+    """Return a text with a constant in the place of every e-mail address.
+
+    An address is looked for from its sign backwards. From its beginning on, every part of a long
+    run without a sign (encoded data, a ruled line) would be searched through to its end.
+    """
+    parts, done = [], 0
+    for domain in _DOMAIN.finditer(text):
+        at = domain.start()
+        before = text[max(done, text.rfind("@", done, at) + 1) : at]
+        local = _REVERSED_LOCAL.match(before[::-1])
+        begin = local and _LOCAL_BEGIN.search(text, at - len(local[0]), at)
+        if begin and begin.start() < at:
+            parts += [text[done : begin.start()], email]
+            done = domain.end()
+    return "".join([*parts, text[done:]])
 
 
 def _is_public(address: str) -> bool:

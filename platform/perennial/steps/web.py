@@ -14,7 +14,8 @@ from perennial.steps.base import STEPS, Apply, Dropped, RawDocument, StepConfig
 _MARKS = ".!?\u3002\uff01\uff1f\u0964\u061f"
 _QUOTES = '"\u201d\u2019'
 _ENDS = (*_MARKS, *_QUOTES, "\u2026")
-_SENTENCE = re.compile(rf"[{_MARKS}]+(?:\s|[{_QUOTES})\]]|$)")
+# From the first mark of a run, and over all of it: a ruled line of dots is read once.
+_SENTENCE = re.compile(rf"(?<![{_MARKS}])[{_MARKS}]++(?:\s|[{_QUOTES})\]]|$)")
 _POLICIES = (
     "terms of use",
     "privacy policy",

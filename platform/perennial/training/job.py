@@ -26,7 +26,7 @@ class Job:
     mix: the plan of its steps, counted from 0.
     layouts: where the rows of the mix's corpora lie.
     first_step: trunk step at which it begins; trunk step = first_step + step of the mix.
-    start: key of the checkpoint whose weights it starts from; None starts from random weights.
+    start: key of the checkpoint whose weights it starts from; None starts from what `model` says.
     optimizer: whether the optimizer's state starts from zero or comes from `start`, whole or
         without its averages of the gradient.
     old: corpora whose held-out loss is measured, with that of the new ones, in the stage's first

@@ -28,14 +28,16 @@ def looks(steps: int) -> set[int]:
 
 
 class JoinWatch:
-    """Measures how a stage joins the trunk, where its job names old corpora.
+    """Measures how a stage joins the trunk, or the stored model that the trunk starts from.
 
     What it measures depends on the weights and the corpora alone, so a resumed job measures the
     same. Raises InputError when a corpus is not there.
     """
 
     def __init__(self, store: Store, job: Job, engine: Any, first_step: int) -> None:
-        steps = looks(job.mix.steps) if job.old else set()
+        # Random weights have nothing to lose, but what the trunk starts from may be a stored model.
+        is_first = job.start is None and job.model.path is not None
+        steps = looks(job.mix.steps) if job.old or is_first else set()
         self._due = {job.first_step + step for step in steps if job.first_step + step >= first_step}
         self._engine = engine
         self._job = job
@@ -93,7 +95,7 @@ def shared_out(
 def _read(store: Store, job: Job) -> dict[str, npt.NDArray[np.int64]]:
     """Read the held-out sequences `(rows, sequence)` of both sides, the same on every rank."""
     sides = {"new": job.mix.corpora, "old": job.old}
-    return {side: _share_of_each(store, corpora, job) for side, corpora in sides.items()}
+    return {side: _share_of_each(store, names, job) for side, names in sides.items() if names}
 
 
 def _share_of_each(store: Store, corpora: Sequence[str], job: Job) -> npt.NDArray[np.int64]:

@@ -299,7 +299,7 @@ class DiskSpace:
 
 
 def disk_space(
-    size: ModelSize, training: TrainingSpec, workers: int, on_node: int, kept: int, stored: bool
+    size: ModelSize, training: TrainingSpec, workers: int, on_node: int, kept: int, stored: int
 ) -> DiskSpace:
     """Return bytes on the node of the first worker, whose disk has the most, and in the store.
 
@@ -309,7 +309,8 @@ def disk_space(
         workers: number of data-parallel workers.
         on_node: how many of them share the node.
         kept: number of checkpoints that stay.
-        stored: whether the run starts from a stored model, of which the store has a copy.
+        stored: parameters of the stored models that the store has copies of; 0 where the run does
+            not start from one.
     """
     whole = checkpoint_bytes(size, training)
     model = size.parameters * number_bytes(training.precision)
@@ -322,7 +323,7 @@ def disk_space(
         left_over=snapshot,
         start=max(snapshot, initial if stored or drawn else 0),
         checkpoints=(kept + 1) * whole if kept else 0,
-        initial_model=initial if stored else 0,
+        initial_model=stored * 4,
     )
 
 

@@ -20,6 +20,7 @@ from perennial.errors import StaleDecision
 from perennial.runs.ledger import Ledger
 from perennial.store import Store
 from tests.support.event_factory import event_of
+from tests.support.refusal import refused
 from tests.support.tiny_run import tiny_run
 
 LINES = [
@@ -107,6 +108,17 @@ def test_a_first_corpus_that_is_refused_decides_nothing(
     ingest_landed(work)
     assert _states(work) == {"first": "refused"}, work.state.corpora["first"].reason
     assert _objects(work.store) == before
+
+
+@pytest.mark.parametrize("store_url", ["local"], indirect=True)
+def test_no_corpus_is_refused_for_a_file_that_the_run_file_names(
+    open_run: Callable[..., Workspace], tmp_path: Path
+) -> None:
+    work = open_run(decontaminate=[str(tmp_path / "questions.jsonl")])
+    _land(work, "first", DATA)
+    with refused("file-unreadable", "corpora.decontaminate"):
+        ingest_landed(work)
+    assert _states(work) == {"first": "landed"}
 
 
 @pytest.mark.parametrize("store_url", FOLDER_AND_LONG_S3, indirect=True)

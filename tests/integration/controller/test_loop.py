@@ -288,7 +288,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_gate(
     loss = HeldoutLoss("a", math.nan, math.nan, 2, 10, 40, math.nan)
     monkeypatch.setattr(evaluate_stage, "examine", lambda *_: Answers({"a": loss}, (), ()))
     questions = Questions(corpora=("a",), sequence_length=128, max_documents=2, seed=1)
-    monkeypatch.setattr(evaluate_stage, "_questions", lambda _: questions)
+    monkeypatch.setattr(evaluate_stage, "questions_of", lambda *_: questions)
     monkeypatch.setattr(work, "use_ray", lambda: None)
     evaluate_stage.evaluate(work, "a")
     evaluate_stage.judge(work, "a")

@@ -65,7 +65,7 @@ def _train(store: Store, folder: Path) -> None:
 
 def _release(store: Store, folder: Path) -> None:
     try:
-        export(store, KEY, "releases/r", "{}", "<|endoftext|>", "A card.")
+        export(store, KEY, "releases/r", {}, "A card.")
     finally:
         assert not store.exists("releases/r/manifest.json")
 

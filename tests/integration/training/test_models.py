@@ -12,10 +12,18 @@ import torch
 
 from perennial.config.training import ModelSpec
 from perennial.errors import Damaged, InputError
+from perennial.evaluation.evaluate import fetch
 from perennial.store import Store, open_store
 from perennial.training.model.config import model_config, stored_model
 from perennial.training.model.inherit import inherit
-from perennial.training.model.initial import fetch_initial, import_model
+from perennial.training.model.initial import (
+    FOLDER,
+    REFERENCE_FOLDER,
+    fetch_initial,
+    has_reference,
+    import_model,
+    read_initial,
+)
 from tests.support.memory_limit import run_within
 from tests.support.small_models import small_model
 
@@ -91,7 +99,7 @@ def test_a_stored_model_is_imported_once_and_read_from_the_store(
     (tmp_path / "model" / "model.safetensors").unlink()
     assert import_model(store, spec, 50, 7, 16) == first
     model = _initial(store)
-    assert model.config.eos_token_id == 7
+    assert model.config.eos_token_id == [7, 0]
     assert model.num_parameters() == first.parameters
     with torch.no_grad():
         hidden = reference(IDS, output_hidden_states=True).hidden_states[layers or 0]
@@ -102,6 +110,23 @@ def test_a_stored_model_is_imported_once_and_read_from_the_store(
         if layers:
             logits = reference.lm_head(reference.model.norm(hidden))
             assert torch.equal(model(IDS).logits, logits)
+
+
+@pytest.mark.parametrize("ends", [[7, 3], 7, [3, 5], None])
+def test_a_stored_models_generation_settings_stay_what_they_are(
+    tmp_path: Path, ends: int | list[int] | None
+) -> None:
+    _store_model(tmp_path / "model")
+    settings = {"temperature": 0.6, "eos_token_id": ends}
+    text = json.dumps(settings)
+    (tmp_path / "model" / "generation_config.json").write_text(text)
+    store = open_store(tmp_path / "store")
+    import_model(store, ModelSpec(path=str(tmp_path / "model")), 50, 7, 16)
+    stored = store.read("models/initial/generation_config.json").decode()
+    if ends in ([7, 3], 7):
+        assert stored == text
+    else:
+        assert json.loads(stored) == settings | {"eos_token_id": [7, 3, 5] if ends else 7}
 
 
 def test_a_model_in_several_files_is_copied_without_being_held(tmp_path: Path) -> None:
@@ -116,7 +141,7 @@ def test_a_model_in_several_files_is_copied_without_being_held(tmp_path: Path) -
     for shard in shards:
         assert (stored / shard.name).read_bytes() == shard.read_bytes()
     again = _initial(open_store(tmp_path / "store"))
-    assert again.config.eos_token_id == 7
+    assert again.config.eos_token_id == [7, 0]
 
 
 def _import_large(folder: Path) -> None:
@@ -232,3 +257,23 @@ def _initial(store: Store) -> Any:
     with TemporaryDirectory() as folder:
         fetch_initial(store, Path(folder))
         return stored_model(Path(folder))
+
+
+@pytest.mark.parametrize("layers", [None, 2])
+def test_an_imported_model_is_read_as_any_model_is_that_is_measured(
+    tmp_path: Path, store_url: str, layers: int | None
+) -> None:
+    """Also the whole one whose layers are inherited, which no worker needs (I8)."""
+    model = _store_model(tmp_path / "model")
+    store = open_store(store_url)
+    spec = ModelSpec(path=str(tmp_path / "model"), inherit_layers=layers)
+    imported = import_model(store, spec, 50, 7, 16)
+    assert has_reference(store) == (layers is not None)
+    assert import_model(store, spec, 50, 7, 16) == imported
+    fetch(store, FOLDER, tmp_path / "base")
+    assert len(stored_model(tmp_path / "base").base_model.layers) == (layers or 4)
+    if layers is not None:
+        fetch(store, REFERENCE_FOLDER, tmp_path / "whole")
+        whole = stored_model(tmp_path / "whole")
+        assert torch.equal(whole(IDS).logits, model(IDS).logits)
+        assert read_initial(store, REFERENCE_FOLDER)[0].inherit_layers is None

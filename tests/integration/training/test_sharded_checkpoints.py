@@ -171,6 +171,9 @@ def test_i6_both_ranks_write_a_share_and_the_manifest_lists_all(written: Path, c
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
+CONFIG = b'{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"}'
+
+
 @pytest.mark.parametrize("cell", ["zero-1", "zero-3-bf16"])
 def test_i13_they_are_exported_and_evaluated(written: Path, tmp_path: Path, cell: str) -> None:
     from tokenizers import Tokenizer
@@ -183,7 +186,8 @@ def test_i13_they_are_exported_and_evaluated(written: Path, tmp_path: Path, cell
     store = open_store(written / cell)
     expected = load_file(written / f"{cell}.safetensors")
     tokenizer = Tokenizer(WordLevel({"<end>": 0}, "<end>")).to_str()
-    export(store, AT, "releases/first", tokenizer, "<end>", "card")
+    files = {"tokenizer.json": tokenizer.encode(), "tokenizer_config.json": CONFIG}
+    export(store, AT, "releases/first", files, "card")
     folder = Path(store.url, "releases/first")
     released = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     assert AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id == 0

@@ -36,14 +36,15 @@ def whole(
 
 
 def rules() -> st.SearchStrategy[ReplayRule]:
-    """Any rule, over the corpora c0 to c3 and one that never comes."""
-    names = st.sampled_from(["c0", "c1", "c2", "c3", "other"])
+    """Any rule, over the corpora c0 to c3, one that never comes, and proxies that may be there."""
+    names = st.sampled_from(["c0", "c1", "c2", "c3", "p0", "other"])
     return st.builds(
         ReplayRule.model_construct,  # any weights with any policy, as a stored rule may have
         share=st.sampled_from([0.0, 0.05, 0.25, 1 / 3, 0.5, 1.0]),
         weighting=st.sampled_from(["seen", "seen", "uniform", "recent", "fixed"]),
         weights=st.dictionaries(names, st.sampled_from([0, 0.1, 0.2, 1, 3])),
         max_epochs=st.sampled_from([None, None, 1, 2]),
+        proxies=st.sampled_from([{}, {}, {"p0": 7}, {"p0": 7, "p1": 150}]),
     )
 
 
@@ -171,7 +172,8 @@ def test_no_sequence_is_replayed_more_often_than_the_cap(history: list[StageMix]
 def test_what_is_not_replayed_is_new_and_told(history: list[StageMix]) -> None:
     for index, mix in enumerate(history):
         budget = mix.steps * mix.global_batch
-        wanted = round(mix.replay.share * budget) if _trained_before(history[:index]) else 0
+        earlier = mix.replay.proxies or _trained_before(history[:index])
+        wanted = round(mix.replay.share * budget) if earlier else 0
         replayed = sum(source.sequences for source in mix.replayed)
         assert replayed + mix.unreplayed == wanted
         assert sum(source.sequences for source in mix.new) == budget - replayed
@@ -368,3 +370,41 @@ def test_apportioned_numbers_add_up_and_are_within_one(total: int, weights: dict
     assert sum(counts.values()) == total
     for name, count in counts.items():
         assert abs(count * weight - total * weights[name]) < weight
+
+
+def test_a_proxy_is_replayed_from_the_first_stage_on_and_goes_on_where_it_stopped() -> None:
+    rule = ReplayRule(share=0.25, proxies={"web": 30})
+    first = stage_mix([], {"a": 80}, 10, 8, rule)
+    second = stage_mix([first], {"b": 80}, 10, 8, rule)
+    taken = [{s.corpus: (s.sequences, s.start) for s in mix.sources} for mix in (first, second)]
+    assert taken[0] == {"a": (60, 0), "web": (20, 0)}
+    # As if its 30 sequences had been trained once before: 30 + 20 of it are seen, 60 of a.
+    assert taken[1] == {"b": (60, 0), "web": (9, 20), "a": (11, 0)}
+    assert (first.corpora, [s.corpus for s in first.replayed]) == (("a",), ["web"])
+
+
+def test_a_proxy_is_bounded_by_the_cap_and_what_it_cannot_give_is_new() -> None:
+    mix = stage_mix([], {"a": 80}, 10, 8, ReplayRule(share=0.5, max_epochs=2, proxies={"web": 10}))
+    assert {s.corpus: s.sequences for s in mix.sources} == {"a": 60, "web": 20}
+    assert mix.unreplayed == 20
+    later = stage_mix([mix], {"b": 80}, 10, 8, mix.replay)
+    assert "web" not in seen_sequences([later])
+
+
+def test_a_proxy_that_becomes_a_stage_is_no_proxy_in_it() -> None:
+    rule = ReplayRule(share=0.25, proxies={"web": 30})
+    first = stage_mix([], {"a": 80}, 10, 8, rule)
+    second = stage_mix([first], {"web": 30}, 10, 8, rule)
+    assert {s.corpus: s.sequences for s in second.sources} == {"web": 60, "a": 20}
+    third = stage_mix([first, second], {"b": 80}, 10, 8, rule)
+    assert sum(s.corpus == "web" for s in third.sources) == 1
+
+
+def test_a_rule_without_a_proxy_is_written_as_before_there_were_any() -> None:
+    assert "proxies" not in ReplayRule(share=0.25).to_dict()
+    rule = ReplayRule(share=0.25, proxies={"web": 30})
+    assert ReplayRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    old = ReplayRule(share=0.25).to_dict()
+    assert ReplayRule.from_dict(old) == ReplayRule(share=0.25)
+    branch = branch_mix([stage_mix([], {"a": 80}, 10, 8, rule)], 4)
+    assert {s.corpus: s.sequences for s in branch.sources} == {"a": 24, "web": 8}

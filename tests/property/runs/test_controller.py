@@ -29,8 +29,9 @@ ORDERS = [
     Order(most_corpora=3, priority={"c": 1, "d": 1}),
     Order(most_corpora=4, alone={"b"}),
     Order(most_corpora=4, first=["b", "a"]),
+    Order(most_corpora=3, proxies=["b"]),
 ]
-"""one stage a corpus, and several corpora a stage within bounds of every kind"""
+"""one stage a corpus, and several corpora a stage within bounds of every kind; a proxy"""
 
 
 def _policies() -> list[RunSpec]:
@@ -184,6 +185,10 @@ class Controllers(RuleBasedStateMachine):
         told = {stage.name: stage.corpora for stage in state.started_stages}
         written = {e.stage: e.mix.corpora for e in self.written}
         assert told == written
+        if state.started_stages:
+            assert {*self.order.proxies} <= state.corpora.keys(), "the first stage waited"
+        for stage in state.started_stages:
+            assert not {*stage.corpora} & {*self.order.proxies}, "a proxy is no stage"
         for corpora in told.values():
             if len(corpora) > 1:
                 assert len(corpora) <= self.order.most_corpora

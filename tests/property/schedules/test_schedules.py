@@ -40,18 +40,24 @@ def lengths(least: int, short: bool) -> st.SearchStrategy[int]:
     return st.integers(least, 40 if short else 10**6)
 
 
+def warmup_start(draw: st.DrawFn, peak: float, warmup_steps: int) -> float:
+    """Where a warmup begins: at 0, or anywhere below its peak."""
+    return draw(st.sampled_from([0.0, 0.1, 1.0])) * peak if warmup_steps else 0.0
+
+
 @st.composite
 def infinite_schedules(draw: st.DrawFn, short: bool = False) -> InfiniteSchedule:
     eta_min, eta_const, eta_max = sorted(draw(st.tuples(RATES, RATES, RATES)))
-    cooldown_steps = draw(lengths(0, short))
+    cooldown_steps, warmup_steps = draw(lengths(0, short)), draw(lengths(0, short))
     return InfiniteSchedule(
         eta_max=eta_max,
         eta_const=eta_const if cooldown_steps else eta_max,
         eta_min=eta_min,
-        warmup_steps=draw(lengths(0, short)),
+        warmup_steps=warmup_steps,
         cooldown_steps=cooldown_steps,
         cooldown_shape=draw(COOLDOWN_SHAPES),
         alpha=draw(st.floats(1e-3, 1e3)),
+        warmup_start=warmup_start(draw, eta_max, warmup_steps),
     )
 
 
@@ -66,7 +72,8 @@ def cosine_schedules(draw: st.DrawFn, short: bool = False) -> CosineSchedule:
     eta_min, eta_max = sorted(draw(st.tuples(RATES, RATES)))
     warmup_steps = draw(lengths(0, short))
     steps = warmup_steps + draw(lengths(1, short))
-    return CosineSchedule(eta_max, eta_min, warmup_steps, steps, draw(STARTS))
+    start = warmup_start(draw, eta_max, warmup_steps)
+    return CosineSchedule(eta_max, eta_min, warmup_steps, steps, draw(STARTS), start)
 
 
 @st.composite
@@ -81,11 +88,14 @@ def wsd_schedules(draw: st.DrawFn, short: bool = False) -> WarmupStableDecay:
         decay_steps=decay_steps,
         decay_shape=draw(ANNEAL_SHAPES),
         first_step=draw(STARTS),
+        warmup_start=warmup_start(draw, eta_max, warmup_steps),
     )
 
 
-def constant_schedules(short: bool = False) -> st.SearchStrategy[ConstantSchedule]:
-    return st.builds(ConstantSchedule, eta_const=RATES, warmup_steps=lengths(0, short))
+@st.composite
+def constant_schedules(draw: st.DrawFn, short: bool = False) -> ConstantSchedule:
+    eta, warmup_steps = draw(RATES), draw(lengths(0, short))
+    return ConstantSchedule(eta, warmup_steps, warmup_start(draw, eta, warmup_steps))
 
 
 OF_KIND: dict[type[Schedule], st.SearchStrategy[Schedule]] = {

@@ -72,9 +72,15 @@ def _leave_out(mix: Any) -> None:
     mix["corpora"].remove("c")
 
 
+def _invent_proxy(mix: Any) -> None:
+    """A proxy of another size than its manifest has, which changes no share: a was trained."""
+    mix["replay"]["proxies"] = {"a": 7}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (_invent_proxy, "sequences of a: 01-b-and-1-more has 7; its manifest has 80"),
         (_favour, "takes 31 sequences of b .*; its history gives 30 sequences of b"),
         (_swap, "the stage of b has a mix that trains c and b"),
         (_leave_out, "takes .* 30 sequences of c .*; its history gives 60 sequences of b"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,3 +113,11 @@ def test_it_fits_the_screen(
     assert all(len(line) <= width for line in lines)
     for word in words:
         assert any(word in line for line in lines)
+
+
+def test_a_stored_model_is_a_row_before_the_stages() -> None:
+    base = Row("base", {corpus: 3.25 for corpus in THREE})
+    lines = render_lines(replace(QUICKSTART, origins=[base]))
+    rows = [line.split() for line in lines]
+    assert ["base", "3.250", "3.250", "3.250"] in rows
+    assert rows.index(["base", "3.250", "3.250", "3.250"]) == 3, "after head, rate and title"

@@ -223,3 +223,21 @@ def test_a_size_is_shown_as_it_is_read(tmp_path: Path) -> None:
         spec = load_run(path, [f"corpora.read.books.max_document={text}"])
         shown = spec.model_dump(mode="json")["corpora"]["read"]["books"]["max_document"]
         assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ({"corpora": {"web": {"role": "replay", "budget": "5 steps"}}}, "has no stage that budget"),
+        ({"corpora": {"web": {"role": "replay"}}, "only": ["web"]}, "is never a stage"),
+        ({"corpora": {"web": {"role": "replay"}}, "order": ["web", "a"]}, "is never a stage"),
+        ({"corpora": {"web": {"role": "proxy"}}}, "role"),
+    ],
+)
+def test_what_cannot_hold_of_a_corpus_that_is_only_replayed_is_refused(
+    tmp_path: Path, stages: dict[str, Any], told: str
+) -> None:
+    document = tiny_run(tmp_path)
+    document["stages"] |= stages
+    with pytest.raises(InputError, match=told):
+        load_run(_write(tmp_path, document))

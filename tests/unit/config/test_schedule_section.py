@@ -158,6 +158,7 @@ def test_a_file_that_chooses_another_kind_keeps_of_its_base_what_that_kind_has(
     for spec in (load_run(top), load_run(base, ["schedule.kind=cosine"])):
         assert spec.schedule.model_dump(mode="json") == {
             "kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4, "warmup": "10%",
+            "warmup_start": None,
         }  # fmt: skip
     wrong = {"base": str(base), "schedule": {"kind": "cosine", "eta_const": 1e-3}}
     with pytest.raises(InputError) as refused:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import pyarrow as pa
 import pytest
 import zstandard
 
@@ -57,7 +58,8 @@ def test_all_members_are_read_like_the_plain_file(tmp_path: Path, suffix: str, s
 
 
 def test_skippable_frames_and_those_without_size_are_passed(tmp_path: Path) -> None:
-    skipped = b"\x50\x2a\x4d\x18" + struct.pack("<I", 40_000) + bytes(40_000)
+    size = 40 << 20  # which takes minutes where each read copies what was read before
+    skipped = b"\x50\x2a\x4d\x18" + struct.pack("<I", size) + bytes(size)
     streamed = zstandard.ZstdCompressor(write_content_size=False).compress(TEXT)
     records = read(tmp_path, "a.jsonl.zst", skipped + streamed + skipped)
     assert [record.reason for record in records] == [""] * 300
@@ -91,6 +93,23 @@ def test_members_before_a_damaged_one_are_kept_to_the_last_document(
     assert again == [*read(tmp_path, "a.jsonl", TEXT)[:150], loss]
 
 
+def test_rows_before_a_damaged_member_are_kept_to_the_batch(tmp_path: Path) -> None:
+    """Their numbers say nothing of how much of the text was read."""
+    rows, sink = [f"{number} {'words ' * 900}" for number in range(1500)], io.BytesIO()
+    with pa.ipc.new_stream(sink, pa.schema([("text", pa.string())])) as writer:
+        writer.write_table(pa.table({"text": rows}), max_chunksize=30)
+    text = sink.getvalue()
+    first, second = text[: len(text) // 2], text[len(text) // 2 :]
+    packed = gzip.compress(second)
+    damaged = gzip.compress(first) + flip_bit(packed, len(packed) - 8)
+    *_, last = read(tmp_path, "a.arrow.gz", damaged)
+    assert last.reason == "truncated"
+    assert 350 <= last.offset <= 750
+    assert 750 <= (last.lost_documents or 0) <= 1500
+    *kept, cut = read(tmp_path, "b.arrow.gz", gzip.compress(text)[: len(packed) // 2])
+    assert (cut.reason, cut.offset) == ("truncated", len(kept))
+
+
 def test_a_bad_checksum_is_met_behind_the_last_byte_of_text(tmp_path: Path) -> None:
     packed = gzip.compress(TEXT)
     stream = DecompressedStream(io.BytesIO(flip_bit(packed, -8)), len(packed), ".gz")
@@ -122,6 +141,13 @@ def test_a_window_above_the_limit_is_named_with_what_to_do(tmp_path: Path) -> No
     allowed = SETTINGS.model_copy(update={"max_window_bytes": 1 << 28})
     texts = [record.text for record in read(tmp_path, "a.jsonl.zst", content, allowed)]
     assert texts == [record.text for record in read(tmp_path, "b.jsonl", TEXT)]
+
+
+def test_xz_that_takes_more_memory_is_named_with_what_to_do(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 400 << 20}]
+    (lost,) = read(tmp_path, "a.jsonl.xz", lzma.compress(TEXT, filters=filters))
+    assert lost.reason == "zstd-window"
+    assert "256 MiB of memory; set corpora.max_zstd_window" in lost.detail
 
 
 def test_a_little_that_becomes_much_is_given_piece_by_piece() -> None:

@@ -19,17 +19,18 @@ from perennial.corpora import (
     import_tokenizer,
     land,
     load_tokenizer,
+    read_base_files,
     read_holdout,
     read_manifest,
     read_tokenizer,
 )
 from perennial.corpora.compatibility import check_same_settings
+from perennial.corpora.release_tokenizer import release_files, settle_class
 from perennial.evaluation.evaluate import run_tokenizer
 from perennial.evaluation.heldout import read_documents
 from perennial.store import Store, open_store
 from perennial.training.job import Job
 from perennial.training.join_probe import _heldout
-from perennial.training.model.export import _write_tokenizer
 from perennial.training.model.initial import _config_of
 from tests.support.plain_ingest import ingest_plainly
 from tests.support.refusal import refused
@@ -79,10 +80,11 @@ def test_the_run_file_names_both_tokens(tmp_path: Path) -> None:
         "documents end with <|im_end|> (id 1) and begin with <s> (id 2)"
     )
     assert import_tokenizer(store, folder, None, "<s>") == imported == load_tokenizer(store)
+    assert import_tokenizer(store, folder) == imported
     with refused("tokenizer-differs", "end_of_document"):
         import_tokenizer(store, folder, "<|endoftext|>", "<s>")
     with refused("tokenizer-differs", "begin_of_document"):
-        import_tokenizer(store, folder, "<|im_end|>")
+        import_tokenizer(store, folder, "<|im_end|>", "")
 
 
 def test_a_token_that_there_is_not_is_refused(tmp_path: Path) -> None:
@@ -113,9 +115,10 @@ def test_a_template_that_no_training_follows_is_told(tmp_path: Path) -> None:
         "special_tokens": {"<s>": {"id": "<s>", "ids": [BEGIN], "tokens": ["<s>"]}},
     }
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    told = read_tokenizer(folder).describe_borders()
+    assert read_tokenizer(folder).describe_borders().endswith("begin with <s> (id 2)")
+    told = read_tokenizer(folder, begin_of_document="").describe_borders()
     assert told.endswith("needs tokenizer.begin_of_document: '<s>'")
-    plain = read_tokenizer(folder).build()
+    plain = read_tokenizer(folder, begin_of_document="").build()
     assert plain.encode("a").ids == plain.encode("a", add_special_tokens=False).ids
 
 
@@ -213,15 +216,16 @@ def test_a_release_begins_a_text_as_training_did(run: Store, tmp_path: Path) -> 
     from transformers import AutoTokenizer
 
     run_own = load_tokenizer(run)
-    its = run_own.manifest
+    begin = run_own.manifest.begin_of_document_text
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    _write_tokenizer(
-        tmp_path, run_own.release_json(), its.end_of_document_text, its.begin_of_document_text
-    )
+    base = read_base_files(run, run_own)
+    for name, data in release_files(run_own, base, begin_of_document=begin).items():
+        (tmp_path / name).write_bytes(data)
+    settle_class(tmp_path)
     released = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     assert released("a prompt")["input_ids"] == run_tokenizer(run)("a prompt")["input_ids"]
     assert released.eos_token_id == END
-    assert released.bos_token_id == (END if its.begin_of_document is None else BEGIN)
+    assert released.bos_token_id == (None if begin is None else BEGIN)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tokenizers.normalizers import NFC
 from perennial.corpora import RunTokenizer
 from perennial.corpora.before_split import MARK, _any_of, _flags
 from perennial.corpora.encoders import TiktokenEncoder, TokenizersEncoder, choose_encoder
-from perennial.corpora.tokenizer import _build_tokenizer
+from perennial.corpora.tokenizer import build_tokenizer
 from tests.support.small_tokenizers import byte_level_json
 
 Content = dict[str, Any]
@@ -105,7 +105,7 @@ FAST = [gpt2, neox, qwen, llama, smol, digits, leaving_out, kept, added_without_
 def built(make: Callable[[Content], None]) -> RunTokenizer:
     content = byte_level_json()
     make(content)
-    return _build_tokenizer(json.dumps(content), "<|endoftext|>", "imported", None)
+    return build_tokenizer(json.dumps(content), "<|endoftext|>", "imported", None)
 
 
 @cache

@@ -393,9 +393,41 @@ def test_a_damaged_archive_keeps_what_came_before(tmp_path: Path) -> None:
         assert [record.text for record in good] == [data for _, data in members[: len(good)]]
         assert len(good) == 4
         assert bad.reason == "unreadable"
+    lines = write_tar(("a.jsonl", json_lines()))
+    *good, bad = read_file(tmp_path / "lines.tar", SETTINGS, lines[:1024] + b"\xff" * 512)
+    assert (len(good), bad.reason, bad.lost_bytes) == (len(ROWS), "unreadable", 512)
     packed = gzip.compress(content)
     (cut,) = read_file(tmp_path / "a.tar.gz", SETTINGS, packed[: len(packed) // 2])
     assert cut.reason == "truncated"
+
+
+@pytest.mark.parametrize("padding", [b"", bytes(100), bytes(5000)])
+def test_archives_behind_each_other_are_read(tmp_path: Path, padding: bytes) -> None:
+    content = write_tar(("a.txt", b"one")) + write_tar(("b.txt", b"two")) + padding
+    records = read_file(tmp_path / "a.tar", SETTINGS, content)
+    assert summary(records) == [(0, "one"), (10240, "two")]
+    *_, bad = read_file(tmp_path / "b.tar", SETTINGS, content + b"other bytes" * 99)
+    assert (bad.reason, bad.lost_bytes > 1000) == ("unreadable", True)
+
+
+def test_what_a_header_only_promises_is_not_made(tmp_path: Path) -> None:
+    sparse = tarfile.TarInfo("a.jsonl")
+    sparse.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"77777777777\0"  # 8 GiB of zeros
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
+    records = read_file(tmp_path / "a.tar", SETTINGS, bytes(header) + bytes(1024))
+    assert [(r.reason, r.detail[:7]) for r in records] == [("unreadable", "a.jsonl")]
+    long = tarfile.TarInfo("name")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 20 << 20
+    content = gzip.compress(long.tobuf(tarfile.GNU_FORMAT) + bytes(long.size))
+    (tmp_path / "b.tar.gz").write_bytes(content)
+    tracemalloc.start()
+    (record,) = read_file(tmp_path / "b.tar.gz", SETTINGS)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert record.reason == "unreadable"
+    assert "of 20971520 bytes" in record.detail
 
 
 def test_pages_of_a_crawl_are_set_aside_and_records_about_others_passed_over(
@@ -421,6 +453,17 @@ def test_pages_of_a_crawl_are_set_aside_and_records_about_others_passed_over(
     assert "WET" in records[0].detail
     assert records[2].lost_bytes == len(b"junk between records\r\n")
     assert content[records[3].offset :].startswith(b"WARC/1.0\r\nWARC-Type: conversion")
+
+
+@pytest.mark.parametrize("length", [5, 100])
+def test_a_text_that_has_another_length_than_it_says_is_no_document(
+    tmp_path: Path, length: int
+) -> None:
+    wrong = write_record("conversion", "a longer text").replace(b"13", b"%d" % length)
+    content = WET + wrong + WET + write_record("conversion", "x")[:-4]
+    records = read_file(tmp_path / "a.warc", SETTINGS, content)
+    assert {record.reason for record in records} == {"", "unreadable"}
+    assert {record.text.decode() for record in records} - {""} == {*TEXTS, "x"}
 
 
 def test_members_of_a_gzip_file_are_records_of_one_archive(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 from itertools import pairwise
@@ -89,6 +90,10 @@ def test_no_encoding_is_named_that_does_not_fit(tmp_path: Path, content: bytes) 
 def test_a_compressed_file_without_the_suffix_is_named(tmp_path: Path) -> None:
     (record,) = read(tmp_path, "a.jsonl", gzip.compress(LINE.encode()))
     assert record.detail == "not text: it is compressed; add .gz to its name"
+    (record,) = read(tmp_path, "a.txt", bz2.compress(b"text"))
+    assert record.detail == "not text: it is compressed; add .bz2 to its name"
+    (record,) = read(tmp_path, "b.txt", b"BZhang said so.")
+    assert record.text == b"BZhang said so."
 
 
 @pytest.mark.parametrize(

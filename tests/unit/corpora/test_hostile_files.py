@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
 import random
+import tarfile
+from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, BinaryIO, Literal, cast
 
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from perennial.corpora import check_landed, read_landed, record_list
+from perennial.corpora.formats import arrow
 from perennial.corpora.formats.base import FileFormat, FilePart, FileSpan, Record
+from perennial.corpora.formats.jsonl import JsonLinesFormat
 from perennial.corpora.formats.open import read_span
 from perennial.corpora.ingest.partition import plan_pieces
 from perennial.corpora.ingest.quality import account_losses
@@ -26,6 +33,7 @@ from perennial.corpora.ingest.read import PieceResult, ScatterJob, scatter_piece
 from perennial.corpora.ingest.sample import list_inputs, sample_texts
 from perennial.corpora.manifest import IngestSettings, InputFile
 from perennial.store import LocalStore, Store, open_store
+from tests.support.read_files import read_file
 
 SETTINGS = IngestSettings(sequence_length=8, seed=0, piece_bytes=7000, domain_field="domain")
 TEXTS = [text[:400] for text in topics.values()][:40]
@@ -36,6 +44,29 @@ def table(**options: Any) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, row_group_size=10, **options)
     return bytes(sink.getvalue().to_pybytes())
+
+
+def stream() -> bytes:
+    sink = io.BytesIO()
+    columns = pa.table({"text": TEXTS})
+    with pa.ipc.new_stream(sink, columns.schema) as writer:
+        writer.write_table(columns, max_chunksize=10)
+    return sink.getvalue()
+
+
+def pack(*members: tuple[str, bytes]) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def page(text: bytes) -> bytes:
+    head = f"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: {len(text)}\r\n\r\n"
+    return head.encode() + text + b"\r\n\r\n"
 
 
 LINES = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in TEXTS)
@@ -50,6 +81,15 @@ SOUND: dict[str, bytes] = {
     "text.txt.zst": zstandard.compress("\n\n".join(TEXTS).encode()),
     "snappy.parquet": table(),
     "plain.parquet": table(compression="none", use_dictionary=False),
+    "array.json": json.dumps([{"text": text} for text in TEXTS]).encode(),
+    "rows.csv": b"text\n" + b"".join(b'"%s"\n' % t.replace('"', '""').encode() for t in TEXTS),
+    "batches.arrow": stream(),
+    "batches.arrow.gz": gzip.compress(stream()),
+    "crawl.wet": b"".join(page(text.encode()) for text in TEXTS),
+    "crawl.wet.gz": b"".join(gzip.compress(page(text.encode())) for text in TEXTS),
+    "lines.tar": pack(("a.jsonl", LINES), ("b.jsonl", LINES)),
+    "lines.tar.gz": gzip.compress(pack(("a.jsonl", LINES), ("b.jsonl", LINES))),
+    "samples.tar": pack(*((f"{i}.txt", text.encode()) for i, text in enumerate(TEXTS))),
     "pages.parquet": table(compression="zstd", data_page_version="2.0", write_page_index=True),
 }
 
@@ -105,6 +145,57 @@ def test_I5_a_spoilt_file_gives_records_and_no_traceback(tmp_path: Path, name: s
         assert records == list(read_span(inbox, file, span, SETTINGS))
         places = [record.offset for record in records if not record.is_loss]
         assert places == sorted(set(places))
+
+
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_a_loss_that_lies_before_what_was_read_is_met_once(
+    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a format that learns behind a part that it was not sound."""
+    inbox = open_store(tmp_path / "inbox")
+    inbox.write(f"a.jsonl{compression}", gzip.compress(LINES) if compression else LINES)
+    loss = Record(1500, reason="unreadable", detail="seen late", lost_bytes=9)
+    plain = JsonLinesFormat.read
+
+    def read(form: FileFormat, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
+        yield from plain(cast(JsonLinesFormat, form), part, settings)
+        yield loss
+
+    monkeypatch.setattr(JsonLinesFormat, "read", read)
+    job = make_job(inbox, tmp_path, SETTINGS.model_copy(update={"piece_bytes": 1 << 20}))
+    (result,) = scatter(job)
+    before = sum(at < 1500 for at in accumulate(map(len, LINES.splitlines(True)[:-1]), initial=0))
+    assert result.documents - 1 <= before
+    assert [(known.offset, known.lost_bytes) for known in result.losses] == [(1500, 9)]
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("is_dictionary", [False, True])
+def test_an_arrow_batch_is_not_made_as_large_as_its_file_promises(
+    tmp_path: Path, compression: str, is_dictionary: bool
+) -> None:
+    text = pa.array(["a" * (9 << 20), "b"])
+    table = pa.table({"text": text.dictionary_encode() if is_dictionary else text})
+    pyarrow.feather.write_feather(table, tmp_path / "a.arrow", compression=compression)
+    assert (tmp_path / "a.arrow").stat().st_size < 1 << 20
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrow, "LARGEST_BATCH_BYTES", 8 << 20)
+        (record,) = read_file(tmp_path / "a.arrow", SETTINGS)
+    assert (record.reason, record.detail[:14]) == ("unreadable", "a batch of 943")
+    assert [len(r.text) for r in read_file(tmp_path / "a.arrow", SETTINGS)] == [0, 1]
+
+
+@pytest.mark.parametrize("make", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_what_stands_behind_an_arrow_table_is_noted(tmp_path: Path, make: Any) -> None:
+    sink = io.BytesIO()
+    with make(sink, pa.schema([("text", pa.string())])) as writer:
+        writer.write_table(pa.table({"text": TEXTS}))
+    *good, bad = read_file(tmp_path / "a.arrow", SETTINGS, sink.getvalue() * 2)
+    assert [record.text.decode() for record in good] == TEXTS
+    assert (bad.reason, bad.offset) == ("unreadable", len(TEXTS))
+    assert len(sink.getvalue()) <= bad.lost_bytes <= len(sink.getvalue()) + 500
+    padded = read_file(tmp_path / "b.arrow", SETTINGS, sink.getvalue() + bytes(4096))
+    assert [record.reason for record in padded] == [""] * len(TEXTS)
 
 
 def test_two_columns_of_one_name_are_a_reason(tmp_path: Path) -> None:

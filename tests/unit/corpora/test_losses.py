@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import random
+import tarfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -100,12 +102,39 @@ def flipped_second(suffix: str, pack: Callable[[bytes], bytes]) -> Planted:
     return alone(f"a.jsonl{suffix}", b"".join(packed), landed, len(packed[0]))
 
 
-def nine_cut(suffix: str, pack: Callable[[bytes], bytes]) -> Planted:
+def nine_cut(suffix: str, pack: Callable[[list[str]], bytes]) -> Planted:
     """Ten files, nine of them cut to a tenth."""
-    parts = [pack(lines(texts()[i * 200 : i * 200 + 200])) for i in range(10)]
+    parts = [pack(texts()[i * 200 : i * 200 + 200]) for i in range(10)]
     landed = [cut(part, 0.1) if i else part for i, part in enumerate(parts)]
     missing = sum(map(len, parts)) - sum(map(len, landed))
-    return Planted({f"{i}.jsonl{suffix}": part for i, part in enumerate(landed)}, missing)
+    return Planted({f"{i}{suffix}": part for i, part in enumerate(landed)}, missing)
+
+
+def batches(documents: list[str]) -> bytes:
+    sink, table = io.BytesIO(), pa.table({"text": documents})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    return sink.getvalue()
+
+
+def members(documents: list[str]) -> bytes:
+    return pack_tar(*((f"{i}.txt", text.encode()) for i, text in enumerate(documents)))
+
+
+def pack_tar(*files: tuple[str, bytes]) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def pages(documents: list[str]) -> bytes:
+    head = "WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: "
+    texts = ((len(text.encode()), text) for text in documents)
+    return "".join(f"{head}{size}\r\n\r\n{text}\r\n\r\n" for size, text in texts).encode()
 
 
 def uneven() -> Planted:
@@ -139,7 +168,7 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "gzip-flipped-early": lambda: flipped(".gz", gzip.compress, 0.2),
     "gzip-flipped-second": lambda: flipped_second(".gz", gzip.compress),
     "gzip-uneven": uneven,
-    "gzip-nine-of-ten-cut": lambda: nine_cut(".gz", gzip.compress),
+    "gzip-nine-of-ten-cut": lambda: nine_cut(".jsonl.gz", lambda d: gzip.compress(lines(d))),
     "gzip-second-member": lambda: second_member(".gz", gzip.compress),
     "gzip-is-none": lambda: sibling("b.jsonl.gz", HALF, b"x" + HALF[1:]),
     "zstd-flipped": lambda: flipped(".zst", zstd, 0.5),
@@ -150,10 +179,19 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "zstd-cut": lambda: alone(
         "a.jsonl.zst", whole := zstd(lines(texts())), cut(whole, 0.3), int(len(whole) * 0.3)
     ),
-    "zstd-nine-of-ten-cut": lambda: nine_cut(".zst", lambda d: zstd(d, size=False)),
+    "zstd-nine-of-ten-cut": lambda: nine_cut(".jsonl.zst", lambda d: zstd(lines(d), size=False)),
     "zstd-second-frame": lambda: second_member(".zst", zstd),
     "bz2-flipped": lambda: flipped(".bz2", lambda d: bz2.compress(d, 1), 0.5),
     "xz-flipped": lambda: flipped(".xz", lambda d: lzma.compress(d, preset=1), 0.5),
+    "arrow-nine-of-ten-cut": lambda: nine_cut(".arrow", batches),
+    "tar-nine-of-ten-cut": lambda: nine_cut(".tar", members),
+    "tar-lines-nine-of-ten-cut": lambda: nine_cut(
+        ".tar", lambda d: pack_tar(("a.jsonl", lines(d)))
+    ),
+    "warc-nine-of-ten-cut": lambda: nine_cut(".warc", pages),
+    "arrow-gzip-flipped": lambda: alone(
+        "a.arrow.gz", whole := gzip.compress(batches(texts())), flip(whole, 0.5)
+    ),
     "parquet-row-group": lambda: alone(
         "a.parquet", whole := parquet(texts()), damage_group(whole, 2), len(whole) * 3 // 4
     ),

@@ -60,9 +60,10 @@ def test_json_lines_become_documents_with_their_byte_offsets(tmp_path: Path) -> 
 
 def test_the_domain_comes_from_its_field(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"domain_field": "topic"})
-    content = lines({"text": "a", "topic": "Art"}, {"text": "b"}, {"text": "c", "topic": 7})
+    topics = ["Art", None, 7, 0, False]
+    content = lines(*({"text": "a", "topic": topic} for topic in topics), {"text": "b"})
     records = read(tmp_path, "a.jsonl", content, settings)
-    assert [record.domain for record in records] == ["Art", "", "7"]
+    assert [record.domain for record in records] == ["Art", "", "7", "0", "False", ""]
 
 
 @pytest.mark.parametrize(

@@ -287,3 +287,33 @@ def test_an_altered_tokenizer_is_noticed(inbox: Store, tmp_path: Path) -> None:
     store.write("tokenizer/tokenizer.json", tokenizer.json.replace('"the"', '"eht"').encode())
     with refused("tokenizer-altered"):
         load_tokenizer(store)
+
+
+@pytest.mark.parametrize("run", ["ACGT", "=", "_-", " ", "\n ", "1", "\u00e9"])
+def test_a_run_that_no_word_is_as_long_as_is_cut_for_training(tmp_path: Path, run: str) -> None:
+    """Left whole, it would be trained on for hours."""
+    inbox, store = open_store(tmp_path / "inbox"), open_store(tmp_path / "store")
+    text = "some words " * 50 + run * (600_000 // len(run)) + "."
+    inbox.write("en/a.jsonl", json.dumps({"text": text}).encode())
+    inbox.write("en/_SUCCESS", b"")
+    tokenizer = train_tokenizer(store, inbox, "en", 300, SETTINGS)
+    assert 257 < tokenizer.vocabulary <= 300
+
+
+def test_a_first_corpus_without_text_is_refused_with_its_records(tmp_path: Path) -> None:
+    inbox, store = open_store(tmp_path / "inbox"), open_store(tmp_path / "store")
+    row = json.dumps({"content": "a text of some words", "id": 1}).encode() + b"\n"
+    inbox.write("en/a.jsonl", row * 1100 + b"no JSON")
+    inbox.write("en/_SUCCESS", b"")
+    with refused("no-text", "text") as caught:
+        train_tokenizer(store, inbox, "en", 300, SETTINGS)
+    problem = caught.value.problem
+    assert "1100 missing-text, the first in a.jsonl at 0: no field 'text'" in problem
+    assert "set corpora.text_field: content" in problem
+    kept = store.read("refused/en/quarantine-00000.jsonl").splitlines()
+    assert len(kept) == 1001
+    inbox.write("none/a.json", b"[ ]")
+    inbox.write("none/_SUCCESS", b"")
+    with refused("no-text") as caught:
+        train_tokenizer(store, inbox, "none", 300, SETTINGS)
+    assert "there are no documents in its 1 files" in caught.value.problem

@@ -156,3 +156,44 @@ def test_an_empty_mean_is_none_not_an_error() -> None:
     assert LossMatrix((("00-english", row()),)).average_loss(0) is None
     with pytest.raises(IndexError):
         FULL.adaptation(3)
+
+
+FROM_STORED = LossMatrix(
+    stages=(
+        ("00-law", row(law=3.0, proxy=2.5, code=6.0)),
+        ("01-code", row(law=3.2, proxy=2.25, code=4.0)),
+    ),
+    origins=(("base", row(law=5.0, proxy=2.0, code=5.0)), ("reference", row(law=4.0))),
+)
+
+
+def test_what_the_base_knew_is_forgotten_against_the_base() -> None:
+    assert FROM_STORED.forgetting(0) == {"proxy": 0.5, "code": 1.0}
+    assert FROM_STORED.forgetting(1) == {"law": pytest.approx(0.2), "proxy": 0.25}
+    assert FROM_STORED.forgetting_stderr(1).keys() == FROM_STORED.forgetting(1).keys()
+    assert FROM_STORED.average_forgetting(0) == 0.75
+    assert FROM_STORED.against_base(1) == {"law": pytest.approx(-1.8), "proxy": 0.25, "code": -1.0}
+    assert FULL.against_base(1) == {}
+
+
+def test_forward_transfer_starts_from_the_base_where_there_is_one() -> None:
+    assert FROM_STORED.forward_transfer(8.5) == 5.0 - 6.0
+    unmeasured = LossMatrix(FROM_STORED.stages, origins=(("base", row(law=5.0)),))
+    assert unmeasured.forward_transfer(8.5) is None, "not mixed with another reference"
+    assert unmeasured.forgetting(0) == {}
+
+
+def test_stored_models_are_the_first_rows() -> None:
+    assert [name for name, _ in FROM_STORED.rows] == ["base", "reference", "00-law", "01-code"]
+    assert [each["model"] for each in FROM_STORED.to_dict()["origins"]] == ["base", "reference"]
+    kinds = [line.split(",")[:2] for line in FROM_STORED.to_csv().splitlines()]
+    assert kinds[1] == ["origin", "base"]
+    assert FROM_STORED.corpora == ("law", "code", "proxy")
+
+
+def test_a_proxy_is_averaged_from_the_stage_on_that_replays_it() -> None:
+    matrix = LossMatrix(
+        FROM_STORED.stages, origins=FROM_STORED.origins, proxies={"01-code": ("proxy",)}
+    )
+    assert matrix.average_loss(0) == 3.0
+    assert matrix.average_loss(1) == pytest.approx((3.2 + 4.0 + 2.25) / 3)

@@ -225,3 +225,12 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], code: str, field: 
     with pytest.raises(InputError) as refused:
         look_ahead(spec, RunState(), expected_corpora(spec, RunState(), {}))
     assert (refused.value.code, refused.value.field) == (code, field)
+
+
+def test_a_proxy_that_has_not_landed_is_taken_to_hold_its_budget() -> None:
+    proxies = {"corpora": {"a": {}, "web": {"role": "replay"}}}
+    spec, state = _spec(stages=proxies), RunState()
+    ahead = look_ahead(spec, state, expected_corpora(spec, state, {}))
+    ((stage, basis),) = ahead.stages
+    assert (stage.name, basis) == ("00-a", "planned")
+    assert {s.corpus: s.sequences for s in stage.mix.sources} == {"a": 72, "web": 24}

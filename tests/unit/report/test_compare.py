@@ -147,6 +147,21 @@ def test_a_run_is_read_from_its_ledger(run: ComparedRun) -> None:
     assert read_run(run.spec, run.store, RunState()) is None
 
 
+def test_a_base_costs_nothing_and_stands_before_what_it_is_compared_with(
+    run: ComparedRun,
+) -> None:
+    measured = {corpus: loss(corpus, 5.0) for corpus in run.final[-1].losses}
+    base = Model(run.name, "base", "models/initial", 0, False, measured)
+    started = replace(run, models=(base, *run.models))
+    assert (started.base, started.base and started.base.rate) == (base, "base")
+    assert [m.name for m in started.final] == ["01-b", "r"]
+    told = Comparison((started,), common_corpora(started.final), True, ())
+    assert [m.name for m in told.groups[0]] == ["base"]
+    assert "5.000" in str(page(told, AT))
+    unmeasured = replace(started, models=(replace(base, losses={}), *run.models))
+    assert [m.name for m in replace(told, runs=(unmeasured,)).groups[0]] != ["base"]
+
+
 def test_a_release_of_a_decayed_trunk_is_the_same_model_with_its_scores(run: ComparedRun) -> None:
     trunk, release = run.models[1], replace(run.models[2], tokens=run.models[1].tokens)
     scored = replace(release, scores=[{"task": "t", "metric": "acc", "value": 0.5, "stderr": 0.1}])

@@ -46,6 +46,7 @@ TOGETHER = LossMatrix(
     (MANY.stages[0], ("01-c1-and-1-more", MANY.stages[1][1])),
     together={"01-c1-and-1-more": ("c1", "c2")},
 )
+FROM_BASE = LossMatrix(MATRIX.stages[:1], origins=(("base", {"english": _loss("english", 5.1)}),))
 TRUNK = [
     RatePoint(
         step,
@@ -79,6 +80,9 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "transfer": lambda: learned_and_forgotten(MATRIX),
     "transfer of many": lambda: learned_and_forgotten(LossMatrix(MANY.stages[:5])),
     "transfer of a stage of two corpora": lambda: learned_and_forgotten(TOGETHER),
+    "heat map from a base": lambda: loss_heat_map(FROM_BASE),
+    "lines from a base": lambda: loss_lines(FROM_BASE, TOKENS[:1]),
+    "transfer from a base": lambda: learned_and_forgotten(FROM_BASE),
     "learning rate": lambda: learning_rate(TRUNK, BRANCH),
     "learning rate without release": lambda: learning_rate(TRUNK),
     "tokens": lambda: tokens_by_source(TOKENS),

@@ -207,3 +207,22 @@ def test_what_was_not_measured_does_not_hold() -> None:
     matrix = LossMatrix((("00-a", {}), ("01-b", {"b": _loss("b", 3.0)})))
     bounds = GatesSpec.model_validate({"max_forgetting": 1.0, "min_gain": 0.0})
     assert [v.holds for v in judge(bounds, Measurements(matrix))] == [False, False]
+
+
+def test_the_first_stage_is_held_against_the_base_that_the_trunk_starts_from() -> None:
+    base = {"a": _loss("a", 4.0), "general": _loss("general", 2.0)}
+    wrecked = {"a": _loss("a", 9.0), "general": _loss("general", 8.0)}
+    matrix = LossMatrix((("00-a", wrecked),), origins=(("base", base),))
+    gates = {"max_forgetting": 0.3, "min_gain": 0.0, "tasks": {"t": {"max_drop": 0.1}}}
+    score = {"asked": "t", "task": "t", "metric": "acc", "value": 0.5, "stderr": 0.01}
+    measured = Measurements(
+        matrix, {"a": Change(-5.0, 0.01)}, [score | {"value": 0.1}], scores_before=[score]
+    )
+    verdicts = judge(GatesSpec.model_validate(gates), measured)
+    assert [(v.gate, v.subject, v.holds) for v in verdicts] == [
+        ("max_forgetting", "general", False),
+        ("min_gain", "a", False),
+        ("tasks.max_drop", "t", False),
+    ]
+    from_random = replace(measured, matrix=LossMatrix(matrix.stages))
+    assert [v.gate for v in judge(GatesSpec.model_validate(gates), from_random)] == []

@@ -8,11 +8,25 @@ from typing import Any
 import pytest
 
 from perennial.config import RunSpec
+from perennial.config.training import ModelSpec
 from perennial.errors import InputError
-from perennial.runs import events, metrics
-from perennial.runs.stage_planner import check_first_stage, decide_stage, stage_steps
+from perennial.mixture import ReplayRule, stage_mix
+from perennial.runs import events, metrics, summary
+from perennial.runs.stage_planner import (
+    check_first_stage,
+    decide_stage,
+    explain_rewarming,
+    stage_steps,
+    warn_of_start,
+)
 from perennial.runs.state import RunState, Stage
-from perennial.schedules import CosineSchedule, InfiniteSchedule, from_dict, release_anneal
+from perennial.schedules import (
+    ConstantSchedule,
+    CosineSchedule,
+    InfiniteSchedule,
+    from_dict,
+    release_anneal,
+)
 from tests.support.tiny_run import tiny_run
 
 AT = "2026-01-01T00:00:00+00:00"
@@ -132,6 +146,53 @@ def test_an_anneal_of_one_step_is_refused() -> None:
     trunk = from_dict(_train(spec, state, "a").schedule)
     with pytest.raises(InputError, match="at least 2 steps"):
         release_anneal(spec.release, 3e-4, trunk, 12, spec.tokens_per_step)
+
+
+def test_a_proxy_that_is_ready_is_replayed_by_every_stage_and_counted() -> None:
+    proxies = {"corpora": {"web": {"role": "replay"}, "held": {"role": "replay"}}}
+    spec, state = _spec({"stages": proxies}), _state("web", "held", "a", "b")
+    state.apply(events.Held(at=AT, corpus="held"))
+    first = _train(spec, state, "a")
+    assert first.mix.replay.proxies == {"web": 800}
+    assert {s.corpus: s.sequences for s in first.mix.sources} == {"a": 72, "web": 24}
+    assert state.trained_corpora(state.stages[0]) == ("a", "web")
+    _train(spec, state, "b")
+    assert sum(state.seen(state.stages[1], 24).values()) == 2 * 12 * 8
+    assert summary.matrix(state).proxies == {"00-a": ("web",), "01-b": ("web",)}
+    state.validate()
+
+
+def test_a_first_stage_from_a_stored_model_that_replays_nothing_is_warned_of() -> None:
+    state, spec = _state("a"), _spec()
+    mix = decide_stage(spec, state, "a", AT, "", reschedule=False).mix
+    schedule = ConstantSchedule(1e-3, warmup_steps=10)
+    assert warn_of_start(spec, mix, schedule) == [], "random weights have nothing to lose"
+    stored = spec.model_copy(update={"model": ModelSpec(path="/models/small")})
+    (told,) = warn_of_start(stored, mix, schedule)
+    assert "replays nothing of what that was trained on" in told
+    replayed = stage_mix([], {"a": 80}, 10, 8, ReplayRule(share=0.25, proxies={"web": 30}))
+    assert warn_of_start(stored, replayed, schedule) == []
+
+
+def test_a_warmup_of_a_stored_model_that_is_hardly_one_is_told_before_compute() -> None:
+    """1% of 40 steps is none: the first step is the highest, with an optimizer that is new."""
+    stored = _spec({"schedule": {"warmup": "1%"}, "stages": {"budget": "40 steps"}})
+    stored = stored.model_copy(update={"model": ModelSpec(path="/models/small")})
+    started = decide_stage(stored, _state("a"), "a", AT, "", reschedule=False)
+    schedule = from_dict(started.schedule)
+    told = warn_of_start(stored, started.mix, schedule)[-1]
+    assert "at its peak after 0 of 40 steps" in told
+    assert "schedule.warmup: 10 steps" in told
+    (reason,) = explain_rewarming(stored, schedule)
+    assert "rises from 0 to 0.003 over 0 steps" in reason
+    assert "schedule.warmup_start" in reason
+    later = {"schedule": {"warmup": "10 steps", "warmup_start": 3e-4, "cooldown": "0 steps"}}
+    spec = _spec(later | {"schedule": later["schedule"] | {"eta_const": 3e-3}})
+    spec = spec.model_copy(update={"model": stored.model})
+    curve = from_dict(decide_stage(spec, _state("a"), "a", AT, "", reschedule=False).schedule)
+    (reason,) = explain_rewarming(spec, curve)
+    assert "rises from 0.0003 to 0.003 over 10 steps" in reason
+    assert explain_rewarming(_spec(), curve) == []
 
 
 def test_a_corpus_in_parts_takes_their_weights_and_the_length_of_the_parts_that_have_one() -> None:

@@ -9,16 +9,26 @@ from typing import get_args
 import pytest
 
 from perennial.errors import InvalidTransition, NewerSchema
-from perennial.evaluation import HeldoutLoss
+from perennial.evaluation import HeldoutLoss, Sample
+from perennial.evaluation.scores import Score
 from perennial.runs import events
-from perennial.runs.actions import Action, Order, Outside, next_action, next_ingest
+from perennial.runs.actions import (
+    Action,
+    Order,
+    Outside,
+    awaited_proxies,
+    next_action,
+    next_ingest,
+)
 from perennial.runs.state import CorpusState, RunState
+from perennial.runs.summary import matrix, references
 from perennial.runs.transitions import TRANSITIONS
 from tests.support.event_factory import (
     AT,
     TOKENS,
     WALK,
     event_of,
+    imported,
     released,
     releasing,
     search_of,
@@ -500,6 +510,7 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
         events.Opened(at=AT, spec={}),
         events.TookOver(at=AT, epoch=1, controller="c"),
         events.Measured(at=AT, stage="00-a", losses={}),
+        imported(),
         events.Scored(at=AT, release="r", tasks=["t"], scores=[]),
         releasing(state, "r"),
         released("r"),
@@ -512,6 +523,69 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
         data = events.encode(event)
         assert json.loads(data)["schema"] == events.SCHEMA
         assert events.decode(data) == events.LedgerEntry(event, before="")
+
+
+def test_a_base_is_imported_once_and_measured_again_as_corpora_land(state: RunState) -> None:
+    state.apply(imported())
+    with pytest.raises(InvalidTransition):
+        state.check(imported())
+    score: Score = {"asked": "t", "task": "t", "metric": "acc", "value": 0.5}
+    first, more = HeldoutLoss("a", 1.0, 0.5, 2, 10, 40, 0.1), HeldoutLoss("a", 2.0, 1, 4, 20, 80, 0)
+    sample = Sample("", "import", " os")
+    for losses in ({"a": first, "b": first}, {"a": more}):
+        state.apply(
+            events.Measured(at=AT, stage="base", losses=losses, scores=[score], samples=[sample])
+        )
+    base = state.base
+    assert base is not None
+    assert base.losses == {"a": more, "b": first}, "the newest measurement of a corpus counts"
+    assert (base.scores, base.samples) == ([score], [sample])
+    assert matrix(state).origins == (("base", base.losses),)
+    with pytest.raises(InvalidTransition):
+        state.check(events.Measured(at=AT, stage="reference", losses={}))
+
+
+def test_a_base_whose_loss_is_no_number_is_not_asked_for_ever(state: RunState) -> None:
+    state.apply(imported())
+    lost = HeldoutLoss("a", float("nan"), 0.5, 2, 10, 40, 0.1)
+    state.apply(events.Measured(at=AT, stage="base", losses={"a": lost}))
+    base = state.base
+    assert base is not None
+    assert (base.losses, base.not_finite) == ({}, ("a",))
+
+
+def test_forgetting_is_paired_with_the_model_from_which_it_is_counted(state: RunState) -> None:
+    loss = HeldoutLoss("a", 1.0, 0.5, 2, 10, 40, 0.1)
+    state.apply(imported())
+    state.apply(events.Measured(at=AT, stage="base", losses=dict.fromkeys("abc", loss)))
+    walk(state, "a")
+    walk(state, "b")
+    first, second = state.stages
+    assert references(state, first) == {"a": "c/a", "b": "models/base", "c": "models/base"}
+    assert references(state, second) == {"a": "c/a", "b": "c/b", "c": "models/base"}
+    assert [state.start_of(stage) for stage in state.stages] == ["models/base", "c/a"]
+
+
+def test_the_first_stage_waits_for_what_it_replays_and_a_proxy_is_never_a_stage(
+    state: RunState,
+) -> None:
+    order = Order(proxies=("web", "books"))
+    walk(state, "a", "landed", "ingesting", "ready")
+    assert _next(state, order=order) is None
+    assert awaited_proxies(state, order) == ["web", "books"]
+    walk(state, "web", "landed")
+    assert _next(state, order=order) == Action("ingest", "web")
+    walk(state, "web", "ingesting", "ready")
+    walk(state, "books", "landed", "ingesting")
+    state.apply(event_of("failed", state, "books"))
+    assert _next(state, order=order) is None, "a user retries it, holds it or refuses it"
+    state.apply(event_of("refused", state, "books"))
+    assert _next(state, order=order) == Action("start", "a")
+    walk(state, "a", *WALK[3:])
+    assert _next(state, order=order) is None, "web has no stage"
+    walk(state, "b", "landed", "ingesting", "ready")
+    later = Order(proxies=("web", "to-come"))
+    assert _next(state, order=later) == Action("start", "b"), "only the first stage waits"
 
 
 def test_an_event_of_a_newer_schema_is_told_apart_from_a_broken_one() -> None:

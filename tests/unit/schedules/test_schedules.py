@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from perennial.errors import InputError
 from perennial.schedules import (
+    SCHEDULES,
     Anneal,
     ConstantSchedule,
     CosineSchedule,
@@ -21,6 +23,7 @@ from perennial.schedules import (
     Phase,
     Schedule,
     WarmupStableDecay,
+    build_curve,
     differences,
     from_dict,
     to_dict,
@@ -409,3 +412,40 @@ def test_the_table_in_the_documentation_is_what_its_command_prints() -> None:
         env={"PYTHONPATH": str(Path(__file__).parents[3] / "platform")},
     ).stdout
     assert printed == table
+
+
+WARMED = [COSINE_COOLDOWN, SECOND_STAGE, WSD, CONSTANT]
+
+
+@pytest.mark.parametrize("schedule", WARMED, ids=lambda s: s.kind)
+def test_a_warmup_may_begin_at_the_last_rate_of_a_model_that_was_annealed(schedule: Any) -> None:
+    first = getattr(schedule, "first_step", 0)
+    peak = schedule.eta(first + WARMUP)
+    warmer = replace(schedule, warmup_start=3e-5)
+    assert warmer.eta(first) == 3e-5
+    assert warmer.eta(first + WARMUP // 3) == pytest.approx(3e-5 + (peak - 3e-5) / 3)
+    assert warmer.eta(first + WARMUP) == peak
+    assert warmer.eta(first + WARMUP + 9) == schedule.eta(first + WARMUP + 9)
+    assert from_dict(json.loads(json.dumps(to_dict(warmer)))) == warmer
+    with pytest.raises(ValueError, match="warmup_start"):
+        replace(schedule, warmup_start=1.0)
+    with pytest.raises(ValueError, match="the warmup has no steps"):
+        replace(warmer, warmup_steps=0)
+
+
+@pytest.mark.parametrize("schedule", WARMED, ids=lambda s: s.kind)
+def test_a_curve_that_warms_up_from_0_is_recorded_as_before(schedule: Schedule) -> None:
+    assert "warmup_start" not in to_dict(schedule)
+
+
+@pytest.mark.parametrize("kind", ["infinite", "cosine", "wsd", "constant"])
+def test_the_run_file_names_where_a_warmup_begins(kind: str) -> None:
+    rates: dict[str, Any] = {"eta_const": 1e-3} if kind == "constant" else {"eta_max": 1e-3}
+    keys = {"kind": kind, "eta_min": 1e-4, "warmup": "10 steps", "warmup_start": 1e-4, **rates}
+    curve = build_curve(SCHEDULES[kind].model_validate(keys), 0, 100, 1000)
+    assert [curve.eta(0), curve.eta(5), curve.eta(10)] == pytest.approx([1e-4, 5.5e-4, 1e-3])
+    with pytest.raises(ValueError, match=r"warmup_start 0\.01 is above the rate 0\.001"):
+        SCHEDULES[kind].model_validate(keys | {"warmup_start": 1e-2})
+    none = SCHEDULES[kind].model_validate(keys | {"warmup": "1%"})
+    with pytest.raises(InputError, match=r"no steps; give schedule\.warmup in steps"):
+        build_curve(none, 0, 40, 1000)

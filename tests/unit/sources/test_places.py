@@ -50,7 +50,9 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "outside")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "broken.jsonl").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "data" / "pipe.jsonl")
     assert names_of(tmp_path / "data")[0] == ["a.jsonl", "linked/b.jsonl"]
+    assert names_of(tmp_path / "data" / "*.jsonl")[0] == ["a.jsonl"]
 
 
 def test_a_glob_keeps_the_names_below_its_plain_part(tmp_path: Path) -> None:

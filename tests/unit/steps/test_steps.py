@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,31 @@ def test_personal_data_is_replaced_and_what_only_looks_like_it_is_not() -> None:
     )
     assert _apply(text, "personal-data", email=None, ip=None) == text
     assert _apply("a@b.de", "personal-data", email=r"\1") == r"\1", "it is no pattern"
+    odd = "a@b.c.d, ..x@y.zz @n.oo \u00e9a.b@c.dd a@b@c.dd !a@b.cc-d a..b@c.dd"
+    assert _apply(odd, "personal-data", email="E") == ("a@b.c.d, ..E @n.oo \u00e9a.E a@E !E-d a..E")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("personal-data", "a-" * 1_000_000 + " @b.cc"),
+        ("personal-data", "@a.bc " * 100_000),
+        ("c4-quality", "Three words or more before " + "." * 2_000_000 + "x."),
+    ],
+)
+def test_a_run_of_signs_is_read_once(kind: str, text: str) -> None:
+    """Read again from each of its places, it would take days."""
+    assert _apply(text, kind, **{"min_sentences": 1} if kind == "c4-quality" else {}) == text
+
+
+def test_repeated_runs_are_counted_without_making_them() -> None:
+    words = [f"w{n * n % 7919}" for n in range(200_000)]
+    tracemalloc.start()
+    result = _apply(" ".join(words), "gopher-repetition")
+    assert tracemalloc.get_traced_memory()[1] < 200 * len(words)
+    tracemalloc.stop()
+    assert isinstance(result, Dropped)
+    assert result.reason == "gopher-repetition/duplicate-5-words"
 
 
 OWN = "tests.support.own_step"
@@ -129,6 +155,14 @@ def test_a_function_by_its_path_keeps_drops_and_changes() -> None:
 def test_a_function_that_raises_costs_one_document() -> None:
     result = _apply("it", "call", function=f"{OWN}:fail")
     assert result == Dropped("call/raised", "ValueError: no luck with it")
+    block = {"kind": "datatrove", "block": f"{OWN}:FailingBlock", "parameters": {"word": "luck"}}
+    result = _pipeline(block).apply("it")
+    assert result == Dropped("datatrove/raised", "ValueError: no luck with it")
+    assert counts_as_bad(result.reason), "nobody meant to drop it"
+    block["parameters"] = {"words": 1}
+    with refused("step-unusable") as caught:
+        _pipeline(block)
+    assert "FailingBlock: TypeError: " in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -181,12 +181,12 @@ def test_each_worker_builds_the_whole_model_but_under_zero_3() -> None:
 def test_disks_hold_a_snapshot_twice_and_the_store_one_checkpoint_more_than_it_keeps() -> None:
     size, training = _paper()
     whole = checkpoint_bytes(size, training)
-    alone = disk_space(size, training, 1, 1, kept=5, stored=False)
+    alone = disk_space(size, training, 1, 1, kept=5, stored=0)
     assert alone.snapshot == alone.left_over == whole
     assert alone.node == 2 * whole
     assert alone.store == 6 * whole
-    shared = disk_space(size, training, 64, 8, kept=5, stored=True)
+    shared = disk_space(size, training, 64, 8, kept=5, stored=3 * size.parameters)
     assert 2 * size.parameters < shared.snapshot < whole / 2
     assert shared.start == 4 * size.parameters, "the model that the run starts from, in fp32"
-    assert shared.store == 6 * whole + 4 * size.parameters
-    assert disk_space(size, training, 64, 8, kept=0, stored=False).store == 0
+    assert shared.store == 6 * whole + 3 * 4 * size.parameters
+    assert disk_space(size, training, 64, 8, kept=0, stored=0).store == 0

@@ -57,7 +57,7 @@ def _print_losses(comparison: Comparison) -> None:
             mean = average(model, comparison.corpora, comparison.in_nats)
             table.add_row(
                 model.run,
-                "annealed" if model.decayed else "constant",
+                model.rate,
                 f"{model.tokens:,}",
                 *(f"{value:.3f}" for value in values),
                 "-" if mean is None else f"{mean:.3f}",

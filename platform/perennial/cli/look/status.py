@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from perennial.cli.command import AsJson, Overrides, RunFile, open_run
@@ -12,6 +12,7 @@ from perennial.cli.look.status_screen import HEIGHT, WIDTH, Row, StatusScreen, r
 
 if TYPE_CHECKING:
     from perennial.api.status import RunStatus
+    from perennial.evaluation import HeldoutLoss
     from perennial.sources import SourceStatus
 
 Note = tuple[str, str]
@@ -54,10 +55,8 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
             )
             for stage in state.stages
         ],
-        releases=[
-            Row(name, {corpus: loss.nats_per_token for corpus, loss in losses.items()})
-            for name, losses in state.matrix.releases
-        ],
+        origins=[_measured_row(name, losses) for name, losses in state.matrix.origins],
+        releases=[_measured_row(name, losses) for name, losses in state.matrix.releases],
         rates=state.rates,
         rate=f"now {state.rates[-1]:.2e}" if state.rates else "",
         notes=[
@@ -70,6 +69,10 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
         ],
         places=list(_places(state, run_file)),
     )
+
+
+def _measured_row(name: str, losses: Mapping[str, HeldoutLoss]) -> Row:
+    return Row(name, {corpus: loss.nats_per_token for corpus, loss in losses.items()})
 
 
 def _gate_notes(state: RunStatus) -> Iterator[Note]:

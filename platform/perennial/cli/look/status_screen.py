@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 WIDTH, HEIGHT = 80, 24
 """Smallest terminal that is supported, in characters."""
@@ -19,7 +19,7 @@ _WIDEST_CORPUS = 11
 
 @dataclass(frozen=True)
 class Row:
-    """A model of the run: a stage's end, or a release (which has neither state nor tokens).
+    """A model of the run: a stage's end, or a release or stored model, with no state or tokens.
 
     replay: its share, from 0 to 1. losses: nats per token by corpus. forgetting: their mean rise.
     """
@@ -50,6 +50,7 @@ class StatusScreen:
     rate: str = ""
     notes: Sequence[tuple[str, str]] = field(default_factory=tuple)
     places: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    origins: Sequence[Row] = ()
 
 
 def render_lines(screen: StatusScreen, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
@@ -71,7 +72,7 @@ def render_lines(screen: StatusScreen, width: int = WIDTH, height: int = HEIGHT)
 
 def _least(screen: StatusScreen) -> int:
     """Return the number of lines that the table gets before the notes do."""
-    rows = len(screen.stages) + len(screen.releases)
+    rows = len(screen.origins) + len(screen.stages) + len(screen.releases)
     return 1 + min(rows, _FEWEST_ROWS) if rows else 0
 
 
@@ -84,7 +85,8 @@ def _fitting(notes: Sequence[tuple[str, str]], room: int, width: int) -> list[st
 
 
 def _table(screen: StatusScreen, width: int, room: int) -> list[str]:
-    rows = [*screen.stages, *screen.releases]
+    released = [replace(row, name=f"release {row.name}") for row in screen.releases]
+    rows = [*screen.origins, *screen.stages, *released]
     if not rows or room < 2:
         return []
     longest = max((len(row.name) for row in screen.stages), default=0)
@@ -110,7 +112,7 @@ def _row(
         start = f"{_cut(row.name, name):{name}} {_cut(row.state, 10):10} {_short(row.tokens):>6}"
         start += f" {row.replay:>6.0%}"
     else:
-        start = _cut(f"release {row.name}", name + 25).ljust(name + 25)
+        start = _cut(row.name, name + 25).ljust(name + 25)
     measured = [row.losses[corpus] for corpus in corpora if corpus in row.losses]
     average = sum(measured) / len(measured) if len(measured) == len(corpora) != 0 else None
     values = row.losses if whole else {"own": row.own, "average": average}

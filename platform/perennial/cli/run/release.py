@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -27,13 +27,26 @@ def release(
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Length of the anneal, such as '4M tokens'")
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="PLACE",
+            help="Copy it, with a card of what was measured: a folder, s3:// or gs://, or "
+            "hf://OWNER/NAME of the Hugging Face Hub",
+        ),
+    ] = None,
+    copied_as: Annotated[
+        Literal["safetensors", "gguf"],
+        typer.Option("--format", help="Of the copy: a folder of safetensors, or one GGUF file"),
+    ] = "safetensors",
 ) -> None:
     """Anneal a branch off the trunk and export it as a Hugging Face folder."""
     run = open_run(run_file, overrides)
     if dry_run:
-        print_preview(run, run.plan_release(origin, tokens))
+        print_preview(run, run.plan_release(origin, tokens, to, copied_as))
         return
-    made = run.release(origin, tokens)
+    made = run.release(origin, tokens, to, copied_as)
     if as_json:
         print_json(made.to_dict())
         return
@@ -45,5 +58,7 @@ def release(
         out.print(f"{start} [dim]…[/dim]{text}", markup=True)
     out.print(f"release   {made.url}")
     out.print(f"load it   AutoModelForCausalLM.from_pretrained('{made.url}')")
+    if to is not None:
+        out.print(f"copied    {to}")
     out.print(f"next      perennial evaluate {run_file}   score it on the run file's tasks")
     out.print(f"          perennial ui {run_file}         curves in MLflow")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Final, NamedTuple
 
 from perennial.corpora.formats.hints import describe_bytes
 from perennial.registry import Registry
+from perennial.steps import RAISED
 
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
@@ -58,9 +59,11 @@ COMPRESSION = 3
 def counts_as_bad(reason: str) -> bool:
     """Return whether a record with that reason counts towards `max_bad_share`.
 
-    What a step of the run file drops has the step's kind before a slash: it is dropped on purpose.
+    What a step of the run file drops has the step's kind before a slash: it is dropped on purpose,
+    unless the step failed on it.
     """
-    return reason not in HARMLESS and "/" not in reason
+    step, _, why = reason.rpartition("/")
+    return why == RAISED if step else reason not in HARMLESS
 
 
 # A JSON line also holds other fields, and escapes make its text longer.
@@ -197,6 +200,8 @@ class FileFormat(ABC):
         holds_ids: whether documents may be token ids, in the field `settings.content_field`.
         is_text: whether a file is text in UTF-8 as a whole. One that begins like another encoding
             is then set aside with the encoding that fits, and is not read.
+        byte_offsets: whether an offset is a byte of the decompressed file. Else, as the number of
+            a row, it says nothing of how much of a compressed file was read.
         expansion: bytes of text in a stored byte, roughly. It influences how many shards a corpus
             has, and nothing else; it must never change for files that were ingested.
         notes: words for the reference, which has the built-in formats alone.
@@ -209,6 +214,7 @@ class FileFormat(ABC):
     holds_text: ClassVar[bool] = True
     holds_ids: ClassVar[bool] = False
     is_text: ClassVar[bool] = False
+    byte_offsets: ClassVar[bool] = True
     expansion: ClassVar[int] = 1
     notes: ClassVar[FormatNotes] = FormatNotes()
 
@@ -276,7 +282,7 @@ def make_record(
     try:
         data = text.encode() if isinstance(text, str) else text
         string = text if isinstance(text, str) else text.decode()
-        name = domain.decode() if isinstance(domain, bytes) else str(domain or "")
+        name = domain.decode() if isinstance(domain, bytes) else _name_domain(domain)
         name.encode()
     except UnicodeDecodeError as error:
         return Record(offset, reason=INVALID_UTF8, detail=describe_bytes(error.object, error))
@@ -301,6 +307,10 @@ def _plain(value: object) -> str | None:
     else:
         text = json.dumps(value, default=str, ensure_ascii=True)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _name_domain(domain: object) -> str:
+    return "" if domain is None else str(domain)
 
 
 def find_field(fields: dict[str, Any], name: str) -> Any:

@@ -122,6 +122,11 @@ class DecompressedStream(io.RawIOBase):
         """Return whether the decoder met damage."""
         return self._broken is not None
 
+    @property
+    def checked_position(self) -> int:
+        """Return where the text ends of the members whose checksums were right."""
+        return self._verified[0]
+
     def readinto(self, buffer: Any) -> int:
         while not self._text:
             try:
@@ -195,7 +200,7 @@ class DecompressedStream(io.RawIOBase):
         members = 0
         while head := feed.peek(_LONGEST_HEADER):
             if self._compression == ".zst" and _is_skippable(head):
-                feed.take_exactly(8 + int.from_bytes(head[4:8], "little"))
+                feed.skip(8 + int.from_bytes(head[4:8], "little"))
                 continue
             if not head.startswith(magic):
                 if members == 0:
@@ -209,7 +214,8 @@ class DecompressedStream(io.RawIOBase):
             if self._compression == ".zst":
                 yield from _decode_frame(feed, head, members == 0, self._max_window_bytes)
             else:
-                yield from _decode_member(feed, _MAKERS[self._compression](self._max_window_bytes))
+                decoder = _MAKERS[self._compression](self._max_window_bytes)
+                yield from _decode_member(feed, decoder, self._max_window_bytes)
             members += 1
             self._verified = (self.position, feed.consumed)
 
@@ -254,6 +260,15 @@ class _Feed:
         self._held = data + self._held
         self.consumed -= len(data)
 
+    def skip(self, size: int) -> None:
+        """Take `size` bytes and keep none of them. Raises _Broken where the file ends before."""
+        while size and (data := self.take()):
+            if len(data) > size:
+                self.give_back(data[size:])
+            size -= min(size, len(data))
+        if size:
+            raise _Broken(TRUNCATED, "the file ends within a frame", at_end=True)
+
     def skip_zeros(self) -> None:
         """Take zero bytes, which pad the end of a file on tapes and in archives."""
         while (data := self.take()) and not data.strip(b"\0"):
@@ -273,19 +288,27 @@ def _refuse_beginning(head: bytes, magic: bytes, compression: str) -> NoReturn:
     raise _Broken(TRUNCATED, f"no {compression} file: it begins with {head[:12]!r}")
 
 
-def _decode_member(feed: _Feed, decoder: _Decoder) -> Iterator[bytes]:
+def _decode_member(feed: _Feed, decoder: _Decoder, window: int) -> Iterator[bytes]:
     while not decoder.eof:
         data = feed.take() if decoder.needs_input else b""
         at_end = not data and decoder.needs_input
         try:
             text = decoder.decompress(data, _TEXT_BYTES)
         except _DECODER_ERRORS as error:
-            raise _Broken(TRUNCATED, str(error)) from error
+            raise _describe_failure(error, window) from error
         if text:
             yield text
         elif at_end:
             raise _Broken(TRUNCATED, "the file ends before its compressed data", at_end=True)
     feed.give_back(decoder.unused_data)
+
+
+def _describe_failure(error: Exception, window: int) -> _Broken:
+    if isinstance(error, lzma.LZMAError) and "emory" in str(error):  # liblzma has no code for it
+        limit = f"its .xz needs more than {2 * window >> 20} MiB of memory"
+        remedy = "set corpora.max_zstd_window to half of what it needs, or compress it with xz -9"
+        return _Broken(WINDOW, f"{limit}; {remedy}")
+    return _Broken(TRUNCATED, str(error))
 
 
 class _Inflater:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Mapping
 
 _SHORTEST_TEXT = 20
@@ -15,7 +16,12 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-_HEADS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}
+_HEADS = {
+    ".gz": re.compile(rb"\x1f\x8b"),
+    ".zst": re.compile(rb"\x28\xb5\x2f\xfd"),
+    ".bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),  # its first three bytes may be text
+    ".xz": re.compile(rb"\xfd7zXZ\0"),
+}
 HEAD_BYTES = 64
 """of a file, for `describe_head`"""
 
@@ -49,8 +55,8 @@ def describe_head(head: bytes) -> str:
     Args:
         head: the first HEAD_BYTES of the file.
     """
-    for magic, suffix in _HEADS.items():
-        if head.startswith(magic):
+    for suffix, magic in _HEADS.items():
+        if magic.match(head):
             return f"not text: it is compressed; add {suffix} to its name"
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 # Imported for their registration.
 from perennial.corpora.formats import (  # noqa: F401
@@ -39,6 +38,7 @@ from perennial.corpora.formats.base import (
     Record,
 )
 from perennial.corpora.formats.compression import COMPRESSIONS, DecompressedStream
+from perennial.corpora.formats.counting_stream import BUFFER_BYTES, CountingStream
 from perennial.corpora.formats.hints import HEAD_BYTES, describe_head
 from perennial.errors import Altered, InputError, InputMoved
 from perennial.store import check_object
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings, InputFile
     from perennial.store import Store
 
-_BUFFER_BYTES = 1 << 20
 _SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 """usual names of compressed archives, by their last suffix"""
 
@@ -164,66 +163,6 @@ def _instance(form: type[FileFormat]) -> FileFormat:
     return form()
 
 
-class _CountingStream(io.RawIOBase):
-    """A raw stream that counts and hashes what it gave and remembers the storage's own failure.
-
-    Decompressors and Parquet report damaged data as OSError too: only what `failure` holds came
-    from the storage, and must not be taken for bad input.
-    """
-
-    def __init__(
-        self, source: BinaryIO, hashed: bool = False, owner: _CountingStream | None = None
-    ) -> None:
-        self._source, self._owner = source, owner
-        self._sha256 = hashlib.sha256() if hashed else None
-        self.failure: Exception | None = None
-        self.position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        place = self._source.seek(offset, whence)
-        if place != self.position:
-            self._sha256 = None  # it is not read from its beginning to its end
-        return place
-
-    def tell(self) -> int:
-        return self._source.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._source.read(min(len(buffer), _BUFFER_BYTES))
-        except Exception as error:
-            # Any class: every storage client has its own. Kept for `read_span`, which raises it
-            # where the reader above took it for damage.
-            self.failure = error
-            if self._owner is not None:
-                self._owner.failure = error
-            raise
-        buffer[: len(data)] = data
-        self.position += len(data)
-        if self._sha256 is not None:
-            self._sha256.update(data)
-        return len(data)
-
-    def close(self) -> None:
-        """Close the storage's stream too, where it is that of a file beside another."""
-        if self._owner is not None:
-            self._source.close()
-        super().close()
-
-    def finish_digest(self) -> str | None:
-        """Return the sha256 of the whole stream, reading the rest; None if it was not in order."""
-        rest = bytearray(_BUFFER_BYTES)
-        while self._sha256 is not None and self.readinto(rest):
-            pass
-        return self._sha256.hexdigest() if self._sha256 is not None else None
-
-
 def read_span(
     corpus: Store,
     file: InputFile,
@@ -243,7 +182,7 @@ def read_span(
         span: the stored bytes to read.
         settings: how documents are found in it.
         loss: what an earlier reading yielded for a damaged file; it is yielded where it begins, and
-            nothing behind it.
+            nothing behind it, so that no reading of that file meets it again.
 
     Raises:
         InputMoved: possibly after records, when the file is gone or another than was listed, or
@@ -271,8 +210,8 @@ def read_span(
         raise InputMoved(span.file, VANISHED) from None
     with source:
         is_whole = (span.start, span.end) == (0, file.size_bytes)
-        raw = _CountingStream(source, hashed=is_whole and bool(file.sha256))
-        stream = io.BufferedReader(raw, _BUFFER_BYTES)
+        raw = CountingStream(source, hashed=is_whole and bool(file.sha256))
+        stream = io.BufferedReader(raw, BUFFER_BYTES)
         neighbour = partial(_open_beside, corpus, file.name, raw)
         part = FilePart(stream, span.start, span.end, file.size_bytes, neighbour)
         try:
@@ -286,7 +225,7 @@ def read_span(
     _check_unchanged(corpus, file, span)
 
 
-def _open_beside(corpus: Store, name: str, raw: _CountingStream, suffix: str) -> BinaryIO | None:
+def _open_beside(corpus: Store, name: str, raw: CountingStream, suffix: str) -> BinaryIO | None:
     """Open the file of the same name with another suffix; None where there is none.
 
     Args:
@@ -299,14 +238,14 @@ def _open_beside(corpus: Store, name: str, raw: _CountingStream, suffix: str) ->
         source = corpus.open(f"{name[: name.rindex('.')]}{suffix}")
     except FileNotFoundError:
         return None
-    return io.BufferedReader(_CountingStream(source, owner=raw), _BUFFER_BYTES)
+    return io.BufferedReader(CountingStream(source, owner=raw), BUFFER_BYTES)
 
 
 def _read_part(
     kind: FileKind,
     part: FilePart,
     settings: IngestSettings,
-    raw: _CountingStream,
+    raw: CountingStream,
     loss: Record | None,
 ) -> Iterator[Record]:
     """Yield the records of a part, and one for an exception of any class, unless the storage's."""
@@ -317,7 +256,7 @@ def _read_part(
         elif kind.compression:
             records = _read_compressed(kind, part, settings, loss)
         else:
-            records = kind.format.read(part, settings)
+            records = _stop_before(loss, kind.format.read(part, settings))
         for record in records:
             yield record
             last = record.offset
@@ -330,6 +269,16 @@ def _read_part(
             yield Record(last + 1, reason=UNREADABLE, detail=detail, lost_bytes=lost)
     if raw.failure is not None:
         raise raw.failure
+
+
+def _stop_before(loss: Record | None, records: Iterator[Record]) -> Iterator[Record]:
+    """Yield the records before a loss that an earlier reading met, and it; else all."""
+    for record in records:
+        if loss is not None and record.offset >= loss.offset:
+            break
+        yield record
+    if loss is not None:
+        yield loss
 
 
 def _check_text(part: FilePart) -> Record | None:
@@ -372,7 +321,7 @@ def read_evaluation_texts(
     Raises:
         ValueError: for what is no text, and for a damaged file.
     """
-    stream = io.BufferedReader(_CountingStream(source), _BUFFER_BYTES)
+    stream = io.BufferedReader(CountingStream(source), BUFFER_BYTES)
     if not kind.compression:
         part = FilePart(stream, 0, size_bytes, size_bytes)
         yield from kind.format.read_evaluation_texts(part, settings)
@@ -380,7 +329,7 @@ def read_evaluation_texts(
     raw = DecompressedStream(
         stream, size_bytes, kind.compression, max_window_bytes=settings.max_window_bytes
     )
-    part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, size_bytes)
+    part = FilePart(io.BufferedReader(raw, BUFFER_BYTES), 0, None, size_bytes)
     try:
         yield from kind.format.read_evaluation_texts(part, settings)
     except OSError as error:
@@ -426,40 +375,102 @@ def _read_compressed(
     kind: FileKind, stored: FilePart, settings: IngestSettings, loss: Record | None
 ) -> Iterator[Record]:
     """Yield the records of a compressed file, and a last one for what could not be decompressed."""
-    limit = None if loss is None else loss.offset
+    limit = loss.offset if loss is not None and kind.format.byte_offsets else None
     raw = DecompressedStream(
         stored.stream, stored.size_bytes, kind.compression, limit, settings.max_window_bytes
     )
-    part = FilePart(io.BufferedReader(raw, _BUFFER_BYTES), 0, None, stored.size_bytes)
-    good, good_bytes = 0, 0
-    is_clean = True
+    part = FilePart(io.BufferedReader(raw, BUFFER_BYTES), 0, None, stored.size_bytes)
+    read = _CleanPart(raw, kind.format.byte_offsets)
     try:
         wrong = _check_text(part) if kind.format.is_text else None
         for record in [wrong] if wrong else kind.format.read(part, settings):
+            if loss is not None and record.offset >= loss.offset:
+                break
             yield record
-            # Behind a flipped bit is other text, with other ends of lines: what precedes the first
-            # bad record says how dense documents are.
-            is_clean = is_clean and (not record.reason or record.reason in HARMLESS)
-            if is_clean:
-                good, good_bytes = good + 1, record.offset
-        if is_clean:
-            good_bytes = raw.position
+            read.add(record)
+        read.finish()
         if not raw.position and not raw.is_damaged:
             yield Record(0, reason=EMPTY_FILE, detail="nothing was compressed")
     except Exception:
         # Of any class: a format may turn damage that it meets into an error of its own.
-        if loss is None and not raw.is_damaged:
+        if loss is None and not _is_damaged(part, raw):
             raise
-    lost = raw.describe_loss(good, good_bytes)
+    if loss is None and read.documents:
+        _is_damaged(part, raw)
+    lost = raw.describe_loss(read.documents, read.text_bytes)
     if loss is not None:
         yield loss
     elif lost is not None:
         # The line that breaks off at `position` is part of the loss.
         yield Record(
-            lost.position,
+            read.find_offset(lost.position),
             reason=lost.reason,
             detail=lost.detail[:200],
             lost_bytes=lost.stored_bytes,
             lost_documents=lost.documents,
             is_cut=lost.is_cut,
         )
+
+
+def _is_damaged(part: FilePart, raw: DecompressedStream) -> bool:
+    """Return whether a compressed file is damaged, if need be where its format did not read it.
+
+    A format that meets nonsense may stop before the checksum of what it took.
+    """
+    try:
+        while not raw.is_damaged and part.stream.read1(BUFFER_BYTES):
+            pass
+    except OSError:
+        if not raw.is_damaged:
+            raise
+    return raw.is_damaged
+
+
+class _CleanPart:
+    """The part of a compressed file that was read before any bad record.
+
+    Behind a flipped bit is other text, with other ends of lines: this part says how dense documents
+    are.
+
+    Args:
+        raw: the file.
+        byte_offsets: whether the offsets of its records are bytes of its text.
+
+    Attributes:
+        documents: records of the part.
+        text_bytes: bytes of text that held them.
+    """
+
+    def __init__(self, raw: DecompressedStream, byte_offsets: bool) -> None:
+        self._raw, self._byte_offsets = raw, byte_offsets
+        self._is_clean = True
+        self._next = self._unchecked = self._checked_position = 0
+        self.documents = self.text_bytes = 0
+
+    def add(self, record: Record) -> None:
+        """Take note of a record that was read."""
+        if self._raw.checked_position > self._checked_position:
+            # Those before it were read when no more of the text than that was there.
+            self._checked_position, self._unchecked = self._raw.checked_position, record.offset
+        self._next = record.offset + 1
+        self._is_clean = self._is_clean and (not record.reason or record.reason in HARMLESS)
+        if self._is_clean:
+            self.documents += 1
+            self.text_bytes = record.offset if self._byte_offsets else self._raw.position
+
+    def finish(self) -> None:
+        """Take note that the format ended, as most do at the end of the text."""
+        if self._is_clean:
+            self.text_bytes = self._raw.position
+
+    def find_offset(self, position: int) -> int:
+        """Return the offset of the first record that may hold text behind a position.
+
+        Args:
+            position: the end of the text that can be relied on.
+        """
+        if self._byte_offsets:
+            return position
+        checked = self._raw.checked_position
+        is_all = position == self._raw.position or checked > self._checked_position
+        return self._next if is_all else self._unchecked

@@ -53,6 +53,7 @@ class ParquetFormat(FileFormat):
     suffixes = (".parquet",)
     splittable = True
     compressible = False
+    byte_offsets = False
     holds_ids = True
     expansion = 2
     notes = FormatNotes(

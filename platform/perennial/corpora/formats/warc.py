@@ -7,7 +7,7 @@ done before a format sees the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from perennial.corpora.formats.base import (
@@ -26,6 +26,7 @@ from perennial.corpora.formats.base import (
 if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings
 
+_FRAME = frozenset({"warc-type", "content-length"})
 _LONGEST_FIELD = 1 << 16
 _SKIP_BYTES = 1 << 18
 _ABOUT = frozenset({"warcinfo", "request", "metadata", "revisit", "continuation"})
@@ -49,33 +50,42 @@ class WarcFormat(FileFormat):
         limit="a record of `max_document`; one task a file",
         damage=(
             "`missing-text` for each page as its server sent it; `unreadable` for bytes "
-            "that belong to no record and for a record that is cut off"
+            "that belong to no record and for a record that is cut off or has another length "
+            "than it says"
         ),
     )
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
         """Yield the documents of a file; see `FileFormat.read`."""
         archive, records = _Archive(part), 0
+        domain_name = settings.domain_field.lower()
+        other_names = [name.lower() for name in settings.other_fields]
         while archive.find_record():
             records += 1
-            fields = archive.read_fields()
+            fields = archive.read_fields({*_FRAME, domain_name, *other_names})
             kind, size = fields.get("warc-type", ""), fields.get("content-length", "")
             if archive.skipped_bytes:
                 yield archive.describe_damage()
             begin = archive.begin
             if not size.isascii() or not size.isdigit():
                 detail = f"a {kind} record without a length"
-                yield Record(begin, reason=UNREADABLE, detail=detail)
+                yield Record(begin, reason=UNREADABLE, detail=detail, is_cut=archive.is_cut)
                 continue
             is_text, length = kind == "conversion", int(size)
             fits = length <= settings.max_document_bytes
             body, taken = archive.read_body(length, keep=is_text and fits)
             if taken < length:
                 detail = f"it ends {length - taken} bytes before the end of a {kind} record"
-                yield Record(begin, reason=UNREADABLE, detail=detail)
+                lost = part.stored_bytes(taken)
+                yield Record(begin, reason=UNREADABLE, detail=detail, lost_bytes=lost, is_cut=True)
+            elif not archive.is_at_end():
+                # It may have taken the beginning of a text for the whole, or other records with it.
+                detail = f"a {kind} record does not end behind the {length} bytes that it says"
+                lost = part.stored_bytes(length)
+                yield Record(begin, reason=UNREADABLE, detail=detail, lost_bytes=lost)
             elif is_text and fits:
-                domain = fields.get(settings.domain_field.lower())
-                others = [fields.get(name.lower()) for name in settings.other_fields]
+                domain = fields.get(domain_name)
+                others = [fields.get(name) for name in other_names]
                 yield make_record(begin, body, domain, settings, others)
             elif is_text:
                 yield Record(begin, reason=TOO_LONG, detail=f"a text of {length} bytes")
@@ -94,13 +104,16 @@ class _Archive:
     Attributes:
         begin: the first byte of the record that was found last.
         skipped_bytes: bytes before it that belong to no record.
+        is_cut: whether the file ended in its header.
     """
 
     def __init__(self, part: FilePart) -> None:
         self._part = part
         self._position = 0
+        self._held = b""
         self.begin = 0
         self.skipped_bytes = 0
+        self.is_cut = False
 
     def find_record(self) -> bool:
         """Go behind the first line of the next record; return False at the end of the file."""
@@ -116,12 +129,18 @@ class _Archive:
             whole_line = line.endswith(b"\n")
             self.skipped_bytes += len(line) if line.strip() else 0
 
-    def read_fields(self) -> dict[str, str]:
-        """Return the named fields of a record, in lower case, and go behind the empty line."""
+    def read_fields(self, wanted: Collection[str]) -> dict[str, str]:
+        """Return the named fields of a record, in lower case, and go behind the empty line.
+
+        Args:
+            wanted: names of those to return; a header may hold any number of others.
+        """
         fields: dict[str, str] = {}
         while (line := self._read_line()).strip():
             name, _, value = line.decode("utf-8", "replace").partition(":")
-            fields[name.strip().lower()] = value.strip()
+            if (name := name.strip().lower()) in wanted:
+                fields[name] = value.strip()
+        self.is_cut = not line
         return fields
 
     def read_body(self, length: int, *, keep: bool) -> tuple[bytes, int]:
@@ -136,6 +155,12 @@ class _Archive:
         self._position += taken
         return body, taken
 
+    def is_at_end(self) -> bool:
+        """Return whether an empty line, another record or the end of the file follows."""
+        self._held = self._read_line()
+        self._position -= len(self._held)
+        return not self._held.strip() or self._held.startswith(b"WARC/")
+
     def describe_damage(self) -> Record:
         """Return the record of the bytes that were skipped before the one at `begin`."""
         lost = self._part.stored_bytes(self.skipped_bytes)
@@ -143,6 +168,6 @@ class _Archive:
         return Record(self.begin - 1, reason=UNREADABLE, detail=detail, lost_bytes=lost)
 
     def _read_line(self) -> bytes:
-        line = self._part.stream.readline(_LONGEST_FIELD)
+        line, self._held = self._held or self._part.stream.readline(_LONGEST_FIELD), b""
         self._position += len(line)
         return line

@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from perennial.corpora.file_list import escape_text
+from perennial.corpora.ingest.documents import Removed, encode_removed
 from perennial.corpora.ingest.losses import LossAccount
-from perennial.corpora.ingest.read import evidence_key
+from perennial.corpora.ingest.read import KEPT_RECORDS, BadRecord, PieceResult, evidence_key
+from perennial.corpora.ingest.sample import list_inputs, sample_bad_records
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
-    from perennial.corpora.ingest.read import BadRecord, PieceResult
+    from perennial.corpora.inbox import LandedCorpus
     from perennial.corpora.manifest import IngestSettings, InputFile
     from perennial.store import Store
 
@@ -69,13 +72,7 @@ def check_quality(
             code="too-much-bad",
         )
     if read == sum(sum(piece.quarantined.values()) for piece in pieces):
-        raise InputError(
-            where,
-            settings.text_field,
-            f"it holds no text ({_describe_reasons(inputs, pieces)})",
-            f"land documents with text ({evidence})",
-            code="no-text",
-        )
+        raise _without_text(where, kept, inputs, settings, pieces)
 
 
 def _describe_reasons(inputs: Sequence[InputFile], pieces: Sequence[PieceResult]) -> str:
@@ -93,8 +90,62 @@ def _describe_reasons(inputs: Sequence[InputFile], pieces: Sequence[PieceResult]
             detail = f": {record.detail}" if record.detail else ""
             place = f", the first in {inputs[record.file].name} at {record.offset}{detail}"
         words.append(f"{count} {reason}{place}")
+    if not words:
+        return f"there are no documents in its {len(inputs)} files"
     more = len(reasons) - len(words)
     return "; ".join([*words, *([f"{more} more reasons"] if more else [])])
+
+
+def refuse_sample(
+    store: Store, inbox: Store, landed: LandedCorpus, settings: IngestSettings, max_bytes: int
+) -> InputError:
+    """Return the refusal of a corpus of which a sample holds no text; its bad records are kept.
+
+    Args:
+        store: the run's store.
+        inbox: the store that the corpus landed in.
+        landed: the corpus.
+        settings: how documents were looked for.
+        max_bytes: bytes of text that the sample would have had, roughly.
+    """
+    inputs = list_inputs(landed)
+    reasons: Counter[str] = Counter()
+    first: dict[str, BadRecord] = {}
+    kept: list[Removed] = []
+    for file, record in sample_bad_records(inbox, landed, settings, max_bytes):
+        bad = BadRecord(file=file, offset=record.offset, detail=escape_text(record.detail))
+        reasons[record.reason] += 1
+        first.setdefault(record.reason, bad)
+        if reasons[record.reason] <= KEPT_RECORDS:
+            kept.append(Removed(file, bad.offset, record.reason, bad.detail))
+    store.remove(refused_folder(landed.name))
+    if kept:
+        key = f"{refused_folder(landed.name)}/quarantine-00000.jsonl"
+        store.write(key, encode_removed(kept, inputs, {}))
+    read = PieceResult(runs=0, documents=sum(reasons.values()), quarantined=reasons, first=first)
+    return _without_text(
+        f"{inbox.url}/{landed.name}",
+        f"{store.url}/{refused_folder(landed.name)}",
+        inputs,
+        settings,
+        [read],
+    )
+
+
+def _without_text(
+    where: str,
+    kept: str,
+    inputs: Sequence[InputFile],
+    settings: IngestSettings,
+    pieces: Sequence[PieceResult],
+) -> InputError:
+    return InputError(
+        where,
+        settings.text_field,
+        f"it holds no text ({_describe_reasons(inputs, pieces)})",
+        f"land documents with text (every record: {kept}/)",
+        code="no-text",
+    )
 
 
 def refused_folder(name: str) -> str:

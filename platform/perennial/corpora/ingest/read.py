@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 _RECORD_BYTES = 200  # what a record costs beside its text
 
 
-_KEPT_RECORDS = 1000  # of each reason in a piece, as evidence should the corpus be refused
+KEPT_RECORDS = 1000
+"""of each reason in a piece, as evidence should the corpus be refused"""
 
 
 class BadRecord(BaseModel):
@@ -242,7 +243,7 @@ class _BadRecords:
         self.reasons[record.reason] += 1
         bad = BadRecord(file=file, offset=record.offset, detail=record.detail)
         self.first.setdefault(record.reason, bad)
-        if self.reasons[record.reason] <= _KEPT_RECORDS:
+        if self.reasons[record.reason] <= KEPT_RECORDS:
             self.evidence.append(Removed(file, record.offset, record.reason, record.detail))
 
 
@@ -329,11 +330,10 @@ class _Pending:
         digests = np.frombuffer(b"".join(self._digests), dtype="<u8").reshape(-1, 2)
         good = np.ones(len(files), dtype=bool)
         good[[row for row, _, _ in self._bad]] = False
-        orders = make_order_keys(salts[files], offsets)
-        parts = choose_parts(orders, layout.shards)
         # Held-out documents are chosen by their text, so equal texts are held out together.
         held = good & (digests[:, 0] < np.uint64(holdout_bound(settings.holdout_share)))
-        parts[held] = layout.shards + choose_parts(orders[held], layout.held_parts)
+        orders = make_order_keys(salts[files], offsets)
+        parts = self._choose_sections(layout, orders, held, domains)
         columns: dict[str, npt.NDArray[Any]] = {
             "file": files,
             "offset": offsets,
@@ -341,10 +341,6 @@ class _Pending:
             "digest": digests[:, 0],
         }
         strings = self._strings(settings)
-        if domains:
-            numbers = {name: layout.first_section(number) for number, name in enumerate(domains)}
-            own = np.array([numbers[domain] for domain in self._domains], dtype=np.int64)
-            parts[~held] += own[~held]
         file = SectionFile(stream, layout.first_section(len(domains)))
         # On a local disk compression costs more time than it saves; on a network it saves more.
         compression = None if job.staging.is_local else "lz4"
@@ -365,6 +361,29 @@ class _Pending:
         first = layout.first_section(0)
         write_documents(group_rows(parts - first, layout.shards * len(domains)))
         file.close()
+
+    def _choose_sections(
+        self,
+        layout: Layout,
+        orders: npt.NDArray[np.uint64],
+        held: npt.NDArray[np.bool_],
+        domains: Sequence[str],
+    ) -> npt.NDArray[np.int64]:
+        """Return the number of every document's section.
+
+        Args:
+            layout: the sections.
+            orders: of the documents.
+            held: which documents are held out.
+            domains: of the documents, in a corpus of parts; none in one that is a whole.
+        """
+        parts = choose_parts(orders, layout.shards)
+        parts[held] = layout.shards + choose_parts(orders[held], layout.held_parts)
+        if domains:
+            numbers = {name: layout.first_section(number) for number, name in enumerate(domains)}
+            own = np.array([numbers[domain] for domain in self._domains], dtype=np.int64)
+            parts[~held] += own[~held]
+        return parts
 
     def _strings(self, settings: IngestSettings) -> dict[str, list[Any] | None]:
         """Return the columns of strings; None for one that is empty."""

@@ -103,6 +103,21 @@ def sample_texts(
             continue
 
 
+def sample_bad_records(
+    inbox: Store, landed: LandedCorpus, settings: IngestSettings, max_bytes: int
+) -> Iterator[tuple[int, Record]]:
+    """Yield what is no document in the parts that `sample_texts` takes, with its file's number."""
+    inputs, steps = list_inputs(landed), StepPipeline(settings.steps)
+    for span in _choose_spans(inputs, max_bytes):
+        try:
+            for given in read_span(inbox.sub(landed.name), inputs[span.file], span, settings):
+                record = apply_steps(steps, given, settings)
+                if record.reason:
+                    yield span.file, record
+        except InputMoved as moved:
+            yield span.file, Record(span.start, reason=moved.reason)
+
+
 def apply_steps(steps: StepPipeline, record: Record, settings: IngestSettings) -> Record:
     """Return what the steps of the run file leave of a document, or the record of its drop.
 

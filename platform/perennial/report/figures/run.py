@@ -49,7 +49,7 @@ MANY = 5
 @picture
 def loss_heat_map(matrix: LossMatrix) -> Figure:
     """Held-out loss of every stage and release on every corpus, with the standard error."""
-    rows = [*matrix.stages, *((f"release {name}", losses) for name, losses in matrix.releases)]
+    rows, first = matrix.rows, len(matrix.origins)
     corpora = matrix.corpora
     figure, axes = axes_of(1.9 + 0.55 * max(len(rows), 2))
     values = [
@@ -67,7 +67,7 @@ def loss_heat_map(matrix: LossMatrix) -> Figure:
     axes.spines[:].set_visible(False)
     for y, (_, losses) in enumerate(rows):
         for x, corpus in enumerate(corpora):
-            own = y < len(matrix.stages) and corpus in matrix.own(y)
+            own = 0 <= y - first < len(matrix.stages) and corpus in matrix.own(y - first)
             text, ink = "not measured", grey()
             if corpus in losses:
                 text = _value(losses[corpus], with_error=len(corpora) <= MANY)
@@ -77,8 +77,8 @@ def loss_heat_map(matrix: LossMatrix) -> Figure:
             axes.text(
                 x, y, text, ha="center", va="center", color=ink, fontweight=weight, fontsize=size
             )
-    if matrix.releases:
-        axes.axhline(len(matrix.stages) - 0.5, color=paper(), linewidth=4)
+    for edge in {first, first + len(matrix.stages)} - {0, len(rows)}:
+        axes.axhline(edge - 0.5, color=paper(), linewidth=4)
     axes.set_title("Held-out loss after each stage (lower is better)")
     axes.set_xlabel("held-out corpus (bold: the stage's own)")
     if not narrow():
@@ -117,12 +117,9 @@ def loss_lines(matrix: LossMatrix, stages: Sequence[StageTokens]) -> Figure:
     """
     figure, axes = axes_of(4.4)
     ends = list(accumulate(stage.total for stage in stages))
+    measured_at = [(0, matrix.base), *zip(ends, (row for _, row in matrix.stages), strict=True)]
     for i, corpus in enumerate(matrix.corpora):
-        measured = [
-            (x, row[corpus])
-            for x, (_, row) in zip(ends, matrix.stages, strict=True)
-            if corpus in row
-        ]
+        measured = [(x, row[corpus]) for x, row in measured_at if corpus in row]
         if not measured:
             continue
         axes.errorbar(
@@ -246,12 +243,13 @@ def tokens_by_source(stages: Sequence[StageTokens]) -> Figure:
 
 @picture
 def learned_and_forgotten(matrix: LossMatrix) -> Figure:
-    """Draw what each stage after the first changed: its own corpus, and every earlier one.
+    """Draw what each stage changed of the model before it: its own corpus, and every other one.
 
     Bars to the left are loss that fell, to the right loss that rose; forgetting has two standard
-    errors, over documents paired with themselves. Expects at least two stages.
+    errors, over documents paired with themselves. Expects at least two stages, or a base.
     """
-    bars = [bar for i in range(1, len(matrix.stages)) for bar in _changes(matrix, i)]
+    first = 0 if matrix.base else 1
+    bars = [bar for i in range(first, len(matrix.stages)) for bar in _changes(matrix, i)]
     figure, axes = axes_of(2.2 + 0.34 * len(bars))
     for y, (_, change, error, own) in enumerate(bars):
         axes.barh(
@@ -284,12 +282,12 @@ def learned_and_forgotten(matrix: LossMatrix) -> Figure:
     axes.set_xlabel("change of held-out loss, nats per token")
     axes.set_title("What each stage learned and forgot")
     handles = [
-        Patch(facecolor=COLOURS[0], label="own corpus, against the stage before"),
+        Patch(facecolor=COLOURS[0], label="own corpus, against the model before"),
         Patch(
             facecolor=COLOURS[1],
             hatch="...",
             edgecolor=paper(),
-            label="earlier corpus, against its own stage",
+            label="other corpus, against its own stage" + (" or the base" * bool(matrix.base)),
         ),
     ]
     legend_below(axes, 1 if narrow() else 2, handles=handles)
@@ -300,9 +298,11 @@ def _changes(matrix: LossMatrix, stage: int) -> list[tuple[str, float, float | N
     """Label, change, standard error and whether it is the stage's own corpus."""
     bars: list[tuple[str, float, float | None, bool]] = []
     for own in matrix.own(stage):
-        before, after = matrix.nats(stage - 1, own), matrix.nats(stage, own)
+        before = (matrix.stages[stage - 1][1] if stage else matrix.base).get(own)
+        after = matrix.nats(stage, own)
         if before is not None and after is not None:
-            bars.append((f"{matrix.stages[stage][0]}: {own}", after - before, None, True))
+            change = after - before.nats_per_token
+            bars.append((f"{matrix.stages[stage][0]}: {own}", change, None, True))
     errors = matrix.forgetting_stderr(stage)
     for corpus, nats in matrix.forgetting(stage).items():
         if nats is not None:
@@ -322,7 +322,7 @@ def pictures(state: RunState, sequence_length: int, history: History) -> dict[st
         "learning-rate": learning_rate(rate_points(state.stages), _branches(state)),
         "tokens": tokens_by_source(sources),
     }
-    if len(losses_by_stage.stages) > 1:
+    if len(losses_by_stage.stages) > 1 or losses_by_stage.base:
         figures["transfer"] = learned_and_forgotten(losses_by_stage)
     if history.losses:
         figures["train-loss"] = training.train_loss(history.losses)

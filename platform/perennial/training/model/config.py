@@ -217,7 +217,6 @@ def _new_config(
         "max_position_embeddings": sequence_length,
         "bos_token_id": end_of_document,
         "eos_token_id": end_of_document,
-        "use_cache": False,
     }
     try:
         return config_class(**settings | spec.config | {"vocab_size": padded})

@@ -6,18 +6,19 @@ import json
 import tempfile
 from pathlib import Path
 
+from perennial.corpora.release_tokenizer import settle_class
 from perennial.store import Store
+from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
+from perennial.training.model.spellings import spell_for_all
 
 
 def export(
     store: Store,
     checkpoint: str,
     folder: str,
-    tokenizer_json: str,
-    end_of_document: str,
+    tokenizer: dict[str, bytes],
     card: str,
-    begin_of_document: str | None = None,
 ) -> None:
     """Write a release folder from a committed checkpoint (invariant I6).
 
@@ -27,10 +28,8 @@ def export(
         store: the run's store.
         checkpoint: key of the checkpoint.
         folder: key of the release.
-        tokenizer_json: text of the tokenizer.json.
-        end_of_document: the token.
+        tokenizer: the tokenizer's files by name.
         card: text of the model card.
-        begin_of_document: the token; default: the end, as no training had one.
     """
     manifest = checkpoints.read_manifest(store, checkpoint)
     left_out = (checkpoints.OPTIMIZER, checkpoints.METRICS)
@@ -38,9 +37,13 @@ def export(
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch)
         checkpoints.download(store, checkpoint, manifest, kept, local)
-        _write_tokenizer(local, tokenizer_json, end_of_document, begin_of_document)
-        (local / "README.md").write_text(card, encoding="utf-8")
-        files = checkpoints.upload(store, folder, sorted(local.iterdir()))
+        for name, data in (tokenizer | {"README.md": card.encode()}).items():
+            (local / name).parent.mkdir(exist_ok=True)
+            (local / name).write_bytes(data)
+        for name in ("config.json", "generation_config.json"):
+            _spell(local / name)
+        settle_class(local)
+        files = _upload(store, folder, local)
     manifest_data = {
         "checkpoint": checkpoint,
         "tokens_seen": manifest.tokens_seen,
@@ -50,17 +53,19 @@ def export(
     store.create(f"{folder}/manifest.json", json.dumps(manifest_data, indent=1).encode())
 
 
-def _write_tokenizer(
-    folder: Path, tokenizer_json: str, end_of_document: str, begin_of_document: str | None
-) -> None:
-    from transformers import PreTrainedTokenizerFast
+def _spell(file: Path) -> None:
+    if file.exists():
+        file.write_text(json.dumps(spell_for_all(parse_json(file.read_bytes())), indent=2))
 
-    source = folder / "tokenizer.json"
-    source.write_text(tokenizer_json, encoding="utf-8")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(source),
-        bos_token=begin_of_document or end_of_document,
-        eos_token=end_of_document,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.save_pretrained(folder)
+
+def _upload(store: Store, folder: str, local: Path) -> dict[str, checkpoints.FileEntry]:
+    """Copy a folder's files, and those of its folders; return sizes and digests by name."""
+    places = sorted({file.parent for file in local.rglob("*") if file.is_file()})
+    files: dict[str, checkpoints.FileEntry] = {}
+    for place in places:
+        below = place.relative_to(local).as_posix().removeprefix(".")
+        key = f"{folder}/{below}".removesuffix("/")
+        own = sorted(file for file in place.iterdir() if file.is_file())
+        entries = checkpoints.upload(store, key, own)
+        files |= {f"{below}/{name}".removeprefix("/"): entry for name, entry in entries.items()}
+    return files

@@ -1,13 +1,16 @@
 """Weights that stage 0 starts from: random, or a stored model imported into the run once.
 
 Workers on other machines cannot read the folder that the run file names, so the driver copies the
-model to `models/initial/` in the store, manifest last (invariant I6); every worker reads that.
+model to `models/initial/` in the store, manifest last (invariant I6); every worker reads that. Of a
+model whose first layers are inherited the whole is copied too, to `models/reference/`, where it is
+only measured.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +41,8 @@ if TYPE_CHECKING:
     from perennial.training.job import Job
 
 FOLDER = "models/initial"
-_MANIFEST = f"{FOLDER}/manifest.json"
+REFERENCE_FOLDER = "models/reference"
+_MANIFEST = "manifest.json"
 _CHUNK_BYTES = 8 << 20
 
 
@@ -57,7 +61,12 @@ class InitialManifest(BaseModel):
 
 def has_model(store: Store) -> bool:
     """Return whether the run's stored model was imported."""
-    return store.exists(_MANIFEST)
+    return store.exists(f"{FOLDER}/{_MANIFEST}")
+
+
+def has_reference(store: Store) -> bool:
+    """Return whether the whole model whose first layers the run inherits was imported."""
+    return store.exists(f"{REFERENCE_FOLDER}/{_MANIFEST}")
 
 
 def import_model(
@@ -69,7 +78,23 @@ def import_model(
     """
     assert spec.path is not None
     if has_model(store):
-        return _read_manifest(store)
+        return read_initial(store)[0]
+    if spec.inherit_layers is not None and not has_reference(store):
+        whole = spec.model_copy(update={"inherit_layers": None})
+        _import(store, REFERENCE_FOLDER, whole, vocabulary, end_of_document, sequence_length)
+    return _import(store, FOLDER, spec, vocabulary, end_of_document, sequence_length)
+
+
+def _import(
+    store: Store,
+    folder: str,
+    spec: ModelSpec,
+    vocabulary: int,
+    end_of_document: int,
+    sequence_length: int,
+) -> InitialManifest:
+    """Copy a stored model, or its first layers, to a folder of the store, the manifest last."""
+    assert spec.path is not None
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -79,19 +104,21 @@ def import_model(
         config = stored_config(files, spec.inherit_layers)
         check_fit(config, spec.path, vocabulary, sequence_length)
         if spec.inherit_layers is not None and _cut(files, config, end_of_document, Path(scratch)):
-            parameters, digests = _count(config), _upload(store, Path(scratch))
+            parameters, digests = _count(config), _upload(store, folder, Path(scratch))
         elif converted:
             model = _convert(files, spec.inherit_layers, end_of_document)
             model.save_pretrained(scratch)
-            parameters, digests = model.num_parameters(), _upload(store, Path(scratch))
+            parameters = model.num_parameters()
+            digests = _upload(store, folder, Path(scratch))
         else:
             parameters = count_parameters(files)
             _describe(files, config, end_of_document, Path(scratch))
-            digests = _upload(store, Path(scratch)) | _copy_tensors(store, files)
+            digests = _upload(store, folder, Path(scratch))
+            digests |= _copy_tensors(store, folder, files)
     manifest = InitialManifest(
         path=spec.path, inherit_layers=spec.inherit_layers, parameters=parameters, files=digests
     )
-    store.create(_MANIFEST, manifest.model_dump_json(indent=1).encode())
+    store.create(f"{folder}/{_MANIFEST}", manifest.model_dump_json(indent=1).encode())
     return manifest
 
 
@@ -114,8 +141,8 @@ def _convert(files: ModelFiles, inherit_layers: int | None, end_of_document: int
     model = stored_model(files.folder, files.gguf, dtype="auto")
     if inherit_layers is not None:
         model = inherit(model, inherit_layers)
-    model.config.eos_token_id = end_of_document
-    model.generation_config.eos_token_id = end_of_document
+    for its in (model.config, model.generation_config):
+        its.eos_token_id = ends_with(its.eos_token_id, end_of_document)
     return model
 
 
@@ -125,24 +152,37 @@ def _describe(
     """Write the model's configurations, with the run's end-of-document id, into a folder."""
     generation = files.folder / "generation_config.json"
     if generation.exists():
-        described = parse_json(generation.read_text()) | {"eos_token_id": end_of_document}
-        (folder / generation.name).write_text(json.dumps(described, indent=2))
-    config.eos_token_id = end_of_document
+        described = parse_json(generation.read_text())
+        ends = ends_with(described.get("eos_token_id"), end_of_document)
+        if described.get("eos_token_id") == ends:
+            shutil.copy(generation, folder)
+        else:
+            text = json.dumps(described | {"eos_token_id": ends}, indent=2)
+            (folder / generation.name).write_text(text)
+    config.eos_token_id = ends_with(config.eos_token_id, end_of_document)
     config.save_pretrained(folder)
 
 
-def _copy_tensors(store: Store, files: ModelFiles) -> dict[str, str]:
+def ends_with(ends: int | list[int] | None, end_of_document: int) -> int | list[int]:
+    """Return a model's end tokens with the run's, which goes first where it is not among them."""
+    if ends is None or ends == end_of_document:
+        return end_of_document
+    own = ends if isinstance(ends, list) else [ends]
+    return ends if end_of_document in own else [end_of_document, *own]
+
+
+def _copy_tensors(store: Store, folder: str, files: ModelFiles) -> dict[str, str]:
     """Copy the tensors' files as they are, in constant memory; return their digests by name."""
     source = open_store(files.where)
     names = [name for name in (*files.tensors, INDEX) if source.exists(name)]
-    return {name: _copy_object(source, name, store, f"{FOLDER}/{name}") for name in names}
+    return {name: _copy_object(source, name, store, f"{folder}/{name}") for name in names}
 
 
-def _upload(store: Store, folder: Path) -> dict[str, str]:
-    """Store a folder's files; return their digests by name."""
+def _upload(store: Store, folder: str, local: Path) -> dict[str, str]:
+    """Store a local folder's files in a folder of the store; return their digests by name."""
     digests = {}
-    for file in sorted(folder.iterdir()):
-        store.upload(file, f"{FOLDER}/{file.name}")
+    for file in sorted(local.iterdir()):
+        store.upload(file, f"{folder}/{file.name}")
         digests[file.name] = _digest(file)
     return digests
 
@@ -157,11 +197,19 @@ def _copy_object(source: Store, name: str, target: Store, key: str) -> str:
     return sha256.hexdigest()
 
 
-def _read_manifest(store: Store) -> InitialManifest:
+def read_initial(store: Store, folder: str = FOLDER) -> tuple[InitialManifest, str]:
+    """Return the manifest of an imported model, and its SHA-256.
+
+    Raises:
+        Damaged: it cannot be read.
+        FileNotFoundError: there is none.
+    """
+    key = f"{folder}/{_MANIFEST}"
+    data = store.read(key)
     try:
-        return InitialManifest.model_validate_json(store.read(_MANIFEST))
+        return InitialManifest.model_validate_json(data), hashlib.sha256(data).hexdigest()
     except ValueError as broken:
-        raise Damaged(_MANIFEST, "cannot be read") from broken
+        raise Damaged(key, "cannot be read") from broken
 
 
 def fetch_initial(store: Store, folder: Path) -> None:
@@ -170,7 +218,7 @@ def fetch_initial(store: Store, folder: Path) -> None:
     Raises:
         Damaged: a file is missing or has another digest than its manifest says.
     """
-    manifest = _read_manifest(store)
+    manifest, _ = read_initial(store)
     for name, expected in manifest.files.items():
         key = f"{FOLDER}/{name}"
         try:

@@ -87,7 +87,8 @@ def _describe(job: Job, spike: Spike, batch: TracedBatch) -> str:
 
 def _advice(job: Job, spike: Spike, batch: TracedBatch, committed: int | None) -> str:
     """Return the message for the user who must act; `committed` is the job's last checkpoint."""
-    stands = job.start if committed is None else folder_of(job.folder, committed)
+    start = job.start or job.model.describe_start()
+    stands = start if committed is None else folder_of(job.folder, committed)
     spikes = job.training.spikes
     if spikes.policy == "rollback-and-skip":
         ways = [f"{spikes.max_skips} batches were left out already (training.spikes.max_skips)"]
@@ -97,7 +98,6 @@ def _advice(job: Job, spike: Spike, batch: TracedBatch, committed: int | None) -
     if spike.finite:
         ways.append("raise training.spikes.threshold, or ignore it, if this loss is no fault")
     return (
-        f"{_describe(job, spike, batch)}. "
-        f"The trunk is unharmed at {stands or 'its random weights'}. "
+        f"{_describe(job, spike, batch)}. The trunk is unharmed at {stands}. "
         f"Look at these rows; {'; '.join(ways)}; then run again"
     )
