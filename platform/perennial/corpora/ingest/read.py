@@ -358,8 +358,7 @@ class _Pending:
             file.add(section)
         for section in _repeats(job, self.texts, files, offsets, np.flatnonzero(good & ~held)):
             file.add(section)
-        first = layout.first_section(0)
-        write_documents(group_rows(parts - first, layout.shards * len(domains)))
+        write_documents(group_rows(parts - layout.sections, layout.shards * len(domains)))
         file.close()
 
     def _choose_sections(
