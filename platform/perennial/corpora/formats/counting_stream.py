@@ -1,4 +1,4 @@
-"""Stream of a landed file, which keeps failures of the storage apart from damage of the file."""
+"""Stream of a landed file that keeps a failure of the storage apart from damage of the file."""
 
 from __future__ import annotations
 
