@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +14,7 @@ import pytest
 
 from perennial.audit.counts import check_manifest
 from perennial.config import RunSpec
+from perennial.config.run import DoneToText
 from perennial.controller.context import Workspace
 from perennial.controller.declared_ids import declared_ids
 from perennial.corpora import (
@@ -193,7 +194,14 @@ def test_what_is_done_to_text_alone_is_left_out_by_name_or_refused(
 ) -> None:
     own = {"path": str(tokenizer_file)}
     declared: dict[str, Any] = {"tokenizer": str(tokenizer_file)}
-    asked = {"decontaminate": ["questions.jsonl"], "steps": [{"kind": "c4-quality"}]}
+    asked: dict[str, Any] = {
+        "decontaminate": ["questions.jsonl"],
+        "steps": [{"kind": "c4-quality"}],
+        "fuzzy_duplicates": 0.8,
+        "repeated_lines": 100,
+        "fill_in_the_middle": {},
+    }
+    assert {*asked} == {*get_args(DoneToText)}
     for what, value in asked.items():
         work = run_with(tmp_path, declared, tokenizer=own, corpora={what: value})
         with pytest.raises(InputError, match=f"corpora.{what} is done to text") as wrong:

@@ -325,8 +325,6 @@ class _Pending:
             stream: the run file.
         """
         layout, settings = job.layout, job.settings
-        # On a local disk compression costs more time than it saves; on a network it saves more.
-        compression = None if job.staging.is_local else "lz4"
         files = np.array(self._files, dtype=np.int32)
         offsets = np.array(self._offsets, dtype=np.int64)
         digests = np.frombuffer(b"".join(self._digests), dtype="<u8").reshape(-1, 2)
@@ -344,6 +342,8 @@ class _Pending:
         }
         strings = self._strings(settings)
         file = SectionFile(stream, layout.first_section(len(domains)))
+        # On a local disk compression costs more time than it saves; on a network it saves more.
+        compression = None if job.staging.is_local else "lz4"
 
         def write_documents(groups: Iterator[npt.NDArray[np.int64]]) -> None:
             for rows in groups:
@@ -354,15 +354,11 @@ class _Pending:
                 file.add_documents(chosen, [self.texts[row] for row in listed], compression)
 
         write_documents(group_rows(parts, layout.parts))
-        for rows in group_by_digest(digests[good, 0], layout.digest_parts):
-            chosen_rows = np.flatnonzero(good)[rows]
-            file.add(encode_digests(digests[chosen_rows], files[chosen_rows], offsets[chosen_rows]))
-        rows = np.flatnonzero(good & ~held)
-        trained = [self.texts[row] for row in rows.tolist()]
-        for section in _repeats(job, trained, files[rows], offsets[rows]):
+        for section in _digests(layout, digests, files, offsets, good):
             file.add(section)
-        first = layout.first_section(0)
-        write_documents(group_rows(parts - first, layout.shards * len(domains)))
+        for section in _repeats(job, self.texts, files, offsets, np.flatnonzero(good & ~held)):
+            file.add(section)
+        write_documents(group_rows(parts - layout.sections, layout.shards * len(domains)))
         file.close()
 
     def _choose_sections(
@@ -403,14 +399,30 @@ class _Pending:
         return given | {"reason": reasons, "detail": details}
 
 
+def _digests(
+    layout: Layout,
+    digests: npt.NDArray[np.uint64],
+    files: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    good: npt.NDArray[np.bool_],
+) -> Iterator[bytes]:
+    """Yield the sections of the good documents' digests, one for every part of the digests."""
+    for rows in group_by_digest(digests[good, 0], layout.digest_parts):
+        chosen = np.flatnonzero(good)[rows]
+        yield encode_digests(digests[chosen], files[chosen], offsets[chosen])
+
+
 def _repeats(
     job: ScatterJob,
     texts: list[bytes],
     files: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],
+    trained: npt.NDArray[np.int64],
 ) -> Iterator[bytes]:
     """Yield the sections by which repeats among the documents to train are found."""
     layout, settings = job.layout, job.settings
+    texts = [texts[row] for row in trained.tolist()]
+    files, offsets = files[trained], offsets[trained]
     if settings.repeated_lines is None:
         yield from [b""] * layout.digest_parts
     else:
