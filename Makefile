@@ -26,16 +26,16 @@ baselines: $(VENV)/installed  ## train the alternatives to the quickstart and co
 	done
 	$(BIN)/perennial compare $(RUN) $(BASELINES:%=pipelines/baselines/%.yaml) --output build/quickstart/compare.html
 
-unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster: about a minute
+unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster: about 1.5 minutes
+	# A fixed seed: both processes must collect the tests of a set in one order.
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest --numprocesses 2 tests/unit tests/property
 
 coverage: $(VENV)/installed-test  ## the same tests, with the share of the package's lines that they reach
-	# A fixed seed: both processes must collect the tests of a set in one order.
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term tests/unit tests/property
 
 test:  ## all tests but the longest: at most 15 minutes on two cores
 	$(MAKE) --no-print-directory --jobs 2 --output-sync $(VENV)/installed-test test-services
-	$(MAKE) --no-print-directory --jobs 2 --output-sync check coverage
+	$(MAKE) --no-print-directory --jobs 2 --output-sync check unit
 	# Side by side; the second session's output follows the first's.
 	mkdir -p build; \
 	$(MAKE) --no-print-directory e2e-tests > build/e2e-tests.log 2>&1 & e2e=$$!; \

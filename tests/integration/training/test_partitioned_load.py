@@ -66,15 +66,14 @@ def _both_ways(folder: Path, result: Path) -> None:
         result.write_text(json.dumps(same))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
-        pytest.param("llama", {"tie_word_embeddings": False}, id="llama", marks=pytest.mark.long),
+        pytest.param("llama", {"tie_word_embeddings": False}, id="llama"),
         pytest.param("llama", {"tie_word_embeddings": True}, id="tied"),
-        pytest.param("gpt_neox", {}, id="gpt_neox", marks=pytest.mark.long),
-        pytest.param(
-            "mixtral", {"num_local_experts": 4}, id="names-that-differ", marks=pytest.mark.long
-        ),
+        pytest.param("gpt_neox", {}, id="gpt_neox"),
+        pytest.param("mixtral", {"num_local_experts": 4}, id="names-that-differ"),
     ],
 )
 def test_it_is_the_model_that_is_loaded_whole(

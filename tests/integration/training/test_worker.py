@@ -259,10 +259,8 @@ def _roll_back(folder: Path, stage: int) -> None:
         (folder / "alive.json").write_text(json.dumps(alive))
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [*(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 2)), 3],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_rollback_has_one_engine_in_memory_at_a_time(tmp_path: Path, stage: int) -> None:
     run_on(2, _roll_back, tmp_path, stage)
     assert json.loads((tmp_path / "alive.json").read_text()) == [[]]
