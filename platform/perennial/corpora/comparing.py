@@ -31,7 +31,7 @@ _ASCII_WORDS = re.compile(rb"\w+")
 _PLAIN_WORDS = re.compile(r"\w+")
 _HEAD_BYTES = 64  # of a text, which tell that it is not in capitals
 # A respelled text must spell no special token that the text itself does not.
-_BRACKETS = str.maketrans("<>[]|", "     ")
+_BRACKETS = "<>[]|"
 _BASIC = 0xFFFF  # the last code point for which `re` has tables; it tries ranges beyond one by one
 _LAST = 0x1FFFF  # beyond it are Chinese characters, and nothing else that is looked for
 _UNSPACED = (
@@ -109,7 +109,9 @@ def respell(texts: Sequence[bytes | memoryview]) -> dict[int, bytes]:
         if may_be or str(texts[row][:_HEAD_BYTES], "utf-8", "ignore").isupper():
             spelled = _respell(str(texts[row], "utf-8"))
             if spelled is not None:
-                result[row] = spelled.translate(_BRACKETS).encode()
+                for bracket in _BRACKETS:  # several times as fast as `str.translate`
+                    spelled = spelled.replace(bracket, " ")
+                result[row] = spelled.encode()
     return result
 
 
@@ -127,9 +129,11 @@ def _respell(given: str) -> str | None:
 
 def _may_be_unusual(texts: Sequence[bytes | memoryview]) -> list[bool]:
     """Return, for every text, whether it has a character that may be spelled in an unusual way."""
-    joined = b"".join([*texts, bytes(3)])
-    if joined.isascii():
-        return [False] * len(texts)
+    flags = np.zeros(len(texts), dtype=bool)
+    rows = [row for row, text in enumerate(texts) if not bytes(text).isascii()]
+    if not rows:
+        return flags.tolist()
+    joined = b"".join([*(texts[row] for row in rows), bytes(3)])
     data, tables = np.frombuffer(joined, dtype=np.uint8), _unusual()
     places = np.flatnonzero(tables.leads[data])
     lead, *rest = (data[places + byte].astype(np.int32) for byte in range(4))
@@ -138,9 +142,8 @@ def _may_be_unusual(texts: Sequence[bytes | memoryview]) -> list[bool]:
     codes = np.where(lead >= 0xE0, (lead & 0xF) << 12 | second << 6 | third, codes)
     four = (lead & 0x7) << 18 | second << 12 | third << 6 | fourth
     places = places[tables.codes[np.where(lead >= 0xF0, four, codes)]]
-    ends = np.cumsum([len(text) for text in texts])
-    flags = np.zeros(len(texts), dtype=bool)
-    flags[np.searchsorted(ends, places, side="right")] = True
+    ends = np.cumsum([len(texts[row]) for row in rows])
+    flags[np.array(rows)[np.searchsorted(ends, places, side="right")]] = True
     return flags.tolist()
 
 
