@@ -60,6 +60,7 @@ bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane besi
 	run data_ingest_2gb data_ingest.py --megabytes 2048 --arms tiktoken-grouped perennial; \
 	run data_ingest_neox data_ingest.py --tokenizer neox; \
 	run data_ingest_normalised data_ingest.py --peers build/peers/bin/python --tokenizer normalised --megabytes 16 --rounds 2; \
+	run data_ingest_passes data_ingest_passes.py; \
 	run data_comparing data_comparing.py; \
 	run data_loader data_loader.py --peers build/peers/bin/python; \
 	run data_loader_s3 data_loader.py --peers build/peers/bin/python --s3 --sequences 1024; \

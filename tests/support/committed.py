@@ -14,6 +14,11 @@ KEY = "checkpoints/00-en/00000004"
 def commit_model(store: Store, model: Any, folder: Path) -> str:
     """Commit a model of transformers, by way of a local folder; return the checkpoint's key."""
     model.save_pretrained(folder)
+    return commit_folder(store, folder)
+
+
+def commit_folder(store: Store, folder: Path) -> str:
+    """Commit the files of a local folder as a checkpoint; return its key."""
     files = checkpoints.upload(store, f"{KEY}/attempt", sorted(folder.iterdir()))
     manifest = checkpoints.CheckpointManifest(
         name="00-en",

@@ -16,8 +16,8 @@ from perennial.runs.entities import Stage
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.model.export import export
+from tests.support.committed import KEY, commit_folder
 
-KEY = "checkpoints/00-en/00000004"
 FILES = {
     "config.json": b"{}",
     "model.safetensors": bytes(range(256)) * 64,
@@ -33,24 +33,7 @@ def store(store_url: str, tmp_path: Path) -> Store:
     folder.mkdir()
     for name, data in FILES.items():
         (folder / name).write_bytes(data)
-    files = checkpoints.upload(store, f"{KEY}/attempt", sorted(folder.iterdir()))
-    manifest = checkpoints.CheckpointManifest(
-        name="00-en",
-        step=4,
-        phase="constant",
-        eta=1e-3,
-        schedule={},
-        mix={},
-        mix_step=4,
-        tokens_seen={"en": 4},
-        optimizer_steps=4,
-        world_size=1,
-        code_version="0",
-        tracking_run="",
-        attempt="attempt",
-        files=files,
-    )
-    assert checkpoints.commit(store, KEY, manifest)
+    commit_folder(store, folder)
     return store
 
 
