@@ -55,7 +55,7 @@ test-long: $(VENV)/installed-test test-services build/consumers/installed  ## th
 
 bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane beside its peers, about 50 minutes
 	set -e; run() { out=$$1; shift; echo "$$*"; \
-		$(BIN)/python benchmarks/"$$@" > build/$$out.md; mv build/$$out.md benchmarks/results/; }; \
+		PYTHONPATH=. $(BIN)/python benchmarks/"$$@" > build/$$out.md; mv build/$$out.md benchmarks/results/; }; \
 	run data_ingest data_ingest.py --peers build/peers/bin/python; \
 	run data_ingest_2gb data_ingest.py --megabytes 2048 --arms tiktoken-grouped perennial; \
 	run data_ingest_neox data_ingest.py --tokenizer neox; \
@@ -66,6 +66,8 @@ bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane besi
 	run data_loader_s3 data_loader.py --peers build/peers/bin/python --s3 --sequences 1024; \
 	run data_resume data_resume.py --peers build/peers/bin/python; \
 	run data_planner data_planner.py; \
+	run data_packing data_packing.py; \
+	run repeats repeats.py; \
 	run data_checks data_checks.py; \
 	run scale scale.py
 
