@@ -96,6 +96,12 @@ def test_a_compressed_file_without_the_suffix_is_named(tmp_path: Path) -> None:
     assert record.text == b"BZhang said so."
 
 
+def test_lines_that_end_with_cr_alone_are_named(tmp_path: Path) -> None:
+    (record,) = read(tmp_path, "a.csv", b"text,id\rone,1\rtwo,2\r")
+    assert record.detail == r"its lines end with CR alone; convert with tr '\r' '\n' < FILE > NEW"
+    assert [record.text for record in read(tmp_path, "b.csv", b"text,id\r\none,1\r\n")] == [b"one"]
+
+
 @pytest.mark.parametrize(
     ("value", "detail"),
     [

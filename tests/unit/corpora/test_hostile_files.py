@@ -169,6 +169,31 @@ def test_a_loss_that_lies_before_what_was_read_is_met_once(
     assert [(known.offset, known.lost_bytes) for known in result.losses] == [(1500, 9)]
 
 
+@pytest.mark.parametrize("indexes", [False, True])
+@pytest.mark.parametrize(("before", "behind"), [(1, 1), (1, 30), (30, 1)])
+def test_the_second_of_two_parquet_files_in_one_is_not_taken_for_the_first(
+    tmp_path: Path, before: int, behind: int, indexes: bool
+) -> None:
+    files = []
+    for times in (before, behind):
+        sink = io.BytesIO()
+        rows = pa.table({"text": [f"{i} {text}" for i in range(times) for text in TEXTS]})
+        pq.write_table(rows, sink, write_page_index=indexes, compression="none")
+        files.append(sink.getvalue())
+        assert len(read_file(tmp_path / "a.parquet", SETTINGS, files[-1])) == times * len(TEXTS)
+    (record,) = read_file(tmp_path / "a.parquet", SETTINGS, b"".join(files))
+    assert record.reason == "unreadable"
+    assert "land each as a file of its own" in record.detail
+
+
+def test_a_zstd_dictionary_is_named(tmp_path: Path) -> None:
+    dictionary = zstandard.train_dictionary(4096, [text.encode() for text in topics.values()])
+    data = zstandard.ZstdCompressor(dict_data=dictionary).compress(LINES)
+    (record,) = read_file(tmp_path / "a.jsonl.zst", SETTINGS, data)
+    assert (record.reason, record.lost_bytes) == ("truncated", len(data))
+    assert f"dictionary {dictionary.dict_id()}, which is not in the file" in record.detail
+
+
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
 @pytest.mark.parametrize("is_dictionary", [False, True])
 def test_an_arrow_batch_is_not_made_as_large_as_its_file_promises(

@@ -373,6 +373,8 @@ def _decode_frame(
         size = zstandard.frame_header_size(head)
         if header.window_size > max_window_bytes:
             raise _Broken(WINDOW, _describe_window(header.window_size, max_window_bytes))
+        if header.dict_id:
+            raise _Broken(TRUNCATED, _describe_dictionary(header.dict_id))
         known = is_first and header.content_size != zstandard.CONTENTSIZE_UNKNOWN
         feed.text_bytes = header.content_size if known else None
         decoder = zstandard.ZstdDecompressor(max_window_size=max_window_bytes).decompressobj()
@@ -395,4 +397,11 @@ def _describe_window(window: int, limit: int) -> str:
         f"it needs a window of {window >> 20} MiB (zstd --long={exponent}), and at most "
         f"{limit >> 20} MiB are held; set corpora.max_zstd_window, or compress it with a smaller "
         f"one: zstd -dc --long={exponent} FILE | zstd -o NEW"
+    )
+
+
+def _describe_dictionary(number: int) -> str:
+    return (
+        f"it was compressed with zstd dictionary {number}, which is not in the file; compress it "
+        "without: zstd -D DICTIONARY -dc FILE | zstd -o NEW"
     )

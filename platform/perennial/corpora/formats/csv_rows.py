@@ -63,6 +63,8 @@ class CsvFormat(FileFormat):
         delimiter, names = _read_header(first, settings.text_field)
         if names.count(settings.text_field) != 1:
             detail = f"no single column {settings.text_field!r} among {names}"[:200]
+            if "\r" in first.rstrip():
+                detail = r"its lines end with CR alone; convert with tr '\r' '\n' < FILE > NEW"
             yield Record(0, reason=MISSING_TEXT, detail=detail, lost_bytes=part.size_bytes)
             return
         text = names.index(settings.text_field)

@@ -83,6 +83,7 @@ class ParquetFormat(FileFormat):
         whole: Record | None = None
         try:
             file = pq.ParquetFile(pa.PythonFile(part.stream, mode="r"))
+            _refuse_joined(file, part)
             whole = _check_file(file, part, settings)
         except Exception as error:
             whole = Record(
@@ -101,7 +102,7 @@ class ParquetFormat(FileFormat):
             group = file.metadata.row_group(index)
             column = group.column(0)
             # A damaged footer may place it outside the file; it belongs to some part all the same.
-            place = max(0, column.dictionary_page_offset or column.data_page_offset)
+            place = max(0, _find_begin(column))
             if part.start <= min(place, part.size_bytes - 1) < end:
                 yield from _read_row_group(file, part.stream, index, offset, settings)
             offset += _count_places(group, settings)
@@ -126,6 +127,35 @@ def _check_file(file: Any, part: FilePart, settings: IngestSettings) -> Record |
     if footer.num_rows == 0:
         return Record(0, reason=EMPTY_FILE, detail="no rows")
     return None
+
+
+def _refuse_joined(file: Any, part: FilePart) -> None:
+    """Raise ValueError where another Parquet file lies before the one of the footer.
+
+    The last footer counts its places from where its own file begins, so that the rows of another
+    one would be read in place of its own. Between the columns and the footer lie at most indexes;
+    a file that lies before makes that gap larger by its size, and so begins within it.
+    """
+    part.stream.seek(-8, io.SEEK_END)
+    footer = part.size_bytes - 8 - int.from_bytes(part.stream.read(4), "little")
+    groups = map(file.metadata.row_group, range(file.num_row_groups))
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    gap = footer - max((_find_begin(c) + c.total_compressed_size for c in chunks), default=4)
+    part.stream.seek(0)
+    read, last = 4, part.stream.read(4)
+    while read <= gap:
+        data = last + part.stream.read(min(_BATCH_BYTES, gap + 4 - read))
+        if len(data) == len(last):
+            return
+        if _MAGIC + _MAGIC in data:
+            detail = "two Parquet files, one behind the other; land each as a file of its own"
+            raise ValueError(detail)
+        read, last = read + len(data) - len(last), data[-7:]
+
+
+def _find_begin(column: Any) -> int:
+    """Return where the pages of a column of a row group begin."""
+    return int(column.dictionary_page_offset or column.data_page_offset)
 
 
 def _describe_missing(file: Any, settings: IngestSettings) -> str:
