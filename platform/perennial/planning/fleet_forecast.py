@@ -60,14 +60,19 @@ class FleetForecast:
             "fleet": asdict(self.fleet),
             "workers": {"min": current.min_workers, "max": self.max_workers},
             "checkpoint_every_steps": current.checkpoint_every,
-            "goodput": asdict(current.goodput),
+            "goodput": _to_json(current.goodput),
             "error": None if measured is None else current.goodput.mean - measured,
             "best": {
                 "workers": {"min": self.best.min_workers, "max": self.max_workers},
                 "checkpoint_every_steps": self.best.checkpoint_every,
-                "goodput": asdict(self.best.goodput),
+                "goodput": _to_json(self.best.goodput),
             },
         }
+
+
+def _to_json(goodput: Goodput) -> dict[str, float]:
+    shares = asdict(goodput)
+    return {"mean": shares.pop("goodput"), **shares}
 
 
 def forecast_fleet(

@@ -1,10 +1,12 @@
 """Simulate the goodput of a run on preemptible machines as discrete events. Pure, seeded.
 
-Every worker is preempted as a Poisson process and its machine comes back after a while. The group
-trains with `k` of its `most` workers at `k / most` of its speed (the global batch is constant, and
-communication is not modelled), from `fewest` on; every change of its size restarts it. A preemption
-whose notice is long enough for a checkpoint loses nothing; one without loses what was trained since
-the last. Work is counted in seconds of training at full size.
+Every machine is preempted as a Poisson process, and another one takes its place after a while,
+counted from the notice: the group leaves a machine when it is given notice, and so does its
+replacement begin. The group trains with `k` of its `most` workers at `k / most` of its speed (the
+global batch is constant, and communication is not modelled), from `fewest` on. It restarts when it
+loses a machine, and when it is worth it to take in those that came back (`training/growth.py`). A
+notice that is long enough for a checkpoint loses nothing; without one what was trained since the
+last is lost. Work is counted in seconds of training at full size.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from pydantic import Field
 
 from perennial.fields import Section
+from perennial.training.growth import PATIENCE, GrowthDecision
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -42,7 +45,7 @@ class Fleet:
     """Machines, one a worker.
 
     preemptions_per_hour: of one machine. notice_seconds: from the warning to the end.
-    replacement_seconds: until another machine is there in its place.
+    replacement_seconds: from the warning, until another machine is there in its place.
     """
 
     preemptions_per_hour: float
@@ -60,125 +63,170 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class SimulatedRun:
-    """One simulated run: shares of its wall clock. `goodput` is the work that was kept over the
-    work of a full group that nothing ever stops."""
+class Shares:
+    """Shares of the wall clock, which add up to 1.
+
+    goodput: work that was kept, over that of a full group that nothing ever stops. lost: work that
+    was done again, in the same unit. restarting, waiting (for `fewest` machines), checkpointing:
+    without training. missing: what machines that were not in the group did not do.
+    """
 
     goodput: float
-    preemptions: int
     lost: float
     restarting: float
     waiting: float
     checkpointing: float
+    missing: float
 
 
 @dataclass(frozen=True)
-class Goodput:
-    """Mean over the seeds, its standard deviation, and the mean share of every loss."""
+class SimulatedRun(Shares):
+    """One simulated run, and how often it was preempted and restarted."""
 
-    mean: float
+    preemptions: int
+    restarts: int
+
+
+@dataclass(frozen=True)
+class Goodput(Shares):
+    """Means over the seeds, and the standard deviation of the goodput."""
+
     spread: float
     preemptions: float
-    lost: float
-    restarting: float
-    waiting: float
-    checkpointing: float
+    restarts: float
+
+    @property
+    def mean(self) -> float:
+        """Return the mean goodput."""
+        return self.goodput
+
+
+class _Changes:
+    """When which machine goes and another comes in its place, whatever the group does."""
+
+    def __init__(self, fleet: Fleet, machines: int, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._mean = 3600 / fleet.preemptions_per_hour if fleet.preemptions_per_hour else math.inf
+        self._replacement = fleet.replacement_seconds
+        self._queue = [(self._draw(), machine, True) for machine in range(machines)]
+        heapq.heapify(self._queue)
+
+    @property
+    def at(self) -> float:
+        """Return when the next change is."""
+        return self._queue[0][0]
+
+    def take(self) -> tuple[int, bool]:
+        """Return the machine of the next change, and True where it goes."""
+        at, machine, goes = heapq.heappop(self._queue)
+        later = self._replacement if goes else self._draw()
+        heapq.heappush(self._queue, (at + later, machine, not goes))
+        return machine, goes
+
+    def _draw(self) -> float:
+        return self._random.expovariate(1.0) * self._mean
 
 
 class _Simulation:
     """One walk through time; `run` is called once."""
 
-    def __init__(self, fleet: Fleet, costs: Costs, workers: tuple[int, int], seed: int) -> None:
-        self._fleet, self._costs = fleet, costs
+    def __init__(
+        self, fleet: Fleet, costs: Costs, workers: tuple[int, int], patience: float, seed: int
+    ) -> None:
+        self._costs = costs
         self._fewest, self._most = workers
-        self._random = random.Random(seed)
+        self._saves = fleet.notice_seconds >= costs.checkpoint_seconds
+        self._changes = _Changes(fleet, self._most, seed)
+        self._growth = GrowthDecision(patience)
         self._now = 0.0
-        self._live = self._most
-        self._returns: list[float] = []
-        self._preemptions = 0
-        self._kept = self._unsaved = 0.0
-        self._lost = self._restarting = self._waiting = self._saving = 0.0
+        self._live = set(range(self._most))
+        self._group: set[int] = set()
+        self._preemptions = self._restarts = 0
+        self._kept = self._unsaved = self._lost = self._missing = 0.0
+        self._restarting = self._waiting = self._saving = 0.0
 
     def run(self, interval: float, horizon: float) -> SimulatedRun:
         while self._now < horizon:
-            if self._live < self._fewest:
-                began = self._now
-                self._change(self._next_change())
-                self._waiting += self._now - began
-            elif self._restart():
+            if len(self._live) < self._fewest:
+                self._waiting += self._pass(horizon)
+            elif self._restart(horizon):
                 self._train(interval, horizon)
-        wall = self._now
         return SimulatedRun(
-            goodput=(self._kept + self._unsaved) / wall,
+            goodput=(self._kept + self._unsaved) / horizon,
+            lost=self._lost / horizon,
+            restarting=self._restarting / horizon,
+            waiting=self._waiting / horizon,
+            checkpointing=self._saving / horizon,
+            missing=self._missing / horizon,
             preemptions=self._preemptions,
-            lost=self._lost / wall,
-            restarting=self._restarting / wall,
-            waiting=self._waiting / wall,
-            checkpointing=self._saving / wall,
+            restarts=self._restarts,
         )
 
-    def _restart(self) -> bool:
-        """Start the group; False when the fleet changed meanwhile and it must start again."""
-        at, taken = self._next_change()
+    def _pass(self, until: float) -> float:
+        """Let time pass until then, or the fleet's next change; return the seconds."""
+        began, at = self._now, self._changes.at
+        self._now = max(began, min(at, until))
+        if at <= until:
+            machine, goes = self._changes.take()
+            self._preemptions += goes
+            (self._live.discard if goes else self._live.add)(machine)
+        return self._now - began
+
+    def _restart(self, horizon: float) -> bool:
+        """Start the group with all machines; return False where it loses one meanwhile."""
+        self._group = set(self._live)
+        self._restarts += 1
+        self._growth.note_start()
         ready = self._now + self._costs.restart_seconds
-        began = self._now
-        if at < ready:
-            self._change((at, taken))
-        else:
-            self._now = ready
-        self._restarting += self._now - began
-        return at >= ready
+        while self._now < min(ready, horizon):
+            self._restarting += self._pass(min(ready, horizon))
+            if not self._group <= self._live:
+                return False
+        return True
 
     def _train(self, interval: float, horizon: float) -> None:
-        """Train, saving every `interval` seconds of full-size work, until the fleet changes."""
-        speed = self._live / self._most
-        at, taken = self._next_change()
-        saved = not taken or self._fleet.notice_seconds >= self._costs.checkpoint_seconds
-        until = at - self._fleet.notice_seconds if taken and saved else at
-        end = max(min(until, horizon), self._now)
-        while self._now < end:
-            pause = (interval - self._unsaved) / speed
-            if self._now + pause >= end:
-                self._unsaved += (end - self._now) * speed
-                self._now = end
-            else:
-                self._now += pause
-                self._unsaved = interval
-                self._save()
-        if end == horizon:
-            return
-        if saved:  # a machine that comes back can always wait for a checkpoint
-            self._save()
+        """Train, saving every `interval` seconds of full-size work, until the group restarts."""
+        speed = len(self._group) / self._most
+        while self._now < horizon:
+            idle = len(self._live - self._group)
+            left = self._growth.seconds_left(len(self._group), idle, self._costs.restart_seconds)
+            due, grow = self._now + max(0.0, interval - self._unsaved) / speed, self._now + left
+            if grow <= self._now:
+                self._save(horizon)
+                return
+            seconds = self._pass(min(due, grow, horizon))
+            self._growth.advance(seconds, idle)
+            self._unsaved += seconds * speed
+            self._missing += seconds * (1 - speed)
+            if not self._group <= self._live:
+                self._end_group(horizon)
+                return
+            if self._now >= due and not self._save(horizon):
+                return
+
+    def _end_group(self, horizon: float) -> None:
+        """Save after a notice that is long enough; without one lose what was not saved."""
+        self._growth.note_loss()
+        if self._saves:
+            self._save(horizon)
         else:
-            self._lost += self._unsaved / speed
+            self._lost += self._unsaved
             self._unsaved = 0.0
-        self._change((max(at, self._now), taken))
 
-    def _save(self) -> None:
-        self._kept += self._unsaved
-        self._unsaved = 0.0
-        self._now += self._costs.checkpoint_seconds
-        self._saving += self._costs.checkpoint_seconds
-
-    def _next_change(self) -> tuple[float, bool]:
-        """Return the time of the fleet's next change, and True for a preemption.
-
-        A Poisson process has no memory, so that the time may be drawn again at every call.
-        """
-        rate = self._live * self._fleet.preemptions_per_hour / 3600
-        taken = self._now + self._random.expovariate(rate) if rate else math.inf
-        back = self._returns[0] if self._returns else math.inf
-        return (taken, True) if taken < back else (max(back, self._now), False)
-
-    def _change(self, change: tuple[float, bool]) -> None:
-        self._now, taken = change
-        if taken:
-            self._preemptions += 1
-            self._live -= 1
-            heapq.heappush(self._returns, self._now + self._fleet.replacement_seconds)
-        else:
-            heapq.heappop(self._returns)
-            self._live += 1
+    def _save(self, horizon: float) -> bool:
+        """Save what was trained; return False where a machine is lost meanwhile."""
+        ready, whole = self._now + self._costs.checkpoint_seconds, self._group <= self._live
+        while self._now < min(ready, horizon):
+            self._saving += self._pass(min(ready, horizon))
+            if whole and not self._group <= self._live and not self._saves:
+                self._end_group(horizon)
+                return False
+        if ready <= horizon:
+            self._kept += self._unsaved
+            self._unsaved = 0.0
+        if whole and not self._group <= self._live:
+            self._growth.note_loss()
+        return self._group <= self._live
 
 
 def simulate(
@@ -188,6 +236,7 @@ def simulate(
     interval_seconds: float,
     horizon_seconds: float,
     seeds: Sequence[int],
+    patience: float = PATIENCE,
 ) -> Goodput:
     """Return the goodput of one choice of workers and checkpoint interval.
 
@@ -198,20 +247,18 @@ def simulate(
         interval_seconds: full-size work between two checkpoints.
         horizon_seconds: wall clock of one simulated run.
         seeds: one for each simulated run.
+        patience: of a group that could grow; see `training/growth.py`.
     """
     runs = [
-        _Simulation(fleet, costs, workers, seed).run(interval_seconds, horizon_seconds)
+        _Simulation(fleet, costs, workers, patience, seed).run(interval_seconds, horizon_seconds)
         for seed in seeds
     ]
-    return Goodput(
-        mean=statistics.fmean(run.goodput for run in runs),
-        spread=statistics.stdev([run.goodput for run in runs]) if len(runs) > 1 else 0.0,
-        preemptions=statistics.fmean(run.preemptions for run in runs),
-        lost=statistics.fmean(run.lost for run in runs),
-        restarting=statistics.fmean(run.restarting for run in runs),
-        waiting=statistics.fmean(run.waiting for run in runs),
-        checkpointing=statistics.fmean(run.checkpointing for run in runs),
-    )
+    spread = statistics.stdev([run.goodput for run in runs]) if len(runs) > 1 else 0.0
+    means = {
+        field.name: statistics.fmean(getattr(run, field.name) for run in runs)
+        for field in fields(SimulatedRun)
+    }
+    return Goodput(spread=spread, **means)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,9 +61,15 @@ class _ProgressActor:
         self._progress = Progress()
         self._stop = False
         self._is_stopped = False
+        self._started_at = 0.0
 
     def started(self, step: int, world_size: int) -> None:
+        self._started_at = time.time()
         self._progress.started.append((step, world_size))
+
+    def last_start(self) -> float:
+        """Return when a group last began to train, in seconds since 1970."""
+        return self._started_at
 
     def push(self, rows: list[dict[str, Any]]) -> bool:
         """Add rows. Returns whether the driver has asked the workers to save and end."""

@@ -71,19 +71,22 @@ def _print_fleet(forecast: FleetForecast) -> None:
 def _print_table(forecast: FleetForecast) -> None:
     current, tried = forecast.current, forecast.tried
     most, step = forecast.max_workers, forecast.costs.step_seconds
-    table = Table(title="goodput: kept work over that of a full group that nothing stops")
+    table = Table(
+        title="goodput: kept work over that of a full group that nothing stops; steps a checkpoint"
+    )
     table.title_justify = "left"
-    for column in ("workers", "checkpoint", "goodput", "lost", "restarts", "waiting", "saving"):
+    shares = ("goodput", "lost", "restart", "wait", "save", "missing")
+    for column in ("workers", "steps", *shares):
         table.add_column(column, justify="left" if column == "workers" else "right")
-    row = (_range(current.min_workers, most), f"{current.checkpoint_every:,} steps")
+    row = (_range(current.min_workers, most), f"{current.checkpoint_every:,}")
     table.add_row(*row, *_shares(current.goodput), style="bold")
     table.add_section()
     middle = sorted(tried.by_interval)[len(tried.by_interval) // 2]
     for fewest, goodput in tried.by_fewest.items():
-        table.add_row(_range(fewest, most), f"{middle / step:,.0f} steps", *_shares(goodput))
+        table.add_row(_range(fewest, most), f"{middle / step:,.0f}", *_shares(goodput))
     table.add_section()
     for interval, goodput in tried.by_interval.items():
-        row = (_range(tried.best_fewest, most), f"{interval / step:,.0f} steps")
+        row = (_range(tried.best_fewest, most), f"{interval / step:,.0f}")
         best = interval == tried.best_interval
         table.add_row(*row, *_shares(goodput), style="green" if best else "")
     out.print(table)
@@ -106,5 +109,6 @@ def _range(fewest: int, most: int) -> str:
 
 
 def _shares(goodput: Goodput) -> list[str]:
-    parts = (goodput.lost, goodput.restarting, goodput.waiting, goodput.checkpointing)
+    stopped = (goodput.restarting, goodput.waiting, goodput.checkpointing)
+    parts = (goodput.lost, *stopped, goodput.missing)
     return [f"{goodput.mean:.1%} ± {goodput.spread:.1%}", *(f"{part:.1%}" for part in parts)]

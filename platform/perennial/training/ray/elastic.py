@@ -1,19 +1,23 @@
 """Policies that decide when a worker group starts again, and with how many workers.
 
 Ray Train decides both from its own view of the cluster. Three changes make its decisions fit a run
-whose state is in the store: it looks at the cluster as it is now, a group saves before it grows,
-and failures are counted since the last committed checkpoint.
+whose state is in the store: it looks at the cluster as it is now, a group saves before it grows and
+grows where that is worth a restart (`training/growth.py`), and failures are counted since the last
+committed checkpoint.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray.train import ScalingConfig
 
 from perennial.errors import PerennialError
 from perennial.store import open_store
 from perennial.training.checkpoint.manifest import latest_step
+from perennial.training.growth import GrowthDecision
 from perennial.training.ray.environment import set_ray_train_defaults
 from perennial.training.ray.group_cleanup import GroupCleaner
 from perennial.training.ray.hangs import HangWatch
@@ -22,7 +26,6 @@ from perennial.training.ray.internals import (
     NoopDecision,
     PolicyTrainer,
     ResettableFailurePolicy,
-    ResizeDecision,
     ScalingDecision,
 )
 from perennial.training.ray.preemption import announce_end
@@ -59,7 +62,8 @@ class ElasticTrainer(PolicyTrainer):
             "failure_policy": FailuresInARow(job.training.max_failures, progress)
         }
         if workers.elastic:
-            policies["scaling_policy"] = SaveThenGrow(scaling, f"{job.store_url}/{job.folder}")
+            name = f"{job.store_url}/{job.folder}"
+            policies["scaling_policy"] = SaveThenGrow(scaling, name, driver)
         callbacks = [GroupCleaner(), HangWatch(60 * job.training.hang_minutes, driver)]
         super().__init__(
             *args, scaling_config=scaling, policies=policies, callbacks=callbacks, **kwargs
@@ -110,9 +114,28 @@ class FailuresInARow(ResettableFailurePolicy):
 class SaveThenGrow(CurrentResourcesPolicy):
     """Starts as many workers as there is room for; a running group saves before it grows."""
 
-    def __init__(self, scaling: ScalingConfig, name: str) -> None:
+    def __init__(self, scaling: ScalingConfig, name: str, driver: Any) -> None:
+        """Create the policy of a job.
+
+        Args:
+            scaling: Ray Train's scaling configuration.
+            name: of the job.
+            driver: handle of the driver's progress actor.
+        """
         super().__init__(scaling, f"train-{name}")
-        self._ending_group: float | None = None
+        self._driver = driver
+        self._growth = GrowthDecision()
+        self._group: float | None = None
+        self._grows = True  # the first group follows no loss
+        self._decided_at = self._looked_at = time.time()
+        self._answer: Any = None
+        self._started_at = 0.0
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Return Ray's decision to start a group, and note when it was made."""
+        decision = super().make_decision_for_non_running_worker_group()
+        self._decided_at = time.time()
+        return decision
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
@@ -122,17 +145,47 @@ class SaveThenGrow(CurrentResourcesPolicy):
         Its workers then save and end, and the next start takes all the room there is, so no step is
         cut short. A group that would have to shrink does so by itself: a lost worker is a failure.
         """
-        decision = super().make_decision_for_running_worker_group(
-            worker_group_state, worker_group_status
-        )
-        grow = (
-            isinstance(decision, ResizeDecision)
-            and decision.num_workers > worker_group_state.num_workers
-        )
-        if grow and self._ending_group != worker_group_state.start_time:
-            self._ending_group = worker_group_state.start_time
-            worker_group_state.workers[0].execute_async(announce_end)
+        # Ray's decision is not taken, but its request for machines is repeated with it.
+        super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        if self._group != worker_group_state.start_time:
+            self._note_group(worker_group_state.start_time)
+        now = time.time()
+        if now - self._looked_at >= _RESIZE_CHECK_SECONDS:
+            self._look(worker_group_state.workers, now)
+            self._looked_at = now
         return NoopDecision()
+
+    def _note_group(self, start_time: float) -> None:
+        if not self._grows:
+            self._growth.note_loss()
+        self._growth.note_start()
+        self._group, self._grows = start_time, False
+
+    def _look(self, workers: Any, now: float) -> None:
+        """End the group if it should grow; `workers` are Ray's handles of it."""
+        started_at = self._read_start()
+        room = self.count_room()
+        if self._grows or room is None or started_at < self._decided_at:
+            return  # it ends already, or does not train yet
+        idle, restart_seconds = room - len(workers), started_at - self._decided_at
+        self._growth.advance(now - max(started_at, self._looked_at), max(0, idle))
+        if self._growth.seconds_left(len(workers), idle, restart_seconds) > 0:
+            return
+        self._grows = True
+        self._driver.notice.remote(
+            f"room for {room} workers instead of {len(workers)}: what {idle} more do in the "
+            f"{self._growth.quiet_seconds:.0f} s until a worker may be lost is worth a restart of "
+            f"{restart_seconds:.0f} s"
+        )
+        workers[0].execute_async(announce_end)
+
+    def _read_start(self) -> float:
+        """Return when a group last began to train, by the driver's last answer; 0 before it."""
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._started_at, self._answer = float(ray.get(self._answer)), None
+        if self._answer is None:
+            self._answer = self._driver.last_start.remote()
+        return self._started_at
 
 
 def _resources(job: Job) -> dict[str, float]:

@@ -23,7 +23,6 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
-    ResizeDecision,
     ScalingDecision,
 )
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
@@ -39,7 +38,6 @@ __all__ = [
     "NoopDecision",
     "PolicyTrainer",
     "ResettableFailurePolicy",
-    "ResizeDecision",
     "ScalingDecision",
     "TorchBackend",
     "TrainingFailedError",
@@ -130,6 +128,11 @@ class CurrentResourcesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
                     timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S,
                 )
         return self._resources
+
+    def count_room(self) -> int | None:
+        """Return how many workers there is room for, those that run included; None if unknown."""
+        resources = self._get_reserved_resources()
+        return None if resources is None else self._count_possible_workers(resources)
 
 
 def is_actor_alive(actor_id: str) -> bool:
