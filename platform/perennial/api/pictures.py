@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +46,23 @@ def write_report(work: Workspace, output: Path | None) -> ReportPage:
     return ReportPage(str(output.absolute()), html)
 
 
-def write_comparison(comparison: Comparison, output: Path) -> None:
-    """Write runs side by side as one HTML page."""
+def write_comparison(comparison: Comparison, files: Mapping[str, Path]) -> None:
+    """Write runs side by side as one HTML page, as CSV, as LaTeX.
+
+    Args:
+        comparison: of runs.
+        files: by "page", "csv" and "latex", those that are wanted.
+    """
+    from perennial.report.compare_files import comparison_csv, comparison_latex
     from perennial.report.compare_page import comparison_html
 
-    output.write_text(comparison_html(comparison, now()), encoding="utf-8")
+    texts: dict[str, Callable[[], str]] = {
+        "page": lambda: comparison_html(comparison, now()),
+        "csv": lambda: comparison_csv(comparison),
+        "latex": lambda: comparison_latex(comparison),
+    }
+    for kind, path in files.items():
+        path.write_text(texts[kind](), encoding="utf-8")
 
 
 def draw_rates(plan: RunPlan, picture: Path) -> None:

@@ -367,12 +367,23 @@ class Run(StoredRun):
         with self._checked(acts=False) as work:
             return write_report(work, None if output is None else Path(output))
 
-    def compare(self, others: Sequence[Run], output: PathLike | None = None) -> Comparison:
+    def compare(
+        self,
+        others: Sequence[Run],
+        output: PathLike | None = None,
+        *,
+        csv: PathLike | None = None,
+        latex: PathLike | None = None,
+    ) -> Comparison:
         """Return this run beside others at equal tokens: losses, gaps, compute saved.
+
+        Runs that differ in their seed alone are taken together: means and intervals over seeds.
 
         Args:
             others: runs to compare with.
             output: a local file for the same as one HTML page; None: none.
+            csv: a local file for losses, gaps and transfer as CSV; None: none.
+            latex: a local file for the same as tables of booktabs; None: none.
 
         Raises:
             InputError: a run has no evaluated stage, or two runs have one store.
@@ -381,8 +392,8 @@ class Run(StoredRun):
         from perennial.report.compare import compare
 
         comparison = compare([run._reading() for run in (self, *others)])
-        if output is not None:
-            write_comparison(comparison, Path(output))
+        files = {"page": output, "csv": csv, "latex": latex}
+        write_comparison(comparison, {kind: Path(to) for kind, to in files.items() if to})
         return comparison
 
     def simulate(

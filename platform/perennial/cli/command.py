@@ -111,12 +111,12 @@ def _fail(error: dict[str, Any], as_json: bool) -> None:
     raise typer.Exit(int(error["exit_code"]))
 
 
-def check_output(output: Path | None) -> None:
-    """Refuse an `--output` file whose folder does not exist, before any work is done."""
+def check_output(output: Path | None, option: str = "--output") -> None:
+    """Refuse a file of an option whose folder does not exist, before any work is done."""
     if output is not None and not output.absolute().parent.is_dir():
         folder = str(output.absolute().parent)
         raise InputError(
-            "command line", "--output", f"{folder} is no folder", "make it first",
+            "command line", option, f"{folder} is no folder", "make it first",
             code="folder-missing",
         )  # fmt: skip
 

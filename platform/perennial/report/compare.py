@@ -2,78 +2,46 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from perennial.config import RunSpec, read_stored_run
 from perennial.errors import InputError
-from perennial.evaluation import BASE
 from perennial.evaluation.cache import kept_losses
 from perennial.evaluation.compare import (
-    Bill,
     Gap,
     Model,
     average,
-    bill,
     common_corpora,
     equal,
     gap,
     groups,
     same_tokens,
 )
-from perennial.evaluation.loss import DocumentLoss, HeldoutLoss
+from perennial.evaluation.loss import DocumentLoss
+from perennial.evaluation.seeds import SeededGap, SeededModel, gap_by_seed, mean_losses
+from perennial.evaluation.statistics import estimate
+from perennial.report.arms import Arm, group_arms, name_runs
+from perennial.report.compared_run import ComparedRun, read_run
+from perennial.report.time_steps import MEANS, TransferRow, transfer_rows
 from perennial.runs.ledger import Ledger
-from perennial.runs.state import RunState, Stage
-from perennial.schedules import from_dict
+from perennial.runs.state import RunState
 from perennial.store import Store, open_store
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
-    from perennial.runs.entities import StoredOrigin
-
-
-@dataclass(frozen=True)
-class ComparedRun:
-    """A run as its ledger describes it; `flops_per_token` of its model."""
-
-    spec: RunSpec
-    store: Store
-    models: tuple[Model, ...]
-    bill: Bill
-    flops_per_token: int = 0
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.spec.name
-
-    @property
-    def base(self) -> Model | None:
-        """The stored model that the trunk starts from; None for random weights."""
-        return next((model for model in self.models if model.name == BASE), None)
-
-    @property
-    def final(self) -> tuple[Model, ...]:
-        """The end of the trunk, and the release off it where there is one.
-
-        A release of a trunk that had decayed already has the same weights, and is no other model.
-        """
-        trunk = [model for model in self.models if not model.key.startswith("releases/")][-1]
-        later = [m for m in self.models if m is not trunk and m.tokens >= trunk.tokens]
-        if later and later[-1].tokens == trunk.tokens:
-            return (replace(trunk, scores=(*trunk.scores, *later[-1].scores)),)
-        return (trunk, *later[-1:])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side.
+    """Runs side by side, those that differ in their seed alone as one arm.
 
     corpora: those on which all final models were measured, on the same documents.
     in_nats: whether losses are in nats per token, or in bits per byte as tokenizers differ.
-    gaps: of the first run's models to those of the other runs that cost the same.
+    gaps: of the first run's models to those of the other runs that cost the same, over documents;
+        none where an arm has several seeds.
     """
 
     runs: tuple[ComparedRun, ...]
@@ -81,28 +49,79 @@ class Comparison:
     in_nats: bool
     gaps: tuple[Gap, ...]
 
-    @property
-    def groups(self) -> list[list[Model]]:
-        """The models that the runs start from and the final ones, those of equal cost together."""
-        measured = {*self.corpora}
-        bases = [run.base for run in self.runs if run.base and measured <= run.base.losses.keys()]
-        return groups([*bases, *(model for run in self.runs for model in run.final)])
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """The runs by their settings, in the order in which they were given."""
+        return group_arms(self.runs)
 
     @property
-    def tasks(self) -> dict[str, dict[str, Mapping[str, Any]]]:
-        """Scores of each run's last model, by task and metric; tasks without one are left out."""
-        scores_by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for run in self.runs:
-            for score in run.final[-1].scores:
-                if "value" in score:
-                    task = f"{score['task']} {score['metric']}"
-                    scores_by_task.setdefault(task, {})[run.name] = score
-        return scores_by_task
+    def is_seeded(self) -> bool:
+        """Whether an arm has several seeds, whose means and intervals are compared."""
+        return len(self.arms) < len(self.runs)
+
+    @property
+    def unit(self) -> str:
+        """The unit of losses."""
+        return "nats per token" if self.in_nats else "bits per byte"
+
+    @cached_property
+    def groups(self) -> list[list[SeededModel]]:
+        """The models that the runs start from and the final ones, those of equal cost together."""
+        measured = {*self.corpora}
+        bases = [base for arm in self.arms for base in arm.bases]
+        models = [base for base in bases if _have(base, measured)]
+        models += [model for arm in self.arms for model in arm.finals]
+        by_first = {id(model.first): model for model in models}
+        return [
+            [by_first[id(first)] for first in group]
+            for group in groups([model.first for model in models])
+        ]
+
+    @cached_property
+    def seed_gaps(self) -> tuple[SeededGap, ...]:
+        """Of the first arm's final models to others of equal cost, paired by seed."""
+        if not self.is_seeded:
+            return ()
+        first, *others = self.arms
+        pairs = [
+            gap_by_seed(ours, theirs, self.corpora, self.in_nats)
+            for ours in first.finals
+            for arm in others
+            for theirs in arm.finals
+            if equal(ours.first, theirs.first)
+        ]
+        return tuple(pair for pair in pairs if pair is not None)
+
+    @cached_property
+    def transfers(self) -> list[TransferRow]:
+        """Transfer and regret over time steps, as TiC-LM states them."""
+        return transfer_rows(self.arms, self.corpora if self.in_nats else ())
+
+    @property
+    def tasks(self) -> dict[str, dict[str, str]]:
+        """Scores of each arm's last model, by task and metric; tasks without one are left out.
+
+        ± is one standard error over items, or the 95% interval over seeds where an arm has several.
+        """
+        texts: dict[str, dict[str, str]] = {}
+        for arm in self.arms:
+            scored: dict[str, list[Mapping[str, Any]]] = {}
+            for model in arm.last.by_seed.values():
+                for score in model.scores:
+                    if "value" in score:
+                        scored.setdefault(f"{score['task']} {score['metric']}", []).append(score)
+            for task, scores in scored.items():
+                mean = estimate([score["value"] for score in scores])
+                stderr = None if self.is_seeded else scores[0]["stderr"]
+                texts.setdefault(task, {})[arm.name] = (
+                    mean.text() if stderr is None else f"{mean.mean:.3f} ± {stderr:.3f}"
+                )
+        return texts
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
         return {
-            "unit": "nats per token" if self.in_nats else "bits per byte",
+            "unit": self.unit,
             "corpora": list(self.corpora),
             "runs": [_plain(run, self) for run in self.runs],
             "gaps": [
@@ -115,7 +134,46 @@ class Comparison:
                 }
                 for gap in self.gaps
             ],
+            "arms": [
+                {
+                    "arm": arm.name,
+                    "runs": {str(seed): run.name for seed, run in arm.runs.items()},
+                    "models": [_plain_model(model, self) for model in arm.finals],
+                }
+                for arm in self.arms
+            ],
+            "seed_gaps": [
+                {
+                    "arm": gap.ours.arm,
+                    "model": gap.ours.first.name,
+                    "against": {"arm": gap.theirs.arm, "model": gap.theirs.first.name},
+                    **asdict(gap.difference),
+                }
+                for gap in self.seed_gaps
+            ],
+            "transfer": [
+                {"arm": row.arm, "models": row.models, "against": row.against}
+                | {name: _plain_mean(row, name) for name in MEANS}
+                for row in self.transfers
+            ],
         }
+
+
+def _have(model: SeededModel, corpora: set[str]) -> bool:
+    return all(corpora <= its.losses.keys() for its in model.by_seed.values())
+
+
+def _plain_model(model: SeededModel, comparison: Comparison) -> dict[str, Any]:
+    losses = mean_losses(model, comparison.corpora, comparison.in_nats)
+    first = model.first
+    plain = {"model": first.name, "rate": first.rate, "tokens": first.tokens}
+    return plain | {"seeds": [*model.by_seed], "losses": None if losses is None else asdict(losses)}
+
+
+def _plain_mean(row: TransferRow, name: str) -> dict[str, Any]:
+    mean = row.mean(name)
+    cells = {str(seed): asdict(getattr(means, name)) for seed, means in row.by_seed.items()}
+    return {"mean": None if mean is None else asdict(mean), "by_seed": cells}
 
 
 def _plain(run: ComparedRun, comparison: Comparison) -> dict[str, Any]:
@@ -131,7 +189,13 @@ def _plain(run: ComparedRun, comparison: Comparison) -> dict[str, Any]:
         "retrained_flops": run.bill.retrained_tokens * run.flops_per_token,
     }
     compute = asdict(run.bill) | totals | {"flops_per_token": run.flops_per_token}
-    return {"run": run.name, "store": run.spec.store, "models": models, "compute": compute}
+    return {
+        "run": run.name,
+        "seed": run.spec.seed,
+        "store": run.spec.store,
+        "models": models,
+        "compute": compute,
+    }
 
 
 def compare(works: Sequence[Workspace]) -> Comparison:
@@ -142,7 +206,8 @@ def compare(works: Sequence[Workspace]) -> Comparison:
     from perennial.planning.plan import model_flops
 
     runs: list[ComparedRun] = []
-    for work in works:
+    labels = name_runs([work.spec for work in works])
+    for work, label in zip(works, labels, strict=True):
         if work.store.url in [run.store.url for run in runs]:
             raise InputError(
                 work.where,
@@ -151,7 +216,7 @@ def compare(works: Sequence[Workspace]) -> Comparison:
                 "name each once",
                 code="store-twice",
             )
-        read = read_run(work.spec, work.store, work.ledger.read())
+        read = read_run(work.spec, work.store, work.ledger.read(), label)
         if read is None:
             raise InputError(
                 work.where,
@@ -160,27 +225,13 @@ def compare(works: Sequence[Workspace]) -> Comparison:
                 f"use `perennial run {work.where}`",
                 code="nothing-evaluated",
             )
-        spec, models, costs = read.spec, read.models, read.bill
-        runs.append(ComparedRun(spec, work.store, models, costs, model_flops(work)))
+        runs.append(replace(read, flops_per_token=model_flops(work)))
     finals = [model for run in runs for model in run.final]
     corpora = common_corpora(finals)
-    in_nats = same_tokens(finals, corpora)
-    gaps = gaps_of(runs[0], runs[1:], corpora) if in_nats else ()
-    return Comparison(tuple(runs), corpora, in_nats, tuple(gaps))
-
-
-def read_run(spec: RunSpec, store: Store, state: RunState) -> ComparedRun | None:
-    """A run from its ledger; None before a stage was evaluated."""
-    measured = [stage for stage in state.stages if stage.name in state.losses]
-    if not measured:
-        return None
-    models = [_stage_model(spec, state, stage) for stage in measured]
-    models += [_release_model(spec, state, i) for i in range(len(state.releases))]
-    if state.base is not None:
-        models.append(_base_model(spec, state.base))
-    return ComparedRun(
-        spec, store, tuple(sorted(models, key=lambda m: m.tokens)), _bill(spec, state)
-    )
+    comparison = Comparison(tuple(runs), corpora, same_tokens(finals, corpora), ())
+    if comparison.is_seeded or not comparison.in_nats:
+        return comparison
+    return replace(comparison, gaps=tuple(gaps_of(runs[0], runs[1:], corpora)))
 
 
 def gaps_of(ours: ComparedRun, others: Sequence[ComparedRun], corpora: Sequence[str]) -> list[Gap]:
@@ -223,67 +274,3 @@ def baseline_gap(spec: RunSpec, store: Store, state: RunState) -> Gap | None:
         return None
     stores = {id(chosen[0]): store, id(chosen[1]): their_store}
     return gap(*chosen, corpora, lambda m, corpus: kept_losses(stores[id(m)], m.key, corpus))
-
-
-def _base_model(spec: RunSpec, base: StoredOrigin) -> Model:
-    return Model(
-        run=spec.name,
-        name=base.name,
-        key=base.folder,
-        tokens=0,
-        decayed=False,
-        losses=base.losses,
-        scores=base.scores,
-    )
-
-
-def _stage_model(spec: RunSpec, state: RunState, stage: Stage) -> Model:
-    return Model(
-        run=spec.name,
-        name=stage.name,
-        key=state.ends[stage.name],
-        tokens=stage.last_step * spec.tokens_per_step,
-        decayed=from_dict(stage.schedule).phase(stage.last_step - 1) == "anneal",
-        losses=state.losses[stage.name],
-        sources=_sources(spec, state, stage, stage.last_step),
-        scores=state.stage_scores.get(stage.name, ()),
-    )
-
-
-def _release_model(spec: RunSpec, state: RunState, index: int) -> Model:
-    release = state.releases[index]
-    decided = state.branches[release.name]
-    stage = state.stage(decided.stage)
-    sources = Counter(_sources(spec, state, stage, decided.step))
-    if decided.mix is not None:
-        for source in decided.mix.sources:
-            sources[source.corpus] += source.sequences * spec.corpora.sequence_length
-    return Model(
-        run=spec.name,
-        name=release.name,
-        key=release.folder,
-        tokens=(decided.step + release.steps) * spec.tokens_per_step,
-        decayed=True,
-        losses=release.losses,
-        sources=dict(sources),
-        scores=state.scores.get(release.name, ()),
-    )
-
-
-def _bill(spec: RunSpec, state: RunState) -> Bill:
-    anneals: dict[str, int] = {}
-    for release in state.releases:
-        decided = state.branches[release.name]
-        if decided.step == state.stage(decided.stage).last_step:
-            anneals[decided.stage] = release.steps * spec.tokens_per_step
-    trained = [stage for stage in state.stages if stage.name in state.ends]
-    return bill([(s.name, s.mix.steps * spec.tokens_per_step) for s in trained], anneals)
-
-
-def _sources(spec: RunSpec, state: RunState, stage: Stage, step: int) -> dict[str, int]:
-    seen = state.seen(stage, step)
-    return {name: count * spec.corpora.sequence_length for name, count in seen.items()}
-
-
-def _losses(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, HeldoutLoss]:
-    return {corpus: HeldoutLoss.from_dict(cell) for corpus, cell in cells.items()}

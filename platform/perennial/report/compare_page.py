@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from perennial.evaluation.compare import Gap, Model, average, value_of
-from perennial.evaluation.loss import Change
-from perennial.report.compare import ComparedRun, Comparison
+from perennial.evaluation.seeds import SeededModel
+from perennial.report import compare_tables as tables
+from perennial.report.compare import Comparison
 from perennial.report.figures import compare as draw
 from perennial.report.html import Page, PageSection, Table, render
 from perennial.runs.ledger import moment
@@ -22,9 +21,8 @@ def comparison_html(comparison: Comparison, at: str) -> str:
 
 def page(comparison: Comparison, at: str) -> Page:
     """Return the contents of the page; reads nothing."""
-    first = comparison.runs[0]
     return Page(
-        title=f"{first.name}, and what else could have been done",
+        title=f"{comparison.arms[0].name}, and what else could have been done",
         subtitle=f"As the ledgers of {len(comparison.runs)} runs stood at {moment(at)}. "
         f"Perennial {__version__}.",
         facts=dict(_facts(comparison)),
@@ -37,144 +35,106 @@ def _facts(comparison: Comparison) -> Iterator[tuple[str, str]]:
     yield "runs", str(len(comparison.runs))
     yield "tokens of the first", f"{first.bill.tokens:,}"
     yield "saved against retraining", f"{first.bill.saved:.0%}"
-    if (gap := _headline(comparison)) is not None and gap.average is not None:
-        yield f"gap to {gap.theirs.run}", number(gap.average)
+    if (gap := _headline(comparison)) is not None:
+        yield f"gap to {gap[0]}", gap[1]
 
 
-def _headline(comparison: Comparison) -> Gap | None:
-    """Return the gap to the run that the first names as its baseline, else to the last run."""
+def _headline(comparison: Comparison) -> tuple[str, str] | None:
+    """Return the last gap to the run that the first names as its baseline, else to the last run."""
     named = comparison.runs[0].spec.evaluation.baseline
-    stores = {run.name: run.store.url for run in comparison.runs}
     wanted = open_store(named).url if named else None
-    chosen = [gap for gap in comparison.gaps if stores[gap.theirs.run] == wanted]
-    return next(reversed(chosen or comparison.gaps), None)
+    names = {
+        name
+        for arm in comparison.arms
+        for run in arm.runs.values()
+        if run.store.url == wanted
+        for name in (arm.name, run.name)
+    }
+    gaps = [
+        (gap.theirs.run, tables.change_text(gap.average))
+        for gap in comparison.gaps
+        if gap.average is not None
+    ]
+    gaps += [
+        (gap.theirs.arm, gap.difference.average.text(signed=True)) for gap in comparison.seed_gaps
+    ]
+    chosen = [gap for gap in gaps if gap[0] in names]
+    return next(reversed(chosen or gaps), None)
+
+
+def _group(comparison: Comparison, group: Sequence[SeededModel]) -> Table:
+    """Return the losses of models of equal cost, which is in the heading, with their names."""
+    table = tables.losses(comparison, group)
+    columns = (f"at {group[0].first.tokens:,} tokens", "model", *table.columns[3:])
+    rows = [
+        (row[0], f"{name} (annealed)" if row[1] == "annealed" else name, *row[3:])
+        for row, name in zip(table.rows, [model.first.name for model in group], strict=True)
+    ]
+    return Table(columns, rows, frozenset(columns[2:]))
 
 
 def _sections(comparison: Comparison) -> Iterator[PageSection]:
     first = comparison.runs[0]
-    last = [run.final[-1] for run in comparison.runs]
+    seeded = comparison.is_seeded
     if comparison.corpora:
+        errors = (
+            "the mean over seeds with its 95% interval"
+            if seeded
+            else "with two standard errors over documents"
+        )
         yield PageSection(
             "Losses",
-            "The last model of each run on held-out text that none of them saw, with two standard "
-            "errors. Models of one heading cost the same tokens and may be compared.",
-            draw.losses_by_corpus(last, comparison.corpora, comparison.in_nats),
+            f"The last model of each run on held-out text that none of them saw, {errors}. Models "
+            "of one heading cost the same tokens and may be compared.",
+            draw.losses_by_corpus(
+                [arm.last for arm in comparison.arms], comparison.corpora, comparison.in_nats
+            ),
             "Picture: loss of each run's last model on every corpus.",
-            [_group(group, comparison) for group in comparison.groups],
+            [_group(comparison, group) for group in comparison.groups],
         )
-    if comparison.gaps:
+    gaps = tables.gaps(comparison)
+    if gaps is not None:
+        how = (
+            "paired by seed: below 0 it is better, above 0 it is worse. ± is the 95% interval "
+            "over seeds; one seed has none."
+            if seeded
+            else "over documents paired with themselves: below 0 it is better, above 0 it is "
+            "worse. ± is one standard error."
+        )
         yield PageSection(
-            f"How far {first.name} is from the others",
-            "Its loss minus theirs at equal tokens, over documents paired with themselves: below 0 "
-            "it is better, above 0 it is worse. ± is one standard error.",
-            tables=[_gaps(comparison.gaps, comparison.corpora)],
+            f"How far {comparison.arms[0].name} is from the others",
+            f"Its loss minus theirs at equal tokens, {how}",
+            tables=[gaps],
         )
-    if comparison.tasks:
-        lead = "Scores of each run's last model, ± one standard error over items."
-        yield PageSection("Tasks", lead, tables=[_tasks(comparison)])
+    if (transfer := tables.transfer(comparison)) is not None:
+        yield PageSection("Transfer over time steps", _TRANSFER, tables=[transfer])
+    if (tasks := tables.tasks(comparison)) is not None:
+        over = "the 95% interval over seeds" if seeded else "one standard error over items"
+        yield PageSection("Tasks", f"Scores of each run's last model, ± {over}.", tables=[tasks])
     yield PageSection(
         "Compute",
         f"What {first.name} spent on each arrival, beside retraining from scratch on everything "
         "so far, which is the alternative without a trunk to continue from.",
         draw.compute_bars(first.bill),
         "Picture: tokens of each arrival beside those of retraining.",
-        [_bill(first), _costs(comparison.runs)],
+        [tables.bill(first), tables.costs(comparison)],
     )
     if comparison.corpora:
         yield PageSection(
             "On the way",
             "Average loss over all corpora, those that a run has not trained yet included.",
             draw.average_over_tokens(
-                [run.models for run in comparison.runs], comparison.corpora, comparison.in_nats
+                [(arm.name, [run.models for run in arm.runs.values()]) for arm in comparison.arms],
+                comparison.corpora,
+                comparison.in_nats,
             ),
             "Picture: average loss over tokens.",
         )
 
 
-def _group(group: Sequence[Model], comparison: Comparison) -> Table:
-    heading = f"at {group[0].tokens:,} tokens"
-    rows = [
-        (
-            model.run,
-            model.name if not model.decayed else f"{model.name} (annealed)",
-            *(
-                f"{value_of(model.losses[corpus], comparison.in_nats):.3f}"
-                for corpus in comparison.corpora
-            ),
-            f"{average(model, comparison.corpora, comparison.in_nats):.3f}",
-        )
-        for model in group
-    ]
-    columns = (heading, "model", *comparison.corpora, "average")
-    return Table(columns, rows, frozenset(columns[2:]))
-
-
-def _gaps(gaps: Sequence[Gap], corpora: Sequence[str]) -> Table:
-    rows = [
-        (
-            gap.theirs.run,
-            f"{gap.ours.tokens:,}",
-            *(number(gap.corpora[corpus]) for corpus in corpora),
-            number(gap.average) if gap.average else "-",
-        )
-        for gap in gaps
-    ]
-    columns = ("against", "at tokens", *corpora, "average")
-    return Table(columns, rows, frozenset(columns[1:]))
-
-
-def _bill(run: ComparedRun) -> Table:
-    rows = [
-        (
-            a.stage,
-            f"{a.tokens:,}",
-            f"{a.retrained_tokens:,}",
-            f"{1 - a.tokens / a.retrained_tokens:.0%}",
-        )
-        for a in run.bill.arrivals
-    ]
-    total = (
-        "in all",
-        f"{run.bill.tokens:,}",
-        f"{run.bill.retrained_tokens:,}",
-        f"{run.bill.saved:.0%}",
-    )
-    columns = ("arrival", "tokens", "retraining", "saved")
-    return Table(columns, [*rows, total], frozenset(columns[1:]))
-
-
-def _costs(runs: Sequence[ComparedRun]) -> Table:
-    rows = [
-        (
-            run.name,
-            f"{run.bill.tokens:,}",
-            f"{run.bill.tokens * run.flops_per_token:.3g}",
-            f"{run.bill.retrained_tokens * run.flops_per_token:.3g}",
-        )
-        for run in runs
-    ]
-    columns = ("run", "tokens", "FLOPs", "FLOPs of retraining at each arrival")
-    return Table(columns, rows, frozenset(columns[1:]))
-
-
-def _tasks(comparison: Comparison) -> Table:
-    names = [run.name for run in comparison.runs]
-    rows = [
-        (task, *(score_text(scores.get(name)) for name in names))
-        for task, scores in comparison.tasks.items()
-    ]
-    return Table(("task", *names), rows, frozenset(names))
-
-
-def score_text(score: Mapping[str, Any] | None) -> str:
-    """Return a task's score with its standard error, or a dash where it was not run."""
-    if score is None:
-        return "-"
-    error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
-    return f"{score['value']:.3f}{error}"
-
-
-def number(change: Change) -> str:
-    """Return a gap with its standard error, as text."""
-    error = "" if change.stderr is None else f" ± {change.stderr:.3f}"
-    return f"{change.nats_per_token:+.3f}{error}"
+_TRANSFER = (
+    "As TiC-LM (arXiv 2504.02107) states it: mean loss, in nats per token, on what earlier steps "
+    "brought (backward), on what is new in the step (in-distribution) and on what is to come "
+    "(forward). Regret is the same of the loss minus that of a model that was retrained from "
+    "scratch. Where a cell was not measured there is no mean."
+)

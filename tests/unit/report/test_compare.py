@@ -25,8 +25,10 @@ from perennial.evaluation.compare import (
     same_tokens,
 )
 from perennial.evaluation.loss import DocumentLoss
-from perennial.report.compare import ComparedRun, Comparison, read_run
+from perennial.evaluation.seeds import SeededModel
+from perennial.report.compare import Comparison
 from perennial.report.compare_page import page
+from perennial.report.compared_run import ComparedRun, read_run
 from perennial.report.figures.compare import average_over_tokens, compute_bars, losses_by_corpus
 from perennial.report.figures.style import Picture
 from perennial.runs import events
@@ -156,10 +158,10 @@ def test_a_base_costs_nothing_and_stands_before_what_it_is_compared_with(
     assert (started.base, started.base and started.base.rate) == (base, "base")
     assert [m.name for m in started.final] == ["01-b", "r"]
     told = Comparison((started,), common_corpora(started.final), True, ())
-    assert [m.name for m in told.groups[0]] == ["base"]
+    assert [m.first.name for m in told.groups[0]] == ["base"]
     assert "5.000" in str(page(told, AT))
     unmeasured = replace(started, models=(replace(base, losses={}), *run.models))
-    assert [m.name for m in replace(told, runs=(unmeasured,)).groups[0]] != ["base"]
+    assert [m.first.name for m in replace(told, runs=(unmeasured,)).groups[0]] != ["base"]
 
 
 def test_a_release_of_a_decayed_trunk_is_the_same_model_with_its_scores(run: ComparedRun) -> None:
@@ -168,8 +170,9 @@ def test_a_release_of_a_decayed_trunk_is_the_same_model_with_its_scores(run: Com
     decayed = replace(run, models=(run.models[0], trunk, scored))
     (final,) = decayed.final
     assert (final.key, final.losses) == (trunk.key, trunk.losses)
-    told = Comparison((decayed, run), ("a",), True, ())
-    assert told.tasks == {"t acc": {"tiny": scored.scores[0]}}
+    other = replace(run, label="other")
+    told = Comparison((decayed, other), ("a",), True, ())
+    assert told.tasks == {"t acc": {"tiny": "0.500 ± 0.100"}}
     assert "0.500 ± 0.100" in str(page(told, AT))
 
 
@@ -190,11 +193,12 @@ RUNS = [
     [model("one", 100, x=4.0, y=5.0), model("one", 200, True, x=4.1, y=3.0)],
     [model("two", 200, True, x=3.9, y=3.2)],
 ]
-LAST = [models[-1] for models in RUNS]
+LAST = [SeededModel(models[-1].run, {0: models[-1]}) for models in RUNS]
+ARMS = [(models[0].run, [models]) for models in RUNS]
 PICTURES = {
     "losses": lambda: losses_by_corpus(LAST, ("x", "y"), in_nats=True),
     "losses of one corpus": lambda: losses_by_corpus(LAST, ("x",), in_nats=False),
-    "on the way": lambda: average_over_tokens(RUNS, ("x", "y"), in_nats=True),
+    "on the way": lambda: average_over_tokens(ARMS, ("x", "y"), in_nats=True),
     "compute": lambda: compute_bars(bill([("00-x", 100), ("01-y", 80)], {"01-y": 20})),
 }
 

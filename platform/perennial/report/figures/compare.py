@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from perennial.evaluation.compare import Bill, Model, average, value_of
+from perennial.evaluation.compare import Bill, Model, average
+from perennial.evaluation.seeds import SeededModel, mean_losses
 from perennial.report.figures.style import (
     COLOURS,
     MARKERS,
@@ -27,23 +28,31 @@ if TYPE_CHECKING:
 
 
 @picture
-def losses_by_corpus(models: Sequence[Model], corpora: Sequence[str], in_nats: bool) -> Figure:
-    """Draw the loss of a model of each run on every corpus and on average, with standard errors."""
+def losses_by_corpus(
+    models: Sequence[SeededModel], corpora: Sequence[str], in_nats: bool
+) -> Figure:
+    """Draw the loss of a model of each run on every corpus and on average, with its error.
+
+    The error is the 95% interval over seeds, or where every run stands alone two standard errors
+    over documents.
+    """
     rows = [*corpora, *(["average"] if len(corpora) > 1 else [])]
     figure, axes = axes_of(1.4 + (0.14 * len(models) + 0.3) * len(rows) + 0.2 * len(models))
+    alone = all(model.seeds == 1 for model in models)
     for i, model in enumerate(models):
-        values = [value_of(model.losses[corpus], in_nats) for corpus in corpora]
-        # An error in nats per token says nothing of one in bits per byte.
-        errors = [
-            2 * (model.losses[corpus].stderr_nats_per_token or 0.0) if in_nats else 0.0
-            for corpus in corpora
-        ]
-        mean = average(model, corpora, in_nats)
-        if len(rows) > len(corpora) and mean is not None:
-            values, errors = [*values, mean], [*errors, 0.0]
+        means = mean_losses(model, corpora, in_nats)
+        if means is None:
+            continue
+        shown = [*means.corpora.values(), means.average][: len(rows)]
+        errors = [mean.half_width or 0.0 for mean in shown]
+        if alone and in_nats:  # an error in nats per token says nothing of one in bits per byte
+            its = model.first.losses
+            documents = [2 * (its[corpus].stderr_nats_per_token or 0.0) for corpus in corpora]
+            errors[: len(corpora)] = documents
         shift = 0.62 * ((i + 0.5) / len(models) - 0.5)
+        tokens = EngFormatter(sep="", places=2)(model.first.tokens)
         axes.errorbar(
-            values,
+            [mean.mean for mean in shown],
             [y + shift for y in range(len(rows))],
             xerr=errors,
             linestyle="",
@@ -52,7 +61,7 @@ def losses_by_corpus(models: Sequence[Model], corpora: Sequence[str], in_nats: b
             markersize=7,
             capsize=2,
             elinewidth=1,
-            label=f"{model.run}, {EngFormatter(sep='', places=2)(model.tokens)} tokens",
+            label=f"{model.arm}, {tokens} tokens" + ("" if alone else f", seeds: {model.seeds}"),
         )
     for y in range(1, len(rows)):
         axes.axhline(y - 0.5, color=grey(), linewidth=0.5)
@@ -67,26 +76,29 @@ def losses_by_corpus(models: Sequence[Model], corpora: Sequence[str], in_nats: b
 
 @picture
 def average_over_tokens(
-    runs: Sequence[Sequence[Model]], corpora: Sequence[str], in_nats: bool
+    arms: Sequence[tuple[str, Sequence[Sequence[Model]]]], corpora: Sequence[str], in_nats: bool
 ) -> Figure:
     """Average loss of every measured model over what it cost; filled where the rate was annealed.
 
-    runs: the models of each run, in order of their tokens.
+    arms: a name, and of each of its runs the models in order of their tokens.
     """
     figure, axes = axes_of(4.6)
-    for i, models in enumerate(runs):
-        points = [
-            (model.tokens, mean, model.decayed)
-            for model in models
-            if (mean := average(model, corpora, in_nats)) is not None
-        ]
+    for i, (name, runs) in enumerate(arms):
         look: dict[str, Any] = {"color": colour(i), "marker": MARKERS[i % len(MARKERS)]}
         look["markersize"] = 8
-        axes.plot([p[0] for p in points], [p[1] for p in points], linewidth=1.5, color=colour(i))
-        for tokens, mean, decayed in points:
-            face = colour(i) if decayed else paper()
-            axes.plot(tokens, mean, **look, markerfacecolor=face)
-        axes.plot([], [], **look, linewidth=1.5, label=models[0].run)
+        for models in runs:
+            points = [
+                (model.tokens, mean, model.decayed)
+                for model in models
+                if (mean := average(model, corpora, in_nats)) is not None
+            ]
+            axes.plot(
+                [p[0] for p in points], [p[1] for p in points], linewidth=1.5, color=colour(i)
+            )
+            for tokens, mean, decayed in points:
+                face = colour(i) if decayed else paper()
+                axes.plot(tokens, mean, **look, markerfacecolor=face)
+        axes.plot([], [], **look, linewidth=1.5, label=name)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.set_xlim(0, None)
