@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from html import unescape
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import pytest
@@ -21,6 +23,7 @@ from perennial.runs.ledger import Ledger, now
 from perennial.runs.worker_starts import read_starts
 from tests.support.browser import CHROMIUM, look_at_page
 from tests.support.cli import perennial, perennial_json
+from tests.support.tiny_run import write_texts
 from tests.support.trained_run import STEPS, Lineage
 
 
@@ -51,6 +54,10 @@ def test_the_page_tells_the_run(lineage: Lineage, page: Path) -> None:
         "Samples",
     ):  # fmt: skip
         assert f">{heading}</h2>" in html
+    last = matrix["stages"][-1]
+    gained = matrix["stages"][-2]["losses"]["code"]["nats_per_token"] - last["adaptation"]
+    lead = f'<p class="lead">01-code learned {gained:.2f} nats a token of code; help '
+    assert lead in html
     state = Ledger(lineage.store).read()
     for sample in state.stage_samples["00-help"]:
         assert sample.prompt in unescape(html)
@@ -124,11 +131,48 @@ def test_a_run_beside_its_twin_has_no_gap_and_saves_a_third(
     assert compute["saved"] == pytest.approx(1 - 124 / 184)
     assert compute["flops"] == compute["tokens"] * compute["flops_per_token"] > 0
     html = output.read_text(encoding="utf-8")
-    for words in ("tiny, and what else could have been done", "+0.000 ± 0.000", "twin"):
+    lead = "At equal tokens tiny is +0.000 ± 0.000 nats per token from twin on average"
+    for words in (lead, "tiny, and what else could have been done", "+0.000 ± 0.000", "twin"):
         assert words in html
     with pytest.raises(InputError) as refused:
         compare([_workspace(lineage.run_file), _workspace(lineage.run_file)])
     assert refused.value.code == "store-twice"
+
+
+@pytest.mark.long
+def test_two_seeds_are_one_arm_with_an_interval(
+    lineage: Lineage, ray_head: dict[str, str], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        f"base: {lineage.run_file}\nname: tiny-seed4\nseed: 4\nstore: {tmp_path / 'other'}\n"
+    )
+    texts = write_texts(tmp_path)
+    for corpus in ("help", "code"):
+        perennial("land", other, corpus, texts[corpus])
+        perennial("run", other, env=ray_head)
+    perennial("release", other, env=ray_head)
+    lone = perennial_json("compare", lineage.run_file)
+    table, text = tmp_path / "compare.csv", tmp_path / "compare.tex"
+    # A run is named by its run file or by its store.
+    told = perennial_json(
+        "compare", lineage.run_file, tmp_path / "other", "--csv", table, "--latex", text
+    )
+    assert (told["csv"], told["latex"]) == (str(table), str(text))
+    (arm,) = told["arms"]
+    assert (arm["arm"], arm["runs"]) == ("tiny", {"3": "tiny", "4": "tiny-seed4"})
+    assert told["gaps"] == told["seed_gaps"] == [], "there is nothing to hold it against"
+    trunk, release = arm["models"]
+    for model in (trunk, release):
+        assert model["seeds"] == [3, 4]
+        values = [run["models"][-1 if model is release else -2] for run in told["runs"]]
+        means = [each["losses"]["code"]["nats_per_token"] for each in values]
+        assert model["losses"]["corpora"]["code"]["mean"] == pytest.approx(fmean(means))
+        assert means[0] != means[1] and model["losses"]["average"]["half_width"] > 0
+    assert lone["arms"][0]["models"][0]["losses"]["average"]["half_width"] is None
+    lines = list(csv.DictReader(table.read_text().splitlines()))
+    assert {line["seeds"] for line in lines} == {"2"}
+    assert r"\toprule" in text.read_text() and r"$\pm$" in text.read_text()
 
 
 def test_nothing_landed_is_nothing_to_report(tmp_path: Path) -> None:

@@ -432,7 +432,8 @@ class RunSpec(Section):
     """folder that producers land corpora in: a local path or a bucket's url; default
     <store>/inbox"""
     seed: Annotated[int, Field(ge=0, lt=2**63), PINNED] = 0
-    """seed of the weights, the shuffle and the held-out split"""
+    """seed of the weights and of the order of the documents; the held-out split does not depend on
+    it"""
     sources: dict[SourceName, SourceSpec] = Field(default_factory=dict)
     """places that new data is pulled from, by name: lower-case letters, digits, dash, underscore;
     at most 40"""

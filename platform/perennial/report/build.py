@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from perennial.report import tables
 from perennial.report.compare import baseline_gap
-from perennial.report.compare_page import number as change_text
+from perennial.report.compare_tables import change_text
+from perennial.report.compared_run import read_run
 from perennial.report.figures.run import pictures
+from perennial.report.headline import headline
 from perennial.report.html import Page, PageSection, Quote, Table
 from perennial.report.search_section import search_sections
 from perennial.runs import summary
@@ -34,8 +36,10 @@ def page(work: Workspace, at: str) -> Page:
     spec, state = work.spec, work.state
     matrix, history = summary.matrix(state), read_history(work.store, state, spec.tokens_per_step)
     gap = baseline_gap(spec, work.store, state)
+    costs = None if gap is None else read_run(spec, work.store, state)
     return Page(
         title=f"{spec.name}: what was gained, what was lost",
+        lead=headline(matrix, gap, costs.bill if costs else None),
         # Without the folder of the store, which may be moved with the page.
         subtitle=f"As the ledger stood at {moment(at)}. Perennial {__version__}.",
         facts=dict(_facts(spec, state, matrix, history, gap)),

@@ -51,22 +51,22 @@ class Comparison:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """The runs by their settings, in the order in which they were given."""
+        """Return the runs by their settings, in the order in which they were given."""
         return group_arms(self.runs)
 
     @property
     def is_seeded(self) -> bool:
-        """Whether an arm has several seeds, whose means and intervals are compared."""
+        """Return whether an arm has several seeds, so that means and intervals are compared."""
         return len(self.arms) < len(self.runs)
 
     @property
     def unit(self) -> str:
-        """The unit of losses."""
+        """Return the unit of losses."""
         return "nats per token" if self.in_nats else "bits per byte"
 
     @cached_property
     def groups(self) -> list[list[SeededModel]]:
-        """The models that the runs start from and the final ones, those of equal cost together."""
+        """Return the models at the runs' beginning and end, those of equal cost together."""
         measured = {*self.corpora}
         bases = [base for arm in self.arms for base in arm.bases]
         models = [base for base in bases if _have(base, measured)]
@@ -79,7 +79,7 @@ class Comparison:
 
     @cached_property
     def seed_gaps(self) -> tuple[SeededGap, ...]:
-        """Of the first arm's final models to others of equal cost, paired by seed."""
+        """Return the gaps of the first arm's final models to others of equal cost, by seed."""
         if not self.is_seeded:
             return ()
         first, *others = self.arms
@@ -94,12 +94,12 @@ class Comparison:
 
     @cached_property
     def transfers(self) -> list[TransferRow]:
-        """Transfer and regret over time steps, as TiC-LM states them."""
+        """Return transfer and regret over time steps, as TiC-LM states them."""
         return transfer_rows(self.arms, self.corpora if self.in_nats else ())
 
     @property
     def tasks(self) -> dict[str, dict[str, str]]:
-        """Scores of each arm's last model, by task and metric; tasks without one are left out.
+        """Return the scores of each arm's last model, by task and metric, where there is one.
 
         ± is one standard error over items, or the 95% interval over seeds where an arm has several.
         """

@@ -23,11 +23,27 @@ def page(comparison: Comparison, at: str) -> Page:
     """Return the contents of the page; reads nothing."""
     return Page(
         title=f"{comparison.arms[0].name}, and what else could have been done",
+        lead=_lead(comparison),
         subtitle=f"As the ledgers of {len(comparison.runs)} runs stood at {moment(at)}. "
         f"Perennial {__version__}.",
         facts=dict(_facts(comparison)),
         sections=tuple(_sections(comparison)),
     )
+
+
+def _lead(comparison: Comparison) -> str:
+    """Return the gap that matters and what the first run cost, in one sentence."""
+    name, bill, gap = comparison.arms[0].name, comparison.runs[0].bill, _headline(comparison)
+    cost = f"{name} cost {1 - bill.saved:.0%} of the compute of retraining at every arrival"
+    parts = [cost] if len(bill.arrivals) > 1 else []
+    if gap is not None:
+        seeds = "paired by seed" if comparison.is_seeded else "paired by document"
+        parts.insert(
+            0,
+            f"At equal tokens {name} is {gap[1]} {comparison.unit} from {gap[0]} on average, "
+            f"{seeds} (above 0 it is worse)",
+        )
+    return f"{'; '.join(parts) or f'{name} stands beside nothing that cost the same'}."
 
 
 def _facts(comparison: Comparison) -> Iterator[tuple[str, str]]:

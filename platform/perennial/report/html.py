@@ -44,9 +44,14 @@ class Quote:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole report. `facts` come first: a few words and a number each."""
+    """The whole report.
+
+    lead: the first sentence, which says what came out.
+    facts: a few words and a number each.
+    """
 
     title: str
+    lead: str
     subtitle: str
     facts: Mapping[str, str]
     sections: Sequence[PageSection]

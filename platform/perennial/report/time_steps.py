@@ -101,12 +101,18 @@ def _regrets(
     alone = len(losses) == 1 and all(len(a.runs) == 1 for a in oracles if a is not None)
     for seed, its in losses.items():
         # Runs that stand alone compare whatever their seeds, as their gaps do.
-        runs = [a and (a.first if alone else a.runs.get(seed)) for a in oracles]
-        if runs[-1] is None:
-            continue
-        theirs = [run and run.final[-1].losses for run in runs]
-        cells = [cells_of(_only(side, corpora), columns) for side in (its, theirs)]
-        yield seed, transfer_means(regret(*cells))
+        theirs = [
+            None if arm is None else _retrained(arm, None if alone else seed) for arm in oracles
+        ]
+        if theirs[-1] is not None:
+            ours, oracle = (cells_of(_only(side, corpora), columns) for side in (its, theirs))
+            yield seed, transfer_means(regret(ours, oracle))
+
+
+def _retrained(arm: Arm, seed: int | None) -> Mapping[str, HeldoutLoss] | None:
+    """Return the losses of the last model of an arm's run; of the first seed for None."""
+    run = arm.first if seed is None else arm.runs.get(seed)
+    return None if run is None else run.final[-1].losses
 
 
 def _losses(run: ComparedRun, models: str) -> Losses:

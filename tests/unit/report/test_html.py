@@ -11,6 +11,7 @@ from perennial.report.html import Page, PageSection, Quote, Table, render
 HOSTILE = "<script>alert(1)</script>"
 LOSS = HeldoutLoss("english", 2.5, 1.2, 10, 100, 400, 0.1)
 PAGE = Page(
+    lead="00-a learned 1.00 nats of <a>.",
     title=f"run {HOSTILE}",
     subtitle="as it stood",
     facts={"corpora": "1"},

@@ -124,7 +124,7 @@ def _source_note(source: SourceStatus) -> Note:
 
 
 def _result_notes(state: RunStatus) -> Iterator[Note]:
-    from perennial.report.compare_page import number
+    from perennial.report.compare_tables import change_text
 
     for scores in list(state.scores.values())[-1:]:
         measured = [score for score in scores if "value" in score]
@@ -139,7 +139,7 @@ def _result_notes(state: RunStatus) -> Iterator[Note]:
     gap = state.gap
     if gap is not None and gap.average is not None:
         theirs = f"{gap.theirs.run} at {gap.theirs.tokens:,} tokens"
-        yield "gap", f"{number(gap.average)} nats per token to {theirs}"
+        yield "gap", f"{change_text(gap.average)} nats per token to {theirs}"
 
 
 def _places(state: RunStatus, run_file: str) -> Iterator[Note]:
