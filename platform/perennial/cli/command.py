@@ -112,8 +112,19 @@ def _fail(error: dict[str, Any], as_json: bool) -> None:
 
 
 def check_output(output: Path | None, option: str = "--output") -> None:
-    """Refuse a file of an option whose folder does not exist, before any work is done."""
-    if output is not None and not output.absolute().parent.is_dir():
+    """Refuse a file of an option that cannot or should not be written, before any work is done.
+
+    Its folder does not exist, it is a folder, or it has the name of a run file.
+    """
+    if output is None:
+        return
+    if output.is_dir() or output.suffix in (".yaml", ".yml"):
+        kind = "a folder" if output.is_dir() else "named as run files are"
+        raise InputError(
+            "command line", option, f"{output} is {kind}",
+            "name a file that may be written over", code="output-unusable",
+        )  # fmt: skip
+    if not output.absolute().parent.is_dir():
         folder = str(output.absolute().parent)
         raise InputError(
             "command line", option, f"{folder} is no folder", "make it first",

@@ -32,18 +32,27 @@ def losses(comparison: Comparison, group: Sequence[SeededModel]) -> Table:
     return Table(columns, rows, frozenset(columns[2:]))
 
 
-def gaps(comparison: Comparison, dearest: bool = False) -> Table | None:
-    """Return the gaps of the first run or arm to the others; None without any.
+def gaps(comparison: Comparison) -> Table | None:
+    """Return the gaps of the first run or arm to the others; None without any."""
+    return _gap_table(comparison, comparison.gaps, comparison.seed_gaps)
 
-    Args:
-        comparison: of runs.
-        dearest: one pair of every other run alone, that which cost most.
-    """
-    if comparison.is_seeded:
-        return _seed_gaps(comparison, dearest)
-    chosen: Sequence[Gap] = comparison.gaps
-    if dearest:
-        chosen = [*{gap.theirs.run: gap for gap in comparison.gaps}.values()]
+
+def dearest_gaps(comparison: Comparison) -> Table | None:
+    """Return of every other run or arm the gap alone of the models that cost most."""
+    table = _gap_table(
+        comparison,
+        [*{gap.theirs.run: gap for gap in comparison.gaps}.values()],
+        [*{gap.theirs.arm: gap for gap in comparison.seed_gaps}.values()],
+    )
+    if table is None:
+        return None
+    rows = [(row[0], *row[2:]) for row in table.rows]
+    return Table((table.columns[0], *table.columns[2:]), rows, table.numbers)
+
+
+def _gap_table(
+    comparison: Comparison, document_gaps: Sequence[Gap], seed_gaps: Sequence[SeededGap]
+) -> Table | None:
     rows = [
         (
             gap.theirs.run,
@@ -51,17 +60,9 @@ def gaps(comparison: Comparison, dearest: bool = False) -> Table | None:
             *(change_text(gap.corpora[corpus]) for corpus in comparison.corpora),
             change_text(gap.average) if gap.average else "-",
         )
-        for gap in chosen
+        for gap in document_gaps
     ]
-    columns = ("against", "at tokens", *comparison.corpora, "average")
-    return Table(columns, rows, frozenset(columns[1:])) if rows else None
-
-
-def _seed_gaps(comparison: Comparison, dearest: bool) -> Table | None:
-    chosen: Sequence[SeededGap] = comparison.seed_gaps
-    if dearest:
-        chosen = [*{gap.theirs.arm: gap for gap in comparison.seed_gaps}.values()]
-    rows = [
+    rows += [
         (
             gap.theirs.arm,
             f"{gap.ours.first.tokens:,}",
@@ -69,9 +70,10 @@ def _seed_gaps(comparison: Comparison, dearest: bool) -> Table | None:
             *(mean.text(signed=True) for mean in gap.difference.corpora.values()),
             gap.difference.average.text(signed=True),
         )
-        for gap in chosen
+        for gap in seed_gaps
     ]
-    columns = ("against", "at tokens", "seeds", *comparison.corpora, "average")
+    seeds = ["seeds"] if comparison.is_seeded else []
+    columns = ("against", "at tokens", *seeds, *comparison.corpora, "average")
     return Table(columns, rows, frozenset(columns[1:])) if rows else None
 
 
@@ -81,15 +83,14 @@ def transfer(comparison: Comparison) -> Table | None:
     rows = [
         (
             row.arm,
-            row.models,
-            row.against,
+            f"{row.models} minus {row.against}" if row.against else row.models,
             *([str(len(row.by_seed))] if seeded else []),
             *(row.text(name) for name in MEANS),
         )
         for row in comparison.transfers
     ]
     numbers = (*(["seeds"] if seeded else []), *(MEAN_NAMES[name] for name in MEANS))
-    columns = ("run", "models", "minus", *numbers)
+    columns = ("run", "models", *numbers)
     return Table(columns, rows, frozenset(numbers)) if rows else None
 
 

@@ -36,6 +36,30 @@ def test_without_json_stdout_stays_empty(tmp_path: Path) -> None:
     assert done.stderr.startswith("perennial: ")
 
 
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        ("report", "--output"), ("compare", "--output"), ("compare", "--csv"),
+        ("compare", "--latex"), ("plan", "--picture"),
+    ],
+)  # fmt: skip
+def test_a_file_is_refused_where_it_should_not_be_written(
+    tmp_path: Path, verb: str, option: str
+) -> None:
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text("name: mine\n")
+    refused = {
+        "output-unusable": (run_file, tmp_path),
+        "folder-missing": (tmp_path / "none" / "file",),
+    }
+    for code, places in refused.items():
+        for place in places:
+            done = CliRunner().invoke(app, [verb, str(run_file), option, str(place), "--json"])
+            error = json.loads(done.stdout)["error"]
+            assert (done.exit_code, error["code"], error["field"]) == (2, code, option)
+    assert run_file.read_text() == "name: mine\n"
+
+
 def _failing(failure: BaseException) -> typer.Typer:
     single = typer.Typer(pretty_exceptions_enable=False)
 

@@ -130,12 +130,13 @@ def test_an_arm_has_means_and_intervals_and_gaps_are_paired_by_seed(seeded: Comp
     expected = estimate([4.2, 4.5, 4.0]).text()
     assert table.rows[0][:5] == ("trunk", "annealed", "230", "3", expected)
     assert table.rows[1][:4] == ("union", "annealed", "230", "4")
-    gaps = tables.gaps(seeded, dearest=True)
-    assert gaps is not None
+    gaps, shown = tables.gaps(seeded), tables.dearest_gaps(seeded)
+    assert gaps is not None and shown is not None
     # What a seed adds to both cancels: y differs by 0.1 with every seed, x by 0.2 less 0.01 a seed.
     paired = estimate([0.2, 0.19, 0.18])
     (row,) = gaps.rows
     assert row[:3] == ("union", "230", "3")
+    assert shown.rows == [(row[0], *row[2:])], "the terminal has the tokens above"
     assert row[3] == paired.text(signed=True) == "+0.190 ± 0.025"
     assert row[4] == "+0.100 ± 0.000"
     assert row[5] == estimate([0.15, 0.145, 0.14]).text(signed=True)

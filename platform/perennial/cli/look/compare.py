@@ -83,7 +83,7 @@ def _print_gaps(comparison: Comparison) -> None:
 
     name = comparison.arms[0].name
     # One pair of every run, that which cost most; the page and --json have them all.
-    gaps = tables.gaps(comparison, dearest=True)
+    gaps = tables.dearest_gaps(comparison)
     if gaps is None:
         if len(comparison.arms) > 1:
             paired = " with a seed in common" if comparison.is_seeded else ""

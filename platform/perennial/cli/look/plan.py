@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from perennial.cli.command import AsJson, Overrides, RunFile, open_run
+from perennial.cli.command import AsJson, Overrides, RunFile, check_output, open_run
 from perennial.cli.console import out, print_json
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def plan(
     """
     from perennial.planning.plan import Hardware
 
+    check_output(picture, "--picture")
     run = open_run(run_file, overrides)
     memory = None if gpu_memory is None else int(gpu_memory * 2**30)
     hardware = Hardware(peak_tflops * 1e12, mfu, memory, workers_per_node)
