@@ -170,6 +170,8 @@ def test_two_seeds_are_one_arm_with_an_interval(
         assert model["losses"]["corpora"]["code"]["mean"] == pytest.approx(fmean(means))
         assert means[0] != means[1] and model["losses"]["average"]["half_width"] > 0
     assert lone["arms"][0]["models"][0]["losses"]["average"]["half_width"] is None
+    shown = perennial("compare", lineage.run_file, tmp_path / "other")
+    assert "mean over seeds ± 95% interval" in shown and "│     2 │" in shown
     lines = list(csv.DictReader(table.read_text().splitlines()))
     assert {line["seeds"] for line in lines} == {"2"}
     assert r"\toprule" in text.read_text() and r"$\pm$" in text.read_text()

@@ -7,6 +7,7 @@ import pytest
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation.time_steps import (
     CellMean,
+    Cells,
     TransferMeans,
     cells_of,
     new_corpora,
@@ -64,6 +65,6 @@ def test_regret_is_above_the_oracle_and_absent_where_either_is() -> None:
     assert transfer_means(regret(cells, last)) == TransferMeans(
         CellMean(1.0, 1, 1), CellMean(0.375, 2, 2), CellMean(4.25, 1, 1)
     )
-    of_each_step = [[None, None], [3.5, 2.75]]
+    of_each_step: Cells = [[None, None], [3.5, 2.75]]
     assert regret(cells, of_each_step) == [[None, None], [1.0, 0.25]]
     assert regret(cells, cells) == [[0.0, 0.0], [0.0, 0.0]]
