@@ -23,7 +23,7 @@ from perennial.runs.ledger import Ledger, now
 from perennial.runs.worker_starts import read_starts
 from tests.support.browser import CHROMIUM, look_at_page
 from tests.support.cli import perennial, perennial_json
-from tests.support.tiny_run import write_texts
+from tests.support.tiny_run import tiny_run, write_run, write_texts
 from tests.support.trained_run import STEPS, Lineage
 
 
@@ -140,41 +140,37 @@ def test_a_run_beside_its_twin_has_no_gap_and_saves_a_third(
 
 
 @pytest.mark.long
-def test_two_seeds_are_one_arm_with_an_interval(
-    lineage: Lineage, ray_head: dict[str, str], tmp_path: Path
-) -> None:
-    other = tmp_path / "other.yaml"
-    other.write_text(
-        f"base: {lineage.run_file}\nname: tiny-seed4\nseed: 4\nstore: {tmp_path / 'other'}\n"
-    )
-    texts = write_texts(tmp_path)
-    for corpus in ("help", "code"):
-        perennial("land", other, corpus, texts[corpus])
-        perennial("run", other, env=ray_head)
-    perennial("release", other, env=ray_head)
-    lone = perennial_json("compare", lineage.run_file)
-    table, text = tmp_path / "compare.csv", tmp_path / "compare.tex"
+def test_two_seeds_are_one_arm_with_an_interval(ray_head: dict[str, str], tmp_path: Path) -> None:
+    document = tiny_run(tmp_path)
+    document["stages"]["budget"] = "6 steps"
+    run_file, text = write_run(tmp_path, document), write_texts(tmp_path)["help"]
+    for seed in (3, 4):
+        overrides = (f"seed={seed}", f"store={tmp_path / str(seed)}", f"inbox={tmp_path / 'inbox'}")
+        perennial("land", run_file, "help", text, *overrides)
+        perennial("run", run_file, *overrides, env=ray_head)
     # A run is named by its run file or by its store.
-    told = perennial_json(
-        "compare", lineage.run_file, tmp_path / "other", "--csv", table, "--latex", text
-    )
-    assert (told["csv"], told["latex"]) == (str(table), str(text))
-    (arm,) = told["arms"]
-    assert (arm["arm"], arm["runs"]) == ("tiny", {"3": "tiny", "4": "tiny-seed4"})
-    assert told["gaps"] == told["seed_gaps"] == [], "there is nothing to hold it against"
-    trunk, release = arm["models"]
-    for model in (trunk, release):
-        assert model["seeds"] == [3, 4]
-        values = [run["models"][-1 if model is release else -2] for run in told["runs"]]
-        means = [each["losses"]["code"]["nats_per_token"] for each in values]
-        assert model["losses"]["corpora"]["code"]["mean"] == pytest.approx(fmean(means))
-        assert means[0] != means[1] and model["losses"]["average"]["half_width"] > 0
+    stores = (tmp_path / "3", tmp_path / "4")
+    lone = perennial_json("compare", stores[0])
     assert lone["arms"][0]["models"][0]["losses"]["average"]["half_width"] is None
-    shown = perennial("compare", lineage.run_file, tmp_path / "other")
+    table, latex = tmp_path / "compare.csv", tmp_path / "compare.tex"
+    told = perennial_json("compare", *stores, "--csv", table, "--latex", latex)
+    assert (told["csv"], told["latex"]) == (str(table), str(latex))
+    (arm,) = told["arms"]
+    assert (arm["arm"], arm["runs"]) == ("tiny", {"3": "tiny (seed=3)", "4": "tiny (seed=4)"})
+    assert told["gaps"] == told["seed_gaps"] == [], "there is nothing to hold it against"
+    (model,) = arm["models"]
+    assert (model["model"], model["seeds"]) == ("00-help", [3, 4])
+    losses = [run["models"][-1]["losses"]["help"]["nats_per_token"] for run in told["runs"]]
+    assert losses[0] != losses[1]
+    mean = model["losses"]["corpora"]["help"]
+    assert mean["mean"] == pytest.approx(fmean(losses))
+    # Half the difference of two values, times the quantile of one degree of freedom.
+    assert mean["half_width"] == pytest.approx(12.7062 * abs(losses[0] - losses[1]) / 2, rel=1e-4)
+    shown = perennial("compare", *stores)
     assert "mean over seeds ± 95% interval" in shown and "│     2 │" in shown
     lines = list(csv.DictReader(table.read_text().splitlines()))
     assert {line["seeds"] for line in lines} == {"2"}
-    assert r"\toprule" in text.read_text() and r"$\pm$" in text.read_text()
+    assert r"\toprule" in latex.read_text() and r"$\pm$" in latex.read_text()
 
 
 def test_nothing_landed_is_nothing_to_report(tmp_path: Path) -> None:

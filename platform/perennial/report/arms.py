@@ -94,9 +94,11 @@ def name_runs(specs: Sequence[RunSpec]) -> list[str]:
     fields = [{"seed": spec.seed} | _settings(spec) for spec in specs]
     names = _distinct([spec.name for spec in specs], fields)
     repeated = {name for name, count in Counter(names).items() if count > 1}
+    stores = [spec.store.split("/") for spec in specs]
+    shared = sum(1 for _ in takewhile(lambda parts: len({*parts}) == 1, zip(*stores, strict=False)))
     return [
-        f"{spec.name} ({spec.store})" if name in repeated else name
-        for name, spec in zip(names, specs, strict=True)
+        f"{spec.name} ({'/'.join(store[shared:]) or spec.store})" if name in repeated else name
+        for name, spec, store in zip(names, specs, stores, strict=True)
     ]
 
 

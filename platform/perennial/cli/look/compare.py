@@ -129,7 +129,10 @@ def _print_table(title: str, groups: Sequence[html.Table]) -> None:
     for column in groups[0].columns:
         is_number = column in groups[0].numbers
         table.add_column(
-            escape(column), justify="right" if is_number else "left", no_wrap=is_number
+            escape(column),
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+            overflow="fold",
         )
     for group in groups:
         for row in group.rows:
