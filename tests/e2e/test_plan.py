@@ -93,6 +93,26 @@ def test_before_anything_landed_a_plan_is_for_the_corpora_that_the_file_names(
     assert told["stages"][0]["seconds"] is None
 
 
+def test_a_release_is_planned_by_source_under_its_mixture(tmp_path: Path) -> None:
+    document = tiny_run(tmp_path)
+    document["stages"]["corpora"] = {"code": {}, "help": {"budget": "20 steps"}}
+    run_file = write_run(tmp_path, document)
+    by_stage = _plan(run_file)["annealed"]
+    assert [(s["corpus"], s["tokens"] // SEQUENCE_LENGTH) for s in by_stage] == [
+        ("help", 24),
+        ("code", 8),
+    ]
+    balanced = _plan(run_file, "release.mixture=balanced")["annealed"]
+    assert {s["corpus"]: s["tokens"] // SEQUENCE_LENGTH for s in balanced} == {
+        "code": 16,
+        "help": 16,
+    }
+    still_to_land = _plan(run_file, "release.mixture={code: 1, later: 2}")
+    assert still_to_land["annealed"] == []
+    assert "cannot take later: the trunk has not trained on it" in still_to_land["notes"][-1]
+    assert "release.mixture" in _refused(run_file, "release.mixture=newest")
+
+
 def test_a_run_from_a_stored_model_is_told_what_it_copies_and_what_its_first_stage_lacks(
     tmp_path: Path,
 ) -> None:

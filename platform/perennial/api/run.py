@@ -281,6 +281,7 @@ class Run(StoredRun):
         tokens: str | None = None,
         to: str | None = None,
         copied_as: Format = "safetensors",
+        mixture: str | None = None,
     ) -> ReleaseSummary:
         """Anneal a branch off the trunk and export it as a Hugging Face folder.
 
@@ -288,14 +289,15 @@ class Run(StoredRun):
             origin: `STAGE@STEP`, or `STAGE` for its end; None: the end of the last that passed.
             tokens: length of the anneal, such as `4M tokens`; None: the run file's.
             to: folder, bucket's url or `hf://OWNER/NAME` to copy it to, as `copied_as` says.
+            mixture: of the anneal, such as `balanced` or `en=2,fr=1`; None: the run file's.
 
         Raises:
-            InputError: no such checkpoint or place, or a gate stopped the stage.
+            InputError: no such checkpoint, corpus or place, or a gate stopped the stage.
         """
         from perennial.api import training
 
         with self._checked() as work:
-            return training.release(work, origin, tokens, to, copied_as)
+            return training.release(work, origin, tokens, to, copied_as, mixture)
 
     def plan_release(self, *asked: str | None) -> list[str]:
         """Return what `release` would do; arguments and errors are its."""

@@ -117,9 +117,10 @@ def release(
     tokens: str | None,
     to: str | None,
     copied_as: releases.Format,
+    mixture: str | None,
 ) -> ReleaseSummary:
     """Anneal and export a branch; see `Run.release`."""
-    released = releases.release(work, origin, tokens, to, copied_as)
+    released = releases.release(work, origin, tokens, to, copied_as, mixture)
     url = f"{work.store.url}/{released.folder}"
     return ReleaseSummary(released, summary.matrix(work.state), url)
 

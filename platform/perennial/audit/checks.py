@@ -300,7 +300,12 @@ def check_branches(story: FoldedLedger) -> Iterator[Finding]:
         elif branch.mix is not None:
             mix = branch.mix
             history = _trained_before(story.state, branch)
-            right = branch_mix(history, mix.steps, mix.replay.retired)
+            try:
+                right = branch_mix(history, mix.steps, mix.replay.retired, mix.mixture)
+            except (ValueError, LookupError, TypeError, ArithmeticError) as strange:
+                problem = f"the mixture of {branch.name} cannot be made ({strange})"
+                yield Finding(key, problem, "stage, seen, balanced, or weights of its corpora")
+                continue
             if mix != right:
                 yield Finding(
                     key,
@@ -488,4 +493,5 @@ def _shown(mix: StageMix) -> str:
     takes = [
         f"{s.sequences} sequences of {s.name} from {s.start} of {s.extent}" for s in mix.sources
     ]
-    return f"{', '.join(takes)} ({mix.replay.weighting}, share {mix.replay.share:g})"
+    rule = f"{mix.replay.weighting}, share {mix.replay.share:g}"
+    return f"{', '.join(takes)} ({rule if mix.mixture == 'stage' else f'mixture {mix.mixture}'})"

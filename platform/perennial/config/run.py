@@ -26,7 +26,7 @@ from perennial.fields import (
     Weight,
     parse_amount,
 )
-from perennial.mixture import ReplaySpec
+from perennial.mixture import Mixture, ReplaySpec
 from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, ScheduleConfig
 from perennial.steps import StepSection
 
@@ -352,6 +352,11 @@ class ReleaseSpec(Section):
     """length of the anneal; a percentage is of the trunk's steps so far"""
     shape: Annotated[AnnealShape, JOIN] = "exponential"
     """exponential (the paper's), 1-sqrt, linear or cosine"""
+    mixture: Annotated[Mixture, JOIN] = "stage"
+    """what the anneal trains on, exactly so in every batch: stage (the shares of the last stage),
+    seen (every corpus of the trunk in proportion to what was seen of it), balanced (all of them in
+    equal parts), or a number above 0 by corpus name, where a corpus without one is left out. No
+    corpus is taken that is retired"""
     license: Annotated[str | None, FREE] = None
     """licence of the releases, as their card names it, such as `apache-2.0`"""
     languages: Annotated[tuple[str, ...], FREE] = ()

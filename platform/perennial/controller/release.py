@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from perennial import corpora
-from perennial.config import parse_amount
+from perennial.config import parse, parse_amount
+from perennial.config.run import ReleaseSpec
 from perennial.controller.context import Workspace
 from perennial.controller.evaluate_stage import measure
 from perennial.controller.ingest_stage import usable
@@ -16,12 +17,13 @@ from perennial.controller.train_stage import train
 from perennial.errors import InputError, Superseded
 from perennial.evaluation import Questions, examine
 from perennial.evaluation.scores import plain
+from perennial.mixture import describe_tokens, read_mixture
 from perennial.runs import summary
 from perennial.runs.events import Measured, Released, Releasing, Scored
 from perennial.runs.job_factory import release_job
 from perennial.runs.ledger import now
 from perennial.runs.model_card import model_card
-from perennial.runs.stage_planner import decide_release
+from perennial.runs.stage_planner import check_not_another, decide_release
 from perennial.runs.state import RunState, Stage
 from perennial.training.checkpoint.manifest import committed_steps
 
@@ -35,6 +37,7 @@ def release(
     tokens: str | None = None,
     to: str | None = None,
     copied_as: Format = "safetensors",
+    mixture: str | None = None,
 ) -> Released:
     """Anneal and export a checkpoint of the trunk, unless that release exists.
 
@@ -46,6 +49,8 @@ def release(
         tokens: length of the anneal, such as `4M tokens`, in place of the run file's.
         to: a place that the release is copied to, see `publish`.
         copied_as: format of that copy.
+        mixture: of the anneal, such as `balanced` or `english=2,french=1`, in place of the run
+            file's.
 
     Returns:
         The release.
@@ -54,7 +59,7 @@ def release(
         InputError: there is no such checkpoint, a gate stopped its stage, or the place is none.
     """
     _check_copy(to, copied_as)
-    decided = _decide(work, origin, tokens)
+    decided = _decide(work, origin, tokens, mixture)
     done = _done(work, decided.name)
     if done is not None:
         work.log(f"release {decided.name} exists already")
@@ -70,13 +75,16 @@ def plan_release(
     tokens: str | None,
     to: str | None = None,
     copied_as: str | None = "safetensors",
+    mixture: str | None = None,
 ) -> list[str]:
     """Return what `release` would do, in words; writes nothing."""
     _check_copy(to, copied_as)
-    decided = _decide(work, origin, tokens)
+    decided = _decide(work, origin, tokens, mixture)
     how = f"anneal {_steps(decided)} steps and " if decided.mix else ""
-    made = f"{how}export {decided.name} from {decided.source}"
-    return [made] if to is None else [made, f"copy it to {to} as {copied_as}"]
+    lines = [f"{how}export {decided.name} from {decided.source}"]
+    if decided.mix is not None:
+        lines.append(f"anneal on {describe_tokens(decided.mix, work.spec.corpora.sequence_length)}")
+    return lines if to is None else [*lines, f"copy it to {to} as {copied_as}"]
 
 
 def _check_copy(to: str | None, copied_as: str | None) -> None:
@@ -168,17 +176,30 @@ def _fill(work: Workspace) -> None:
             work.notify(lambda observer: observer.matrix_filled(work))
 
 
-def _decide(work: Workspace, origin: str | None, tokens: str | None) -> Releasing:
+def _decide(
+    work: Workspace, origin: str | None, tokens: str | None, mixture: str | None
+) -> Releasing:
     stage, step = _origin(work, origin)
-    anneal = None
+    settings = _settings(work.spec.release, tokens, mixture)
+    decided = decide_release(work.spec, work.state, stage, step, settings, now())
+    check_not_another(work.state, decided)
+    return decided
+
+
+def _settings(spec: ReleaseSpec, tokens: str | None, mixture: str | None) -> ReleaseSpec:
+    """Return the run file's section `release` with what the command line has in its place."""
+    own: dict[str, Any] = {}
     if tokens is not None:
         try:
-            anneal = parse_amount(tokens)
+            own["anneal"] = parse_amount(tokens)
         except ValueError as wrong:
             raise InputError(
                 "command line", "--tokens", str(wrong), "give `4M tokens`", code="amount-invalid"
             ) from None
-    return decide_release(work.spec, work.state, stage, step, anneal, now())
+    if mixture is not None:
+        value = read_mixture(mixture)
+        own["mixture"] = parse({"mixture": value}, ReleaseSpec, "command line --mixture").mixture
+    return spec.model_copy(update=own)
 
 
 def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:

@@ -1,5 +1,13 @@
 """Which sequences are trained at which step, and the stream that delivers them."""
 
+from perennial.mixture.branch import (
+    Mixture,
+    annealed_corpora,
+    branch_mix,
+    describe_tokens,
+    mixture_suffix,
+    read_mixture,
+)
 from perennial.mixture.parts import (
     CorpusRows,
     Part,
@@ -12,7 +20,6 @@ from perennial.mixture.parts import (
 from perennial.mixture.plan import (
     Source,
     StageMix,
-    branch_mix,
     seen_by_part,
     seen_sequences,
     stage_mix,
@@ -27,6 +34,7 @@ __all__ = [
     "REPLAY_POLICIES",
     "CorpusHistory",
     "CorpusRows",
+    "Mixture",
     "Part",
     "PolicyName",
     "ReplayPolicy",
@@ -34,10 +42,14 @@ __all__ = [
     "ReplaySpec",
     "Source",
     "StageMix",
+    "annealed_corpora",
     "apportion_parts",
     "branch_mix",
+    "describe_tokens",
     "list_new",
+    "mixture_suffix",
     "name_source",
+    "read_mixture",
     "rows_of",
     "seen_by_part",
     "seen_sequences",

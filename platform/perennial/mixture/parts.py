@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from perennial.errors import InputError
+from perennial.mixture.policies import as_written
 from perennial.mixture.replay import apportion
 
 Weights = Mapping[str, float]
@@ -123,7 +124,7 @@ def apportion_parts(total: int, parts: Sequence[Part]) -> list[tuple[Part, int]]
         parts: all parts of it.
     """
     trained = [part for part in parts if part.is_trained]
-    exact = [Fraction(str(p.rows if p.weight is None else p.weight)) for p in trained]
+    exact = [as_written(p.rows if p.weight is None else p.weight) for p in trained]
     whole = whole_numbers(exact)
     counts = apportion(total, {p.name: n for p, n in zip(trained, whole, strict=True)})
     return [(part, counts[part.name]) for part in trained]

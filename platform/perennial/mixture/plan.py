@@ -80,6 +80,7 @@ class StageMix:
     unreplayed: sequences of the replay share that are new ones instead, because no earlier corpus
         may be replayed any more.
     weights: of the parts of the new corpora for which the run file gave any.
+    mixture: of a branch, the rule of its shares, see `branch_mix`; of a stage always `stage`.
     """
 
     corpora: tuple[str, ...]
@@ -89,6 +90,7 @@ class StageMix:
     replay: ReplayRule = field(default_factory=ReplayRule)
     unreplayed: int = 0
     weights: Mapping[str, Weights] = field(default_factory=dict)
+    mixture: str | Mapping[str, float] = "stage"
 
     def __post_init__(self) -> None:
         if len({source.key for source in self.sources}) < len(self.sources):
@@ -137,6 +139,9 @@ class StageMix:
         }
         if self.weights:
             whole["weights"] = {name: dict(weights) for name, weights in self.weights.items()}
+        if self.mixture != "stage":  # a mix without one is written as before there were any
+            rule = self.mixture
+            whole["mixture"] = rule if isinstance(rule, str) else dict(rule)
         return whole
 
     @classmethod
@@ -185,8 +190,7 @@ def stage_mix(
         replay: how much is drawn from earlier corpora; nothing where there are none.
     """
     budget = steps * global_batch
-    known_before = {**_proxies(history, replay, new), **_earlier(history)}
-    earlier = {k: known for k, known in known_before.items() if k[0] not in replay.retired}
+    earlier = known_corpora(history, replay, replay.retired, new)
     wanted = round(replay.share * budget) if earlier else 0
     counts = split_replay(replay, wanted, {key: known.history for key, known in earlier.items()})
     replayed = sum(counts.values())
@@ -198,37 +202,14 @@ def stage_mix(
             continue
         parts = apportion_parts(shares[name], rows)
         sources += [Source(name, n, 0, part.rows, part.name, part.first) for part, n in parts]
-    for key, known in earlier.items():
-        if counts.get(key):
-            history_, (corpus, part) = known.history, key
-            start = history_.replayed % history_.extent
-            sources.append(Source(corpus, counts[key], start, history_.extent, part, known.first))
+    sources += [
+        replace(known.replay_source(key), sequences=counts[key])
+        for key, known in earlier.items()
+        if counts.get(key)
+    ]
     unreplayed = wanted - replayed
     weights = weights_of(new)
     return StageMix(tuple(new), steps, global_batch, tuple(sources), replay, unreplayed, weights)
-
-
-def branch_mix(history: Sequence[StageMix], steps: int, retired: Collection[str] = ()) -> StageMix:
-    """Return a branch off the end of the trunk, with the last stage's shares.
-
-    Its sources go on from where the last stage stopped.
-
-    Args:
-        history: the mixes of all stages until there, in order.
-        steps: optimizer steps of the branch.
-        retired: corpora that the branch leaves out; the others take their part.
-    """
-    last = history[-1]
-    budget = steps * last.global_batch
-    taken = {s.key: s.sequences for s in last.sources if s.corpus not in retired}
-    counts = apportion(budget, taken)
-    sources = tuple(
-        replace(s, sequences=counts[s.key], start=s.start + s.sequences)
-        for s in last.sources
-        if counts.get(s.key)
-    )
-    rule = ReplayRule.resolve(last.replay, retired)
-    return StageMix(last.corpora, steps, last.global_batch, sources, rule)
 
 
 def truncate_mix(mix: StageMix, steps: int) -> StageMix:
@@ -289,14 +270,37 @@ def trained_by_part(mix: StageMix, steps: int, skipped: Iterable[int] = ()) -> d
     return {source.key: count for source, count in zip(mix.sources, trained, strict=True)}
 
 
-class _Known(NamedTuple):
+class CorpusUse(NamedTuple):
     """The stages' use of a corpus or a part of it, and the corpus's row where that begins."""
 
     history: CorpusHistory
     first: int
 
+    def replay_source(self, key: PartKey) -> Source:
+        """Return the source that goes on where the last replay stopped, of no sequences yet."""
+        start = self.history.replayed % self.history.extent
+        return Source(key[0], 0, start, self.history.extent, key[1], self.first)
 
-def _earlier(history: Sequence[StageMix]) -> dict[PartKey, _Known]:
+
+def known_corpora(
+    history: Sequence[StageMix],
+    rule: ReplayRule,
+    left_out: Collection[str] = (),
+    new: Collection[str] = (),
+) -> dict[PartKey, CorpusUse]:
+    """Return what the trunk did with each corpus, or part of one; proxies first.
+
+    Args:
+        history: the mixes of all stages until there, in order.
+        rule: whose proxy corpora count as trained once before the first stage.
+        left_out: corpora that are not returned.
+        new: corpora of the stage to come, which are no proxies in it.
+    """
+    known = {**_proxies(history, rule, new), **_earlier(history)}
+    return {key: use for key, use in known.items() if key[0] not in left_out}
+
+
+def _earlier(history: Sequence[StageMix]) -> dict[PartKey, CorpusUse]:
     """Return what the stages did with each corpus, or part of one, in the order of the stages."""
     replayed: Counter[PartKey] = Counter()
     seen = seen_by_part(history)
@@ -308,7 +312,7 @@ def _earlier(history: Sequence[StageMix]) -> dict[PartKey, _Known]:
             replayed[source.key] += source.sequences
     # A stage of nothing but replay leaves nothing of its own corpora to replay.
     return {
-        key: _Known(CorpusHistory(stage, seen[key], replayed[key], extent), source.first)
+        key: CorpusUse(CorpusHistory(stage, seen[key], replayed[key], extent), source.first)
         for key, (stage, source) in firsts.items()
         if (extent := min(source.sequences, source.extent))
     }
@@ -316,7 +320,7 @@ def _earlier(history: Sequence[StageMix]) -> dict[PartKey, _Known]:
 
 def _proxies(
     history: Sequence[StageMix], rule: ReplayRule, new: Collection[str]
-) -> dict[PartKey, _Known]:
+) -> dict[PartKey, CorpusUse]:
     """Return what was done with each proxy corpus, which counts as trained once before stage 0."""
     seen, known = seen_by_part(history), {}
     for corpus, sizes in rule.proxies.items():
@@ -326,7 +330,7 @@ def _proxies(
             replayed = seen.get((corpus, part), 0)
             if rows and corpus not in new:
                 done = CorpusHistory(-1, rows + replayed, replayed, rows)
-                known[corpus, part] = _Known(done, first)
+                known[corpus, part] = CorpusUse(done, first)
             first += rows
     return known
 

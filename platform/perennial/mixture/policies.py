@@ -88,6 +88,11 @@ def replay_policy(name: str) -> type[ReplayPolicy]:
     return REPLAY_POLICIES[name]
 
 
+def as_written(weight: float) -> Fraction:
+    """Return a weight as a user wrote it, so that 0.1 : 0.2 is 1 : 2."""
+    return Fraction(str(weight))
+
+
 @REPLAY_POLICIES.register("seen")
 class SeenPolicy(ReplayPolicy):
     """in proportion to the sequences that the trunk has seen of each, replays included"""
@@ -130,7 +135,6 @@ class FixedPolicy(ReplayPolicy):
     @staticmethod
     def weigh(earlier: Mapping[str, CorpusHistory], weights: Mapping[str, float]) -> dict[str, int]:
         """Return the weights as whole numbers in the same proportion."""
-        # As they are written, so that 0.1 : 0.2 is 1 : 2.
-        exact = {name: Fraction(str(weights.get(name, 0))) for name in earlier}
+        exact = {name: as_written(weights.get(name, 0)) for name in earlier}
         scale = math.lcm(*(weight.denominator for weight in exact.values()))
         return {name: int(weight * scale) for name, weight in exact.items()}

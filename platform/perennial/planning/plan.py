@@ -12,9 +12,9 @@ from perennial.config.training import ModelSpec
 from perennial.controller.context import Workspace
 from perennial.controller.loop import check_inbox
 from perennial.errors import InputError
-from perennial.mixture import name_source, seen_by_part
+from perennial.mixture import StageMix, name_source, seen_by_part
 from perennial.planning.lookahead import Basis, expected_corpora, look_ahead
-from perennial.runs.stage_planner import explain_rewarming, warn_of_start
+from perennial.runs.stage_planner import anneal_mix, explain_rewarming, warn_of_start
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import Anneal, Schedule, from_dict, release_anneal
 from perennial.training import cost_model, memory_model
@@ -118,7 +118,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The predictions for a run. Bytes of `memory` are those of one worker, by ZeRO stage."""
+    """The predictions for a run.
+
+    Attributes:
+        memory: bytes of one worker, by ZeRO stage.
+        annealed: sources of a release off the end; none where it is not annealed.
+    """
 
     model: ModelSize
     flops_per_token: int
@@ -129,6 +134,7 @@ class Plan:
     disk: DiskSpace
     checkpoint_bytes: int
     stages: tuple[StagePlan, ...]
+    annealed: tuple[SourcePlan, ...]
     phases: tuple[PhasePlan, ...]
     unknown: tuple[str, ...]
     speed: Speed | None
@@ -182,9 +188,9 @@ def plan_run(
         _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
     )
     notes += _notes_on_start(spec, [stage for stage, _ in ahead.stages])
+    anneal, mix, undecided = _release(spec, ahead.state)
     on_node = min(workers, hardware.workers_per_node)
-    kept_count = sum(stage.checkpoints for stage in stages)
-    stored = _stored_parameters(work, size)
+    kept_count, stored = sum(s.checkpoints for s in stages), _stored_parameters(work, size)
     plan = Plan(
         model=size,
         flops_per_token=cost_model.flops_per_token(size, length),
@@ -195,6 +201,7 @@ def plan_run(
         disk=memory_model.disk_space(size, training, workers, on_node, kept_count, stored),
         checkpoint_bytes=cost_model.checkpoint_bytes(size, training),
         stages=stages,
+        annealed=_sources_of(mix, [*ahead.state.history, mix], length) if mix else (),
         phases=tuple(
             phase
             for stage, _ in ahead.stages
@@ -204,9 +211,9 @@ def plan_run(
         ),
         unknown=ahead.unknown,
         speed=speed,
-        notes=(*notes, *_packing_notes(work, stages)),
+        notes=(*notes, *_packing_notes(work, stages), *filter(None, [undecided])),
     )
-    return plan, ahead.state, _release(spec, ahead.state)
+    return plan, ahead.state, anneal
 
 
 def _packing_notes(work: Workspace, stages: Sequence[StagePlan]) -> Iterator[str]:
@@ -264,7 +271,6 @@ def _stage_plan(
     due = checkpoint_steps(schedule, stage.first_step, stage.last_step, every)
     ends = {end + 1 for end in schedule.phase_ends().values()}
     stay = kept(due, ends, stage.last_step, spec.training.keep_last)
-    seen = seen_by_part(state.history[: state.stages.index(stage) + 1])
     tokens_left = left * tokens_per_step
     seconds = tokens_left / speed.tokens_per_second if speed else None
     gpus = spec.training.workers.max * spec.training.gpus_per_worker
@@ -276,16 +282,7 @@ def _stage_plan(
         steps=mix.steps,
         steps_left=left,
         tokens=mix.steps * tokens_per_step,
-        sources=tuple(
-            SourcePlan(
-                source.corpus,
-                source.sequences * length,
-                source.sequences / source.extent,
-                seen[source.key] / source.extent,
-                source.part,
-            )
-            for source in mix.sources
-        ),
+        sources=_sources_of(mix, state.history[: state.stages.index(stage) + 1], length),
         displaced_tokens=sum(s.sequences for s in mix.replayed) * length,
         checkpoints=len(stay),
         seconds=seconds,
@@ -293,14 +290,40 @@ def _stage_plan(
     )
 
 
-def _release(spec: RunSpec, state: RunState) -> Anneal | None:
-    """Return the branch that `perennial release` would anneal; None without a trunk."""
+def _release(spec: RunSpec, state: RunState) -> tuple[Anneal | None, StageMix | None, str]:
+    """Return the branch that `perennial release` would anneal, what on, and why not on anything.
+
+    There is none without a trunk.
+    """
     if not state.stages:
-        return None
+        return None, None, ""
     last = state.stages[-1]
     trunk = from_dict(last.schedule)
-    return release_anneal(
+    eta = release_anneal(
         spec.release, spec.schedule.anneal_end, trunk, last.last_step, spec.tokens_per_step
+    )
+    if eta is None:
+        return None, None, ""
+    try:
+        mix = anneal_mix(spec.release.mixture, state.history, eta.steps, state)
+    except InputError as wrong:
+        # A corpus that is named may be still to land; the stages do not wait for it.
+        return eta, None, f"no release can be made yet: {wrong.field}: {wrong.problem}"
+    return eta, mix, ""
+
+
+def _sources_of(mix: StageMix, history: Sequence[StageMix], length: int) -> tuple[SourcePlan, ...]:
+    """Return the tokens and epochs of a mix by source, where `history` ends with it."""
+    seen = seen_by_part(history)
+    return tuple(
+        SourcePlan(
+            source.corpus,
+            source.sequences * length,
+            source.sequences / source.extent,
+            seen[source.key] / source.extent,
+            source.part,
+        )
+        for source in mix.sources
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial.evaluation.gates import change_of
+from perennial.mixture import describe_tokens
 from perennial.report.html import Table
 from perennial.runs import summary
 from perennial.runs.transitions import ON_THE_TRUNK
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.evaluation import HeldoutLoss, LossMatrix
     from perennial.evaluation.scores import Score
+    from perennial.runs.events import Releasing
     from perennial.runs.history import History
     from perennial.runs.state import RunState, Stage
 
@@ -36,7 +38,10 @@ def lineage(spec: RunSpec, state: RunState) -> list[Table]:
         (origin.name, origin.imported.path, f"{origin.imported.parameters:,}", origin.folder)
         for origin in state.origins.values()
     ]
-    releases = [(r.name, r.source, f"{r.steps:,}") for r in state.releases]
+    releases = [
+        (r.name, r.source, f"{r.steps:,}", _annealed_on(spec, state.branches[r.name]))
+        for r in state.releases
+    ]
     waiting = [
         (corpus.name, corpus.state, corpus.reason)
         for corpus in state.corpora.values()
@@ -50,11 +55,17 @@ def lineage(spec: RunSpec, state: RunState) -> list[Table]:
     if stages:
         tables.append(Table(columns, stages, frozenset({"steps", "tokens"})))
     if releases:
-        named = ("release", "branches off", "anneal steps")
+        named = ("release", "branches off", "anneal steps", "annealed on")
         tables.append(Table(named, releases, frozenset({"anneal steps"})))
     if waiting:
         tables.append(Table(("corpus without a stage", "state", "reason"), waiting))
     return tables
+
+
+def _annealed_on(spec: RunSpec, release: Releasing) -> str:
+    if release.mix is None:
+        return "nothing"
+    return describe_tokens(release.mix, spec.corpora.sequence_length)
 
 
 def parts(stages: Mapping[str, Mapping[str, Any]]) -> list[Table]:

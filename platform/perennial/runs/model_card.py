@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from perennial.mixture import StageMix, truncate_mix
+from perennial.mixture import StageMix, describe_tokens, truncate_mix
 from perennial.runs import summary
 from perennial.runs.card_metadata import front_matter, usage
 from perennial.runs.events import Released, Releasing
@@ -68,6 +68,7 @@ def model_card(
             f"- Sequence length {length}, global batch {spec.training.global_batch} sequences.",
             f"- Trunk schedule: {_fields(stage.schedule)}.",
             *([f"- Anneal: {_fields(release.schedule)}."] if release.schedule else []),
+            *([f"- Annealed on {describe_tokens(release.mix, length)}."] if release.mix else []),
             f"- Parents: {', '.join(f'`{parent}`' for parent in _parents(trained, release))}.",
             f"- Tokenizer fingerprint: `{manifests[stage.corpora[0]].tokenizer}`.",
             f"- Made by perennial {__version__}.",

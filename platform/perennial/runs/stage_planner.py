@@ -11,10 +11,13 @@ from perennial.config.changes import held_settings
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
 from perennial.mixture import (
+    Mixture,
     ReplayRule,
     StageMix,
+    annealed_corpora,
     branch_mix,
     list_new,
+    mixture_suffix,
     rows_of,
     stage_mix,
     truncate_mix,
@@ -23,6 +26,7 @@ from perennial.runs.actions import Order
 from perennial.runs.events import Releasing, Started
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import (
+    Anneal,
     Schedule,
     build_curve,
     differences,
@@ -34,6 +38,7 @@ from perennial.training.checkpoint.manifest import folder_of
 
 if TYPE_CHECKING:
     from perennial.config import AmountValue, RunSpec
+    from perennial.config.run import ReleaseSpec
 
 
 def decide_stage(
@@ -241,7 +246,12 @@ def _schedule(
 
 
 def decide_release(
-    spec: RunSpec, state: RunState, stage: Stage, step: int, anneal: AmountValue | None, at: str
+    spec: RunSpec,
+    state: RunState,
+    stage: Stage,
+    step: int,
+    settings: ReleaseSpec | None,
+    at: str,
 ) -> Releasing:
     """Plan a release off the trunk's checkpoint at a step of a stage (invariant I7).
 
@@ -250,33 +260,23 @@ def decide_release(
         state: the run as of the last read of the ledger.
         stage: the stage.
         step: trunk step of the checkpoint.
-        anneal: its length in place of the run file's; a percentage is of the trunk's steps so far.
+        settings: section `release` in place of the run file's.
         at: UTC time of the event, ISO 8601.
 
     Raises:
         InputError: the anneal has fewer than two steps, or no corpus to train on.
     """
-    settings = (
-        spec.release if anneal is None else spec.release.model_copy(update={"anneal": anneal})
-    )
+    settings = settings or spec.release
     eta = release_anneal(
         settings, spec.schedule.anneal_end, from_dict(stage.schedule), step, spec.tokens_per_step
     )
-    trained = [*state.history_of(stage), truncate_mix(stage.mix, step - stage.first_step)]
-    if eta is not None and not {s.corpus for s in trained[-1].sources if s.sequences} - {
-        *state.retired
-    }:
-        raise InputError(
-            "release",
-            stage.name,
-            "there is nothing to anneal on: every corpus of the stage is retired",
-            f"replay one again with `perennial unretire`: {', '.join(state.retired)}",
-            code="every-corpus-retired",
-        )
-    mix = None if eta is None else branch_mix(trained, eta.steps, state.retired)
+    mix = None
+    if eta is not None:
+        trained = [*state.history_of(stage), truncate_mix(stage.mix, step - stage.first_step)]
+        mix = anneal_mix(settings.mixture, trained, eta.steps, state)
     return Releasing(
         at=at,
-        name=f"{stage.name}-{step}" + (f"-anneal{eta.steps}" if eta else ""),
+        name=_release_name(state, f"{stage.name}-{step}", eta, settings.mixture),
         stage=stage.name,
         step=step,
         source=folder_of(stage.folder, step),
@@ -285,3 +285,83 @@ def decide_release(
         claim=1,
         settings=held_settings(spec),
     )
+
+
+def anneal_mix(
+    mixture: Mixture, trained: Sequence[StageMix], steps: int, state: RunState
+) -> StageMix:
+    """Return what an anneal trains on.
+
+    Args:
+        mixture: `release.mixture`.
+        trained: the mixes of all stages until the anneal, in order.
+        steps: its length.
+        state: the run, for the corpora that are not replayed any more.
+
+    Raises:
+        InputError: no corpus is left to train on, or one that is named is none of the trunk's.
+    """
+    left_out = state.retired
+    if mixture != "stage":
+        # What a stage replays is decided when it begins; its shares are kept as they are.
+        proxies = (name for mix in trained for name in mix.replay.proxies)
+        held = (name for name in proxies if state.corpora[name].state in ("held", "refused"))
+        left_out = tuple(dict.fromkeys((*left_out, *held)))
+    known = annealed_corpora(trained, left_out, mixture)
+    if not known:
+        remedy = f"replay one again with `perennial unretire`: {', '.join(state.retired)}"
+        raise InputError(
+            "run file",
+            "release.mixture",
+            "there is nothing to anneal on: every corpus of the stage is retired",
+            remedy,
+            code="every-corpus-retired",
+        )
+    strange = [] if isinstance(mixture, str) else [name for name in mixture if name not in known]
+    if strange:
+        name = strange[0]
+        is_out = name in left_out
+        why = f"it is {state.corpora[name].state}" if is_out else "the trunk has not trained on it"
+        raise InputError(
+            "run file",
+            f"release.mixture.{name}",
+            f"the anneal cannot take {name}: {why}",
+            f"weigh {', '.join(known)}",
+            code="mixture-corpus",
+        )
+    return branch_mix(trained, steps, left_out, mixture)
+
+
+def _release_name(state: RunState, branched: str, eta: Anneal | None, mixture: Mixture) -> str:
+    """Return the name of a release, with shape and mixture where they are not the usual."""
+    if eta is None:
+        return branched
+    plain = f"{branched}-anneal{eta.steps}"
+    made = state.branches.get(plain)
+    if made is not None and made.mix is not None and made.schedule is not None:
+        same = not differences(from_dict(made.schedule), eta) and made.mix.mixture == mixture
+        if same:
+            return plain  # planned when names did not tell the shape
+    shape = "" if eta.shape == "exponential" else f"-{eta.shape}"
+    return plain + shape + mixture_suffix(mixture)
+
+
+def check_not_another(state: RunState, decided: Releasing) -> None:
+    """Refuse a release whose name another one has that was annealed by another schedule.
+
+    Args:
+        state: the run as of the last read of the ledger.
+        decided: the release as it would be planned now.
+    """
+    made = state.branches.get(decided.name)
+    if made is None or made.schedule is None or decided.schedule is None:
+        return
+    changed = differences(from_dict(made.schedule), from_dict(decided.schedule))
+    if changed:
+        raise InputError(
+            "run file",
+            "release",
+            f"there is a release {decided.name} with another anneal ({'; '.join(changed)})",
+            "restore its settings, or give this one another length with --tokens",
+            code="release-name-taken",
+        )

@@ -19,12 +19,12 @@ from perennial.config import RunSpec, parse, parse_amount
 from perennial.config.deepspeed_overrides import merge_settings
 from perennial.errors import InputError, Superseded, TrainingStopped
 from perennial.evaluation.finite import split_finite
-from perennial.mixture import branch_mix, truncate_mix
+from perennial.mixture import mixture_suffix, truncate_mix
 from perennial.runs.events import Branched, Event, Tried
 from perennial.runs.job_factory import branch_job, stage_job
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.search_state import shifted, trial_stage
-from perennial.runs.stage_planner import decide_stage
+from perennial.runs.stage_planner import anneal_mix, decide_stage
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import from_dict, release_anneal
 from perennial.store import open_store
@@ -212,8 +212,9 @@ class Bench:
             spec,
             self._seen(stage, step),
             self.manifests,
-            name=f"{decided.trial}-{step}-{_ANNEALED}{eta.steps}",
-            mix=branch_mix(trained, eta.steps, self.origin.retired),
+            name=f"{decided.trial}-{step}-{_ANNEALED}{eta.steps}"
+            + mixture_suffix(spec.release.mixture),
+            mix=anneal_mix(spec.release.mixture, trained, eta.steps, self.origin),
             schedule=eta,
             first_step=step,
             start=folder_of(f"branches/{decided.trial}", step),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from perennial.audit.checks import PlannedFolder, check_checkpoint
-from perennial.config import RunSpec, parse, parse_amount
+from perennial.config import RunSpec, parse
 from perennial.errors import InputError
 from perennial.report.figures.run import learning_rate
 from perennial.runs.job_factory import stage_job
@@ -71,7 +71,7 @@ def test_its_stage_is_shown_and_neither_trained_nor_released(tmp_path: Path) -> 
         stage_job(_spec(), state, stage, _Manifests())
     assert _missing(refused)
     with pytest.raises(InputError) as refused:
-        decide_release(_spec(), state, stage, stage.last_step, parse_amount("4 steps"), AT)
+        decide_release(_spec(), state, stage, stage.last_step, None, AT)
     assert _missing(refused)
 
 

@@ -14,7 +14,7 @@ from perennial.cli.console import out, print_json
 
 if TYPE_CHECKING:
     from perennial.api.results import RunPlan
-    from perennial.planning.plan import Plan, StagePlan
+    from perennial.planning.plan import Plan, SourcePlan
 
 _WIDTH = 72
 _HEIGHT = 6
@@ -98,34 +98,39 @@ def _print_stages(plan: Plan) -> None:
             "-" if stage.gpu_hours is None else f"{stage.gpu_hours:,.1f}",
         )
     out.print(table)
-    _print_sources(plan.stages)
+    _print_sources(plan)
     for name in plan.unknown:
         out.print(f"unknown     {name}: its size is known once it is ingested, or by a budget")
 
 
-def _print_sources(stages: Sequence[StagePlan]) -> None:
+def _print_sources(plan: Plan) -> None:
     table = Table(title="tokens by source", title_justify="left")
     for column in ("stage", "source", "tokens", "epochs", "epochs so far"):
         table.add_column(column, justify="left" if column in ("stage", "source") else "right")
-    for stage in stages:
-        name = stage.stage
-        for source in stage.sources:
-            replayed = source.corpus not in stage.corpora
-            table.add_row(
-                name,
-                f"{source.name} (replayed)" if replayed else source.name,
-                f"{source.tokens:,}",
-                f"{source.epochs:.4f}",
-                f"{source.epochs_so_far:.4f}",
-            )
-            name = ""
+    for stage in plan.stages:
+        _add_sources(table, stage.stage, stage.sources, stage.corpora)
+    _add_sources(table, "release", plan.annealed, [source.corpus for source in plan.annealed])
     out.print(table)
-    for stage in stages:
+    for stage in plan.stages:
         if stage.displaced_tokens:
             out.print(
                 f"{stage.stage}: replay takes the place of {stage.displaced_tokens:,} tokens "
                 f"of {' and '.join(stage.corpora)}"
             )
+
+
+def _add_sources(
+    table: Table, name: str, sources: Sequence[SourcePlan], new: Sequence[str]
+) -> None:
+    for source in sources:
+        table.add_row(
+            name,
+            source.name if source.corpus in new else f"{source.name} (replayed)",
+            f"{source.tokens:,}",
+            f"{source.epochs:.4f}",
+            f"{source.epochs_so_far:.4f}",
+        )
+        name = ""
 
 
 def _print_rates(planned: RunPlan) -> None:

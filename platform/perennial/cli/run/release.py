@@ -27,6 +27,14 @@ def release(
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Length of the anneal, such as '4M tokens'")
     ] = None,
+    mixture: Annotated[
+        str | None,
+        typer.Option(
+            "--mixture",
+            help="What the anneal trains on: stage, seen, balanced, or weights such as "
+            "'english=2,french=1'",
+        ),
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -44,9 +52,9 @@ def release(
     """Anneal a branch off the trunk and export it as a Hugging Face folder."""
     run = open_run(run_file, overrides)
     if dry_run:
-        print_preview(run, run.plan_release(origin, tokens, to, copied_as))
+        print_preview(run, run.plan_release(origin, tokens, to, copied_as, mixture))
         return
-    made = run.release(origin, tokens, to, copied_as)
+    made = run.release(origin, tokens, to, copied_as, mixture)
     if as_json:
         print_json(made.to_dict())
         return
