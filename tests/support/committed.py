@@ -17,24 +17,25 @@ def commit_model(store: Store, model: Any, folder: Path) -> str:
     return commit_folder(store, folder)
 
 
-def commit_folder(store: Store, folder: Path) -> str:
+def commit_folder(store: Store, folder: Path, step: int = 4) -> str:
     """Commit the files of a local folder as a checkpoint; return its key."""
-    files = checkpoints.upload(store, f"{KEY}/attempt", sorted(folder.iterdir()))
+    key = checkpoints.folder_of("checkpoints/00-en", step)
+    files = checkpoints.upload(store, f"{key}/attempt", sorted(folder.iterdir()))
     manifest = checkpoints.CheckpointManifest(
         name="00-en",
-        step=4,
+        step=step,
         phase="constant",
         eta=1e-3,
         schedule={},
         mix={},
-        mix_step=4,
-        tokens_seen={"en": 4},
-        optimizer_steps=4,
+        mix_step=step,
+        tokens_seen={"en": step},
+        optimizer_steps=step,
         world_size=1,
         code_version="0",
         tracking_run="",
         attempt="attempt",
         files=files,
     )
-    assert checkpoints.commit(store, KEY, manifest)
-    return KEY
+    assert checkpoints.commit(store, key, manifest)
+    return key

@@ -103,7 +103,7 @@ def save_checkpoints(store: Store, job: Job, scratch: Path) -> str:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         for name in ("model", *(f"optimizer-{rank:02d}-of-{WORLD:02d}" for rank in range(WORLD))):
-            save_file({"w": np.full(64, step)}, folder / f"{name}.safetensors")
+            save_file({"w": np.full(64, step, np.float32)}, folder / f"{name}.safetensors")
         rows = [
             {"step": done, "batch_tokens": job.tokens_per_step, "tokens_per_second": 1000.0}
             for done in range(job.first_step + 1, step + 1)

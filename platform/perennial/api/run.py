@@ -282,6 +282,7 @@ class Run(StoredRun):
         to: str | None = None,
         copied_as: Format = "safetensors",
         mixture: str | None = None,
+        average: str | None = None,
     ) -> ReleaseSummary:
         """Anneal a branch off the trunk and export it as a Hugging Face folder.
 
@@ -290,6 +291,7 @@ class Run(StoredRun):
             tokens: length of the anneal, such as `4M tokens`; None: the run file's.
             to: folder, bucket's url or `hf://OWNER/NAME` to copy it to, as `copied_as` says.
             mixture: of the anneal, such as `balanced` or `en=2,fr=1`; None: the run file's.
+            average: `last:5`: the average of checkpoints in place of an anneal; None: an anneal.
 
         Raises:
             InputError: no such checkpoint, corpus or place, or a gate stopped the stage.
@@ -297,7 +299,7 @@ class Run(StoredRun):
         from perennial.api import training
 
         with self._checked() as work:
-            return training.release(work, origin, tokens, to, copied_as, mixture)
+            return training.release(work, origin, tokens, to, copied_as, mixture, average)
 
     def plan_release(self, *asked: str | None) -> list[str]:
         """Return what `release` would do; arguments and errors are its."""

@@ -84,16 +84,21 @@ class StoredRun:
 
         return trace_rows(self._reading(), corpus, rows)
 
-    def trace_step(self, step: int) -> TracedRows:
+    def trace_step(self, step: int, release: str | None = None) -> TracedRows:
         """Return the documents of the batch that led to a step of the trunk. Reads only.
 
+        Args:
+            step: the trunk's, or of the anneal of a release.
+            release: its name; None for the trunk.
+
         Raises:
-            InputError: no stage has that step, or the documents of a corpus were not kept.
+            InputError: there is no such step or release, or the documents of a corpus were not
+                kept.
             Altered: the file that has them is missing or was altered.
         """
         from perennial.api.trace import trace_step
 
-        return trace_step(self._reading(), step)
+        return trace_step(self._reading(), step, release)
 
     def _reading(self) -> Workspace:
         from perennial.controller.context import Workspace

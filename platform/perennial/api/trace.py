@@ -15,6 +15,8 @@ from perennial.training.spikes.batch import find_documents
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
+    from perennial.mixture import StageMix
+    from perennial.runs.state import RunState
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class TracedRows:
 
     Attributes:
         documents: by corpus, their stretches in the order of the rows.
-        stage: the stage that trained them, where a step was asked for.
+        stage: the stage, or `release NAME`, that trained them, where a step was asked for.
     """
 
     documents: dict[str, list[DocumentSpan]]
@@ -53,9 +55,22 @@ def trace_rows(work: Workspace, corpus: str, rows: Sequence[int]) -> TracedRows:
     return traced
 
 
-def trace_step(work: Workspace, step: int) -> TracedRows:
+def trace_step(work: Workspace, step: int, release: str | None = None) -> TracedRows:
     """Return what the batch of a step holds; see `Run.trace_step`."""
-    stages = work.ledger.read().stages
+    state = work.ledger.read()
+    name, first_step, mix = (
+        _stage_at(state, step) if release is None else _anneal_at(state, step, release)
+    )
+    layouts = {s.corpus: layout(corpora.read_manifest(work.store, s.corpus)) for s in mix.sources}
+    origins = trace_origins(mix, layouts, step - 1 - first_step)
+    traced = TracedRows(find_documents(work.store, origins), name)
+    _check_kept(traced)
+    return traced
+
+
+def _stage_at(state: RunState, step: int) -> tuple[str, int, StageMix]:
+    """Return name, first step and mix of the stage that has a step of the trunk."""
+    stages = state.stages
     stage = next((s for s in stages if s.first_step < step <= s.last_step), None)
     if stage is None:
         last = stages[-1].last_step if stages else 0
@@ -63,12 +78,31 @@ def trace_step(work: Workspace, step: int) -> TracedRows:
             "command line", "--step", f"the trunk has no step {step}",
             f"name one from 1 to {last}" if last else "train a stage first", code="step-missing",
         )  # fmt: skip
-    mix = stage.mix
-    layouts = {s.corpus: layout(corpora.read_manifest(work.store, s.corpus)) for s in mix.sources}
-    origins = trace_origins(mix, layouts, step - 1 - stage.first_step)
-    traced = TracedRows(find_documents(work.store, origins), stage.name)
-    _check_kept(traced)
-    return traced
+    return stage.name, stage.first_step, stage.mix
+
+
+def _anneal_at(state: RunState, step: int, release: str) -> tuple[str, int, StageMix]:
+    """Return name, first step and mix of the anneal of a release that has a step."""
+    branch = state.branches.get(release)
+    if branch is None:
+        names = ", ".join(state.branches) or "none yet"
+        raise InputError(
+            "command line", "--release", f"there is no release {release!r}",
+            f"its releases: {names}", code="release-missing",
+        )  # fmt: skip
+    if branch.mix is None:
+        how = f"it is the {branch.average}" if branch.average else "it was not annealed"
+        raise InputError(
+            "command line", "--release", f"{release} has no steps of its own: {how}",
+            "trace the trunk's: leave out --release", code="release-not-annealed",
+        )  # fmt: skip
+    last = branch.step + branch.mix.steps
+    if not branch.step < step <= last:
+        raise InputError(
+            "command line", "--step", f"{release} has no step {step}",
+            f"name one from {branch.step + 1} to {last}", code="step-missing",
+        )  # fmt: skip
+    return f"release {release}", branch.step, branch.mix
 
 
 def _check_kept(traced: TracedRows) -> None:

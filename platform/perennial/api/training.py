@@ -118,9 +118,10 @@ def release(
     to: str | None,
     copied_as: releases.Format,
     mixture: str | None,
+    average: str | None,
 ) -> ReleaseSummary:
     """Anneal and export a branch; see `Run.release`."""
-    released = releases.release(work, origin, tokens, to, copied_as, mixture)
+    released = releases.release(work, origin, tokens, to, copied_as, mixture, average)
     url = f"{work.store.url}/{released.folder}"
     return ReleaseSummary(released, summary.matrix(work.state), url)
 

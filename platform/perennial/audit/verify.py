@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import corpora
 from perennial.audit import checks
+from perennial.audit.averages import check_averaged_files, check_averages
 from perennial.audit.counts import (
     check_contents,
     check_earlier,
@@ -50,6 +51,7 @@ from perennial.training.checkpoint.manifest import (
     FileEntry,
     place_of,
 )
+from perennial.training.model.average import is_weights
 from perennial.training.model.initial import read_initial
 from perennial.training.spikes.skips import read_skips
 
@@ -159,6 +161,7 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     done.findings += checks.check_stages(story, rows)
     done.findings += checks.check_trials(story, rows)
     done.findings += checks.check_branches(story)
+    done.findings += check_averages(story)
     _skips(store, done)
     done.findings += checks.check_skips(story, done.skipped)
     tasks += _checkpoints(store, done, committed)
@@ -357,11 +360,21 @@ def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator
             done.lost[where] = ""
             continue
         checkpoint = done.checkpoints.get(source)
+        branch = done.story.state.branches.get(folder.removeprefix("releases/"))
+        averaged = branch is not None and branch.average is not None
+        if branch is not None and averaged:
+            plan = _planned_folders(done).get(done.story.state.stage(branch.stage).folder)
+            done.findings += check_averaged_files(
+                store, where, branch, manifest, files, done.checkpoints, plan
+            )
         if checkpoint is None:
-            right = "it is exported from a checkpoint that is committed"
-            done.findings.append(Finding(where, f"its checkpoint {source} is missing", right))
+            if not averaged:  # which outlives the checkpoints that it is of
+                right = "it is exported from a checkpoint that is committed"
+                done.findings.append(Finding(where, f"its checkpoint {source} is missing", right))
         else:
             for name in (name for name in files if name in checkpoint.files):
+                if averaged and is_weights(name):
+                    continue
                 digests = (files[name].sha256, checkpoint.files[name].sha256)
                 place = checkpoint.key_of(source, name)
                 if not _says_as_much(store, f"{folder}/{name}", place):

@@ -19,13 +19,14 @@ from perennial.evaluation import Questions, examine
 from perennial.evaluation.scores import plain
 from perennial.mixture import describe_tokens, read_mixture
 from perennial.runs import summary
+from perennial.runs.averaging import Average, read_average
 from perennial.runs.events import Measured, Released, Releasing, Scored
 from perennial.runs.job_factory import release_job
 from perennial.runs.ledger import now
 from perennial.runs.model_card import model_card
-from perennial.runs.stage_planner import check_not_another, decide_release
+from perennial.runs.stage_planner import check_not_another, decide_average, decide_release
 from perennial.runs.state import RunState, Stage
-from perennial.training.checkpoint.manifest import committed_steps
+from perennial.training.checkpoint.manifest import committed_steps, read_manifest
 
 Format = Literal["safetensors", "gguf"]
 """of a copy"""
@@ -38,6 +39,7 @@ def release(
     to: str | None = None,
     copied_as: Format = "safetensors",
     mixture: str | None = None,
+    average: str | None = None,
 ) -> Released:
     """Anneal and export a checkpoint of the trunk, unless that release exists.
 
@@ -51,6 +53,8 @@ def release(
         copied_as: format of that copy.
         mixture: of the anneal, such as `balanced` or `english=2,french=1`, in place of the run
             file's.
+        average: `last:5`, `last:5:linear` or `last:5:1-sqrt`: the average of as many checkpoints of
+            the trunk, in place of an anneal.
 
     Returns:
         The release.
@@ -59,7 +63,7 @@ def release(
         InputError: there is no such checkpoint, a gate stopped its stage, or the place is none.
     """
     _check_copy(to, copied_as)
-    decided = _decide(work, origin, tokens, mixture)
+    decided = _decide(work, origin, tokens, mixture, average)
     done = _done(work, decided.name)
     if done is not None:
         work.log(f"release {decided.name} exists already")
@@ -76,14 +80,19 @@ def plan_release(
     to: str | None = None,
     copied_as: str | None = "safetensors",
     mixture: str | None = None,
+    average: str | None = None,
 ) -> list[str]:
     """Return what `release` would do, in words; writes nothing."""
     _check_copy(to, copied_as)
-    decided = _decide(work, origin, tokens, mixture)
+    decided = _decide(work, origin, tokens, mixture, average)
     how = f"anneal {_steps(decided)} steps and " if decided.mix else ""
+    if decided.average is not None:
+        how = f"average {len(decided.average.of)} checkpoints and "
     lines = [f"{how}export {decided.name} from {decided.source}"]
     if decided.mix is not None:
         lines.append(f"anneal on {describe_tokens(decided.mix, work.spec.corpora.sequence_length)}")
+    if decided.average is not None:
+        lines += _describe_average(work, decided.average)
     return lines if to is None else [*lines, f"copy it to {to} as {copied_as}"]
 
 
@@ -177,13 +186,59 @@ def _fill(work: Workspace) -> None:
 
 
 def _decide(
-    work: Workspace, origin: str | None, tokens: str | None, mixture: str | None
+    work: Workspace,
+    origin: str | None,
+    tokens: str | None,
+    mixture: str | None,
+    average: str | None,
 ) -> Releasing:
     stage, step = _origin(work, origin)
+    if average is not None:
+        if tokens is not None or mixture is not None:
+            raise InputError(
+                "command line",
+                "--average",
+                "an average is not annealed, so that tokens and a mixture have no meaning for it",
+                "leave out --tokens and --mixture, or --average",
+                code="average-not-annealed",
+            )
+        asked = read_average(average)
+        held = _retained(work, stage, step, asked.checkpoints)
+        return decide_average(work.spec, held, asked, now())
     settings = _settings(work.spec.release, tokens, mixture)
     decided = decide_release(work.spec, work.state, stage, step, settings, now())
     check_not_another(work.state, decided)
     return decided
+
+
+def _retained(work: Workspace, stage: Stage, step: int, count: int) -> list[tuple[Stage, int]]:
+    """Return the last checkpoints of the trunk until a step that the store holds, in order."""
+    held: list[tuple[Stage, int]] = []
+    for each in reversed([*work.state.stages[: stage.after], stage]):
+        steps = [at for at in committed_steps(work.store, each.folder) if at <= step]
+        held = [*((each, at) for at in steps), *held]
+        if len(held) >= count:
+            break
+    return held[-count:]
+
+
+def _describe_average(work: Workspace, average: Average) -> list[str]:
+    """Return the checkpoints of an average in words, with what is read of each."""
+    from perennial.training.model.average import is_weights
+
+    total = sum(member.weight for member in average.of)
+    lines = []
+    for member in average.of:
+        manifest = read_manifest(work.store, member.source)
+        size = sum(file.size_bytes for name, file in manifest.files.items() if is_weights(name))
+        lines.append(
+            f"of {member.source}: {member.stage} step {member.step:,}, {manifest.phase} phase, "
+            f"weight {member.weight / total:.3f}, {size:,} bytes"
+        )
+    stages = dict.fromkeys(member.stage for member in average.of)
+    if len(stages) > 1:
+        lines.append(f"these are checkpoints of {len(stages)} stages: {', '.join(stages)}")
+    return lines
 
 
 def _settings(spec: ReleaseSpec, tokens: str | None, mixture: str | None) -> ReleaseSpec:
@@ -270,7 +325,11 @@ def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -
     tokenizer = corpora.load_tokenizer(work.store)
     base = corpora.read_base_files(work.store, tokenizer)
     files = release_files(tokenizer, base, named.end_of_document, named.begin_of_document)
-    export(work.store, checkpoint, folder, files, card)
+    averaged = claimed.average
+    if averaged is not None:
+        work.log(f"release {claimed.name} is the {averaged}")
+    sources = None if averaged is None else averaged.sources
+    export(work.store, checkpoint, folder, files, card, sources)
 
 
 def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:

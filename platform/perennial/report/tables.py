@@ -39,7 +39,7 @@ def lineage(spec: RunSpec, state: RunState) -> list[Table]:
         for origin in state.origins.values()
     ]
     releases = [
-        (r.name, r.source, f"{r.steps:,}", _annealed_on(spec, state.branches[r.name]))
+        (r.name, r.source, f"{r.steps:,}", _made_of(spec, state.branches[r.name]))
         for r in state.releases
     ]
     waiting = [
@@ -55,14 +55,16 @@ def lineage(spec: RunSpec, state: RunState) -> list[Table]:
     if stages:
         tables.append(Table(columns, stages, frozenset({"steps", "tokens"})))
     if releases:
-        named = ("release", "branches off", "anneal steps", "annealed on")
+        named = ("release", "branches off", "anneal steps", "made of")
         tables.append(Table(named, releases, frozenset({"anneal steps"})))
     if waiting:
         tables.append(Table(("corpus without a stage", "state", "reason"), waiting))
     return tables
 
 
-def _annealed_on(spec: RunSpec, release: Releasing) -> str:
+def _made_of(spec: RunSpec, release: Releasing) -> str:
+    if release.average is not None:
+        return f"{release.average}"
     if release.mix is None:
         return "nothing"
     return describe_tokens(release.mix, spec.corpora.sequence_length)

@@ -28,6 +28,7 @@ from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
+from perennial.runs.averaging import Average
 from perennial.store.stored_json import parse_json
 
 SCHEMA = 3
@@ -317,7 +318,7 @@ class Releasing(_Record):
     """A release is planned, or continues under a new claim: the latest claim alone may commit.
 
     stage, step: the trunk's checkpoint that it branches from.
-    mix, schedule: of its anneal; None when the trunk had decayed there already.
+    mix, schedule: of its anneal; None when the trunk had decayed there already, or of an average.
     claim: 1, 2, ...: number of processes that began it.
     """
 
@@ -330,6 +331,7 @@ class Releasing(_Record):
     schedule: ScheduleRecord | None
     claim: int
     settings: Settings = None
+    average: Annotated[Average | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class Released(_Record):

@@ -69,6 +69,7 @@ def model_card(
             f"- Trunk schedule: {_fields(stage.schedule)}.",
             *([f"- Anneal: {_fields(release.schedule)}."] if release.schedule else []),
             *([f"- Annealed on {describe_tokens(release.mix, length)}."] if release.mix else []),
+            *_average_lines(release),
             f"- Parents: {', '.join(f'`{parent}`' for parent in _parents(trained, release))}.",
             f"- Tokenizer fingerprint: `{manifests[stage.corpora[0]].tokenizer}`.",
             f"- Made by perennial {__version__}.",
@@ -107,6 +108,8 @@ def _loss_row(name: str, losses: Mapping[str, HeldoutLoss], corpora: Sequence[st
 
 
 def _branch(release: Releasing) -> str:
+    if release.average is not None:
+        return f"the {release.average}; nothing was trained for it"
     if release.schedule is None:
         return f"the trunk's step {release.step}, whose own schedule had decayed"
     anneal = release.schedule
@@ -114,6 +117,15 @@ def _branch(release: Releasing) -> str:
         f"annealed for {anneal['steps']} steps from {anneal['eta_start']:g} to "
         f"{anneal['eta_min']:g} ({anneal['shape']}) off the trunk's step {release.step}"
     )
+
+
+def _average_lines(release: Releasing) -> list[str]:
+    """Return the checkpoints of an average with their shares of it."""
+    if release.average is None:
+        return []
+    total = sum(member.weight for member in release.average.of)
+    shares = (f"{m.step:,} {m.weight / total:.4g}" for m in release.average.of)
+    return [f"- Averaged in 32 bits, share by step: {', '.join(shares)}."]
 
 
 def _stage_row(stage: Stage, mix: StageMix, length: int) -> str:
@@ -128,7 +140,8 @@ def _corpus_row(state: RunState, manifest: CorpusManifest, tokens: int) -> str:
 
 def _parents(trained: Sequence[Stage], release: Releasing) -> list[str]:
     """Return the checkpoints that the release descends from, the nearest first."""
-    return [release.source, *(s.start for s in reversed(trained) if s.start is not None)]
+    averaged = release.average.sources if release.average else [release.source]
+    return [*reversed([*averaged]), *(s.start for s in reversed(trained) if s.start is not None)]
 
 
 def _fields(schedule: Mapping[str, object]) -> str:

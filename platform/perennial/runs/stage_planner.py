@@ -23,6 +23,7 @@ from perennial.mixture import (
     truncate_mix,
 )
 from perennial.runs.actions import Order
+from perennial.runs.averaging import AskedAverage, Average, AveragedCheckpoint, weights_of
 from perennial.runs.events import Releasing, Started
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import (
@@ -284,6 +285,53 @@ def decide_release(
         schedule=None if eta is None else to_dict(eta),
         claim=1,
         settings=held_settings(spec),
+    )
+
+
+def decide_average(
+    spec: RunSpec, checkpoints: Sequence[tuple[Stage, int]], asked: AskedAverage, at: str
+) -> Releasing:
+    """Plan the release of an average of checkpoints of the trunk; nothing is trained for it.
+
+    Args:
+        spec: the run file.
+        checkpoints: the last ones of the trunk that the store holds, by stage and trunk step, the
+            latest last.
+        asked: how many of them are averaged, and how.
+        at: UTC time of the event, ISO 8601.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    if len(checkpoints) < asked.checkpoints:
+        there = ", ".join(f"{stage.name}@{step}" for stage, step in checkpoints)
+        raise InputError(
+            "command line",
+            "--average",
+            f"the store holds {len(checkpoints)} checkpoints of the trunk until there ({there}), "
+            f"not {asked.checkpoints}",
+            "average fewer, or keep more: training.keep_last",
+            code="too-few-checkpoints",
+        )
+    weights = weights_of(asked.weighting, asked.checkpoints)
+    members = [
+        AveragedCheckpoint(
+            stage=stage.name, step=step, source=folder_of(stage.folder, step), weight=weight
+        )
+        for (stage, step), weight in zip(checkpoints[-asked.checkpoints :], weights, strict=True)
+    ]
+    last, shape = members[-1], "" if asked.weighting == "uniform" else f"-{asked.weighting}"
+    return Releasing(
+        at=at,
+        name=f"{last.stage}-{last.step}-average{asked.checkpoints}{shape}",
+        stage=last.stage,
+        step=last.step,
+        source=last.source,
+        mix=None,
+        schedule=None,
+        claim=1,
+        settings=held_settings(spec),
+        average=Average(weighting=asked.weighting, of=tuple(members)),
     )
 
 

@@ -21,6 +21,10 @@ Rows = Annotated[
 Step = Annotated[
     int | None, typer.Option("--step", help="A step of the trunk, for all rows of its batch")
 ]
+Release = Annotated[
+    str | None,
+    typer.Option("--release", metavar="NAME", help="The step is one of this release's anneal"),
+]
 
 
 def trace(
@@ -28,13 +32,14 @@ def trace(
     corpus: Corpus = None,
     rows: Rows = None,
     step: Step = None,
+    release: Release = None,
     as_json: AsJson = False,
 ) -> None:
     """Name the documents in rows of a corpus, or in the batch of a step. Reads only."""
     run = open_run(run_file, None)
     if step is not None and corpus is None:
-        traced = run.trace_step(step)
-    elif step is None and corpus is not None and rows:
+        traced = run.trace_step(step, release)
+    elif step is None and release is None and corpus is not None and rows:
         traced = run.trace(corpus, rows)
     else:
         raise InputError(

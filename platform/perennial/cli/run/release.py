@@ -35,6 +35,15 @@ def release(
             "'english=2,french=1'",
         ),
     ] = None,
+    average: Annotated[
+        str | None,
+        typer.Option(
+            "--average",
+            metavar="last:N[:WEIGHTING]",
+            help="The average of the trunk's last N checkpoints in place of an anneal; weighting "
+            "uniform (default), linear or 1-sqrt",
+        ),
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -52,9 +61,9 @@ def release(
     """Anneal a branch off the trunk and export it as a Hugging Face folder."""
     run = open_run(run_file, overrides)
     if dry_run:
-        print_preview(run, run.plan_release(origin, tokens, to, copied_as, mixture))
+        print_preview(run, run.plan_release(origin, tokens, to, copied_as, mixture, average))
         return
-    made = run.release(origin, tokens, to, copied_as, mixture)
+    made = run.release(origin, tokens, to, copied_as, mixture, average)
     if as_json:
         print_json(made.to_dict())
         return

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from perennial.corpora.release_tokenizer import settle_class
 from perennial.store import Store
 from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
+from perennial.training.model.average import is_weights, write_average
 from perennial.training.model.spellings import spell_for_all
 
 
@@ -19,6 +21,7 @@ def export(
     folder: str,
     tokenizer: dict[str, bytes],
     card: str,
+    average: Mapping[str, float] | None = None,
 ) -> None:
     """Write a release folder from a committed checkpoint (invariant I6).
 
@@ -30,12 +33,17 @@ def export(
         folder: key of the release.
         tokenizer: the tokenizer's files by name.
         card: text of the model card.
+        average: weights by key of the checkpoints that the released weights are the average of, the
+            last of them `checkpoint`; None for those of `checkpoint` alone.
     """
     manifest = checkpoints.read_manifest(store, checkpoint)
     left_out = (checkpoints.OPTIMIZER, checkpoints.METRICS)
     kept = [name for name in manifest.files if not name.startswith(left_out)]
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch)
+        if average is not None:
+            kept = [name for name in kept if not is_weights(name)]
+            write_average(store, average, local)
         checkpoints.download(store, checkpoint, manifest, kept, local)
         for name, data in (tokenizer | {"README.md": card.encode()}).items():
             (local / name).parent.mkdir(exist_ok=True)
@@ -44,7 +52,8 @@ def export(
             _spell(local / name)
         settle_class(local)
         files = _upload(store, folder, local)
-    manifest_data = {
+    averaged = {} if average is None else {"average": dict(average)}
+    manifest_data = averaged | {
         "checkpoint": checkpoint,
         "tokens_seen": manifest.tokens_seen,
         "code_version": manifest.code_version,

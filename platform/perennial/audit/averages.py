@@ -1,0 +1,97 @@
+"""Checks of releases that are averages of checkpoints: the ledger's plan, and the weights again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from perennial.audit.checks import FoldedLedger, PlannedFolder
+from perennial.audit.finding import Finding, unequal
+from perennial.errors import Altered, Damaged, InputError
+from perennial.runs.averaging import Average, weights_of
+from perennial.runs.events import Releasing
+from perennial.store import Store
+from perennial.training.checkpoint.manifest import (
+    CheckpointManifest,
+    FileEntry,
+    digest,
+    folder_of,
+)
+from perennial.training.model.average import is_weights, write_average
+
+
+def check_averages(story: FoldedLedger) -> Iterator[Finding]:
+    """Check that each average in the ledger is of steps of the trunk, weighed as it says."""
+    for branch in story.state.branches.values():
+        average = branch.average
+        if average is None:
+            continue
+        key = story.key("releasing", name=branch.name)
+        last = story.state.stage(branch.stage)
+        trunk = {each.name: each for each in (*story.state.stages[: last.after], last)}
+        for member in average.of:
+            stage = trunk.get(member.stage)
+            if stage is None or not stage.first_step < member.step <= stage.last_step:
+                problem = f"{branch.name} is an average of {member.stage} step {member.step}"
+                yield Finding(key, problem, "steps of the trunk that it branches off")
+            elif member.source != folder_of(stage.folder, member.step):
+                problem = f"step {member.step} of {branch.name} is {member.source}"
+                yield Finding(key, problem, folder_of(stage.folder, member.step))
+        steps = [member.step for member in average.of]
+        weights = [member.weight for member in average.of]
+        yield from unequal(
+            key,
+            {
+                f"steps of {branch.name}": (steps, sorted(set(steps))),
+                f"last step of {branch.name}": (steps[-1:], [branch.step]),
+                f"weights of {branch.name}": (weights, weights_of(average.weighting, len(steps))),
+            },
+        )
+
+
+def check_averaged_files(
+    store: Store,
+    where: str,
+    branch: Releasing,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, FileEntry],
+    checkpoints: Mapping[str, CheckpointManifest],
+    plan: PlannedFolder | None,
+) -> Iterator[Finding]:
+    """Check a release that is an average: what it says of itself, and its weights, made again.
+
+    They are not made again where retention has removed one of the checkpoints, or one is damaged.
+
+    Args:
+        store: the run's store.
+        where: key of the release's manifest.
+        branch: the release as it was planned, with its average.
+        manifest: of the release; files: those in it.
+        checkpoints: manifests of all checkpoints that are committed, by key.
+        plan: of the stage that it branches off.
+    """
+    average = branch.average
+    assert average is not None
+    said, right = manifest.get("average"), average.sources
+    pairs = {"average": (said, right), "checkpoint": (manifest["checkpoint"], branch.source)}
+    if plan is not None and plan.first_step < branch.step <= plan.last_step:
+        pairs["tokens_seen"] = (manifest["tokens_seen"], plan.tokens_seen(branch.step))
+    yield from unequal(where, pairs)
+    if said == right and all(source in checkpoints for source in right):
+        yield from _again(store, where, average, files)
+
+
+def _again(
+    store: Store, where: str, average: Average, files: Mapping[str, FileEntry]
+) -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
+        try:
+            write_average(store, average.sources, Path(scratch))
+        except (Altered, Damaged, InputError):
+            return  # the checkpoint has a finding of its own
+        made = {path.name: digest(path) for path in Path(scratch).iterdir()}
+    its = {name: entry.sha256 for name, entry in files.items() if is_weights(name)}
+    for name in sorted({*made, *its}):
+        yield from unequal(where, {f"sha256 of {name}": (its.get(name), made.get(name))})
