@@ -214,9 +214,9 @@ def _decide(
 def _retained(work: Workspace, stage: Stage, step: int, count: int) -> list[tuple[Stage, int]]:
     """Return the last checkpoints of the trunk until a step that the store holds, in order."""
     held: list[tuple[Stage, int]] = []
-    for each in reversed([*work.state.stages[: stage.after], stage]):
-        steps = [at for at in committed_steps(work.store, each.folder) if at <= step]
-        held = [*((each, at) for at in steps), *held]
+    for earlier in reversed([*work.state.stages[: stage.after], stage]):
+        steps = [at for at in committed_steps(work.store, earlier.folder) if at <= step]
+        held = [*((earlier, at) for at in steps), *held]
         if len(held) >= count:
             break
     return held[-count:]

@@ -10,6 +10,24 @@ from rich.markup import escape
 from perennial.cli.command import AsJson, DryRun, Overrides, RunFile, open_run, print_preview
 from perennial.cli.console import out, print_json, print_matrix
 
+Mixture = Annotated[
+    str | None,
+    typer.Option(
+        "--mixture",
+        help="What the anneal trains on: stage, seen, balanced, or weights such as "
+        "'english=2,french=1'",
+    ),
+]
+Average = Annotated[
+    str | None,
+    typer.Option(
+        "--average",
+        metavar="last:N[:WEIGHTING]",
+        help="The average of the trunk's last N checkpoints in place of an anneal; weighting "
+        "uniform (default), linear or 1-sqrt",
+    ),
+]
+
 
 def release(
     run_file: RunFile,
@@ -27,23 +45,8 @@ def release(
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Length of the anneal, such as '4M tokens'")
     ] = None,
-    mixture: Annotated[
-        str | None,
-        typer.Option(
-            "--mixture",
-            help="What the anneal trains on: stage, seen, balanced, or weights such as "
-            "'english=2,french=1'",
-        ),
-    ] = None,
-    average: Annotated[
-        str | None,
-        typer.Option(
-            "--average",
-            metavar="last:N[:WEIGHTING]",
-            help="The average of the trunk's last N checkpoints in place of an anneal; weighting "
-            "uniform (default), linear or 1-sqrt",
-        ),
-    ] = None,
+    mixture: Mixture = None,
+    average: Average = None,
     to: Annotated[
         str | None,
         typer.Option(

@@ -84,7 +84,7 @@ def write_average(store: Store, weights: Mapping[str, float], target: Path) -> N
 
 
 def _alike(one: Mapping[str, _Tensor], other: Mapping[str, _Tensor]) -> bool:
-    kinds = [{name: (t.dtype, t.shape) for name, t in each.items()} for each in (one, other)]
+    kinds = [{n: (t.dtype, t.shape) for n, t in model.items()} for model in (one, other)]
     return kinds[0] == kinds[1]
 
 
