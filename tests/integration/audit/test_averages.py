@@ -39,9 +39,18 @@ def averaged(finished: dict[str, bytes], tmp_path: Path) -> tuple[Store, Releasi
     ledger.append(decided)
     folder, files = f"releases/{decided.name}", release_files(load_tokenizer(store))
     export(store, decided.source, folder, files, "A card.", decided.average.sources)
-    made = {"name": decided.name, "source": decided.source, "folder": folder}
-    rest: dict[str, Any] = {"steps": 0, "schedule": {}, "losses": {}, "samples": []}
-    ledger.append(Released(at=now(), **made, **rest))
+    ledger.append(
+        Released(
+            at=now(),
+            name=decided.name,
+            source=decided.source,
+            folder=folder,
+            steps=0,
+            schedule={},
+            losses={},
+            samples=[],
+        )
+    )
     return store, decided
 
 
