@@ -87,7 +87,7 @@ def read_run(spec: RunSpec, store: Store, state: RunState, label: str = "") -> C
         _bill(spec, state),
         label=label,
         matrix=summary.matrix(state),
-        released={stage.name: release.losses for stage, release in _releases_off_ends(state)},
+        released={stage.name: release.losses for stage, release in _anneals_off_ends(state)},
     )
 
 
@@ -139,18 +139,18 @@ def _release_model(spec: RunSpec, state: RunState, index: int) -> Model:
 def _bill(spec: RunSpec, state: RunState) -> Bill:
     anneals = {
         stage.name: release.steps * spec.tokens_per_step
-        for stage, release in _releases_off_ends(state)
+        for stage, release in _anneals_off_ends(state)
     }
     trained = [stage for stage in state.stages if stage.name in state.ends]
     return bill([(s.name, s.mix.steps * spec.tokens_per_step) for s in trained], anneals)
 
 
-def _releases_off_ends(state: RunState) -> Iterator[tuple[Stage, Released]]:
-    """Yield the releases that branch off a stage's end, with the stage."""
+def _anneals_off_ends(state: RunState) -> Iterator[tuple[Stage, Released]]:
+    """Yield the releases that were annealed off a stage's end, with the stage."""
     for release in state.releases:
         decided = state.branches[release.name]
         stage = state.stage(decided.stage)
-        if decided.step == stage.last_step:
+        if decided.step == stage.last_step and decided.average is None:
             yield stage, release
 
 
