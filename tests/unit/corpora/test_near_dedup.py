@@ -15,13 +15,14 @@ import pytest
 
 from perennial.corpora import IngestSettings, RunTokenizer, land, train_tokenizer
 from perennial.corpora.encoders import make_encoder
-from perennial.corpora.ingest import near_dedup
+from perennial.corpora.ingest import near_dedup, shared_text
 from perennial.corpora.ingest.near_dedup import (
     BandHasher,
     NearDuplicateIndex,
     compute_minhash,
     write_index,
 )
+from perennial.corpora.ingest.shared_text import SharedTextIndex, hash_runs
 from perennial.corpora.manifest import InputFile
 from perennial.store import open_store
 from tests.support.passages import PASSAGES, SPACED, staged
@@ -182,3 +183,64 @@ def test_the_search_says_where_it_compared_with_some_alone(
     assert 10 <= index.partly_compared <= 20
     alone = find_near(tmp_path / "alone", tokenizer, held[:20], others)[1]
     assert alone.partly_compared == 0
+
+
+def edited(texts: list[str], changes: int) -> list[str]:
+    """The texts with some words changed, behind the half that all share."""
+    chance, result = random.Random(3), []
+    for text in texts:
+        words = text.split()
+        for place in chance.sample(range(150, 300), changes):
+            words[place] = f"changed{place}"
+        result.append(" ".join(words))
+    return result
+
+
+def test_what_is_left_out_by_the_bound_is_like_nothing(
+    tmp_path: Path, tokenizer: RunTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, others = boilerplate(200, 1), boilerplate(100, 2)
+    accented = [text.replace("e", "\u00e9") for text in held[:20]]
+    texts = [*others, *documents_of("fr", 20), *accented]
+    for changes in (1, 3, 5, 7, 9):  # similarities of 0.97 to 0.73
+        texts += edited(held[20 * changes :][:20], changes)
+    held += accented
+    found, index = find_near(tmp_path / "a", tokenizer, held, texts)
+    assert index._shared._tables, "bands that many share were looked at"
+    seen = Counter((row - 140) // 20 for row in found)
+    assert [seen[group] for group in range(-7, 3)] == [0] * 6 + [20] * 4
+    monkeypatch.setattr(SharedTextIndex, "find_unlike_bands", lambda *given: given[2] < 0)
+    monkeypatch.setattr(SharedTextIndex, "find_unlike_pairs", lambda *given: given[2] < 0)
+    assert find_near(tmp_path / "b", tokenizer, held, texts)[0] == found
+
+
+def test_runs_are_those_that_similarity_is_measured_by() -> None:
+    texts = ["", "four words are few", "a B c D e a b c d E a", "One, two-three: été ÉTÉ _x1 two"]
+    texts += ["word " * 9, " ".join(f"w{number}" for number in range(2000)), "a b c d e"]
+    data = [text.encode() for text in texts]
+    runs = hash_runs(data, None)
+    assert runs.sizes.tolist() == [0, 0, 5, 3, 1, 1996, 1]
+    parts = [
+        set(runs.values[begin:end].tolist())
+        for begin, end in zip(runs.bounds[:-1], runs.bounds[1:], strict=True)
+    ]
+    assert [*map(len, parts)] == runs.sizes.tolist()
+    assert parts[6] < parts[2]
+    assert parts[3].isdisjoint(parts[2])
+    for text, own in zip(data, parts, strict=True):
+        alone = set(hash_runs([text], None).values.tolist())
+        assert alone == own, "a run does not depend on the texts around it"
+    some = hash_runs(data, 100)
+    assert 70 < some.bounds[6] - some.bounds[5] < 130
+    assert set(some.values[some.bounds[5] : some.bounds[6]].tolist()) < parts[5]
+    assert some.sizes.tolist() == runs.sizes.tolist()
+
+
+def test_no_table_is_made_for_a_band_that_few_ask_for(
+    tmp_path: Path, tokenizer: RunTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_text, "_ASKED", 1)
+    held, others = boilerplate(60, 1), boilerplate(4, 2)
+    found, index = find_near(tmp_path, tokenizer, held, [*others, held[7]])
+    assert [*found] == [4]
+    assert not index._shared._tables

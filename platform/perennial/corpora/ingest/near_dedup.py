@@ -8,19 +8,20 @@ tokens are anchors (spaces and punctuation never are, and case is ignored); runs
 compared by the MinHash of all their runs of 5 words.
 
 Text that many documents share, such as a licence, makes bands that many share. Where a document
-shares bands with more than 32 held-out documents, it is compared with those that are most alike by
-a sketch of the same runs, of up to 1,024 a band. Most documents of such a corpus are like none, and
-are not compared at all.
+shares bands with more than 32 held-out documents, those of a band are left out where what it shares
+with all of them together does not suffice (`shared_text`), which is so for most documents of such a
+corpus. With the others it is compared where they are most alike by a sketch of the runs of anchors.
+Of a band, up to 1,024 are looked at.
 
 The index is written once, after the held-out documents are known. A gather task holds about 170
-bytes of it per held-out document (1% of a corpus of 10^9 documents: 1.7 GB), and reads the 512
-bytes of a MinHash when it needs one.
+bytes of it per held-out document (1% of a corpus of 10^9 documents: 1.7 GB), reads the 512 bytes of
+a MinHash when it needs one, and 2 kB for every document of a band that many share.
 """
 
 from __future__ import annotations
 
 import zlib
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,10 +31,18 @@ from perennial.corpora.byte_bpe import byte_alphabet
 from perennial.corpora.comparing import respell, split_words
 from perennial.corpora.encoders import split_documents
 from perennial.corpora.ingest.partition import splitmix64
+from perennial.corpora.ingest.shared_text import (
+    RUN_WORDS,
+    SharedTextIndex,
+    WordRuns,
+    read_entries,
+    sample_runs,
+    write_runs,
+)
 from perennial.corpora.special_tokens import HoldsSpecialToken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -43,13 +52,12 @@ if TYPE_CHECKING:
     from perennial.corpora.tokenizer import RunTokenizer
     from perennial.store import Store
 
-_WORDS = 5  # in a run that similarity is measured by
 _RUN = 3  # tokens in a run that the filter compares
 _BANDS, _ROWS = 6, 2
 _PERMUTATIONS = 128
-_ODD = splitmix64(np.arange(1, _WORDS + 2 * _PERMUTATIONS + 1, dtype=np.uint64)) | np.uint64(1)
+_ODD = splitmix64(np.arange(1, RUN_WORDS + 2 * _PERMUTATIONS + 1, dtype=np.uint64)) | np.uint64(1)
 _ADDENDS, _FACTORS, _PLACES = np.split(_ODD, [_PERMUTATIONS, 2 * _PERMUTATIONS])
-_MINHASH_BYTES = 4 * _PERMUTATIONS
+_MINHASH = np.dtype(("<u4", (_PERMUTATIONS,)))
 _ANCHORS = np.uint64(1 << 61)  # an eighth of all classes of tokens
 _SHORT = 64  # tokens of a document below which all words' tokens are anchors
 _COMPARED = 32  # held-out documents, at most, that one document is compared with
@@ -58,7 +66,6 @@ _BUCKETS = 256  # large ones that are kept, 70 kB each
 _SKETCH = 64  # minima in a sketch, a byte of each
 # Two sketches say this much less than the documents' similarity in one of a thousand pairs.
 _SKETCH_ERROR = 0.25
-_READ_THROUGH = 128  # MinHashes between two that are wanted, which cost less than another request
 _SHINGLES_AT_ONCE = 4096
 _NOTHING, _END = 0, 1  # classes of tokens
 _PART = "\0"  # before the bytes of a token that is a part of a character
@@ -68,6 +75,7 @@ _ENTRY = np.dtype(
         ("offset", "<i8"),
         ("keys", "<u8", (_BANDS,)),
         ("sketch", "u1", (_SKETCH,)),
+        ("runs", "<u4"),
     ]
 )
 
@@ -218,7 +226,7 @@ def compute_minhash(
     of fewer words.
     """
     words = split_words(text)
-    count = len(words) - _WORDS + 1
+    count = len(words) - RUN_WORDS + 1
     if count < 1:
         return None
     numbers = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
@@ -252,11 +260,12 @@ def write_index(
         start, end = end, end + len(some.keys)
         entries["keys"][start:end] = some.keys
         entries["sketch"][start:end] = [some.sketch(row) for row in range(end - start)]
+    entries["runs"] = write_runs(staging, _runs_key(part), documents)
     with staging.open(_minhash_key(part), "wb") as stream:
         for text in documents.texts():
             minhash = compute_minhash(text)
             # Entries have one size, so that one of them can be read by its number.
-            stream.write(bytes(_MINHASH_BYTES) if minhash is None else minhash.tobytes())
+            stream.write(bytes(_MINHASH.itemsize) if minhash is None else minhash.tobytes())
     staging.write(_entries_key(part), entries.tobytes())
 
 
@@ -276,6 +285,8 @@ class NearDuplicateIndex:
         entries = np.concatenate(read)
         self._places = entries[["file", "offset"]].copy()
         self._sketches = entries["sketch"].copy()
+        files, sizes = [*map(_runs_key, range(parts))], entries["runs"].copy()
+        self._shared = SharedTextIndex(staging, files, self._bounds, sizes, similarity)
         keys = entries["keys"].ravel()
         order = np.argsort(keys, kind="stable")
         self._keys, self._held = keys[order], (order // _BANDS).astype(np.uint32)
@@ -298,42 +309,94 @@ class NearDuplicateIndex:
         rows, bands = np.nonzero(known & (keys != 0))
         starts = slots[rows, bands]
         stops = np.searchsorted(self._keys, keys[rows, bands], side="right")
-        candidates: dict[int, npt.NDArray[np.uint32]] = {}
-        cut = set()
+        if not len(rows):
+            return {}
+        chosen, numbers = np.unique(rows, return_inverse=True)
+        runs = sample_runs(documents.take(chosen))
+        left = self._keep_bands(runs, numbers, starts, stops)
+        cut = {*rows[~left & (stops - starts > _RANKED)].tolist()}
+        rows, starts, stops = rows[left], starts[left], stops[left]
+        few = np.bincount(rows, stops - starts, len(documents))[rows] <= _COMPARED
+        pairs = [self._list_members(rows[few], starts[few], stops[few])]
+        rows, starts, stops = rows[~few], starts[~few], stops[~few]
         bounds = [*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]
         for begin, end in pairwise(bounds):
-            row, places = int(rows[begin]), slice(begin, end)
-            near, is_cut = self._rank(
-                starts[places], stops[places], partial(signatures.sketch, row)
-            )
+            row, bands = int(rows[begin]), slice(begin, end)
+            near, is_cut = self._rank(starts[bands], stops[bands], signatures.sketch(row))
             cut |= {row} if is_cut else set()
-            if len(near):
-                candidates[row] = near
-        result = self._compare(documents, candidates)
+            pairs.append((np.full(len(near), row), near))
+        rows, near = map(np.concatenate, zip(*pairs, strict=True))
+        unlike = self._shared.find_unlike_pairs(runs, np.searchsorted(chosen, rows), near)
+        result = self._compare(documents, rows[~unlike], near[~unlike])
         self.partly_compared += len(cut - result.keys())
         return result
+
+    def _list_members(
+        self,
+        rows: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        stops: npt.NDArray[np.int64],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
+        """Return pairs of documents and held-out ones that share a band.
+
+        They are in the order of the documents; of each of them those with the most bands are first.
+
+        Args:
+            rows: a row of the documents for every band.
+            starts: where, in the sorted keys, those that are equal to the band begin.
+            stops: where they end.
+        """
+        sizes = stops - starts
+        members = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+        pairs = np.repeat(rows, sizes) << 32 | self._held[members]
+        pairs, shared = np.unique(pairs, return_counts=True)
+        rows, near = pairs >> 32, (pairs & 0xFFFFFFFF).astype(np.uint32)
+        # The last key makes the choice independent of the order of counting.
+        order = np.lexsort((near, -shared, rows))
+        return rows[order], near[order]
+
+    def _keep_bands(
+        self,
+        runs: WordRuns,
+        rows: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        stops: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.bool_]:
+        """Return which pairs of a document and a band `(pairs,)` may have a near duplicate in it.
+
+        Args:
+            runs: of the documents.
+            rows: the document of every pair.
+            starts: where, in the sorted keys, those that are equal to its band begin.
+            stops: where they end.
+        """
+        sizes = stops - starts
+        kept = np.ones(len(rows), dtype=bool)
+        many = np.flatnonzero((np.bincount(rows, sizes)[rows] > _COMPARED) & (sizes > _COMPARED))
+        if len(many):
+            ends = dict(zip(starts[many].tolist(), stops[many].tolist(), strict=True))
+            kept[many] = ~self._shared.find_unlike_bands(
+                runs,
+                rows[many],
+                starts[many],
+                lambda start: self._held[start : min(ends[start], start + _RANKED)],
+            )
+        return kept
 
     def _rank(
         self,
         starts: npt.NDArray[np.int64],
         stops: npt.NDArray[np.int64],
-        sketch: Callable[[], npt.NDArray[np.uint8]],
+        sketch: npt.NDArray[np.uint8],
     ) -> tuple[npt.NDArray[np.uint32], bool]:
         """Return the held-out documents to compare one with, best first, and if others share bands.
 
         Args:
             starts: where, in the sorted keys, those that are equal to each shared band begin.
             stops: where they end.
-            sketch: returns the document's sketch.
+            sketch: the document's sketch.
         """
-        sizes = stops - starts
-        total = int(sizes.sum())
-        if total <= _COMPARED:
-            members = [self._held[i:j] for i, j in zip(starts, stops, strict=True)]
-            near, shared = np.unique(np.concatenate(members), return_counts=True)
-            # The second key makes the choice independent of the order of counting.
-            return near[np.lexsort((near, -shared))], False
-        mine, least = sketch()[:, None], (self._similarity - _SKETCH_ERROR) * _SKETCH
+        mine, least = sketch[:, None], (self._similarity - _SKETCH_ERROR) * _SKETCH
         ranked = []
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             held, sketches = self._read_bucket(start, stop)
@@ -344,8 +407,8 @@ class NearDuplicateIndex:
         order = np.unique(np.concatenate(ranked))
         near = (order[:_COMPARED] & 0xFFFFFFFF).astype(np.uint32)
         left_out = order[_COMPARED : _COMPARED + 1] >> 32
-        is_cut = (sizes > _RANKED).any() or (left_out <= (1 - self._similarity) * _SKETCH).any()
-        return near, bool(is_cut)
+        is_cut = (left_out <= (1 - self._similarity) * _SKETCH).any()
+        return near, bool(is_cut or (stops - starts > _RANKED).any())
 
     def _read_bucket(
         self, start: int, stop: int
@@ -367,24 +430,36 @@ class NearDuplicateIndex:
         return bucket
 
     def _compare(
-        self, documents: StagedDocuments, candidates: dict[int, npt.NDArray[np.uint32]]
+        self,
+        documents: StagedDocuments,
+        rows: npt.NDArray[np.int64],
+        held: npt.NDArray[np.uint32],
     ) -> dict[int, str]:
-        """Return which documents are near duplicates of one of their candidates, by row."""
+        """Return which documents are near duplicates of a held-out one of their pairs, by row.
+
+        Args:
+            documents: the documents.
+            rows: the document of every pair, those of one in succession.
+            held: the held-out document of every pair, by number.
+        """
         result: dict[int, str] = {}
-        if not candidates:
+        if not len(rows):
             return result
-        wanted = np.unique(np.concatenate([*candidates.values()]))
+        wanted = np.unique(held)
         minhashes = self._read_minhashes(wanted)
-        texts = documents.take([*candidates]).texts()
-        for (row, near), text in zip(candidates.items(), texts, strict=True):
+        bounds = [*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]
+        texts = documents.take(rows[bounds[:-1]]).texts()
+        for (begin, end), text in zip(pairwise(bounds), texts, strict=True):
             mine = compute_minhash(text)
             if mine is None:
                 continue
+            near = held[begin:end]
             equal = (minhashes[np.searchsorted(wanted, near)] == mine).mean(axis=1)
             best = int(np.argmax(equal >= self._similarity))
             if equal[best] >= self._similarity:
                 file, offset = self._places[near[best]].tolist()
-                result[row] = f"{equal[best]:.2f} like {self._inputs[file].name} at {offset}"
+                name = self._inputs[file].name
+                result[int(rows[begin])] = f"{equal[best]:.2f} like {name} at {offset}"
         return result
 
     def _read_minhashes(self, wanted: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -393,23 +468,17 @@ class NearDuplicateIndex:
         Args:
             wanted: their numbers, in order.
         """
-        read = []
-        parts = np.searchsorted(self._bounds, wanted, side="right") - 1
-        for part in np.unique(parts).tolist():
-            places = wanted[parts == part].astype(np.int64) - int(self._bounds[part])
-            with self._staging.open(_minhash_key(part)) as stream:
-                for group in np.split(places, np.flatnonzero(np.diff(places) > _READ_THROUGH) + 1):
-                    first, last = int(group[0]), int(group[-1])
-                    stream.seek(_MINHASH_BYTES * first)
-                    data = stream.read(_MINHASH_BYTES * (last - first + 1))
-                    all_read = np.frombuffer(data, dtype="<u4").reshape(-1, _PERMUTATIONS)
-                    read.append(all_read[group - first])
-        return np.concatenate(read)
+        keys = [*map(_minhash_key, range(len(self._bounds) - 1))]
+        return read_entries(self._staging, keys, self._bounds, wanted, _MINHASH)
 
 
 def _entries_key(part: int) -> str:
-    return f"held/{part:05d}.bands"
+    return f"index/{part:05d}.bands"
 
 
 def _minhash_key(part: int) -> str:
-    return f"held/{part:05d}.minhash"
+    return f"index/{part:05d}.minhash"
+
+
+def _runs_key(part: int) -> str:
+    return f"index/{part:05d}.runs"

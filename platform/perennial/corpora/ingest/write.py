@@ -189,7 +189,7 @@ def write_holdout(job: GatherJob, part: int) -> ShardResult:
         job: what all tasks share.
         part: the number of the part.
     """
-    return _run_once(job, f"held/{part:05d}.json", part, _write_held)
+    return _run_once(job, f"index/{part:05d}.json", part, _write_held)
 
 
 def _write_held(job: GatherJob, part: int) -> ShardResult:
