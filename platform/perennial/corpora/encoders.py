@@ -96,7 +96,7 @@ class TiktokenEncoder:
         if converted is None:
             raise ValueError("not a byte-level BPE")
         self._before, self._encoding = converted.before, converted.encoding
-        self._ids, self._sizes = converted.ids, converted.sizes
+        self._ids, self._sizes = converted.ids, converted.sizes.astype(np.int32)
         end = np.uint32(tokenizer.end_of_document)
         self._stored = np.append(self._ids, end).astype(stored_type(tokenizer))
         self._slow = TokenizersEncoder(tokenizer)
@@ -112,7 +112,7 @@ class TiktokenEncoder:
         if joined.count(0) == len(texts):  # no text holds the first byte of a mark
             ranks = self._ranks(joined.decode(), {MARK, *self._before.marks})
             if ranks is not None:
-                return np.asarray(self._stored[ranks])
+                return self._stored.take(ranks)
         end = self._stored[-1:]
         parts = [part for text in texts for part in (self._encode(str(text, "utf-8")), end)]
         return np.concatenate([end[:0], *parts]).astype(self._stored.dtype)
@@ -120,7 +120,7 @@ class TiktokenEncoder:
     def _encode(self, text: str) -> npt.NDArray[np.uint32]:
         marks = set(self._before.marks)
         ranks = None if marks and MARK_START in text else self._ranks(text, marks)
-        return self._slow.encode([text])[0] if ranks is None else np.asarray(self._ids[ranks])
+        return self._slow.encode([text])[0] if ranks is None else self._ids.take(ranks)
 
     def _ranks(self, text: str, marks: set[str]) -> npt.NDArray[np.uint32] | None:
         """Return tiktoken's ids; None for a text that it cannot take."""
@@ -140,7 +140,7 @@ class TiktokenEncoder:
             return None
         # tiktoken leaves out what its split does not match, and `tokenizers` encodes it.
         size = len(text) if text.isascii() else len(text.encode())
-        return ranks if self._sizes[ranks].sum() == size else None
+        return ranks if self._sizes.take(ranks).sum() == size else None
 
 
 class IdsEncoder:
