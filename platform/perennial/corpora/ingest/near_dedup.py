@@ -322,8 +322,8 @@ class NearDuplicateIndex:
         rows, starts, stops = rows[~few], starts[~few], stops[~few]
         bounds = [*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]
         for begin, end in pairwise(bounds):
-            row, bands = int(rows[begin]), slice(begin, end)
-            near, is_cut = self._rank(starts[bands], stops[bands], signatures.sketch(row))
+            row, its = int(rows[begin]), slice(begin, end)
+            near, is_cut = self._rank(starts[its], stops[its], signatures.sketch(row))
             cut |= {row} if is_cut else set()
             pairs.append((np.full(len(near), row), near))
         rows, near = map(np.concatenate, zip(*pairs, strict=True))

@@ -127,7 +127,7 @@ def _hash_words(
     aligned = np.frombuffer(joined, dtype="<u8", count=len(joined) // 8)
     shifts = (starts.view(np.uint64) & np.uint64(7)) << np.uint64(3)
     places = starts >> 3
-    words = aligned.take(places) >> shifts
+    words: npt.NDArray[np.uint64] = aligned.take(places) >> shifts
     words |= (aligned.take(places + 1) << np.uint64(1)) << (np.uint64(63) - shifts)
     words &= _HEADS.take(sizes.view(np.int64), mode="clip")
     words *= _HEAD
@@ -159,7 +159,7 @@ def write_runs(staging: Store, key: str, documents: StagedDocuments) -> npt.NDAr
     return np.concatenate(sizes)
 
 
-class _Table(NamedTuple):
+class _BandTable(NamedTuple):
     bits: npt.NDArray[np.uint8]
     sizes: npt.NDArray[np.int64]
     """how many runs the documents of the table have `(members,)`, in order"""
@@ -187,7 +187,7 @@ class SharedTextIndex:
         self._staging, self._keys, self._bounds, self._sizes = staging, keys, bounds, sizes
         self._least = similarity - _ERROR
         self._asked: Counter[int] = Counter()
-        self._tables: dict[int, _Table] = {}
+        self._tables: dict[int, _BandTable] = {}
 
     def find_unlike_bands(
         self,
@@ -252,7 +252,7 @@ class SharedTextIndex:
 
     def _find_table(
         self, band: int, asked: int, members: Callable[[int], npt.NDArray[np.uint32]]
-    ) -> _Table | None:
+    ) -> _BandTable | None:
         table = self._tables.get(band)
         if table is None:
             self._asked[band] += asked
@@ -264,7 +264,7 @@ class SharedTextIndex:
                 self._asked.clear()
             sizes = np.sort(self._sizes[held].astype(np.int64))
             bits = _set_bits(self._read_runs(np.sort(held)), _TABLE_BITS)
-            table = self._tables[band] = _Table(bits, sizes[sizes > 0])
+            table = self._tables[band] = _BandTable(bits, sizes[sizes > 0])
         return table
 
     def _read_runs(self, held: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -296,11 +296,11 @@ def _find_bits(
 
 
 def _count_set(
-    found: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """Return how many numbers of each section are not 0 `(sections,)`."""
-    sums = np.zeros(len(found) + 1, dtype=np.int64)
-    np.cumsum(found != 0, out=sums[1:])
+    sums = np.zeros(len(numbers) + 1, dtype=np.int64)
+    np.cumsum(numbers != 0, out=sums[1:])
     return np.diff(sums[bounds])
 
 
