@@ -36,7 +36,7 @@ BLOCKED = Path({blocked!r})
 
 
 class Blocking(StepMetric):
-    """Blocks rank 1 once, in step 9."""
+    """Blocks the last rank once, in step 9."""
 
     name = "blocking"
     combine = "max"
@@ -44,7 +44,8 @@ class Blocking(StepMetric):
     figure = False
 
     def measure(self, facts):
-        if facts.step == 8 and dist.get_rank() == 1 and not BLOCKED.exists():
+        last = dist.get_rank() == dist.get_world_size() - 1
+        if facts.step == 8 and last and not BLOCKED.exists():
             BLOCKED.touch()
             threading.Event().wait()
         return 0.0
@@ -55,9 +56,12 @@ BLOCKING = Blocking()
 
 
 @contextmanager
-def _run(folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A run of two workers that goes on until the block ends."""
+def _run(
+    folder: Path, environment: dict[str, str], workers: int = 2
+) -> Iterator[subprocess.Popen[str]]:
+    """A run that goes on until the block ends."""
     document = tiny_run(folder)
+    document["training"]["workers"] = workers
     document["training"]["hang_minutes"] = LIMIT_SECONDS / 60
     document["stages"]["budget"] = "20000 steps"
     run_file = write_run(folder, document)
@@ -103,6 +107,16 @@ def test_a_worker_that_the_others_wait_for_is_named(tmp_path: Path) -> None:
         assert LIMIT_SECONDS <= int(silent[2]) < LIMIT_SECONDS + RESTART_SECONDS
         resumed = _read_until(process, r"00-help: 2 workers go on from step ([\d,]+)")
         assert (tmp_path / "blocked").exists()
+        assert resumed[1] == "5"
+        _check_it_goes_on(process, tmp_path, resumed)
+
+
+def test_a_lone_worker_that_blocks_is_told_with_its_place(tmp_path: Path) -> None:
+    with _run(tmp_path, _plugin(tmp_path), workers=1) as process:
+        silent = _read_until(process, r"worker 0 has not gone on for (\d+) s .*, in (.*)")
+        assert LIMIT_SECONDS <= int(silent[1]) < LIMIT_SECONDS + RESTART_SECONDS
+        assert re.search(r"wait \(threading.py:\d+\), called by measure \(blocking.py:", silent[2])
+        resumed = _read_until(process, r"00-help: 1 workers? go(?:es)? on from step ([\d,]+)")
         assert resumed[1] == "5"
         _check_it_goes_on(process, tmp_path, resumed)
 

@@ -205,9 +205,9 @@ class TrainingSpec(Section):
     """true writes a trace of the PyTorch profiler, of steps 4 to 7 after every start of the
     workers, one file per worker, into profiles/ of the store"""
     hang_minutes: Annotated[float, Field(gt=0), FREE] = 10.0
-    """minutes after which a worker that does not answer, or does not go on while the others wait
-    for it, is killed, and the workers start again, above 0; longer than the slowest step and the
-    slowest read of a checkpoint"""
+    """minutes after which a worker that does not answer, or does not go on inside a step, is
+    killed, and the workers start again, above 0; longer than the slowest step and the slowest read
+    of a checkpoint"""
     max_failures: Annotated[int, Field(ge=0), FREE] = 3
     """number of failures of the worker group in a row, without a new checkpoint between them, that
     are retried before the stage fails"""

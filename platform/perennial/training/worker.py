@@ -49,7 +49,7 @@ from perennial.training.job import Job
 from perennial.training.join_probe import JoinWatch
 from perennial.training.metrics import StepFacts, measured_metrics
 from perennial.training.ray.environment import return_freed_memory
-from perennial.training.ray.hangs import note_collective
+from perennial.training.ray.hangs import note_collective, steps_watched
 from perennial.training.ray.preemption import is_ending
 from perennial.training.ray.progress import RowBuffer
 from perennial.training.spikes.response import SpikeResponse
@@ -159,6 +159,11 @@ class _Worker:
         if self._rank == 0:
             self._driver.started.remote(start.step, self._world)
         self._meter.lap()
+        with steps_watched(lambda: self._meter.part not in ("data", "checkpoint")):
+            self._take_steps(step, tokens, batches)
+
+    def _take_steps(self, step: int, tokens: np.ndarray, batches: Any) -> None:
+        """Take steps to the end of the job; the arguments are those of `_Begun`."""
         while True:
             self._trace.step()
             done = self._job.first_step + step + 1

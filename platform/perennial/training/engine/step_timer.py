@@ -23,6 +23,11 @@ class Meter:
         self._since = clock()
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
+    @property
+    def part(self) -> Part:
+        """Return the part that is charged now."""
+        return self._part
+
     def to(self, part: Part) -> Part:
         """Charge time to `part` from now on. Returns the part charged before, to go back to."""
         now = self._clock()

@@ -1,14 +1,20 @@
 """Ending a worker group of which one worker hangs, with the name of that worker.
 
-A worker hangs when its process does not answer, or when it does not begin a collective for which
-the others wait. Time-outs of process groups do not say which: they end the workers that wait. And
-DeepSpeed makes groups of its own, whose time-outs it leaves at torch's 30 minutes.
+A worker hangs when its process does not answer, when it does not begin a collective for which the
+others wait, or when all of them stay inside a step. Time-outs of process groups do not say which:
+they end the workers that wait. And DeepSpeed makes groups of its own, whose time-outs it leaves at
+torch's 30 minutes.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import ray
@@ -17,9 +23,27 @@ from perennial.training.ray.internals import WorkerGroupCallback
 
 _ASKS_PER_LIMIT = 20
 _LEAST_SECONDS_BETWEEN = 0.5
+_FRAMES = 4
+"""Calls of a hanging worker that are told, the innermost ones."""
 
-# Of this worker's process.
+
+class Sign(NamedTuple):
+    """A worker's answer.
+
+    begun: number of collectives of training that it has begun.
+    in_step: whether it computes a step. Outside of steps it waits for the store, or for Ray Data,
+        which may take any time and have time-outs of their own.
+    place: the innermost calls of its training thread; empty before the first step.
+    """
+
+    begun: int
+    in_step: bool = False
+    place: str = ""
+
+
+# Of this worker's process: the thread that trains, and whether it computes a step.
 _begun = 0
+_steps: tuple[int, Callable[[], bool]] | None = None
 
 
 def note_collective() -> None:
@@ -28,16 +52,40 @@ def note_collective() -> None:
     _begun += 1
 
 
-def collectives_begun() -> int:
-    """Return how many collectives of training this worker has begun."""
-    return _begun
+@contextmanager
+def steps_watched(in_step: Callable[[], bool]) -> Iterator[None]:
+    """Let this thread's steps be watched inside the block.
+
+    in_step: tells from another thread whether this one computes a step.
+    """
+    global _steps
+    _steps = (threading.get_ident(), in_step)
+    try:
+        yield
+    finally:
+        _steps = None
+
+
+def give_sign() -> Sign:
+    """Return how far this worker is, and where."""
+    steps = _steps
+    if steps is None:
+        return Sign(_begun)
+    thread, in_step = steps
+    frame = sys._current_frames().get(thread)
+    calls = traceback.extract_stack(frame)[: -_FRAMES - 1 : -1] if frame else []
+    place = ", called by ".join(
+        f"{call.name} ({PurePath(call.filename).name}:{call.lineno})" for call in calls
+    )
+    return Sign(_begun, in_step(), place)
 
 
 class Silence(NamedTuple):
-    """Workers that hang, and in what way."""
+    """Workers that hang, in what way, and where the first of them is; empty where it is unknown."""
 
     ranks: tuple[int, ...]
     why: str
+    place: str = ""
 
 
 class Listener:
@@ -46,38 +94,44 @@ class Listener:
     def __init__(self, world_size: int, limit_seconds: float, now: float) -> None:
         """Begin to listen to a worker group, at the time `now`."""
         self._limit_seconds = limit_seconds
-        self._begun = dict.fromkeys(range(world_size), 0)
+        self._signs = dict.fromkeys(range(world_size), Sign(0))
         self._asked: dict[int, float] = {}
         self._moved = now
+        self._outside = now
 
     def ask(self, rank: int, now: float) -> None:
         """Note that a worker was asked."""
         self._asked[rank] = now
 
-    def hear(self, rank: int, begun: int, now: float) -> None:
-        """Note the collectives that a worker has begun, which is its answer."""
+    def hear(self, rank: int, sign: Sign, now: float) -> None:
+        """Note a worker's answer."""
         self._asked.pop(rank, None)
-        if begun != self._begun[rank]:
-            self._begun[rank] = begun
+        if sign.begun != self._signs[rank].begun:
             self._moved = now
+        if not sign.in_step:
+            self._outside = now
+        self._signs[rank] = sign
 
     def silence(self, now: float) -> Silence | None:
         """Return which workers hang, or None.
 
-        Workers that are at the same collective all compute, and none waits for another.
+        Workers that are at the same collective all compute, and none waits for another: they hang
+        together when none leaves its step. Before the first collective they may compile.
         """
         asked = {rank: at for rank, at in self._asked.items() if now - at > self._limit_seconds}
         if asked:
             seconds = now - min(asked.values())
             return Silence(tuple(sorted(asked)), f"has not answered for {seconds:.0f} s")
-        fewest = min(self._begun.values())
-        behind = [rank for rank, begun in self._begun.items() if begun == fewest]
-        seconds = now - self._moved
-        if seconds > self._limit_seconds and len(behind) < len(self._begun):
-            return Silence(
-                tuple(behind), f"has not gone on for {seconds:.0f} s, and the others wait for it"
-            )
-        return None
+        fewest = min(sign.begun for sign in self._signs.values())
+        behind = tuple(rank for rank, sign in self._signs.items() if sign.begun == fewest)
+        place = self._signs[behind[0]].place
+        if len(behind) < len(self._signs):
+            seconds = now - self._moved
+            why = f"has not gone on for {seconds:.0f} s, and the others wait for it"
+        else:
+            seconds = now - max(self._moved, self._outside) if fewest else 0.0
+            why = f"has not gone on for {seconds:.0f} s"
+        return Silence(behind, why, place) if seconds > self._limit_seconds else None
 
 
 class HungWorker(RuntimeError):
@@ -117,7 +171,8 @@ class HangWatch(WorkerGroupCallback):  # type: ignore[misc]
         if silence is None or worker_group_status.errors:
             return
         names = " and ".join(map(str, silence.ranks))
-        reason = f"worker {names} {silence.why} (training.hang_minutes)"
+        place = f", in {silence.place}" if silence.place else ""
+        reason = f"worker {names} {silence.why} (training.hang_minutes){place}"
         for rank in silence.ranks:
             ray.kill(self._workers[rank].actor)
             worker_group_status.worker_statuses[rank].error = HungWorker(reason)
@@ -136,5 +191,5 @@ class HangWatch(WorkerGroupCallback):  # type: ignore[misc]
             return
         self._asked_at = now
         for rank in set(range(len(self._workers))) - set(self._answers.values()):
-            self._answers[self._workers[rank].execute_async(collectives_begun)] = rank
+            self._answers[self._workers[rank].execute_async(give_sign)] = rank
             self._listener.ask(rank, now)
