@@ -7,6 +7,8 @@ record of allocations gives what tensors take between steps, and the most that t
 That is what `torch.cuda.max_memory_allocated` is on a GPU. Workers: a job on Ray with the same
 model; the kernel's record of the highest resident size of a training worker, over its whole life
 and from the end of its first step on. What a C library keeps, libraries and shared pages are in it.
+Beside: that record of a worker, of one of Ray Train that does a bare loop of DeepSpeed and nothing
+else, and of a bare loop in a process of its own; same engine, model, batches and optimizer.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +30,10 @@ from perennial.training.memory_model import host_memory, worker_memory
 from perennial.training.model.config import model_config
 
 SCRIPT = Path(__file__).parent / "memory_arms.py"
+LOOPS = Path(__file__).parent / "train_speed_arms.py"
+BESIDE = (("small", 1), ("small", 2), ("20M", 1), ("20M", 2))
+"""models, and their numbers of workers"""
+STEPS = 6
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 WORKERS = 2
@@ -39,7 +46,8 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="20M")
     parser.add_argument("--stages", type=int, nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
-    parser.add_argument("--arms", nargs="+", choices=("tensors", "workers"))
+    parser.add_argument("--arms", nargs="+", choices=("tensors", "workers", "beside"))
+    parser.add_argument("--rounds", type=int, default=3, help="of the bare loops; medians count")
     asked = parser.parse_args()
     libraries = ("torch", "deepspeed", "ray", "transformers")
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
@@ -48,7 +56,8 @@ def main() -> None:
     print(f"`{' '.join(['python', *sys.argv])}`  ")
     print(f"{versions}; {os.cpu_count()} cores, no GPU; load {os.getloadavg()[0]:.1f} at the start")
     print(f"\n{size.parameters:,} parameters, {WORKERS} workers, sequences of {length}; GiB")
-    for arm, show in {"tensors": _print_tensors, "workers": _print_workers}.items():
+    arms = {"tensors": _print_tensors, "workers": _print_workers, "beside": _print_beside}
+    for arm, show in arms.items():
         if asked.arms is None or arm in asked.arms:
             show(size, asked)
 
@@ -100,6 +109,28 @@ def _print_workers(size: Any, asked: argparse.Namespace) -> None:
             f"| {measured['steps'] * WORKERS / steps:.2f} "
             f"| {_gib(start / WORKERS)} | {_gib(measured['life'])} "
             f"| {measured['life'] * WORKERS / whole:.2f} |",
+            flush=True,
+        )
+
+
+def _print_beside(_size: Any, asked: argparse.Namespace) -> None:
+    print(f"\n## Workers beside a bare loop\n\nMiB, medians of {asked.rounds} runs\n")
+    print(
+        "| model | workers | bare | bare in a worker of Ray Train | perennial | of bare "
+        "| of bare in Ray |"
+    )
+    print(f"|{' --- |' * 7}")
+    for model, workers in BESIDE:
+        bare, in_ray, ours = (
+            statistics.median(
+                run_arm(LOOPS, arm, model, workers, STEPS)["peak_bytes"]
+                for _ in range(asked.rounds)
+            )
+            for arm in ("bare", "bare-ray", "perennial")
+        )
+        peaks = " | ".join(f"{peak / 2**20:,.0f}" for peak in (bare, in_ray, ours))
+        print(
+            f"| {model} | {workers} | {peaks} | {ours / bare:.2f} | {ours / in_ray:.2f} |",
             flush=True,
         )
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from train_speed_arms import peak_bytes
+
 WORKERS = 2
 STEPS = 4
 
@@ -160,12 +162,7 @@ class _Peaks:
 
     def take(self, processes: list[Any]) -> None:
         for process in processes:
-            try:
-                status = Path(f"/proc/{process.pid}/status").read_text()
-            except OSError:
-                continue
-            high = [line for line in status.splitlines() if line.startswith("VmHWM")]
-            self.bytes = max([self.bytes, *(int(line.split()[1]) << 10 for line in high)])
+            self.bytes = max(self.bytes, peak_bytes(process.pid))
 
 
 ARMS = {"tensors": tensors, "workers": workers}

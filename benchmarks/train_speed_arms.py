@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import statistics
 import sys
@@ -67,14 +66,23 @@ def _rank(
     }
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    seconds: list[float] = []
-    rank_main(Path(folder), model, workers, steps, seconds)
-    peaks: list[Any] = [None] * workers
-    dist.all_gather_object(peaks, _peak_bytes())
-    if rank == 0:
-        Path(folder, "result.json").write_text(json.dumps([seconds, *peaks]))
-    dist.barrier()
+    _measure(rank_main, Path(folder), model, workers, steps)
     dist.destroy_process_group()
+
+
+def _measure(
+    rank_main: Callable[..., None], folder: Path, model: str, workers: int, steps: int
+) -> None:
+    """Train; rank 0 writes its seconds a step, and the peaks of all ranks."""
+    import torch.distributed as dist
+
+    seconds: list[float] = []
+    rank_main(folder, model, workers, steps, seconds)
+    peaks: list[Any] = [None] * workers
+    dist.all_gather_object(peaks, peak_bytes(os.getpid()))
+    if dist.get_rank() == 0:
+        (folder / "result.json").write_text(json.dumps([seconds, *peaks]))
+    dist.barrier()
 
 
 def bare(folder: Path, model: str, workers: int, steps: int, seconds: list[float]) -> None:
@@ -102,11 +110,40 @@ def bare(folder: Path, model: str, workers: int, steps: int, seconds: list[float
         seconds.append(time.perf_counter() - began)
 
 
+def bare_ray(folder: Path, model: str, workers: int, steps: int) -> dict[str, Any]:
+    """The bare loop in workers of Ray Train that do nothing else."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    scaling = ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.8})
+    storage = RunConfig(name="bare", storage_path=str(folder / "ray"))
+    asked = {"folder": str(folder), "model": model, "workers": workers, "steps": steps}
+    TorchTrainer(
+        _ray_rank, train_loop_config=asked, scaling_config=scaling, run_config=storage
+    ).fit()
+    ray.shutdown()
+    seconds, *peaks = json.loads((folder / "result.json").read_text())
+    return _result(model, seconds, max(peaks), None)
+
+
+def _ray_rank(asked: dict[str, Any]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    _measure(bare, Path(asked["folder"]), asked["model"], asked["workers"], asked["steps"])
+
+
 def bare_kept(folder: Path, model: str, workers: int, steps: int) -> dict[str, Any]:
     """The bare loop with `perennial`'s settings of the C library's allocator."""
+    from train_models import VOCABULARY, sequence_length, training_spec
+
     from perennial.training.ray.environment import allocator_environment
 
-    os.environ |= allocator_environment()  # read by the processes that it starts
+    rows = training_spec(model, workers).micro_batch * sequence_length(model)
+    # Read by the processes that it starts.
+    os.environ |= allocator_environment(rows * VOCABULARY * 4)
     return in_processes(bare)(folder, model, workers, steps)
 
 
@@ -198,12 +235,7 @@ def perennial(folder: Path, model: str, workers: int, steps: int) -> dict[str, A
         """The kernel's own record of each training worker's highest resident size."""
         while not over.wait(0.5):
             for process in training_workers():
-                try:
-                    status = Path(f"/proc/{process.pid}/status").read_text()
-                except OSError:
-                    continue
-                high = [line for line in status.splitlines() if line.startswith("VmHWM")]
-                peak[0] = max([peak[0], *(int(line.split()[1]) * 1024 for line in high)])
+                peak[0] = max(peak[0], peak_bytes(process.pid))
 
     def on_progress(progress: Progress) -> None:
         rows.extend(progress.rows)
@@ -230,8 +262,14 @@ def _model(model: str, sequence: int) -> Any:
     return random_model(model_config(model_spec(model), VOCABULARY, 0, sequence), 1)
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_bytes(process: int) -> int:
+    """Return the kernel's record of a process's highest resident size; 0 when it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    high = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return max((int(line.split()[1]) << 10 for line in high), default=0)
 
 
 def _result(
@@ -250,6 +288,7 @@ def _result(
 ARMS = {
     "bare": in_processes(bare),
     "bare-kept": bare_kept,
+    "bare-ray": bare_ray,
     "trainer": in_processes(trainer),
     "perennial": perennial,
 }

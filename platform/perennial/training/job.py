@@ -74,6 +74,11 @@ class Job:
         """Return the tokens in one global batch."""
         return self.mix.global_batch * self.sequence_length
 
+    @property
+    def logits_bytes(self) -> int:
+        """Return the bytes of a micro batch's logits, in fp32."""
+        return self.training.micro_batch * self.sequence_length * self.vocabulary * 4
+
     def eta(self, step: int) -> float:
         """Return the rate of the optimizer step that leaves trunk step `step` (invariant I1)."""
         return self.schedule.eta(step)

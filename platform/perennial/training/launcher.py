@@ -204,7 +204,7 @@ def _fit(job: Job, actor: Any) -> None:
             run_config=RunConfig(
                 name=job.name,
                 storage_path=scratch,
-                worker_runtime_env={"env_vars": allocator_environment()},
+                worker_runtime_env={"env_vars": allocator_environment(job.logits_bytes)},
             ),
             torch_config=PreemptibleTorchConfig(
                 timeout_s=max(1, round(60 * job.training.hang_minutes))

@@ -44,14 +44,42 @@ def _page_faults(environment: dict[str, str]) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc reads these variables")
 def test_a_freed_tensor_s_memory_is_used_again_without_new_pages() -> None:
-    assert _page_faults(allocator_environment()) * 5 < _page_faults({})
+    assert _page_faults(allocator_environment(64 << 20)) * 5 < _page_faults({})
 
 
 def test_what_a_person_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
-    ours = allocator_environment()
+    ours = allocator_environment(0)
     assert ours["MALLOC_ARENA_MAX"] == "4"
     assert set(ours) == {"MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
+
+
+HELD_BESIDE_LOGITS = """
+import resource
+from pathlib import Path
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+buffer = b"x" * (80 << 20)
+last = b"x" * (1 << 16)  # the heap cannot end below it
+taken = resident()
+del buffer
+print(taken - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc reads these variables")
+@pytest.mark.parametrize(("logits", "returned"), [(8 << 20, True), (80 << 20, False)])
+def test_what_is_larger_than_logits_leaves_no_hole(logits: int, returned: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELD_BESIDE_LOGITS],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | allocator_environment(logits),
+    )
+    assert (int(done.stdout) > 70 << 20) is returned
 
 
 HELD_AFTER_A_START = """
@@ -78,7 +106,7 @@ def test_what_a_start_has_freed_goes_back_to_the_system() -> None:
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | allocator_environment(),
+        env=os.environ | allocator_environment(0),
     )
     assert int(done.stdout) > 150 << 20
 

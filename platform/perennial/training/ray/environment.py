@@ -4,8 +4,10 @@ glibc returns tensors of more than 32 MiB (logits are) to the system as soon as 
 every step takes them again, page by page and zeroed: a fifth of the time of a small model's step on
 a CPU. A thread that is not the process's first, such as Ray Train's training thread, gets memory in
 heaps of 64 MiB that are returned whenever one is empty. One arena for all threads that keeps freed
-memory avoids both (benchmarks/results/train_speed.md). Tensors on a GPU have an allocator of their
-own.
+memory avoids both (benchmarks/results/train_speed.md). What is larger than the logits is apart from
+the arena, and is returned: buffers of the size of the model, of which an arena would keep a hole
+for each place that one was in (benchmarks/results/memory.md). Tensors on a GPU have an allocator of
+their own.
 """
 
 from __future__ import annotations
@@ -15,11 +17,10 @@ import gc
 import os
 
 _KEPT_BYTES = 1 << 30
-_ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
-    "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES),
-}
+_LEAST_APART_BYTES = 32 << 20
+"""What glibc lets the size grow to from which on it returns what is freed."""
+_HEADER_BYTES = 1 << 12
+"""The allocator's own, with room for alignment."""
 _RAY_TRAIN = {
     # A dead worker is noticed at the next poll: 1 second earlier on average than by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -29,13 +30,22 @@ _RAY_TRAIN = {
 }
 
 
-def allocator_environment() -> dict[str, str]:
+def allocator_environment(logits_bytes: int) -> dict[str, str]:
     """Return a worker's allocator settings; variables of this process take precedence.
 
     They have to be set before the worker's process starts: glibc reads them once. Other C libraries
     ignore them.
+
+    Args:
+        logits_bytes: of a micro batch, the largest tensor that every one of them takes and frees.
     """
-    return {name: os.environ.get(name, value) for name, value in _ALLOCATOR.items()}
+    apart = min(max(logits_bytes + _HEADER_BYTES, _LEAST_APART_BYTES), _KEPT_BYTES)
+    settings = {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
+        "MALLOC_MMAP_THRESHOLD_": str(apart),
+    }
+    return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
 def return_freed_memory() -> None:
