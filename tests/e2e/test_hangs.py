@@ -111,7 +111,7 @@ def test_a_worker_that_the_others_wait_for_is_named(tmp_path: Path) -> None:
         _check_it_goes_on(process, tmp_path, resumed)
 
 
-def test_a_lone_worker_that_blocks_is_told_with_its_place(tmp_path: Path) -> None:
+def test_a_lone_worker_that_blocks_is_named_with_its_place(tmp_path: Path) -> None:
     with _run(tmp_path, _plugin(tmp_path), workers=1) as process:
         silent = _read_until(process, r"worker 0 has not gone on for (\d+) s .*, in (.*)")
         assert LIMIT_SECONDS <= int(silent[1]) < LIMIT_SECONDS + RESTART_SECONDS

@@ -71,7 +71,7 @@ def test_workers_that_wait_for_the_store_or_compile_may_take_as_long_as_they_lik
         assert listener.silence(101.0) is None
 
 
-def test_a_lone_worker_that_stays_in_a_step_hangs_and_is_told_with_its_place() -> None:
+def test_a_lone_worker_that_stays_in_a_step_hangs_and_is_named_with_its_place() -> None:
     listener = _listener({0: 8})
     _hear_all(listener, [Sign(8)], 30)
     for second in range(31, 41):

@@ -24,7 +24,7 @@ from perennial.training.ray.internals import WorkerGroupCallback
 _ASKS_PER_LIMIT = 20
 _LEAST_SECONDS_BETWEEN = 0.5
 _FRAMES = 4
-"""Calls of a hanging worker that are told, the innermost ones."""
+"""Calls of a hanging worker that are named, the innermost ones."""
 
 
 class Sign(NamedTuple):
@@ -56,7 +56,7 @@ def note_collective() -> None:
 def steps_watched(in_step: Callable[[], bool]) -> Iterator[None]:
     """Let this thread's steps be watched inside the block.
 
-    in_step: tells from another thread whether this one computes a step.
+    in_step: returns, in another thread, whether this one computes a step.
     """
     global _steps
     _steps = (threading.get_ident(), in_step)
