@@ -8,7 +8,7 @@ from typing import Any
 from perennial.store import Store
 from perennial.training.checkpoint import manifest as checkpoints
 
-KEY = "checkpoints/00-en/00000004"
+KEY = checkpoints.folder_of("checkpoints/00-en", 4)
 
 
 def commit_model(store: Store, model: Any, folder: Path) -> str:
@@ -17,9 +17,9 @@ def commit_model(store: Store, model: Any, folder: Path) -> str:
     return commit_folder(store, folder)
 
 
-def commit_folder(store: Store, folder: Path, step: int = 4) -> str:
+def commit_folder(store: Store, folder: Path, step: int = 4, key: str | None = None) -> str:
     """Commit the files of a local folder as a checkpoint; return its key."""
-    key = checkpoints.folder_of("checkpoints/00-en", step)
+    key = key or checkpoints.folder_of("checkpoints/00-en", step)
     files = checkpoints.upload(store, f"{key}/attempt", sorted(folder.iterdir()))
     manifest = checkpoints.CheckpointManifest(
         name="00-en",

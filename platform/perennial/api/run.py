@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from perennial.controller.context import Workspace
     from perennial.controller.decisions import Decision
     from perennial.controller.release import Format
+    from perennial.controller.trunk_kit import TrunkKit
     from perennial.planning.fleet_forecast import FleetForecast
     from perennial.planning.plan import Hardware
     from perennial.planning.spot_fleet import Fleet
@@ -300,6 +301,28 @@ class Run(StoredRun):
 
         with self._checked() as work:
             return training.release(work, origin, tokens, to, copied_as, mixture, average)
+
+    def make_trunk_kit(self, origin: str | None = None, to: str | None = None) -> TrunkKit:
+        """Write a folder from which others continue the trunk, with the optimizer's state.
+
+        Args:
+            origin: as for `release`.
+            to: folder, bucket's url or `hf://OWNER/NAME`; None: `kits/` of the run's store.
+
+        Raises:
+            InputError: as for `release`, or the checkpoint is one that was annealed.
+        """
+        from perennial.controller.trunk_kit import make_kit
+
+        with self._checked() as work:
+            return make_kit(work, origin, to)
+
+    def plan_trunk_kit(self, origin: str | None = None, to: str | None = None) -> list[str]:
+        """Return what `make_trunk_kit` would do; arguments and errors are its."""
+        from perennial.controller.trunk_kit import plan_kit
+
+        with self._checked() as work:
+            return plan_kit(work, origin, to)
 
     def plan_release(self, *asked: str | None) -> list[str]:
         """Return what `release` would do; arguments and errors are its."""

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perennial import corpora
-from perennial.audit import checks
+from perennial.audit import checkpoint_checks, checks
 from perennial.audit.averages import check_averaged_files, check_averages
 from perennial.audit.counts import (
     check_contents,
@@ -314,13 +314,13 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
             done.lost[f"{key}/{MANIFEST}"] = ""
             continue
         done.checkpoints[key] = manifest
-        for finding in checks.check_ledger_position(key, manifest, done.story):
+        for finding in checkpoint_checks.check_ledger_position(key, manifest, done.story):
             # All checkpoints of a job began behind one entry.
             if finding.key not in {other.key for other in done.findings}:
                 done.findings.append(finding)
         plan = plans.get(key.rpartition("/")[0])
         if plan is not None:
-            done.findings += checks.check_checkpoint(key, manifest, plan)
+            done.findings += checkpoint_checks.check_checkpoint(key, manifest, plan)
         elif key.startswith("checkpoints/") and not done.story.findings:
             started = ", ".join(s.name for s in done.story.state.started_stages) or "none"
             done.findings.append(
@@ -454,7 +454,7 @@ def _check_contents(done: Verification, files: Mapping[str, FileRead]) -> Iterat
         where = checkpoint.key_of(key, METRICS)
         metrics = contents.get(where)
         if folder in plans and isinstance(metrics, MetricsContents):
-            yield from checks.check_metrics(where, checkpoint, plans[folder], metrics)
+            yield from checkpoint_checks.check_metrics(where, checkpoint, plans[folder], metrics)
 
 
 def _as_finding(store: Store, wrong: InputError) -> Finding:

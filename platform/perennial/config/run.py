@@ -5,13 +5,15 @@ The text below a field is its documentation in the reference, and the remedy in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
 from perennial.config.cron import TimetableText
 from perennial.config.gates import GatesSpec
+from perennial.config.provenance import CorpusOrigin, SummarySpec
 from perennial.config.sources import Size, SourceName, SourceSpec
 from perennial.config.training import ModelSpec, TrainingSpec
 from perennial.fields import (
@@ -30,6 +32,7 @@ from perennial.mixture import Mixture, ReplaySpec
 from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, ScheduleConfig
 from perennial.steps import StepSection
 
+S = TypeVar("S", bound=Section)
 TxtDocuments = Literal["paragraph", "line", "file"]
 TAKEN_COLUMNS = ("row", "start", "tokens", "before", "file", "offset", "digest", "domain")
 
@@ -145,6 +148,9 @@ class CorporaSpec(Section):
     """overrides of `text_field`, `domain_field`, `metadata`, `parts`, `txt_documents`,
     `max_document` and `max_zstd_window`, and `tokens`, by a corpus's name, or by a glob such as
     `"c4-*"`: those of the exact name, else of the longest glob that matches"""
+    about: dict[str, CorpusOrigin] = Field(default_factory=dict)
+    """origins of corpora for the summary of training content, by a corpus's name or a glob, as
+    `read` takes them"""
     sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048
     """tokens in one sequence"""
     packing: Annotated[Literal["concat", "best-fit"], JOIN] = "concat"
@@ -210,14 +216,23 @@ class CorporaSpec(Section):
         """
         return self._override(name).tokens
 
+    def origin_of(self, name: str) -> CorpusOrigin:
+        """Return what the run file says about the origin of a corpus.
+
+        Args:
+            name: of the corpus.
+        """
+        return _of_name(self.about, name) or CorpusOrigin()
+
     def _override(self, name: str) -> ReadingOverride:
-        globs = [glob for glob in self.read if fnmatchcase(name, glob)]
-        key = (
-            name
-            if name in self.read
-            else max(globs, key=lambda glob: (len(glob), glob), default="")
-        )
-        return self.read[key] if key else ReadingOverride()
+        return _of_name(self.read, name) or ReadingOverride()
+
+
+def _of_name(sections: Mapping[str, S], name: str) -> S | None:
+    """Return the section of the exact name, else of the longest glob that matches it."""
+    globs = [glob for glob in sections if fnmatchcase(name, glob)]
+    longest = max(globs, key=lambda glob: (len(glob), glob), default=None)
+    return sections.get(name, None if longest is None else sections[longest])
 
 
 class TokenizerSpec(Section):
@@ -364,6 +379,8 @@ class ReleaseSpec(Section):
     base_model: Annotated[str | None, FREE] = None
     """the model that the run continues, as the Hub names it, such as `HuggingFaceTB/SmolLM2-135M`;
     for the card"""
+    summary: SummarySpec = Field(default_factory=SummarySpec)
+    """statements for the summary of training content that no lineage knows"""
     sample_tokens: Annotated[int, Field(ge=0), FREE] = 40
     """tokens that each prompt is continued by; 0 samples nothing"""
     policy: Annotated[Literal["on-demand", "each-stage", "every", "schedule"], FREE] = "on-demand"

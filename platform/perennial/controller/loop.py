@@ -389,7 +389,7 @@ class _Controller:
         work = self._work
         stage = work.state.stage_of(name)
         if stage.start is None:
-            begin_from_stored(work)
+            begin_from_stored(work, stage)
         adopt(work, stage)
         work.use_ray()
         job = stage_job(work.spec, work.state, stage, work.manifests(), work.fence())

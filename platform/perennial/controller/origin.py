@@ -15,17 +15,38 @@ from perennial.corpora import read_manifest
 from perennial.evaluation import BASE, HeldoutLoss, examine
 from perennial.evaluation.scores import plain
 from perennial.evaluation.tasks import is_per_corpus
+from perennial.optimizers import check_same_optimizer
 from perennial.runs.entities import StoredOrigin
 from perennial.runs.events import Event, Imported, Measured
 from perennial.runs.ledger import now
-from perennial.runs.state import RunState
+from perennial.runs.state import RunState, Stage
 
 
-def begin_from_stored(work: Workspace) -> None:
-    """Import the stored model that the run file names, and measure it before the first step."""
+def begin_from_stored(work: Workspace, stage: Stage) -> None:
+    """Import the stored model that the run file names, and measure it before the first step.
+
+    Args:
+        work: the run.
+        stage: the first one, which may keep the optimizer's state of a trunk kit.
+    """
     if work.spec.model.path is not None:
         work.import_model()
+        _import_state(work, work.spec.model.path, stage)
         measure_origins(work)
+
+
+def _import_state(work: Workspace, path: str, stage: Stage) -> None:
+    from perennial.training.model import initial
+
+    state = initial.read_initial(work.store)[0].optimizer
+    if stage.optimizer != "reset":
+        if state is None:
+            work.log(f"notice: {path} has no optimizer's state to keep; it starts from zero")
+            return
+        check_same_optimizer(path, state.kind, work.spec.training.optimizer_config.kind)
+    if state and initial.needs_state(state, stage.optimizer, work.spec.training.precision):
+        work.log(f"{stage.name} starts with the optimizer's state of {path}: {state.steps:,} steps")
+        initial.import_state(work.store, path)
 
 
 def measure_origins(work: Workspace) -> bool:
@@ -55,7 +76,7 @@ def _record_imports(work: Workspace) -> None:
             continue
         manifest, sha256 = initial.read_initial(work.store, folder)
         imported = Imported.model_validate(
-            manifest.model_dump(include={"path", "inherit_layers", "parameters"})
+            manifest.model_dump(include={"path", "inherit_layers", "parameters", "kit"})
             | {"at": now(), "name": name, "folder": folder, "manifest": sha256}
         )
         _record(work, imported, partial(_is_new, name))

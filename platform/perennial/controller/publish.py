@@ -11,6 +11,7 @@ from perennial.errors import Altered, InputError
 from perennial.evaluation.evaluate import fetch
 from perennial.runs.card_metadata import HUB
 from perennial.runs.model_card import model_card
+from perennial.runs.training_content import content_files
 from perennial.store import check_object, open_store
 from perennial.training.model.gguf_file import write_gguf
 
@@ -47,6 +48,10 @@ def publish(
     card = model_card(
         work.spec, work.state, decided, work.manifests(), released, scores, place, file
     )
+    stage = work.state.stage(decided.stage)
+    content = content_files(
+        work.spec, work.state, stage, decided.step, work.manifests(), decided.mix
+    )
     work.log(f"copying release {released.name} to {place}")
     with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
         folder = Path(scratch, "release")
@@ -56,10 +61,12 @@ def publish(
             folder.mkdir()
             write_gguf(whole, folder / file, f"{work.spec.name} {released.name}")
         (folder / _CARD).write_text(card, encoding="utf-8")
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
         if place.startswith(HUB):
-            _push(folder, place, released.name)
+            push_folder(folder, place, f"Release {released.name}")
         else:
-            _copy(folder, place)
+            copy_folder(folder, place, rewritten=(_CARD, *content))
 
 
 def check_place(place: str) -> None:
@@ -72,21 +79,31 @@ def check_place(place: str) -> None:
         raise _refused(place, "it names no model of the Hub", "write hf://OWNER/NAME")
 
 
-def _copy(folder: Path, place: str) -> None:
+def copy_folder(folder: Path, place: str, rewritten: Sequence[str] = ()) -> None:
+    """Copy a local folder's files to a place that is empty or holds a part of the same.
+
+    Args:
+        folder: local.
+        place: a folder or a bucket's url.
+        rewritten: files that replace those that are there.
+
+    Raises:
+        InputError: the place holds anything else.
+    """
     from perennial.training.checkpoint.manifest import digest
 
     target = open_store(place)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
     files = {name: digest(folder / name) for name in names if (folder / name).is_file()}
     there = {entry.key for entry in target.list()}
-    for name in sorted(there - {_CARD}):
+    for name in sorted(there - {*rewritten}):
         try:
             check_object(target, name, files.get(name, ""))
         except Altered:
             problem = f"it holds another {name}"
             raise _refused(place, problem, "name an empty place, or remove it") from None
     for name in _in_order(files):
-        if name not in there or name == _CARD:
+        if name not in there or name in rewritten:
             target.upload(folder / name, name)
 
 
@@ -94,7 +111,7 @@ def _in_order(names: Sequence[str] | dict[str, str]) -> list[str]:
     return sorted(names, key=lambda name: (name.endswith(_LAST), name))
 
 
-def _push(folder: Path, place: str, name: str) -> None:
+def push_folder(folder: Path, place: str, message: str) -> None:
     """Commit a folder to a repository of the Hub, which is made, private, where there is none."""
     from huggingface_hub import HfApi
 
@@ -102,7 +119,7 @@ def _push(folder: Path, place: str, name: str) -> None:
     api = HfApi()
     try:
         api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Release {name}")
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
     except Exception as wrong:
         # Of any kind: the client lets through what its transport raises.
         remedy = "set HF_TOKEN to a token that may write there, or correct the address"

@@ -26,6 +26,7 @@ from perennial.runs.ledger import now
 from perennial.runs.model_card import model_card
 from perennial.runs.stage_planner import check_not_another, decide_average, decide_release
 from perennial.runs.state import RunState, Stage
+from perennial.runs.training_content import content_files
 from perennial.training.checkpoint.manifest import committed_steps, read_manifest
 
 Format = Literal["safetensors", "gguf"]
@@ -192,7 +193,7 @@ def _decide(
     mixture: str | None,
     average: str | None,
 ) -> Releasing:
-    stage, step = _origin(work, origin)
+    stage, step = find_checkpoint(work, origin)
     if average is not None:
         if tokens is not None or mixture is not None:
             raise InputError(
@@ -257,8 +258,16 @@ def _settings(spec: ReleaseSpec, tokens: str | None, mixture: str | None) -> Rel
     return spec.model_copy(update=own)
 
 
-def _origin(work: Workspace, origin: str | None) -> tuple[Stage, int]:
-    """Return the stage and the step of a checkpoint that may be released."""
+def find_checkpoint(work: Workspace, origin: str | None) -> tuple[Stage, int]:
+    """Return the stage and the step of a checkpoint that may be released.
+
+    Args:
+        work: the run.
+        origin: `STAGE@STEP`, or `STAGE` for its end; None is the end of the last stage that passed.
+
+    Raises:
+        InputError: there is none like it, or a gate stopped its stage.
+    """
     state = work.state
     passed = [stage for stage in state.stages if state.has_passed(stage)]
     if origin is None:
@@ -325,6 +334,10 @@ def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -
     tokenizer = corpora.load_tokenizer(work.store)
     base = corpora.read_base_files(work.store, tokenizer)
     files = release_files(tokenizer, base, named.end_of_document, named.begin_of_document)
+    stage = work.state.stage(claimed.stage)
+    files |= content_files(
+        work.spec, work.state, stage, claimed.step, work.manifests(), claimed.mix
+    )
     averaged = claimed.average
     if averaged is not None:
         work.log(f"release {claimed.name} is the {averaged}")

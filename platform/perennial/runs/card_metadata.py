@@ -32,18 +32,36 @@ def front_matter(
         scores: of the tasks that it was scored on.
         gguf: name of the GGUF file that it is copied as; None for a folder.
     """
+    results = _results(released, scores)
+    index = [{"name": f"{spec.name}-{name}", "results": results}] if results else None
+    library = None if gguf else "transformers"
+    return describe_model(spec, ["gguf"] if gguf else [], library, index)
+
+
+def describe_model(
+    spec: RunSpec,
+    tags: Sequence[str],
+    library: str | None = "transformers",
+    index: list[dict[str, Any]] | None = None,
+) -> list[str]:
+    """Return the lines of YAML about a model of a run.
+
+    Args:
+        spec: the run file.
+        tags: of the card, besides those of every model.
+        library: that loads it; None for none that the Hub knows.
+        index: results, as the Hub's `model-index` has them.
+    """
     its = spec.release
     known: dict[str, Any] = {
-        "library_name": None if gguf else "transformers",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "license": its.license,
         "language": list(its.languages),
         "base_model": its.base_model,
-        "tags": ["continual-pretraining", "perennial", *(["gguf"] if gguf else [])],
+        "tags": ["continual-pretraining", "perennial", *tags],
+        "model-index": index,
     }
-    results = _results(released, scores)
-    if results:
-        known["model-index"] = [{"name": f"{spec.name}-{name}", "results": results}]
     said = {field: value for field, value in known.items() if value}
     return ["---", yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip(), "---"]
 

@@ -30,6 +30,7 @@ from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
 from perennial.runs.averaging import Average
 from perennial.store.stored_json import parse_json
+from perennial.training.kit.manifest import KitOrigin
 
 SCHEMA = 3
 """Version of the ledger's format; an event without one is of version 1. In version 2 a stage may
@@ -102,6 +103,7 @@ class Imported(_Record):
     name: `base`, the model at step 0; or `reference`, the whole model whose first layers it has.
     folder: key of the copy. `manifest`: SHA-256 of the copy's manifest.
     path, inherit_layers: as the run file gave them.
+    kit: the trunk kit that it is, and the run that it was taken from; None for any other model.
     """
 
     kind: Literal["imported"] = "imported"
@@ -111,6 +113,7 @@ class Imported(_Record):
     inherit_layers: int | None
     parameters: int
     manifest: str
+    kit: KitOrigin | None = Field(default=None, exclude_if=lambda kit: kit is None)
 
 
 class Landed(_Record):

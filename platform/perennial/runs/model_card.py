@@ -43,9 +43,7 @@ def model_card(
     """
     stage = state.stage(release.stage)
     trained = [*state.stages[: stage.after], stage]
-    mixes = [*state.history_of(stage), truncate_mix(stage.mix, release.step - stage.first_step)]
     length = spec.corpora.sequence_length
-    seen = state.seen(stage, release.step)
     return "\n".join(
         [
             *front_matter(spec, release.name, released, scores, gguf),
@@ -55,18 +53,7 @@ def model_card(
             "decays; it continues from its constant-phase checkpoint when the next corpus lands.",
             "",
             *usage(place, gguf),
-            "## Lineage",
-            *_origin_lines(state),
-            "| stage | first step | steps | tokens by source |",
-            "| --- | --- | --- | --- |",
-            *(_stage_row(s, mix, length) for s, mix in zip(trained, mixes, strict=True)),
-            "",
-            "| corpus | tokens seen, with replay | digest | |",
-            "| --- | --- | --- | --- |",
-            *(_corpus_row(state, manifests[name], n * length) for name, n in seen.items()),
-            "",
-            f"- Sequence length {length}, global batch {spec.training.global_batch} sequences.",
-            f"- Trunk schedule: {_fields(stage.schedule)}.",
+            *lineage_lines(spec, state, stage, release.step, manifests),
             *([f"- Anneal: {_fields(release.schedule)}."] if release.schedule else []),
             *([f"- Annealed on {describe_tokens(release.mix, length)}."] if release.mix else []),
             *_average_lines(release),
@@ -76,6 +63,42 @@ def model_card(
             "",
         ]
     )
+
+
+def lineage_lines(
+    spec: RunSpec,
+    state: RunState,
+    stage: Stage,
+    step: int,
+    manifests: Mapping[str, CorpusManifest],
+) -> list[str]:
+    """Return the lines of a card on what the trunk was trained on until a step.
+
+    Args:
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+        stage: the stage that the step lies in.
+        step: of the trunk.
+        manifests: of the corpora that the trunk has trained, by name.
+    """
+    trained = [*state.stages[: stage.after], stage]
+    mixes = [*state.history_of(stage), truncate_mix(stage.mix, step - stage.first_step)]
+    length = spec.corpora.sequence_length
+    seen = state.seen(stage, step)
+    return [
+        "## Lineage",
+        *_origin_lines(state),
+        "| stage | first step | steps | tokens by source |",
+        "| --- | --- | --- | --- |",
+        *(_stage_row(s, mix, length) for s, mix in zip(trained, mixes, strict=True)),
+        "",
+        "| corpus | tokens seen, with replay | digest | |",
+        "| --- | --- | --- | --- |",
+        *(_corpus_row(state, manifests[name], n * length) for name, n in seen.items()),
+        "",
+        f"- Sequence length {length}, global batch {spec.training.global_batch} sequences.",
+        f"- Trunk schedule: {_fields(stage.schedule)}.",
+    ]
 
 
 def _origin_lines(state: RunState) -> list[str]:
@@ -90,6 +113,12 @@ def _origin_lines(state: RunState) -> list[str]:
         f"digest of its files `{its.manifest}`.",
         "",
     ]
+    if its.kit is not None:
+        kit = its.kit
+        lines[1:1] = [
+            f"It is a trunk kit of `{kit.run}`, taken at {kit.source} after {kit.step:,} steps of "
+            f"that trunk; digest of the kit `{kit.digest}`."
+        ]
     matrix = summary.matrix(state)
     known = matrix.corpora
     if known:

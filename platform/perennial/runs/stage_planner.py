@@ -112,7 +112,7 @@ def warn_of_start(spec: RunSpec, mix: StageMix, schedule: Schedule) -> list[str]
             f"the first stage starts from {spec.model.path} and replays nothing of what that was "
             "trained on; land a corpus that stands in for it, with stages.corpora.NAME.role: replay"
         )
-    warmup = getattr(schedule, "warmup_steps", None)
+    warmup = _steps_of_rise(schedule)
     if warmup is not None and warmup < _FEWEST_WARMUP_STEPS:
         warnings.append(
             f"the learning rate is at its peak after {warmup} of {mix.steps} steps, with an "
@@ -130,7 +130,7 @@ def explain_rewarming(spec: RunSpec, schedule: Schedule) -> list[str]:
         spec: the run file.
         schedule: of the first stage.
     """
-    warmup = getattr(schedule, "warmup_steps", None)
+    warmup = _steps_of_rise(schedule)
     if spec.model.path is None or warmup is None:
         return []
     start = getattr(schedule, "warmup_start", 0.0)
@@ -141,6 +141,13 @@ def explain_rewarming(spec: RunSpec, schedule: Schedule) -> list[str]:
         "much, where a higher one learns more of the new text and forgets more of the old "
         f"(arXiv 2403.08763, section 6){later}"
     ]
+
+
+def _steps_of_rise(schedule: Schedule) -> int | None:
+    """Return the steps of the warmup; None for a rate that goes on where another trunk stood."""
+    if getattr(schedule, "steps_before", 0):
+        return None
+    return getattr(schedule, "warmup_steps", None)
 
 
 _FEWEST_WARMUP_STEPS = 10

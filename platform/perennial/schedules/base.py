@@ -24,7 +24,7 @@ Phase = Literal["warmup", "cooldown", "constant", "anneal", "unknown"]
 """Warmup rises to eta_max; cooldown falls to eta_const; anneal is any fall to eta_min. The phase of
 a stored schedule whose plug-in is not installed is unknown."""
 
-LATER_FIELDS: Mapping[str, float] = {"warmup_start": 0.0}
+LATER_FIELDS: Mapping[str, float] = {"warmup_start": 0.0, "steps_before": 0}
 """Fields that curves did not have from the beginning, with the value where a record has none."""
 
 RateField = Literal["eta_max", "eta_const"]
@@ -148,6 +148,17 @@ class ScheduleConfig(Section, ABC):
         """
         return self
 
+    def continued(self, trunk: Schedule, step: int) -> Self:
+        """Return the section of a new run whose step 0 goes on where a trunk stands at `step`.
+
+        A schedule that every stage makes for itself stays what it is.
+
+        Args:
+            trunk: the curve that the trunk was trained under.
+            step: the trunk's step.
+        """
+        return self
+
     @classmethod
     def read_stored(cls, record: Mapping[str, Any]) -> Self:
         """Return the section that a run of an earlier version stored.
@@ -232,6 +243,32 @@ def check_warmup_start(start: float | None, peak: float) -> None:
             f"warmup_start {start:g} is above the rate {peak:g} that the warmup rises to; "
             "use a lower one"
         )
+
+
+def check_steps_before(steps_before: int, **phases: Amount) -> None:
+    """Check that a schedule with steps behind it has phases of a known length; else ValueError.
+
+    Args:
+        steps_before: steps of the schedule that another run took.
+        phases: amounts by their keys in the run file.
+    """
+    for name, amount in phases.items():
+        if steps_before and amount.unit == "percent":
+            raise ValueError(
+                f"{name} {amount} is a share of the first stage, which steps_before "
+                f"{steps_before} says lies in another run; give {name} in steps"
+            )
+
+
+def shift_ends(ends: Mapping[Phase, int], steps_before: int) -> dict[Phase, int]:
+    """Return the ends of phases counted from a later step; those that lie before it are left out.
+
+    Args:
+        ends: the last step of every phase that ends, in order.
+        steps_before: the step from which they are counted.
+    """
+    shifted = {phase: end - steps_before for phase, end in ends.items()}
+    return {phase: end for phase, end in shifted.items() if end >= 0}
 
 
 def find_phase(step: int, ends: Mapping[Phase, int], last: Phase) -> Phase:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,8 +17,10 @@ from perennial.schedules.base import (
     ScheduleConfig,
     check_fit,
     check_percentages,
+    check_steps_before,
     check_warmup_start,
     find_phase,
+    shift_ends,
     warm_up_rate,
 )
 from perennial.schedules.validation import check_number, check_step_from, check_steps, check_warmup
@@ -26,7 +28,10 @@ from perennial.schedules.validation import check_number, check_step_from, check_
 
 @dataclass(frozen=True, slots=True)
 class ConstantSchedule(Schedule):
-    """A rate for the whole trunk: warmup, then constant at `eta_const`."""
+    """A rate for the whole trunk: warmup, then constant at `eta_const`.
+
+    `steps_before` steps of it were taken in another run, before this trunk's step 0.
+    """
 
     kind: ClassVar[str] = "constant"
     spans_trunk: ClassVar[bool] = True
@@ -34,15 +39,18 @@ class ConstantSchedule(Schedule):
     eta_const: float
     warmup_steps: int = 0
     warmup_start: float = 0.0
+    steps_before: int = 0
 
     def __post_init__(self) -> None:
         check_number("eta_const", self.eta_const)
         check_steps("warmup_steps", self.warmup_steps, 0)
         check_warmup(self.warmup_start, self.eta_const, self.warmup_steps)
+        check_steps("steps_before", self.steps_before, 0)
 
     def eta(self, step: int) -> float:
         """Return the rate of the optimizer step from `step` to `step + 1`."""
         check_step_from(step, 0)
+        step += self.steps_before
         if step < self.warmup_steps:
             return warm_up_rate(self.eta_const, step, self.warmup_steps, self.warmup_start)
         return self.eta_const
@@ -54,7 +62,8 @@ class ConstantSchedule(Schedule):
 
     def phase_ends(self) -> dict[Phase, int]:
         """Return the last step of the warmup, if there is one."""
-        return {"warmup": self.warmup_steps} if self.warmup_steps else {}
+        ends: dict[Phase, int] = {"warmup": self.warmup_steps} if self.warmup_steps else {}
+        return shift_ends(ends, self.steps_before)
 
 
 @SCHEDULES.register("constant")
@@ -79,6 +88,9 @@ class ConstantConfig(ScheduleConfig):
     warmup_start: Rate | None = None
     """learning rate at which the warmup begins, above 0: for a stored model whose rate was annealed
     its last one, often a tenth of its peak; default 0"""
+    steps_before: Annotated[int, Field(ge=0)] = 0
+    """steps of this schedule that the model of `model.path` has behind it: the first stage goes on
+    from there. The run file in a trunk kit has it; default 0"""
 
     @model_validator(mode="after")
     def _check(self) -> ConstantConfig:
@@ -88,6 +100,7 @@ class ConstantConfig(ScheduleConfig):
                 "use eta_min <= eta_const"
             )
         check_percentages("the first stage", warmup=self.warmup)
+        check_steps_before(self.steps_before, warmup=self.warmup)
         check_warmup_start(self.warmup_start, self.eta_const)
         return self
 
@@ -99,14 +112,22 @@ class ConstantConfig(ScheduleConfig):
     def build(self, first_step: int, steps: int, tokens_per_step: int) -> ConstantSchedule:
         """Return the trunk's curve from the length of its first stage."""
         warmup = self.warmup.steps(steps, tokens_per_step)
-        check_fit("a first stage", steps, warmup=warmup)
-        return ConstantSchedule(self.eta_const, warmup, self.warmup_start or 0.0)
+        check_fit("a first stage", self.steps_before + steps, warmup=warmup)
+        return ConstantSchedule(self.eta_const, warmup, self.warmup_start or 0.0, self.steps_before)
 
     def pinned(self, trunk: Schedule) -> Self:
         """Return the section with the warmup in the steps of `trunk`."""
         if not isinstance(trunk, ConstantSchedule):
             return self
         return self.model_copy(update={"warmup": parse_amount(f"{trunk.warmup_steps} steps")})
+
+    def continued(self, trunk: Schedule, step: int) -> Self:
+        """Return the section with the phases in steps, of which those up to `step` are behind."""
+        if not isinstance(trunk, ConstantSchedule):
+            return self
+        its = {"eta_const": trunk.eta_const, "warmup_start": trunk.warmup_start or None}
+        before = {"steps_before": trunk.steps_before + step}
+        return self.pinned(trunk).model_copy(update=its | before)
 
     @classmethod
     def read_stored(cls, record: Mapping[str, Any]) -> Self:

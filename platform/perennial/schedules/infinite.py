@@ -17,8 +17,10 @@ from perennial.schedules.base import (
     check_fit,
     check_percentages,
     check_rates,
+    check_steps_before,
     check_warmup_start,
     find_phase,
+    shift_ends,
     warm_up_rate,
 )
 from perennial.schedules.curves import CooldownShape, decay_rate
@@ -38,7 +40,8 @@ class InfiniteSchedule(Schedule):
 
     It never reaches `eta_min`: that is where an `Anneal` off this trunk ends. `alpha` bends the
     inverse-sqrt cooldown; the cosine one has no such parameter. With `warmup_steps` 0, step 0 is
-    taken at `eta_max`.
+    taken at `eta_max`. `steps_before` steps of it were taken in another run, before this trunk's
+    step 0.
     """
 
     kind: ClassVar[str] = "infinite"
@@ -52,6 +55,7 @@ class InfiniteSchedule(Schedule):
     cooldown_shape: CooldownShape
     alpha: float = 10.0
     warmup_start: float = 0.0
+    steps_before: int = 0
 
     def __post_init__(self) -> None:
         check_number("eta_max", self.eta_max)
@@ -63,6 +67,7 @@ class InfiniteSchedule(Schedule):
         check_steps("cooldown_steps", self.cooldown_steps, 0)
         check_choice("cooldown_shape", self.cooldown_shape, get_args(CooldownShape))
         check_number("alpha", self.alpha)
+        check_steps("steps_before", self.steps_before, 0)
         if self.cooldown_steps == 0 and self.eta_const != self.eta_max:
             raise ValueError(
                 f"cooldown_steps is 0, so the rate would jump from eta_max = {self.eta_max!r} to "
@@ -72,6 +77,7 @@ class InfiniteSchedule(Schedule):
     def eta(self, step: int) -> float:
         """Return the rate of the optimizer step from `step` to `step + 1`."""
         check_step_from(step, 0)
+        step += self.steps_before
         if step < self.warmup_steps:
             return warm_up_rate(self.eta_max, step, self.warmup_steps, self.warmup_start)
         if self.cooldown_steps == 0:
@@ -91,7 +97,7 @@ class InfiniteSchedule(Schedule):
             ends["warmup"] = self.warmup_steps
         if self.cooldown_steps:
             ends["cooldown"] = self.warmup_steps + self.cooldown_steps
-        return ends
+        return shift_ends(ends, self.steps_before)
 
 
 @SCHEDULES.register("infinite")
@@ -124,6 +130,9 @@ class InfiniteConfig(ScheduleConfig):
     """cosine (stays high for longer) or inverse-sqrt (falls early, with a long shallow tail)"""
     alpha: Annotated[float, Field(gt=0)] = 10.0
     """time scale of the inverse-sqrt cooldown, above 0; a larger one falls earlier"""
+    steps_before: Annotated[int, Field(ge=0)] = 0
+    """steps of this schedule that the model of `model.path` has behind it: the first stage goes on
+    from there. The run file in a trunk kit has it; default 0"""
 
     @model_validator(mode="after")
     def _check(self) -> InfiniteConfig:
@@ -134,6 +143,7 @@ class InfiniteConfig(ScheduleConfig):
                 f"{self.eta_max:g}; use eta_min <= eta_const <= eta_max"
             )
         check_percentages("the first stage", warmup=self.warmup, cooldown=self.cooldown)
+        check_steps_before(self.steps_before, warmup=self.warmup, cooldown=self.cooldown)
         check_warmup_start(self.warmup_start, self.eta_max)
         return self
 
@@ -151,7 +161,8 @@ class InfiniteConfig(ScheduleConfig):
         """Return the trunk's curve from the length of its first stage."""
         warmup = self.warmup.steps(steps, tokens_per_step)
         cooldown = self.cooldown.steps(steps, tokens_per_step)
-        check_fit("a first stage", steps, warmup=warmup, cooldown=cooldown)
+        together = self.steps_before + steps
+        check_fit("a first stage", together, warmup=warmup, cooldown=cooldown)
         return InfiniteSchedule(
             eta_max=self.eta_max,
             eta_const=self.searched_rate,
@@ -161,6 +172,7 @@ class InfiniteConfig(ScheduleConfig):
             cooldown_shape=self.cooldown_shape,
             alpha=self.alpha,
             warmup_start=self.warmup_start or 0.0,
+            steps_before=self.steps_before,
         )
 
     def pinned(self, trunk: Schedule) -> Self:
@@ -170,3 +182,13 @@ class InfiniteConfig(ScheduleConfig):
         phases = {"warmup": trunk.warmup_steps, "cooldown": trunk.cooldown_steps}
         steps = {name: parse_amount(f"{count} steps") for name, count in phases.items()}
         return self.model_copy(update=steps)
+
+    def continued(self, trunk: Schedule, step: int) -> Self:
+        """Return the section with the phases in steps, of which those up to `step` are behind."""
+        if not isinstance(trunk, InfiniteSchedule):
+            return self
+        names = ("eta_max", "eta_const", "eta_min", "cooldown_shape", "alpha")
+        its = {name: getattr(trunk, name) for name in names}
+        its |= {"warmup_start": trunk.warmup_start or None}
+        before = {"steps_before": trunk.steps_before + step}
+        return self.pinned(trunk).model_copy(update=its | before)

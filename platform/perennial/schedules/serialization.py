@@ -100,7 +100,11 @@ def from_dict(record: Mapping[str, Any]) -> Schedule:
 
 def differences(a: Schedule, b: Schedule) -> list[str]:
     """Return "field: value in a -> value in b" for every field in which two curves differ."""
-    left, right = ({**_later(type(curve)), **to_dict(curve)} for curve in (a, b))
+    records = [to_dict(curve) for curve in (a, b)]
+    # What a record leaves out for its usual value is no difference to a kind without the field.
+    either = {name for record in records for name in record}
+    later = {name: value for name, value in LATER_FIELDS.items() if name in either}
+    left, right = ({**later, **record} for record in records)
     return [
         f"{name}: {_shown(left, name)} -> {_shown(right, name)}"
         for name in {**left, **right}

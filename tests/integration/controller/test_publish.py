@@ -22,12 +22,15 @@ from perennial.evaluation.loss import HeldoutLoss
 from perennial.runs.events import Released, Releasing
 from perennial.runs.stage_planner import decide_release
 from perennial.runs.state import RunState
+from perennial.runs.training_content import FILES as CONTENT
+from perennial.runs.training_content import content_files
 from perennial.store import open_store
 from perennial.training.model.export import export
 from tests.support.committed import commit_model
 from tests.support.event_factory import AT, walk
 from tests.support.hub_server import receiving_hub
 from tests.support.refusal import refused
+from tests.support.small_manifest import small_manifest
 from tests.support.small_models import small_model
 from tests.support.small_tokenizers import byte_level_json
 from tests.support.tiny_run import tiny_run
@@ -51,6 +54,8 @@ def made(tmp_path: Path) -> tuple[Workspace, Releasing, Released]:
     (tmp_path / "tokenizer.json").write_text(json.dumps(byte_level_json(300)))
     files = release_files(read_tokenizer(tmp_path / "tokenizer.json"))
     files["additional_chat_templates/tools.jinja"] = b"{{ tools }}"
+    manifests = {"a": small_manifest("a")}
+    files |= content_files(spec, state, state.stages[0], decided.step, manifests, decided.mix)
     model = small_model("llama", vocab_size=300)
     export(store, commit_model(store, model, tmp_path / "saved"), "releases/r", files, "A card.")
     released = Released(
@@ -64,9 +69,12 @@ def made(tmp_path: Path) -> tuple[Workspace, Releasing, Released]:
         samples=[],
     )
     state.scores[decided.name] = [{"task": "arc", "metric": "acc", "value": 0.5}]
-    manifest = SimpleNamespace(name="a", digest="d1", tokenizer="t1")
     work = SimpleNamespace(
-        spec=spec, state=state, store=store, log=lambda _: None, manifests=lambda: {"a": manifest}
+        spec=spec,
+        state=state,
+        store=store,
+        log=lambda _: None,
+        manifests=lambda: {"a": small_manifest("a")},
     )
     return cast("Workspace", work), decided, released
 
@@ -104,7 +112,7 @@ def test_a_copy_is_completed_and_anything_else_is_left_alone(made: Made, tmp_pat
     (place / "config.json").unlink()  # as a copy that was stopped
     publish(*made, str(place))
     rewritten = {path.name for path, at in before.items() if path.stat().st_mtime_ns != at}
-    assert rewritten == {"config.json", "README.md"}
+    assert rewritten == {"config.json", "README.md", *CONTENT}
     (place / "mine.txt").write_text("mine")
     with refused("place-unusable", "--to"):
         publish(*made, str(place))
@@ -121,7 +129,7 @@ def test_a_copy_may_be_one_gguf_file(made: Made, tmp_path: Path) -> None:
     publish(*made, str(place), gguf=True)
     publish(*made, str(place), gguf=True)
     name = f"{made[0].spec.name}-{made[1].name}.gguf"
-    assert {file.name for file in place.iterdir()} == {"README.md", name}
+    assert {file.name for file in place.iterdir()} == {"README.md", *CONTENT, name}
     assert AutoModelForCausalLM.from_pretrained(place, gguf_file=name, local_files_only=True)
     card = ModelCard.load(place / "README.md")
     assert "gguf" in card.data.tags

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
+from perennial.audit.checkpoint_checks import check_checkpoint, check_ledger_position
 from perennial.audit.checks import (
     PlannedFolder,
-    check_checkpoint,
-    check_ledger_position,
     check_stages,
     fold,
 )

@@ -127,3 +127,10 @@ def test_an_error_of_the_storage_is_one_line_with_its_own_words(
     assert done.stderr.startswith("perennial: s3://bucket/run")
     assert "Unable to locate credentials" in done.stderr
     assert json.loads(done.stdout)["error"]["code"] == "storage-error"
+
+
+@pytest.mark.parametrize("option", ["--tokens=4 steps", "--format=gguf"])
+def test_a_trunk_kit_has_no_options_of_an_anneal(tmp_path: Path, option: str) -> None:
+    words = ["release", str(tmp_path / "run.yaml"), "--trunk-kit", option, "--json"]
+    error = json.loads(CliRunner().invoke(app, words).stdout)["error"]
+    assert (error["code"], error["field"]) == ("options-conflict", option.partition("=")[0])

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from perennial.audit.checks import PlannedFolder, check_checkpoint
+from perennial.audit.checkpoint_checks import check_checkpoint
+from perennial.audit.checks import PlannedFolder
 from perennial.config import RunSpec, parse
 from perennial.errors import InputError
 from perennial.report.figures.run import learning_rate

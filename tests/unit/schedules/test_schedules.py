@@ -449,3 +449,38 @@ def test_the_run_file_names_where_a_warmup_begins(kind: str) -> None:
     none = SCHEDULES[kind].model_validate(keys | {"warmup": "1%"})
     with pytest.raises(InputError, match=r"no steps; give schedule\.warmup in steps"):
         build_curve(none, 0, 40, 1000)
+
+
+@pytest.mark.parametrize("at", [0, 3, 10, 11, 40, 70, 71, 500])
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        InfiniteSchedule(1e-3, 5e-4, 1e-4, 10, 60, "cosine", warmup_start=1e-5),
+        ConstantSchedule(1e-3, 40),
+    ],
+    ids=["infinite", "constant"],
+)
+def test_a_continued_curve_is_the_trunks_from_the_step_where_it_stands(
+    trunk: Schedule, at: int
+) -> None:
+    keys = {"eta_const": 9e-4, "eta_min": 1e-4}
+    keys |= {"eta_max": 9e-4} if trunk.kind == "infinite" else {}
+    section = SCHEDULES[trunk.kind].model_validate({"kind": trunk.kind, **keys})
+    again = section.continued(trunk, at)
+    curve = type(again).model_validate(again.model_dump(mode="json")).build(0, 1000, 64)
+    for step in range(120):
+        assert (curve.eta(step), curve.phase(step)) == (
+            trunk.eta(at + step),
+            trunk.phase(at + step),
+        )
+    assert from_dict(to_dict(curve)) == curve
+    assert set(curve.phase_ends().values()) == {
+        end - at for end in trunk.phase_ends().values() if end >= at
+    }
+    assert again.continued(curve, 5).build(0, 1000, 64).eta(0) == trunk.eta(at + 5)
+
+
+def test_a_continued_schedule_has_no_shares_of_a_stage_of_another_run() -> None:
+    keys = {"kind": "infinite", "eta_max": 1e-3, "eta_min": 1e-4, "steps_before": 30}
+    with pytest.raises(ValueError, match="give warmup in steps"):
+        SCHEDULES["infinite"].model_validate(keys)

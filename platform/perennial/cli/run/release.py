@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from perennial.cli.command import AsJson, DryRun, Overrides, RunFile, open_run, print_preview
 from perennial.cli.console import out, print_json, print_matrix
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from perennial.api.results import ReleaseSummary
+    from perennial.api.run import Run
 
 Mixture = Annotated[
     str | None,
@@ -60,9 +65,22 @@ def release(
         Literal["safetensors", "gguf"],
         typer.Option("--format", help="Of the copy: a folder of safetensors, or one GGUF file"),
     ] = "safetensors",
+    trunk_kit: Annotated[
+        bool,
+        typer.Option(
+            "--trunk-kit",
+            help="In place of a release, write what lets others continue the trunk: weights in "
+            "fp32, the optimizer's state, and a run file that starts from them",
+        ),
+    ] = False,
 ) -> None:
     """Anneal a branch off the trunk and export it as a Hugging Face folder."""
+    if trunk_kit:
+        _check_options(tokens, copied_as)
     run = open_run(run_file, overrides)
+    if trunk_kit:
+        _make_kit(run, origin, to, as_json=as_json, dry_run=dry_run)
+        return
     if dry_run:
         print_preview(run, run.plan_release(origin, tokens, to, copied_as, mixture, average))
         return
@@ -70,6 +88,11 @@ def release(
     if as_json:
         print_json(made.to_dict())
         return
+    _show(made, to, run_file)
+
+
+def _show(made: ReleaseSummary, to: str | None, run_file: str) -> None:
+    """Print a release."""
     print_matrix(made.matrix)
     for sample in made.released.samples:
         # A model's text may hold brackets, which rich would take for its markup.
@@ -82,3 +105,31 @@ def release(
         out.print(f"copied    {to}")
     out.print(f"next      perennial evaluate {run_file}   score it on the run file's tasks")
     out.print(f"          perennial ui {run_file}         curves in MLflow")
+
+
+def _check_options(tokens: str | None, copied_as: str) -> None:
+    """Refuse options of a release, which a trunk kit is not."""
+    given = {"--tokens": tokens is not None, "--format": copied_as != "safetensors"}
+    for option in (option for option, is_given in given.items() if is_given):
+        raise InputError(
+            "command line",
+            option,
+            "a trunk kit is not annealed and is a folder of safetensors",
+            f"leave {option} or --trunk-kit out",
+            code="options-conflict",
+        )
+
+
+def _make_kit(
+    run: Run, origin: str | None, to: str | None, *, as_json: bool, dry_run: bool
+) -> None:
+    if dry_run:
+        print_preview(run, run.plan_trunk_kit(origin, to))
+        return
+    made = run.make_trunk_kit(origin, to)
+    if as_json:
+        print_json(made.to_dict())
+        return
+    out.print(f"trunk kit {made.place}")
+    out.print(f"of        {made.source}, {made.size_bytes:,} bytes, digest {made.digest}")
+    out.print("next      edit its run.yaml, then `perennial run run.yaml` in its folder")

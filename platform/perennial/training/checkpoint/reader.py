@@ -23,7 +23,13 @@ from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import MANIFEST, METRICS, OPTIMIZER, CheckpointManifest
 from perennial.training.job import Job
-from perennial.training.model.initial import draw_initial, fetch_initial
+from perennial.training.model.initial import (
+    STATE_FOLDER,
+    draw_initial,
+    fetch_initial,
+    fetch_state,
+    initial_state,
+)
 from perennial.training.model.shards import absent_files
 
 T = TypeVar("T")
@@ -42,6 +48,8 @@ class ResumePoint:
         for, and those that hold this rank's part come first. Raises Damaged.
     resumed: whether the checkpoint is the job's own.
     loss_scale: fp16's factor of the loss; None without a checkpoint that has one.
+    exact: whether `optimizer_files` have the fp32 weights of a model that is computed in fewer bits
+        and read from `initial`.
     """
 
     step: int
@@ -51,6 +59,7 @@ class ResumePoint:
     optimizer_files: Iterator[Path] = field(default_factory=lambda: iter(()), repr=False)
     resumed: bool = False
     loss_scale: float | None = None
+    exact: bool = False
 
     @property
     def history(self) -> Path | None:
@@ -93,7 +102,7 @@ def begin_from_latest(
             _set_aside(job, store, key, unsound.damages, driver)
         dist.barrier()
     if job.start is None:
-        return begin(ResumePoint(job.first_step, initial=_fetch_initial(job, store, scratch)))
+        return _begin_from_initial(job, store, scratch, begin)
     try:
         return _begin_from(job, store, job.start, scratch / job.start, begin, resumed=False)
     except Unsound as unsound:
@@ -159,6 +168,41 @@ def _begin_from(
         loss_scale=manifest.loss_scale,
     )
     return _agreed(lambda: begin(start))
+
+
+def _begin_from_initial(
+    job: Job, store: Store, scratch: Path, begin: Callable[[ResumePoint], T]
+) -> T:
+    """Begin from the model that the run begins with, and the optimizer's state of a trunk kit."""
+    initial = _fetch_initial(job, store, scratch)
+
+    def start() -> ResumePoint:
+        state = initial_state(job, store)
+        if state is None or state.optimizer is None:
+            return ResumePoint(job.first_step, initial=initial)
+        its = state.optimizer
+        folder = scratch / STATE_FOLDER
+
+        def fetch(name: str) -> Path:
+            fetch_state(store, state, name, folder)
+            return folder / name
+
+        return ResumePoint(
+            job.first_step,
+            initial=initial,
+            optimizer_steps=None if job.optimizer == "reset" else its.steps,
+            optimizer_files=_nearest_files(list(state.files), fetch),
+            loss_scale=its.loss_scale,
+            exact=True,
+        )
+
+    try:
+        point = _agreed(start)
+        return _agreed(lambda: begin(point)) if point.exact else begin(point)
+    except Unsound as unsound:
+        raise StartDamaged(
+            f"{unsound.damages[0]}; the run begins with it, so restore that file from a copy"
+        ) from None
 
 
 def _agreed(action: Callable[[], T]) -> T:
@@ -253,14 +297,20 @@ def _optimizer_files(
     depends on the ZeRO stage and its padding, so the order is a guess that is right but at the
     edges, and the reader goes on asking until it has all.
     """
-    names = sorted(
-        (name for name in manifest.files if name.startswith(OPTIMIZER)),
-        key=lambda name: int(name.split("-")[1]),
-    )
-    order = nearest_first(len(names), dist.get_rank(), dist.get_world_size())
-    for name in (names[index] for index in order):
+
+    def fetch(name: str) -> Path:
         checkpoints.download(store, key, manifest, [name], folder)
-        yield folder / name
+        return folder / name
+
+    names = [name for name in manifest.files if name.startswith(OPTIMIZER)]
+    return _nearest_files(names, fetch)
+
+
+def _nearest_files(names: list[str], fetch: Callable[[str], Path]) -> Iterator[Path]:
+    """Fetch numbered files one by one, those nearest to this rank's part first."""
+    ordered = sorted(names, key=lambda name: int(name.split("-")[1]))
+    order = nearest_first(len(ordered), dist.get_rank(), dist.get_world_size())
+    return (fetch(ordered[index]) for index in order)
 
 
 def nearest_first(parts: int, rank: int, world_size: int) -> list[int]:

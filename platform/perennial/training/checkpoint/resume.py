@@ -70,7 +70,7 @@ def load_state(engine: Any, job: Job, start: ResumePoint) -> None:
     if start.loss_scale is not None:
         set_loss_scale(engine, start.loss_scale)
     if start.optimizer_steps is None:
-        if start.folder is not None and weights_are_rounded(start.folder):
+        if start.exact or (start.folder is not None and weights_are_rounded(start.folder)):
             load_master_weights(engine, start.optimizer_files)
         return
     config = job.training.optimizer_config

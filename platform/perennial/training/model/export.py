@@ -45,12 +45,7 @@ def export(
             kept = [name for name in kept if not is_weights(name)]
             write_average(store, average, local)
         checkpoints.download(store, checkpoint, manifest, kept, local)
-        for name, data in (tokenizer | {"README.md": card.encode()}).items():
-            (local / name).parent.mkdir(exist_ok=True)
-            (local / name).write_bytes(data)
-        for name in ("config.json", "generation_config.json"):
-            _spell(local / name)
-        settle_class(local)
+        describe(local, tokenizer | {"README.md": card.encode()})
         files = _upload(store, folder, local)
     averaged = {} if average is None else {"average": dict(average)}
     manifest_data = averaged | {
@@ -60,6 +55,21 @@ def export(
         "files": {name: entry.model_dump() for name, entry in files.items()},
     }
     store.create(f"{folder}/manifest.json", json.dumps(manifest_data, indent=1).encode())
+
+
+def describe(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a tokenizer's files beside a model's, and configurations that every consumer reads.
+
+    Args:
+        folder: local, with the model.
+        files: to write, by name; those of the tokenizer among them.
+    """
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    for name in ("config.json", "generation_config.json"):
+        _spell(folder / name)
+    settle_class(folder)
 
 
 def _spell(file: Path) -> None:

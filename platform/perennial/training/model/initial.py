@@ -3,7 +3,8 @@
 Workers on other machines cannot read the folder that the run file names, so the driver copies the
 model to `models/initial/` in the store, manifest last (invariant I6); every worker reads that. Of a
 model whose first layers are inherited the whole is copied too, to `models/reference/`, where it is
-only measured.
+only measured. A trunk kit also brings an optimizer's state, which is copied to `models/optimizer/`
+for a first stage that keeps it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.errors import Altered, Damaged
-from perennial.store import download_checked, open_store
+from perennial.store import check_object, copy_checked, download_checked, open_store
 from perennial.store.stored_json import parse_json
+from perennial.training.kit.manifest import (
+    MASTER,
+    KitOrigin,
+    OptimizerState,
+    altered_kit,
+    read_kit,
+)
 from perennial.training.model.config import (
     check_fit,
     count_parameters,
@@ -36,12 +44,14 @@ from perennial.training.model.stored import ModelFiles, model_files
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from perennial.config.run import OptimizerAtJoin
     from perennial.config.training import ModelSpec
     from perennial.store import Store
     from perennial.training.job import Job
 
 FOLDER = "models/initial"
 REFERENCE_FOLDER = "models/reference"
+STATE_FOLDER = "models/optimizer"
 _MANIFEST = "manifest.json"
 _CHUNK_BYTES = 8 << 20
 
@@ -57,6 +67,10 @@ class InitialManifest(BaseModel):
     parameters: int
     files: dict[str, str]
     """sha256 by file name"""
+    kit: KitOrigin | None = Field(default=None, exclude_if=lambda kit: kit is None)
+    """the trunk kit that it is; None for any other stored model"""
+    optimizer: OptimizerState | None = Field(default=None, exclude_if=lambda its: its is None)
+    """what that kit has of the optimizer; None without a kit"""
 
 
 def has_model(store: Store) -> bool:
@@ -101,6 +115,8 @@ def _import(
     with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as scratch:
         converted = spec.path.endswith(".gguf") or spec.inherit_layers is not None
         files = model_files(spec.path, Path(source), weights=converted)
+        if converted:
+            _check_tensors(files)
         config = stored_config(files, spec.inherit_layers)
         check_fit(config, spec.path, vocabulary, sequence_length)
         if spec.inherit_layers is not None and _cut(files, config, end_of_document, Path(scratch)):
@@ -115,8 +131,14 @@ def _import(
             _describe(files, config, end_of_document, Path(scratch))
             digests = _upload(store, folder, Path(scratch))
             digests |= _copy_tensors(store, folder, files)
+    kit, origin = files.kit or (None, None)
     manifest = InitialManifest(
-        path=spec.path, inherit_layers=spec.inherit_layers, parameters=parameters, files=digests
+        path=spec.path,
+        inherit_layers=spec.inherit_layers,
+        parameters=parameters,
+        files=digests,
+        kit=origin,
+        optimizer=kit.optimizer if kit else None,
     )
     store.create(f"{folder}/{_MANIFEST}", manifest.model_dump_json(indent=1).encode())
     return manifest
@@ -175,7 +197,66 @@ def _copy_tensors(store: Store, folder: str, files: ModelFiles) -> dict[str, str
     """Copy the tensors' files as they are, in constant memory; return their digests by name."""
     source = open_store(files.where)
     names = [name for name in (*files.tensors, INDEX) if source.exists(name)]
-    return {name: _copy_object(source, name, store, f"{folder}/{name}") for name in names}
+    return {name: _copy(files, source, name, store, f"{folder}/{name}") for name in names}
+
+
+def _copy(files: ModelFiles, source: Store, name: str, target: Store, key: str) -> str:
+    """Copy a file of a model; of a trunk kit nothing but what its manifest promises."""
+    promised = files.promised(name)
+    if promised is None:
+        return _copy_object(source, name, target, key)
+    try:
+        copy_checked(source, name, target, key, promised)
+    except Altered as altered:
+        raise altered_kit(files.where, name, altered.problem) from None
+    return promised
+
+
+def _check_tensors(files: ModelFiles) -> None:
+    """Compare the tensors of a trunk kit with its manifest, where they are not copied as they are.
+
+    Raises:
+        InputError: one is another.
+    """
+    for name in files.tensors if files.kit else ():
+        try:
+            check_object(open_store(files.where), name, files.promised(name) or "")
+        except Altered as altered:
+            raise altered_kit(files.where, name, altered.problem) from None
+
+
+def import_state(store: Store, path: str) -> None:
+    """Copy the optimizer's state of the trunk kit that the run starts from into its store, once.
+
+    Args:
+        store: the run's store, which has the kit's model.
+        path: of the kit, as the run file gives it.
+
+    Raises:
+        InputError: the kit is gone, or is not the one that the model was taken from.
+    """
+    base, _ = read_initial(store)
+    assert base.kit is not None and base.optimizer is not None
+    if store.exists(f"{STATE_FOLDER}/{_MANIFEST}"):
+        return
+    source = open_store(path)
+    kit = read_kit(source, path)
+    if kit is None or kit[1] != base.kit:
+        raise altered_kit(
+            path,
+            "kit.json",
+            f"is not the one of digest {base.kit.digest}, whose model the run starts from",
+        )
+    files = {}
+    for name, file in kit[0].state_files.items():
+        try:
+            key = f"{STATE_FOLDER}/{name}"
+            copy_checked(source, f"optimizer/{name}", store, key, file.sha256)
+        except Altered as altered:
+            raise altered_kit(path, f"optimizer/{name}", altered.problem) from None
+        files[name] = file.sha256
+    manifest = base.model_copy(update={"files": files})
+    store.create(f"{STATE_FOLDER}/{_MANIFEST}", manifest.model_dump_json(indent=1).encode())
 
 
 def _upload(store: Store, folder: str, local: Path) -> dict[str, str]:
@@ -225,6 +306,53 @@ def fetch_initial(store: Store, folder: Path) -> None:
             download_checked(store, key, folder / name, expected)
         except Altered as altered:
             raise Damaged(key, altered.problem) from None
+
+
+def initial_state(job: Job, store: Store) -> InitialManifest | None:
+    """Return the manifest of the optimizer's state that a job begins with; None for none.
+
+    A first stage that resets the moments still needs the fp32 weights, where it computes in fewer
+    bits: they are the trunk itself.
+
+    Raises:
+        Damaged: it cannot be read, or is not there.
+    """
+    if job.model.path is None:
+        return None
+    base, _ = read_initial(store)
+    if base.optimizer is None or not needs_state(
+        base.optimizer, job.optimizer, job.training.precision
+    ):
+        return None
+    try:
+        return read_initial(store, STATE_FOLDER)[0]
+    except FileNotFoundError:
+        raise Damaged(f"{STATE_FOLDER}/{_MANIFEST}", "is missing") from None
+
+
+def needs_state(state: OptimizerState, join: OptimizerAtJoin, precision: str) -> bool:
+    """Return whether a first stage needs the optimizer's state of the kit that it starts from.
+
+    Args:
+        state: the kit's.
+        join: what the stage keeps of it.
+        precision: in which the stage computes.
+    """
+    return join != "reset" or (precision != "fp32" and MASTER in state.tensors)
+
+
+def fetch_state(store: Store, state: InitialManifest, name: str, folder: Path) -> None:
+    """Copy a file of the optimizer's state to a local folder.
+
+    Raises:
+        Damaged: it is missing or has another digest than the manifest says.
+    """
+    key = f"{STATE_FOLDER}/{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        download_checked(store, key, folder / name, state.files[name])
+    except Altered as altered:
+        raise Damaged(key, altered.problem) from None
 
 
 def new_model(job: Job) -> Any:

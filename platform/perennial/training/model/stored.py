@@ -7,6 +7,7 @@ from pathlib import Path
 
 from perennial.errors import InputError
 from perennial.store import Store, open_store
+from perennial.training.kit.manifest import KitManifest, KitOrigin, read_kit
 from perennial.training.model.shards import INDEX, WHOLE, indexed_files
 
 _DESCRIPTIONS = ("config.json", "generation_config.json", INDEX)
@@ -19,19 +20,27 @@ class ModelFiles:
 
     where: the path as the run file gives it.
     tensors: names of its safetensors files; () for a GGUF file.
+    kit: manifest and origin of the trunk kit that the folder is; None for any other.
     """
 
     where: str
     folder: Path
     gguf: str | None = None
     tensors: tuple[str, ...] = ()
+    kit: tuple[KitManifest, KitOrigin] | None = None
+
+    def promised(self, name: str) -> str | None:
+        """Return the digest that a trunk kit promises of a file; None where there is no promise."""
+        return self.kit[0].files[name].sha256 if self.kit else None
 
 
 def model_files(path: str, scratch: Path, *, weights: bool) -> ModelFiles:
     """Return the model's files on this machine: where they lie, or copied to `scratch`.
 
     weights: whether the tensors are wanted too; a GGUF file is always copied whole.
-    Raises InputError when the path holds no model, or only pickled weights.
+    Raises InputError when the path holds no model, or only pickled weights, and for a trunk kit of
+    which a file is not the one that its manifest names; of the tensors the digests are the
+    reader's to compare.
     """
     if path.endswith(".gguf"):
         return _gguf(path, scratch)
@@ -40,11 +49,12 @@ def model_files(path: str, scratch: Path, *, weights: bool) -> ModelFiles:
     if "config.json" not in names:
         raise _refused(path, "there is no config.json")
     tensors = _tensor_files(source, path, names)
+    kit = read_kit(source, path)
     if source.is_local:
-        return ModelFiles(path, Path(source.url), tensors=tensors)
+        return ModelFiles(path, Path(source.url), tensors=tensors, kit=kit)
     for name in [*(n for n in _DESCRIPTIONS if n in names), *(tensors if weights else ())]:
         source.download(name, scratch / name)
-    return ModelFiles(path, scratch, tensors=tensors)
+    return ModelFiles(path, scratch, tensors=tensors, kit=kit)
 
 
 def write_hollow_tensors(files: ModelFiles, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Trunk kits: what lets others continue a trunk."""
