@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := build/quickstart
 RUN := pipelines/quickstart.yaml
+SCIENCE := build/science
+STUDY := pipelines/studies/gap.yaml
 BASELINES := union no-replay cosine english french spanish
 
-.PHONY: docs quickstart baselines unit integration-tests e2e-tests coverage test test-long bench-data bench-train test-services check clean
+.PHONY: docs quickstart baselines science unit integration-tests e2e-tests coverage test test-long bench-data bench-train test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
 	$(BIN)/python pipelines/fetch_quickstart.py $(QUICKSTART)/text
@@ -25,6 +27,13 @@ baselines: $(VENV)/installed  ## train the alternatives to the quickstart and co
 		done; \
 	done
 	$(BIN)/perennial compare $(RUN) $(BASELINES:%=pipelines/baselines/%.yaml) --output build/quickstart/compare.html
+
+science: $(VENV)/installed  ## run what is missing of a study, about 3 hours; may be stopped and repeated
+	$(BIN)/python pipelines/fetch_quickstart.py $(SCIENCE)/text
+	set -e; for corpus in $$(cat $(SCIENCE)/text/corpora.txt); do \
+		$(BIN)/perennial land pipelines/science.yaml $$corpus $(SCIENCE)/text/$$corpus.jsonl; \
+	done
+	$(BIN)/perennial study $(STUDY)
 
 unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster: about 1.5 minutes
 	# A fixed seed: both processes must collect the tests of a set in one order.

@@ -327,6 +327,12 @@ class TrialFailed(PerennialError):
     code = "trial-failed"
 
 
+class StudyFailed(PerennialError):
+    """Runs of a study failed; the others are finished, and the page has them."""
+
+    code = "study-failed"
+
+
 class PullFailed(PerennialError):
     """A source, or one of its files, cannot be pulled now; the message says why."""
 

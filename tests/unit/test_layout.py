@@ -60,6 +60,8 @@ EDGES: dict[str, set[str]] = {
     "report": _DATA
     | {"version", "tracking", "training", "evaluation", "runs", "controller", "telemetry"}
     | {"planning", "search"},
+    "study": _DATA
+    | {"version", "training", "evaluation", "runs", "controller", "planning", "report"},
     "api": _DATA
     | {"tracking", "training", "evaluation", "sources", "runs", "audit", "controller"}
     | {"telemetry", "planning", "search", "report"},
@@ -75,7 +77,7 @@ EDGES: dict[str, set[str]] = {
         "runs",
         "audit",
     }
-    | {"controller", "planning", "search", "report", "api"},
+    | {"controller", "planning", "search", "report", "study", "api"},
 }
 # Library -> the rooms (or modules) that may import it.
 ROOMS = {

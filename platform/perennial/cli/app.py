@@ -24,6 +24,7 @@ from perennial.cli.run.evaluate import evaluate
 from perennial.cli.run.ingest import ingest
 from perennial.cli.run.release import release
 from perennial.cli.run.run import run, watch
+from perennial.cli.run.study import study
 from perennial.cli.run.tune import tune
 from perennial.version import __version__
 
@@ -39,6 +40,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [land, run, watch, status, ingest],
     "Release and measure": [release, evaluate, report, compare],
     "Before compute": [plan, simulate, tune],
+    "Many runs": [study],
     "Decide about a corpus": [hold, retry, accept, refuse, retire, unretire],
     "Check and track": [verify, repair, trace, ui, track],
 }

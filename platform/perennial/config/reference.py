@@ -1,4 +1,4 @@
-"""The reference pages of the run file and the tuning file, and their schemas for editors.
+"""The reference pages of the run, tuning and study files, and their schemas for editors.
 
 `python -m perennial.config.reference` writes all of them (`make docs`); a test keeps them current.
 """
@@ -19,6 +19,7 @@ from perennial.config.changes import default_of
 from perennial.config.json_schema import describe_type, file_schema, property_schemas
 from perennial.config.run import RunSpec
 from perennial.config.search import TuningSpec
+from perennial.config.study import StudySpec
 from perennial.fields import (
     ByKind,
     Changeable,
@@ -59,6 +60,11 @@ A tuning file is YAML: a search for the settings of the next stage, for `perenni
 amounts and overrides are as in the [run file](run-file.md); its schema for editors is
 `perennial/config/tuning-file.schema.json`.
 """
+_STUDY_INTRODUCTION = """\
+A study file is YAML: arms that differ from one base run file, seeds, and claims that the results
+decide, for `perennial study`. Amounts and overrides are as in the [run file](run-file.md); its
+schema for editors is `perennial/config/study-file.schema.json`.
+"""
 
 
 def write_references(root: Path) -> None:
@@ -70,15 +76,18 @@ def write_references(root: Path) -> None:
 
 def reference_files() -> dict[Path, str]:
     """Return the texts of the generated files by their paths in the source tree."""
-    run, tuning = (
+    run, tuning, study = (
         file_schema(RunSpec, "Perennial run file"),
         file_schema(TuningSpec, "Perennial tuning file"),
+        file_schema(StudySpec, "Perennial study file"),
     )
     return {
         _PAGES / "run-file.md": _page("The run file", _RUN_INTRODUCTION, RunSpec),
         _PAGES / "tuning-file.md": _page("The tuning file", _TUNING_INTRODUCTION, TuningSpec),
+        _PAGES / "study-file.md": _page("The study file", _STUDY_INTRODUCTION, StudySpec),
         _SCHEMAS / "run-file.schema.json": json.dumps(run, indent=1) + "\n",
         _SCHEMAS / "tuning-file.schema.json": json.dumps(tuning, indent=1) + "\n",
+        _SCHEMAS / "study-file.schema.json": json.dumps(study, indent=1) + "\n",
     }
 
 

@@ -176,6 +176,7 @@ OTHERS: dict[str, Any] = {
     "release.summary.copyright": "text",
     "release.summary.illegal_content": "text",
     "release.sample_tokens": 0,
+    "release.mixture": "balanced",
     "release.policy": "each-stage",
     "release.every": (RELEASES, "6 steps"),
     "release.schedule": (NIGHTLY, "2d"),

@@ -13,6 +13,7 @@ from perennial.config import RunSpec
 from perennial.config.json_schema import file_schema
 from perennial.config.reference import documented_keys, reference_files
 from perennial.config.search import TuningSpec
+from perennial.config.study import StudySpec
 from perennial.fields import Section
 from tests.support.tiny_run import tiny_run
 
@@ -21,10 +22,16 @@ FILES: list[tuple[type[Section], Path]] = [
     *(
         (RunSpec, path)
         for path in [*(ROOT / "pipelines").rglob("*.yaml"), *(ROOT / "k8s").rglob("run.yaml")]
-        if "tasks" not in path.parts
+        if not {"tasks", "studies"} & {*path.parts}
     ),
     *((TuningSpec, path) for path in (ROOT / "tuning").rglob("*.yaml")),
+    *((StudySpec, path) for path in (ROOT / "pipelines" / "studies").rglob("*.yaml")),
 ]
+PAGES: dict[type[Section], str] = {
+    RunSpec: "run-file.md",
+    TuningSpec: "tuning-file.md",
+    StudySpec: "study-file.md",
+}
 
 
 @pytest.mark.parametrize("path", reference_files(), ids=str)
@@ -33,10 +40,8 @@ def test_a_generated_file_is_current(path: Path) -> None:
 
 
 def test_the_page_documents_every_key() -> None:
-    for schema in (RunSpec, TuningSpec):
-        page = reference_files()[
-            Path("docs/reference") / ("run-file.md" if schema is RunSpec else "tuning-file.md")
-        ]
+    for schema, name in PAGES.items():
+        page = reference_files()[Path("docs/reference") / name]
         for key in documented_keys(schema):
             assert f"| `{key.rpartition('.')[2]}` |" in page, key
         rows = [line for line in page.splitlines() if line.startswith("| `")]
@@ -59,7 +64,7 @@ def test_a_committed_file_validates(schema: type[Section], path: Path) -> None:
         return
     first = path.read_text(encoding="utf-8").splitlines()[0]
     named = (path.parent / first.removeprefix("# yaml-language-server: $schema=")).resolve()
-    assert named.name in ("run-file.schema.json", "tuning-file.schema.json")
+    assert named.name == PAGES[schema].replace(".md", ".schema.json")
     assert named.is_file()
 
 

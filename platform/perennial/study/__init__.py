@@ -1,0 +1,1 @@
+"""Run arms over seeds, and decide claims by their results: `perennial study`."""
