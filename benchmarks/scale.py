@@ -108,7 +108,8 @@ def _manifest(shards: int) -> Any:
 
 def _ledger() -> Iterator[tuple[str, str]]:
     """A run's ledger after many stages: events, the snapshot, and reading it from nothing."""
-    from perennial.runs.events import Landed, Refused, encode
+    from perennial.runs.event_codec import encode
+    from perennial.runs.events import Landed, Refused
     from perennial.runs.ledger import Ledger
     from perennial.store import open_store
 

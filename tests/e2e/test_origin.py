@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from perennial.runs.events import Imported, Measured, decode
+from perennial.runs.event_codec import decode
+from perennial.runs.events import Imported, Measured
 from perennial.runs.ledger import FOLDER, Ledger
 from perennial.store import Log, Store, open_store
 from tests.support.cli import perennial, perennial_json, start

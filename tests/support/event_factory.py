@@ -39,6 +39,7 @@ def event_of(
     made: list[events.CorpusEvent] = [
         events.Landed(at=AT, corpus=corpus, size_bytes=100),
         events.Ingesting(at=AT, corpus=corpus),
+        extended(state, corpus),
         events.Ready(at=AT, corpus=corpus, sequences=ROWS, tokens=TOKENS, digest="d"),
         events.Refused(at=AT, corpus=corpus, reason="too small"),
         events.Held(at=AT, corpus=corpus, reason="later"),
@@ -56,6 +57,21 @@ def event_of(
         events.Accepted(at=AT, corpus=corpus, reason="good enough"),
     ]
     return next(event for event in made if event.kind == kind)
+
+
+def extended(state: RunState, corpus: str) -> events.Extended:
+    """Ten entries after those of what passed."""
+    before = state.extension
+    first = before.vocabulary if before else 300
+    return events.Extended(
+        at=AT,
+        corpus=corpus,
+        folder=f"tokenizer/grown/{corpus}",
+        fingerprint=f"of {corpus}",
+        grew_from=before.fingerprint if before else "of the first",
+        first=first,
+        vocabulary=first + 10,
+    )
 
 
 def started(state: RunState, corpus: str, joined: Sequence[str] = ()) -> events.Started:

@@ -15,7 +15,7 @@ from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.report.build import page
 from perennial.report.html import render
-from perennial.runs.events import decode, encode
+from perennial.runs.event_codec import decode, encode
 from perennial.runs.ledger import Ledger
 from tests.support.old_store import OldStore, unpack_old_store
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from perennial.api.run import Run
 from perennial.config import RunSpec, load_run, override_stored_run
 from perennial.errors import InputError
-from perennial.runs.events import Document, Opened, decode
+from perennial.runs.event_codec import decode
+from perennial.runs.events import Document, Opened
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
 

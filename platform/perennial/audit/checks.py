@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from perennial.audit.finding import Finding, unequal
+from perennial.audit.finding import Finding, field_of, unequal
 from perennial.errors import InputError, InvalidTransition
 from perennial.mixture import (
     CorpusRows,
@@ -18,16 +18,8 @@ from perennial.mixture import (
     trained_sequences,
     truncate_mix,
 )
-from perennial.runs.events import (
-    Branched,
-    Event,
-    Opened,
-    Releasing,
-    Started,
-    Trained,
-    decode,
-    field_of,
-)
+from perennial.runs.event_codec import decode
+from perennial.runs.events import Branched, Event, Opened, Releasing, Started, Trained
 from perennial.runs.ledger import HEAD, Head, check_follows, digest_of
 from perennial.runs.search_state import shifted
 from perennial.runs.state import RunState

@@ -1,4 +1,4 @@
-"""A fault of a run's store, printed as one line."""
+"""A fault of a run's store, printed as one line; and fields of what the store recorded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import JsonValue
+
+from perennial.runs.events import Document
 
 _LONGEST = 200
 
@@ -25,6 +29,14 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.problem}; {self.right}"
+
+
+def field_of(document: Document, name: str) -> JsonValue:
+    """Return the value of a dotted field of a document; None where it is not there."""
+    value: JsonValue = document
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def unequal(

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from perennial.audit.files import FileListContents
-from perennial.audit.finding import Finding
+from perennial.audit.finding import Finding, field_of
 from perennial.corpora import check_landed, find_companions
 from perennial.corpora.file_list import ListedFile, check_same_files, escape_text
 from perennial.errors import Altered, InputError
-from perennial.runs.events import field_of
 from perennial.store import open_store
 
 if TYPE_CHECKING:

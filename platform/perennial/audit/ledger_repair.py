@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from perennial.audit.checks import check_run_file, ledger_key
 from perennial.audit.finding import Finding
 from perennial.errors import InvalidTransition
-from perennial.runs.events import LedgerEntry, decode
+from perennial.runs.event_codec import LedgerEntry, decode
 from perennial.runs.ledger import HEAD, Head, check_follows, digest_of
 from perennial.runs.state import RunState
 

@@ -37,10 +37,10 @@ from perennial.audit.files import (
     read_quarantine,
     read_shard,
 )
-from perennial.audit.finding import Finding, unequal
+from perennial.audit.finding import Finding, field_of, unequal
 from perennial.audit.landed import check_inbox, check_inputs
 from perennial.errors import Damaged, InputError
-from perennial.runs.events import Ready, field_of
+from perennial.runs.events import Ready
 from perennial.runs.ledger import FOLDER, read_head
 from perennial.store import Log
 from perennial.store.stored_json import parse_json
@@ -230,8 +230,9 @@ def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[
             event = done.story.key("ready", corpus=name)
             done.findings += check_ready(ready[name], event, manifest)
         if done.story.state.spec and tokenizer:
+            its = _tokenizer_of(store, done, manifest, tokenizer)
             done.findings += check_manifest(
-                manifest_key(name), manifest, done.story.state.spec, tokenizer
+                manifest_key(name), manifest, done.story.state.spec, its
             )
         yield from _corpus_files(manifest)
     done.findings += check_earlier(done.manifests)
@@ -247,6 +248,27 @@ def _tokenizer(store: Store, done: Verification) -> corpora.RunTokenizer | None:
         done.findings.append(_unreadable("tokenizer/manifest.json", broken))
     done.lost |= {f"tokenizer/{name}": "" for name in ("manifest.json", "tokenizer.json")}
     return None
+
+
+def _tokenizer_of(
+    store: Store,
+    done: Verification,
+    manifest: corpora.CorpusManifest,
+    first: corpora.RunTokenizer,
+) -> corpora.RunTokenizer:
+    """Return the run's tokenizer that a corpus was tokenised with; the first one for none."""
+    if first.is_named(manifest.tokenizer):
+        return first
+    brought = done.story.state.extensions.values()
+    folders = [its.folder for its in brought if its.fingerprint == manifest.tokenizer]
+    if not folders:
+        return first  # which is not the one that the corpus names
+    try:
+        return corpora.load_tokenizer(store, folders[-1])
+    except InputError as wrong:
+        done.findings.append(_as_finding(store, wrong))
+        done.lost |= {f"{folders[-1]}/{file}": "" for file in ("manifest.json", "tokenizer.json")}
+        return first
 
 
 def _corpus_files(manifest: CorpusManifest) -> Iterator[ReadTask]:

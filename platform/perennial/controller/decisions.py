@@ -8,6 +8,7 @@ from typing import Literal
 from perennial import corpora
 from perennial.controller.context import Workspace
 from perennial.controller.ingest_stage import landing
+from perennial.controller.tokenizer_growth import check_return
 from perennial.errors import InputError, InvalidTransition
 from perennial.runs.events import (
     Accepted,
@@ -92,6 +93,8 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
             f"possible now: {', '.join(possible) or 'wait until its stage is done'}",
             code="decision-not-possible",
         )
+    if decision == "retry":
+        check_return(work, corpus)
     if replay is not None and corpus.stands_at == "training":
         raise InputError(
             work.where,

@@ -6,14 +6,15 @@ import re
 from typing import TYPE_CHECKING, get_args
 
 from perennial import corpora
-from perennial.config.run import DoneToText
+from perennial.config.corpora import DoneToText
+from perennial.controller.tokenizer_growth import settled_tokenizer
 from perennial.corpora.manifest import TokenIds
 from perennial.corpora.tokenizer import MANIFEST_KEY
 from perennial.errors import InputError
 from perennial.store import open_store
 
 if TYPE_CHECKING:
-    from perennial.config.run import TokensSpec
+    from perennial.config.corpora import TokensSpec
     from perennial.controller.context import Workspace
     from perennial.corpora import RunTokenizer
 
@@ -53,7 +54,7 @@ def _run_tokenizer(work: Workspace, name: str, is_decided: bool) -> RunTokenizer
     """Return the run's tokenizer: the one in its store, or the one that it will have."""
     its, lender = work.spec.tokenizer, work.spec.corpora.borrow
     if is_decided and work.store.exists(MANIFEST_KEY):
-        return corpora.load_tokenizer(work.store)
+        return settled_tokenizer(work)
     if lender is not None and open_store(lender).exists(MANIFEST_KEY):
         return corpora.load_tokenizer(open_store(lender))
     if its.path is not None:
@@ -68,12 +69,13 @@ def _run_tokenizer(work: Workspace, name: str, is_decided: bool) -> RunTokenizer
 
 
 def _check_same(declared: TokensSpec, tokenizer: RunTokenizer, field: str) -> None:
-    """Refuse ids of another tokenizer than the run's."""
+    """Refuse ids of another tokenizer than the run's, or than one that it grew from."""
     if _FINGERPRINT.fullmatch(declared.tokenizer):
-        is_same = tokenizer.is_named(declared.tokenizer)
+        names = frozenset({declared.tokenizer})
     else:
-        other = corpora.read_tokenizer(declared.tokenizer)
-        is_same = not tokenizer.fingerprints.isdisjoint(other.fingerprints)
+        names = corpora.read_tokenizer(declared.tokenizer).fingerprints
+    ancestors = tokenizer.manifest.ancestors
+    is_same = any(tokenizer.is_named(name) or name in ancestors for name in names)
     if not is_same:
         raise InputError(
             "run file",

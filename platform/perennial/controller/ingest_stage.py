@@ -9,6 +9,11 @@ from perennial import corpora
 from perennial.controller.context import Workspace
 from perennial.controller.declared_ids import declared_ids
 from perennial.controller.ray_cluster import describe_shortage
+from perennial.controller.tokenizer_growth import (
+    check_extension,
+    tokenizer_for,
+    withdraw_extension,
+)
 from perennial.corpora import LandedCorpus
 from perennial.corpora.counts import FUZZY_DUPLICATE, REPEATED_LINES
 from perennial.corpora.manifest import FillInTheMiddle, manifest_key
@@ -22,7 +27,7 @@ from perennial.steps import StepPipeline
 from perennial.store import open_store
 
 if TYPE_CHECKING:
-    from perennial.config.run import CorporaSpec
+    from perennial.config.corpora import CorporaSpec
     from perennial.corpora import CorpusManifest, IngestSettings
 
 _WITHOUT_TEXT: Final[dict[str, Any]] = {
@@ -35,8 +40,17 @@ _WITHOUT_TEXT: Final[dict[str, Any]] = {
 """settings of what is done to text alone"""
 
 
-_NOT_OF_THE_CORPUS = frozenset({"step-changed", "step-unusable", "plugin-missing"})
-"""codes of what is wrong with a node, or with the code of a step, as a task met it"""
+_NOT_OF_THE_CORPUS = frozenset(
+    {
+        "step-changed",
+        "step-unusable",
+        "plugin-missing",
+        "token-is-no-word",
+        "tokenizer-not-extendable",
+    }
+)
+"""codes of what is wrong with a node, with the code of a step as a task met it, or with what the
+run file asks of the tokenizer"""
 
 
 def landing(work: Workspace, landed: LandedCorpus) -> Landed:
@@ -66,7 +80,8 @@ def ingest(work: Workspace, name: str) -> None:
         corpora.read_manifest(work.store, earlier)
         corpora.load_tokenizer(work.store)
     ids = declared_ids(work, name, _has_accepted(work))
-    settings = _settings(work.spec.corpora.for_corpus(name), work.spec.seed)
+    check_extension(work, name, is_text=ids is None, is_decided=_has_accepted(work))
+    settings = settings_of(work, name)
     if ids is not None:
         settings = settings.model_copy(update={"tokens": ids} | _WITHOUT_TEXT)
     _check_run_file(work)
@@ -120,6 +135,7 @@ def _ingest(
     except InputError as refusal:
         if is_undecided:
             corpora.withdraw_tokenizer(work.store)
+        withdraw_extension(work, name)
         if refusal.code in _NOT_OF_THE_CORPUS:
             raise
         _refuse(work, name, refusal)
@@ -208,7 +224,9 @@ def _warn_of_misfit(work: Workspace, manifest: CorpusManifest) -> None:
     if first is not None:
         warning = corpora.fit_warning(corpora.read_manifest(work.store, first), manifest)
         if warning is not None:
-            work.log(f"warning: {warning}")
+            advice = f"stages.corpora.{manifest.name}.extend_tokenizer brings entries for such text"
+            brought = manifest.name in work.state.extensions
+            work.log(f"warning: {warning}" + ("" if brought else f"; {advice}"))
 
 
 def _tokenise(
@@ -236,6 +254,7 @@ def _tokenise(
     elif work.spec.tokenizer.vocabulary is not None and settings.tokens is None:
         vocabulary = work.spec.tokenizer.vocabulary
         corpora.train_tokenizer(work.store, work.inbox, name, vocabulary, settings, landed)
+    tokenizer = tokenizer_for(work, name, landed, settings)
     return ingest_corpus(
         work.store,
         work.inbox,
@@ -246,6 +265,7 @@ def _tokenise(
         evaluation_settings=_settings(work.spec.corpora, work.spec.seed),
         lender=lender,
         landed=landed,
+        tokenizer=tokenizer,
         accept=lambda manifest: stage_steps(work.spec, name, manifest.rows),
     )
 
@@ -256,6 +276,11 @@ def _left_out(work: Workspace, name: str) -> list[str]:
     declared = spec.tokens_of(name)
     named = () if declared is None else declared.without
     return [f"corpora.{what}" for what in named if getattr(spec, what)]
+
+
+def settings_of(work: Workspace, name: str) -> IngestSettings:
+    """Return the settings of the ingest of a corpus of text."""
+    return _settings(work.spec.corpora.for_corpus(name), work.spec.seed)
 
 
 def _settings(spec: CorporaSpec, seed: int) -> IngestSettings:

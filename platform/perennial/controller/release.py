@@ -13,6 +13,7 @@ from perennial.controller.ingest_stage import usable
 from perennial.controller.origin import measure_origins
 from perennial.controller.publish import check_place, publish
 from perennial.controller.questions import loading_of, sampling
+from perennial.controller.tokenizer_growth import tokenizer_of
 from perennial.controller.train_stage import train
 from perennial.errors import InputError, Superseded
 from perennial.evaluation import Questions, examine
@@ -213,12 +214,16 @@ def _decide(
 
 
 def _retained(work: Workspace, stage: Stage, step: int, count: int) -> list[tuple[Stage, int]]:
-    """Return the last checkpoints of the trunk until a step that the store holds, in order."""
+    """Return the last checkpoints of the trunk until a step that the store holds, in order.
+
+    Where a corpus brought entries to the tokenizer, those before it have fewer rows.
+    """
+    entries = work.state.extension_of(stage)
     held: list[tuple[Stage, int]] = []
     for earlier in reversed([*work.state.stages[: stage.after], stage]):
         steps = [at for at in committed_steps(work.store, earlier.folder) if at <= step]
         held = [*((earlier, at) for at in steps), *held]
-        if len(held) >= count:
+        if len(held) >= count or work.state.extension_before(earlier) != entries:
             break
     return held[-count:]
 
@@ -331,8 +336,8 @@ def _export(work: Workspace, claimed: Releasing, checkpoint: str, folder: str) -
     work.log(f"exporting release {claimed.name}")
     card = model_card(work.spec, work.state, claimed, work.manifests())
     named = work.spec.tokenizer
-    tokenizer = corpora.load_tokenizer(work.store)
-    base = corpora.read_base_files(work.store, tokenizer)
+    tokenizer = tokenizer_of(work, work.state.stage(claimed.stage))
+    base = corpora.read_base_files(work.store, corpora.load_tokenizer(work.store))
     files = release_files(tokenizer, base, named.end_of_document, named.begin_of_document)
     stage = work.state.stage(claimed.stage)
     files |= content_files(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from perennial import corpora
 from perennial.controller.publish import check_place, copy_folder, push_folder
 from perennial.controller.release import find_checkpoint
+from perennial.controller.tokenizer_growth import tokenizer_of
 from perennial.runs import trunk_kit
 from perennial.runs.card_metadata import HUB
 from perennial.runs.training_content import content_files
@@ -66,9 +67,9 @@ def make_kit(work: Workspace, origin: str | None = None, to: str | None = None) 
     stage, step, place = _choose(work, origin, to)
     checkpoint = checkpoints.folder_of(stage.folder, step)
     manifests = work.manifests()
-    tokenizer = corpora.load_tokenizer(work.store)
+    tokenizer = tokenizer_of(work, stage)
     named = work.spec.tokenizer
-    base = corpora.read_base_files(work.store, tokenizer)
+    base = corpora.read_base_files(work.store, corpora.load_tokenizer(work.store))
     files = release_files(tokenizer, base, named.end_of_document, named.begin_of_document)
     work.log(f"writing trunk kit {stage.name}@{step} to {place}")
     with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:

@@ -8,6 +8,14 @@ is called.
 from perennial.corpora.compatibility import check_same_run
 from perennial.corpora.file_list import ListRecord, decode_list, escape_text, is_hidden
 from perennial.corpora.formats.open import find_companions, find_kind
+from perennial.corpora.growth.stored import (
+    extend_for,
+    find_tokenizer,
+    grow_tokenizer,
+    grown_folder,
+    read_growth,
+    withdraw_growth,
+)
 from perennial.corpora.holdout import HeldOutDocument, read_holdout
 from perennial.corpora.inbox import (
     LandedCorpus,
@@ -45,10 +53,14 @@ __all__ = [
     "check_same_run",
     "decode_list",
     "escape_text",
+    "extend_for",
     "find_companions",
     "find_converted",
     "find_kind",
+    "find_tokenizer",
     "fit_warning",
+    "grow_tokenizer",
+    "grown_folder",
     "import_tokenizer",
     "is_hidden",
     "land",
@@ -56,11 +68,13 @@ __all__ = [
     "list_landed",
     "load_tokenizer",
     "read_base_files",
+    "read_growth",
     "read_holdout",
     "read_landed",
     "read_manifest",
     "read_tokenizer",
     "record_list",
     "train_tokenizer",
+    "withdraw_growth",
     "withdraw_tokenizer",
 ]

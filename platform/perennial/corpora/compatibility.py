@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from perennial.corpora.growth.stored import find_tokenizer
 from perennial.corpora.manifest import CorpusManifest, IngestSettings, manifest_key, read_manifest
 from perennial.errors import InputError
 
@@ -30,7 +31,7 @@ def check_same_settings(
     manifest = read_manifest(store, name)
     # The piece size divides the work and has no influence on the result.
     fields = [field for field in IngestSettings.model_fields if field != "piece_bytes"]
-    _check_same(store, manifest, tokenizer, settings, fields)
+    _check_same(store, manifest, tokenizer, settings, fields, tokenizer.is_named)
     return manifest
 
 
@@ -39,7 +40,8 @@ def check_same_run(
 ) -> None:
     """Raise InputError if a corpus and a run differ in tokenizer, sequence length or seed.
 
-    Other settings may differ between the corpora of a run.
+    Other settings may differ between the corpora of a run. Of a run whose tokenizer grew, every
+    corpus is valid that has the ids of any of its tokenizers.
 
     Args:
         store: the store that holds the corpus, for the message.
@@ -47,7 +49,12 @@ def check_same_run(
         tokenizer: the run's tokenizer.
         settings: the run's settings.
     """
-    _check_same(store, manifest, tokenizer, settings, ["sequence_length", "seed"])
+
+    def is_the_runs(fingerprint: str) -> bool:
+        # Only what differs at first sight is worth a look at the tokenizers that grew.
+        return tokenizer.is_named(fingerprint) or find_tokenizer(store, fingerprint) is not None
+
+    _check_same(store, manifest, tokenizer, settings, ["sequence_length", "seed"], is_the_runs)
 
 
 def _check_same(
@@ -56,9 +63,10 @@ def _check_same(
     tokenizer: RunTokenizer,
     settings: IngestSettings,
     fields: Sequence[str],
+    is_same: Callable[[str], bool],
 ) -> None:
     own = tokenizer.fingerprint
-    its = own if tokenizer.is_named(manifest.tokenizer) else manifest.tokenizer
+    its = own if is_same(manifest.tokenizer) else manifest.tokenizer
     borders = ("end_of_document", "begin_of_document")
     then = manifest.settings.model_dump() | {"tokenizer": its}
     then |= {field: getattr(manifest, field) for field in borders}

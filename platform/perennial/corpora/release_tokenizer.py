@@ -28,6 +28,8 @@ _ANYONES_CLASS = "PreTrainedTokenizerFast"
 _NEW_CLASS = "TokenizersBackend"
 """its name in version 5 alone"""
 _PROBE = "It's  a\tprobe of 10,000 words:\n\n caf\u00e9, na\u00efve \u4e2d\u6587 \U0001f642."
+_OTHER_FORMS = (_TOKENIZER, "vocab.json", "merges.txt", "tokenizer.model", "tekken.json")
+"""files of a base in which its vocabulary is"""
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _SETTINGS = (
     "padding_side",
@@ -55,7 +57,10 @@ def release_files(
     """
     its = tokenizer.manifest
     files = dict(base)
-    text = _with_template(tokenizer, base)
+    if its.ancestors:
+        # tokenizer.json alone has the entries that the run added.
+        files = {name: data for name, data in files.items() if name not in _OTHER_FORMS}
+    text = _with_template(tokenizer, files)
     is_changed = text is not None
     if text is not None or _TOKENIZER not in files:
         files[_TOKENIZER] = (text or tokenizer.json).encode()

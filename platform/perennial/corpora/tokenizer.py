@@ -1,4 +1,4 @@
-"""The tokenizer of a run: trained on the first corpus or imported, and fixed from then on."""
+"""The tokenizer of a run: trained on the first corpus or imported; then it may only grow."""
 
 from __future__ import annotations
 
@@ -34,8 +34,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TOKENIZER_KEY = "tokenizer/tokenizer.json"
-MANIFEST_KEY = "tokenizer/manifest.json"
+FIRST_TOKENIZER = "tokenizer"
+"""folder of the run's first tokenizer; those that grew from it are below it"""
+TOKENIZER_KEY = f"{FIRST_TOKENIZER}/tokenizer.json"
+MANIFEST_KEY = f"{FIRST_TOKENIZER}/manifest.json"
+GROWN = f"{FIRST_TOKENIZER}/grown"
+"""folder of the tokenizers that grew from it, by the corpus that brought the entries"""
 BASE = "tokenizer/base"
 """folder of an imported tokenizer's own files"""
 
@@ -68,6 +72,9 @@ class TokenizerManifest(BaseModel):
     """of a trained one; a small corpus yields fewer"""
     files: tuple[StoredFile, ...] = ()
     """the tokenizer's own, below `tokenizer/base/`; none in stores of before 0.2"""
+    ancestors: tuple[str, ...] = Field(default=(), exclude_if=lambda its: not its)
+    """fingerprints of the tokenizers whose ids it has with the same meaning, the first one first;
+    none of a tokenizer that did not grow"""
 
 
 @dataclass(frozen=True)
@@ -249,6 +256,7 @@ def withdraw_tokenizer(store: Store) -> None:
     store.remove(MANIFEST_KEY)  # a tokenizer exists while its manifest does
     store.remove(TOKENIZER_KEY)
     store.remove(BASE)
+    store.remove(GROWN)
 
 
 def read_tokenizer(
@@ -313,23 +321,32 @@ def read_base_files(store: Store, tokenizer: RunTokenizer) -> dict[str, bytes]:
     return {file.file: read_checked(store, f"{BASE}/{file.file}", file.sha256) for file in kept}
 
 
-def load_tokenizer(store: Store) -> RunTokenizer:
-    """Return the run's tokenizer. Raises InputError when there is none or it was altered."""
+def load_tokenizer(store: Store, folder: str = FIRST_TOKENIZER) -> RunTokenizer:
+    """Return the run's first tokenizer, or one that grew from it.
+
+    Args:
+        store: the run's store.
+        folder: key of the tokenizer's folder.
+
+    Raises:
+        InputError: there is none, or it was altered.
+    """
     try:
-        return _load_once(store)
+        return _load_once(store, folder)
     except InputError as wrong:
         if wrong.code != "tokenizer-altered":
             raise
     # A torn read spoils one transfer of a sound object.
-    return _load_once(store)
+    return _load_once(store, folder)
 
 
-def _load_once(store: Store) -> RunTokenizer:
-    manifest = _read_part(store, MANIFEST_KEY, TokenizerManifest.model_validate_json)
-    text = _read_part(store, TOKENIZER_KEY, bytes.decode)
+def _load_once(store: Store, folder: str) -> RunTokenizer:
+    key = f"{folder}/tokenizer.json"
+    manifest = _read_part(store, f"{folder}/manifest.json", TokenizerManifest.model_validate_json)
+    text = _read_part(store, key, bytes.decode)
     if _fingerprint_or_none(text) != manifest.fingerprint:
         raise InputError(
-            f"{store.url}/{TOKENIZER_KEY}",
+            f"{store.url}/{key}",
             "",
             "it is not the tokenizer that its manifest names",
             "restore the original file",

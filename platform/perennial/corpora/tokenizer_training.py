@@ -78,7 +78,7 @@ def train_tokenizer(
     landed = landed or read_landed(inbox, name)
     check_sampled(inbox, landed, _SAMPLE_BYTES)
     texts = sample_texts(inbox, landed, settings, _SAMPLE_BYTES)
-    trained = _train(_cut_long_runs(texts), vocabulary)
+    trained = _train(cut_long_runs(texts), vocabulary)
     if trained.get_vocab_size() <= SMALLEST_VOCABULARY < vocabulary:
         # Imported here: it loads pyarrow, which a look at a run's tokenizer needs not.
         from perennial.corpora.ingest.quality import refuse_sample
@@ -88,7 +88,7 @@ def train_tokenizer(
     return commit_tokenizer(store, tokenizer)
 
 
-def _cut_long_runs(texts: Iterable[str]) -> Iterator[str]:
+def cut_long_runs(texts: Iterable[str]) -> Iterator[str]:
     """Yield texts with a line break in runs that no word is as long as, such as a genome's letters.
 
     Such a run of white space is cut off. The time of training grows with the square of the longest

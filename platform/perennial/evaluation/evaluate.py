@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from perennial.causes import own_of
 from perennial.corpora import load_tokenizer, read_manifest
+from perennial.corpora.tokenizer import FIRST_TOKENIZER
 from perennial.errors import InputError
 from perennial.evaluation.cache import keep_items, keep_losses, kept_items, kept_losses
 from perennial.evaluation.heldout import prompts, read_documents
@@ -197,14 +198,15 @@ def answer(
         folder = Path(scratch) / "model"
         fetch(store, folder_key, folder)
         model = load_model(folder, questions.loading)
+        its_own = _tokenizer_of(store, folder_key)
         documents = {
-            corpus: read_documents(store, corpus, questions.max_documents)
+            corpus: read_documents(store, corpus, questions.max_documents, its_own)
             for corpus in dict.fromkeys([*questions.corpora, *questions.sources])
         }
         losses = _losses(store, folder_key, model, documents, questions)
         if not (tasks or questions.prompts or questions.prompts_per_corpus):
             return Answers(losses, (), ())
-        tokenizer = run_tokenizer(store)
+        tokenizer = run_tokenizer(store, its_own)
         texts = {
             corpus: [tokenizer.decode(document.tokens[:-1].tolist()) for document in chosen]
             for corpus, chosen in documents.items()
@@ -281,14 +283,20 @@ def load_model(folder: Path, loading: Loading) -> Any:
     return model.to("cuda" if has_gpu else "cpu")
 
 
-def run_tokenizer(store: Store) -> Any:
-    """Return the run's tokenizer, which puts before a text what stands there in training.
+def _tokenizer_of(store: Store, folder_key: str) -> str:
+    """Return the key of the folder of a model's tokenizer."""
+    manifest = parse_json(store.read(f"{folder_key}/manifest.json"))
+    return str(manifest.get("tokenizer", FIRST_TOKENIZER))
+
+
+def run_tokenizer(store: Store, folder: str = FIRST_TOKENIZER) -> Any:
+    """Return a tokenizer of the run, which puts before a text what stands there in training.
 
     Also for a release: its own may put a begin before a text that no training had there.
     """
     from transformers import PreTrainedTokenizerFast
 
-    run = load_tokenizer(store)
+    run = load_tokenizer(store, folder)
     return PreTrainedTokenizerFast(
         tokenizer_object=run.build(),
         eos_token=run.manifest.end_of_document_text,

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from perennial.corpora import read_holdout, read_manifest
+import numpy as np
+
+from perennial.corpora import (
+    RunTokenizer,
+    find_tokenizer,
+    load_tokenizer,
+    read_holdout,
+    read_manifest,
+)
+from perennial.corpora.tokenizer import FIRST_TOKENIZER, GROWN
 from perennial.evaluation.loss import Document
 
 if TYPE_CHECKING:
@@ -24,13 +33,19 @@ def spread(total: int, limit: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def read_documents(store: Store, corpus: str, max_documents: int) -> list[Document]:
+def read_documents(
+    store: Store, corpus: str, max_documents: int, tokenizer: str = FIRST_TOKENIZER
+) -> list[Document]:
     """Return at most `max_documents` held-out documents of a corpus, the same ones every time.
+
+    A corpus is read as it was tokenised. A model that lacks entries of the corpus's tokenizer reads
+    the same text by its own.
 
     Args:
         store: the run's store.
         corpus: name of the corpus.
         max_documents: upper bound of the number of documents.
+        tokenizer: key of the folder of the model's tokenizer.
 
     Raises:
         InputError: the corpus was not ingested.
@@ -39,10 +54,31 @@ def read_documents(store: Store, corpus: str, max_documents: int) -> list[Docume
     begin = manifest.begin_of_document
     before = manifest.end_of_document if begin is None else begin
     chosen = spread(sum(file.documents for file in manifest.holdout), max_documents)
-    return [
+    documents = [
         Document(document.tokens, document.size_bytes, document.domain, before)
         for document in read_holdout(store, manifest, chosen)
     ]
+    if next(iter(store.list(GROWN)), None) is None:
+        return documents
+    model = load_tokenizer(store, tokenizer)
+    if model.is_named(manifest.tokenizer) or manifest.tokenizer in model.manifest.ancestors:
+        return documents
+    folder = find_tokenizer(store, manifest.tokenizer)
+    if folder is None:
+        return documents  # of a store whose first tokenizer was named otherwise
+    return list(_read_by(model, load_tokenizer(store, folder), documents))
+
+
+def _read_by(
+    model: RunTokenizer, own: RunTokenizer, documents: Sequence[Document]
+) -> Iterator[Document]:
+    """Yield documents as the model's tokenizer has them; their own tokens are counted."""
+    encoder, decoder = model.build_encoder(), own.build()
+    for document in documents:
+        text = decoder.decode(document.tokens[:-1].tolist(), skip_special_tokens=False)
+        ids = [*encoder.encode(text, add_special_tokens=False).ids, model.end_of_document]
+        tokens = np.array(ids, dtype=np.uint32)
+        yield document._replace(tokens=tokens, counted=len(document.tokens))
 
 
 def continuation_items(texts: Sequence[str], seed: int) -> list[dict[str, Any]]:

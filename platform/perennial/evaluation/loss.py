@@ -25,13 +25,16 @@ IGNORED = -100  # torch's cross entropy counts no loss where the target is this
 class Document(NamedTuple):
     """A held-out document: its token ids `(tokens,)`, the end-of-document id last.
 
-    `before` is the id that stands before its first token in training.
+    `before` is the id that stands before its first token in training. `counted` is the number of
+    tokens that a loss per token counts; default those that it has. Where a model is measured that
+    lacks entries of the corpus's tokenizer, it reads other tokens than are counted.
     """
 
     tokens: np.ndarray[Any, np.dtype[np.integer[Any]]]
     bytes: int
     domain: str
     before: int
+    counted: int | None = None
 
 
 class DocumentLoss(NamedTuple):
@@ -55,6 +58,8 @@ class Window(NamedTuple):
 class HeldoutLoss:
     """Held-out loss of one model on one corpus, or on one domain of it.
 
+    `nats_per_token` is over the tokens of the corpus's own tokenizer, whatever the model reads: of
+    one corpus, it is bits per byte times a constant.
     `bits_per_byte` compares models with different tokenizers; None for documents of token ids,
     whose bytes are not known. The standard error is over
     documents; None for a single document, which has none.
@@ -218,7 +223,12 @@ def document_losses(
             for window, total in zip(group, sums, strict=True):
                 nats[window.document] += total
     return [
-        DocumentLoss(total, len(document.tokens), document.bytes, document.domain)
+        DocumentLoss(
+            total,
+            len(document.tokens) if document.counted is None else document.counted,
+            document.bytes,
+            document.domain,
+        )
         for total, document in zip(nats, documents, strict=True)
     ]
 

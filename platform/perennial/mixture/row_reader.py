@@ -34,11 +34,14 @@ class CorpusLayout:
     """The shards of a corpus: their keys, the number of rows in each, and their digests.
 
     digests: sha256 of each shard, from the corpus's manifest; () where none was promised.
+    row_bytes: bytes of a stored row; None for those that the reader is asked for. Token ids of
+        fewer bytes are widened: a corpus keeps 16 bits when a tokenizer grows past 65,536 entries.
     """
 
     keys: tuple[str, ...]
     shard_rows: tuple[int, ...]
     digests: tuple[str, ...] = ()
+    row_bytes: int | None = None
 
     @property
     def rows(self) -> int:
@@ -93,20 +96,36 @@ class RowReader:
             ValueError: a shard does not hold as many rows as its layout states.
         """
         out = np.empty((sum(len(rows) for _, rows in wanted), self._row_bytes), dtype=np.uint8)
+        places = np.cumsum([0, *(len(rows) for _, rows in wanted)]).tolist()
+        targets = [
+            self._target(corpus, out[first:last])
+            for (corpus, _), (first, last) in zip(wanted, pairwise(places), strict=True)
+        ]
         if self._threads is None:
-            for piece in self._pieces(wanted, out):
+            for piece in self._pieces(wanted, targets):
                 self._fill(piece)
         else:
-            for _ in self._threads.map(_with_retries(self._fill), self._pieces(wanted, out)):
+            for _ in self._threads.map(_with_retries(self._fill), self._pieces(wanted, targets)):
                 pass  # raises what a thread raised
+        for target, (first, last) in zip(targets, pairwise(places), strict=True):
+            if target.shape[1] < self._row_bytes:
+                out[first:last] = _widen(target, self._row_bytes)
         return out
 
+    def _target(self, corpus: str, out: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return where the rows of a corpus are read to: their place, or a narrower array."""
+        row_bytes = self._layouts[corpus].row_bytes or self._row_bytes
+        if row_bytes == self._row_bytes:
+            return out
+        return np.empty((len(out), row_bytes), dtype=np.uint8)
+
     def _pieces(
-        self, wanted: Sequence[tuple[str, npt.NDArray[np.int64]]], out: npt.NDArray[np.uint8]
+        self,
+        wanted: Sequence[tuple[str, npt.NDArray[np.int64]]],
+        targets: Sequence[npt.NDArray[np.uint8]],
     ) -> Iterator[_RowRun]:
         """Yield runs of rows, cut at shards' borders, at large holes, and where the order wraps."""
-        done = 0
-        for corpus, rows in wanted:
+        for (corpus, rows), out in zip(wanted, targets, strict=True):
             layout = self._layouts[corpus]
             shards, inside = layout.locate(rows)
             step = np.diff(inside)
@@ -118,12 +137,11 @@ class RowReader:
                     layout.keys[shard],
                     layout.shard_rows[shard],
                     inside[first:last],
-                    out[done + first : done + last],
+                    out[first:last],
                 )
-            done += len(rows)
 
     def _fill(self, piece: _RowRun) -> None:
-        shard = self._shard(piece.key, piece.shard_rows)
+        shard = self._shard(piece.key, piece.shard_rows, piece.out.shape[1])
         groups = np.searchsorted(shard.ends, piece.rows, side="right")
         for group in np.unique(groups):
             chosen = slice(*np.searchsorted(groups, [group, group + 1]))
@@ -131,15 +149,20 @@ class RowReader:
             span = shard.read_span(int(group), int(rows[0]), int(rows[-1]) + 1)
             np.take(span, rows - rows[0], axis=0, out=piece.out[chosen], mode="clip")
 
-    def _open(self, key: str, shard_rows: int) -> _Shard:
+    def _open(self, key: str, shard_rows: int, row_bytes: int) -> _Shard:
         path = f"{self._base}/{key}"
-        shard = _Shard(self._filesystem.open_input_file(path), self._row_bytes)
+        shard = _Shard(self._filesystem.open_input_file(path), row_bytes)
         if shard.rows != shard_rows:
             raise ValueError(
-                f"{path} holds {shard.rows} rows of {self._row_bytes} bytes, "
+                f"{path} holds {shard.rows} rows of {row_bytes} bytes, "
                 f"its manifest states {shard_rows}"
             )
         return shard
+
+
+def _widen(rows: npt.NDArray[np.uint8], row_bytes: int) -> npt.NDArray[np.uint8]:
+    """Return rows of 16-bit ids `(rows, bytes)` as rows of 32-bit ids of so many bytes."""
+    return rows.view("<u2").astype(f"<u{2 * row_bytes // rows.shape[1]}").view(np.uint8)
 
 
 def _with_retries(read: Callable[[_RowRun], None]) -> Callable[[_RowRun], None]:

@@ -13,6 +13,7 @@ from perennial.controller.context import Workspace
 from perennial.controller.loop import check_inbox
 from perennial.errors import InputError
 from perennial.mixture import StageMix, name_source, seen_by_part
+from perennial.planning.growth_forecast import grown_vocabulary, growth_notes
 from perennial.planning.lookahead import Basis, expected_corpora, look_ahead
 from perennial.runs.stage_planner import anneal_mix, explain_rewarming, warn_of_start
 from perennial.runs.state import RunState, Stage
@@ -211,15 +212,18 @@ def plan_run(
         ),
         unknown=ahead.unknown,
         speed=speed,
-        notes=(*notes, *_packing_notes(work, stages), *filter(None, [undecided])),
+        notes=(*notes, *_notes_on_corpora(work, stages, size), *filter(None, [undecided])),
     )
     return plan, ahead.state, anneal
 
 
-def _packing_notes(work: Workspace, stages: Sequence[StagePlan]) -> Iterator[str]:
-    """Yield what packing did to the new corpora of stages to come, where they are ingested."""
-    known = work.state.corpora
-    for name in (name for stage in stages for name in stage.corpora):
+def _notes_on_corpora(
+    work: Workspace, stages: Sequence[StagePlan], size: ModelSize
+) -> Iterator[str]:
+    """Yield what new corpora bring, and what packing did to those that are ingested."""
+    known, new = work.state.corpora, [name for stage in stages for name in stage.corpora]
+    yield from growth_notes(work, new, size)
+    for name in new:
         if name in known and known[name].sequences:
             manifest = corpora.read_manifest(work.store, name)
             if manifest.counts.cut_documents or manifest.counts.padding_tokens:
@@ -330,6 +334,7 @@ def _sources_of(mix: StageMix, history: Sequence[StageMix], length: int) -> tupl
 def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
     """Return the size of the model, and notes for the user."""
     from perennial.training.model.config import model_config
+    from perennial.training.model.growth import grown_rows
     from perennial.training.model.initial import FOLDER, has_model
 
     spec, model = work.spec, work.spec.model
@@ -339,6 +344,8 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
     if was_read:
         work.check_model()
     config = model_config(model, vocabulary, 0, spec.corpora.sequence_length)
+    rows = config.get_text_config()
+    rows.vocab_size = grown_rows(rows.vocab_size, grown_vocabulary(work, vocabulary))
     return cost_model.model_size(config), notes
 
 

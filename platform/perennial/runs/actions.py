@@ -60,6 +60,8 @@ class Order:
     most_corpora, most_tokens: limits of a stage of several corpora; 1 corpus merges nothing.
     alone: corpora that keep a stage of their own, as those in `first` do.
     proxies: corpora that are replayed and never become stages. The first stage waits for them.
+    extending: corpora that bring entries to the tokenizer. One is not tokenised before the entries
+        of another are in force, or out of it: theirs come after those.
     """
 
     first: Sequence[str] = ()
@@ -69,6 +71,7 @@ class Order:
     most_tokens: float = math.inf
     alone: Collection[str] = ()
     proxies: Sequence[str] = ()
+    extending: Collection[str] = ()
 
     def trains(self, name: str) -> bool:
         """Return whether a corpus becomes a stage."""
@@ -140,7 +143,13 @@ def not_ingested(state: RunState, order: Order) -> list[Corpus]:
     """Return the corpora that are to be tokenised, or failed at it, in the order of training."""
     # Only training waits for a corpus that has not landed yet.
     landed = replace(order, first=[name for name in order.first if name in state.corpora])
-    return [c for c in in_order(state, landed) if c.stands_at in ("landed", "ingesting")]
+    queue = [c for c in in_order(state, landed) if c.stands_at in ("landed", "ingesting")]
+    return [corpus for corpus in queue if not waits_to_extend(state, order, corpus)]
+
+
+def waits_to_extend(state: RunState, order: Order, corpus: Corpus) -> bool:
+    """Return whether a corpus brings entries to the tokenizer while another's are not settled."""
+    return corpus.name in order.extending and any(name != corpus.name for name in state.growing)
 
 
 def _again(corpus: Corpus, now: str) -> Action:
@@ -158,7 +167,7 @@ def _next_stage(state: RunState, now: str, order: Order) -> Action | None:
     queue = in_order(state, order)
     for place, corpus in enumerate(queue):
         match corpus.state:
-            case "landed" | "ingesting":
+            case "landed" | "ingesting" if not waits_to_extend(state, order, corpus):
                 return Action("ingest", corpus.name)
             case "ready" if order.trains(corpus.name) and not awaited_proxies(state, order):
                 return _start(corpus, queue[place + 1 :], order)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -13,15 +11,12 @@ from pydantic import (
     Field,
     JsonValue,
     PlainSerializer,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
 from perennial.config.run import OptimizerAtJoin
 from perennial.config.search import Point
 from perennial.corpora.file_list import ListRecord
-from perennial.errors import NewerSchema
 from perennial.evaluation.finite import drop_not_finite, explain_not_finite, names_not_finite
 from perennial.evaluation.gates import Verdict
 from perennial.evaluation.loss import HeldoutLoss
@@ -29,15 +24,7 @@ from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
 from perennial.runs.averaging import Average
-from perennial.store.stored_json import parse_json
 from perennial.training.kit.manifest import KitOrigin
-
-SCHEMA = 3
-"""Version of the ledger's format; an event without one is of version 1. In version 2 a stage may
-have several new corpora: `mix.corpora` in place of `mix.corpus`. In version 3 each event carries
-the digest of the one before."""
-_CHAINED = 3
-"""the first version with digests"""
 
 Document = dict[str, JsonValue]
 """A resolved run file or tuning file as it was written; read by field name alone."""
@@ -47,14 +34,6 @@ Settings = Annotated[Document | None, Field(exclude_if=lambda value: value is No
 ScheduleRecord = dict[str, str | bool | int | float | None]
 """A schedule's kind and fields as `schedules.to_dict` wrote them. It stays a record here, so that a
 ledger can be read where the plug-in of its schedule is not installed."""
-
-
-def field_of(document: Document, name: str) -> JsonValue:
-    """Return the value of a dotted field of a document; None where it is not there."""
-    value: JsonValue = document
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _read_mix(value: object) -> object:
@@ -152,6 +131,18 @@ class Ready(_Record):
     tokens: int
     digest: str
     parts: dict[str, int] = Field(default_factory=dict, exclude_if=lambda parts: not parts)
+
+
+class Extended(_Record):
+    """The corpus brings ids `first` to `vocabulary` - 1 to the tokenizer that it `grew_from`."""
+
+    kind: Literal["extended"] = "extended"
+    corpus: str
+    folder: str
+    fingerprint: str
+    grew_from: str
+    first: int
+    vocabulary: int
 
 
 class Refused(_Record):
@@ -418,6 +409,7 @@ CorpusEvent = (
     Landed
     | Ingesting
     | Ready
+    | Extended
     | Refused
     | Held
     | Retried
@@ -435,63 +427,3 @@ CorpusEvent = (
 ReleaseEvent = Releasing | Released
 SearchEvent = Searching | Branched | Tried
 Event = Opened | TookOver | Imported | CorpusEvent | Measured | ReleaseEvent | Scored | SearchEvent
-
-_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
-
-
-@dataclass(frozen=True)
-class LedgerEntry:
-    """One object of the ledger.
-
-    before: SHA-256 of the bytes of the entry before, "" in the first; None in an entry of a
-        version without digests.
-    """
-
-    event: Event
-    before: str | None
-
-
-def decode(data: bytes) -> LedgerEntry:
-    """Return the entry in one ledger object.
-
-    Raises:
-        NewerSchema: its format is one that this version does not know.
-        ValueError: it is no event; the text names the first field that is wrong.
-    """
-    document = parse_json(data)
-    if not isinstance(document, dict):
-        raise ValueError("it is no JSON object")
-    schema = document.pop("schema", 1)
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-        raise NewerSchema(f"its schema is {schema!r}, this version knows up to {SCHEMA}")
-    before = document.pop("before", None) if schema >= _CHAINED else None
-    if schema >= _CHAINED and not isinstance(before, str):
-        raise ValueError("before: it has no digest of the entry before it")
-    try:
-        return LedgerEntry(_EVENT.validate_python(document), before)
-    except ValidationError as invalid:
-        raise ValueError(_first_problem(invalid)) from None
-
-
-def _first_problem(invalid: ValidationError) -> str:
-    """Return the first error of a document; our own validators say the whole by themselves."""
-    error = invalid.errors()[0]
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    field = ".".join(str(key) for key in error["loc"][1:])
-    return f"{field}: {error['msg']}" if field else error["msg"]
-
-
-def encode(event: Event, before: str = "") -> bytes:
-    """Return the ledger object of one event.
-
-    Args:
-        event: the event.
-        before: SHA-256 of the bytes of the entry before it; "" for the first.
-
-    Raises:
-        ValueError: a number in it is not finite. JSON has no such numbers, and an entry can never
-            be changed.
-    """
-    document = {"schema": SCHEMA, "before": before} | event.model_dump(mode="json")
-    return json.dumps(document, indent=1, allow_nan=False).encode()

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perennial.config.changes import check_held
+from perennial.corpora.tokenizer import FIRST_TOKENIZER
 from perennial.mixture import StageMix
 from perennial.mixture.row_reader import CorpusLayout
-from perennial.runs.events import Releasing
+from perennial.runs.events import Extended, Releasing
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import Schedule, from_dict
 from perennial.training.checkpoint.ownership import Fence
@@ -53,6 +54,7 @@ def stage_job(
         first_step=stage.first_step,
         start=stage.start,
     )
+    job = _with_growth(spec, state, stage, job)
     replayed = {source.corpus: 0 for source in stage.mix.replayed}
     seen = replayed | {name: tokens for name, tokens in job.tokens_seen.items() if tokens}
     old = sorted((name for name in seen if name not in stage.corpora), key=seen.__getitem__)
@@ -99,7 +101,28 @@ def release_job(
         first_step=decided.step,
         start=decided.source,
     )
-    return replace(job, optimizer="keep", tracking_run=tracking_run, fence=fence)
+    return replace(
+        job,
+        optimizer="keep",
+        tracking_run=tracking_run,
+        fence=fence,
+        tokenizer=tokenizer_folder(state.extension_of(stage)),
+    )
+
+
+def tokenizer_folder(extension: Extended | None) -> str:
+    """Return the key of the folder of the tokenizer after a growth; the first one's for none."""
+    return FIRST_TOKENIZER if extension is None else extension.folder
+
+
+def _with_growth(spec: RunSpec, state: RunState, stage: Stage, job: Job) -> Job:
+    """Return a stage's job with its tokenizer, and the rows that its start does not have."""
+    now, before = state.extension_of(stage), state.extension_before(stage)
+    job = replace(job, tokenizer=tokenizer_folder(now))
+    starts_random = stage.start is None and spec.model.path is None
+    if now is None or starts_random or (before and before.fingerprint == now.fingerprint):
+        return job
+    return replace(job, grown_from=now.first)
 
 
 def branch_job(
@@ -168,7 +191,7 @@ def _job(
         end_of_document=own.end_of_document,
         begin_of_document=own.begin_of_document,
         padded=any(manifests[s.corpus].counts.padding_tokens for s in mix.sources),
-        dtype=f"<u{own.token_bytes}",
+        dtype=f"<u{max(manifests[source.corpus].token_bytes for source in mix.sources)}",
         seed=spec.seed,
         tokens_seen={corpus: count * length for corpus, count in seen.items()},
     )
@@ -180,4 +203,5 @@ def layout(manifest: CorpusManifest) -> CorpusLayout:
         tuple(f"corpora/{manifest.name}/{shard.file}" for shard in manifest.shards),
         tuple(sum(shard.row_groups) for shard in manifest.shards),
         tuple(shard.sha256 for shard in manifest.shards),
+        manifest.sequence_length * manifest.token_bytes,
     )

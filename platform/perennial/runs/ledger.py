@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from perennial.errors import InputError, InvalidTransition, LogGap, LostRace, NewerSchema
 from perennial.runs import snapshots, witnesses
-from perennial.runs.events import Event, decode, encode
+from perennial.runs.event_codec import decode, encode
+from perennial.runs.events import Event
 from perennial.runs.state import RunState
 from perennial.store import Log, Store
 from perennial.store.stored_json import parse_json

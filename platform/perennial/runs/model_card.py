@@ -58,11 +58,17 @@ def model_card(
             *([f"- Annealed on {describe_tokens(release.mix, length)}."] if release.mix else []),
             *_average_lines(release),
             f"- Parents: {', '.join(f'`{parent}`' for parent in _parents(trained, release))}.",
-            f"- Tokenizer fingerprint: `{manifests[stage.corpora[0]].tokenizer}`.",
+            f"- Tokenizer fingerprint: `{_tokenizer(state, stage, manifests)}`.",
             f"- Made by perennial {__version__}.",
             "",
         ]
     )
+
+
+def _tokenizer(state: RunState, stage: Stage, manifests: Mapping[str, CorpusManifest]) -> str:
+    """Return the fingerprint of the tokenizer of a stage's model."""
+    extension = state.extension_of(stage)
+    return manifests[stage.corpora[0]].tokenizer if extension is None else extension.fingerprint
 
 
 def lineage_lines(

@@ -171,6 +171,8 @@ def order_of(spec: RunSpec) -> Order:
     named = () if stages.order == "landing" else stages.order
     priority = {name: settings.priority for name, settings in stages.corpora.items()}
     order = Order(named, priority, stages.only, proxies=stages.proxies)
+    extending = {name for name, own in stages.corpora.items() if own.extend_tokenizer is not None}
+    order = replace(order, extending=frozenset(filter(order.trains, extending)))
     batch = stages.batch_arrivals
     if batch is None:
         return order
@@ -315,8 +317,8 @@ def decide_average(
         raise InputError(
             "command line",
             "--average",
-            f"the store holds {len(checkpoints)} checkpoints of the trunk until there ({there}), "
-            f"not {asked.checkpoints}",
+            f"the store holds {len(checkpoints)} checkpoints of the trunk until there ({there}) "
+            f"with one vocabulary, not {asked.checkpoints}",
             "average fewer, or keep more: training.keep_last",
             code="too-few-checkpoints",
         )

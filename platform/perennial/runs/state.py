@@ -26,6 +26,7 @@ from perennial.runs.events import (
     Document,
     Evaluated,
     Event,
+    Extended,
     Failed,
     Gated,
     Imported,
@@ -75,6 +76,8 @@ class RunState:
     origins: dict[str, StoredOrigin] = field(default_factory=dict)
     #: corpora by name, in the order in which they landed
     corpora: dict[str, Corpus] = field(default_factory=dict)
+    #: entries that corpora bring to the tokenizer, by corpus; in force once their stage passed
+    extensions: dict[str, Extended] = field(default_factory=dict)
     #: stages in the order of the trunk
     stages: list[Stage] = field(default_factory=list)
     #: stages that were started and have left the trunk, in the order of leaving it
@@ -253,6 +256,8 @@ class RunState:
                 corpus.size_bytes, corpus.listing = event.size_bytes, event.listing
             case Ingesting():
                 self.ingest_lease = event.lease
+            case Extended():
+                self.extensions[event.corpus] = event
             case Ready():
                 corpus.sequences, corpus.tokens = event.sequences, event.tokens
                 corpus.parts = event.parts
@@ -281,6 +286,33 @@ class RunState:
                 self.verdicts[self.stages[-1].name] = event.verdicts
             case Accepted():
                 self.accepted[self.stages[-1].name] = event.reason
+
+    @property
+    def extension(self) -> Extended | None:
+        """Return the last growth of the tokenizer that passed; None where it is as it began.
+
+        What lands is tokenised with that one: a stage that leaves the trunk takes the entries that
+        it brought with it, and no other corpus has any of them.
+        """
+        return self._last_extension([stage for stage in self.stages if self.has_passed(stage)])
+
+    def extension_of(self, stage: Stage) -> Extended | None:
+        """Return the last growth of the tokenizer of a stage's model; None where there is none."""
+        return self._last_extension([*self.stages[: stage.after], stage])
+
+    def extension_before(self, stage: Stage) -> Extended | None:
+        """Return the last growth of the tokenizer of the model that a stage starts from."""
+        return self._last_extension(self.stages[: stage.after])
+
+    def _last_extension(self, stages: Sequence[Stage]) -> Extended | None:
+        brought = [self.extensions.get(name) for stage in stages for name in stage.corpora]
+        return next((extended for extended in reversed(brought) if extended is not None), None)
+
+    @property
+    def growing(self) -> tuple[str, ...]:
+        """Return the corpora whose entries are neither in force nor put aside by a user."""
+        settled = ("passed", "retired", "refused", "held")
+        return tuple(n for n in self.extensions if self.corpora[n].state not in settled)
 
     @property
     def base(self) -> StoredOrigin | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from perennial.corpora import load_tokenizer
 from perennial.evaluation import LossMatrix
 from perennial.evaluation.scores import Score
+from perennial.runs.actions import waits_to_extend
 from perennial.runs.stage_planner import order_of
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import AbsentSchedule, from_dict
@@ -188,6 +189,8 @@ def describe_states(store: Store, spec: RunSpec, state: RunState) -> dict[str, s
                 descriptions[name] = f"failed ({tries}, next {when})"
             case "passed" | "retired":
                 descriptions[name] = _released(state, name) or corpus.state
+            case "landed" if waits_to_extend(state, order_of(spec), corpus):
+                descriptions[name] = f"landed (waits for the entries of {state.growing[0]})"
             case "ready" if name in spec.stages.proxies:
                 descriptions[name] = "replayed, never a stage"
             case "ready" if not order_of(spec).trains(name):

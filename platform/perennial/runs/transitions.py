@@ -27,6 +27,7 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("unknown", "landed"): "landed",
     ("landed", "ingesting"): "ingesting",
     ("ingesting", "ingesting"): "ingesting",
+    ("ingesting", "extended"): "ingesting",
     ("ingesting", "ready"): "ready",
     ("ready", "started"): "training",
     ("training", "trained"): "trained",

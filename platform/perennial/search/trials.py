@@ -21,7 +21,7 @@ from perennial.errors import InputError, Superseded, TrainingStopped
 from perennial.evaluation.finite import split_finite
 from perennial.mixture import mixture_suffix, truncate_mix
 from perennial.runs.events import Branched, Event, Tried
-from perennial.runs.job_factory import branch_job, stage_job
+from perennial.runs.job_factory import branch_job, stage_job, tokenizer_folder
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.search_state import shifted, trial_stage
 from perennial.runs.stage_planner import anneal_mix, decide_stage
@@ -219,7 +219,8 @@ class Bench:
             first_step=step,
             start=folder_of(f"branches/{decided.trial}", step),
         )
-        return replace(job, optimizer="keep", fence=self.fence)
+        tokenizer = tokenizer_folder(self.origin.extension_of(stage))
+        return replace(job, optimizer="keep", fence=self.fence, tokenizer=tokenizer)
 
     def _stage(self, decided: Branched) -> Stage:
         return trial_stage(decided, after=len(self.origin.stages))

@@ -17,7 +17,8 @@ from perennial.corpora.manifest import manifest_key
 from perennial.corpora.reuse import borrow_tokenizer
 from perennial.errors import InputError
 from perennial.runs import events as happened
-from perennial.runs.events import Event, Opened, Started, decode
+from perennial.runs.event_codec import decode
+from perennial.runs.events import Event, Opened, Started
 from perennial.runs.ledger import FOLDER, Head, Ledger
 from perennial.runs.stage_planner import decide_stage, order_of
 from perennial.runs.state import RunState

@@ -9,6 +9,7 @@ from typing import Any
 
 from perennial.config.run import OptimizerAtJoin
 from perennial.config.training import ModelSpec, TrainingSpec
+from perennial.corpora.tokenizer import FIRST_TOKENIZER
 from perennial.mixture import StageMix, trained_sequences
 from perennial.mixture.row_reader import CorpusLayout
 from perennial.schedules import Phase, Schedule, from_dict, to_dict
@@ -36,6 +37,9 @@ class Job:
     dtype: numpy name of a token id in the shards.
     fence: until when the job may commit checkpoints; None is without end.
     padded: whether rows of its corpora hold padding, as `corpora.packing: best-fit` makes it.
+    tokenizer: key of the folder of the model's tokenizer in the store.
+    grown_from: entries of the model that it starts from, where that has fewer than the tokenizer:
+        those from this id on are new; None where none is.
     until: trunk step at which it ends before the mix does, as a trial; another job of its folder
         goes on from there. None trains the whole mix.
     """
@@ -63,6 +67,8 @@ class Job:
     until: int | None = None
     begin_of_document: int | None = None
     padded: bool = False
+    tokenizer: str = FIRST_TOKENIZER
+    grown_from: int | None = None
 
     @property
     def last_step(self) -> int:
@@ -165,4 +171,5 @@ def checkpoint_steps(schedule: Schedule, first_step: int, last_step: int, every:
 
 
 def _layout(data: dict[str, Any]) -> CorpusLayout:
-    return CorpusLayout(**{name: tuple(values) for name, values in data.items()})
+    tuples = {name: tuple(values) for name, values in data.items() if isinstance(values, list)}
+    return CorpusLayout(**data | tuples)

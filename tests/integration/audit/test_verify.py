@@ -17,7 +17,8 @@ from perennial.corpora import read_landed, read_manifest, record_list
 from perennial.corpora.file_list import ListedFile, encode_list
 from perennial.corpora.manifest import CorpusManifest, QuarantineFile
 from perennial.errors import InputError
-from perennial.runs.events import Landed, encode
+from perennial.runs.event_codec import encode
+from perennial.runs.events import Landed
 from perennial.runs.ledger import HEAD
 from perennial.store import Log, Store, open_store
 from perennial.training.checkpoint.manifest import MANIFEST

@@ -15,7 +15,8 @@ from perennial.controller import ingest_stage
 from perennial.controller.context import Workspace
 from perennial.controller.decisions import decide
 from perennial.controller.loop import ingest_landed, todo
-from perennial.runs.events import Landed, encode
+from perennial.runs.event_codec import encode
+from perennial.runs.events import Landed
 from perennial.store import open_store
 from tests.support.tiny_run import tiny_run, write_run
 

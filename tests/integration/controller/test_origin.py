@@ -14,7 +14,8 @@ from perennial.controller import origin
 from perennial.controller.context import Workspace
 from perennial.controller.origin import measure_origins
 from perennial.evaluation import Answers, HeldoutLoss, Questions
-from perennial.runs.events import Measured, decode
+from perennial.runs.event_codec import decode
+from perennial.runs.events import Measured
 from perennial.runs.ledger import FOLDER
 from perennial.store import Log, Store
 from perennial.training.model.initial import import_model

@@ -227,6 +227,7 @@ def test_i10_i11_a_run_takes_over_the_state_of_the_kit_that_it_names(
     manifest: Any = SimpleNamespace(
         name="b",
         shards=(),
+        sequence_length=16,
         vocabulary=300,
         end_of_document=0,
         begin_of_document=None,

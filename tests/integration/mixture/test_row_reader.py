@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +27,16 @@ def row(number: int) -> list[int]:
     return [number * LENGTH + i for i in range(LENGTH)]
 
 
-def write_corpus(store: Store, name: str, first: int = 0) -> CorpusLayout:
+def write_corpus(store: Store, name: str, first: int = 0, token_bytes: int = 2) -> CorpusLayout:
     """A corpus whose row n holds `row(first + n)`, written as an ingest writes it."""
     keys = []
     for shard, groups in enumerate(GROUPS):
         keys.append(f"corpora/{name}/shard-{shard:05d}.parquet")
         with store.open(keys[-1], "wb") as stream:
-            file = RowFile(stream, LENGTH, 2)
+            file = RowFile(stream, LENGTH, token_bytes)
             for rows in groups:
-                file.write(np.array([row(first + i) for i in range(rows)], dtype="<u2"))
+                ids = [row(first + i) for i in range(rows)]
+                file.write(np.array(ids, dtype=f"<u{token_bytes}"))
                 first += rows
             size, digest = file.close()
         data = store.read(keys[-1])
@@ -146,3 +148,13 @@ def test_a_missing_shard_raises(store: Store) -> None:
     store.remove(layout.keys[1])
     with pytest.raises(FileNotFoundError):
         RowReader(store, {"a": layout}, ROW_BYTES).read([("a", np.arange(layout.rows))])
+
+
+def test_I8_ids_of_16_bits_are_widened_beside_ids_of_32(store: Store) -> None:
+    narrow, wide = write_corpus(store, "a"), write_corpus(store, "b", first=100, token_bytes=4)
+    layouts = {"a": replace(narrow, row_bytes=ROW_BYTES), "b": wide}
+    reader = RowReader(store, layouts, 2 * ROW_BYTES)
+    wanted = numbers(0, 1, 14, 3, 33)
+    data = reader.read([("a", wanted), ("b", wanted[::-1]), ("a", numbers(2))])
+    expected = [*(row(i) for i in wanted), *(row(100 + i) for i in wanted[::-1]), row(2)]
+    assert data.view("<u4").tolist() == expected

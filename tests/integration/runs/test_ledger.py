@@ -14,7 +14,8 @@ import pytest
 
 from perennial.errors import InputError, InvalidTransition, LostRace
 from perennial.runs import snapshots
-from perennial.runs.events import Event, Landed, Refused, Releasing, TookOver, decode, encode
+from perennial.runs.event_codec import decode, encode
+from perennial.runs.events import Event, Landed, Refused, Releasing, TookOver
 from perennial.runs.ledger import Ledger, digest_of
 from perennial.runs.state import RunState
 from perennial.store import ObjectInfo, Store, open_store

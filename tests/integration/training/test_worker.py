@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from perennial.config.training import ModelSpec, TrainingSpec
+from perennial.corpora.growth.extend import extend_from_sample
+from perennial.corpora.tokenizer import build_tokenizer, commit_tokenizer
 from perennial.mixture import ReplayRule, stage_mix
 from perennial.schedules import ConstantSchedule
 from perennial.store import Store, open_store
@@ -21,6 +23,7 @@ from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.job import Job
 from tests.support.gloo import run_on
 from tests.support.played_driver import PlayedDriver
+from tests.support.small_tokenizers import byte_level_json
 
 FOLDER = "checkpoints/00-text"
 STEPS = 12
@@ -193,6 +196,64 @@ def test_a_join_keeps_the_fp32_weights_whatever_it_does_to_the_moments(
         assert len(weights) > len(rounded) > 0
         for name in weights:
             assert torch.equal(before[name], after[name]), (stage, name)
+
+
+GROWN = "tokenizer/grown/more"
+FIRST, MORE = 300, 19
+
+
+def _grow_at_the_join(folder: Path, training: dict[str, Any], until: int | None) -> None:
+    """Train a stage, unless that is done, and until a step one that brings entries."""
+    if not (folder / FOLDER).exists():
+        _train(folder, CUT, training, vocabulary=FIRST)
+    steps = STEPS - CUT
+    _train(
+        folder,
+        until,
+        training,
+        folder=SECOND,
+        name="01-text",
+        first_step=CUT,
+        start=checkpoints.folder_of(FOLDER, CUT),
+        mix=stage_mix([], {"text": 4 * steps}, steps, 4, ReplayRule(share=0.0)),
+        optimizer="keep",
+        vocabulary=FIRST + MORE,
+        tokenizer=GROWN,
+        grown_from=FIRST,
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "training", [{}, {"precision": "bf16", "zero_stage": 3}], ids=["fp32", "zero-3"]
+)
+def test_i9_a_stage_that_brings_entries_resumes_bitwise(
+    tmp_path: Path, training: dict[str, Any]
+) -> None:
+    text = json.dumps(byte_level_json(FIRST))
+    extension = extend_from_sample(text, ["quotidiennement, \u00e9l\u00e8ves"] * 9, MORE)
+    for name, pauses in (("straight", (None,)), ("ended", (9, None))):
+        store = open_store(tmp_path / name)
+        end = "<|endoftext|>"
+        commit_tokenizer(store, build_tokenizer(text, end, "trained", FIRST))
+        grown = build_tokenizer(extension.json, end, "trained", FIRST)
+        store.write(f"{GROWN}/tokenizer.json", grown.json.encode())
+        store.write(f"{GROWN}/manifest.json", grown.manifest.model_dump_json().encode())
+        for until in pauses:  # each in processes of its own
+            run_on(2, _grow_at_the_join, tmp_path / name, training, until)
+    calls = json.loads((tmp_path / "ended" / "calls.json").read_text())
+    assert ["started", [9, 2]] in calls
+    straight = _state(open_store(tmp_path / "straight"), SECOND, STEPS)
+    ended = _state(open_store(tmp_path / "ended"), SECOND, STEPS)
+    assert set(straight) == set(ended)
+    for name, tensor in straight.items():
+        assert torch.equal(tensor, ended[name]), name
+    rows = len(straight["gpt_neox.embed_in.weight"])
+    assert rows == FIRST + MORE == FIRST + len(extension.entries)
+    for name in ("straight", "ended"):
+        at = checkpoints.folder_of(SECOND, STEPS)
+        manifest = checkpoints.read_manifest(open_store(tmp_path / name), at)
+        assert manifest.tokenizer == GROWN
 
 
 def _state(store: Store, folder: str, step: int) -> dict[str, torch.Tensor]:

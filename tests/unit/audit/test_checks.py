@@ -17,7 +17,7 @@ from perennial.audit.checks import (
     fold,
 )
 from perennial.mixture import StageMix
-from perennial.runs import events
+from perennial.runs import event_codec
 from perennial.runs.ledger import digest_of
 from perennial.runs.state import RunState
 from perennial.training.checkpoint.manifest import CheckpointManifest, FileEntry
@@ -35,7 +35,7 @@ def _ledger(change: Change = lambda _: None) -> dict[str, bytes]:
     for corpus, kind in [*kinds, ("b", "started")]:
         event = event_of(kind, state, corpus, joined=("c",) if corpus == "b" else ())
         state.apply(event)
-        told.append(json.loads(events.encode(event)))
+        told.append(json.loads(event_codec.encode(event)))
     change(told[-1]["mix"])
     ledger, before = {}, ""
     for number, document in enumerate(told):

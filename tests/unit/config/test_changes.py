@@ -19,7 +19,8 @@ from perennial.corpora.counts import Counts
 from perennial.corpora.manifest import CorpusManifest, IngestSettings, Shard
 from perennial.errors import InputError
 from perennial.fields import Changeable
-from perennial.runs.events import Event, Opened, Releasing, Started, decode, encode
+from perennial.runs.event_codec import decode, encode
+from perennial.runs.events import Event, Opened, Releasing, Started
 from perennial.runs.job_factory import release_job, stage_job
 from perennial.runs.ledger import Ledger
 from perennial.runs.stage_planner import decide_release, decide_stage
@@ -158,6 +159,14 @@ OTHERS: dict[str, Any] = {
     "stages.corpora.NAME.priority": ({"stages": {"corpora": {"a": {}}}}, 2),
     "stages.corpora.NAME.role": ({"stages": {"corpora": {"a": {}}}}, "replay"),
     "stages.corpora.NAME.weights": ({"stages": {"corpora": {"a": {}}}}, {"b": 1.0}),
+    "stages.corpora.NAME.extend_tokenizer.entries": (
+        {"stages": {"corpora": {"a": {"extend_tokenizer": {"entries": 10}}}}},
+        20,
+    ),
+    "stages.corpora.NAME.extend_tokenizer.tokens": (
+        {"stages": {"corpora": {"a": {"extend_tokenizer": {"tokens": [" one"]}}}}},
+        [" two"],
+    ),
     "stages.corpora.NAME.optimizer": ({"stages": {"corpora": {"a": {}}}}, "keep"),
     "stages.order": ["a"],
     "stages.only": ["a"],

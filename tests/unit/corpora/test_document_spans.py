@@ -18,7 +18,7 @@ import pytest
 from perennial.audit.counts import check_contents
 from perennial.audit.files import Contents, Reader, read_documents, read_holdout
 from perennial.config import RunSpec
-from perennial.config.run import TAKEN_COLUMNS
+from perennial.config.corpora import TAKEN_COLUMNS
 from perennial.corpora import (
     CorpusManifest,
     IngestSettings,

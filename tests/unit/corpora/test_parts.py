@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.audit.counts import check_manifest
-from perennial.config.run import CorporaSpec
+from perennial.config.corpora import CorporaSpec
 from perennial.corpora import (
     CorpusManifest,
     IngestSettings,

@@ -14,7 +14,7 @@ import pytest
 
 from perennial.audit.counts import check_manifest
 from perennial.config import RunSpec
-from perennial.config.run import DoneToText
+from perennial.config.corpora import DoneToText
 from perennial.controller.context import Workspace
 from perennial.controller.declared_ids import declared_ids
 from perennial.corpora import (

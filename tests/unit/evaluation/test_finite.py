@@ -13,7 +13,8 @@ from perennial.config.gates import GatesSpec
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation.finite import split_finite
 from perennial.evaluation.gates import Measurements, judge
-from perennial.runs.events import Evaluated, Measured, Scored, Tried, decode, encode
+from perennial.runs.event_codec import decode, encode
+from perennial.runs.events import Evaluated, Measured, Scored, Tried
 from tests.support.event_factory import AT
 
 SOUND = HeldoutLoss("a", 2.0, 1.0, 2, 10, 40, 0.1)

@@ -11,7 +11,7 @@ import pytest
 from perennial.errors import InvalidTransition, NewerSchema
 from perennial.evaluation import HeldoutLoss, Sample
 from perennial.evaluation.scores import Score
-from perennial.runs import events
+from perennial.runs import event_codec, events
 from perennial.runs.actions import (
     Action,
     Order,
@@ -403,9 +403,9 @@ def test_an_event_of_the_first_schema_is_read_as_it_was_meant(state: RunState) -
     walk(state, "a", *READY)
     now = started(state, "a")
     older = {k: v for k, v in now.mix.to_dict().items() if k != "corpora"} | {"corpus": "a"}
-    told = json.loads(events.encode(now)) | {"schema": 1, "mix": older}
+    told = json.loads(event_codec.encode(now)) | {"schema": 1, "mix": older}
     del told["before"]
-    state.apply(events.decode(json.dumps(told).encode()).event)
+    state.apply(event_codec.decode(json.dumps(told).encode()).event)
     assert state.stages[0].corpora == ("a",)
 
 
@@ -520,9 +520,9 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
         each.model_fields["kind"].default for each in get_args(events.Event)
     }
     for event in told:
-        data = events.encode(event)
-        assert json.loads(data)["schema"] == events.SCHEMA
-        assert events.decode(data) == events.LedgerEntry(event, before="")
+        data = event_codec.encode(event)
+        assert json.loads(data)["schema"] == event_codec.SCHEMA
+        assert event_codec.decode(data) == event_codec.LedgerEntry(event, before="")
 
 
 def test_a_base_is_imported_once_and_measured_again_as_corpora_land(state: RunState) -> None:
@@ -590,6 +590,6 @@ def test_the_first_stage_waits_for_what_it_replays_and_a_proxy_is_never_a_stage(
 
 def test_an_event_of_a_newer_schema_is_told_apart_from_a_broken_one() -> None:
     with pytest.raises(NewerSchema, match="its schema is 4, this version knows up to 3"):
-        events.decode(b'{"schema": 4, "kind": "from-the-future"}')
+        event_codec.decode(b'{"schema": 4, "kind": "from-the-future"}')
     before_schemas = b'{"kind": "took-over", "at": "", "epoch": 1, "controller": "c"}'
-    assert isinstance(events.decode(before_schemas).event, events.TookOver)
+    assert isinstance(event_codec.decode(before_schemas).event, events.TookOver)

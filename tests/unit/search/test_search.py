@@ -17,7 +17,7 @@ from perennial.config import RunSpec, load_run, parse, stage_settings
 from perennial.config.search import Choices, Point, Span, TuningSpec
 from perennial.controller.reuse_trial import beginnings
 from perennial.errors import InputError, InvalidTransition
-from perennial.runs import events
+from perennial.runs import event_codec, events
 from perennial.runs.stage_planner import decide_stage
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import (
@@ -235,7 +235,7 @@ def test_the_ledger_takes_a_trial_once_and_its_measurements_in_order(tmp_path: P
         with pytest.raises(InvalidTransition):
             state.check(early)
     for event in (claim, trial, tried(15), tried(18)):
-        assert events.decode(events.encode(event)).event == event
+        assert event_codec.decode(event_codec.encode(event)).event == event
         state.apply(event)
     for late in (claim, trial, tried(18), tried(16)):
         with pytest.raises(InvalidTransition):

@@ -92,10 +92,11 @@ def ingest_corpus(
     lender: Store | None = None,
     landed: LandedCorpus | None = None,
     accept: Accept = lambda manifest: None,
+    tokenizer: RunTokenizer | None = None,
     cpus_per_task: float = 1.0,
     progress: IngestProgress = lambda _pass, _done, _all: None,
 ) -> CorpusManifest:
-    """Tokenise a landed corpus into `corpora/<name>/`. Ray must be initialised.
+    """Tokenise a landed corpus into `corpora/<name>/`, and return its manifest; Ray is initialised.
 
     Safe to repeat and to kill: neither finished pieces and shards nor an ingested corpus is redone.
 
@@ -110,18 +111,16 @@ def ingest_corpus(
         lender: the store of another run; what it tokenised of the same files is copied.
         landed: the corpus as `check_landed` returned it; default: as it is now.
         accept: called with the manifest before it is committed; raises InputError to refuse.
+        tokenizer: the one to use; default the run's first.
         cpus_per_task: CPUs that Ray reserves for a task.
         progress: called after every task.
-
-    Returns:
-        The corpus's manifest.
 
     Raises:
         InputError: the corpus is missing, not what was promised, bad, without text or news, or was
             ingested with other settings. Nothing is committed then.
     """
     check_name(name)
-    tokenizer = load_tokenizer(store)
+    tokenizer = tokenizer or load_tokenizer(store)
     evaluation = read_evaluation_texts(decontaminate, evaluation_settings or settings)
     settings = settings.model_copy(update={"decontaminate": evaluation.digest})
     if store.exists(manifest_key(name)):

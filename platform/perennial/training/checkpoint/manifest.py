@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from perennial.corpora.tokenizer import FIRST_TOKENIZER
 from perennial.errors import Altered, Damaged
 from perennial.store import Store, download_checked, read_checked
 from perennial.store.stored_json import parse_json
@@ -55,6 +56,8 @@ class CheckpointManifest(BaseModel):
     optimizer: str | None = None
     """kind of the optimizer; None in checkpoints of versions before 0.2, which had AdamW alone"""
     optimizer_steps: int
+    tokenizer: str = Field(default=FIRST_TOKENIZER, exclude_if=lambda its: its == FIRST_TOKENIZER)
+    """key of the folder of the model's tokenizer"""
     loss_scale: float | None = None
     """fp16's factor of the loss; None in other formats, and where an older version wrote it"""
     world_size: int

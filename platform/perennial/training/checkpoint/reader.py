@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from perennial.corpora.growth.extend import pieces_of_entries
+from perennial.corpora.tokenizer import load_tokenizer
 from perennial.errors import Damaged, StartDamaged, Unsound, Vanished
 from perennial.optimizers import check_same_optimizer
 from perennial.store import Store
@@ -23,6 +25,7 @@ from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import MANIFEST, METRICS, OPTIMIZER, CheckpointManifest
 from perennial.training.job import Job
+from perennial.training.model.growth import grow_folder
 from perennial.training.model.initial import (
     STATE_FOLDER,
     draw_initial,
@@ -155,7 +158,7 @@ def _begin_from(
     resumed: bool,
 ) -> T:
     """Begin from one checkpoint; Unsound is raised on every rank when any of them finds damage."""
-    manifest = _agreed(lambda: _fetch_shared(store, key, folder))
+    manifest = _agreed(lambda: _fetch_shared(store, key, folder, None if resumed else job))
     with_moments = resumed or job.optimizer != "reset"
     if with_moments:
         check_same_optimizer(key, manifest.optimizer, job.training.optimizer_config.kind)
@@ -232,8 +235,14 @@ def _agreed(action: Callable[[], T]) -> T:
     return done[0]
 
 
-def _fetch_shared(store: Store, key: str, folder: Path) -> CheckpointManifest:
-    """Return the manifest; one worker per node also fetches all files but the optimizer's."""
+def _fetch_shared(
+    store: Store, key: str, folder: Path, starting: Job | None = None
+) -> CheckpointManifest:
+    """Return the manifest; one worker per node also fetches all files but the optimizer's.
+
+    starting: the job that starts from the checkpoint, which may be of a smaller vocabulary: the
+        files are grown. None where the checkpoint is the job's own.
+    """
     try:
         manifest = checkpoints.read_manifest(store, key)
     except FileNotFoundError:
@@ -243,7 +252,16 @@ def _fetch_shared(store: Store, key: str, folder: Path) -> CheckpointManifest:
     if int(os.environ["LOCAL_RANK"]) == 0:
         names = [name for name in manifest.files if not name.startswith(OPTIMIZER)]
         checkpoints.download(store, key, manifest, names, folder)
+        if starting is not None:
+            _grow(store, starting, folder)
     return manifest
+
+
+def _grow(store: Store, job: Job, folder: Path) -> None:
+    """Give the files of the model that a job starts from rows for the new entries."""
+    if job.grown_from is not None:
+        tokenizer = load_tokenizer(store, job.tokenizer)
+        grow_folder(folder, job.grown_from, pieces_of_entries(tokenizer.json, job.grown_from))
 
 
 def _fetch_initial(job: Job, store: Store, scratch: Path) -> Path | None:
@@ -267,6 +285,7 @@ def _fetch_initial(job: Job, store: Store, scratch: Path) -> Path | None:
         if int(os.environ["LOCAL_RANK"]) == 0:
             if is_stored:
                 fetch_initial(store, folder)
+                _grow(store, job, folder)
             else:
                 draw_initial(job, folder)
 

@@ -15,7 +15,7 @@ from perennial.mixture.ray_stream import build_rank_dataset, read_step_batches
 from perennial.store import Store
 from perennial.training.checkpoint.reader import ResumePoint
 from perennial.training.checkpoint.tensors import weights_are_rounded
-from perennial.training.engine.deepspeed_internals import set_loss_scale
+from perennial.training.engine.deepspeed_internals import set_loss_scale, whole_shape
 from perennial.training.engine.engine import build_engine, load_model
 from perennial.training.engine.optimizer_state import (
     forget_direction,
@@ -23,6 +23,7 @@ from perennial.training.engine.optimizer_state import (
     load_optimizer,
 )
 from perennial.training.job import Job
+from perennial.training.model.growth import vocabulary_weights
 from perennial.training.model.initial import new_model
 from perennial.training.spikes.skips import read_skips
 
@@ -69,14 +70,25 @@ def load_state(engine: Any, job: Job, start: ResumePoint) -> None:
     """
     if start.loss_scale is not None:
         set_loss_scale(engine, start.loss_scale)
+    first_new = {} if start.resumed else _first_new(engine, job)
     if start.optimizer_steps is None:
         if start.exact or (start.folder is not None and weights_are_rounded(start.folder)):
-            load_master_weights(engine, start.optimizer_files)
+            load_master_weights(engine, start.optimizer_files, first_new)
         return
     config = job.training.optimizer_config
-    load_optimizer(engine, config, start.optimizer_files, start.optimizer_steps)
+    load_optimizer(engine, config, start.optimizer_files, start.optimizer_steps, first_new)
     if not start.resumed and job.optimizer == "keep-second-moment":
         forget_direction(engine, config)
+
+
+def _first_new(engine: Any, job: Job) -> dict[str, int]:
+    """Return, by weight, the first element of the rows that the job's start does not have."""
+    if job.grown_from is None:
+        return {}
+    weights = vocabulary_weights(engine.module)
+    return {
+        name: job.grown_from * whole_shape(weight)[1:].numel() for name, weight in weights.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from perennial.training.checkpoint.staging import QueuedWork, tensor_bytes
 from perennial.training.engine.deepspeed_internals import whole_shape
 from perennial.training.model.shards import (
+    as_stored,
     count_shards,
     divide_evenly,
     file_names,
@@ -83,7 +84,7 @@ def divide_model(module: Any, writers: int) -> list[ModelShard]:
             file,
             number % writers,
             tuple(names),
-            {n: t.nbytes for n, t in _as_stored(module, {n: hollow[n] for n in names}).items()},
+            {n: t.nbytes for n, t in as_stored(module, {n: hollow[n] for n in names}).items()},
         )
         for number, (file, names) in enumerate(zip(file_names(len(parts)), parts, strict=True))
     ]
@@ -102,8 +103,8 @@ def _stored_together(module: Any, hollow: dict[str, torch.Tensor]) -> list[list[
     kinds = {name: hollow[name] for name in first_of_kind.values()}
     one_by_one: dict[str, torch.Tensor] = {}
     for name, tensor in kinds.items():
-        one_by_one |= _as_stored(module, {name: tensor})
-    at_once = _as_stored(module, kinds)
+        one_by_one |= as_stored(module, {name: tensor})
+    at_once = as_stored(module, kinds)
     if {n: t.shape for n, t in one_by_one.items()} == {n: t.shape for n, t in at_once.items()}:
         return [[name] for name in hollow]
     blocks: dict[str, list[str]] = {}
@@ -111,14 +112,6 @@ def _stored_together(module: Any, hollow: dict[str, torch.Tensor]) -> list[list[
         number = _BLOCK.search(name)
         blocks.setdefault(name[: number.end()] if number else "", []).append(name)
     return list(blocks.values())
-
-
-def _as_stored(module: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors of a module as transformers stores them."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    stored: dict[str, torch.Tensor] = revert_weight_conversion(module, weights)
-    return stored
 
 
 def write_model_folder(
@@ -150,7 +143,7 @@ def write_model_folder(
     for shard in shards:
         if shard.writer == rank:
             mine = {name: weights[name] for name in shard.weights}
-            write_tensors(_as_stored(module, mine), folder / shard.file, ready)
+            write_tensors(as_stored(module, mine), folder / shard.file, ready)
 
 
 def weights_are_rounded(folder: Path) -> bool:

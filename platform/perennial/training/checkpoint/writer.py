@@ -290,6 +290,7 @@ class Saver:
             tokens_seen=job.tokens_at(step, self._skipped),
             skipped=tuple(skipped for skipped in self._skipped if skipped <= step),
             optimizer=job.training.optimizer_config.kind,
+            tokenizer=job.tokenizer,
             optimizer_steps=snapshot.optimizer_steps,
             loss_scale=snapshot.loss_scale,
             world_size=self._world,

@@ -8,8 +8,9 @@ own, so a resize needs no conversion, and nothing is pickled.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,24 +54,40 @@ def optimizer_state(engine: Any, config: OptimizerConfig) -> tuple[dict[str, tor
     return tensors, steps
 
 
-def load_master_weights(engine: Any, files: Iterable[Path]) -> None:
+def load_master_weights(
+    engine: Any, files: Iterable[Path], first_new: Mapping[str, int] = MappingProxyType({})
+) -> None:
     """Fill this worker's fp32 weights from files of workers that computed in fewer bits.
 
-    For `files` and errors see `load_optimizer`.
+    For the arguments and errors see `load_optimizer`.
     """
-    stored = _Stored(files)
+    stored = _Stored(files, first_new)
     for piece in owned_shards(engine):
         stored.fill(piece.slice(piece.owner.data), piece, _MASTER)
 
 
-def load_optimizer(engine: Any, config: OptimizerConfig, files: Iterable[Path], steps: int) -> None:
+def load_optimizer(
+    engine: Any,
+    config: OptimizerConfig,
+    files: Iterable[Path],
+    steps: int,
+    first_new: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Fill this worker's pieces of the state and fp32 weights from files of any number of workers.
 
-    files: are asked for one by one until all is there, so those that are needed come first.
-    Raises RuntimeError when the files do not cover a piece.
+    Args:
+        engine: the engine.
+        config: of its optimizer.
+        files: are asked for one by one until all is there, so those that are needed come first.
+        steps: optimizer steps that the moments have taken.
+        first_new: by parameter, the first element that is new since the files were written: its
+            moments are zero, and its fp32 weight is the model's.
+
+    Raises:
+        RuntimeError: the files do not cover a piece.
     """
     stepped = inner_optimizer(engine)
-    stored = _Stored(files)
+    stored = _Stored(files, first_new)
     stepped.state.clear()
     for piece in owned_shards(engine):
         state = stepped.state[piece.owner]
@@ -93,7 +110,8 @@ def forget_direction(engine: Any, config: OptimizerConfig) -> None:
 class _Stored:
     """The pieces in optimizer files, found by parameter and kind; no more files than needed."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Iterable[Path], first_new: Mapping[str, int]) -> None:
+        self._first_new = first_new
         self._unopened = iter(files)
         self._index: defaultdict[tuple[str, str], list[tuple[int, str, Any]]] = defaultdict(list)
 
@@ -102,12 +120,19 @@ class _Stored:
         return (parameter, kind) in self._index
 
     def fill(self, target: torch.Tensor, piece: ParameterShard, kind: str) -> None:
-        """Copy what overlaps `piece` into `target`, which is `piece.length` long."""
-        missing = piece.length
+        """Copy what overlaps `piece` into `target`, which is `piece.length` long.
+
+        Elements that are new since the files were written stay as they are.
+        """
+        end = piece.start + piece.length
+        end = min(end, self._first_new.get(piece.parameter, end))
+        missing = end - piece.start
+        if missing <= 0:
+            return
         for start, key, handle in self._runs(piece.parameter, kind):
             values = handle.get_slice(key)
             first = max(start, piece.start)
-            last = min(start + values.get_shape()[0], piece.start + piece.length)
+            last = min(start + values.get_shape()[0], end)
             if first < last:
                 target[first - piece.start : last - piece.start].copy_(
                     values[first - start : last - start]

@@ -88,7 +88,8 @@ def check_vocabulary(config: PretrainedConfig, where: str, vocabulary: int) -> N
             "run file",
             "model.path",
             f"{where} has a vocabulary of {rows}, the run's tokenizer one of {vocabulary}",
-            "set tokenizer.path to this model's own tokenizer",
+            "set tokenizer.path to this model's own tokenizer; what that lacks, a corpus brings: "
+            "see stages.corpora.NAME.extend_tokenizer",
             code="vocabulary-mismatch",
         )
 

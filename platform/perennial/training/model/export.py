@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from perennial.corpora.release_tokenizer import settle_class
+from perennial.corpora.tokenizer import FIRST_TOKENIZER
 from perennial.store import Store
 from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
@@ -52,6 +53,7 @@ def export(
         "checkpoint": checkpoint,
         "tokens_seen": manifest.tokens_seen,
         "code_version": manifest.code_version,
+        **({"tokenizer": manifest.tokenizer} if manifest.tokenizer != FIRST_TOKENIZER else {}),
         "files": {name: entry.model_dump() for name, entry in files.items()},
     }
     store.create(f"{folder}/manifest.json", json.dumps(manifest_data, indent=1).encode())

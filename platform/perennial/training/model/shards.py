@@ -67,6 +67,14 @@ def live_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return weights
 
 
+def as_stored(module: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors of a module as transformers stores them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    stored: dict[str, torch.Tensor] = revert_weight_conversion(module, weights)
+    return stored
+
+
 def count_shards(total_bytes: int, writers: int) -> int:
     """Return the number of files for a model, a multiple of `writers` where all of them write."""
     if total_bytes < writers * SMALLEST_BYTES:
