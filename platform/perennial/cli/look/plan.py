@@ -155,13 +155,28 @@ def _print_rates(planned: RunPlan) -> None:
         )
     out.print(table)
     last_step = planned.state.stages[-1].last_step
-    tops = [0.0] * _WIDTH
-    for point in planned.rates:
-        place = point.step * _WIDTH // last_step
-        tops[place] = max(tops[place], point.eta)
-    for line in curve(tops, _HEIGHT):
+    points = [(point.step, point.eta) for point in planned.rates]
+    for line in curve(tops(points, last_step, _WIDTH), _HEIGHT):
         out.print(f"  {line}")
     out.print(f"  step 0{f'{last_step:,}':>{_WIDTH - 6}}")
+
+
+def tops(points: Sequence[tuple[int, float]], steps: int, columns: int) -> list[float]:
+    """Return the highest of a curve's values in each column; one without a step has the last value.
+
+    Args:
+        points: steps below `steps`, each with its value, in their order.
+        steps: number that the columns divide among themselves.
+        columns: number of them.
+    """
+    found: dict[int, float] = {}
+    for step, value in points:
+        place = step * columns // steps
+        found[place] = max(found.get(place, value), value)
+    values = [0.0]
+    for place in range(columns):
+        values.append(found.get(place, values[-1]))
+    return values[1:]
 
 
 def curve(values: Sequence[float], height: int) -> list[str]:
