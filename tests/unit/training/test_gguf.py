@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from perennial.corpora import read_tokenizer
 from perennial.corpora.release_tokenizer import release_files
+from perennial.training.model.config import stored_model
 from perennial.training.model.gguf_file import write_gguf
 from tests.support.base_folders import ARCHITECTURES, FAMILIES, write_base
 from tests.support.refusal import refused
@@ -129,3 +130,10 @@ def test_a_tokenizer_that_the_format_lacks_is_refused(
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {part: content}))
     with refused("format-lacks-model", "--format"):
         write_gguf(folder, tmp_path / "m.gguf", "own")
+
+
+def test_reading_a_file_draws_no_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path / "release", small_model("llama", **SIZES), "smollm2")
+    write_gguf(folder, tmp_path / "m.gguf", "own")
+    assert stored_model(tmp_path, "m.gguf").num_parameters() > 0
+    assert "GGUF" not in capsys.readouterr().err

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,15 +156,16 @@ def stored_model(folder: Path, gguf: str | None = None, dtype: Any = None) -> An
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder,
-        gguf_file=gguf,
-        dtype=dtype or torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with _no_gguf_bar():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=gguf,
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     absent = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
     if absent:
         raise RuntimeError(f"{folder}: {len(absent)} weights are missing, such as {absent[0]}")
@@ -169,6 +173,19 @@ def stored_model(folder: Path, gguf: str | None = None, dtype: Any = None) -> An
         model.hf_quantizer = None
         del model.config.quantization_config
     return model
+
+
+@contextmanager
+def _no_gguf_bar() -> Iterator[None]:
+    """Keep off the bar that the reader of GGUF files draws, whatever transformers is told."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def weightless_model(config: PretrainedConfig) -> Any:
