@@ -17,14 +17,19 @@ if TYPE_CHECKING:
     from perennial.store import Store
     from perennial.training.job import Job
 
-ROWS = 8
-"""sequences of each side: enough to see a leap, and a fraction of a step to measure"""
+MOST_ROWS = 8
+"""sequences of each side: enough to see a leap"""
 LAST_LOOK = 64
 
 
 def looks(steps: int) -> set[int]:
     """Return the steps of a stage after which losses are measured: 0, 1, 2, 4, ... 64."""
     return {0} | {2**power for power in range(LAST_LOOK.bit_length())} & set(range(steps + 1))
+
+
+def rows_of_a_side(global_batch: int) -> int:
+    """Return the sequences of each side: both together are a batch at most, or one of each."""
+    return min(MOST_ROWS, max(1, global_batch // 2))
 
 
 class JoinWatch:
@@ -99,10 +104,11 @@ def _read(store: Store, job: Job) -> dict[str, npt.NDArray[np.int64]]:
 
 
 def _share_of_each(store: Store, corpora: Sequence[str], job: Job) -> npt.NDArray[np.int64]:
-    share, more = divmod(ROWS, min(len(corpora), ROWS))
+    rows = rows_of_a_side(job.mix.global_batch)
+    share, more = divmod(rows, min(len(corpora), rows))
     parts = [
         _heldout(store, corpus, job, share + (index < more))
-        for index, corpus in enumerate(corpora[:ROWS])
+        for index, corpus in enumerate(corpora[:rows])
     ]
     return np.concatenate(parts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perennial.training.join_probe import LAST_LOOK, looks, shared_out
+from perennial.training.join_probe import LAST_LOOK, looks, rows_of_a_side, shared_out
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,11 @@ from perennial.training.join_probe import LAST_LOOK, looks, shared_out
 )
 def test_a_join_is_looked_at_ever_less_often(steps: int, wanted: set[int]) -> None:
     assert looks(steps) == wanted
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (3, 1), (4, 2), (16, 8), (1024, 8)])
+def test_a_look_costs_no_more_than_a_step(batch: int, rows: int) -> None:
+    assert rows_of_a_side(batch) == rows
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 11])
