@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -137,7 +138,8 @@ class TrainingSpec(Section):
     """number of Ray Train workers, at least 1; or {min: 1, max: 4} to use as many as the cluster
     has resources for at any time"""
     cpus_per_worker: Annotated[float, Field(gt=0), FREE] = 1.0
-    """CPUs that one worker reserves; leave some of the machine for Ray Data's readers"""
+    """CPUs that one worker reserves, and computes with in as many threads (1.8: 2); leave some of
+    the machine for Ray Data's readers"""
     gpus_per_worker: Annotated[float, Field(ge=0), FREE] = 0.0
     """GPUs of one worker: 1, or 0 to train on CPUs"""
     global_batch: Annotated[Count, JOIN]
@@ -211,6 +213,11 @@ class TrainingSpec(Section):
     max_failures: Annotated[int, Field(ge=0), FREE] = 3
     """number of failures of the worker group in a row, without a new checkpoint between them, that
     are retried before the stage fails"""
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Count the threads that one worker computes with; a part of a CPU has one too."""
+        return math.ceil(self.cpus_per_worker)
 
     @property
     def optimizer_config(self) -> OptimizerConfig:

@@ -59,7 +59,7 @@ def train(config: dict[str, Any]) -> None:
     """Train a job from its latest committed checkpoint to its end, on this rank."""
     _quiet_libraries()
     job = Job.from_dict(config["job"])
-    torch.set_num_threads(max(1, int(job.training.cpus_per_worker)))
+    torch.set_num_threads(job.training.threads_per_worker)
     _Worker(job, open_store(job.store_url), config["driver"]).run()
 
 

@@ -101,6 +101,15 @@ def test_workers_are_a_number_or_a_range(tmp_path: Path) -> None:
     assert (elastic.min, elastic.max, elastic.elastic, str(elastic)) == (1, 3, True, "1 to 3")
 
 
+@pytest.mark.parametrize(("cpus", "threads"), [(0.8, 1), (1, 1), (1.8, 2), (4, 4)])
+def test_a_worker_computes_with_as_many_threads_as_it_reserves_cpus(
+    tmp_path: Path, cpus: float, threads: int
+) -> None:
+    path = _write(tmp_path, tiny_run(tmp_path))
+    training = load_run(path, [f"training.cpus_per_worker={cpus}"]).training
+    assert training.threads_per_worker == threads
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
