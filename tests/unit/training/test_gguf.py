@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from perennial.config.training import ModelSpec
 from perennial.corpora import read_tokenizer
 from perennial.corpora.release_tokenizer import release_files
-from perennial.training.model.config import stored_model
+from perennial.store import open_store
 from perennial.training.model.gguf_file import write_gguf
+from perennial.training.model.initial import import_model
 from tests.support.base_folders import ARCHITECTURES, FAMILIES, write_base
 from tests.support.refusal import refused
 from tests.support.small_models import small_model
@@ -132,8 +135,14 @@ def test_a_tokenizer_that_the_format_lacks_is_refused(
         write_gguf(folder, tmp_path / "m.gguf", "own")
 
 
-def test_reading_a_file_draws_no_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_importing_a_file_draws_no_bar_and_needs_no_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_folder(tmp_path / "release", small_model("llama", **SIZES), "smollm2")
     write_gguf(folder, tmp_path / "m.gguf", "own")
-    assert stored_model(tmp_path, "m.gguf").num_parameters() > 0
-    assert "GGUF" not in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "deepspeed", raising=False)
+    capsys.readouterr()
+    spec = ModelSpec(path=str(tmp_path / "m.gguf"))
+    import_model(open_store(str(tmp_path / "store")), spec, 600, 0, 32)
+    assert capsys.readouterr().err == ""
+    assert "deepspeed" not in sys.modules

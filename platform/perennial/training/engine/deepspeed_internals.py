@@ -7,7 +7,6 @@ state, or how it names what it holds, this file alone changes.
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,23 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-
-@contextmanager
-def _absent(module: str) -> Iterator[None]:
-    """Let imports of a module fail that was not imported before."""
-    missing = module not in sys.modules
-    if missing:
-        sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if missing:
-            del sys.modules[module]
-
+from perennial.training.absent_modules import absent
 
 # DeepSpeed's autotuner, which nothing here uses, imports MLflow wherever it is installed: 1,000
 # modules and 50 MB in every worker.
-with _absent("mlflow"):
+with absent("mlflow"):
     import deepspeed as deepspeed
     from deepspeed.ops import __compatible_ops__
     from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngine

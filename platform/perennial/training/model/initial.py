@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from perennial.errors import Altered, Damaged
 from perennial.store import check_object, copy_checked, download_checked, open_store
 from perennial.store.stored_json import parse_json
+from perennial.training.absent_modules import absent
 from perennial.training.kit.manifest import (
     MASTER,
     KitOrigin,
@@ -123,7 +124,9 @@ def _import(
             parameters, digests = _count(config), _upload(store, folder, Path(scratch))
         elif converted:
             model = _convert(files, spec.inherit_layers, end_of_document)
-            model.save_pretrained(scratch)
+            # Else transformers imports it on the driver, to unwrap a model that is not wrapped.
+            with absent("deepspeed"):
+                model.save_pretrained(scratch)
             parameters = model.num_parameters()
             digests = _upload(store, folder, Path(scratch))
         else:
