@@ -128,6 +128,7 @@ def _check_what_is_told(run_file: Path, store: Store, env: dict[str, str]) -> No
     card = store.read(f"{release['folder']}/README.md").decode()
     assert f"the base `{path}`, its first 1 layers" in card
     assert "| base | " in card
+    assert "a proxy for what the base was trained on" in card
     page = run_file.parent / "page.html"
     perennial("report", run_file, "--output", page, env=env)
     assert "random weights" not in page.read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -179,17 +179,20 @@ def _print_transfer(matrix: LossMatrix) -> None:
     table.add_column("forgetting")
     if matrix.base:
         table.add_column("against the base")
-    for index, (name, _) in enumerate(matrix.stages):
+    for index, (name, losses) in enumerate(matrix.stages):
         adaptation = matrix.adaptation(index)
-        lost = matrix.forgetting(index).items()
         shown = "-" if adaptation is None else f"{adaptation:.3f}"
-        changes = [lost, matrix.against_base(index).items()] if matrix.base else [lost]
-        table.add_row(name, shown, *map(_changes, changes))
+        changes = [matrix.forgetting(index), matrix.against_base(losses)]
+        table.add_row(name, shown, *map(_changes, changes[: len(table.columns) - 2]))
+    if matrix.base:
+        for name, losses in matrix.releases:
+            changes = _changes(matrix.against_base(losses))
+            table.add_row(f"release {name}", "", "", changes, style="green")
     out.print(table)
 
 
-def _changes(changes: Iterable[tuple[str, float | None]]) -> str:
-    known = [f"{corpus} {nats:+.3f}" for corpus, nats in changes if nats is not None]
+def _changes(changes: Mapping[str, float | None] | Mapping[str, float]) -> str:
+    known = [f"{corpus} {nats:+.3f}" for corpus, nats in changes.items() if nats is not None]
     return ", ".join(known) or "-"
 
 

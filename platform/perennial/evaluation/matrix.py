@@ -106,12 +106,13 @@ class LossMatrix:
                 known.setdefault(corpus, loss.nats_per_token)
         return {name: _difference(self.nats(stage, name), nats) for name, nats in known.items()}
 
-    def against_base(self, stage: int) -> dict[str, float]:
-        """Return the loss minus the base's on each corpus that both have; below 0 was gained."""
+    def against_base(self, losses: Mapping[str, HeldoutLoss]) -> dict[str, float]:
+        """Return a row's losses minus the base's on each corpus that both have; below 0: gained."""
+        base = self.base
         return {
-            corpus: loss.nats_per_token - self.base[corpus].nats_per_token
-            for corpus, loss in self.stages[stage][1].items()
-            if corpus in self.base
+            corpus: loss.nats_per_token - base[corpus].nats_per_token
+            for corpus, loss in losses.items()
+            if corpus in base
         }
 
     def forgetting_stderr(self, stage: int) -> dict[str, float | None]:
@@ -163,14 +164,19 @@ class LossMatrix:
                     "adaptation": self.adaptation(i),
                     "forgetting": self.forgetting(i),
                     "forgetting_stderr": self.forgetting_stderr(i),
-                    "against_base": self.against_base(i),
+                    "against_base": self.against_base(losses),
                     "average_loss": self.average_loss(i),
                     "average_forgetting": self.average_forgetting(i),
                 }
                 for i, (name, losses) in enumerate(self.stages)
             ],
             "releases": [
-                {"release": name, "losses": _plain(losses)} for name, losses in self.releases
+                {
+                    "release": name,
+                    "losses": _plain(losses),
+                    "against_base": self.against_base(losses),
+                }
+                for name, losses in self.releases
             ],
             "backward_transfer": self.backward_transfer(),
             "forward_transfer": (

@@ -127,9 +127,9 @@ def _domain_rows(corpus: str, loss: HeldoutLoss) -> list[Sequence[str]]:
 
 
 def transfer(matrix: LossMatrix) -> Table:
-    """Return adaptation and forgetting of each stage."""
+    """Return adaptation and forgetting of each stage; from a base also each release's change."""
     rows = []
-    for i, (name, _) in enumerate(matrix.stages):
+    for i, (name, losses) in enumerate(matrix.stages):
         errors = matrix.forgetting_stderr(i)
         lost = ", ".join(
             f"{corpus} {number(nats, signed=True)}{_error(errors[corpus])}"
@@ -138,12 +138,20 @@ def transfer(matrix: LossMatrix) -> Table:
         mean = number(matrix.average_forgetting(i), signed=True)
         row = [name, number(matrix.adaptation(i)), lost or "-", mean]
         if matrix.base:
-            changes = matrix.against_base(i).items()
-            row.append(", ".join(f"{corpus} {nats:+.3f}" for corpus, nats in changes) or "-")
+            row.append(_changes(matrix.against_base(losses)))
         rows.append(row)
+    if matrix.base:
+        rows += [
+            [f"release {name}", "", "", "", _changes(matrix.against_base(losses))]
+            for name, losses in matrix.releases
+        ]
     columns = ["stage", "adaptation", "forgetting by corpus", "average forgetting"]
     columns += ["against the base"] if matrix.base else []
     return Table(columns, rows, frozenset({"adaptation", "average forgetting"}))
+
+
+def _changes(changes: Mapping[str, float]) -> str:
+    return ", ".join(f"{corpus} {nats:+.3f}" for corpus, nats in changes.items()) or "-"
 
 
 def transfer_means(matrix: LossMatrix, untrained_nats: float) -> Table:

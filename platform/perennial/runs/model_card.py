@@ -169,8 +169,12 @@ def _stage_row(stage: Stage, mix: StageMix, length: int) -> str:
 
 
 def _corpus_row(state: RunState, manifest: CorpusManifest, tokens: int) -> str:
-    retired = "retired: no longer replayed" if manifest.name in state.retired else ""
-    return f"| {manifest.name} | {tokens:,} | `{manifest.digest}` | {retired} |"
+    note = ""
+    if manifest.name in state.retired:
+        note = "retired: no longer replayed"
+    elif any(manifest.name in stage.mix.replay.proxies for stage in state.stages):
+        note = "a proxy for what the base was trained on: replayed, never a stage"
+    return f"| {manifest.name} | {tokens:,} | `{manifest.digest}` | {note} |"
 
 
 def _parents(trained: Sequence[Stage], release: Releasing) -> list[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perennial.cli.console import print_matrix
 from perennial.evaluation import HeldoutLoss, LossMatrix, corpus_of, pareto_front
+from perennial.report.tables import transfer
 
 
 def row(**losses: float) -> dict[str, HeldoutLoss]:
@@ -172,8 +175,18 @@ def test_what_the_base_knew_is_forgotten_against_the_base() -> None:
     assert FROM_STORED.forgetting(1) == {"law": pytest.approx(0.2), "proxy": 0.25}
     assert FROM_STORED.forgetting_stderr(1).keys() == FROM_STORED.forgetting(1).keys()
     assert FROM_STORED.average_forgetting(0) == 0.75
-    assert FROM_STORED.against_base(1) == {"law": pytest.approx(-1.8), "proxy": 0.25, "code": -1.0}
-    assert FULL.against_base(1) == {}
+    (_, last), gained = FROM_STORED.stages[1], {"law": -1.8, "proxy": 0.25, "code": -1.0}
+    assert FROM_STORED.against_base(last) == pytest.approx(gained)
+    assert FULL.against_base(FULL.stages[1][1]) == {}
+
+
+def test_a_release_is_held_against_the_base(capsys: pytest.CaptureFixture[str]) -> None:
+    released = replace(FROM_STORED, releases=(("01-code-9-anneal2", row(proxy=1.5, late=3.0)),))
+    (told,) = released.to_dict()["releases"]
+    assert told["against_base"] == {"proxy": -0.5}
+    assert transfer(released).rows[-1] == ["release 01-code-9-anneal2", "", "", "", "proxy -0.500"]
+    print_matrix(released)
+    assert "proxy -0.500" in capsys.readouterr().out
 
 
 def test_forward_transfer_starts_from_the_base_where_there_is_one() -> None:
