@@ -133,6 +133,7 @@ def _check_what_is_told(run_file: Path, store: Store, env: dict[str, str]) -> No
     perennial("report", run_file, "--output", page, env=env)
     assert "random weights" not in page.read_text()
     assert path in page.read_text()
+    assert "replayed, never a stage" in page.read_text()
     assert "\nbase " in perennial("status", run_file, env=env)
     assert _of_mlflow(env, "base", "heldout/help") == [0]
     compared = perennial_json("compare", run_file, env=env)

@@ -74,7 +74,8 @@ def _sections(
 ) -> Iterator[PageSection]:
     spec, state = work.spec, work.state
     drawn = pictures(state, spec.corpora.sequence_length, history)
-    yield PageSection("Lineage", _LEADS["lineage"], tables=tables.lineage(spec, state))
+    states = summary.describe_states(work.store, spec, state)
+    yield PageSection("Lineage", _LEADS["lineage"], tables=tables.lineage(spec, state, states))
     if not drawn:
         return
     yield _pictured("Learning rate", "learning-rate", drawn)

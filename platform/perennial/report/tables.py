@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from perennial.runs.state import RunState, Stage
 
 
-def lineage(spec: RunSpec, state: RunState) -> list[Table]:
-    """Return the tables of stored models, stages, releases, and corpora without a stage."""
+def lineage(spec: RunSpec, state: RunState, states: Mapping[str, str]) -> list[Table]:
+    """Return the tables of stored models, stages, releases, and corpora without a stage.
+
+    Args:
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+        states: a description of where each corpus stands.
+    """
     length = spec.tokens_per_step
     stages = [
         (
@@ -43,7 +49,7 @@ def lineage(spec: RunSpec, state: RunState) -> list[Table]:
         for r in state.releases
     ]
     waiting = [
-        (corpus.name, corpus.state, corpus.reason)
+        (corpus.name, states[corpus.name], corpus.reason)
         for corpus in state.corpora.values()
         if corpus.stands_at not in ON_THE_TRUNK
     ]
