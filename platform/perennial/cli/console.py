@@ -182,16 +182,15 @@ def _print_transfer(matrix: LossMatrix) -> None:
     for index, (name, losses) in enumerate(matrix.stages):
         adaptation = matrix.adaptation(index)
         shown = "-" if adaptation is None else f"{adaptation:.3f}"
-        changes = [matrix.forgetting(index), matrix.against_base(losses)]
-        table.add_row(name, shown, *map(_changes, changes[: len(table.columns) - 2]))
-    if matrix.base:
-        for name, losses in matrix.releases:
-            changes = _changes(matrix.against_base(losses))
-            table.add_row(f"release {name}", "", "", changes, style="green")
+        gained = [_changes(matrix.against_base(losses))] if matrix.base else []
+        table.add_row(name, shown, _changes(matrix.forgetting(index)), *gained)
+    for name, losses in matrix.releases if matrix.base else ():
+        gained = [_changes(matrix.against_base(losses))]
+        table.add_row(f"release {name}", "", "", *gained, style="green")
     out.print(table)
 
 
-def _changes(changes: Mapping[str, float | None] | Mapping[str, float]) -> str:
+def _changes(changes: Mapping[str, float | None]) -> str:
     known = [f"{corpus} {nats:+.3f}" for corpus, nats in changes.items() if nats is not None]
     return ", ".join(known) or "-"
 

@@ -169,13 +169,13 @@ def tops(points: Sequence[tuple[int, float]], steps: int, columns: int) -> list[
         steps: number that the columns divide among themselves.
         columns: number of them.
     """
-    found: dict[int, float] = {}
+    highest: dict[int, float] = {}
     for step, value in points:
         place = step * columns // steps
-        found[place] = max(found.get(place, value), value)
+        highest[place] = max(highest.get(place, value), value)
     values = [0.0]
     for place in range(columns):
-        values.append(found.get(place, values[-1]))
+        values.append(highest.get(place, values[-1]))
     return values[1:]
 
 

@@ -177,7 +177,7 @@ def stored_model(folder: Path, gguf: str | None = None, dtype: Any = None) -> An
 
 @contextmanager
 def _no_gguf_bar() -> Iterator[None]:
-    """Keep off the bar that the reader of GGUF files draws, whatever transformers is told."""
+    """Keep off the bar that the reader of GGUF files draws, whatever transformers is set to."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     bar = reader.tqdm
