@@ -88,7 +88,8 @@ def undisturbed(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Store
 def test_i9_two_one_two_three_workers_train_the_same(
     nodes: Nodes, undisturbed: Store, tmp_path: Path, zero_stage: int
 ) -> None:
-    run_file = _resizable(tmp_path, workers={"min": 1, "max": 3}, zero_stage=zero_stage)
+    workers = {"min": 1, "max": 3, "grow": "at-once"}
+    run_file = _resizable(tmp_path, workers=workers, zero_stage=zero_stage)
     store = open_store(tmp_path / "store")
     with closing(DisturbedRun(run_file, store.url, nodes)) as run:
         run.until(lambda: _size(store) == 2)

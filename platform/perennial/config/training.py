@@ -97,6 +97,9 @@ class WorkersSpec(Section):
     """minimum number of workers, at least 1; with fewer, training waits"""
     max: Annotated[Count, FREE]
     """maximum number of workers, at least `min`"""
+    grow: Annotated[Literal["when-worth", "at-once"], FREE] = "when-worth"
+    """when a group restarts to take in machines that came: once they are worth the restart, or as
+    soon as there are any"""
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,7 @@ from perennial.planning.spot_fleet import (
     search,
     simulate,
 )
+from perennial.training.growth import AT_ONCE, PATIENCE
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
@@ -91,9 +92,10 @@ def forecast_fleet(
     every = max(1, spec.training.checkpoint_every.steps(0, spec.tokens_per_step))
     cost = Costs(costs.checkpoint_seconds, costs.restart_seconds)
     step = costs.step_seconds
-    goodput = simulate(fleet, cost, workers, every * step, horizon_seconds, seeds)
+    patience = AT_ONCE if spec.training.workers.grow == "at-once" else PATIENCE
+    goodput = simulate(fleet, cost, workers, every * step, horizon_seconds, seeds, patience)
     current = FleetSettings(workers[0], every, goodput)
-    tried = search(fleet, cost, workers[1], step, horizon_seconds, seeds)
+    tried = search(fleet, cost, workers[1], step, horizon_seconds, seeds, patience)
     best = FleetSettings(
         tried.best_fewest,
         round(tried.best_interval / step),

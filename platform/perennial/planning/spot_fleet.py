@@ -278,6 +278,7 @@ def search(
     step_seconds: float,
     horizon_seconds: float,
     seeds: Sequence[int],
+    patience: float = PATIENCE,
 ) -> FleetSearch:
     """Return the checkpoint interval and the fewest workers that give most goodput.
 
@@ -291,10 +292,11 @@ def search(
         step_seconds: of one optimizer step of the full group.
         horizon_seconds: wall clock of one simulated run.
         seeds: one for each simulated run.
+        patience: of a group that could grow.
     """
 
     def tried(fewest: int, interval: float) -> Goodput:
-        return simulate(fleet, costs, (fewest, most), interval, horizon_seconds, seeds)
+        return simulate(fleet, costs, (fewest, most), interval, horizon_seconds, seeds, patience)
 
     centre = min(young_interval(fleet, costs, most), horizon_seconds)
     steps = {max(1, round(centre * 2 ** (k / 2) / step_seconds)) for k in range(-6, 7)}

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 PATIENCE = 0.25
 """work that idle machines miss before a group grows, as a part of what its restart costs"""
 
+AT_ONCE = 0.0
+
 
 @dataclass
 class GrowthDecision:
     """Judges whether a group should grow; all times are in seconds.
 
     Attributes:
-        patience: see PATIENCE; 0 grows at once, infinity never.
+        patience: see PATIENCE; AT_ONCE does not wait, infinity never grows.
         trained_seconds: for which groups have trained.
         losses: groups that ended because of a machine.
         missed: machine-seconds that idle machines could have trained in this group.
@@ -59,7 +61,7 @@ class GrowthDecision:
         """
         if idle <= 0:
             return math.inf
-        if self.patience == 0:
+        if self.patience == AT_ONCE:
             return 0.0
         missing = self.patience * workers * restart_seconds - self.missed
         quiet = (workers + idle) * restart_seconds / idle

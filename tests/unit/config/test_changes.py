@@ -118,6 +118,7 @@ OTHERS: dict[str, Any] = {
     "model.inherit_layers": (STORED_MODEL, 3),
     "training.workers.min": 1,
     "training.workers.max": 4,
+    "training.workers.grow": "at-once",
     "training.cpus_per_worker": 1.0,
     "training.gpus_per_worker": 1,
     "training.global_batch": 16,

@@ -17,7 +17,7 @@ from ray.train import ScalingConfig
 from perennial.errors import PerennialError
 from perennial.store import open_store
 from perennial.training.checkpoint.manifest import latest_step
-from perennial.training.growth import GrowthDecision
+from perennial.training.growth import AT_ONCE, PATIENCE, GrowthDecision
 from perennial.training.ray.environment import set_ray_train_defaults
 from perennial.training.ray.group_cleanup import GroupCleaner
 from perennial.training.ray.hangs import HangWatch
@@ -63,7 +63,7 @@ class ElasticTrainer(PolicyTrainer):
         }
         if workers.elastic:
             name = f"{job.store_url}/{job.folder}"
-            policies["scaling_policy"] = SaveThenGrow(scaling, name, driver)
+            policies["scaling_policy"] = SaveThenGrow(scaling, name, driver, workers.grow)
         callbacks = [GroupCleaner(), HangWatch(60 * job.training.hang_minutes, driver)]
         super().__init__(
             *args, scaling_config=scaling, policies=policies, callbacks=callbacks, **kwargs
@@ -114,17 +114,18 @@ class FailuresInARow(ResettableFailurePolicy):
 class SaveThenGrow(CurrentResourcesPolicy):
     """Starts as many workers as there is room for; a running group saves before it grows."""
 
-    def __init__(self, scaling: ScalingConfig, name: str, driver: Any) -> None:
+    def __init__(self, scaling: ScalingConfig, name: str, driver: Any, grow: str) -> None:
         """Create the policy of a job.
 
         Args:
             scaling: Ray Train's scaling configuration.
             name: of the job.
             driver: handle of the driver's progress actor.
+            grow: `training.workers.grow`.
         """
         super().__init__(scaling, f"train-{name}")
         self._driver = driver
-        self._growth = GrowthDecision()
+        self._growth = GrowthDecision(AT_ONCE if grow == "at-once" else PATIENCE)
         self._group: float | None = None
         self._grows = True  # the first group follows no loss
         self._decided_at = self._looked_at = time.time()
@@ -173,8 +174,8 @@ class SaveThenGrow(CurrentResourcesPolicy):
             return
         self._grows = True
         self._driver.notice.remote(
-            f"room for {room} workers instead of {len(workers)}: what {idle} more do in the "
-            f"{self._growth.quiet_seconds:.0f} s until a worker may be lost is worth a restart of "
+            f"room for {room} workers instead of {len(workers)}: in the "
+            f"{self._growth.quiet_seconds:.0f} s until one may be lost that is worth a restart of "
             f"{restart_seconds:.0f} s"
         )
         workers[0].execute_async(announce_end)
