@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -15,6 +16,25 @@ def shout(text: str) -> str:
 
 def fail(text: str) -> str:
     raise ValueError(f"no luck with {text}")
+
+
+def leave(text: str) -> str:
+    sys.exit(3)
+
+
+class WordlessError(Exception):
+    """An error that fails to say what it is about."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def fail_without_words(text: str) -> str:
+    raise WordlessError
+
+
+def return_half_a_character(text: str) -> str:
+    return text + "\ud800"
 
 
 def return_a_number(text: str) -> int:

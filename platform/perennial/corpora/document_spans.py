@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from perennial.corpora.file_list import escape_text
 from perennial.store import open_checked
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class DocumentSpan(NamedTuple):
     metadata: dict[str, str]
 
     def __str__(self) -> str:
-        known = ", ".join(f"{name} {value}" for name, value in self.metadata.items())
+        known = ", ".join(f"{name} {escape_text(value)}" for name, value in self.metadata.items())
         return f"{self.file} at {self.offset}" + (f" ({known})" if known else "")
 
     def to_dict(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Packer(Protocol):
         """Add documents; yield groups of rows `(rows, sequence)`, each valid until the next one.
 
         Args:
-            ids: of whole documents `(tokens,)`, an end of document after every one.
+            ids: of whole documents `(tokens,)`, an end of document after every one; or none.
         """
 
     def finish(self) -> Iterator[npt.NDArray[Any]]:
@@ -112,6 +112,8 @@ class ConcatPacker:
 
     def add(self, ids: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         """Add whole documents; yield the groups of rows that they fill."""
+        if not len(ids):  # of a batch of which nothing is left
+            return
         ends = self._taken + np.flatnonzero(ids == self._end)
         starts = np.append(self._taken, ends[:-1] + 1)
         self._starts.append(starts)

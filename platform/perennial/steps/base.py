@@ -41,10 +41,18 @@ class Dropped(NamedTuple):
 
 
 RAISED = "raised"
-"""reason of a document on which code of the user's own failed: it is dropped, but not on purpose"""
+"""reason of a document on which a step failed: it is dropped, but not on purpose"""
 
 Apply = Callable[[RawDocument], "str | Dropped"]
 """Returns the text that goes on, changed or not, or why the document is dropped."""
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the class of an error and what it says, if it can say that."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # its own code makes the text
+        return type(error).__name__
 
 
 class StepConfig(Section, ABC):
@@ -58,7 +66,8 @@ class StepConfig(Section, ABC):
         strip-menus = "my_package.menus:StripMenusConfig"
 
     A step is a pure function of a document: tasks in many processes apply it, and apply it again
-    after a failure. For a function without a class of its own there is the kind `call`.
+    after a failure. A document on which it raises an error is dropped and counts as bad. For a
+    function without a class of its own there is the kind `call`.
     """
 
     version: ClassVar[int] = 1

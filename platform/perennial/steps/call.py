@@ -5,18 +5,42 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
 import re
 from abc import abstractmethod
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import to_jsonable_python
 
 from perennial.errors import InputError
-from perennial.steps.base import RAISED, STEPS, Apply, Dropped, RawDocument, StepConfig
+from perennial.steps.base import (
+    RAISED,
+    STEPS,
+    Apply,
+    Dropped,
+    RawDocument,
+    StepConfig,
+    describe_error,
+)
+
+_REMEDY = "name a function that every node that ingests can import, as `package.module:name`"
+
+
+def _check_plain(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Refuse parameters that the manifest would not give back."""
+    try:
+        json.dumps(to_jsonable_python(parameters, inf_nan_mode="constants"), allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"give texts, finite numbers, lists and mappings: {error}") from error
+    return parameters
+
 
 DocumentFields = Annotated[tuple[str, ...], Field(exclude_if=lambda fields: not fields)]
+Parameters = Annotated[dict[str, Any], AfterValidator(_check_plain), Field(default_factory=dict)]
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
@@ -31,7 +55,10 @@ class _CodeConfig(StepConfig):
         """Return the path, the version of the package, and the digest of the module's source."""
         path = self._path()
         module = inspect.getmodule(_import(path))
-        file = inspect.getsourcefile(module) if module else None
+        try:
+            file = inspect.getsourcefile(module) if module else None
+        except TypeError:  # a module that is part of Python itself
+            file = None
         if file is None:
             raise _unusable(path, "it has no Python source, so a change could not be noticed")
         digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -50,7 +77,7 @@ class CallConfig(_CodeConfig):
     """name of the step"""
     function: ImportPath
     """import path, such as `my_package.cleaning:strip_menus`"""
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Parameters
     """its keyword arguments"""
     fields: DocumentFields = ()
     """fields of a document that it gets as a mapping, in the keyword argument `fields`"""
@@ -68,19 +95,32 @@ class CallConfig(_CodeConfig):
         function = _import(self.function)
         if not callable(function):
             raise _unusable(self.function, f"it is a {type(function).__name__} and no function")
+        self._check_arguments(function)
 
         def call(document: RawDocument) -> str | Dropped:
-            try:
-                text = function(document.text, **self.parameters, **self._more(document))
-            except Exception as error:
-                return _drop_raised(error)
+            text = function(document.text, **self.parameters, **self._more(document))
             if text is None:
                 return Dropped(self.function.rpartition(":")[2].replace("_", "-"))
-            if not isinstance(text, str):
-                raise _unusable(self.function, f"it returned {type(text).__name__} and no text")
-            return text
+            return _check_text(self.function, text)
 
         return call
+
+    def _check_arguments(self, function: Any) -> None:
+        """Refuse a function that does not take what it would be called with."""
+        more = {"fields": {}} if self.fields else {}
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # of some classes and compiled functions
+            return
+        try:
+            signature.bind("", **self.parameters, **more)
+        except TypeError as error:
+            arguments = ", ".join(["a text", *(f"{name}=" for name in (*self.parameters, *more))])
+            raise _unusable(
+                self.function,
+                f"it cannot be called with {arguments}: {error}",
+                "give the parameters that the function has",
+            ) from error
 
     def _more(self, document: RawDocument) -> dict[str, Any]:
         if not self.fields:
@@ -100,7 +140,7 @@ class DatatroveConfig(_CodeConfig):
     """name of the step"""
     block: ImportPath
     """import path of the class, such as `datatrove.pipeline.filters:RegexFilter`"""
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Parameters
     """arguments of the class"""
     fields: DocumentFields = ()
     """fields of a document that the block finds in its `metadata`, such as `url`"""
@@ -123,30 +163,41 @@ class DatatroveConfig(_CodeConfig):
             block = _import(self.block)(**self.parameters)
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # Of any class: it is not ours, and asks for what it needs in its own way.
-            raise _unusable(self.block, f"{type(error).__name__}: {error}") from error
+            raise _unusable(self.block, describe_error(error)) from error
         if not (hasattr(block, "filter") or hasattr(block, "format")):
             raise _unusable(self.block, "it is neither a filter nor a formatter of documents")
 
         def apply(document: RawDocument) -> str | Dropped:
             metadata = {"domain": document.domain, **document.fields}
             given = BlockDocument(text=document.text, id="", metadata=metadata)
-            try:
-                if not hasattr(block, "filter"):
-                    return str(block.format(document.text))
-                verdict = block.filter(given)
-            except Exception as error:
-                return _drop_raised(error)
+            if not hasattr(block, "filter"):
+                return _check_text(self.block, block.format(document.text))
+            verdict = block.filter(given)
             keeps, reason = verdict if isinstance(verdict, tuple) else (verdict, "dropped")
-            return given.text if keeps else Dropped(_to_kebab(str(reason)))
+            return _check_text(self.block, given.text) if keeps else Dropped(_to_kebab(str(reason)))
 
         return apply
 
 
-def _drop_raised(error: Exception) -> Dropped:
-    # One document must not cost the corpus, and the code of others may raise anything.
-    return Dropped(RAISED, f"{type(error).__name__}: {error}")
+def _check_text(path: str, text: object) -> str | Dropped:
+    """Return a text that goes on, or the drop of one that no file can hold.
+
+    Raises:
+        InputError: the code gives something else than text.
+    """
+    if not isinstance(text, str):
+        raise _unusable(
+            path,
+            f"it returned {type(text).__name__} and no text",
+            "return the text, changed or not, or None to drop the document",
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return Dropped(RAISED, f"it returned half a character: {error}")
+    return text
 
 
 def _import(path: str) -> Any:
@@ -154,11 +205,12 @@ def _import(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Any class: the module is the user's, and runs while it is imported.
-        raise _unusable(path, f"{type(error).__name__}: {error}") from error
+        raise _unusable(path, describe_error(error)) from error
 
 
+@cache
 def _find_version(path: str) -> str:
     """Return the version of the package that a path is in; "" for a module of no package."""
     top = path.partition(":")[0].partition(".")[0]
@@ -170,11 +222,11 @@ def _to_kebab(reason: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-") or "dropped"
 
 
-def _unusable(path: str, problem: str) -> InputError:
+def _unusable(path: str, problem: str, remedy: str = _REMEDY) -> InputError:
     return InputError(
         "run file",
         "corpora.steps",
         f"{path}: {problem}",
-        "name a function that every node that ingests can import, as `package.module:name`",
+        remedy,
         code="step-unusable",
     )

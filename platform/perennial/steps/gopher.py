@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from perennial.fields import Share
 from perennial.steps.base import STEPS, Apply, Dropped, StepConfig
@@ -27,6 +28,8 @@ class GopherQualityConfig(StepConfig):
 
     The defaults are the paper's. For another language than English, give its `stop_words`.
     """
+
+    version: ClassVar[int] = 2
 
     kind: Literal["gopher-quality"] = "gopher-quality"
     """name of the step"""
@@ -49,7 +52,29 @@ class GopherQualityConfig(StepConfig):
     min_stop_words: Number = 2
     """fewest different stop words; 0 looks for none"""
     stop_words: tuple[str, ...] = _STOP_WORDS
-    """the stop words, in lower case"""
+    """the stop words, each a word; case is ignored"""
+
+    @model_validator(mode="after")
+    def _keeps_something(self) -> GopherQualityConfig:
+        for name in ("words", "mean_word_length"):
+            least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if least > most:
+                raise ValueError(
+                    f"min_{name}, {least}, is above max_{name}, {most}: nothing is kept"
+                )
+        phrases = [word for word in self.stop_words if word.split() != [word]]
+        if phrases:
+            raise ValueError(f"{phrases[0]!r} of stop_words is no word, and would be found nowhere")
+        if len(self._stop_set) < self.min_stop_words:
+            raise ValueError(
+                f"min_stop_words, {self.min_stop_words}, is more than there are stop_words, "
+                f"{len(self._stop_set)}: nothing is kept"
+            )
+        return self
+
+    @cached_property
+    def _stop_set(self) -> frozenset[str]:
+        return frozenset(map(str.lower, self.stop_words))
 
     def build(self) -> Apply:
         """Return the step as a function."""
@@ -84,7 +109,7 @@ class GopherQualityConfig(StepConfig):
         alphabetic = sum(any(map(str.isalpha, word)) for word in words)
         if alphabetic < self.min_alphabetic_words * len(words):
             return Dropped("too-few-alphabetic-words", f"{alphabetic} of {len(words)}")
-        present = {word.lower() for word in words} & set(self.stop_words)
+        present = {word.lower() for word in words} & self._stop_set
         if len(present) < self.min_stop_words:
             return Dropped("too-few-stop-words", f"{len(present)}: {' '.join(sorted(present))}")
         return None
@@ -147,12 +172,16 @@ class GopherRepetitionConfig(StepConfig):
         words = text.split()
         lengths, runs = list(map(len, words)), _Runs(words)
         for size, share in self.max_top.items():
+            if size > len(words):
+                continue
             runs.choose(size)
             characters, run = _measure_top_run(words, runs)
             if characters > share * len(text):
                 detail = f"{characters} of {len(text)} characters: {run}"
                 return Dropped(f"top-{size}-words", detail)
         for size, share in self.max_duplicate.items():
+            if size > len(words):
+                continue
             runs.choose(size)
             characters = _measure_duplicate_runs(lengths, runs)
             if characters > share * len(text):

@@ -13,12 +13,14 @@ from pydantic import TypeAdapter
 from perennial.errors import InputError
 from perennial.steps.base import (
     DOCUMENT_FIELDS,
+    RAISED,
     AbsentStepConfig,
     Apply,
     Dropped,
     RawDocument,
     StepConfig,
     StepSection,
+    describe_error,
 )
 
 _MOST_DETAIL = 200
@@ -67,7 +69,13 @@ class StepPipeline:
         """
         began = time.thread_time_ns()
         for name, kind, step in self._steps:
-            result = step(RawDocument(text, domain, fields))
+            try:
+                result = step(RawDocument(text, domain, fields))
+            except InputError:
+                raise
+            except (Exception, SystemExit) as error:
+                # One document must not cost the corpus, and the code of others may raise anything.
+                result = Dropped(RAISED, describe_error(error))
             ended = time.thread_time_ns()
             self._nanoseconds[name] += ended - began
             began = ended

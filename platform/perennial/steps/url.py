@@ -6,7 +6,7 @@ import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, model_validator
@@ -16,7 +16,30 @@ from perennial.steps.base import STEPS, Apply, Dropped, RawDocument, StepConfig
 
 UrlList = Literal["domains", "words", "substrings", "suffixes"]
 
+_SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//")
 _NOT_WORD = re.compile(r"[\W_]+")
+
+
+class _Never(NamedTuple):
+    """Entries of a list that no URL can match: their pattern, why, and what would be right."""
+
+    pattern: re.Pattern[str]
+    problem: str
+    remedy: str
+
+
+_NEVER: dict[str, _Never] = {
+    "domains": _Never(
+        re.compile(r"[\s/:*?#@,]"),
+        "it is no name of a host",
+        "write the name alone, such as example.org, which all below it have too",
+    ),
+    "words": _Never(
+        re.compile(r"[\W_]"),
+        "words end at signs that are neither letters nor digits",
+        "write it as one of the substrings",
+    ),
+}
 
 
 class _ListFile(NamedTuple):
@@ -28,8 +51,11 @@ class _ListFile(NamedTuple):
 class UrlFilterConfig(StepConfig):
     """Drop documents by their URL, which a field of the document holds.
 
-    Nothing is downloaded. Case is ignored, and so are percent signs that stand for letters.
+    Nothing is downloaded. Case is ignored, and so are percent signs that stand for letters. A name
+    of a host may be spelled with letters of any script or in the ASCII form that begins with xn--.
     """
+
+    version: ClassVar[int] = 2
 
     kind: Literal["url-filter"] = "url-filter"
     """name of the step"""
@@ -52,7 +78,8 @@ class UrlFilterConfig(StepConfig):
 
     @model_validator(mode="after")
     def _lists_something(self) -> UrlFilterConfig:
-        if not (self.domains or self.words or self.substrings or self.suffixes or self.files):
+        given = (*self.domains, *self.words, *self.substrings, *self.suffixes)
+        if not (any(entry.strip() for entry in given) or self.files):
             raise ValueError("give at least one of domains, words, substrings, suffixes and files")
         return self
 
@@ -68,9 +95,9 @@ class UrlFilterConfig(StepConfig):
 
     def build(self) -> Apply:
         """Return the step as a function."""
-        domains = {domain.strip(".") for domain in self._gather("domains")}
+        domains = {_to_ascii(domain.strip(".")) for domain in self._gather("domains")}
         words = self._gather("words")
-        substrings = sorted(self._gather("substrings"))
+        substrings = sorted(map(unquote, self._gather("substrings")))
         ends = tuple(sorted(self._gather("suffixes")))
 
         def judge(document: RawDocument) -> str | Dropped:
@@ -79,7 +106,7 @@ class UrlFilterConfig(StepConfig):
                 return document.text if self.without_url == "keep" else Dropped("no-url")
             url = unquote(given).lower()
             host, path = _split(url)
-            if (domain := _find_domain(host, domains)) is not None:
+            if (domain := _find_domain(_to_ascii(host), domains)) is not None:
                 return Dropped("domain", f"{domain} in {given}")
             if words and (held := words.intersection(_NOT_WORD.split(url))):
                 return Dropped("word", f"{min(held)} in {given}")
@@ -95,7 +122,18 @@ class UrlFilterConfig(StepConfig):
         """Return the entries of one list, those of its file included."""
         own: tuple[str, ...] = getattr(self, name)
         entries = frozenset(entry.strip().lower() for entry in own) - {""}
-        return entries | self._read(name).entries if name in self.files else entries
+        entries = entries | self._read(name).entries if name in self.files else entries
+        never = _NEVER.get(name)
+        strange = min(filter(never.pattern.search, entries), default=None) if never else None
+        if never and strange is not None:
+            raise InputError(
+                "run file",
+                "corpora.steps",
+                f"url-filter.{name}: {strange!r} would match no URL: {never.problem}",
+                never.remedy,
+                code="step-unusable",
+            )
+        return entries
 
     def _read(self, name: UrlList) -> _ListFile:
         path = Path(self.files[name])
@@ -124,10 +162,20 @@ def _read_list(path: Path, _size: int, _changed: int) -> _ListFile:
 def _split(url: str) -> tuple[str, str]:
     """Return the host and the path of a URL, with or without its scheme."""
     try:
-        parts = urlsplit(url if "//" in url.partition("?")[0] else f"//{url}")
+        parts = urlsplit(url if _SCHEME.match(url) else f"//{url}")
         return (parts.hostname or "").rstrip("."), parts.path
     except ValueError:  # a bracket that is not closed
         return "", url
+
+
+def _to_ascii(host: str) -> str:
+    """Return a host as the name system has it: `xn--mller-kva.de` for `m\u00fcller.de`."""
+    if host.isascii():
+        return host
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:  # no name of any host
+        return host
 
 
 def _find_domain(host: str, domains: set[str]) -> str | None:

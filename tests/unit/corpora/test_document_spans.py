@@ -28,7 +28,9 @@ from perennial.corpora import (
     read_manifest,
 )
 from perennial.corpora.document_spans import OWN_COLUMNS, DocumentSpan, read_spans
-from perennial.corpora.manifest import DocumentsFile, HoldoutFile, StoredFile
+from perennial.corpora.formats.base import FileSpan, make_record
+from perennial.corpora.ingest.read import ScatterJob, scatter_piece
+from perennial.corpora.manifest import DocumentsFile, HoldoutFile, InputFile, StoredFile
 from perennial.errors import Altered
 from perennial.store import Store, open_store
 from tests.support.plain_ingest import ingest_plainly
@@ -186,6 +188,29 @@ def test_a_value_of_any_kind_is_kept_as_text(tmp_path: Path) -> None:
     assert found == expected
     known = sum(file.known["id"] for file in manifest.documents)
     assert 0 < known == sum("id" in span.metadata for span in spans) < len(spans)
+
+
+def test_a_value_breaks_no_line_and_a_domain_is_no_longer_than_one() -> None:
+    span = DocumentSpan(0, 0, 1, 0, "a.jsonl", 7, "00", {"domain": "x\n\x1b[2Jy", "id": "3"})
+    assert str(span) == "a.jsonl at 7 (domain x\\n\\x1b[2Jy, id 3)"
+    settings = IngestSettings(sequence_length=8, seed=0)
+    assert make_record(0, "a text", "d" * 5000, settings).domain == "d" * 4096 + "..."
+
+
+def test_what_is_kept_beside_documents_bounds_a_run_of_a_task(tmp_path: Path) -> None:
+    """Of short documents the metadata and the domain are most of what a task holds."""
+    path = tmp_path / "a.jsonl"
+    rows = ({"text": f"text {n}", "m": "v" * 3000, "d": "w" * 3000} for n in range(40))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    land(open_store(tmp_path / "inbox"), "en", [path])
+    settings = IngestSettings(
+        sequence_length=8, seed=0, metadata={"m": "m"}, domain_field="d", piece_bytes=50_000
+    )
+    corpus = open_store(tmp_path / "inbox").sub("en")
+    info = corpus.info("a.jsonl")
+    file = InputFile(name="a.jsonl", size_bytes=info.size_bytes, etag=info.etag)
+    job = ScatterJob(corpus, open_store(tmp_path / "staging"), (file,), settings, 1)
+    assert scatter_piece(job, 0, (FileSpan(0, 0, info.size_bytes),)).runs == 5
 
 
 def test_a_field_that_no_document_has_is_found(tmp_path: Path) -> None:

@@ -142,6 +142,35 @@ def test_what_is_no_list_of_ids_has_a_reason(tmp_path: Path, kind: str) -> None:
         assert len({r.offset for r in records}) == len(records) == 3
 
 
+@pytest.mark.parametrize("name", ["a.bin", "a.npy"])
+def test_ids_of_another_width_than_declared_are_not_read(tmp_path: Path, name: str) -> None:
+    wide = flat(DOCUMENTS, END, "<u4")
+    path = tmp_path / name
+    (record,) = read_file(path, SETTINGS, wide, cuts=(len(wide) // 3, len(wide) // 2))
+    assert (record.reason, record.lost_bytes) == ("unreadable", len(wide))
+    assert "every second id is 0, as where ids of 4 bytes are read as uint16" in record.detail
+    declared = TOKENS.model_copy(update={"dtype": "uint32"})
+    right = SETTINGS.model_copy(update={"tokens": declared})
+    assert ids_of(read_file(path, right)) == DOCUMENTS
+
+
+def test_a_value_says_what_is_no_id_in_it(tmp_path: Path) -> None:
+    rows: list[Any] = [[8, 9.0], [8, None], [-1, 2**63], "8 9"]
+    content = b"".join(json.dumps({"input_ids": row}).encode() + b"\n" for row in rows)
+    assert [record.detail for record in read_file(tmp_path / "a.jsonl", SETTINGS, content)] == [
+        "float at 1 of its list; ids are integers",
+        "NoneType at 1 of its list; ids are integers",
+        "integers that no one type of 64 bits holds",
+        "str that is no list of ids",
+    ]
+    sink = io.BytesIO()
+    none = pa.table({"input_ids": pa.array([[], []], pa.list_(pa.int32(), 0))})
+    with pa.ipc.new_file(sink, none.schema) as writer:
+        writer.write_table(none)
+    records = read_file(tmp_path / "a.arrow", SETTINGS, sink.getvalue())
+    assert [record.reason for record in records] == ["empty-text"] * 2
+
+
 def test_a_stream_without_ends_says_what_to_look_at(tmp_path: Path) -> None:
     content = np.full(3000, 9, dtype="<u2").tobytes()
     (record,) = read_file(tmp_path / "a.bin", SETTINGS, content)

@@ -111,7 +111,45 @@ def test_personal_data_is_replaced_and_what_only_looks_like_it_is_not() -> None:
     assert _apply(text, "personal-data", email=None, ip=None) == text
     assert _apply("a@b.de", "personal-data", email=r"\1") == r"\1", "it is no pattern"
     odd = "a@b.c.d, ..x@y.zz @n.oo \u00e9a.b@c.dd a@b@c.dd !a@b.cc-d a..b@c.dd"
-    assert _apply(odd, "personal-data", email="E") == ("a@b.c.d, ..E @n.oo \u00e9a.E a@E !E-d a..E")
+    assert _apply(odd, "personal-data", email="E") == "a@b.c.d, ..E @n.oo E a@E !E-d a..E"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The server is 8.8.8.8.", "The server is I."),
+        ("At 8.8.8.8...", "At I..."),
+        ("x.8.8.8.8, 1.2.3.4.5", "x.I, 1.2.3.4.5"),
+        ("\u90ae\u7bb1abc@b.com\u8054\u7cfb", "\u90ae\u7bb1E\u8054\u7cfb"),
+        ("m\u00fcller@b.de, info@m\u00fcller.de", "E, E"),
+        ("\u0438\u0432\u0430\u043d@\u043f\u043e\u0447\u0442\u0430.\u0440\u0444", "E"),
+    ],
+)
+def test_personal_data_is_found_in_sentences_of_every_script(text: str, expected: str) -> None:
+    assert _apply(text, "personal-data", email="E", ip="I") == expected
+
+
+def test_keys_that_would_keep_nothing_are_refused() -> None:
+    for keys in (
+        {"min_words": 10, "max_words": 9},
+        {"max_mean_word_length": -1},
+        {"stop_words": []},
+        {"stop_words": ["of the", "and", "to"]},
+    ):
+        with pytest.raises(ValueError, match=r"nothing is kept|would be found nowhere"):
+            STEPS["gopher-quality"].model_validate(keys)
+    kept = _apply(
+        "The end OF it",
+        "gopher-quality",
+        min_words=1,
+        min_mean_word_length=2,
+        stop_words=["The", "Of"],
+    )
+    assert kept == "The end OF it", "case is ignored"
+
+
+def test_runs_longer_than_a_text_take_no_time() -> None:
+    assert _apply("a b c", "gopher-repetition", max_top={10**12: 0.1}) == "a b c"
 
 
 @pytest.mark.parametrize(
@@ -166,16 +204,53 @@ def test_a_function_that_raises_costs_one_document() -> None:
 
 
 @pytest.mark.parametrize(
+    ("function", "detail"),
+    [
+        ("leave", "SystemExit: 3"),
+        ("fail_without_words", "WordlessError"),
+        ("return_half_a_character", "it returned half a character: "),
+    ],
+)
+def test_a_function_that_does_anything_costs_one_document(function: str, detail: str) -> None:
+    result = _pipeline(
+        {"kind": "call", "function": f"{OWN}:{function}"}, {"kind": "language", "keep": ["en"]}
+    ).apply("it")
+    assert isinstance(result, Dropped)
+    assert (result.reason, result.detail[: len(detail)]) == ("call/raised", detail)
+
+
+@pytest.mark.parametrize("parameters", [{"text": "a"}, {"at_least": 3}])
+def test_parameters_that_the_function_has_not_are_refused(parameters: dict[str, Any]) -> None:
+    with refused("step-unusable") as caught:
+        _apply("a text", "call", function=f"{OWN}:drop_short", parameters=parameters)
+    assert "drop_short: it cannot be called with a text, " in str(caught.value)
+    assert "give the parameters that the function has" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), b"\xff"])
+def test_parameters_that_the_manifest_would_not_give_back_are_refused(value: object) -> None:
+    keys = {"function": f"{OWN}:drop_short", "parameters": {"least": value}}
+    with pytest.raises(ValueError, match="texts, finite numbers, lists and mappings"):
+        STEPS["call"].model_validate(keys)
+
+
+@pytest.mark.parametrize(
     ("path", "problem"),
     [
         ("no.such.module:f", "No module named 'no'"),
         (f"{OWN}:nothing", "has no attribute 'nothing'"),
         (f"{OWN}:annotations", "it is a _Feature and no function"),
         ("math:sqrt", "it has no Python source"),
+        ("builtins:str", "it has no Python source"),
+        ("module_that_leaves:f", "SystemExit: usage"),
         (f"{OWN}:return_a_number", "it returned int and no text"),
     ],
 )
-def test_what_is_no_step_is_refused_by_name(path: str, problem: str) -> None:
+def test_what_is_no_step_is_refused_by_name(
+    path: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "module_that_leaves.py").write_text("raise SystemExit('usage')\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with refused("step-unusable") as caught:
         _apply("a text", "call", function=path)
     assert path in str(caught.value)

@@ -22,9 +22,9 @@ from perennial.store import open_store
 from tests.support.refusal import refused
 
 LISTS: dict[str, Any] = {
-    "domains": ["bad.example", "XXX"],
+    "domains": ["bad.example", "XXX", "m\u00fcller.example"],
     "words": ["casino"],
-    "substrings": ["porn"],
+    "substrings": ["porn", "two%20words"],
     "suffixes": [".pdf"],
 }
 
@@ -50,6 +50,11 @@ def _judge(url: str, **keys: Any) -> str | Dropped:
         ("https://freepornsite.example/", "substring", "porn"),
         ("https://good.example/paper.PDF?download=1", "suffix", "paper.PDF"),
         ("", "no-url", ""),
+        ("bad.example/a//b", "domain", "bad.example"),
+        ("bad.example#//", "domain", "bad.example"),
+        ("https://M\u00dcLLER.example/", "domain", "xn--mller-kva.example"),
+        ("https://xn--mller-kva.example/", "domain", "xn--mller-kva.example"),
+        ("https://good.example/two%20words", "substring", "two words"),
     ],
 )
 def test_a_document_is_dropped_for_its_url(url: str, reason: str, found: str) -> None:
@@ -92,6 +97,25 @@ def test_lists_are_read_from_files_whose_content_is_part_of_the_step(tmp_path: P
     file.unlink()
     with refused("step-unusable", "corpora.steps"):
         _step(**keys).describe()
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("domains", "https://bad.example/"),
+        ("domains", "*.bad.example"),
+        ("domains", "bad.example/path"),
+        ("domains", "0.0.0.0 bad.example"),
+        ("words", "two-words"),
+    ],
+)
+def test_an_entry_that_no_url_can_match_is_refused(name: str, entry: str, tmp_path: Path) -> None:
+    with refused("step-unusable") as caught:
+        _judge("https://bad.example", **{name: [entry]})
+    assert f"url-filter.{name}: '{entry}' would match no URL" in str(caught.value)
+    (tmp_path / "list").write_text(f"good.example\n{entry}\n" if name == "domains" else entry)
+    with refused("step-unusable"):
+        _judge("https://bad.example", files={name: str(tmp_path / "list")})
 
 
 def test_a_filter_without_a_list_is_refused() -> None:

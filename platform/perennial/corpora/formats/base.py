@@ -282,7 +282,7 @@ def make_record(
     try:
         data = text.encode() if isinstance(text, str) else text
         string = text if isinstance(text, str) else text.decode()
-        name = domain.decode() if isinstance(domain, bytes) else _name_domain(domain)
+        name = _shorten(domain.decode() if isinstance(domain, bytes) else _name_domain(domain))
         name.encode()
     except UnicodeDecodeError as error:
         return Record(offset, reason=INVALID_UTF8, detail=describe_bytes(error.object, error))
@@ -306,7 +306,12 @@ def _plain(value: object) -> str | None:
         text = value.encode(errors="replace").decode()
     else:
         text = json.dumps(value, default=str, ensure_ascii=True)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+    return _shorten(text)
+
+
+def _shorten(value: str) -> str:
+    """Return a value that is kept beside a document, or the beginning of a very long one."""
+    return value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}..."
 
 
 def _name_domain(domain: object) -> str:

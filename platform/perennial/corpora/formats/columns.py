@@ -86,7 +86,7 @@ def list_contents(batch: Any, path: tuple[str, ...], settings: IngestSettings) -
         return list(column.to_pylist())  # which are looked at one by one
     if types.is_fixed_size_list(column.type):
         width = column.type.list_size
-        bounds = range(0, (len(column) + 1) * width, width)
+        bounds = [row * width for row in range(len(column) + 1)]
     else:
         bounds = column.offsets.to_pylist()
     values, first = column.flatten(), bounds[0]

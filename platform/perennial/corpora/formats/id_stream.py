@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from perennial.corpora.manifest import IngestSettings, TokenIds
 
 _CHUNK_IDS = 1 << 19
+_HEAD_IDS = 1 << 15
+_LEAST_IDS = 64
+"""fewer say nothing of the width of an id"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,32 @@ class IdStream:
         """Return the number of the first id that does not begin before a byte of the file."""
         index = -((self.begin - byte) // self.dtype.itemsize)
         return min(max(0, index), self.count)
+
+
+def read_headless(part: FilePart, settings: IngestSettings) -> Iterator[Record]:
+    """Yield the documents of a file without a head, whose ids are of the declared type.
+
+    Ids of twice as many bytes would be read as ids, each with a 0 behind it, and mostly as valid
+    ones: such a file is set aside as a whole.
+
+    Args:
+        part: the open file, and the bytes of it to read.
+        settings: declares the ids.
+    """
+    assert settings.tokens is not None
+    dtype = settings.tokens.raw_type
+    part.stream.seek(0)
+    data = part.stream.read(_HEAD_IDS * dtype.itemsize)
+    head = np.frombuffer(data, dtype=dtype, count=len(data) // dtype.itemsize)
+    if len(head) >= _LEAST_IDS and head.any() and not head[1::2].any():
+        if part.start == 0:
+            detail = (
+                f"every second id is 0, as where ids of {2 * dtype.itemsize} bytes are read as "
+                f"{dtype}; declare the type that the file has as dtype"
+            )
+            yield Record(0, reason=UNREADABLE, detail=detail, lost_bytes=part.size_bytes)
+        return
+    yield from read_stream(part, IdStream(dtype, 0, part.size_bytes // dtype.itemsize), settings)
 
 
 def read_stream(part: FilePart, ids: IdStream, settings: IngestSettings) -> Iterator[Record]:

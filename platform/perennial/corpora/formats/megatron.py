@@ -17,7 +17,7 @@ from perennial.corpora.formats.base import (
     FormatNotes,
     Record,
 )
-from perennial.corpora.formats.id_stream import IdStream, read_stream
+from perennial.corpora.formats.id_stream import read_headless
 from perennial.corpora.formats.token_ids import STORED, split_ids
 
 if TYPE_CHECKING:
@@ -57,18 +57,16 @@ class BinFormat(FileFormat):
         limit="a document of `max_document`, at 4 bytes an id; 64 Ki entries of the `.idx`",
         damage=(
             "`unreadable` for an `.idx` that is none or has another type, for what follows a place "
-            "or a size that contradicts the others, and for documents behind the end of the file"
+            "or a size that contradicts the others, for documents behind the end of the file, and "
+            "without an `.idx` for a file of which every second id is 0: its ids are wider"
         ),
     )
 
     def read(self, part: FilePart, settings: IngestSettings) -> Iterator[Record]:
         """Yield the documents that begin in the part; see `FileFormat.read`."""
-        assert settings.tokens is not None
         beside = part.open_beside(".idx")
         if beside is None:
-            dtype = settings.tokens.raw_type
-            ids = IdStream(dtype, 0, part.size_bytes // dtype.itemsize)
-            yield from read_stream(part, ids, settings)
+            yield from read_headless(part, settings)
             return
         with beside as stream:
             try:

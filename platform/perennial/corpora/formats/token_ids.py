@@ -43,9 +43,18 @@ def make_records(
         return (Record(offset, reason=MISSING_TEXT, detail="null"),)
     ids = as_ids(value)
     if ids is None:
-        detail = f"{type(value).__name__} that is no list of ids"
-        return (Record(offset, reason=IDS_NOT_INTEGERS, detail=detail),)
+        return (Record(offset, reason=IDS_NOT_INTEGERS, detail=_describe(value)),)
     return split_ids(offset, ids, domain, settings, settings.tokens, fields)
+
+
+def _describe(value: Any) -> str:
+    """Return what a value is that is no list of integers."""
+    if not isinstance(value, list | np.ndarray):
+        return f"{type(value).__name__} that is no list of ids"
+    for place, item in enumerate(value):
+        if isinstance(item, bool) or not isinstance(item, int | np.integer):
+            return f"{type(item).__name__} at {place} of its list; ids are integers"
+    return "integers that no one type of 64 bits holds"
 
 
 def as_ids(value: Any) -> npt.NDArray[Any] | None:

@@ -297,13 +297,15 @@ class _Pending:
         """
         if record.reason:
             self._bad.append((len(self.texts), record.reason, record.detail))
-        self.held_bytes += len(record.text) + self._record_bytes
+        kept = record.fields[: self._columns]
+        beside = len(record.domain) + sum(len(value) for value in kept if value)
+        self.held_bytes += len(record.text) + beside + self._record_bytes
         self.texts.append(record.text)
         self._files.append(file)
         self._offsets.append(record.offset)
         self._digests.append(digest_text(record.text))
         self._domains.append(record.domain)
-        self._metadata.append(record.fields[: self._columns])
+        self._metadata.append(kept)
 
     def write(
         self,
