@@ -43,12 +43,14 @@ class TracedRows:
 
 def trace_rows(work: Workspace, corpus: str, rows: Sequence[int]) -> TracedRows:
     """Return what rows of a corpus hold; see `Run.trace`."""
+    corpora.check_name(corpus)
     manifest = corpora.read_manifest(work.store, corpus)
     bad = next((row for row in rows if not 0 <= row < manifest.rows), None)
     if bad is not None:
         raise InputError(
             "command line", "ROW", f"{corpus} has no row {bad}",
-            f"name rows from 0 to {manifest.rows - 1}", code="row-missing",
+            f"name rows from 0 to {manifest.rows - 1}" if manifest.rows
+            else "name a corpus with rows: its tokens did not fill one", code="row-missing",
         )  # fmt: skip
     traced = TracedRows({corpus: list(read_spans(work.store, manifest, rows))})
     _check_kept(traced)

@@ -26,6 +26,7 @@ def _check_column(name: str) -> str:
 
 ColumnName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$"), AfterValidator(_check_column)]
 Metadata = dict[ColumnName, Annotated[str, Field(min_length=1)]]
+CorpusPattern = Annotated[str, Field(pattern=r"^[a-z0-9._*?\[\]!-]+$")]
 IdType = Literal["uint8", "uint16", "uint32", "int32", "int64"]
 PartsOf = Literal["none", "domain"]
 DoneToText = Literal[
@@ -74,6 +75,14 @@ class ReadingOverride(Section):
     """largest window of a .zst file, at most 2 GiB"""
     tokens: TokensSpec | None = None
     """the documents are token ids, not text"""
+
+    @model_validator(mode="after")
+    def _one_field(self) -> ReadingOverride:
+        if self.tokens is not None and self.text_field is not None:
+            raise ValueError(
+                "text_field is that of text; name the field of the ids as tokens.field"
+            )
+        return self
 
 
 class FillInTheMiddleSpec(Section):
@@ -125,11 +134,11 @@ class CorporaSpec(Section):
     max_zstd_window: Annotated[LargestWindow, JOIN] = 128 << 20
     """largest window of a .zst file (`zstd --long`), at most 2 GiB; a task that reads one holds it
     in memory. A file that needs a larger one is set aside"""
-    read: dict[str, ReadingOverride] = Field(default_factory=dict)
+    read: dict[CorpusPattern, ReadingOverride] = Field(default_factory=dict)
     """overrides of `text_field`, `domain_field`, `metadata`, `parts`, `txt_documents`,
     `max_document` and `max_zstd_window`, and `tokens`, by a corpus's name, or by a glob such as
     `"c4-*"`: those of the exact name, else of the longest glob that matches"""
-    about: dict[str, CorpusOrigin] = Field(default_factory=dict)
+    about: dict[CorpusPattern, CorpusOrigin] = Field(default_factory=dict)
     """origins of corpora for the summary of training content, by a corpus's name or a glob, as
     `read` takes them"""
     sequence_length: Annotated[int, Field(ge=8), PINNED] = 2048

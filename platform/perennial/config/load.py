@@ -272,6 +272,8 @@ def _explain(where: str, schema: type[BaseModel], document: Any, error: ErrorDet
         return InputError(where, field, problem, remedy, code="invalid-section")
     if error["type"] == "value_error":
         return InputError(where, field, message, f"give {description}", code="invalid-value")
+    # Of YAML's words, not Python's.
+    message = message.replace("valid tuple", "valid list").replace("dictionary", "mapping")
     problem = f"{error['input']!r} is refused ({message[0].lower()}{message[1:]})"
     if error["type"] == "unknown_name":
         remedy = "correct it, or install the package that brings it"

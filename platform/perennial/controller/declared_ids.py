@@ -73,7 +73,7 @@ def _check_same(declared: TokensSpec, tokenizer: RunTokenizer, field: str) -> No
     if _FINGERPRINT.fullmatch(declared.tokenizer):
         names = frozenset({declared.tokenizer})
     else:
-        names = corpora.read_tokenizer(declared.tokenizer).fingerprints
+        names = _read_declared(declared.tokenizer, f"{field}.tokenizer").fingerprints
     ancestors = tokenizer.manifest.ancestors
     is_same = any(tokenizer.is_named(name) or name in ancestors for name in names)
     if not is_same:
@@ -85,6 +85,14 @@ def _check_same(declared: TokensSpec, tokenizer: RunTokenizer, field: str) -> No
             "land ids of the run's tokenizer or the text, or give them to a run of their own",
             code="ids-of-another-tokenizer",
         )
+
+
+def _read_declared(path: str, field: str) -> RunTokenizer:
+    """Return the tokenizer that ids are declared to be of; InputError names the field."""
+    try:
+        return corpora.read_tokenizer(path)
+    except InputError as wrong:
+        raise InputError("run file", field, wrong.problem, wrong.remedy, code=wrong.code) from wrong
 
 
 def _check_text_alone(work: Workspace, declared: TokensSpec, field: str) -> None:

@@ -122,6 +122,9 @@ def _plain_errors(place: str) -> Iterator[None]:
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         remedy = "correct the address; HF_TOKEN gives access to private datasets"
         raise _unreadable(place, error, remedy) from error
+    except Exception as error:  # of the library that the client sends its requests with
+        remedy = "make the server reachable; HF_ENDPOINT names another one"
+        raise _unreadable(place, error, remedy) from error
 
 
 def _unreadable(place: str, error: Exception, remedy: str) -> InputError:

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from perennial.corpora import find_companions, find_kind, is_hidden
+from perennial.corpora.file_list import escape_text
 from perennial.corpora.landing import (
     LandingFile,
     LocalFile,
@@ -29,6 +30,7 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 SPLITS = (*_SPLITS, EVERY_SPLIT)
 _WORDS = {word: split for split, words in _SPLITS.items() for word in words}
 _SPLIT = re.compile(f"(?<![a-z])({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?![a-z])")
@@ -72,11 +74,13 @@ def find_files(
     left_out: list[LeftOut] = []
     for place in places:
         is_hub = place.startswith(HUB_SCHEME)
-        here, is_named = _list_place(place)
+        no_files: list[LeftOut] = []
+        here, is_named = _list_place(place, no_files)
         if is_named:
             files += here
             continue
         kept, others = _choose(here, wanted, has_splits=is_hub, are_ids=are_ids)
+        others = no_files + others
         if not kept:
             raise _nothing(place, others)
         files += kept
@@ -95,8 +99,13 @@ def is_place(word: str) -> bool:
     return "://" in word.partition("=")[0] or os.path.exists(word) or bool(glob.glob(word))  # noqa: PTH110, PTH207
 
 
-def _list_place(place: str) -> tuple[list[LandingFile], bool]:
-    """Return the files of a place, and whether it names a file itself."""
+def _list_place(place: str, no_files: list[LeftOut]) -> tuple[list[LandingFile], bool]:
+    """Return the files of a place, and whether it names a file itself.
+
+    Args:
+        place: as `find_files` takes it.
+        no_files: takes what is no file, such as a link that leads nowhere.
+    """
     if place.startswith(HUB_SCHEME):
         return list(list_dataset(place)), False
     if is_store_url(place) and not place.startswith("file://"):
@@ -105,12 +114,21 @@ def _list_place(place: str) -> tuple[list[LandingFile], bool]:
     if path.is_file():
         return [LocalFile(path.name, path.stat().st_size, path)], True
     if path.is_dir():
-        return list(_walk(path, path)), False
+        return list(_walk(path, path, no_files)), False
     base = _glob_base(place)
     matches = [Path(match) for match in sorted(glob.glob(place, recursive=True))]  # noqa: PTH207
+    if not matches and _ADDRESS.match(place):
+        raise InputError(
+            "land",
+            place,
+            "addresses of that kind are not read",
+            "name files, s3:// or gs:// prefixes or hf://datasets/OWNER/NAME; what is on the web "
+            "is downloaded first, or named as one of the run file's sources",
+            code="place-unreadable",
+        )
     if not matches:
         raise missing_file(place)
-    by_name = {file.name: file for match in matches for file in _walk(match, base)}
+    by_name = {file.name: file for match in matches for file in _walk(match, base, no_files)}
     return list(by_name.values()), False
 
 
@@ -121,22 +139,29 @@ def _glob_base(pattern: str) -> Path:
     return Path(*parts[:plain])
 
 
-def _walk(path: Path, base: Path) -> Iterator[LandingFile]:
+def _walk(path: Path, base: Path, no_files: list[LeftOut]) -> Iterator[LandingFile]:
     """Yield a file, or those below a folder, by their names below `base`. Links are followed.
 
-    What is no file, such as a pipe or a link that leads nowhere, is passed over.
+    What is no file, such as a pipe or a link that leads nowhere, goes to `no_files`.
     """
+
+    def take(file: Path) -> Iterator[LandingFile]:
+        name = file.relative_to(base).as_posix() if file != base else file.name
+        if file.is_file():
+            yield LocalFile(name, file.stat().st_size, file)
+        else:
+            why = "a link that leads nowhere" if file.is_symlink() else "no file"
+            no_files.append(LeftOut(escape_text(name), why))
+
     if not path.is_dir():
-        if path.is_file():
-            yield LocalFile(path.relative_to(base).as_posix(), path.stat().st_size, path)
+        yield from take(path)
         return
     seen = set[str]()
     for folder, inner, names in os.walk(path, followlinks=True):
         seen.add(os.path.realpath(folder))
         inner[:] = sorted(n for n in inner if os.path.realpath(Path(folder, n)) not in seen)
         for file in (Path(folder, name) for name in sorted(names)):
-            if file.is_file():
-                yield LocalFile(file.relative_to(base).as_posix(), file.stat().st_size, file)
+            yield from take(file)
 
 
 def _list_store(place: str) -> tuple[list[LandingFile], bool]:
@@ -227,7 +252,7 @@ def _choose(
     names = sorted(
         filter(reasons.__getitem__, reasons), key=lambda name: (name not in splits, name)
     )
-    return kept, [LeftOut(name, reasons[name]) for name in names]
+    return kept, [LeftOut(escape_text(name), reasons[name]) for name in names]
 
 
 def _refusal(name: str, companions: Iterable[str], are_ids: bool) -> str:

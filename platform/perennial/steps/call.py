@@ -35,7 +35,7 @@ def _check_plain(parameters: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(to_jsonable_python(parameters, inf_nan_mode="constants"), allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"give texts, finite numbers, lists and mappings: {error}") from error
+        raise ValueError(f"{error}; give texts, finite numbers, lists and mappings") from error
     return parameters
 
 

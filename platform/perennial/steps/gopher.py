@@ -60,15 +60,19 @@ class GopherQualityConfig(StepConfig):
             least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if least > most:
                 raise ValueError(
-                    f"min_{name}, {least}, is above max_{name}, {most}: nothing is kept"
+                    f"min_{name}, {least}, is above max_{name}, {most}: nothing is kept; "
+                    "lower one, or raise the other"
                 )
         phrases = [word for word in self.stop_words if word.split() != [word]]
         if phrases:
-            raise ValueError(f"{phrases[0]!r} of stop_words is no word, and would be found nowhere")
+            raise ValueError(
+                f"{phrases[0]!r} of stop_words is no word, and would be found nowhere; "
+                "give words without spaces"
+            )
         if len(self._stop_set) < self.min_stop_words:
             raise ValueError(
                 f"min_stop_words, {self.min_stop_words}, is more than there are stop_words, "
-                f"{len(self._stop_set)}: nothing is kept"
+                f"{len(self._stop_set)}: nothing is kept; give more words, or lower it"
             )
         return self
 

@@ -66,6 +66,8 @@ def test_what_cannot_be_traced_is_refused(run_file: Path) -> None:
         run.trace("en", [0, 10**6])
     with refused("corpus-not-ingested"):
         run.trace("fr", [0])
+    with refused("corpus-name-invalid"):
+        run.trace("../fr", [0])
     with refused("step-missing", "--step"):
         run.trace_step(1)
     for words in ([], ["en"], ["en", "1", "--step", "1"]):

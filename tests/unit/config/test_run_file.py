@@ -217,6 +217,12 @@ def test_a_corpus_is_read_by_its_name_then_by_the_longest_glob(tmp_path: Path) -
         ("corpora.read.books.text_feild=x", "corpora.read.books.text_feild"),
         ("corpora.read.books.txt_documents=word", "corpora.read.books.txt_documents"),
         ("corpora.read.books.max_document=64", "corpora.read.books.max_document"),
+        ("corpora.read.Books.max_document=1 MiB", "corpora.read.Books.[key]"),
+        (
+            "corpora.read.ids={text_field: a, tokens: {tokenizer: a.json}}",
+            "corpora.read.ids",
+        ),
+        ("corpora.about.My Books.kind=public", "corpora.about.My Books.[key]"),
         ("corpora.max_document=2 GiB", "corpora.max_document"),
     ],
 )

@@ -175,6 +175,10 @@ def test_ids_are_those_of_the_runs_tokenizer_or_refused_with_it(
         found = declared_ids(work, "ids-a", is_decided=False)
         assert found == ids_settings(tokenizer).tokens
         assert declared_ids(work, "text", is_decided=False) is None
+    work = run_with(tmp_path, {"tokenizer": str(tmp_path / "no.json")}, tokenizer=own)
+    with pytest.raises(InputError, match="there is no such file") as wrong:
+        declared_ids(work, "ids-a", is_decided=False)
+    assert wrong.value.field == "corpora.read.ids-a.tokens.tokenizer"
     work = run_with(tmp_path, {"tokenizer": "0" * 64}, tokenizer=own)
     with pytest.raises(InputError, match=tokenizer.fingerprint) as wrong:
         declared_ids(work, "ids-a", is_decided=False)

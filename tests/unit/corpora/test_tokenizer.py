@@ -30,6 +30,7 @@ from perennial.corpora.encoders import (
     choose_encoder,
 )
 from perennial.errors import Terminated
+from perennial.steps import STEPS
 from perennial.store import Store, open_store
 from tests.support.refusal import refused
 
@@ -312,6 +313,13 @@ def test_a_first_corpus_without_text_is_refused_with_its_records(tmp_path: Path)
     assert "set corpora.text_field: content" in problem
     kept = store.read("refused/en/quarantine-00000.jsonl").splitlines()
     assert len(kept) == 1001
+    inbox.write("steps/a.jsonl", json.dumps({"text": "a few words"}).encode())
+    inbox.write("steps/_SUCCESS", b"")
+    described = STEPS["gopher-quality"].model_validate({}).describe()
+    settings = SETTINGS.model_copy(update={"steps": (described,)})
+    with refused("no-text", "corpora.steps") as caught:
+        train_tokenizer(store, inbox, "steps", 300, settings)
+    assert "the steps leave none of its documents (1 gopher-quality/too-few-" in str(caught.value)
     inbox.write("none/a.json", b"[ ]")
     inbox.write("none/_SUCCESS", b"")
     with refused("no-text") as caught:

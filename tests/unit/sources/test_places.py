@@ -51,8 +51,34 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "broken.jsonl").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "data" / "pipe.jsonl")
-    assert names_of(tmp_path / "data")[0] == ["a.jsonl", "linked/b.jsonl"]
-    assert names_of(tmp_path / "data" / "*.jsonl")[0] == ["a.jsonl"]
+    no_files = {"broken.jsonl": "a link that leads nowhere", "pipe.jsonl": "no file"}
+    assert names_of(tmp_path / "data") == (["a.jsonl", "linked/b.jsonl"], no_files)
+    assert names_of(tmp_path / "data" / "*.jsonl") == (["a.jsonl"], no_files)
+    with refused("no-files") as caught:
+        names_of(tmp_path / "data" / "broken.jsonl")
+    assert "broken.jsonl is left out (a link that leads nowhere)" in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.jsonl", "ftp://example.org/a.jsonl"])
+def test_an_address_that_is_not_read_is_no_missing_file(address: str) -> None:
+    with refused("place-unreadable") as caught:
+        names_of(address)
+    assert "addresses of that kind are not read" in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_refused_by_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NetworkError(Exception):
+        """Of the library that sends requests: none of Python's own, nor of the Hub's client."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise NetworkError("no route to the host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fail)
+    with refused("place-unreadable", "hf://datasets/a/b") as caught:
+        names_of("hf://datasets/a/b")
+    assert "no route to the host; make the server reachable" in str(caught.value)
 
 
 def test_a_glob_keeps_the_names_below_its_plain_part(tmp_path: Path) -> None:

@@ -139,13 +139,15 @@ def _without_text(
     settings: IngestSettings,
     pieces: Sequence[PieceResult],
 ) -> InputError:
-    return InputError(
-        where,
-        settings.text_field,
-        f"it holds no text ({_describe_reasons(inputs, pieces)})",
-        f"land documents with text (every record: {kept}/)",
-        code="no-text",
-    )
+    reasons = sum((Counter(piece.quarantined) for piece in pieces), Counter[str]())
+    by_steps = sum(count for reason, count in reasons.items() if "/" in reason)
+    field, problem, remedy = settings.text_field, "it holds no text", "land documents with text"
+    if 2 * by_steps > reasons.total():
+        field, problem = "corpora.steps", "the steps leave none of its documents"
+        remedy = "correct or leave out the step that drops them"
+    told = _describe_reasons(inputs, pieces)
+    remedy = f"{remedy} (every record: {kept}/)"
+    return InputError(where, field, f"{problem} ({told})", remedy, code="no-text")
 
 
 def refused_folder(name: str) -> str:
