@@ -107,7 +107,7 @@ class CallConfig(_CodeConfig):
 
     def _check_arguments(self, function: Any) -> None:
         """Refuse a function that does not take what it would be called with."""
-        more = {"fields": {}} if self.fields else {}
+        more: dict[str, Any] = {"fields": {}} if self.fields else {}
         try:
             signature = inspect.signature(function)
         except (TypeError, ValueError):  # of some classes and compiled functions

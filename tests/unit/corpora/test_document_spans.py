@@ -195,6 +195,13 @@ def test_a_value_breaks_no_line_and_a_domain_is_no_longer_than_one() -> None:
     assert str(span) == "a.jsonl at 7 (domain x\\n\\x1b[2Jy, id 3)"
     settings = IngestSettings(sequence_length=8, seed=0)
     assert make_record(0, "a text", "d" * 5000, settings).domain == "d" * 4096 + "..."
+    deep: list[Any] = []
+    for _ in range(10_000):
+        deep = [deep]
+    record = make_record(0, "a text", deep, settings, [deep])
+    assert (record.domain, record.fields) == ("nested too deeply", ("nested too deeply",))
+    wrong = make_record(0, "a text", b"\xff", settings)
+    assert (wrong.reason, wrong.detail[:25]) == ("invalid-utf8", "its domain: not UTF-8: by")
 
 
 def test_what_is_kept_beside_documents_bounds_a_run_of_a_task(tmp_path: Path) -> None:

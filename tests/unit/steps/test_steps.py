@@ -130,6 +130,7 @@ def test_personal_data_is_found_in_sentences_of_every_script(text: str, expected
 
 
 def test_keys_that_would_keep_nothing_are_refused() -> None:
+    keys: dict[str, Any]
     for keys in (
         {"min_words": 10, "max_words": 9},
         {"max_mean_word_length": -1},

@@ -71,6 +71,7 @@ _LINE_FACTOR = 4
 _SKIP_BYTES = 1 << 20
 _FEWEST_DOCUMENTS = 4
 _LONGEST_VALUE = 4096  # characters of a field
+_TOO_DEEP = "nested too deeply"  # lists in lists, a thousand times
 _BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 _BOM = b"\xef\xbb\xbf"
 
@@ -282,12 +283,14 @@ def make_record(
     try:
         data = text.encode() if isinstance(text, str) else text
         string = text if isinstance(text, str) else text.decode()
-        name = _shorten(domain.decode() if isinstance(domain, bytes) else _name_domain(domain))
-        name.encode()
-    except UnicodeDecodeError as error:
-        return Record(offset, reason=INVALID_UTF8, detail=describe_bytes(error.object, error))
     except UnicodeError as error:
-        return Record(offset, reason=INVALID_UTF8, detail=str(error)[-200:])
+        return Record(offset, reason=INVALID_UTF8, detail=_describe_unicode(error))
+    try:
+        name = _shorten(_name_domain(domain))
+        name.encode()
+    except UnicodeError as error:
+        detail = f"its domain: {_describe_unicode(error)}"
+        return Record(offset, reason=INVALID_UTF8, detail=detail)
     if len(data) > settings.max_document_bytes:
         return Record(offset, reason=TOO_LONG, detail=f"a text of {len(data)} bytes")
     # The first character says of most texts that they are not blank.
@@ -305,7 +308,10 @@ def _plain(value: object) -> str | None:
     elif isinstance(value, str):
         text = value.encode(errors="replace").decode()
     else:
-        text = json.dumps(value, default=str, ensure_ascii=True)
+        try:
+            text = json.dumps(value, default=str, ensure_ascii=True)
+        except RecursionError:
+            text = _TOO_DEEP
     return _shorten(text)
 
 
@@ -315,7 +321,18 @@ def _shorten(value: str) -> str:
 
 
 def _name_domain(domain: object) -> str:
-    return "" if domain is None else str(domain)
+    if isinstance(domain, bytes):
+        return domain.decode()
+    try:
+        return "" if domain is None else str(domain)
+    except RecursionError:
+        return _TOO_DEEP
+
+
+def _describe_unicode(error: UnicodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return describe_bytes(error.object, error)
+    return str(error)[-200:]
 
 
 def find_field(fields: dict[str, Any], name: str) -> Any:
