@@ -145,9 +145,9 @@ def _without_text(
     if 2 * by_steps > reasons.total():
         field, problem = "corpora.steps", "the steps leave none of its documents"
         remedy = "correct or leave out the step that drops them"
-    found = _describe_reasons(inputs, pieces)
+    described = _describe_reasons(inputs, pieces)
     remedy = f"{remedy} (every record: {kept}/)"
-    return InputError(where, field, f"{problem} ({found})", remedy, code="no-text")
+    return InputError(where, field, f"{problem} ({described})", remedy, code="no-text")
 
 
 def refused_folder(name: str) -> str:
