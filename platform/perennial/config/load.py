@@ -78,7 +78,7 @@ def parse(document: Any, schema: type[S], where: str) -> S:
     try:
         return schema.model_validate(document)
     except ValidationError as invalid:
-        raise _explain(where, schema, document, invalid.errors()[0]) from None
+        raise _explain(where, schema, document, invalid.errors()) from None
 
 
 def read_stored_run(document: Mapping[str, Any]) -> RunSpec:
@@ -104,7 +104,7 @@ def override_stored_run(document: Mapping[str, Any], overrides: Sequence[str]) -
     try:
         return read_stored_run(changed)
     except ValidationError as invalid:
-        raise _explain("command line", RunSpec, changed, invalid.errors()[0]) from None
+        raise _explain("command line", RunSpec, changed, invalid.errors()) from None
 
 
 def _apply_overrides(
@@ -254,9 +254,15 @@ def _apply(document: dict[str, Any], override: str) -> None:
     document[keys[-1]] = value
 
 
-def _explain(where: str, schema: type[BaseModel], document: Any, error: ErrorDetails) -> InputError:
-    """Return the error of pydantic in this project's form."""
-    keys = [str(key) for key in error["loc"]]
+def _explain(
+    where: str, schema: type[BaseModel], document: Any, errors: Sequence[ErrorDetails]
+) -> InputError:
+    """Return the first error of pydantic in this project's form."""
+    paths = [_written_path(error, document) for error in errors]
+    # Of a value that may have one of several forms, the form that it is most like is meant.
+    alike = [n for n, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
+    best = max(alike, key=lambda n: len(paths[n]))
+    error, keys = errors[best], paths[best]
     section, description = _locate(schema, keys, document)
     field, message = ".".join(keys), str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -279,6 +285,22 @@ def _explain(where: str, schema: type[BaseModel], document: Any, error: ErrorDet
         remedy = "correct it, or install the package that brings it"
         return InputError(where, field, problem, remedy, code="plugin-missing")
     return InputError(where, field, problem, f"give {description}", code="invalid-value")
+
+
+def _written_path(error: ErrorDetails, document: Any) -> list[str]:
+    """Return the keys that lead to an error, without pydantic's names of the forms of a value."""
+    keys = []
+    *inside, last = error["loc"] or ("",)
+    for key in inside:
+        if isinstance(document, Mapping) and key in document:
+            document = document[key]
+        elif isinstance(document, Sequence) and isinstance(key, int) and key < len(document):
+            document = document[key]
+        else:
+            continue
+        keys.append(str(key))
+    is_form = "[" in str(last) or not isinstance(document, (Mapping, Sequence))
+    return [*keys, str(last)] if not is_form or not error["loc"] else keys
 
 
 def _locate(

@@ -191,6 +191,8 @@ class Workspace:
         )
         start = self.spec.model.describe_start()
         self.log(f"the trunk starts from {start}: {imported.parameters:,} parameters")
+        for what in imported.card.ignored if imported.card else ():
+            self.log(f"notice: {self.spec.model.path}: {what} is not taken over into cards")
 
     def open_ledger(self) -> None:
         """Write the run file into the ledger, unless a process did before."""

@@ -49,17 +49,22 @@ def _import_state(work: Workspace, path: str, stage: Stage) -> None:
         initial.import_state(work.store, path)
 
 
-def measure_origins(work: Workspace) -> bool:
+def measure_origins(work: Workspace, *, like_releases: bool = False) -> bool:
     """Measure the imported models on what they were not measured on; usually there is nothing.
 
     They are measured whenever a corpus or a task is new, so that all later models have something
     to be compared with; a run that an older version began is made up for.
 
+    Args:
+        work: the run.
+        like_releases: whether the base is also scored on the tasks that releases alone are.
+
     Returns:
         Whether anything was measured.
     """
     _record_imports(work)
-    return any([_measure(work, name) for name in [*work.state.origins]])
+    tasks = _tasks(work, like_releases=like_releases)
+    return any([_measure(work, name, tasks) for name in [*work.state.origins]])
 
 
 def _record_imports(work: Workspace) -> None:
@@ -76,7 +81,7 @@ def _record_imports(work: Workspace) -> None:
             continue
         manifest, sha256 = initial.read_initial(work.store, folder)
         imported = Imported.model_validate(
-            manifest.model_dump(include={"path", "inherit_layers", "parameters", "kit"})
+            manifest.model_dump(include={"path", "inherit_layers", "parameters", "kit", "card"})
             | {"at": now(), "name": name, "folder": folder, "manifest": sha256}
         )
         _record(work, imported, partial(_is_new, name))
@@ -86,15 +91,14 @@ def _is_new(name: str, state: RunState) -> bool:
     return name not in state.origins
 
 
-def _measure(work: Workspace, name: str) -> bool:
+def _measure(work: Workspace, name: str, wanted: Sequence[str]) -> bool:
     origin = work.state.origins[name]
     ready = usable(work.state)
     missing = [corpus for corpus in ready if not _is_measured(work, origin, corpus)]
-    tasks = _tasks(work) if name == BASE else ()
-    asked = {score["asked"] for score in origin.scores}
+    asked = dict.fromkeys(score["asked"] for score in origin.scores)
     first = not (origin.losses or origin.not_finite)
-    again = [task for task in tasks if task in asked and is_per_corpus(task)]
-    new = [task for task in tasks if task not in asked]
+    again = [task for task in asked if is_per_corpus(task) and task in _named(work)]
+    new = [task for task in wanted if task not in asked] if name == BASE else []
     if missing:
         work.log(f"measuring the {_LABELS[name]} on {', '.join(missing)}")
         samples = sampling(work.spec) if name == BASE else {}
@@ -121,9 +125,15 @@ def _is_measured(work: Workspace, origin: StoredOrigin, corpus: str) -> bool:
     return loss.documents == min(there, work.spec.evaluation.documents)
 
 
-def _tasks(work: Workspace) -> Sequence[str]:
-    """Return every task that a stage or a release is scored on."""
-    return tuple(dict.fromkeys([*work.spec.gates.tasks, *work.spec.evaluation.tasks]))
+def _tasks(work: Workspace, *, like_releases: bool) -> Sequence[str]:
+    """Return the tasks that the trunk is scored on, or those of releases too."""
+    its = work.spec.evaluation
+    own = its.tasks if its.trunk_tasks or like_releases else ()
+    return tuple(dict.fromkeys([*work.spec.gates.tasks, *own]))
+
+
+def _named(work: Workspace) -> set[str]:
+    return {*work.spec.gates.tasks, *work.spec.evaluation.tasks}
 
 
 def _ask(

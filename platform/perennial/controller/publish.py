@@ -72,11 +72,27 @@ def publish(
 def check_place(place: str) -> None:
     """Refuse what is no repository of the Hub and no place of a store."""
     if not place.startswith(HUB):
-        open_store(place)
+        try:
+            open_store(place)
+        except InputError as wrong:
+            raise InputError(
+                "command line", "--to", wrong.problem, wrong.remedy, code=wrong.code
+            ) from None
         return
     owner, _, name = place.removeprefix(HUB).partition("/")
     if not owner or not name or "/" in name or owner == "datasets":
         raise _refused(place, "it names no model of the Hub", "write hf://OWNER/NAME")
+
+
+def check_empty(place: str) -> None:
+    """Refuse a place that holds something, before a release is made that is to be copied there.
+
+    Args:
+        place: checked by `check_place`; a repository of the Hub may hold anything.
+    """
+    held = [] if place.startswith(HUB) else sorted(entry.key for entry in open_store(place).list())
+    if held:
+        raise _refused(place, f"it holds {held[0]}", "name an empty place, or remove it")
 
 
 def copy_folder(folder: Path, place: str, rewritten: Sequence[str] = ()) -> None:
@@ -100,7 +116,7 @@ def copy_folder(folder: Path, place: str, rewritten: Sequence[str] = ()) -> None
         try:
             check_object(target, name, files.get(name, ""))
         except Altered:
-            problem = f"it holds another {name}"
+            problem = f"it holds another {name}" if name in files else f"it holds {name}"
             raise _refused(place, problem, "name an empty place, or remove it") from None
     for name in _in_order(files):
         if name not in there or name in rewritten:

@@ -11,7 +11,7 @@ from perennial.controller.context import Workspace
 from perennial.controller.evaluate_stage import measure
 from perennial.controller.ingest_stage import usable
 from perennial.controller.origin import measure_origins
-from perennial.controller.publish import check_place, publish
+from perennial.controller.publish import check_empty, check_place, publish
 from perennial.controller.questions import loading_of, sampling
 from perennial.controller.tokenizer_growth import tokenizer_of
 from perennial.controller.train_stage import train
@@ -69,6 +69,8 @@ def release(
     done = _done(work, decided.name)
     if done is not None:
         work.log(f"release {decided.name} exists already")
+    elif to is not None:
+        check_empty(to)
     released = done or carry_out(work, decided)
     if to is not None:
         publish(work, decided, released, to, gguf=copied_as == "gguf")
@@ -87,6 +89,8 @@ def plan_release(
     """Return what `release` would do, in words; writes nothing."""
     _check_copy(to, copied_as)
     decided = _decide(work, origin, tokens, mixture, average)
+    if to is not None and _done(work, decided.name) is None:
+        check_empty(to)
     how = f"anneal {_steps(decided)} steps and " if decided.mix else ""
     if decided.average is not None:
         how = f"average {len(decided.average.of)} checkpoints and "
@@ -174,7 +178,7 @@ def evaluate(work: Workspace) -> None:
 
 def _fill(work: Workspace) -> None:
     ready = usable(work.state)
-    if work.state.losses and measure_origins(work):
+    if work.state.losses and measure_origins(work, like_releases=bool(work.state.releases)):
         work.notify(lambda observer: observer.matrix_filled(work))
     for stage in work.state.stages:
         measured = work.state.losses.get(stage.name, {})
@@ -207,8 +211,11 @@ def _decide(
         asked = read_average(average)
         held = _retained(work, stage, step, asked.checkpoints)
         return decide_average(work.spec, held, asked, now())
-    settings = _settings(work.spec.release, tokens, mixture)
-    decided = decide_release(work.spec, work.state, stage, step, settings, now())
+    try:
+        settings = _settings(work.spec.release, tokens, mixture)
+        decided = decide_release(work.spec, work.state, stage, step, settings, now())
+    except InputError as wrong:
+        raise _of_option(wrong, tokens, mixture) from None
     check_not_another(work.state, decided)
     return decided
 
@@ -259,8 +266,20 @@ def _settings(spec: ReleaseSpec, tokens: str | None, mixture: str | None) -> Rel
             ) from None
     if mixture is not None:
         value = read_mixture(mixture)
-        own["mixture"] = parse({"mixture": value}, ReleaseSpec, "command line --mixture").mixture
+        own["mixture"] = parse({"mixture": value}, ReleaseSpec, "command line").mixture
     return spec.model_copy(update=own)
+
+
+def _of_option(wrong: InputError, tokens: str | None, mixture: str | None) -> InputError:
+    """Return what is wrong with a field as the fault of the option that stands in its place."""
+    field = wrong.field.removeprefix("release.")
+    name, _, inside = field.partition(".")
+    given = {"mixture": ("--mixture", mixture), "anneal": ("--tokens", tokens)}
+    option, value = given.get(name, ("", None))
+    if value is None:
+        return wrong
+    problem = f"{inside}: {wrong.problem}" if inside else wrong.problem
+    return InputError("command line", option, problem, wrong.remedy, code=wrong.code)
 
 
 def find_checkpoint(work: Workspace, origin: str | None) -> tuple[Stage, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ COMPANIONS = (
     "config.json",
 )
 """files that belong to a vocab.json"""
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _UNKNOWN, _CONTROL = 2, 3
 """types of pieces in a SentencePiece model that are special"""
 _UNIGRAM, _BPE = 1, 2
@@ -41,7 +43,7 @@ def read_as_json(where: str, local: Path) -> str:
         InputError: the file lacks what the conversion needs.
     """
     if local.suffix == ".gguf":
-        return _convert_gguf(local)
+        return json.dumps(_read_gguf(local), ensure_ascii=False)
     if local.suffix != ".json":
         return _convert_model(where, local)
     content = parse_json(local.read_bytes())
@@ -63,14 +65,56 @@ def _unconverted(where: str, problem: str) -> InputError:
     )
 
 
-def _convert_gguf(local: Path) -> str:
-    """Return the tokenizer.json of a GGUF file's own tokenizer; needs the package gguf."""
+def read_gguf_settings(local: Path) -> dict[str, bytes]:
+    """Return what a GGUF file says of its tokenizer's use, as the files of a folder.
+
+    Args:
+        local: the file.
+    """
+    its, known = _load_gguf(local), _pieces(_read_gguf(local))
+    tokens = {name: token for name in _SPECIAL if (token := getattr(its, name)) in known}
+    config = tokens | {
+        "add_bos_token": bool(its.add_bos_token),
+        "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    files = {"tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2).encode()}
+    if isinstance(its.chat_template, str):
+        files["chat_template.jinja"] = its.chat_template.encode()
+    return files
+
+
+def _read_gguf(local: Path) -> Any:
+    """Return the tokenizer.json of a GGUF file, without tokens that the file does not have.
+
+    Classes of transformers add their own, such as GPT-2's end to a Llama 3.
+    """
+    content = json.loads(_written(_load_gguf(local).backend_tokenizer))
+    known = _pieces(content)
+    content["added_tokens"] = [its for its in content["added_tokens"] if its["content"] in known]
+    return content
+
+
+def _pieces(content: Any) -> set[str]:
+    """Return the entries of a tokenizer.json besides those that were added."""
+    vocabulary = content["model"]["vocab"]
+    return {*vocabulary} if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}
+
+
+def _load_gguf(local: Path) -> Any:
+    """Return the tokenizer of a GGUF file; needs the package gguf."""
+    there = local.stat()
+    return _load_gguf_once(local, there.st_size, there.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _load_gguf_once(local: Path, _size_bytes: int, _changed_ns: int) -> Any:
+    """Read a file that is this size and this old: it takes seconds, and more than one asks."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
+    return AutoTokenizer.from_pretrained(
         local.parent, gguf_file=local.name, local_files_only=True, trust_remote_code=False
     )
-    return _written(tokenizer.backend_tokenizer)
 
 
 def _convert_model(where: str, local: Path) -> str:

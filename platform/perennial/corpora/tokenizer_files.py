@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial.corpora.tokenizer_conversion import COMPANIONS, read_as_json
+from perennial.corpora.tokenizer_conversion import (
+    COMPANIONS,
+    read_as_json,
+    read_gguf_settings,
+)
 from perennial.errors import InputError
 from perennial.store import is_store_url, open_store
 from perennial.store.stored_json import parse_json
@@ -147,7 +151,10 @@ def read_tokenizer_file(path: str | Path) -> TokenizerFile:
             if source.exists(file):
                 source.download(file, Path(scratch, file))
         text, vocabulary, served = _parse(where, local)
-    configs = [_read_config(source, name) for name in (CONFIG, SPECIALS)]
+        if name.endswith(".gguf"):
+            configs = [parse_json(read_gguf_settings(local)[CONFIG])]
+        else:
+            configs = [_read_config(source, file) for file in (CONFIG, SPECIALS)]
     ends = tuple(end for config in configs if (end := named_token(config, "eos_token")))
     begins = (named_token(config, "bos_token") for config in configs)
     adds = configs[0].get("add_bos_token")
@@ -158,13 +165,18 @@ def read_tokenizer_file(path: str | Path) -> TokenizerFile:
 
 
 def read_kept_files(path: str | Path) -> dict[str, bytes]:
-    """Return a tokenizer's own files by name, as they lie in its folder; {} for a GGUF file's.
+    """Return a tokenizer's own files by name, as they lie in its folder.
 
-    A file that alone holds a tokenizer.json under another name is returned as that.
+    A file that alone holds a tokenizer.json under another name is returned as that. Of a GGUF file
+    they are what its fields say: its special tokens and its chat template.
     """
     source, name = _locate(os.fspath(path))
     if name.endswith(".gguf"):
-        return {}
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(source.url if source.is_local else scratch, name)
+            if not source.is_local:
+                source.download(name, local)
+            return read_gguf_settings(local)
     templates = [entry.key for entry in source.list(TEMPLATES) if entry.key.endswith(".jinja")]
     files = {kept: source.read(kept) for kept in (*KEPT, *templates) if source.exists(kept)}
     if name not in files:

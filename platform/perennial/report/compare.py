@@ -101,21 +101,40 @@ class Comparison:
     def tasks(self) -> dict[str, dict[str, str]]:
         """Return the scores of each arm's last model, by task and metric, where there is one.
 
+        Those of the base that the arms start from are beside them, once where they are the same.
+
         ± is one standard error over items, or the 95% interval over seeds where an arm has several.
         """
         texts: dict[str, dict[str, str]] = {}
-        for arm in self.arms:
-            scored: dict[str, list[Mapping[str, Any]]] = {}
-            for model in arm.last.by_seed.values():
-                for score in model.scores:
-                    if "value" in score:
-                        scored.setdefault(f"{score['task']} {score['metric']}", []).append(score)
-            for task, scores in scored.items():
-                mean = estimate([score["value"] for score in scores])
-                stderr = None if self.is_seeded else scores[0]["stderr"]
-                texts.setdefault(task, {})[arm.name] = (
-                    mean.text() if stderr is None else f"{mean.mean:.3f} ± {stderr:.3f}"
-                )
+        for name, model in self.scored.items():
+            for task, text in self._scores(model).items():
+                texts.setdefault(task, {})[name] = text
+        return texts
+
+    @cached_property
+    def scored(self) -> dict[str, SeededModel]:
+        """Return the models whose scores are compared: bases, and the last one of each arm."""
+        bases = {arm.name: arm.bases[0] for arm in self.arms if arm.bases}
+        bases = {name: base for name, base in bases.items() if self._scores(base)}
+        if len({str(self._scores(base)) for base in bases.values()}) == 1:
+            bases = {"": next(iter(bases.values()))}
+        # No run has such a name.
+        titled = {f"the base of {name}".removesuffix(" of "): base for name, base in bases.items()}
+        return titled | {arm.name: arm.last for arm in self.arms}
+
+    def _scores(self, model: SeededModel) -> dict[str, str]:
+        """Return a model's scores by task and metric."""
+        scored: dict[str, list[Mapping[str, Any]]] = {}
+        for its in model.by_seed.values():
+            for score in its.scores:
+                if "value" in score:
+                    scored.setdefault(f"{score['task']} {score['metric']}", []).append(score)
+        texts = {}
+        for task, scores in scored.items():
+            mean = estimate([score["value"] for score in scores])
+            stderr = None if self.is_seeded else scores[0]["stderr"]
+            plain = mean.text() if stderr is None else f"{mean.mean:.3f} ± {stderr:.3f}"
+            texts[task] = plain
         return texts
 
     def to_dict(self) -> dict[str, Any]:

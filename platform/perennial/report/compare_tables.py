@@ -95,8 +95,8 @@ def transfer(comparison: Comparison) -> Table | None:
 
 
 def tasks(comparison: Comparison) -> Table | None:
-    """Return the scores of each last model by task; None where no task was scored."""
-    names = [arm.name for arm in comparison.arms]
+    """Return the scores of bases and of each last model by task; None where no task was scored."""
+    names = [*comparison.scored]
     rows = [
         (task, *(scores.get(name, "-") for name in names))
         for task, scores in comparison.tasks.items()

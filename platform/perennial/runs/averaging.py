@@ -67,11 +67,13 @@ def read_average(text: str) -> AskedAverage:
     """
     match = _PATTERN.fullmatch(text)
     known = get_args(Weighting)
-    if match is None or int(match[1]) < 2 or (match[2] or known[0]) not in known:
+    is_unknown = match is not None and (match[2] or known[0]) not in known
+    if match is None or int(match[1]) < 2 or is_unknown:
+        problem = f"{text!r} is no average of two checkpoints or more"
         raise InputError(
             "command line",
             "--average",
-            f"{text!r} is no average of two checkpoints or more",
+            f"there is no weighting {match[2]!r}" if match and is_unknown else problem,
             f"give last:5, or last:5: and one of {', '.join(known)}",
             code="average-invalid",
         )

@@ -6,18 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from perennial.training.model.base_card import BaseCard
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from perennial.config import RunSpec
     from perennial.evaluation.scores import Score
     from perennial.runs.events import Released
+    from perennial.runs.state import RunState
 
 HUB = "hf://"
 
 
 def front_matter(
     spec: RunSpec,
+    state: RunState,
+    corpora: Iterable[str],
     name: str,
     released: Released | None,
     scores: Sequence[Score],
@@ -27,6 +32,8 @@ def front_matter(
 
     Args:
         spec: the run file.
+        state: the run as of the last read of the ledger.
+        corpora: that the release was trained on.
         name: of the release.
         released: the release as it was measured; None before that.
         scores: of the tasks that it was scored on.
@@ -35,35 +42,49 @@ def front_matter(
     results = _results(released, scores)
     index = [{"name": f"{spec.name}-{name}", "results": results}] if results else None
     library = None if gguf else "transformers"
-    return describe_model(spec, ["gguf"] if gguf else [], library, index)
+    return describe_model(spec, state, corpora, ["gguf"] if gguf else [], library, index)
 
 
 def describe_model(
     spec: RunSpec,
+    state: RunState,
+    corpora: Iterable[str],
     tags: Sequence[str],
     library: str | None = "transformers",
     index: list[dict[str, Any]] | None = None,
 ) -> list[str]:
     """Return the lines of YAML about a model of a run.
 
+    Where the run file names no licence, it is the base's, and where it names no languages, they are
+    the base's and those of the corpora.
+
     Args:
         spec: the run file.
+        state: the run as of the last read of the ledger.
+        corpora: that the model was trained on.
         tags: of the card, besides those of every model.
         library: that loads it; None for none that the Hub knows.
         index: results, as the Hub's `model-index` has them.
     """
-    its = spec.release
+    its, base = spec.release, base_card(state)
+    licence = {"license": its.license} if its.license else base.licence
+    trained = (language for name in corpora for language in spec.corpora.origin_of(name).languages)
     known: dict[str, Any] = {
         "library_name": library,
         "pipeline_tag": "text-generation",
-        "license": its.license,
-        "language": list(its.languages),
+        **licence,
+        "language": [*(its.languages or dict.fromkeys([*base.languages, *trained]))],
         "base_model": its.base_model,
         "tags": ["continual-pretraining", "perennial", *tags],
         "model-index": index,
     }
     said = {field: value for field, value in known.items() if value}
     return ["---", yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip(), "---"]
+
+
+def base_card(state: RunState) -> BaseCard:
+    """Return what the card of the run's base says; nothing without a base."""
+    return (state.base.imported.card if state.base else None) or BaseCard()
 
 
 def usage(place: str | None, gguf: str | None = None) -> list[str]:

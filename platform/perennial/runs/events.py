@@ -25,6 +25,7 @@ from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
 from perennial.runs.averaging import Average
 from perennial.training.kit.manifest import KitOrigin
+from perennial.training.model.base_card import BaseCard
 
 Document = dict[str, JsonValue]
 """A resolved run file or tuning file as it was written; read by field name alone."""
@@ -82,7 +83,7 @@ class Imported(_Record):
     name: `base`, the model at step 0; or `reference`, the whole model whose first layers it has.
     folder: key of the copy. `manifest`: SHA-256 of the copy's manifest.
     path, inherit_layers: as the run file gave them.
-    kit: the trunk kit that it is, and the run that it was taken from; None for any other model.
+    kit: the trunk kit that it is; None for any other model. card: what its card says.
     """
 
     kind: Literal["imported"] = "imported"
@@ -93,6 +94,7 @@ class Imported(_Record):
     parameters: int
     manifest: str
     kit: KitOrigin | None = Field(default=None, exclude_if=lambda kit: kit is None)
+    card: BaseCard | None = Field(default=None, exclude_if=lambda card: card is None)
 
 
 class Landed(_Record):

@@ -43,10 +43,11 @@ def model_card(
     """
     stage = state.stage(release.stage)
     trained = [*state.stages[: stage.after], stage]
+    seen = state.seen(stage, release.step)
     length = spec.corpora.sequence_length
     return "\n".join(
         [
-            *front_matter(spec, release.name, released, scores, gguf),
+            *front_matter(spec, state, seen, release.name, released, scores, gguf),
             f"# {spec.name}: {release.name}",
             "",
             f"A release of the lineage `{spec.name}`: {_branch(release)}. The trunk itself never "

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial.mixture import StageMix, trained_sequences
+from perennial.runs.card_metadata import base_card
 from perennial.runs.state import RunState, Stage
 from perennial.version import __version__
 
@@ -110,12 +111,14 @@ def summarize_content(
 def _describe_base(spec: RunSpec, state: RunState) -> dict[str, Any] | None:
     if state.base is None:
         return None
-    its = state.base.imported
+    its, says = state.base.imported, base_card(state)
     return {
         "path": its.path,
         "digest": its.manifest,
         "card": _card_of(spec.release.base_model),
         "kit_of": its.kit.run if its.kit else None,
+        "license": says.license_name or says.license,
+        "languages": list(says.languages),
     }
 
 
@@ -236,9 +239,11 @@ def _base(base: Mapping[str, Any] | None) -> str:
         return "none, it began with random weights"
     whose = f", a trunk kit of `{base['kit_of']}`" if base["kit_of"] else ""
     card = _stated(base["card"], "release.base_model")
+    says = [f"licence {base['license']}"] if base["license"] else []
+    says += [f"languages {', '.join(base['languages'])}"] if base["languages"] else []
     return (
         f"`{base['path']}`{whose} (digest `{base['digest']}`). What it was trained on is no part "
-        f"of this summary; its own card: {card}"
+        f"of this summary; its own card: {card}" + (f" ({'; '.join(says)})" if says else "")
     )
 
 

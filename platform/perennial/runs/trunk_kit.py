@@ -225,7 +225,7 @@ def kit_card(
         fetched = [f"hf download {place.removeprefix(HUB)} --local-dir kit && cd kit"]
     return "\n".join(
         [
-            *describe_model(spec, ["trunk-kit"]),
+            *describe_model(spec, state, kit.corpora, ["trunk-kit"]),
             f"# {spec.name}: trunk kit {kit.source}",
             "",
             f"What continues the trunk of the lineage `{spec.name}`: its checkpoint after "

@@ -14,6 +14,7 @@ from perennial.controller import origin
 from perennial.controller.context import Workspace
 from perennial.controller.origin import measure_origins
 from perennial.evaluation import Answers, HeldoutLoss, Questions
+from perennial.evaluation.scores import TaskScore
 from perennial.runs.event_codec import decode
 from perennial.runs.events import Measured
 from perennial.runs.ledger import FOLDER
@@ -32,17 +33,20 @@ class PlayedModel:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[str, ...]]] = []
+        self.tasks: list[tuple[str, ...]] = []
         self.failure: Exception | None = None
 
     def __call__(self, store: Store, folder: str, questions: Questions) -> Answers:
         if self.failure is not None:
             raise self.failure
         self.asked.append((folder, questions.corpora))
+        self.tasks.append(questions.tasks)
         documents = questions.max_documents
         losses = {
             name: HeldoutLoss(name, 1.0, 0.5, documents, 10, 40, 0.1) for name in questions.corpora
         }
-        return Answers(losses, (), ())
+        scores = [TaskScore(task, "acc", 0.5, 0.1, "1", 4, asked=task) for task in questions.tasks]
+        return Answers(losses, (), tuple(scores))
 
 
 @pytest.fixture
@@ -81,6 +85,21 @@ def test_a_corpus_that_lands_later_is_measured_alone(work: Workspace, played: Pl
     assert measure_origins(work)
     assert [corpora for _, corpora in played.asked] == [("a",), ("b",)]
     assert _measured(work) == [{"a"}, {"b"}]
+
+
+def test_the_base_is_scored_on_what_the_trunk_is_and_with_a_release_on_what_that_is(
+    work: Workspace, played: PlayedModel
+) -> None:
+    work.spec.evaluation.__dict__["tasks"] = ("of-releases",)
+    work.spec.gates.__dict__["tasks"] = {"of-a-gate": None}
+    measure_origins(work)
+    assert played.tasks == [("of-a-gate",)]
+    measure_origins(work, like_releases=True)
+    assert not measure_origins(work)
+    assert played.tasks == [("of-a-gate",), ("of-releases",)]
+    work.spec.evaluation.__dict__ |= {"tasks": ("of-releases", "another"), "trunk_tasks": True}
+    measure_origins(work)
+    assert played.tasks[2:] == [("another",)]
 
 
 def test_more_documents_are_measured_again_to_compare_like_with_like(

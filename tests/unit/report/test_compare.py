@@ -164,6 +164,29 @@ def test_a_base_costs_nothing_and_stands_before_what_it_is_compared_with(
     assert [m.first.name for m in replace(told, runs=(unmeasured,)).groups[0]] != ["base"]
 
 
+def test_the_scores_of_a_base_stand_beside_those_of_what_came_of_it(run: ComparedRun) -> None:
+    def score(value: float) -> list[dict[str, Any]]:
+        return [{"task": "t", "metric": "acc", "value": value, "stderr": 0.1}]
+
+    def started(label: str, value: float, base: float | None) -> ComparedRun:
+        first = Model(label, "base", "models/initial", 0, False, {}, scores=score(base or 0.0))
+        trunk = replace(run.models[1], scores=score(value))
+        models = (trunk,) if base is None else (first, trunk)
+        return replace(run, models=models, label=label)
+
+    one, other = started("one", 0.5, 0.25), started("other", 0.75, 0.25)
+    told = Comparison((one, replace(other, spec=other.spec.model_copy(update={"replay": None}))),
+                      ("a",), True, ())  # fmt: skip
+    titles = ["the base", *(arm.name for arm in told.arms)]
+    assert list(told.tasks["t acc"]) == titles
+    assert told.tasks["t acc"]["the base"] == "0.250 ± 0.100"
+    assert "'the base'" in str(page(told, AT))
+    apart = replace(told, runs=(one, started("other", 0.75, 0.5)))
+    assert list(apart.tasks["t acc"])[:2] == ["the base of one", "the base of other"]
+    alone = replace(told, runs=(started("one", 0.5, None),))
+    assert list(alone.tasks["t acc"]) == ["one"]
+
+
 def test_a_release_of_a_decayed_trunk_is_the_same_model_with_its_scores(run: ComparedRun) -> None:
     trunk, release = run.models[1], replace(run.models[2], tokens=run.models[1].tokens)
     scored = replace(release, scores=[{"task": "t", "metric": "acc", "value": 0.5, "stderr": 0.1}])

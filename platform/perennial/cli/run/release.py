@@ -76,7 +76,7 @@ def release(
 ) -> None:
     """Anneal a branch off the trunk and export it as a Hugging Face folder."""
     if trunk_kit:
-        _check_options(tokens, copied_as)
+        _check_options(tokens, mixture, average, copied_as)
     run = open_run(run_file, overrides)
     if trunk_kit:
         _make_kit(run, origin, to, as_json=as_json, dry_run=dry_run)
@@ -107,14 +107,21 @@ def _show(made: ReleaseSummary, to: str | None, run_file: str) -> None:
     out.print(f"          perennial ui {run_file}         curves in MLflow")
 
 
-def _check_options(tokens: str | None, copied_as: str) -> None:
+def _check_options(
+    tokens: str | None, mixture: str | None, average: str | None, copied_as: str
+) -> None:
     """Refuse options of a release, which a trunk kit is not."""
-    given = {"--tokens": tokens is not None, "--format": copied_as != "safetensors"}
+    given = {
+        "--tokens": tokens is not None,
+        "--mixture": mixture is not None,
+        "--average": average is not None,
+        "--format": copied_as != "safetensors",
+    }
     for option in (option for option, is_given in given.items() if is_given):
         raise InputError(
             "command line",
             option,
-            "a trunk kit is not annealed and is a folder of safetensors",
+            "a trunk kit is one checkpoint, not annealed, in a folder of safetensors",
             f"leave {option} or --trunk-kit out",
             code="options-conflict",
         )
@@ -132,4 +139,6 @@ def _make_kit(
         return
     out.print(f"trunk kit {made.place}")
     out.print(f"of        {made.source}, {made.size_bytes:,} bytes, digest {made.digest}")
-    out.print("next      edit its run.yaml, then `perennial run run.yaml` in its folder")
+    out.print("next      in its folder, or a copy of it, edit run.yaml: a name, and a store")
+    out.print("          perennial land run.yaml NAME FILES...   your documents")
+    out.print("          perennial run run.yaml                  the trunk goes on with them")

@@ -29,6 +29,7 @@ from perennial.training.kit.manifest import (
     altered_kit,
     read_kit,
 )
+from perennial.training.model.base_card import BaseCard, read_base_card
 from perennial.training.model.config import (
     check_fit,
     count_parameters,
@@ -72,6 +73,8 @@ class InitialManifest(BaseModel):
     """the trunk kit that it is; None for any other stored model"""
     optimizer: OptimizerState | None = Field(default=None, exclude_if=lambda its: its is None)
     """what that kit has of the optimizer; None without a kit"""
+    card: BaseCard | None = Field(default=None, exclude_if=lambda card: card is None)
+    """what its card says; None where it says nothing that is kept"""
 
 
 def has_model(store: Store) -> bool:
@@ -142,6 +145,7 @@ def _import(
         files=digests,
         kit=origin,
         optimizer=kit.optimizer if kit else None,
+        card=read_base_card(spec.path),
     )
     store.create(f"{folder}/{_MANIFEST}", manifest.model_dump_json(indent=1).encode())
     return manifest
