@@ -292,9 +292,9 @@ def _written_path(error: ErrorDetails, document: Any) -> list[str]:
     keys = []
     *inside, last = error["loc"] or ("",)
     for key in inside:
-        if isinstance(document, Mapping) and key in document:
-            document = document[key]
-        elif isinstance(document, Sequence) and isinstance(key, int) and key < len(document):
+        if (isinstance(document, Mapping) and key in document) or (
+            isinstance(document, Sequence) and isinstance(key, int) and key < len(document)
+        ):
             document = document[key]
         else:
             continue

@@ -92,7 +92,7 @@ def check_empty(place: str) -> None:
     """
     held = [] if place.startswith(HUB) else sorted(entry.key for entry in open_store(place).list())
     if held:
-        raise _refused(place, f"it holds {held[0]}", "name an empty place, or remove it")
+        raise _refused(place, f"it holds {held[0]}", "name an empty place")
 
 
 def copy_folder(folder: Path, place: str, rewritten: Sequence[str] = ()) -> None:
@@ -117,7 +117,7 @@ def copy_folder(folder: Path, place: str, rewritten: Sequence[str] = ()) -> None
             check_object(target, name, files.get(name, ""))
         except Altered:
             problem = f"it holds another {name}" if name in files else f"it holds {name}"
-            raise _refused(place, problem, "name an empty place, or remove it") from None
+            raise _refused(place, problem, "name an empty place") from None
     for name in _in_order(files):
         if name not in there or name in rewritten:
             target.upload(folder / name, name)

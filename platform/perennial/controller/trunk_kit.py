@@ -12,11 +12,13 @@ from perennial import corpora
 from perennial.controller.publish import check_place, copy_folder, push_folder
 from perennial.controller.release import find_checkpoint
 from perennial.controller.tokenizer_growth import tokenizer_of
+from perennial.errors import InputError
 from perennial.runs import trunk_kit
 from perennial.runs.card_metadata import HUB
 from perennial.runs.training_content import content_files
+from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoints
-from perennial.training.kit.manifest import RUN_FILE
+from perennial.training.kit.manifest import RUN_FILE, read_kit
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -66,6 +68,10 @@ def make_kit(work: Workspace, origin: str | None = None, to: str | None = None) 
 
     stage, step, place = _choose(work, origin, to)
     checkpoint = checkpoints.folder_of(stage.folder, step)
+    promised = hashlib.sha256(work.store.read(f"{checkpoint}/{checkpoints.MANIFEST}")).hexdigest()
+    if (there := _find_kit(place, promised)) is not None:
+        work.log(f"trunk kit {there.source} is there already")
+        return there
     manifests = work.manifests()
     tokenizer = tokenizer_of(work, stage)
     named = work.spec.tokenizer
@@ -77,7 +83,6 @@ def make_kit(work: Workspace, origin: str | None = None, to: str | None = None) 
         local.mkdir()
         folder.mkdir()
         optimizer = build_kit(work.store, checkpoint, files, local, folder)
-        promised = work.store.read(f"{checkpoint}/{checkpoints.MANIFEST}")
         kit = trunk_kit.kit_manifest(
             work.spec,
             work.state,
@@ -86,7 +91,7 @@ def make_kit(work: Workspace, origin: str | None = None, to: str | None = None) 
             manifests,
             optimizer,
             tokenizer,
-            hashlib.sha256(promised).hexdigest(),
+            promised,
         )
         card = trunk_kit.kit_card(work.spec, work.state, stage, kit, manifests, place)
         run_file = trunk_kit.continuing_run_file(work.spec, stage, step, tokenizer, place)
@@ -101,6 +106,28 @@ def make_kit(work: Workspace, origin: str | None = None, to: str | None = None) 
         else:
             copy_folder(folder, place)
     return TrunkKit(kit.source, place, digest, size)
+
+
+def _find_kit(place: str, checkpoint: str) -> TrunkKit | None:
+    """Return the whole kit of a checkpoint that lies in a place already; None for anything else.
+
+    Its card may be older than what the run knows by now.
+
+    Args:
+        place: no repository of the Hub, which is written again.
+        checkpoint: SHA-256 of the checkpoint's manifest.
+    """
+    if place.startswith(HUB):
+        return None
+    store = open_store(place)
+    try:
+        found = read_kit(store, place)
+    except InputError:  # which file it is, is said when they are compared with those of the kit
+        return None
+    if found is None or found[1].checkpoint != checkpoint:
+        return None
+    size = sum(entry.size_bytes for entry in store.list())
+    return TrunkKit(found[1].source, place, found[1].digest, size)
 
 
 def plan_kit(work: Workspace, origin: str | None = None, to: str | None = None) -> list[str]:

@@ -94,7 +94,7 @@ def lineage_lines(
     seen = state.seen(stage, step)
     return [
         "## Lineage",
-        *_origin_lines(state),
+        *_origin_lines(state, stage, step),
         "| stage | first step | steps | tokens by source |",
         "| --- | --- | --- | --- |",
         *(_stage_row(s, mix, length) for s, mix in zip(trained, mixes, strict=True)),
@@ -108,8 +108,8 @@ def lineage_lines(
     ]
 
 
-def _origin_lines(state: RunState) -> list[str]:
-    """Return what the trunk started from, and its loss on each corpus beside the trunk's."""
+def _origin_lines(state: RunState, stage: Stage, step: int) -> list[str]:
+    """Return what the trunk started from, and its losses beside those of all until a step."""
     base = state.base
     if base is None:
         return []
@@ -126,13 +126,16 @@ def _origin_lines(state: RunState) -> list[str]:
             f"It is a trunk kit of `{kit.run}`, taken at {kit.source} after {kit.step:,} steps of "
             f"that trunk; digest of the kit `{kit.digest}`."
         ]
+    later = {its.name for its in state.stages[stage.after + 1 :]}
+    later |= {f"release {name}" for name, its in state.branches.items() if its.step > step}
     matrix = summary.matrix(state)
-    known = matrix.corpora
+    rows = [(name, losses) for name, losses in matrix.rows if name not in later]
+    known = [corpus for corpus in matrix.corpora if any(corpus in losses for _, losses in rows)]
     if known:
         lines += [
             f"| held-out nats per token | {' | '.join(known)} |",
             f"| --- |{' ---: |' * len(known)}",
-            *(_loss_row(name, losses, known) for name, losses in matrix.rows),
+            *(_loss_row(name, losses, known) for name, losses in rows),
             "",
         ]
     return lines
@@ -181,7 +184,8 @@ def _corpus_row(state: RunState, manifest: CorpusManifest, tokens: int) -> str:
 def _parents(trained: Sequence[Stage], release: Releasing) -> list[str]:
     """Return the checkpoints that the release descends from, the nearest first."""
     averaged = release.average.sources if release.average else [release.source]
-    return [*reversed([*averaged]), *(s.start for s in reversed(trained) if s.start is not None)]
+    starts = (stage.start for stage in reversed(trained) if stage.start is not None)
+    return [*dict.fromkeys([*reversed([*averaged]), *starts])]
 
 
 def _fields(schedule: Mapping[str, object]) -> str:

@@ -276,7 +276,7 @@ def _corpus(corpus: Mapping[str, Any]) -> list[str]:
         f"- Languages: {_stated(', '.join(corpus['languages']), f'{about}.languages')}",
         f"- Types of content: {_stated(corpus['content'], f'{about}.content')}{domains}",
         f"- Collected: {_stated(corpus['collected'], f'{about}.collected')}",
-        f"- Size: {corpus['files']:,} files of {corpus['bytes_landed']:,} bytes; "
+        f"- Size: {corpus['bytes_landed']:,} bytes, files: {corpus['files']:,}; "
         f"{corpus['documents']:,} documents, of which {corpus['documents_trained']:,} "
         f"({corpus['text_bytes_trained']:,} bytes of text) were for training, "
         f"{corpus['documents_held_out']:,} were held out"

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from perennial.config import RunSpec
 from perennial.controller.context import Workspace
-from perennial.controller.publish import check_place, publish
+from perennial.controller.publish import check_empty, check_place, publish
 from perennial.corpora import read_tokenizer
 from perennial.corpora.release_tokenizer import release_files
-from perennial.errors import Altered
+from perennial.errors import Altered, InputError
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.runs.events import Released, Releasing
 from perennial.runs.stage_planner import decide_release
@@ -143,10 +143,20 @@ def test_an_altered_release_is_not_copied(made: Made, tmp_path: Path) -> None:
     assert not (tmp_path / "copy").exists()
 
 
-@pytest.mark.parametrize("place", ["hf://org", "hf://datasets/a/b", "hf://", "ftp://a/b"])
+@pytest.mark.parametrize("place", ["hf://org", "hf://datasets/a/b", "hf://", "ftp://a/b", ""])
 def test_what_is_no_place_is_refused(place: str) -> None:
-    with pytest.raises(Exception, match=place.split(":")[0]):
+    with pytest.raises(InputError) as caught:
         check_place(place)
+    assert caught.value.field == "--to"
+
+
+def test_a_place_that_holds_something_is_refused_before_a_release_is_made(tmp_path: Path) -> None:
+    check_empty("hf://org/model")
+    check_empty(str(tmp_path / "none"))
+    (tmp_path / "mine.txt").write_text("mine")
+    with refused("place-unusable", "--to") as caught:
+        check_empty(str(tmp_path))
+    assert "it holds mine.txt" in str(caught.value)
 
 
 def test_a_bucket_gets_a_copy_that_its_card_loads(

@@ -107,7 +107,10 @@ def test_i8_i10_a_kit_holds_the_trunk_and_the_digest_of_every_file(
     expected = _commit(open_store(tmp_path / "copy"), tmp_path / "again", rounded=False)
     assert plan_kit(work)[0].startswith(f"write a trunk kit of {SOURCE} to {work.store.url}/kits/")
     made = make_kit(work)
-    assert make_kit(work) == made, "the same again changes nothing"
+    work.spec = work.spec.model_copy(
+        update={"release": work.spec.release.model_copy(update={"license": "mit"})}
+    )
+    assert make_kit(work) == made, "the same again changes nothing, whatever its card would say"
     place = open_store(made.place)
     kit = KitManifest.model_validate_json(place.read("kit.json"))
     names = {entry.key for entry in place.list()}
@@ -157,9 +160,15 @@ def test_a_trunk_that_decayed_and_a_place_that_is_taken_are_refused(
     kit: Path, tmp_path: Path
 ) -> None:
     work = _work(tmp_path, str(tmp_path / "store"))
-    (kit / "mine.txt").write_text("mine")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    with refused("place-unusable", "--to"):
+        make_kit(work, to=str(other))
+    (kit / "README.md").write_text("mine")
     with refused("place-unusable", "--to"):
         make_kit(work, to=str(kit))
+    assert (kit / "README.md").read_text() == "mine"
     stage = work.state.stages[0]
     decaying = CosineSchedule(eta_max=1e-3, eta_min=1e-4, warmup_steps=2, steps=10)
     work.state.stages[0] = Stage(**{**vars(stage), "schedule": to_dict(decaying)})

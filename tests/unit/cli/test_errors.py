@@ -129,7 +129,9 @@ def test_an_error_of_the_storage_is_one_line_with_its_own_words(
     assert json.loads(done.stdout)["error"]["code"] == "storage-error"
 
 
-@pytest.mark.parametrize("option", ["--tokens=4 steps", "--format=gguf"])
+@pytest.mark.parametrize(
+    "option", ["--tokens=4 steps", "--format=gguf", "--mixture=balanced", "--average=last:3"]
+)
 def test_a_trunk_kit_has_no_options_of_an_anneal(tmp_path: Path, option: str) -> None:
     words = ["release", str(tmp_path / "run.yaml"), "--trunk-kit", option, "--json"]
     error = json.loads(CliRunner().invoke(app, words).stdout)["error"]

