@@ -198,9 +198,11 @@ class ReleaseSpec(Section):
     equal parts), or a number above 0 by corpus name, where a corpus without one is left out. No
     corpus is taken that is retired"""
     license: Annotated[str | None, FREE] = None
-    """licence of the releases, as their card names it, such as `apache-2.0`"""
+    """licence of the releases, as their card names it, such as `apache-2.0`; default: that of the
+    base's own card"""
     languages: Annotated[tuple[str, ...], FREE] = ()
-    """languages of the releases, as their card names them, such as `en`"""
+    """languages of the releases, as their card names them, such as `en`; default: those of the
+    base's own card and of `corpora.about`"""
     base_model: Annotated[str | None, FREE] = None
     """the model that the run continues, as the Hub names it, such as `HuggingFaceTB/SmolLM2-135M`;
     for the card"""
@@ -250,7 +252,7 @@ class EvaluationSpec(Section):
     effect"""
     trunk_tasks: Annotated[bool, FREE] = False
     """true scores the tasks at the end of every stage too, and compares with the checkpoint that
-    the stage started from; false scores releases alone"""
+    the stage started from; false scores releases alone, and the base beside the first of them"""
     prompts: Annotated[tuple[str, ...], FREE] = ()
     """prompts that every stage and every release continues, besides the first words of held-out
     documents"""
