@@ -76,7 +76,7 @@ def check_place(place: str) -> None:
             open_store(place)
         except InputError as wrong:
             raise InputError(
-                "command line", "--to", wrong.problem, wrong.remedy, code=wrong.code
+                "command line", "--to", wrong.problem, wrong.remedy, code="place-unusable"
             ) from None
         return
     owner, _, name = place.removeprefix(HUB).partition("/")

@@ -278,8 +278,9 @@ def _of_option(wrong: InputError, tokens: str | None, mixture: str | None) -> In
     option, value = given.get(name, ("", None))
     if value is None:
         return wrong
-    problem = f"{inside}: {wrong.problem}" if inside else wrong.problem
-    return InputError("command line", option, problem, wrong.remedy, code=wrong.code)
+    wrong.where, wrong.field = "command line", option
+    wrong.problem = f"{inside}: {wrong.problem}" if inside else wrong.problem
+    return wrong
 
 
 def find_checkpoint(work: Workspace, origin: str | None) -> tuple[Stage, int]:

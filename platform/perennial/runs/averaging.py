@@ -69,11 +69,11 @@ def read_average(text: str) -> AskedAverage:
     known = get_args(Weighting)
     is_unknown = match is not None and (match[2] or known[0]) not in known
     if match is None or int(match[1]) < 2 or is_unknown:
-        problem = f"{text!r} is no average of two checkpoints or more"
+        why = f": there is no weighting {match[2]!r}" if match and is_unknown else ""
         raise InputError(
             "command line",
             "--average",
-            f"there is no weighting {match[2]!r}" if match and is_unknown else problem,
+            f"{text!r} is no average of two checkpoints or more{why}",
             f"give last:5, or last:5: and one of {', '.join(known)}",
             code="average-invalid",
         )
