@@ -289,16 +289,13 @@ def _explain(
 
 def _written_path(error: ErrorDetails, document: Any) -> list[str]:
     """Return the keys that lead to an error, without pydantic's names of the forms of a value."""
-    keys = []
+    keys: list[str] = []
     *inside, last = error["loc"] or ("",)
     for key in inside:
-        if (isinstance(document, Mapping) and key in document) or (
-            isinstance(document, Sequence) and isinstance(key, int) and key < len(document)
-        ):
+        is_index = isinstance(key, int) and isinstance(document, Sequence)
+        if is_index or (isinstance(document, Mapping) and key in document):
+            keys.append(str(key))
             document = document[key]
-        else:
-            continue
-        keys.append(str(key))
     is_form = "[" in str(last) or not isinstance(document, (Mapping, Sequence))
     return [*keys, str(last)] if not is_form or not error["loc"] else keys
 

@@ -121,13 +121,13 @@ def _find_kit(place: str, checkpoint: str) -> TrunkKit | None:
         return None
     store = open_store(place)
     try:
-        found = read_kit(store, place)
+        kit = read_kit(store, place)
     except InputError:  # which file it is, is said when they are compared with those of the kit
         return None
-    if found is None or found[1].checkpoint != checkpoint:
+    if kit is None or kit[1].checkpoint != checkpoint:
         return None
     size = sum(entry.size_bytes for entry in store.list())
-    return TrunkKit(found[1].source, place, found[1].digest, size)
+    return TrunkKit(kit[1].source, place, kit[1].digest, size)
 
 
 def plan_kit(work: Workspace, origin: str | None = None, to: str | None = None) -> list[str]:

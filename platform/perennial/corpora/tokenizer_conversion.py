@@ -89,7 +89,7 @@ def _read_gguf(local: Path) -> Any:
 
     Classes of transformers add their own, such as GPT-2's end to a Llama 3.
     """
-    content = json.loads(_written(_load_gguf(local).backend_tokenizer))
+    content = parse_json(_written(_load_gguf(local).backend_tokenizer))
     known = _pieces(content)
     content["added_tokens"] = [its for its in content["added_tokens"] if its["content"] in known]
     return content

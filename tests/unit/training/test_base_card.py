@@ -28,7 +28,7 @@ _OTHER = {"license": "other", "license_name": "own-1.0", "license_link": "https:
     [
         ("license: mit\nlanguage: [en, no]", BaseCard(license="mit", languages=("en", "no"))),
         ("license: [mit]\r\nlanguage: pt-BR", BaseCard(license="mit", languages=("pt-BR",))),
-        (yaml.safe_dump(_OTHER), BaseCard(**_OTHER)),
+        (yaml.safe_dump(_OTHER), BaseCard.model_validate(_OTHER)),
         ("license: mit\nlicense_link: https://example.org", BaseCard(license="mit")),
         (
             "license: other\nlicense_link: LICENSE.txt",
@@ -86,7 +86,7 @@ def test_a_release_has_the_licence_of_its_base_unless_the_run_file_names_one(
     tmp_path: Path,
 ) -> None:
     state = RunState()
-    known = BaseCard(**_OTHER, languages=("en",))
+    known = BaseCard.model_validate(_OTHER | {"languages": ("en",)})
     state.apply(imported().model_copy(update={"card": known}))
     walk(state, "a")
     corpora = {"sequence_length": 128, "about": {"a": {"languages": ["fr", "en"]}}}

@@ -24,7 +24,7 @@ _FORMS = {
 
 
 class BaseCard(BaseModel):
-    """What a stored model's card says, in the fields of the Hub's metadata."""
+    """Licence and languages of a stored model, in the fields of the Hub's metadata."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
