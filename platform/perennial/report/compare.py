@@ -240,7 +240,7 @@ def compare(works: Sequence[Workspace]) -> Comparison:
             raise InputError(
                 work.where,
                 "",
-                f"no stage of {work.spec.name} was evaluated yet",
+                f"no stage of {work.spec.name} was evaluated yet in {work.store.url}",
                 f"use `perennial run {work.where}`",
                 code="nothing-evaluated",
             )
