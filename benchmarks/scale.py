@@ -34,7 +34,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("pyarrow", "numpy"))
     print(f"{versions}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} at the start.\n")
     print("what | measured\n--- | ---")
-    for what, told in (*_manifests(), *_ledger(), *_steps(), *_ranges(), *_sections()):
+    for what, told in (*_manifests(), *_ledger(), *_stages(), *_steps(), *_ranges(), *_sections()):
         print(f"{what} | {told}", flush=True)
 
 
@@ -145,6 +145,41 @@ def _ledger() -> Iterator[tuple[str, str]]:
                 f"{sizes / (events - 150):.0f} bytes an event; snapshot "
                 f"{snapshots[-1].stat().st_size:,} bytes; read in {seconds:.2f} s, "
                 f"{grown / 2**20:.0f} MiB of memory",
+            )
+
+
+def _stages() -> Iterator[tuple[str, str]]:
+    """A run of as many corpora as stages, all of them measured after each: what a look costs."""
+    from perennial.api.status import read_status
+    from perennial.controller.context import Workspace
+    from perennial.store.local import LocalStore
+    from tests.support.long_run import LongRun
+
+    asked: list[str] = []
+
+    def counting(real: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            asked.append(real.__name__)
+            return real(*args, **options)
+
+        return call
+
+    for name in ("read", "list", "info", "exists"):
+        setattr(LocalStore, name, counting(getattr(LocalStore, name)))
+    for stages in (100, 300, 1_000):
+        with tempfile.TemporaryDirectory() as scratch:
+            run = LongRun(Path(scratch)).grow(stages)
+            snapshot = sorted(Path(run.store.url, "ledger/snapshots").iterdir())[-1]
+            work = Workspace(run.spec, "run.yaml")
+            asked.clear()
+            began = time.perf_counter()
+            status = read_status(work, 20)
+            seconds = time.perf_counter() - began
+            assert len(status.stages) == 20
+            yield (
+                f"run of {stages:,} stages",
+                f"snapshot {snapshot.stat().st_size / 1e6:.2f} MB; `status` in {seconds:.2f} s and "
+                f"{len(asked)} requests",
             )
 
 

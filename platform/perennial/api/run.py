@@ -243,11 +243,16 @@ class Run(StoredRun):
 
         return decisions.decide(self._reading(), decision, corpus, reason, replay)
 
-    def status(self) -> RunStatus:
-        """Return stages, phases, tokens, losses, what is running, what is next. Reads only."""
+    def status(self, last: int | None = None) -> RunStatus:
+        """Return stages, phases, tokens, losses, what is running, what is next. Reads only.
+
+        Args:
+            last: number of stages that are shown and read, counted from the end of the trunk;
+                default all of them.
+        """
         from perennial.api.status import read_status
 
-        return read_status(self._reading())
+        return read_status(self._reading(), last)
 
     def plan(self, hardware: Hardware | None = None, *, reschedule: bool = False) -> RunPlan:
         """Return steps, tokens by source, rates, memory and time before compute. Reads only.

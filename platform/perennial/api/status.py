@@ -66,8 +66,10 @@ class RunStatus:
         gated: the stage that a gate stopped, with its verdicts; None without one.
         choices: commands that decide about that stage, each with its effect.
         trunk: stage, step and phase of the last checkpoint; None before the first stage.
-        matrix: held-out losses of every stage on every corpus.
-        stages: every stage of the trunk.
+        matrix: held-out losses of the last stages on every corpus, and of each stage before them
+            on its own corpora; and of the last releases.
+        earlier: number of the trunk's stages before those that are shown.
+        stages: the last stages of the trunk.
         rates: learning rates over the trunk's life, evenly spaced.
         tokens: by stage, new and replayed tokens by corpus.
         releases: keys of the releases' folders.
@@ -93,6 +95,7 @@ class RunStatus:
     choices: Sequence[tuple[str, str]]
     trunk: Mapping[str, Any] | None
     matrix: LossMatrix
+    earlier: int
     stages: Sequence[StageStatus]
     rates: Sequence[float]
     tokens: Mapping[str, Mapping[str, Any]]
@@ -113,21 +116,29 @@ class RunStatus:
             "controller": {"epoch": self.epoch, "name": self.controller, "held": self.held},
             "gated": self.gated,
             "trunk": self.trunk,
-            "matrix": self.matrix.to_dict(),
+            "earlier_stages": self.earlier,
+            "matrix": self.matrix.to_dict(since=self.earlier),
             "tokens": self.tokens,
             "releases": list(self.releases),
             "scores": self.scores,
-            "times": [asdict(time) for time in self.times],
+            "times": [asdict(time) for time in self.times[self.earlier :]],
             "sources": [asdict(source) for source in self.sources],
             "next": list(self.next),
         }
 
 
-def read_status(work: Workspace) -> RunStatus:
-    """Return the state of a run; reads only."""
+def read_status(work: Workspace, last: int | None = None) -> RunStatus:
+    """Return the state of a run; reads only.
+
+    Args:
+        work: the run.
+        last: number of stages that are shown, counted from the end of the trunk; default all.
+    """
     state = work.ledger.read()
+    earlier = 0 if last is None else max(0, len(state.stages) - last)
     states = summary.describe_states(work.store, work.spec, state)
-    matrix = summary.matrix(state)
+    shown = len(state.stages) - earlier
+    matrix = summary.matrix(state, shown)
     times = _read_times(work)
     return RunStatus(
         name=work.spec.name,
@@ -144,9 +155,10 @@ def read_status(work: Workspace) -> RunStatus:
         choices=choices(state, work.where),
         trunk=summary.position(work.store, state),
         matrix=matrix,
-        stages=list(_stages(work, state, matrix, states)),
-        rates=[point.eta for point in summary.rate_points(state.stages)],
-        tokens=summary.tokens_by_source(state, work.spec.corpora.sequence_length),
+        earlier=earlier,
+        stages=list(_stages(work, state, matrix, states, earlier)),
+        rates=summary.trunk_rates(state.stages),
+        tokens=summary.tokens_by_source(state, work.spec.corpora.sequence_length, shown),
         releases=[release.folder for release in state.releases],
         scores=state.scores,
         times=times,
@@ -171,9 +183,9 @@ def _pending(state: RunState) -> Iterator[str]:
 
 
 def _stages(
-    work: Workspace, state: RunState, matrix: LossMatrix, states: Mapping[str, str]
+    work: Workspace, state: RunState, matrix: LossMatrix, states: Mapping[str, str], earlier: int
 ) -> Iterator[StageStatus]:
-    for index, stage in enumerate(state.stages):
+    for index, stage in enumerate(state.stages[earlier:], start=earlier):
         measured = stage.name in state.losses
         losses = dict(matrix.stages[index][1]) if measured else {}
         yield StageStatus(

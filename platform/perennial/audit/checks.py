@@ -12,6 +12,7 @@ from perennial.errors import InputError, InvalidTransition
 from perennial.mixture import (
     CorpusRows,
     StageMix,
+    TrunkUse,
     branch_mix,
     list_new,
     stage_mix,
@@ -131,7 +132,7 @@ def check_stages(story: FoldedLedger, rows: Mapping[str, CorpusRows]) -> Iterato
             sizes = {f"sequences of {name}": (mix.replay.proxies[name], rows[name])}
             yield from unequal(key, sizes, f"{stage.name} has", "its manifest has")
         if set(stage.corpora) <= rows.keys():
-            history = story.state.history_of(stage)
+            history = story.state.use_before(stage)
             try:
                 new = list_new(stage.corpora, rows, mix.weights)
                 right = stage_mix(history, new, mix.steps, mix.global_batch, mix.replay)
@@ -331,9 +332,10 @@ def _uncheckable(key: str, name: str, absent: InputError) -> Finding:
     return Finding(key, f"the plan of {name} cannot be checked", absent.problem)
 
 
-def _trained_before(state: RunState, branch: Releasing | Branched) -> list[StageMix]:
+def _trained_before(state: RunState, branch: Releasing | Branched) -> TrunkUse:
     stage = state.stage(branch.stage)
-    return [*state.history_of(stage), truncate_mix(stage.mix, branch.step - stage.first_step)]
+    trained = truncate_mix(stage.mix, branch.step - stage.first_step)
+    return state.use_before(stage).followed_by(trained)
 
 
 def _shown(mix: StageMix) -> str:

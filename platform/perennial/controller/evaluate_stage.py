@@ -51,7 +51,7 @@ def judge(work: Workspace, name: str) -> None:
     state, stage = work.state, work.state.stage_of(name)
     gains = _gains(work, stage) if work.spec.gates.min_gain is not None else {}
     measured = Measurements(
-        summary.matrix(state),
+        summary.matrix(state, last=1),
         gains,
         state.stage_scores[stage.name],
         summary.scores_before(state, stage),

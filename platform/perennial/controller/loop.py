@@ -356,9 +356,10 @@ class _Controller:
                 self.gave_up = failure  # the process that claimed the release makes it
 
     def _land(self, name: str) -> None:
-        seen = {landed.name: landed for landed in corpora.list_landed(self._work.inbox)}
-        if name in seen:
-            self._work.record(landing(self._work, seen[name]))
+        """Record a landing, and the others that the same listing of the inbox shows."""
+        for landed in corpora.list_landed(self._work.inbox):
+            if landed.name == name or landed.name not in self._work.state.corpora:
+                self._work.record(landing(self._work, landed))
 
     def _start(self, action: Action) -> None:
         work = self._work

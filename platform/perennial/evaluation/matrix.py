@@ -101,8 +101,9 @@ class LossMatrix:
             for earlier in range(stage)
             for corpus in self.own(earlier)
         }
+        own = self.own(stage)
         for corpus, loss in self.base.items():
-            if corpus in self.stages[stage][1] and corpus not in self.own(stage):
+            if corpus in self.stages[stage][1] and corpus not in own:
                 known.setdefault(corpus, loss.nats_per_token)
         return {name: _difference(self.nats(stage, name), nats) for name, nats in known.items()}
 
@@ -152,8 +153,13 @@ class LossMatrix:
         ]
         return _mean(gains)
 
-    def to_dict(self, untrained_nats: float | None = None) -> dict[str, Any]:
-        """Return the matrix and all derived values for JSON; see `forward_transfer`."""
+    def to_dict(self, untrained_nats: float | None = None, since: int = 0) -> dict[str, Any]:
+        """Return the matrix and all derived values for JSON; see `forward_transfer`.
+
+        Args:
+            untrained_nats: as for `forward_transfer`; None leaves that out.
+            since: index of the first stage that is among them.
+        """
         return {
             "corpora": list(self.corpora),
             "origins": [{"model": name, "losses": _plain(losses)} for name, losses in self.origins],
@@ -168,7 +174,7 @@ class LossMatrix:
                     "average_loss": self.average_loss(i),
                     "average_forgetting": self.average_forgetting(i),
                 }
-                for i, (name, losses) in enumerate(self.stages)
+                for i, (name, losses) in enumerate(self.stages[since:], start=since)
             ],
             "releases": [
                 {

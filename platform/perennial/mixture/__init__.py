@@ -18,8 +18,10 @@ from perennial.mixture.parts import (
     weigh_parts,
 )
 from perennial.mixture.plan import (
+    History,
     Source,
     StageMix,
+    TrunkUse,
     seen_by_part,
     seen_sequences,
     stage_mix,
@@ -34,6 +36,7 @@ __all__ = [
     "REPLAY_POLICIES",
     "CorpusHistory",
     "CorpusRows",
+    "History",
     "Mixture",
     "Part",
     "PolicyName",
@@ -42,6 +45,7 @@ __all__ = [
     "ReplaySpec",
     "Source",
     "StageMix",
+    "TrunkUse",
     "annealed_corpora",
     "apportion_parts",
     "branch_mix",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from perennial.mixture.parts import whole_numbers
-from perennial.mixture.plan import Source, StageMix, known_corpora
+from perennial.mixture.plan import History, Source, StageMix, TrunkUse, known_corpora
 from perennial.mixture.policies import as_written
 from perennial.mixture.replay import PartKey, ReplayRule, apportion, split_replay
 
@@ -29,7 +29,7 @@ _DIGITS = 6
 
 
 def branch_mix(
-    history: Sequence[StageMix],
+    history: History,
     steps: int,
     left_out: Collection[str] = (),
     mixture: str | Mapping[str, float] = "stage",
@@ -41,14 +41,15 @@ def branch_mix(
     was seen of each.
 
     Args:
-        history: the mixes of all stages until there, in order.
+        history: all stages until there.
         steps: optimizer steps of the branch.
         left_out: corpora that the branch does not take; the others take their part.
         mixture: `stage`, the shares of the last stage; `seen`, in proportion to what the trunk has
             seen of each corpus, replays included; `balanced`, equal parts; or weights by corpus,
             where a corpus without one is left out.
     """
-    last = history[-1]
+    use = TrunkUse.of(history)
+    last = _last(use)
     budget = steps * last.global_batch
     going_on = {
         s.key: replace(s, start=s.start + s.sequences)
@@ -59,7 +60,7 @@ def branch_mix(
         counts = apportion(budget, {s.key: s.sequences for s in last.sources if s.key in going_on})
         sources = going_on
     else:
-        known = known_corpora(history, last.replay, left_out)
+        known = known_corpora(use, last.replay, left_out)
         counts = split_replay(_rule(mixture), budget, {k: v.history for k, v in known.items()})
         replays = {key: use.replay_source(key) for key, use in known.items()}
         sources = _by_corpus({key: going_on.get(key, replays[key]) for key in replays})
@@ -71,13 +72,15 @@ def branch_mix(
 
 
 def annealed_corpora(
-    history: Sequence[StageMix], left_out: Collection[str], mixture: str | Mapping[str, float]
+    history: History, left_out: Collection[str], mixture: str | Mapping[str, float]
 ) -> tuple[str, ...]:
     """Return the corpora that a branch of this mixture may take; arguments as for `branch_mix`."""
+    use = TrunkUse.of(history)
+    last = _last(use)
     if mixture == "stage":
-        of_stage = (s.corpus for s in history[-1].sources if s.sequences)
+        of_stage = (s.corpus for s in last.sources if s.sequences)
         return tuple(dict.fromkeys(name for name in of_stage if name not in left_out))
-    known = known_corpora(history, history[-1].replay, left_out)
+    known = known_corpora(use, last.replay, left_out)
     return tuple(dict.fromkeys(corpus for corpus, _ in known))
 
 
@@ -129,7 +132,13 @@ def _rule(mixture: str | Mapping[str, float]) -> ReplayRule:
     return ReplayRule(weighting="fixed", weights=dict(mixture))
 
 
+def _last(use: TrunkUse) -> StageMix:
+    assert use.last is not None, "a branch follows a stage"
+    return use.last
+
+
 def _by_corpus(sources: Mapping[PartKey, Source]) -> dict[PartKey, Source]:
     """Return the sources with the parts of a corpus next to each other."""
-    order = list(dict.fromkeys(corpus for corpus, _ in sources))
-    return dict(sorted(sources.items(), key=lambda item: order.index(item[0][0])))
+    names = dict.fromkeys(corpus for corpus, _ in sources)
+    order = {corpus: index for index, corpus in enumerate(names)}
+    return dict(sorted(sources.items(), key=lambda item: order[item[0][0]]))

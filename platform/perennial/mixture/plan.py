@@ -167,8 +167,69 @@ class StageMix:
         return tuple(source for source in self.sources if source.corpus not in self.corpora)
 
 
+@dataclass
+class TrunkUse:
+    """Running sums of what the stages of a trunk did with each corpus, or part of one.
+
+    A stage costs its own sources, however many came before it.
+
+    Attributes:
+        stages: number of the stages.
+        seen: sequences trained, replays included.
+        replayed: sequences replayed.
+        firsts: the stage that each was new in, and its source there, in the order of the stages.
+        proxies: the proxy corpora of the stages' rules, in the order in which they were named.
+        last: the mix of the last stage; None where there is none, or only its sums are known.
+    """
+
+    stages: int = 0
+    seen: Counter[PartKey] = field(default_factory=Counter)
+    replayed: Counter[PartKey] = field(default_factory=Counter)
+    firsts: dict[PartKey, tuple[int, Source]] = field(default_factory=dict)
+    proxies: dict[str, None] = field(default_factory=dict)
+    last: StageMix | None = None
+
+    @classmethod
+    def of(cls, history: History) -> TrunkUse:
+        """Return the sums over the mixes of stages, in their order."""
+        if isinstance(history, TrunkUse):
+            return history
+        use = cls()
+        for mix in history:
+            use.add(mix)
+        return use
+
+    def add(self, mix: StageMix) -> None:
+        """Count the next stage."""
+        for source in mix.sources:
+            self.seen[source.key] += source.sequences
+            if source.corpus in mix.corpora:
+                self.firsts[source.key] = self.stages, source
+            else:
+                self.replayed[source.key] += source.sequences
+        self.proxies |= dict.fromkeys(mix.replay.proxies)
+        self.stages += 1
+        self.last = mix
+
+    def followed_by(self, mix: StageMix) -> TrunkUse:
+        """Return the sums with one stage more; these stay what they are."""
+        longer = TrunkUse(
+            self.stages,
+            Counter(self.seen),
+            Counter(self.replayed),
+            dict(self.firsts),
+            dict(self.proxies),
+        )
+        longer.add(mix)
+        return longer
+
+
+History = Sequence[StageMix] | TrunkUse
+"""the mixes of a trunk's stages in their order, or the sums over them"""
+
+
 def stage_mix(
-    history: Sequence[StageMix],
+    history: History,
     new: Mapping[str, int | Sequence[Part]],
     steps: int,
     global_batch: int,
@@ -182,7 +243,7 @@ def stage_mix(
     rule's cap forbids to replay becomes new sequences, which the mix counts in `unreplayed`.
 
     Args:
-        history: the mixes of all earlier stages, in order.
+        history: all earlier stages.
         new: training sequences by new corpus, or its parts; the corpora share the budget in
             proportion to their sequences (of the parts with a weight), the parts of one by weight.
         steps: optimizer steps of the stage.
@@ -262,7 +323,8 @@ def trained_by_part(mix: StageMix, steps: int, skipped: Iterable[int] = ()) -> d
         steps: how many batches, from the first one on.
         skipped: steps (of the stage) whose batch was left out.
     """
-    trained = list(mix.count_taken(steps))
+    whole = steps == mix.steps  # of which no arithmetic is needed
+    trained = [s.sequences for s in mix.sources] if whole else list(mix.count_taken(steps))
     for step in skipped:
         pair = zip(mix.count_taken(step), mix.count_taken(step + 1), strict=True)
         for index, (before, after) in enumerate(pair):
@@ -283,7 +345,7 @@ class CorpusUse(NamedTuple):
 
 
 def known_corpora(
-    history: Sequence[StageMix],
+    history: History,
     rule: ReplayRule,
     left_out: Collection[str] = (),
     new: Collection[str] = (),
@@ -291,43 +353,35 @@ def known_corpora(
     """Return what the trunk did with each corpus, or part of one; proxies first.
 
     Args:
-        history: the mixes of all stages until there, in order.
+        history: all stages until there.
         rule: whose proxy corpora count as trained once before the first stage.
         left_out: corpora that are not returned.
         new: corpora of the stage to come, which are no proxies in it.
     """
-    known = {**_proxies(history, rule, new), **_earlier(history)}
-    return {key: use for key, use in known.items() if key[0] not in left_out}
+    use = TrunkUse.of(history)
+    known = {**_proxies(use, rule, new), **_earlier(use)}
+    hidden = frozenset(left_out)
+    return {key: its for key, its in known.items() if key[0] not in hidden}
 
 
-def _earlier(history: Sequence[StageMix]) -> dict[PartKey, CorpusUse]:
+def _earlier(use: TrunkUse) -> dict[PartKey, CorpusUse]:
     """Return what the stages did with each corpus, or part of one, in the order of the stages."""
-    replayed: Counter[PartKey] = Counter()
-    seen = seen_by_part(history)
-    firsts: dict[PartKey, tuple[int, Source]] = {}
-    for stage, mix in enumerate(history):
-        for source in mix.new:
-            firsts[source.key] = stage, source
-        for source in mix.replayed:
-            replayed[source.key] += source.sequences
     # A stage of nothing but replay leaves nothing of its own corpora to replay.
     return {
-        key: CorpusUse(CorpusHistory(stage, seen[key], replayed[key], extent), source.first)
-        for key, (stage, source) in firsts.items()
+        key: CorpusUse(CorpusHistory(stage, use.seen[key], use.replayed[key], extent), source.first)
+        for key, (stage, source) in use.firsts.items()
         if (extent := min(source.sequences, source.extent))
     }
 
 
-def _proxies(
-    history: Sequence[StageMix], rule: ReplayRule, new: Collection[str]
-) -> dict[PartKey, CorpusUse]:
+def _proxies(use: TrunkUse, rule: ReplayRule, new: Collection[str]) -> dict[PartKey, CorpusUse]:
     """Return what was done with each proxy corpus, which counts as trained once before stage 0."""
-    seen, known = seen_by_part(history), {}
+    known = {}
     for corpus, sizes in rule.proxies.items():
         parts = {None: sizes} if isinstance(sizes, int) else sizes
         first = 0
         for part, rows in parts.items():
-            replayed = seen.get((corpus, part), 0)
+            replayed = use.seen.get((corpus, part), 0)
             if rows and corpus not in new:
                 done = CorpusHistory(-1, rows + replayed, replayed, rows)
                 known[corpus, part] = CorpusUse(done, first)

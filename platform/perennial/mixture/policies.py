@@ -123,7 +123,8 @@ class RecentPolicy(ReplayPolicy):
     def weigh(earlier: Mapping[str, CorpusHistory], weights: Mapping[str, float]) -> dict[str, int]:
         """Return a power of 2 that grows with the number of the corpus's stage."""
         stages = sorted({corpus.stage for corpus in earlier.values()})
-        return {name: 1 << stages.index(corpus.stage) for name, corpus in earlier.items()}
+        age = {stage: index for index, stage in enumerate(stages)}
+        return {name: 1 << age[corpus.stage] for name, corpus in earlier.items()}
 
 
 @REPLAY_POLICIES.register("fixed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from perennial.config.run import OptimizerAtJoin
 from perennial.corpora.file_list import ListRecord
@@ -85,15 +85,30 @@ class Stage:
             settings=event.settings,
         )
 
+    def with_mix(self, mix: StageMix) -> Stage:
+        """Return the stage with another mix."""
+        return Stage(**{f.name: getattr(self, f.name) for f in fields(Stage)} | {"mix": mix})
+
     @property
     def corpora(self) -> tuple[str, ...]:
         """Return the new corpora; the first gave the stage its name."""
         return self.mix.corpora
 
     @property
+    def steps(self) -> int:
+        """Return the number of its optimizer steps."""
+        return self.mix.steps
+
+    @property
+    def replayed_proxies(self) -> tuple[str, ...]:
+        """Return the corpora that it replays and that never have a stage of their own."""
+        proxies = self.mix.replay.proxies
+        return tuple(dict.fromkeys(s.corpus for s in self.mix.replayed if s.corpus in proxies))
+
+    @property
     def last_step(self) -> int:
         """Return the trunk step after the stage."""
-        return self.first_step + self.mix.steps
+        return self.first_step + self.steps
 
     @property
     def folder(self) -> str:

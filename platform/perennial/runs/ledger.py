@@ -21,6 +21,7 @@ from perennial.runs import snapshots, witnesses
 from perennial.runs.event_codec import decode, encode
 from perennial.runs.events import Event
 from perennial.runs.state import RunState
+from perennial.runs.trunk.stage_archive import StageIndex
 from perennial.store import Log, Store
 from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint.ownership import Fence
@@ -127,6 +128,7 @@ class Ledger:
     def _forget(self) -> None:
         self.head = Head()
         self.state = RunState()
+        self._stages = StageIndex()
         self._chained = False
 
     @property
@@ -152,10 +154,10 @@ class Ledger:
         return self.state
 
     def _read_from_snapshot(self) -> None:
-        snapshot = snapshots.newest(self._store, self._log, self._log_line)
+        snapshot = snapshots.newest(self._store, self._log, self._log_line, self.read_entry)
         if snapshot is not None:
             self.head = Head(snapshot.events, digest_of(snapshot.last_event))
-            self.state = snapshot.state
+            self.state, self._stages = snapshot.state, snapshot.index
             self._chained = decode(snapshot.last_event).before is not None
         self._fold_tail()
         self._check_head(read_head(self._store))
@@ -217,18 +219,45 @@ class Ledger:
             check_follows(entry.before, self.head, self._chained)
             self.state.apply(entry.event)
         except NewerSchema as newer:
-            raise InputError(
-                f"{self._store.url}/{self._log.key(number)}",
-                "",
-                f"is not an event that this version knows ({newer})",
-                "use the version of perennial that wrote it, or a later one",
-                code="ledger-unreadable",
-            ) from None
+            raise self._unknown(number, newer) from None
         except _BROKEN as wrong:
             why = " ".join(str(wrong).split()) or type(wrong).__name__
             key = self._log.key(number)
             raise self._broken(key, f"cannot follow the entry before it ({why})") from None
+        self._stages.note(number, entry.event, self.state)
         self._move(number, data, chained=entry.before is not None)
+
+    def read_entry(self, number: int, *kinds: type[E]) -> E:
+        """Return the event of an entry that was folded before; takes a request.
+
+        Args:
+            number: of the entry.
+            kinds: of which one is its.
+
+        Raises:
+            InputError: it is missing, unreadable or of another kind.
+        """
+        key, data = self._log.key(number), self._log.read(number)
+        if data is None:
+            raise self._broken(key, "is missing, and later ones are there")
+        try:
+            event = decode(data).event
+        except NewerSchema as newer:
+            raise self._unknown(number, newer) from None
+        except ValueError as wrong:
+            raise self._broken(key, f"cannot be read ({wrong})") from None
+        if not isinstance(event, kinds):
+            raise self._broken(key, f"is {event.kind!r}, and was another entry: it was replaced")
+        return event
+
+    def _unknown(self, number: int, newer: NewerSchema) -> InputError:
+        return InputError(
+            f"{self._store.url}/{self._log.key(number)}",
+            "",
+            f"is not an event that this version knows ({newer})",
+            "use the version of perennial that wrote it, or a later one",
+            code="ledger-unreadable",
+        )
 
     def _move(self, number: int, data: bytes, *, chained: bool) -> None:
         self.head = Head(number + 1, digest_of(data))
@@ -293,10 +322,11 @@ class Ledger:
         if not self._log.append(self.next, data):
             raise LostRace(self._log.key(self.next))
         self.state.apply(event)
+        self._stages.note(self.next, event, self.state)
         self._move(self.next, data, chained=True)
         # The event is written: what only helps to read it must not make a failure of it.
         with suppress(OSError):
             # A plain write: of two that cross each other the earlier may stay; it promises less.
             self._store.write(HEAD, json.dumps(asdict(self.head)).encode())
             if snapshots.due(self.next):
-                snapshots.write(self._store, self.state, self.next, data)
+                snapshots.write(self._store, self.state, self._stages, self.next, data)

@@ -33,10 +33,10 @@ def due(spec: RunSpec, state: RunState, checkpoints: Checkpoints, now: str) -> l
     policy = spec.release.policy
     if policy == "on-demand":
         return []
-    passed = [stage for stage in state.stages if state.has_passed(stage)]
-    if not passed:
+    passed = (stage for stage in reversed(state.stages) if state.has_passed(stage))
+    stage = next(passed, None)
+    if stage is None:
         return []
-    stage = passed[-1]
     steps = [stage.last_step]
     if policy == "every":
         steps = _multiples(spec, stage, checkpoints(stage))

@@ -1,36 +1,68 @@
 """Store folded states beside the ledger, so that reading costs its tail and not its length.
 
-Snapshots only save time: deleting them changes nothing. A snapshot is used when this version wrote
-it, and the event that it follows is the one that it names.
+Snapshots only save time: deleting them changes nothing. A snapshot is used when it has this
+version's form, and the event that it follows is the one that it names; any other is ignored, and
+the next one takes its place. It holds each thing once: plans and measurements of stages stay in the
+events of the ledger, and the snapshot has the numbers of those.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from perennial.runs.entities import Stage
+from perennial.runs.events import ScheduleRecord
 from perennial.runs.state import RunState
+from perennial.runs.trunk.stage_archive import (
+    ReadEntry,
+    StageArchive,
+    StageEntries,
+    StageIndex,
+    StageRow,
+    StoredStage,
+)
+from perennial.runs.trunk.trunk_sums import StoredSums
 from perennial.store import Log, Store
 from perennial.store.stored_json import parse_json
-from perennial.version import __version__
 
 FOLDER = "ledger/snapshots"
 EVERY_EVENTS = 200
+FORMAT = 2
+"""raised where the same events fold to another state; the first, without a number, held plans and
+measurements too"""
 _KEPT = 2
+_IN_THE_LEDGER = {"stages", "abandoned", "losses", "stage_scores", "stage_samples", "verdicts"}
+"""fields of the state that are read from events when they are asked for"""
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Every stage that was started; `entries` are those of the ledger about each, by its name."""
+
+    trunk: list[StageRow]
+    abandoned: list[StageRow]
+    schedules: list[ScheduleRecord]
+    entries: dict[str, StageEntries]
+    sums: StoredSums
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state after the first `events` entries of the ledger, the last of which is given."""
+    """The state after the first `events` entries of the ledger, the last of which is given.
+
+    index: the entries about every stage.
+    """
 
     events: int
     state: RunState
+    index: StageIndex
     last_event: bytes
 
 
@@ -39,40 +71,60 @@ def due(events: int) -> bool:
     return events % EVERY_EVENTS == 0
 
 
-def write(store: Store, state: RunState, events: int, last_event: bytes) -> None:
+def write(store: Store, state: RunState, index: StageIndex, events: int, last_event: bytes) -> None:
     """Write the state after a number of entries, unless that snapshot exists; remove old ones.
 
     Args:
         store: the run's store.
         state: the folded state.
+        index: the entries about every stage.
         events: number of entries that were folded.
         last_event: bytes of the last of them, whose hash ties the snapshot to this ledger.
     """
     document = {
+        "format": FORMAT,
         "shape": _shape(),
         "events": events,
         "last_event_sha256": hashlib.sha256(last_event).hexdigest(),
-        "state": parse_json(_adapter().dump_json(state)),
+        "state": _adapter().dump_python(state, mode="json", exclude=_IN_THE_LEDGER),
+        "stages": asdict(_rows_of(state, index)),
     }
     store.create(_key(events), json.dumps(document).encode())
     for key in _keys(store)[:-_KEPT]:
         store.remove(key)
 
 
-def newest(store: Store, log: Log, warn: Callable[[str], None]) -> Snapshot | None:
+def _rows_of(state: RunState, index: StageIndex) -> _Stages:
+    """Return the rows of all stages, each schedule once."""
+    schedules: dict[str, int] = {}
+    distinct: list[ScheduleRecord] = []
+
+    def row(stage: Stage) -> StageRow:
+        key = json.dumps(stage.schedule, sort_keys=True)
+        if key not in schedules:
+            schedules[key] = len(distinct)
+            distinct.append(stage.schedule)
+        return StageRow.of(stage, schedules[key])
+
+    trunk, abandoned = [row(s) for s in state.stages], [row(s) for s in state.abandoned]
+    return _Stages(trunk, abandoned, distinct, dict(index), StoredSums.of(state.passed_sums))
+
+
+def newest(store: Store, log: Log, warn: Callable[[str], None], read: ReadEntry) -> Snapshot | None:
     """Read the newest snapshot that is valid.
 
     Args:
         store: the run's store.
         log: the ledger's entries.
         warn: called with a line about a snapshot that is not valid.
+        read: reads an entry, when what it holds is asked for.
 
     Returns:
         The snapshot, or None where there is no valid one.
     """
     for key in reversed(_keys(store)):
         try:
-            return _read(store, log, key)
+            return _read(store, log, key, read)
         except FileNotFoundError:
             continue  # a newer one took its place since the listing
         except (ValueError, LookupError, TypeError) as wrong:
@@ -81,9 +133,9 @@ def newest(store: Store, log: Log, warn: Callable[[str], None]) -> Snapshot | No
     return None
 
 
-def _read(store: Store, log: Log, key: str) -> Snapshot:
+def _read(store: Store, log: Log, key: str, read: ReadEntry) -> Snapshot:
     document: dict[str, Any] = parse_json(store.read(key))
-    if document["shape"] != _shape():
+    if (document.get("format"), document["shape"]) != (FORMAT, _shape()):
         raise ValueError("another version of perennial made it")
     events = int(document["events"])
     last = log.read(events - 1)
@@ -91,7 +143,18 @@ def _read(store: Store, log: Log, key: str) -> Snapshot:
         raise ValueError("it follows no event of this ledger")
     if hashlib.sha256(last).hexdigest() != document["last_event_sha256"]:
         raise ValueError("the event that it follows is another one")
-    return Snapshot(events, _adapter().validate_python(document["state"]), last)
+    state = _adapter().validate_python(document["state"])
+    rows = _rows_adapter().validate_python(document["stages"])
+    index = StageIndex(rows.entries)
+    archive = StageArchive(index, read)
+
+    def stored(some: Sequence[StageRow]) -> list[Stage]:
+        return [StoredStage(row, rows.schedules[row.schedule], archive) for row in some]
+
+    state.stages, state.abandoned = stored(rows.trunk), stored(rows.abandoned)
+    archive.attach(state)
+    state.restore_sums(rows.sums.restored(state.stages))
+    return Snapshot(events, state, index, last)
 
 
 def _keys(store: Store) -> list[str]:
@@ -108,7 +171,12 @@ def _adapter() -> TypeAdapter[RunState]:
 
 
 @cache
+def _rows_adapter() -> TypeAdapter[_Stages]:
+    return TypeAdapter(_Stages)
+
+
+@cache
 def _shape() -> str:
-    """Return a hash of the state's fields and of the version: other versions fold otherwise."""
-    fields = json.dumps(_adapter().json_schema(), sort_keys=True)
-    return hashlib.sha256(f"{__version__}\n{fields}".encode()).hexdigest()
+    """Return a hash of the fields of what is stored."""
+    schemas = [_adapter().json_schema(), _rows_adapter().json_schema()]
+    return hashlib.sha256(json.dumps(schemas, sort_keys=True).encode()).hexdigest()

@@ -11,9 +11,11 @@ from perennial.config.changes import held_settings
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
 from perennial.mixture import (
+    History,
     Mixture,
     ReplayRule,
     StageMix,
+    TrunkUse,
     annealed_corpora,
     branch_mix,
     list_new,
@@ -67,18 +69,19 @@ def decide_stage(
             parts, the schedule does not fit, or it is not the one that the trunk was trained under
             (invariant I1).
     """
-    rows = {name: its.parts or its.sequences for name, its in state.corpora.items()}
+    named = (corpus, *joined)
+    rows = {name: state.corpora[name].parts or state.corpora[name].sequences for name in named}
     weights = {name: own.weights for name, own in spec.stages.corpora.items()}
-    new = list_new((corpus, *joined), rows, weights)
+    new = list_new(named, rows, weights)
     steps = stage_steps(spec, corpus, sum(map(rows_of, new.values())))
     first_step = state.stages[-1].last_step if state.stages else 0
     settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
     rule = ReplayRule.resolve(settings.replay, state.retired, _proxies(spec, state))
-    mix = stage_mix(state.history, new, steps, spec.training.global_batch, rule)
+    mix = stage_mix(state.use, new, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
         corpus=corpus,
-        stage=stage_name(len(state.started_stages), mix.corpora),
+        stage=stage_name(len(state.stages) + len(state.abandoned), mix.corpora),
         first_step=first_step,
         start=state.ends[state.stages[-1].name] if state.stages else None,
         mix=mix,
@@ -282,7 +285,8 @@ def decide_release(
     )
     mix = None
     if eta is not None:
-        trained = [*state.history_of(stage), truncate_mix(stage.mix, step - stage.first_step)]
+        trunk = state.use_before(stage)
+        trained = trunk.followed_by(truncate_mix(stage.mix, step - stage.first_step))
         mix = anneal_mix(settings.mixture, trained, eta.steps, state)
     return Releasing(
         at=at,
@@ -344,25 +348,24 @@ def decide_average(
     )
 
 
-def anneal_mix(
-    mixture: Mixture, trained: Sequence[StageMix], steps: int, state: RunState
-) -> StageMix:
+def anneal_mix(mixture: Mixture, trained: History, steps: int, state: RunState) -> StageMix:
     """Return what an anneal trains on.
 
     Args:
         mixture: `release.mixture`.
-        trained: the mixes of all stages until the anneal, in order.
+        trained: all stages until the anneal.
         steps: its length.
         state: the run, for the corpora that are not replayed any more.
 
     Raises:
         InputError: no corpus is left to train on, or one that is named is none of the trunk's.
     """
-    left_out = state.retired
+    trained, left_out = TrunkUse.of(trained), state.retired
     if mixture != "stage":
         # What a stage replays is decided when it begins; its shares are kept as they are.
-        proxies = (name for mix in trained for name in mix.replay.proxies)
-        held = (name for name in proxies if state.corpora[name].state in ("held", "refused"))
+        held = (
+            name for name in trained.proxies if state.corpora[name].state in ("held", "refused")
+        )
         left_out = tuple(dict.fromkeys((*left_out, *held)))
     known = annealed_corpora(trained, left_out, mixture)
     if not known:

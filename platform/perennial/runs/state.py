@@ -7,8 +7,9 @@ Corpora and releases follow one table (`transitions`). The next action follows f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import get_args
 
 from perennial.errors import InvalidTransition
@@ -17,7 +18,7 @@ from perennial.evaluation.gates import Verdict
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
-from perennial.mixture import StageMix, trained_by_part, trained_sequences
+from perennial.mixture import StageMix, TrunkUse, trained_by_part, trained_sequences
 from perennial.runs.entities import Corpus, Stage, StoredOrigin
 from perennial.runs.events import (
     Accepted,
@@ -55,6 +56,7 @@ from perennial.runs.transitions import (
     CorpusState,
     ReleaseState,
 )
+from perennial.runs.trunk.trunk_sums import Skipped, TrunkSums
 
 __all__ = ["Corpus", "CorpusState", "InvalidTransition", "RunState", "Stage"]
 
@@ -89,14 +91,16 @@ class RunState:
     #: trunk steps whose batch a trained stage skipped, by the stage's folder
     skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: held-out losses after each evaluated stage, by stage name and corpus
-    losses: dict[str, dict[str, HeldoutLoss]] = field(default_factory=dict)
+    losses: MutableMapping[str, dict[str, HeldoutLoss]] = field(default_factory=dict)
+    #: of those, the losses on the stage's own corpora: what later forgetting is counted from
+    own_losses: dict[str, dict[str, HeldoutLoss]] = field(default_factory=dict)
     #: corpora on which a stage's loss is not a number, by stage name
     not_finite: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: scores that the gates asked for, and their verdicts, by stage name
-    stage_scores: dict[str, list[Score]] = field(default_factory=dict)
-    verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
+    stage_scores: MutableMapping[str, list[Score]] = field(default_factory=dict)
+    verdicts: MutableMapping[str, list[Verdict]] = field(default_factory=dict)
     #: samples from every stage's end, by stage name
-    stage_samples: dict[str, list[Sample]] = field(default_factory=dict)
+    stage_samples: MutableMapping[str, list[Sample]] = field(default_factory=dict)
     #: why a user accepted a stage in spite of its verdicts, by stage name
     accepted: dict[str, str] = field(default_factory=dict)
     #: releases that were begun and do not exist yet, by name
@@ -109,6 +113,11 @@ class RunState:
     tasks: dict[str, list[str]] = field(default_factory=dict)
     #: searches for the settings of stages, and their trials
     searches: Searches = field(default_factory=Searches)
+
+    def __post_init__(self) -> None:
+        """Begin the running sums; they follow the stages when they are asked for."""
+        self._sums = TrunkSums()
+        self._walk: tuple[Skipped | None, TrunkSums] = None, TrunkSums()
 
     def apply(self, event: Event) -> None:
         """Fold in an event; raise InvalidTransition, and change nothing, when it cannot follow."""
@@ -129,7 +138,7 @@ class RunState:
             case Measured() if event.stage in self.origins:
                 self.origins[event.stage].measured(event)
             case Measured():
-                self.losses[event.stage] = event.losses | self.losses[event.stage]
+                self._keep_losses(self.stage(event.stage), event.losses | self.losses[event.stage])
                 self.stage_scores[event.stage] += event.scores
             case Scored():
                 self.scores.setdefault(event.release, []).extend(event.scores)
@@ -278,7 +287,7 @@ class RunState:
                 self.times[self.stages[-1].name][event.kind] = event.at
                 self.skipped[self.stages[-1].folder] = event.skipped
             case Evaluated():
-                self.losses[self.stages[-1].name] = event.losses
+                self._keep_losses(self.stages[-1], event.losses)
                 self.not_finite[self.stages[-1].name] = event.not_finite
                 self.stage_scores[self.stages[-1].name] = [*event.scores]
                 self.stage_samples[self.stages[-1].name] = event.samples
@@ -286,6 +295,10 @@ class RunState:
                 self.verdicts[self.stages[-1].name] = event.verdicts
             case Accepted():
                 self.accepted[self.stages[-1].name] = event.reason
+
+    def _keep_losses(self, stage: Stage, losses: dict[str, HeldoutLoss]) -> None:
+        own = {name: losses[name] for name in stage.corpora if name in losses}
+        self.losses[stage.name], self.own_losses[stage.name] = losses, own
 
     @property
     def extension(self) -> Extended | None:
@@ -330,7 +343,8 @@ class RunState:
 
     def stage(self, name: str) -> Stage:
         """Return a stage by its name, abandoned or not."""
-        return next(stage for stage in self.started_stages if stage.name == name)
+        newest_first = chain(reversed(self.stages), self.abandoned)
+        return next(stage for stage in newest_first if stage.name == name)
 
     def release_state(self, name: str) -> ReleaseState:
         """Return the state of a release."""
@@ -342,6 +356,46 @@ class RunState:
     def history(self) -> list[StageMix]:
         """Return the mixes of all stages, in the order of the trunk."""
         return [stage.mix for stage in self.stages]
+
+    @property
+    def use(self) -> TrunkUse:
+        """Return the sums over the mixes of all stages; valid until the next one starts."""
+        unfinished, passed = self.at_work, self.passed_sums.use
+        # Its skipped steps are not known yet, so it is in no sum that is kept.
+        return passed if unfinished is None else passed.followed_by(unfinished.mix)
+
+    @property
+    def passed_sums(self) -> TrunkSums:
+        """Return the running sums over the stages of the trunk that have passed."""
+        return self._sums_of(len(self.stages) - (self.at_work is not None))
+
+    def restore_sums(self, sums: TrunkSums) -> None:
+        """Go on from running sums over the first of the stages."""
+        self._sums = sums
+
+    def use_before(self, stage: Stage) -> TrunkUse:
+        """Return the sums over the mixes of the trunk before a stage, abandoned or not.
+
+        They are valid until the sums before another stage are asked for.
+        """
+        return self._sums_of(stage.after).use
+
+    def _sums_of(self, count: int, skipped: Skipped | None = None) -> TrunkSums:
+        """Return the sums over the first stages of the trunk.
+
+        Those of the trunk's end are kept; others are kept too, so that asking for one stage after
+        the other costs each once.
+        """
+        stages = self.stages[:count]
+        sums = self._sums
+        if skipped is not None or not sums.are_of(stages):
+            of, sums = self._walk
+            if of is not skipped or not sums.are_of(stages):
+                sums = TrunkSums()
+            self._walk = skipped, sums
+            if skipped is None and count == len(self.stages) - (self.at_work is not None):
+                self._sums, self._walk = sums, (None, TrunkSums())
+        return sums.extend(stages, lambda stage: self.trained(stage, stage.last_step, skipped))
 
     @property
     def retired(self) -> tuple[str, ...]:
@@ -363,9 +417,7 @@ class RunState:
         """Return the mixes of the trunk before a stage, abandoned or not."""
         return [earlier.mix for earlier in self.stages[: stage.after]]
 
-    def trained(
-        self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None = None
-    ) -> dict[str, int]:
+    def trained(self, stage: Stage, step: int, skipped: Skipped | None = None) -> dict[str, int]:
         """Count the sequences that a stage has trained, by corpus.
 
         Args:
@@ -385,16 +437,12 @@ class RunState:
                 parts.setdefault(corpus, {})[part] = count
         return parts
 
-    def _skipped_until(
-        self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None
-    ) -> list[int]:
+    def _skipped_until(self, stage: Stage, step: int, skipped: Skipped | None) -> list[int]:
         """Return the steps of a stage whose batch was left out, up to trunk step `step`."""
         steps = (self.skipped if skipped is None else skipped).get(stage.folder, ())
         return [number - 1 - stage.first_step for number in steps if number <= step]
 
-    def seen(
-        self, stage: Stage, step: int, skipped: Mapping[str, Sequence[int]] | None = None
-    ) -> dict[str, int]:
+    def seen(self, stage: Stage, step: int, skipped: Skipped | None = None) -> dict[str, int]:
         """Count the sequences that the trunk has trained, by corpus.
 
         Args:
@@ -402,9 +450,7 @@ class RunState:
             step: trunk step at which they are counted.
             skipped: as for `trained`.
         """
-        seen: Counter[str] = Counter()
-        for earlier in self.stages[: stage.after]:
-            seen.update(self.trained(earlier, earlier.last_step, skipped))
+        seen = Counter(self._sums_of(stage.after, skipped).seen)
         if step > stage.first_step:
             seen.update(self.trained(stage, step, skipped))
         return dict(seen)

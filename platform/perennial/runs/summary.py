@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from perennial.corpora import load_tokenizer
 from perennial.evaluation import LossMatrix
 from perennial.evaluation.scores import Score
 from perennial.runs.actions import waits_to_extend
 from perennial.runs.stage_planner import order_of
-from perennial.runs.state import RunState, Stage
-from perennial.schedules import AbsentSchedule, from_dict
+from perennial.runs.state import Corpus, RunState, Stage
+from perennial.schedules import AbsentSchedule, Schedule, from_dict
 from perennial.training.checkpoint.manifest import latest_step
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.store import Store
+
+T = TypeVar("T")
 
 
 class RatePoint(NamedTuple):
@@ -43,24 +46,25 @@ class StageTokens(NamedTuple):
         return sum(self.new.values()) + sum(self.replayed.values())
 
 
-def matrix(state: RunState) -> LossMatrix:
-    """Return the matrix of held-out losses, stages by corpora, and those of releases."""
-    stages = tuple(
-        (stage.name, state.losses.get(stage.name, {}))
-        for stage in state.stages
-        if stage.name in state.losses
+def matrix(state: RunState, last: int | None = None) -> LossMatrix:
+    """Return the matrix of held-out losses, stages by corpora, and those of releases.
+
+    Args:
+        state: the run as of the last read of the ledger.
+        last: number of stages with all their losses, and of releases; default all of them. Stages
+            before those have the losses on their own corpora, from which forgetting is counted.
+    """
+    measured = [stage.name for stage in state.stages if stage.name in state.losses]
+    whole = _tail(measured, last)
+    before = measured[: len(measured) - len(whole)]
+    stages = (
+        *((name, state.own_losses[name]) for name in before),
+        *((name, state.losses[name]) for name in whole),
     )
-    releases = tuple((r.name, r.losses) for r in state.releases)
+    releases = tuple((r.name, r.losses) for r in _tail(state.releases, last))
     together = {s.name: s.corpora for s in state.stages if len(s.corpora) > 1}
     origins = tuple((o.name, o.losses) for o in state.origins.values() if o.losses)
-    proxies = {
-        stage.name: tuple(
-            dict.fromkeys(
-                s.corpus for s in stage.mix.replayed if s.corpus in stage.mix.replay.proxies
-            )
-        )
-        for stage in state.stages
-    }
+    proxies = {stage.name: stage.replayed_proxies for stage in state.stages}
     replayed = {name: corpora for name, corpora in proxies.items() if corpora}
     return LossMatrix(stages, releases, together, origins, replayed)
 
@@ -82,7 +86,13 @@ def untrained_nats(store: Store) -> float:
     return math.log(load_tokenizer(store).vocabulary)
 
 
-def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[str, Any]]:
+def _tail(items: Sequence[T], last: int | None) -> Sequence[T]:
+    return items if last is None else items[max(0, len(items) - last) :]
+
+
+def tokens_by_source(
+    state: RunState, sequence_length: int, last: int | None = None
+) -> dict[str, dict[str, Any]]:
     """Return, by stage, `new` tokens in all and by corpus, and `replayed` tokens by corpus.
 
     `parts` are the tokens by part of the corpora that have any.
@@ -90,9 +100,10 @@ def tokens_by_source(state: RunState, sequence_length: int) -> dict[str, dict[st
     Args:
         state: the run as of the last read of the ledger.
         sequence_length: tokens of one sequence.
+        last: number of stages, counted from the end of the trunk; default all of them.
     """
     stages = {}
-    for stage in state.stages:
+    for stage in _tail(state.stages, last):
         trained = state.trained(stage, stage.last_step)
         counts = {corpus: count * sequence_length for corpus, count in trained.items()}
         new = {corpus: counts.pop(corpus) for corpus in stage.corpora}
@@ -133,6 +144,22 @@ def rate_points(stages: Sequence[Stage]) -> list[RatePoint]:
             RatePoint(step, schedule.eta(step), schedule.phase(step), stage.name) for step in steps
         ]
     return points
+
+
+def trunk_rates(stages: Sequence[Stage]) -> list[float]:
+    """Return the learning rate at evenly spaced steps of the trunk, the last step among them."""
+    if not stages:
+        return []
+    ends = [stage.last_step for stage in stages]
+    points = min(ends[-1], _CURVE_POINTS)
+    rates, curves = [], dict[int, Schedule]()
+    for point in range(1, points + 1):
+        step = point * ends[-1] // points - 1
+        number = bisect_right(ends, step)
+        if number not in curves:
+            curves = {number: from_dict(stages[number].schedule)}
+        rates.append(curves[number].eta(step))
+    return rates
 
 
 def stage_tokens(state: RunState, sequence_length: int) -> list[StageTokens]:
@@ -178,6 +205,10 @@ def describe_states(store: Store, spec: RunSpec, state: RunState) -> dict[str, s
         The descriptions by corpus.
     """
     descriptions: dict[str, str] = {}
+    order = order_of(spec)
+    stage_of = {name: stage for stage in state.stages for name in stage.corpora}
+    released = {decided.source: name for name, decided in state.branches.items()}
+    released |= {decided.source: name for name, decided in state.releasing.items()}
     for name, corpus in state.corpora.items():
         match corpus.state:
             case "training":
@@ -188,24 +219,21 @@ def describe_states(store: Store, spec: RunSpec, state: RunState) -> dict[str, s
                 tries = f"attempt {corpus.attempt} of {corpus.attempts}"
                 descriptions[name] = f"failed ({tries}, next {when})"
             case "passed" | "retired":
-                descriptions[name] = _released(state, name) or corpus.state
-            case "landed" if waits_to_extend(state, order_of(spec), corpus):
+                release = released.get(state.ends[stage_of[name].name])
+                descriptions[name] = _describe_released(state, corpus, release)
+            case "landed" if waits_to_extend(state, order, corpus):
                 descriptions[name] = f"landed (waits for the entries of {state.growing[0]})"
             case "ready" if name in spec.stages.proxies:
                 descriptions[name] = "replayed, never a stage"
-            case "ready" if not order_of(spec).trains(name):
+            case "ready" if not order.trains(name):
                 descriptions[name] = "measured only"
             case other:
                 descriptions[name] = other
     return descriptions
 
 
-def _released(state: RunState, corpus: str) -> str:
-    """Return `releasing` or `released` when the end of a corpus's stage is, or ""."""
-    stage = state.stage_of(corpus)
-    if state.corpora[corpus].state == "retired":
-        return ""
-    mine = [b.name for b in state.branches.values() if b.source == state.ends[stage.name]]
-    if not mine:
-        return ""
-    return "releasing" if any(name in state.releasing for name in mine) else "released"
+def _describe_released(state: RunState, corpus: Corpus, release: str | None) -> str:
+    """Return `releasing` or `released` where the end of a corpus's stage is, or its state."""
+    if corpus.state == "retired" or release is None:
+        return corpus.state
+    return "releasing" if release in state.releasing else "released"

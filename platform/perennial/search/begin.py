@@ -195,7 +195,7 @@ def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
     trunk, whole = from_dict(last.schedule).installed(), step == last.last_step
     check_constant(where, work.spec.schedule, trunk, f"{name}@{step}", step, whole=whole)
     if step < last.last_step:
-        stages[-1] = replace(last, mix=truncate_mix(last.mix, step - last.first_step))
+        stages[-1] = last.with_mix(truncate_mix(last.mix, step - last.first_step))
     ends = state.ends | {name: folder_of(last.folder, step)}
     return replace(state, stages=stages, ends=ends, abandoned=[])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 from collections import Counter
@@ -13,17 +14,20 @@ from typing import ClassVar
 import pytest
 
 from perennial.errors import InputError, InvalidTransition, LostRace
+from perennial.mixture import TrunkUse
 from perennial.runs import snapshots
 from perennial.runs.event_codec import decode, encode
-from perennial.runs.events import Event, Landed, Refused, Releasing, TookOver
+from perennial.runs.events import Event, Landed, Measured, Refused, Releasing, TookOver
 from perennial.runs.ledger import Ledger, digest_of
-from perennial.runs.state import RunState
+from perennial.runs.trunk.stage_archive import StoredStage
 from perennial.store import ObjectInfo, Store, open_store
 from perennial.store.local import LocalStore
 from perennial.training.checkpoint.ownership import Fence
-from tests.support.event_factory import AT, WALK, event_of, releasing, walk
+from tests.support.event_factory import AT, WALK, event_of, releasing
+from tests.support.long_run import LongRun, loss_on, stage_events
 
 RACES = 100
+FEW = 40
 
 
 class CountingStore(LocalStore):
@@ -128,16 +132,64 @@ def test_a_snapshot_that_disagrees_is_ignored_with_a_line(
     assert [line for line in told if key in line and why in line] == told
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots after few events."""
+    monkeypatch.setattr(snapshots, "EVERY_EVENTS", FEW)
+
+
+@pytest.mark.usefixtures("soon")
 def test_a_snapshot_holds_the_whole_state(tmp_path: Path) -> None:
-    """Stages, mixes, releases and all: what is read back is what was folded."""
-    store, state = open_store(tmp_path), RunState()
-    walk(state, "a")
-    walk(state, "b", "landed", "ingesting", "ready", "started")
-    snapshots.write(store, state, 1, encode(Landed(at=AT, corpus="a", size_bytes=1)))
-    ledger, last = Ledger(store), encode(Landed(at=AT, corpus="a", size_bytes=1))
-    store.write("ledger/000000000000.json", last)
-    assert ledger.read() == state
-    assert ledger.state.stages[1].mix == state.stages[1].mix
+    """Stages, mixes, measurements and all: what is read back is what was folded."""
+    run = LongRun(tmp_path)
+    run.grow(FEW // 8 + 3)
+    past = run.ledger.state.stages[-5].name
+    run.ledger.append(Measured(at=AT, stage=past, losses={"z": loss_on("z", 1.0)}))
+    whole = run.ledger.state
+    ledger = Ledger(run.store)
+    state = ledger.read()
+    assert isinstance(state.stages[0], StoredStage)
+    assert state.use.firsts == whole.use.firsts
+    assert state == whole
+    assert "z" in state.losses[past]
+    for stage in whole.stages:
+        assert state.seen(stage, stage.last_step) == whole.seen(stage, stage.last_step)
+    # And it goes on from there as from the whole ledger.
+    for event in stage_events(run.spec, state):
+        ledger.append(event)
+    assert copy.deepcopy(state) == run.ledger.read() == state
+    assert state.use == TrunkUse.of(state.history)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_snapshot_holds_each_stage_once_whatever_was_measured(tmp_path: Path) -> None:
+    """Its size is a stage's, and no entry of a stage is read until it is asked for."""
+    sizes = []
+    for cells in (0, None):
+        run = LongRun(tmp_path / str(cells), cells).grow(FEW // 8 + 3)
+        sizes.append(run.store.info(_newest(run.store)).size_bytes)
+        CountingStore.asked.clear()
+        state = Ledger(CountingStore(run.store.url)).read()
+        tail = (2 + 8 * len(state.stages)) % FEW
+        assert CountingStore.asked["read"] == tail + 3
+        assert state.losses[state.stages[3].name]
+        assert CountingStore.asked["read"] == tail + 4
+    assert sizes[1] < 1.05 * sizes[0]
+
+
+@pytest.mark.usefixtures("soon")
+def test_an_entry_that_is_gone_or_another_one_since_is_told_when_it_is_read(
+    tmp_path: Path,
+) -> None:
+    run = LongRun(tmp_path, 0).grow(FEW // 8 + 1)
+    state = Ledger(run.store).read()
+    key = run.ledger.key(5)
+    run.store.write(key, run.store.read(run.ledger.key(4)))
+    with pytest.raises(InputError, match=f"{key}.*'ready'.*replaced"):
+        assert state.stages[0].mix
+    run.store.remove(key)
+    with pytest.raises(InputError, match=f"{key}.*is missing"):
+        assert state.stages[0].mix
 
 
 def test_an_event_of_a_newer_schema_is_a_clear_error(tmp_path: Path) -> None:

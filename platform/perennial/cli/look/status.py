@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from perennial.cli.command import AsJson, Overrides, RunFile, open_run
 from perennial.cli.console import out, print_json
@@ -19,11 +21,20 @@ Note = tuple[str, str]
 """a label of one word, and a text"""
 
 _PARTS_SHOWN = 5
+_LAST = 20
+"""stages that are read, so that what this costs does not grow with the trunk"""
 
 
-def status(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def status(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    every: Annotated[
+        bool, typer.Option("--all", help=f"Read every stage, not only the last {_LAST}")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show stages, phases, tokens, losses, what is running, what is next. Reads only."""
-    state = open_run(run_file, overrides).status()
+    state = open_run(run_file, overrides).status(None if every else _LAST)
     if as_json:
         print_json(state.to_dict())
         return
@@ -57,6 +68,7 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
         ],
         origins=[_measured_row(name, losses) for name, losses in state.matrix.origins],
         releases=[_measured_row(name, losses) for name, losses in state.matrix.releases],
+        earlier=state.earlier,
         rates=state.rates,
         rate=f"now {state.rates[-1]:.2e}" if state.rates else "",
         notes=[

@@ -38,6 +38,7 @@ class StatusScreen:
     """Contents of the status screen, most important first.
 
     head: the run, and where its trunk stands.
+    earlier: number of stages before those that it has.
     rates: the learning rate over the trunk's life, evenly spaced; `rate` describes the last one.
     notes, places: pairs of a label and a text; places (files, commands) are never cut.
     """
@@ -51,6 +52,7 @@ class StatusScreen:
     notes: Sequence[tuple[str, str]] = field(default_factory=tuple)
     places: Sequence[tuple[str, str]] = field(default_factory=tuple)
     origins: Sequence[Row] = ()
+    earlier: int = 0
 
 
 def render_lines(screen: StatusScreen, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
@@ -98,10 +100,12 @@ def _table(screen: StatusScreen, width: int, room: int) -> list[str]:
         columns = {"own": _CELL, "average": _CELL}
     heads = "".join(f" {_cut(column, size):>{size}}" for column, size in columns.items())
     title = f"{'stage':{name}} {'state':10} {'tokens':>6} {'replay':>6}{heads} {'forgot':>7}"
-    shown = rows if len(rows) <= room - 1 else rows[len(rows) - room + 2 :]
+    is_whole = not screen.earlier and len(rows) <= room - 1
+    shown = rows if is_whole else rows[max(0, len(rows) - room + 2) :]
     lines = [title]
-    if len(shown) < len(rows):
-        lines.append(f"... and {len(rows) - len(shown)} before: `perennial report` shows all")
+    hidden = len(rows) - len(shown) + screen.earlier
+    if hidden:
+        lines.append(f"... and {hidden} before: `perennial report` shows all")
     return lines + [_row(row, name, columns, whole, screen.corpora) for row in shown]
 
 
