@@ -296,7 +296,9 @@ def _written_path(error: ErrorDetails, document: Any) -> list[str]:
         if is_index or (isinstance(document, Mapping) and key in document):
             keys.append(str(key))
             document = document[key]
-    is_form = "[" in str(last) or not isinstance(document, (Mapping, Sequence))
+    is_form = ("[" in str(last) and last != "[key]") or not isinstance(
+        document, (Mapping, Sequence)
+    )
     return [*keys, str(last)] if not is_form or not error["loc"] else keys
 
 
