@@ -140,13 +140,17 @@ def measure_pace(study: Study, planned: Sequence[PlannedRun], inbox: Sequence[st
     return StudyPace(total, study.spec.tokens_per_second, "the study file")
 
 
-def run_study(study: Study, jobs: int, log: Log) -> dict[str, RunEnding]:
+def run_study(
+    study: Study, jobs: int, log: Log, on_ending: Callable[[Mapping[str, RunEnding]], None]
+) -> dict[str, RunEnding]:
     """Carry out what is missing of a study. Safe to repeat and kill.
 
     Args:
         study: the study.
         jobs: most runs side by side.
         log: shows a line.
+        on_ending: called whenever a run has ended, with how every run stands; what is left is
+            not run yet.
 
     Returns:
         How every run ended, by its name.
@@ -158,7 +162,7 @@ def run_study(study: Study, jobs: int, log: Log) -> dict[str, RunEnding]:
     for run in study.runs:
         check_record(run.store, study.where, run.arm, run.settings)
     with _terminable():
-        return _Laboratory(study, jobs, log).run()
+        return _Laboratory(study, jobs, log, on_ending).run()
 
 
 @contextmanager
@@ -184,6 +188,7 @@ class _Laboratory:
     study: Study
     jobs: int
     log: Log
+    on_ending: Callable[[Mapping[str, RunEnding]], None]
     statuses: dict[str, RunEnding] = field(default_factory=dict)
     _children: dict[str, _Child] = field(default_factory=dict)
     _messages: queue.Queue[tuple[str, dict[str, Any] | None]] = field(default_factory=queue.Queue)
@@ -317,6 +322,10 @@ class _Laboratory:
             self.log(f"{name}: failed: {reason}")
         child.close()
         self._planned_at = -_PLAN_SECONDS
+        still = dict.fromkeys(
+            (run.name for run in self.study.runs), RunEnding("not run", "not yet")
+        )
+        self.on_ending(still | self.statuses)
 
     def _has_ended(self, name: str) -> bool:
         """Return whether a run whose process found nothing more to do is done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from perennial.store import open_store
 from perennial.study.arm_process import retry_failed
 from perennial.study.plan import plan
 from perennial.study.record import StudyRecord, check_record
-from perennial.study.service import preview, run_study
+from perennial.study.service import RunEnding, preview, run_study
 from tests.support.event_factory import AT, event_of
 from tests.support.small_study import read_study, small_study, write_study
 
@@ -168,7 +169,7 @@ def test_what_does_not_fit_the_budget_is_not_run(tmp_path: Path) -> None:
     small = {"budget": "10s", "tokens_per_second": 1024.0}
     study = read_study(write_study(tmp_path, changed(tmp_path, small)))
     lines: list[str] = []
-    statuses = run_study(study, 2, lines.append)
+    statuses = run_study(study, 2, lines.append, dict)
     assert {status.state for status in statuses.values()} == {"not run"}
     assert "0.01 h are more than the 0.00 h left" in statuses["quarter/seed-3"].reason
     assert len(lines) == 4
@@ -184,7 +185,7 @@ def test_an_arm_that_changed_since_it_was_begun_is_refused(tmp_path: Path) -> No
     other = changed(tmp_path, {"arms/quarter/overrides": {"replay.share": 0.1}})
     study = read_study(write_study(tmp_path, other))
     with pytest.raises(InputError) as refused:
-        run_study(study, 1, print)
+        run_study(study, 1, print, dict)
     assert refused.value.code == "study-arm-changed"
     assert refused.value.field == "arms.quarter"
 
@@ -207,8 +208,10 @@ def test_a_run_that_fails_is_reported_with_its_reason(tmp_path: Path) -> None:
     }
     study = read_study(write_study(tmp_path, small_study(tmp_path) | broken))
     lines: list[str] = []
-    (status,) = run_study(study, 1, lines.append).values()
+    endings: list[Mapping[str, RunEnding]] = []
+    (status,) = run_study(study, 1, lines.append, endings.append).values()
     assert status.state == "failed"
+    assert endings == [{"only/seed-3": status}]
     assert absent in status.reason
     assert "tokenizer.path" in status.reason
     assert lines[0] == "only/seed-3: begins"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from perennial.cli.console import log, out, print_json
 if TYPE_CHECKING:
     from perennial.study.plan import Study
     from perennial.study.results import StudyResults
+    from perennial.study.service import RunEnding
 
 StudyFile = Annotated[
     Path,
@@ -56,7 +58,10 @@ def study(
     def say(line: str) -> None:
         log.print(line, soft_wrap=True, markup=False)
 
-    statuses = run_study(resolved, side_by_side, say)
+    def write(statuses: Mapping[str, RunEnding]) -> None:
+        write_page(read_results(resolved, statuses), output)
+
+    statuses = run_study(resolved, side_by_side, say, write)
     results = read_results(resolved, statuses)
     page = write_page(results, output)
     if as_json:
