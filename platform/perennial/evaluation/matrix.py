@@ -134,6 +134,8 @@ class LossMatrix:
 
     def backward_transfer(self) -> float | None:
         """Return the last stage's mean forgetting with its sign turned; above 0 where it helped."""
+        if not self.stages:
+            return None
         forgetting = self.average_forgetting(len(self.stages) - 1)
         return None if forgetting is None else -forgetting
 

@@ -210,3 +210,8 @@ def test_a_proxy_is_averaged_from_the_stage_on_that_replays_it() -> None:
     )
     assert matrix.average_loss(0) == 3.0
     assert matrix.average_loss(1) == pytest.approx((3.2 + 4.0 + 2.25) / 3)
+
+
+def test_a_run_without_a_stage_has_an_empty_matrix() -> None:
+    empty = LossMatrix((), ()).to_dict()
+    assert (empty["stages"], empty["backward_transfer"]) == ([], None)
