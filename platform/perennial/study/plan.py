@@ -73,11 +73,12 @@ class ArmRun:
 
     @property
     def settings(self) -> str:
-        """Return the digest of what decides the trunk."""
-        document = self.spec.model_dump(mode="json")
-        for name in ("store", "inbox", "release", "tracking"):
-            del document[name]
-        return digest_of(document)
+        """Return the digest of what decides the trunk.
+
+        Defaults are left out, so that a field of a later version changes no run of an earlier one.
+        """
+        left_out = {"store", "inbox", "release", "tracking"}
+        return digest_of(self.spec.model_dump(mode="json", exclude=left_out, exclude_defaults=True))
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,9 @@ def resolve(where: Path, spec: StudySpec, overrides: Sequence[str] = ()) -> Stud
         _resolve_run(str(where), spec, base, arm, seed) for seed in spec.seeds for arm in spec.arms
     ]
     runs.sort(key=lambda run: -run.value)  # stable: seed by seed within a value
-    document = spec.model_dump(mode="json", exclude={"place", "page"})
-    settings = base.model_dump(mode="json", exclude={"store", "inbox", "tracking"})
+    document = spec.model_dump(mode="json", exclude={"place", "page"}, exclude_defaults=True)
+    left_out = {"store", "inbox", "tracking"}
+    settings = base.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
     digest = digest_of({"study": document, "run": settings})
     command = shlex.join(["perennial", "study", str(where), *overrides])
     return Study(str(where), spec, tuple(runs), digest, inbox_of(base), command)

@@ -194,6 +194,17 @@ def test_an_arm_that_changed_since_it_was_begun_is_refused(tmp_path: Path) -> No
     assert refused.value.field == "arms.quarter"
 
 
+def test_a_field_that_is_at_its_default_is_no_other_setting(tmp_path: Path) -> None:
+    """As a field of a later version is in a run of an earlier one."""
+    study = read_study(write_study(tmp_path))
+    default = study.runs[0].spec.training.hang_minutes
+    spelled = changed(tmp_path, {"arms/quarter/overrides": {"training.hang_minutes": default}})
+    overrides = small_study(tmp_path)["arms"]["quarter"].get("overrides", {})
+    spelled["arms"]["quarter"]["overrides"] |= overrides
+    other = read_study(write_study(tmp_path, spelled))
+    assert [run.settings for run in other.runs] == [run.settings for run in study.runs]
+
+
 def test_a_study_without_a_corpus_says_how_one_lands(tmp_path: Path) -> None:
     path = write_study(tmp_path)
     for file in sorted((tmp_path / "inbox").rglob("*"), reverse=True):
