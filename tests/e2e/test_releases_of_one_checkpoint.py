@@ -96,7 +96,7 @@ def _refused(run_file: Path, env: Env, balanced: str) -> None:
 
     assert "of the trunk until there" in told("release", "--average", "last:99")
     assert "is not annealed" in told("release", "--average", "last:3", "--mixture", "seen")
-    assert "release.mixture.later" in told("release", "--mixture", "help=1,later=1")
+    assert "--mixture: later: the anneal cannot" in told("release", "--mixture", "help=1,later=1")
     of_average = told("trace", "--step", 25, "--release", AVERAGE)
     assert "average of the trunk at steps" in of_average
     assert "name one from 25 to 28" in told("trace", "--step", 24, "--release", balanced)
