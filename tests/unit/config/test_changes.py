@@ -15,8 +15,7 @@ from perennial.config import RunSpec
 from perennial.config.changes import held_settings, run_fields
 from perennial.config.reference import documented_keys
 from perennial.controller.context import Workspace
-from perennial.corpora.counts import Counts
-from perennial.corpora.manifest import CorpusManifest, IngestSettings, Shard
+from perennial.corpora.manifest import CorpusManifest, Shard
 from perennial.errors import InputError
 from perennial.fields import Changeable
 from perennial.runs.event_codec import decode, encode
@@ -28,6 +27,7 @@ from perennial.runs.state import RunState
 from perennial.training.job import Job
 from tests.support.event_factory import AT, event_of
 from tests.support.refusal import refused
+from tests.support.small_manifest import small_manifest
 from tests.support.tiny_run import tiny_run
 
 FIELDS = {field.name: field for field in run_fields()}
@@ -290,20 +290,8 @@ def begun(spec: RunSpec, ledger: Ledger | None = None) -> tuple[RunState, Starte
 
 
 def manifest() -> CorpusManifest:
-    return CorpusManifest(
-        name="a",
-        tokenizer="t",
-        engine="tokenizers",
-        vocabulary=300,
-        end_of_document=0,
-        settings=IngestSettings(sequence_length=128, seed=3),
-        inputs=(),
-        shards=(Shard(file="shard", size_bytes=1, sha256="", row_groups=(80,)),),
-        holdout=(),
-        quarantine=(),
-        counts=Counts(),
-        tokens_per_byte=0.5,
-    )
+    shard = Shard(file="shard", size_bytes=1, sha256="", row_groups=(80,))
+    return small_manifest("a", shards=(shard,))
 
 
 @pytest.mark.parametrize("name", of_class(Changeable.HELD))

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from perennial.config import RunSpec
-from perennial.corpora import CorpusManifest, IngestSettings
-from perennial.corpora.counts import Counts
+from perennial.corpora import CorpusManifest
 from perennial.corpora.manifest import Shard
 from perennial.runs import summary
 from perennial.runs.actions import Action, Outside, next_action, next_ingest
@@ -19,6 +18,7 @@ from perennial.runs.state import RunState
 from perennial.store import open_store
 from perennial.training.job import Job
 from tests.support.event_factory import event_of
+from tests.support.small_manifest import small_manifest
 from tests.support.tiny_run import tiny_run
 
 INGESTED = ("landed", "ingesting", "extended", "ready")
@@ -45,20 +45,8 @@ def plain(state: RunState, corpus: str) -> RunState:
 
 
 def manifest(name: str, vocabulary: int = 300) -> CorpusManifest:
-    return CorpusManifest(
-        name=name,
-        tokenizer="t",
-        engine="tokenizers",
-        vocabulary=vocabulary,
-        end_of_document=0,
-        settings=IngestSettings(sequence_length=128, seed=3),
-        inputs=(),
-        shards=(Shard(file="shard", size_bytes=1, sha256="", row_groups=(80,)),),
-        holdout=(),
-        quarantine=(),
-        counts=Counts(),
-        tokens_per_byte=0.5,
-    )
+    shard = Shard(file="shard", size_bytes=1, sha256="", row_groups=(80,))
+    return small_manifest(name, vocabulary=vocabulary, shards=(shard,))
 
 
 def job_of(state: RunState, spec: RunSpec | None = None, **vocabularies: int) -> Job:
