@@ -45,17 +45,18 @@ def commands(page: Path) -> list[Command]:
     return found
 
 
-def run_command(command: Command, folder: Path) -> str:
+def run_command(command: Command, folder: Path, code: int = 0) -> str:
     """Run a command in a folder; what it printed. Fails the test where it ends with another code.
 
-    `perennial` and `python` are those of the tests; there is no shell.
+    `perennial` and `python` are those of the tests, others the system's; there is no shell.
     """
     if command.program:
         words = [sys.executable, "-c", command.text]
     else:
         name, *rest = shlex.split(command.text, comments=True)
         modules = {"perennial": ["-m", "perennial.cli"], "python": []}
-        words = [sys.executable, *modules[name], *rest]
+        ours = [sys.executable, *modules[name]] if name in modules else [name]
+        words = [*ours, *rest]
     paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         words,
@@ -66,7 +67,7 @@ def run_command(command: Command, folder: Path) -> str:
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
-    assert done.returncode == 0, f"{command.text}\n{done.stdout[-6000:]}"
+    assert done.returncode == code, f"{command.text}\n{done.stdout[-6000:]}"
     return done.stdout.replace(str(folder), "~/perennial")
 
 
