@@ -27,12 +27,17 @@ FILES = (PAGE, RECORD)
 
 _KINDS = {
     "public": "2.1 Publicly available datasets",
-    "licensed": "2.2 Private datasets licensed or obtained from third parties",
+    "licensed": "2.2.1 Datasets commercially licensed by rightsholders or their representatives",
+    "third-party": "2.2.2 Private datasets obtained from other third parties",
     "crawled": "2.3 Data crawled and scraped from online sources",
     "user": "2.4 User data",
     "synthetic": "2.5 Synthetic data",
     "other": "2.6 Other sources of data",
 }
+_THIRD_PARTIES = "2.2 Private non-publicly available datasets obtained from third parties"
+_RESERVATIONS = (
+    "3.1 Respect of reservation of rights from text and data mining exception or limitation"
+)
 _UNKNOWN_KIND = "Corpora whose kind is not recorded"
 _MISSING = "not recorded"
 _LEAST, _MOST = 10**9, 10**13
@@ -184,7 +189,7 @@ def content_page(document: Mapping[str, Any]) -> str:
     """
     return "\n".join(
         [
-            f"# Summary of training content: {document['model']}",
+            f"# Public summary of training content: {document['model']}",
             "",
             f"In the sections of the template of the {document['template']}. Written by "
             f"{document['made_by']} from the run's own records. *Not recorded* names the field of "
@@ -213,18 +218,18 @@ def _general(document: Mapping[str, Any]) -> list[str]:
     dates = sorted(c["collected"] for c in document["corpora"] if c["collected"])
     return [
         "## 1. General information",
-        "### 1.1 Provider",
+        "### 1.1 Provider identification",
         f"- Name and contact: {_stated(document['provider'], 'release.summary.provider')}",
         "- Authorised representative: "
         f"{_stated(document['representative'], 'release.summary.representative')}",
         "",
-        "### 1.2 Model",
+        "### 1.2 Model identification",
         f"- Name and version: {document['model']}",
         f"- Model that it was made from: {_base(document['base'])}",
         "- Placed on the Union market: "
         f"{_stated(document['market_date'], 'release.summary.market_date')}",
         "",
-        "### 1.3 Modalities, size and other characteristics",
+        "### 1.3 Modalities, overall training data size and other characteristics",
         f"- Modality: text, {size}: {tokens:,} trained once, and {document['tokens_replayed']:,} "
         "of them or of proxy corpora once more",
         f"- Languages: {_stated(languages, 'corpora.about.NAME.languages')}",
@@ -254,12 +259,20 @@ def _sources(document: Mapping[str, Any]) -> list[str]:
         own = [corpus for corpus in corpora if corpus["kind"] == kind]
         if kind is None and not own:
             continue
-        lines += [f"### {title}", "" if own else "None recorded.", *([""] if not own else [])]
+        if kind == "licensed":
+            lines += [f"### {_THIRD_PARTIES}"]
+        lines.append(f"{_level(title)} {title}")
+        lines += [""] if own else ["None recorded.", ""]
         if kind is None:
             lines += [f"The kind is {_field('corpora.about.NAME.kind')}.", ""]
         for corpus in own:
             lines += [*_corpus(corpus), ""]
     return lines
+
+
+def _level(title: str) -> str:
+    """Return the mark of a heading: 2.2 has two sections of its own."""
+    return "####" if title.startswith("2.2.") else "###"
 
 
 def _corpus(corpus: Mapping[str, Any]) -> list[str]:
@@ -290,14 +303,14 @@ def _corpus(corpus: Mapping[str, Any]) -> list[str]:
 def _processing(document: Mapping[str, Any]) -> list[str]:
     done = [line for corpus in document["corpora"] if (line := _done_to(corpus))]
     return [
-        "## 3. Data processing",
-        "### 3.1 Reservations of rights",
+        "## 3. Data processing aspects",
+        f"### {_RESERVATIONS}",
         _stated(document["copyright"], "release.summary.copyright"),
         "",
         "### 3.2 Removal of illegal content",
         _stated(document["illegal_content"], "release.summary.illegal_content"),
         "",
-        "### 3.3 Other processing",
+        "### 3.3 Other information",
         *(done or ["None."]),
         "",
     ]
