@@ -41,7 +41,7 @@ def _document(folder: Path, store: str) -> dict[str, Any]:
     document["schedule"] = {"kind": "constant", "eta_const": 1.0, "warmup": "0 steps"}
     document["stages"] |= {"corpora": {"code": {"role": "replay"}}, "budget": "6 steps"}
     document["gates"] = {"max_forgetting": 0.1, "min_gain": 0.0}
-    document["evaluation"] |= {"tasks": [str(task)], "prompts": ["import"]}
+    document["evaluation"] |= {"tasks": [str(task)], "trunk_tasks": True, "prompts": ["import"]}
     return document
 
 
