@@ -10,10 +10,12 @@ nothing is saved by it. Times are of the CPU, not of the clock.
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,10 @@ def main() -> None:
         measure(file, **arms["both"])  # imports, and the tables of `comparing`
         write_text(file, megabytes)
         size = file.stat().st_size / 1e6
+        libraries = ("tokenizers", "numpy", "pyarrow")
+        versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+        print(f"`{' '.join(['python', *sys.argv])}`  ")
+        print(f"{os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} at the start; {versions}  ")
         print(f"{size:.0f} MB of synthetic text, one process\n")
         print("| corpora | CPU, s | ms per MB | ratio | documents dropped | documents cut |")
         print("| --- | --- | --- | --- | --- | --- |")
