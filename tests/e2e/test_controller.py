@@ -192,3 +192,29 @@ def test_the_first_release_by_a_timetable_is_made_at_once(lineage: Lineage, tmp_
     run_file, store = _after_first(lineage, tmp_path), open_store(tmp_path / "store")
     _do("run", run_file, "release.policy=schedule", "release.schedule=0 2 * * 1")
     assert [release.name for release in Ledger(store).read().releases] == ["00-help-60-anneal4"]
+
+
+@pytest.mark.long
+def test_the_loop_measures_the_shift_retries_what_forgot_and_then_waits_for_a_user(
+    lineage: Lineage, tmp_path: Path
+) -> None:
+    run_file, store = _after_first(lineage, tmp_path), open_store(tmp_path / "store")
+    loop = ("replay.share=auto", "gates.max_forgetting=-9", "gates.max_retries=1")
+    loop += ("gates.on_broken=retry-with-more-replay",)
+    _do("land", run_file, "code", write_texts(tmp_path)["code"])
+    told = _do("run", run_file, *loop, code=1)
+    assert told["gated"]["response"] == "no retry: it was trained again 1 of 1 times"
+    state = Ledger(store).read()
+    (first,), second = state.abandoned, state.stages[-1]
+    decision = first.share_decision
+    assert decision is not None
+    assert decision.model == state.ends["00-help"] == first.start
+    losses = state.losses["00-help"]
+    assert decision.new.bits_per_byte is not None
+    assert decision.new.bits_per_byte.value == pytest.approx(losses["code"].bits_per_byte)
+    assert first.mix.replay.share == decision.share == decision.rule.share_of(decision.shift or 0)
+    assert (second.name, second.start) == ("02-code", first.start)
+    assert second.mix.replay.share == 2 * decision.share
+    assert second.share_decision is None
+    assert _do("status", run_file)["reasons"] == {}
+    assert _do("verify", run_file)["holds"]

@@ -218,3 +218,18 @@ def test_a_fleet_is_simulated_with_costs_that_say_where_they_were_measured(tmp_p
     assert told["error"] == pytest.approx(told["goodput"]["mean"] - 0.5)
     assert told["best"]["goodput"]["mean"] >= told["goodput"]["mean"]
     assert told["best"]["workers"]["max"] == 2
+
+
+def test_a_share_that_is_measured_later_is_planned_with_the_most(tmp_path: Path) -> None:
+    document = tiny_run(tmp_path)
+    document["replay"]["share"] = "auto"
+    own = {"a": {}, "b": {}, "c": {"replay": 0.1}}
+    document["stages"] |= {"corpora": own}
+    first, second, third = _plan(write_run(tmp_path, document))["stages"]
+    assert (first["displaced_tokens"], first["share_reason"]) == (0, "")
+    assert second["displaced_tokens"] == 24 * SEQUENCE_LENGTH  # a quarter of 12 batches of 8
+    assert second["share_reason"].startswith("decided when the stage begins, between 5% and 25%")
+    assert third["displaced_tokens"] == 10 * SEQUENCE_LENGTH
+    assert third["share_reason"] == ""
+    shown = CliRunner().invoke(app, ["plan", str(tmp_path / "run.yaml")]).stdout
+    assert "01-b: replay share decided when the stage begins" in shown

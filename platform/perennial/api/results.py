@@ -54,6 +54,7 @@ class TrainingSummary:
         choices: commands that decide about that stage, each with its effect.
         store: URL of the run's store.
         nothing_new: corpora that were left out because all of their text is known.
+        waiting: why stages wait though their corpora are ready.
     """
 
     trained: int
@@ -63,6 +64,7 @@ class TrainingSummary:
     choices: Sequence[tuple[str, str]]
     store: str
     nothing_new: Sequence[str] = ()
+    waiting: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
@@ -72,6 +74,7 @@ class TrainingSummary:
             "tokens": self.tokens,
             "gated": self.gated,
             "nothing_new": list(self.nothing_new),
+            "waiting": list(self.waiting),
         }
 
 

@@ -215,7 +215,7 @@ class Run(StoredRun):
         return self._decide("unretire", corpus, reason)
 
     def accept(self, corpus: str, reason: str = "") -> Corpus:
-        """Accept a stage that a gate stopped; the next one starts from its end.
+        """Accept a stage that a gate stopped, or one that waits to begin for approval.
 
         Arguments and errors are those of `hold`.
         """

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from perennial.evaluation.compare import Gap
     from perennial.evaluation.scores import Score
     from perennial.runs.state import RunState, Stage
+    from perennial.runs.unattended.replay_share import ShareDecision
     from perennial.sources import SourceStatus
 
 
@@ -34,6 +35,7 @@ class StageStatus:
         state: of its corpora, such as `passed`.
         tokens: of the whole stage.
         replay: share of its sequences that are replayed, 0 to 1.
+        share_decision: why, where the share was measured.
         losses: held-out nats per token by corpus; empty before its evaluation.
         adaptation: loss on its own corpora; None before its evaluation.
         forgetting: mean rise of the loss on earlier corpora; None without one.
@@ -47,6 +49,7 @@ class StageStatus:
     losses: Mapping[str, float]
     adaptation: float | None
     forgetting: float | None
+    share_decision: ShareDecision | None
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ class RunStatus:
             "earlier_stages": self.earlier,
             "matrix": self.matrix.to_dict(since=self.earlier),
             "tokens": self.tokens,
+            "shares": {
+                stage.name: asdict(stage.share_decision)
+                for stage in self.stages
+                if stage.share_decision is not None
+            },
             "releases": list(self.releases),
             "scores": self.scores,
             "times": [asdict(time) for time in self.times[self.earlier :]],
@@ -151,7 +159,7 @@ def read_status(work: Workspace, last: int | None = None) -> RunStatus:
         epoch=state.epoch,
         controller=state.controller,
         held=_read_holder(work, state),
-        gated=summary.gated(state),
+        gated=summary.gated(work.spec, state),
         choices=choices(state, work.where),
         trunk=summary.position(work.store, state),
         matrix=matrix,
@@ -197,6 +205,7 @@ def _stages(
             losses={corpus: loss.nats_per_token for corpus, loss in losses.items()},
             adaptation=matrix.adaptation(index) if measured else None,
             forgetting=matrix.average_forgetting(index) if measured else None,
+            share_decision=stage.share_decision,
         )
 
 

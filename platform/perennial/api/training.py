@@ -104,10 +104,11 @@ def _summarize(work: Workspace, trained: int) -> TrainingSummary:
         trained=trained,
         matrix=summary.matrix(work.state),
         tokens=summary.tokens_by_source(work.state, work.spec.corpora.sequence_length),
-        gated=summary.gated(work.state),
+        gated=summary.gated(work.spec, work.state),
         choices=choices(work.state, work.where),
         store=work.store.url,
         nothing_new=[c.name for c in work.state.corpora.values() if c.holds_nothing_new],
+        waiting=work.waiting,
     )
 
 

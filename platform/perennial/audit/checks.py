@@ -23,7 +23,8 @@ from perennial.runs.event_codec import decode
 from perennial.runs.events import Branched, Event, Opened, Releasing, Started, Trained
 from perennial.runs.ledger import HEAD, Head, check_follows, digest_of
 from perennial.runs.search_state import shifted
-from perennial.runs.state import RunState
+from perennial.runs.state import RunState, Stage
+from perennial.runs.unattended.replay_share import decide_share
 from perennial.training.checkpoint.manifest import folder_of
 
 _NO_HEAD = Head()
@@ -145,7 +146,23 @@ def check_stages(story: FoldedLedger, rows: Mapping[str, CorpusRows]) -> Iterato
                     f"{stage.name} takes {_shown(mix)}",
                     f"its history gives {_shown(right)}",
                 )
+        yield from _check_share(key, stage, story.state)
     yield from _check_ends(story)
+
+
+def _check_share(key: str, stage: Stage, state: RunState) -> Iterator[Finding]:
+    """Check that a share that was measured follows from its numbers, and is that of the mix."""
+    decision = stage.share_decision
+    if decision is None:
+        return
+    right = decide_share(decision.model, decision.own, decision.new, decision.rule)
+    values = {
+        "share of replay": (stage.mix.replay.share, right.share),
+        "shift": (decision.shift, right.shift),
+        "decided share": (decision.share, right.share),
+        "measured model": (decision.model, state.start_of(stage)),
+    }
+    yield from unequal(key, values, f"{stage.name} has", "what was measured gives")
 
 
 def _check_ends(story: FoldedLedger) -> Iterator[Finding]:

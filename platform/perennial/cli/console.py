@@ -219,6 +219,8 @@ def print_gate(gated: Mapping[str, Any], choices: Sequence[tuple[str, str]]) -> 
             "holds" if verdict["holds"] else f"broken {verdict['reason']}".strip(),
         )
     out.print(table)
+    if gated["response"]:
+        out.print(gated["response"], markup=False)
     out.print("The run is paused. Choose one:")
     for command, effect in choices:
         out.print(f"next      {command}", markup=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from perennial.fields import FREE, Section
+from perennial.fields import FREE, Amount, Count, Section
 
 
 class TaskGate(Section):
@@ -28,7 +28,7 @@ class TaskGate(Section):
 
 
 class GatesSpec(Section):
-    """Bounds for a stage. One that breaks a bound pauses the run until the user decides."""
+    """Bounds for a stage, and what follows when it breaks one."""
 
     max_forgetting: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
     """most that the held-out loss on an earlier corpus may be above its value after that corpus's
@@ -47,3 +47,12 @@ class GatesSpec(Section):
     standard_errors: Annotated[float, Field(ge=0, allow_inf_nan=False), FREE] = 0.0
     """a bound is broken only when the measurement exceeds it by more than this many of its standard
     errors"""
+    on_broken: Annotated[Literal["stop", "retry-with-more-replay"], FREE] = "stop"
+    """stop (the run pauses until you decide), or retry-with-more-replay: a stage that forgot too
+    much is trained again from where it began, with twice its share of replay and at most half,
+    within `max_retries` and `retry_tokens`; then, and for any other bound, the run pauses"""
+    max_retries: Annotated[Count, FREE] = 2
+    """with retry-with-more-replay, how often a corpus's stage is trained again"""
+    retry_tokens: Annotated[Amount | None, FREE] = None
+    """with retry-with-more-replay, most tokens that a corpus's stage is trained again for, all
+    retries together, such as `4M tokens`; a percentage is of the stage; default no limit"""

@@ -296,9 +296,8 @@ def _written_path(error: ErrorDetails, document: Any) -> list[str]:
         if is_index or (isinstance(document, Mapping) and key in document):
             keys.append(str(key))
             document = document[key]
-    is_form = ("[" in str(last) and last != "[key]") or not isinstance(
-        document, (Mapping, Sequence)
-    )
+    is_plain = isinstance(document, str) or not isinstance(document, (Mapping, Sequence))
+    is_form = is_plain or ("[" in str(last) and last != "[key]")
     return [*keys, str(last)] if not is_form or not error["loc"] else keys
 
 

@@ -23,11 +23,10 @@ from perennial.fields import (
     ByKind,
     Count,
     Section,
-    Share,
     Weight,
     parse_amount,
 )
-from perennial.mixture import Mixture, ReplaySpec
+from perennial.mixture import Mixture, ReplaySpec, ShareOrAuto
 from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, ScheduleConfig
 
 
@@ -92,8 +91,8 @@ class StageOverride(Section):
 
     budget: Annotated[Amount | None, JOIN] = None
     """tokens of this stage, new and replayed together, such as `400k tokens` or `100%`"""
-    replay: Annotated[Share | None, JOIN] = None
-    """this stage's replay share, from 0 to 1"""
+    replay: Annotated[ShareOrAuto | None, JOIN] = None
+    """this stage's replay share, from 0 to 1, or auto"""
     priority: Annotated[int, JOIN] = 0
     """of corpora that landed, the one with the highest number is the next stage"""
     optimizer: Annotated[OptimizerAtJoin | None, JOIN] = None
@@ -165,6 +164,9 @@ class StagesSpec(Section):
     """corpora that are ready at the same time become one stage, within these bounds; `{}` takes the
     default bounds. A corpus that is named in `order`, has another priority, or has a budget, replay
     share or optimizer of its own keeps a stage of its own. Default: every corpus is a stage"""
+    approval: Annotated[Literal["automatic", "manual"], FREE] = "automatic"
+    """automatic, or manual: the stage of each corpus waits until you `accept` the corpus, which is
+    tokenised meanwhile"""
     attempts: Annotated[Count, FREE] = 3
     """attempts at ingesting, training or evaluating a corpus before it waits for `retry`"""
     retry_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False), FREE] = 60.0
@@ -183,6 +185,22 @@ class StagesSpec(Section):
     def proxies(self) -> tuple[str, ...]:
         """Return the corpora that are replayed and never become a stage."""
         return tuple(name for name, own in self.corpora.items() if own.role == "replay")
+
+
+class LimitsSpec(Section):
+    """Limits of what a run uses unattended, counted by the times in its ledger."""
+
+    stages_per_day: Annotated[Count | None, FREE] = None
+    """most stages that begin in a day of UTC; the next one waits for the day after. Default: no
+    limit"""
+    gpu_hours_per_month: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, FREE
+    ] = None
+    """GPU-hours of training in a month of UTC after which no stage begins until the next month: the
+    GPUs of the largest worker group, for as long as a stage is being trained. Default: no limit"""
+    search_tokens: Annotated[Amount | None, FREE] = None
+    """most tokens that the trials of a search may train, such as `4M tokens`; a percentage is of
+    the stage that is searched. Default: no limit"""
 
 
 class ReleaseSpec(Section):
@@ -296,6 +314,7 @@ class RunSpec(Section):
     release: ReleaseSpec = Field(default_factory=ReleaseSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     gates: GatesSpec = Field(default_factory=GatesSpec)
+    limits: LimitsSpec = Field(default_factory=LimitsSpec)
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
 
     @model_validator(mode="after")
@@ -306,6 +325,20 @@ class RunSpec(Section):
                 "tokenizer.path"
             )
         return self
+
+    @model_validator(mode="after")
+    def _gpus_to_limit(self) -> RunSpec:
+        if self.limits.gpu_hours_per_month is not None and not self.gpus:
+            raise ValueError(
+                "limits.gpu_hours_per_month is for a run that trains on GPUs; give "
+                "training.gpus_per_worker, or limit the stages a day"
+            )
+        return self
+
+    @property
+    def gpus(self) -> float:
+        """Return the GPUs of the largest worker group."""
+        return self.training.workers.max * self.training.gpus_per_worker
 
     @property
     def tokens_per_step(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from perennial.config.run import OptimizerAtJoin, RunSpec
     from perennial.fields import AmountValue
-    from perennial.mixture import ReplaySpec
+    from perennial.mixture import ReplaySpec, ShareOrAuto
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def stage_settings(
     """
     stages = spec.stages
     override = stages.corpora.get(corpus)
-    share = user_replay_share
+    share: ShareOrAuto | None = user_replay_share
     if share is None and override is not None:
         share = override.replay
     replay = spec.replay if share is None else spec.replay.model_copy(update={"share": share})

@@ -74,6 +74,8 @@ class Workspace:
         """releases by policy that failed in this process, by name, with the time of the next try"""
         self.undecided = ""
         """why it cannot be decided which releases are due; "" where it can"""
+        self.waiting: tuple[str, ...] = ()
+        """why stages wait though their corpora are ready: limits, and users who accept them"""
         self._epoch = 0
         self._leases = Leases(self.store, self.ledger, self.log, verb, insists=take_over)
 
@@ -107,6 +109,13 @@ class Workspace:
         if reason and reason != self.undecided and self.in_charge:
             self.log(f"no release by policy: {reason}; the trunk continues")
         self.undecided = reason
+
+    def leave_waiting(self, reasons: Sequence[str]) -> None:
+        """Keep why stages wait though their corpora are ready, and show what is new of it."""
+        for reason in reasons:
+            if reason not in self.waiting:
+                self.log(reason)
+        self.waiting = tuple(reasons)
 
     @property
     def in_charge(self) -> bool:

@@ -20,6 +20,7 @@ from perennial.runs.events import (
     Unretired,
 )
 from perennial.runs.ledger import now
+from perennial.runs.stage_planner import order_of
 from perennial.runs.state import Corpus, RunState
 from perennial.runs.transitions import TRANSITIONS
 
@@ -93,6 +94,8 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
             f"possible now: {', '.join(possible) or 'wait until its stage is done'}",
             code="decision-not-possible",
         )
+    if decision == "accept" and corpus.state == "ready":
+        _check_awaited(work, corpus)
     if decision == "retry":
         check_return(work, corpus)
     if replay is not None and corpus.stands_at == "training":
@@ -102,6 +105,18 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
             f"the stage of {name} is decided already",
             f"refuse {name} first, then retry it with another share",
             code="stage-already-planned",
+        )
+
+
+def _check_awaited(work: Workspace, corpus: Corpus) -> None:
+    order = order_of(work.spec)
+    if order.may_begin(corpus) or not order.trains(corpus.name):
+        raise InputError(
+            work.where,
+            corpus.name,
+            "its stage waits for no approval",
+            "set stages.approval: manual to have stages wait for one",
+            code="decision-not-possible",
         )
 
 

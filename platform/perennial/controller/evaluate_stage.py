@@ -72,14 +72,14 @@ def _measure_before(work: Workspace, stage: Stage) -> None:
     previous = work.state.stages[-2]
     before = previous.name
     known = work.state.losses[before]
-    missing = [n for n in stage.corpora if n not in known or not _is_kept(work, stage.start, n)]
+    missing = [n for n in stage.corpora if n not in known or not is_kept(work, stage.start, n)]
     if missing:
         references = summary.references(work.state, previous)
         losses = measure(work, stage.start, missing, references)
         work.record(Measured(at=now(), stage=before, losses=losses))
 
 
-def _is_kept(work: Workspace, checkpoint: str, corpus: str) -> bool:
+def is_kept(work: Workspace, checkpoint: str, corpus: str) -> bool:
     """Return whether the losses of as many documents are kept as will be measured now."""
     kept = kept_losses(work.store, checkpoint, corpus)
     there = read_manifest(work.store, corpus).counts.held_out_documents

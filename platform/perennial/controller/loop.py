@@ -20,6 +20,7 @@ from perennial.controller.failures import describe_failure
 from perennial.controller.ingest_stage import ingest, landing
 from perennial.controller.origin import begin_from_stored
 from perennial.controller.release import carry_out
+from perennial.controller.replay_share import measure_share
 from perennial.controller.reuse_trial import adopt
 from perennial.controller.train_stage import train
 from perennial.errors import (
@@ -39,6 +40,7 @@ from perennial.runs.actions import (
     next_action,
     next_ingest,
     not_ingested,
+    unapproved,
 )
 from perennial.runs.events import Releasing, Retried, Trained
 from perennial.runs.job_factory import stage_job
@@ -50,6 +52,8 @@ from perennial.runs.stage_planner import (
     warn_of_start,
 )
 from perennial.runs.state import Stage
+from perennial.runs.unattended.gate_response import respond_to_gate
+from perennial.runs.unattended.limits import reached_limit
 from perennial.schedules import from_dict
 from perennial.training.checkpoint.manifest import committed_steps
 from perennial.training.spikes.skips import read_skips
@@ -75,15 +79,25 @@ def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> 
     controller = _Controller(work, reschedule)
     while (action := controller.next()) is not None:
         if action.verb == "wait":
-            if not (wait and action.until):
+            if action.reason or not (wait and action.until):
                 break
             _sleep_until(work, action)
             continue
         work.take_charge()
         controller.perform(action)
+    work.leave_waiting(_why_waiting(work, action))
     if controller.gave_up is not None:
         raise controller.gave_up
     return controller.trained
+
+
+def _why_waiting(work: Workspace, action: Action | None) -> list[str]:
+    """Return why stages wait though their corpora are ready, given the next action."""
+    waiting = unapproved(work.state, order_of(work.spec)) if not work.state.at_work else []
+    reasons = [f"the stage of {name} waits for `accept`" for name in waiting]
+    if action is not None and action.reason:
+        reasons.insert(0, f"{action.subject} waits until {action.until}: {action.reason}")
+    return reasons
 
 
 @dataclass(frozen=True)
@@ -188,6 +202,7 @@ def todo(work: Workspace) -> list[str]:
     outside = _outside(work, [release.name for release in _due(work)])
     first = next_action(work.state, outside, order_of(work.spec))
     undecided = [f"no release by policy: {work.undecided}"] if work.undecided else []
+    undecided += _why_waiting(work, None)
     if first is None or (first.verb == "wait" and not first.until):
         landed = {*work.state.corpora} - {*work.spec.stages.proxies}
         awaited = awaited_proxies(work.state, order_of(work.spec)) if landed else ()
@@ -198,6 +213,7 @@ def todo(work: Workspace) -> list[str]:
     waiting = [n for n in outside.inbox if n not in work.state.corpora and n != first.subject]
     line = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
     line += f" until {first.until}" if first.until else ""
+    line += f": {first.reason}" if first.reason else ""
     return [line, *(f"then {name}" for name in waiting), *undecided]
 
 
@@ -217,7 +233,10 @@ def check_inbox(work: Workspace) -> None:
 
 
 def _outside(work: Workspace, due: Sequence[str] = ()) -> Outside:
-    return Outside([landed.name for landed in corpora.list_landed(work.inbox)], now(), due)
+    landed = [landed.name for landed in corpora.list_landed(work.inbox)]
+    response = respond_to_gate(work.spec, work.state)
+    mends, at = response is not None and response.replay is not None, now()
+    return Outside(landed, at, due, mends, reached_limit(work.spec, work.state, at))
 
 
 def _due(work: Workspace) -> list[Releasing]:
@@ -305,6 +324,20 @@ class _Controller:
                 self._release(action.subject)
             case "retry":
                 self._work.decide(Retried(at=now(), corpus=action.subject, by_person=False))
+            case "retry-with-more-replay":
+                self._retry_with_more_replay()
+
+    def _retry_with_more_replay(self) -> None:
+        """Take the stage that a gate stopped off the trunk, to train it again."""
+        response = respond_to_gate(self._work.spec, self._work.state)
+        assert response is not None
+        assert response.replay is not None
+        name, share = response.corpus, response.replay
+        retried = Retried(
+            at=now(), corpus=name, by_person=False, replay=share, reason=response.reason
+        )
+        self._work.decide(retried)
+        self._work.log(f"{name}: {response.describe()}")
 
     def _try(self, name: str, carry_out_action: Callable[[], None]) -> None:
         """Carry out an action on a corpus; record its failure, and the time of the next try.
@@ -364,9 +397,19 @@ class _Controller:
     def _start(self, action: Action) -> None:
         work = self._work
         # Planned without a tracking run first, so that MLflow has no run of wrong input.
+        new = (action.subject, *action.joined)
         decided = decide_stage(
-            work.spec, work.state, action.subject, now(), "", self._reschedule, action.joined
+            work.spec,
+            work.state,
+            action.subject,
+            now(),
+            "",
+            self._reschedule,
+            action.joined,
+            measure_share(work, new),
         )
+        if decided.share_decision is not None:
+            work.log(f"{decided.stage} replays {decided.share_decision.describe()}")
         unreplayed = decided.mix.unreplayed
         if unreplayed:
             work.log(

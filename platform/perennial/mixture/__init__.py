@@ -22,6 +22,7 @@ from perennial.mixture.plan import (
     Source,
     StageMix,
     TrunkUse,
+    known_corpora,
     seen_by_part,
     seen_sequences,
     stage_mix,
@@ -30,9 +31,10 @@ from perennial.mixture.plan import (
     truncate_mix,
 )
 from perennial.mixture.policies import REPLAY_POLICIES, CorpusHistory, ReplayPolicy
-from perennial.mixture.replay import PolicyName, ReplayRule, ReplaySpec
+from perennial.mixture.replay import AUTO, PolicyName, ReplayRule, ReplaySpec, ShareOrAuto
 
 __all__ = [
+    "AUTO",
     "REPLAY_POLICIES",
     "CorpusHistory",
     "CorpusRows",
@@ -43,6 +45,7 @@ __all__ = [
     "ReplayPolicy",
     "ReplayRule",
     "ReplaySpec",
+    "ShareOrAuto",
     "Source",
     "StageMix",
     "TrunkUse",
@@ -50,6 +53,7 @@ __all__ = [
     "apportion_parts",
     "branch_mix",
     "describe_tokens",
+    "known_corpora",
     "list_new",
     "mixture_suffix",
     "name_source",

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping
-from typing import Annotated, Any, TypeVar
+from fractions import Fraction
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from perennial.fields import JOIN, Count, Section, Share, Weight, unknown_name
-from perennial.mixture.policies import REPLAY_POLICIES, CorpusHistory, replay_policy
+from perennial.mixture.policies import (
+    REPLAY_POLICIES,
+    CorpusHistory,
+    as_written,
+    replay_policy,
+)
 
 PartKey = tuple[str, str | None]
 """a corpus and a part of it; None for a corpus without parts"""
@@ -31,12 +37,18 @@ PolicyName = Annotated[
 ]
 
 
+AUTO: Literal["auto"] = "auto"
+"""a share that is decided when the stage begins"""
+ShareOrAuto = Share | Literal["auto"]
+
+
 class ReplaySpec(Section):
     """Compute-equivalent replay (arXiv 2403.08763, section 4)."""
 
-    share: Annotated[Share, JOIN] = 0.05
+    share: Annotated[ShareOrAuto, JOIN] = 0.05
     """share of every batch drawn from earlier corpora, from 0 to 1; 0.05 for a weak shift, 0.25 for
-    a strong one"""
+    a strong one; or auto, which measures the shift before a stage begins and takes a share between
+    these two"""
     weighting: Annotated[PolicyName, JOIN] = "seen"
     """how the share is split over earlier corpora: seen (in proportion to what the trunk has seen
     of each, the paper's rule), uniform (equal parts), recent (the latest twice as much as the one
@@ -44,6 +56,10 @@ class ReplaySpec(Section):
     weights: Annotated[dict[str, Weight], JOIN] = Field(default_factory=dict)
     """with `weighting: fixed`, a number by corpus name, at least 0; a corpus without one is not
     replayed"""
+    minimum: Annotated[Share, JOIN] = 0.0
+    """least part of the replay share for each corpus that is replayed, from 0 to 1: with 0.1 each
+    has at least a tenth of it, and the others have the rest by their weights; where so many are
+    replayed that these do not fit, all have equal parts"""
     max_epochs: Annotated[Count | None, JOIN] = None
     """how often any sequence may be replayed over the trunk's life, at least 1; what the cap
     forbids goes to the other corpora, and to new tokens when all are capped; default no limit"""
@@ -81,22 +97,31 @@ class ReplayRule(ReplaySpec):
         spec: ReplaySpec,
         retired: Collection[str],
         proxies: Mapping[str, int | dict[str, int]] | None = None,
+        share: float | None = None,
     ) -> ReplayRule:
         """Return the rule of a stage from the settings of that stage.
 
         Args:
-            spec: the settings; their share is that of the stage.
+            spec: the settings.
             retired: corpora that a user retired from replay.
             proxies: training sequences of the proxy corpora, or of their parts; default those of
                 `spec`, if any.
+            share: that of the stage; default that of `spec`.
+
+        Raises:
+            ValueError: neither is a number.
         """
-        own = {} if proxies is None else {"proxies": dict(proxies)}
-        return cls.model_construct(**{**dict(spec), "retired": tuple(retired), **own})
+        own: dict[str, Any] = {} if proxies is None else {"proxies": dict(proxies)}
+        own |= {} if share is None else {"share": share}
+        settings = {**dict(spec), "retired": tuple(retired), **own}
+        if settings["share"] == AUTO:
+            raise ValueError("the share of replay is not decided yet")
+        return cls.model_construct(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that ledgers and checkpoints hold."""
-        # Without a proxy as versions before they were known wrote it.
-        unused = set() if self.proxies else {"proxies"}
+        # Without a proxy or minimum as versions before these were known wrote it.
+        unused = {name for name in ("proxies", "minimum") if not getattr(self, name)}
         return self.model_dump(exclude=unused) | {"retired": list(self.retired)}
 
     @classmethod
@@ -146,7 +171,8 @@ def _weigh(rule: ReplayRule, earlier: Mapping[PartKey, CorpusHistory]) -> dict[P
     for (corpus, _), known in earlier.items():
         by_corpus.setdefault(corpus, []).append(known)
     whole = {corpus: CorpusHistory.sum(parts) for corpus, parts in by_corpus.items()}
-    weights = replay_policy(rule.weighting).weigh(whole, rule.weights)
+    given = replay_policy(rule.weighting).weigh(whole, rule.weights)
+    weights = raise_to_minimum(given, as_written(rule.minimum))
     scale = math.lcm(*(whole[corpus].seen for corpus, part in earlier if part is not None), 1)
     shares = {
         (corpus, part): weights.get(corpus, 0)
@@ -154,6 +180,35 @@ def _weigh(rule: ReplayRule, earlier: Mapping[PartKey, CorpusHistory]) -> dict[P
         for (corpus, part), known in earlier.items()
     }
     return {key: weight for key, weight in shares.items() if weight}
+
+
+def raise_to_minimum(weights: Mapping[KeyT, int], minimum: Fraction) -> dict[KeyT, int]:
+    """Return weights in which none above 0 is less than a part of their sum.
+
+    The others keep their proportions to each other. Where the minimum is more than an equal part,
+    all are equal.
+
+    Args:
+        weights: whole numbers of 0 or more.
+        minimum: part of the sum, from 0 to 1.
+    """
+    taken = {name: weight for name, weight in weights.items() if weight}
+    if not minimum or not taken:
+        return dict(weights)
+    if minimum * len(taken) >= 1:
+        return {name: int(bool(weight)) for name, weight in weights.items()}
+    parts, parts_of = minimum.numerator, minimum.denominator
+    low: set[KeyT] = set()
+    while True:
+        rest = sum(weight for name, weight in taken.items() if name not in low)
+        left = parts_of - parts * len(low)  # of `parts_of` parts, for the others
+        below = {n for n, w in taken.items() if n not in low and w * left < parts * rest}
+        if not below:
+            return {
+                name: parts * rest if name in low else weight * left
+                for name, weight in weights.items()
+            }
+        low |= below
 
 
 def apportion(total: int, weights: Mapping[KeyT, int]) -> dict[KeyT, int]:

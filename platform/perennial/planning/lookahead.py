@@ -7,7 +7,7 @@ forecast of a corpus that is ingested is the `Started` event that `run` will wri
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
 from perennial.mixture import Part, apportion_parts
 from perennial.runs.actions import Outside, next_action
+from perennial.runs.entities import names_in
 from perennial.runs.events import (
     Evaluated,
     Evaluating,
@@ -26,7 +27,8 @@ from perennial.runs.events import (
     Trained,
 )
 from perennial.runs.stage_planner import decide_stage, order_of
-from perennial.runs.state import RunState, Stage, names_in
+from perennial.runs.state import RunState, Stage
+from perennial.runs.unattended.replay_share import ShareDecision
 from perennial.training.checkpoint.manifest import folder_of
 
 if TYPE_CHECKING:
@@ -91,8 +93,16 @@ def expected_corpora(
     return (*arrived, *(Expected(name, "planned", _budgeted(spec, name)) for name in planned))
 
 
+ShareForecast = Callable[[RunState, Sequence[str]], ShareDecision | float | None]
+"""returns what a replay share of `auto` is for the next stage of a run, by its new corpora"""
+
+
 def look_ahead(
-    spec: RunSpec, state: RunState, expected: Sequence[Expected], reschedule: bool = False
+    spec: RunSpec,
+    state: RunState,
+    expected: Sequence[Expected],
+    reschedule: bool = False,
+    shares: ShareForecast = lambda _state, _new: None,
 ) -> Ahead:
     """Return every stage that `run` would train, as far as the sizes of the corpora are known.
 
@@ -101,6 +111,7 @@ def look_ahead(
         state: the run as it is; it is not changed.
         expected: the corpora to come.
         reschedule: allow a schedule that is not the trunk's so far.
+        shares: what a replay share of `auto` is for a stage.
 
     Raises:
         InputError: `run` would refuse it, or replay weights name an unknown corpus.
@@ -112,7 +123,8 @@ def look_ahead(
     outside, order = Outside(list(sizes)), order_of(spec)
     # A corpus that has not landed is not assumed to land together with another one.
     planned = [corpus.name for corpus in expected if corpus.basis == "planned"]
-    order = replace(order, alone={*order.alone, *planned})
+    # Whatever a user has still to accept.
+    order = replace(order, alone={*order.alone, *planned}, approval=False)
     while (step := next_action(state, outside, order)) is not None:
         name = step.subject
         match step.verb:
@@ -122,15 +134,11 @@ def look_ahead(
                 rows = sizes[name].sequences
                 if rows is None:
                     break
-                tokens = rows * spec.corpora.sequence_length
-                if state.corpora[name].state == "landed":
-                    state.apply(Ingesting(at="", corpus=name))
-                parts = _expected_parts(spec, name, rows)
-                state.apply(
-                    Ready(at="", corpus=name, sequences=rows, tokens=tokens, digest="", parts=parts)
-                )
+                _ingest(spec, state, name, rows)
             case "start":
-                state.apply(decide_stage(spec, state, name, "", "", reschedule, step.joined))
+                auto = shares(state, (name, *step.joined))
+                started = decide_stage(spec, state, name, "", "", reschedule, step.joined, auto)
+                state.apply(started)
             case "train":
                 stage = state.stage_of(name)
                 stages.append((stage, _basis(stage, sizes)))
@@ -149,6 +157,14 @@ def look_ahead(
     left = names_in(state.corpora.values(), "landed", "ingesting", "ready")
     unknown = tuple(name for name in left if order.trains(name))
     return Ahead(tuple(stages), unknown, state)
+
+
+def _ingest(spec: RunSpec, state: RunState, name: str, rows: int) -> None:
+    if state.corpora[name].state == "landed":
+        state.apply(Ingesting(at="", corpus=name))
+    parts = _expected_parts(spec, name, rows)
+    tokens = rows * spec.corpora.sequence_length
+    state.apply(Ready(at="", corpus=name, sequences=rows, tokens=tokens, digest="", parts=parts))
 
 
 def _expected_parts(spec: RunSpec, corpus: str, rows: int) -> dict[str, int]:

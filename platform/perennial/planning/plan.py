@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from perennial import corpora
+from perennial.config.stage_settings import stage_settings
 from perennial.config.training import ModelSpec
 from perennial.controller.context import Workspace
 from perennial.controller.loop import check_inbox
+from perennial.controller.replay_share import forecast_share
 from perennial.errors import InputError
-from perennial.mixture import StageMix, name_source, seen_by_part
+from perennial.mixture import AUTO, StageMix, name_source, seen_by_part
 from perennial.planning.growth_forecast import grown_vocabulary, growth_notes
-from perennial.planning.lookahead import Basis, expected_corpora, look_ahead
+from perennial.planning.lookahead import Ahead, Basis, expected_corpora, look_ahead
 from perennial.runs.stage_planner import anneal_mix, explain_rewarming, warn_of_start
 from perennial.runs.state import RunState, Stage
+from perennial.runs.unattended.replay_share import ShareRule
 from perennial.schedules import Anneal, Schedule, from_dict, release_anneal
 from perennial.training import cost_model, memory_model
 from perennial.training.checkpoint import manifest as checkpoint
@@ -99,6 +104,10 @@ class StagePlan:
         basis: source of its corpora's sizes.
         steps_left: steps after its last checkpoint.
         displaced_tokens: tokens of the new corpora that replay takes the place of.
+        split: parts of the replayed tokens by corpus, and the rule that they follow from; "" where
+            at most one corpus is replayed.
+        share_reason: why a replay share of `auto` is what it is, or that it is not known yet; ""
+            for a share that is set.
         checkpoints: number of checkpoints that retention keeps.
         seconds, gpu_hours: of the steps that are left; None where the speed is not known.
     """
@@ -112,6 +121,8 @@ class StagePlan:
     tokens: int
     sources: tuple[SourcePlan, ...]
     displaced_tokens: int
+    split: str
+    share_reason: str
     checkpoints: int
     seconds: float | None
     gpu_hours: float | None
@@ -174,8 +185,7 @@ def plan_run(
     spec = work.spec
     work.check_run()
     check_inbox(work)
-    inbox = {landed.name: landed.total_bytes for landed in corpora.list_landed(work.inbox)}
-    ahead = look_ahead(spec, work.state, expected_corpora(spec, work.state, inbox), reschedule)
+    ahead = _look_ahead(work, reschedule)
     size, notes = _model_size(work)
     training, length = spec.training, spec.corpora.sequence_length
     workers = training.workers.min
@@ -215,6 +225,12 @@ def plan_run(
         notes=(*notes, *_notes_on_corpora(work, stages, size), *filter(None, [undecided])),
     )
     return plan, ahead.state, anneal
+
+
+def _look_ahead(work: Workspace, reschedule: bool) -> Ahead:
+    inbox = {landed.name: landed.total_bytes for landed in corpora.list_landed(work.inbox)}
+    expected = expected_corpora(work.spec, work.state, inbox)
+    return look_ahead(work.spec, work.state, expected, reschedule, partial(forecast_share, work))
 
 
 def _notes_on_corpora(
@@ -288,9 +304,38 @@ def _stage_plan(
         tokens=mix.steps * tokens_per_step,
         sources=_sources_of(mix, state.history[: state.stages.index(stage) + 1], length),
         displaced_tokens=sum(s.sequences for s in mix.replayed) * length,
+        split=_replay_split(mix),
+        share_reason=_share_reason(work, stage),
         checkpoints=len(stay),
         seconds=seconds,
         gpu_hours=gpus * seconds / 3600 if gpus and seconds is not None else None,
+    )
+
+
+def _replay_split(mix: StageMix) -> str:
+    replayed = Counter[str]()
+    for source in mix.replayed:
+        replayed[source.corpus] += source.sequences
+    if len(replayed) < 2:
+        return ""
+    parts = ", ".join(f"{name} {n / replayed.total():.1%}" for name, n in replayed.items())
+    rule = mix.replay
+    minimum = f", at least {rule.minimum:.0%} each" if rule.minimum else ""
+    return f"{parts} (weighting {rule.weighting}{minimum})"
+
+
+def _share_reason(work: Workspace, stage: Stage) -> str:
+    if stage.share_decision is not None:
+        return stage.share_decision.describe()
+    begun = stage.name in [known.name for known in work.state.stages]
+    first = work.state.corpora.get(stage.corpora[0])
+    share = stage_settings(work.spec, stage.corpora[0], first.replay if first else None)
+    if begun or share.replay.share != AUTO or not stage.mix.replayed:
+        return ""
+    rule = ShareRule()
+    return (
+        f"decided when the stage begins, between {rule.weak_share:.0%} and "
+        f"{rule.strong_share:.0%}; it is planned with the latter"
     )
 
 

@@ -102,7 +102,10 @@ def _sections(
     if spec.evaluation.baseline is not None:
         yield _retraining(spec.evaluation.baseline, gap)
     yield from search_sections(work.store)
-    shown = tables.parts(summary.tokens_by_source(state, spec.corpora.sequence_length))
+    shown = [
+        *tables.replay_shares(state.stages),
+        *tables.parts(summary.tokens_by_source(state, spec.corpora.sequence_length)),
+    ]
     yield _pictured("Tokens by source", "tokens", drawn, shown)
     if "time" in drawn:
         yield _pictured("Goodput and restarts", "time", drawn, [tables.times(history)])

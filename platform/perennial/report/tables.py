@@ -76,6 +76,26 @@ def _made_of(spec: RunSpec, release: Releasing) -> str:
     return describe_tokens(release.mix, spec.corpora.sequence_length)
 
 
+def replay_shares(stages: Sequence[Stage]) -> list[Table]:
+    """Return the table of the replay shares that were measured, with what they follow from."""
+    decided = [(s.name, s.share_decision) for s in stages if s.share_decision is not None]
+    rows = [
+        (
+            name,
+            f"{decision.share:.0%}",
+            "-" if decision.shift is None else f"{decision.shift:+.1%}{_percent(decision.stderr)}",
+            decision.describe(),
+        )
+        for name, decision in decided
+    ]
+    columns = ("stage", "replay share", "shift", "because")
+    return [Table(columns, rows, frozenset(columns[1:3]))] if rows else []
+
+
+def _percent(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.1%}"
+
+
 def parts(stages: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """Return the table of tokens by part, of corpora that have parts.
 

@@ -9,9 +9,19 @@ from datetime import datetime
 from typing import Literal
 
 from perennial.runs.state import Corpus, RunState
+from perennial.runs.unattended.limits import LimitReached
 
 Verb = Literal[
-    "record-landing", "ingest", "start", "train", "evaluate", "judge", "retry", "release", "wait"
+    "record-landing",
+    "ingest",
+    "start",
+    "train",
+    "evaluate",
+    "judge",
+    "retry",
+    "retry-with-more-replay",
+    "release",
+    "wait",
 ]
 
 _GO_ON: dict[str, Verb] = {
@@ -28,12 +38,14 @@ class Action:
 
     joined: with `start`, the corpora that become one stage with the subject, in their order.
     until: with `wait`, the UTC time of the next action; "" waits for a user.
+    reason: with `wait`, the limit that is waited for; "" where it is another try.
     """
 
     verb: Verb
     subject: str
     until: str = ""
     joined: tuple[str, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,11 +55,15 @@ class Outside:
     inbox: names of the complete corpora in the inbox, in the order in which they landed.
     now: UTC time, ISO 8601.
     due: names of the releases that the policy wants now.
+    mends: whether the stage that a gate stopped is trained again with more replay.
+    limit: lets no stage begin now; None where one may.
     """
 
     inbox: Sequence[str] = ()
     now: str = "9999-12-31T00:00:00+00:00"
     due: Sequence[str] = ()
+    mends: bool = False
+    limit: LimitReached | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,7 @@ class Order:
     most_corpora, most_tokens: limits of a stage of several corpora; 1 corpus merges nothing.
     alone: corpora that keep a stage of their own, as those in `first` do.
     proxies: corpora that are replayed and never become stages. The first stage waits for them.
+    approval: whether a stage waits until a user accepts its corpus.
     extending: corpora that bring entries to the tokenizer. One is not tokenised before the entries
         of another are in force, or out of it: theirs come after those.
     """
@@ -72,10 +89,15 @@ class Order:
     alone: Collection[str] = ()
     proxies: Sequence[str] = ()
     extending: Collection[str] = ()
+    approval: bool = False
 
     def trains(self, name: str) -> bool:
         """Return whether a corpus becomes a stage."""
         return name not in self.proxies and (self.only is None or name in self.only)
+
+    def may_begin(self, corpus: Corpus) -> bool:
+        """Return whether no user has still to accept the stage of a corpus."""
+        return corpus.approved or not self.approval
 
     def like(self, one: Corpus, other: Corpus) -> bool:
         """Return whether two corpora may share a stage: same priority, same settings."""
@@ -108,9 +130,11 @@ def next_action(state: RunState, outside: Outside, order: Order | None = None) -
     for name in outside.inbox:
         if name not in state.corpora:
             return Action("record-landing", name)
+    if at_work is not None and at_work.state == "gated" and outside.mends:
+        return Action("retry-with-more-replay", at_work.name)
     if at_work is not None:
         return _again(at_work, outside.now)
-    return _next_stage(state, outside.now, order)
+    return _next_stage(state, outside, order)
 
 
 def next_ingest(state: RunState, outside: Outside, order: Order | None = None) -> Action | None:
@@ -161,8 +185,14 @@ def _again(corpus: Corpus, now: str) -> Action:
     return Action("wait", corpus.name, corpus.next_try)
 
 
-def _next_stage(state: RunState, now: str, order: Order) -> Action | None:
-    """Plan for the next corpus in order; skip those that wait for a user or for a later try."""
+def unapproved(state: RunState, order: Order) -> list[str]:
+    """Return the corpora whose stages wait until a user accepts them, in order."""
+    ready = (c for c in in_order(state, order) if c.state == "ready" and order.trains(c.name))
+    return [corpus.name for corpus in ready if not order.may_begin(corpus)]
+
+
+def _next_stage(state: RunState, outside: Outside, order: Order) -> Action | None:
+    """Plan for the next corpus in order; skip those that wait for a user or for a later time."""
     waiting: list[Action] = []
     queue = in_order(state, order)
     for place, corpus in enumerate(queue):
@@ -170,9 +200,14 @@ def _next_stage(state: RunState, now: str, order: Order) -> Action | None:
             case "landed" | "ingesting" if not waits_to_extend(state, order, corpus):
                 return Action("ingest", corpus.name)
             case "ready" if order.trains(corpus.name) and not awaited_proxies(state, order):
-                return _start(corpus, queue[place + 1 :], order)
+                if not order.may_begin(corpus):
+                    continue
+                limit = outside.limit
+                if limit is None:
+                    return _start(corpus, queue[place + 1 :], order)
+                waiting.append(Action("wait", corpus.name, limit.until, reason=limit.reason))
             case "failed":
-                action = _again(corpus, now)
+                action = _again(corpus, outside.now)
                 if action.verb == "retry":
                     return action
                 waiting += [action] if action.until else []
@@ -210,7 +245,8 @@ def _start(first: Corpus, behind: Sequence[Corpus], order: Order) -> Action:
             break
         if corpus.state != "ready":
             return Action("ingest", corpus.name)
-        joined.append(corpus)
+        if order.may_begin(corpus):
+            joined.append(corpus)
     return Action("start", first.name, joined=tuple(corpus.name for corpus in joined))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 from perennial.config.run import OptimizerAtJoin
@@ -10,8 +11,16 @@ from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
-from perennial.runs.events import Document, Imported, Measured, ScheduleRecord, Started
+from perennial.runs.events import (
+    Document,
+    Imported,
+    Measured,
+    Retried,
+    ScheduleRecord,
+    Started,
+)
 from perennial.runs.transitions import CorpusState
+from perennial.runs.unattended.replay_share import ShareDecision
 
 
 @dataclass
@@ -38,8 +47,22 @@ class Corpus:
     attempt: int = 0
     attempts: int = 0
     next_try: str | None = None
-    #: replay share that a user gave its next stage
+    #: replay share of its next stage, which a user gave or a broken gate
     replay: float | None = None
+    #: how often its stage was trained again with more replay, since a user last decided
+    retries: int = 0
+    #: whether a user accepted its stage before it begins
+    approved: bool = False
+
+    def go_on(self, event: Retried) -> None:
+        """Keep what a retry says of the next stage."""
+        by_gate = not event.by_person and event.replay is not None
+        self.retries = 0 if event.by_person else self.retries + by_gate
+        if event.by_person or by_gate:
+            self.replay = event.replay
+        # Where nothing was promised, a user's retry takes the inbox as it is.
+        if event.by_person and self.listing and not self.listing.promised:
+            self.listing = None
 
     @property
     def holds_nothing_new(self) -> bool:
@@ -58,6 +81,8 @@ class Stage:
 
     after: number of the trunk's stages that came before it.
     settings: what it keeps of the run file until it is finished; None where that is not known.
+    share_decision: why it replays as much as it does; None where a number was set.
+    gpus: of the largest worker group that it may have; 0 where an older version began it.
     """
 
     name: str
@@ -69,6 +94,8 @@ class Stage:
     after: int
     optimizer: OptimizerAtJoin
     settings: Document | None = None
+    share_decision: ShareDecision | None = None
+    gpus: float = 0.0
 
     @classmethod
     def decided(cls, event: Started, after: int) -> Stage:
@@ -83,6 +110,8 @@ class Stage:
             after=after,
             optimizer=event.optimizer,
             settings=event.settings,
+            share_decision=event.share_decision,
+            gpus=event.gpus,
         )
 
     def with_mix(self, mix: StageMix) -> Stage:
@@ -149,3 +178,8 @@ class StoredOrigin:
         self.scores += [s for s in event.scores if (s["asked"], s["task"]) not in known]
         asked = {(sample.corpus, sample.prompt) for sample in self.samples}
         self.samples += [s for s in event.samples if (s.corpus, s.prompt) not in asked]
+
+
+def names_in(corpora: Iterable[Corpus], *states: CorpusState) -> list[str]:
+    """Return the names of the corpora in one of these states, in the order of landing."""
+    return [corpus.name for corpus in corpora if corpus.state in states]

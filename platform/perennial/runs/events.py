@@ -24,6 +24,7 @@ from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
 from perennial.runs.averaging import Average
+from perennial.runs.unattended.replay_share import ShareDecision
 from perennial.training.kit.manifest import KitOrigin
 from perennial.training.model.base_card import BaseCard
 
@@ -172,12 +173,14 @@ class Retried(_Record):
 
     by_person: a user's retry counts attempts from the start; the controller's own does not.
     replay: the replay share of its next stage, in place of the run file's.
+    reason: why the controller trains a stage again that a gate stopped.
     """
 
     kind: Literal["retried"] = "retried"
     corpus: str
     by_person: bool = True
     replay: float | None = None
+    reason: str = Field(default="", exclude_if=lambda reason: not reason)
 
 
 class Retired(_Record):
@@ -214,6 +217,9 @@ class Started(_Record):
     """A stage is planned: mix, schedule, and the checkpoint that it starts from.
 
     corpus: the first of its new corpora, `mix.corpora`; what happens to the stage happens to all.
+    share_decision: why it replays as much as it does; None where a number was set, and where there
+        is nothing to replay.
+    gpus: of the largest worker group that it may have.
     """
 
     kind: Literal["started"] = "started"
@@ -226,6 +232,10 @@ class Started(_Record):
     tracking_run: str
     optimizer: OptimizerAtJoin = "reset"
     settings: Settings = None
+    share_decision: Annotated[
+        ShareDecision | None, Field(exclude_if=lambda decision: decision is None)
+    ] = None
+    gpus: float = Field(default=0.0, exclude_if=lambda gpus: not gpus)
 
 
 class Trained(_Record):
@@ -293,7 +303,7 @@ class Gated(_Record):
 
 
 class Accepted(_Record):
-    """The operator accepted a stage that failed its gates."""
+    """The operator accepted a stage that failed its gates, or one that is to begin."""
 
     kind: Literal["accepted"] = "accepted"
     corpus: str

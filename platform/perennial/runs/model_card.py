@@ -105,6 +105,12 @@ def lineage_lines(
         "",
         f"- Sequence length {length}, global batch {spec.training.global_batch} sequences.",
         f"- Trunk schedule: {_fields(stage.schedule)}.",
+        *(
+            f"- Replay share of {its.name}, measured before it began: "
+            f"{its.share_decision.describe()}."
+            for its in trained
+            if its.share_decision is not None
+        ),
     ]
 
 

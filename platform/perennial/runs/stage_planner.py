@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from perennial.config.changes import held_settings
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
 from perennial.mixture import (
+    AUTO,
     History,
     Mixture,
     ReplayRule,
@@ -18,6 +20,7 @@ from perennial.mixture import (
     TrunkUse,
     annealed_corpora,
     branch_mix,
+    known_corpora,
     list_new,
     mixture_suffix,
     rows_of,
@@ -28,6 +31,7 @@ from perennial.runs.actions import Order
 from perennial.runs.averaging import AskedAverage, Average, AveragedCheckpoint, weights_of
 from perennial.runs.events import Releasing, Started
 from perennial.runs.state import RunState, Stage
+from perennial.runs.unattended.replay_share import ShareDecision
 from perennial.schedules import (
     Anneal,
     Schedule,
@@ -52,6 +56,7 @@ def decide_stage(
     tracking_run: str,
     reschedule: bool,
     joined: Sequence[str] = (),
+    auto: ShareDecision | float | None = None,
 ) -> Started:
     """Plan the stage of a ready corpus, next on the trunk.
 
@@ -63,11 +68,12 @@ def decide_stage(
         tracking_run: id of the stage's run in the tracker, or "".
         reschedule: accept another schedule than the trunk's.
         joined: other ready corpora that are new in the same stage.
+        auto: what a replay share of `auto` is for this stage; a number is a forecast.
 
     Raises:
         InputError: the corpus or the budget gives no full batch, weights do not fit the corpus's
-            parts, the schedule does not fit, or it is not the one that the trunk was trained under
-            (invariant I1).
+            parts, the schedule does not fit, it is not the one that the trunk was trained under
+            (invariant I1), or the replay share is to be measured and was not.
     """
     named = (corpus, *joined)
     rows = {name: state.corpora[name].parts or state.corpora[name].sequences for name in named}
@@ -76,7 +82,9 @@ def decide_stage(
     steps = stage_steps(spec, corpus, sum(map(rows_of, new.values())))
     first_step = state.stages[-1].last_step if state.stages else 0
     settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
-    rule = ReplayRule.resolve(settings.replay, state.retired, _proxies(spec, state))
+    is_auto = settings.replay.share == AUTO
+    share = _decided_share(spec, state, named, auto) if is_auto else None
+    rule = stage_rule(spec, state, corpus, share)
     mix = stage_mix(state.use, new, steps, spec.training.global_batch, rule)
     return Started(
         at=at,
@@ -89,7 +97,70 @@ def decide_stage(
         tracking_run=tracking_run,
         optimizer=settings.optimizer,
         settings=held_settings(spec),
+        share_decision=auto if is_auto and isinstance(auto, ShareDecision) else None,
+        gpus=spec.gpus,
     )
+
+
+def stage_rule(
+    spec: RunSpec, state: RunState, corpus: str, share: float | None = None
+) -> ReplayRule:
+    """Return the rule of replay of a corpus's stage.
+
+    Args:
+        spec: the run file.
+        state: the run.
+        corpus: the first new one of the stage.
+        share: that of the stage; default the one that is set.
+    """
+    settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
+    return ReplayRule.resolve(settings.replay, state.retired, _proxies(spec, state), share)
+
+
+def replayable(spec: RunSpec, state: RunState, new: Sequence[str]) -> dict[str, int]:
+    """Return the sequences that the trunk has seen of each corpus that a stage may replay.
+
+    Args:
+        spec: the run file.
+        state: the run.
+        new: corpora of the stage.
+    """
+    rule, seen = stage_rule(spec, state, new[0], 0.0), Counter[str]()
+    for (corpus, _), known in known_corpora(state.use, rule, rule.retired, new).items():
+        seen[corpus] += known.history.seen
+    return {corpus: count for corpus, count in seen.items() if count}
+
+
+def measures_shift(spec: RunSpec, state: RunState, new: Sequence[str]) -> bool:
+    """Return whether the replay share of a stage is measured when the stage begins.
+
+    Args:
+        spec: the run file.
+        state: the run.
+        new: corpora of the stage.
+    """
+    first = new[0]
+    share = stage_settings(spec, first, state.corpora[first].replay).replay.share
+    return share == AUTO and bool(replayable(spec, state, new))
+
+
+def _decided_share(
+    spec: RunSpec, state: RunState, named: Sequence[str], auto: ShareDecision | float | None
+) -> float:
+    """Return the share that was decided for a stage; 0 where there is nothing to replay."""
+    if isinstance(auto, ShareDecision):
+        return auto.share
+    if auto is not None:
+        return auto
+    if replayable(spec, state, named):
+        raise InputError(
+            "run file",
+            "replay.share",
+            f"it is auto, and the shift before the stage of {named[0]} was not measured",
+            "give a number",
+            code="share-undecided",
+        )
+    return 0.0
 
 
 def _proxies(spec: RunSpec, state: RunState) -> dict[str, int | dict[str, int]]:
@@ -173,7 +244,8 @@ def order_of(spec: RunSpec) -> Order:
     stages = spec.stages
     named = () if stages.order == "landing" else stages.order
     priority = {name: settings.priority for name, settings in stages.corpora.items()}
-    order = Order(named, priority, stages.only, proxies=stages.proxies)
+    approval = stages.approval == "manual"
+    order = Order(named, priority, stages.only, proxies=stages.proxies, approval=approval)
     extending = {name for name, own in stages.corpora.items() if own.extend_tokenizer is not None}
     order = replace(order, extending=frozenset(filter(order.trains, extending)))
     batch = stages.batch_arrivals

@@ -7,7 +7,7 @@ Corpora and releases follow one table (`transitions`). The next action follows f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import get_args
@@ -56,6 +56,7 @@ from perennial.runs.transitions import (
     CorpusState,
     ReleaseState,
 )
+from perennial.runs.trunk.training_times import TrainingTimes, note_training
 from perennial.runs.trunk.trunk_sums import Skipped, TrunkSums
 
 __all__ = ["Corpus", "CorpusState", "InvalidTransition", "RunState", "Stage"]
@@ -88,6 +89,8 @@ class RunState:
     ends: dict[str, str] = field(default_factory=dict)
     #: UTC times at which each stage was `started` and `trained`, by stage name
     times: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: when each stage was being trained, by stage name, in the order in which they were started
+    training: dict[str, TrainingTimes] = field(default_factory=dict)
     #: trunk steps whose batch a trained stage skipped, by the stage's folder
     skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: held-out losses after each evaluated stage, by stage name and corpus
@@ -242,6 +245,10 @@ class RunState:
         if stage is not None and self.corpora[stage.corpora[0]].stands_at not in ON_THE_TRUNK:
             self.abandoned.append(self.stages.pop())
         self._note_stage(event)
+        stage = self.stages[-1] if isinstance(event, Started) else stage
+        if stage is not None:
+            trains = self.corpora[stage.corpora[0]].state == "training"
+            note_training(self.training.setdefault(stage.name, []), event.at, trains=trains)
 
     def _move(self, corpus: Corpus, kind: str) -> None:
         """Move a corpus along the transition table."""
@@ -270,11 +277,10 @@ class RunState:
             case Ready():
                 corpus.sequences, corpus.tokens = event.sequences, event.tokens
                 corpus.parts = event.parts
+            case Accepted():
+                corpus.approved = True
             case Retried():
-                corpus.replay = event.replay if event.by_person else corpus.replay
-                # Where nothing was promised, a user's retry takes the inbox as it is.
-                if event.by_person and corpus.listing and not corpus.listing.promised:
-                    corpus.listing = None
+                corpus.go_on(event)
 
     def _note_stage(self, event: CorpusEvent) -> None:
         """Keep an event's data about a stage."""
@@ -293,7 +299,7 @@ class RunState:
                 self.stage_samples[self.stages[-1].name] = event.samples
             case Passed() | Gated():
                 self.verdicts[self.stages[-1].name] = event.verdicts
-            case Accepted():
+            case Accepted() if self.corpora[event.corpus].state == "passed":
                 self.accepted[self.stages[-1].name] = event.reason
 
     def _keep_losses(self, stage: Stage, losses: dict[str, HeldoutLoss]) -> None:
@@ -490,8 +496,3 @@ class RunState:
             assert stage.after <= len(self.stages), f"{stage.name} left a trunk that is there"
         numbers = sorted(int(stage.name.partition("-")[0]) for stage in self.started_stages)
         assert numbers == list(range(len(numbers))), "stages are numbered as they were started"
-
-
-def names_in(corpora: Iterable[Corpus], *states: CorpusState) -> list[str]:
-    """Return the names of the corpora in one of these states, in the order of landing."""
-    return [corpus.name for corpus in corpora if corpus.state in states]

@@ -14,6 +14,7 @@ from perennial.evaluation.scores import Score
 from perennial.runs.actions import waits_to_extend
 from perennial.runs.stage_planner import order_of
 from perennial.runs.state import Corpus, RunState, Stage
+from perennial.runs.unattended.gate_response import respond_to_gate
 from perennial.schedules import AbsentSchedule, Schedule, from_dict
 from perennial.training.checkpoint.manifest import latest_step
 
@@ -116,16 +117,22 @@ def tokens_by_source(
     return stages
 
 
-def gated(state: RunState) -> dict[str, Any] | None:
-    """Return the stage that a gate stopped and its verdicts, or None."""
+def gated(spec: RunSpec, state: RunState) -> dict[str, Any] | None:
+    """Return the stage that a gate stopped, its verdicts, and what follows by itself; or None.
+
+    Args:
+        spec: the run file.
+        state: the run as of the last read of the ledger.
+    """
     stage = state.gated
     if stage is None:
         return None
-    verdicts = state.verdicts[stage.name]
+    verdicts, response = state.verdicts[stage.name], respond_to_gate(spec, state)
     return {
         "stage": stage.name,
         "corpora": list(stage.corpora),
         "verdicts": [asdict(verdict) for verdict in verdicts],
+        "response": response.describe() if response else "",
     }
 
 
@@ -227,6 +234,8 @@ def describe_states(store: Store, spec: RunSpec, state: RunState) -> dict[str, s
                 descriptions[name] = "replayed, never a stage"
             case "ready" if not order.trains(name):
                 descriptions[name] = "measured only"
+            case "ready" if not order.may_begin(corpus):
+                descriptions[name] = "ready (waits for `accept`)"
             case other:
                 descriptions[name] = other
     return descriptions

@@ -36,6 +36,7 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("evaluated", "passed"): "passed",
     ("evaluated", "gated"): "gated",
     ("gated", "accepted"): "passed",
+    ("ready", "accepted"): "ready",  # its stage may begin
     ("passed", "retired"): "retired",
     ("retired", "unretired"): "passed",
     # A failed action is tried again from the state in which it failed.

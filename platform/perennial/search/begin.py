@@ -12,13 +12,15 @@ from perennial.controller.evaluate_stage import measure
 from perennial.controller.ingest_stage import usable
 from perennial.controller.loop import ingest_landed
 from perennial.controller.ray_cluster import check_concurrent
+from perennial.controller.replay_share import forecast_share
 from perennial.errors import InputError
 from perennial.evaluation.cache import kept_losses
-from perennial.mixture import truncate_mix
+from perennial.mixture import AUTO, truncate_mix
 from perennial.runs.events import Searching
 from perennial.runs.ledger import now
 from perennial.runs.stage_planner import stage_steps
 from perennial.runs.state import Corpus, RunState
+from perennial.runs.unattended.replay_share import ShareDecision
 from perennial.schedules import RateField, Schedule, ScheduleConfig, from_dict
 from perennial.search.trials import Bench, check_objectives
 from perennial.training.checkpoint.manifest import committed_steps, folder_of
@@ -84,11 +86,20 @@ def plan_search(
     schedule = work.spec.schedule
     here = Point(
         eta=schedule.searched_rate,
-        replay=stage_settings(work.spec, corpus).replay.share,
+        replay=_share(work, origin, corpus),
         weighting=work.spec.replay.weighting,
     )
     _check_warmup(bench, where, here, rungs)
     return PlannedSearch(bench, here, rungs, in_stage)
+
+
+def _share(work: Workspace, origin: RunState, corpus: str) -> float:
+    """Return the replay share of the stage, as far as it can be known before it begins."""
+    share = stage_settings(work.spec, corpus).replay.share
+    if share != AUTO:
+        return share
+    auto = forecast_share(work, origin, (corpus,))
+    return auto.share if isinstance(auto, ShareDecision) else auto or 0.0
 
 
 def begin(work: Workspace, spec: TuningSpec, search: PlannedSearch) -> Bench:

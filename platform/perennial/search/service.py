@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from perennial.config.search import Point, TuningSpec
+from perennial.errors import InputError
 from perennial.evaluation.cache import kept_losses
 from perennial.runs.metrics import stored_rows
 from perennial.search.begin import PlannedSearch, begin, plan_search
@@ -135,7 +136,31 @@ def _checked_space(search: PlannedSearch, spec: TuningSpec) -> Space:
     space = space_of(spec, search.here)
     for point in space.grid():
         search.bench.run_spec(point)
+    _check_tokens(search, spec, space)
     return space
+
+
+def _check_tokens(search: PlannedSearch, spec: TuningSpec, space: Space) -> None:
+    """Refuse a search whose trials could train more than the run file allows."""
+    run = search.bench.spec
+    most = run.limits.search_tokens
+    if most is None:
+        return
+    steps, before = 0, 0
+    trials = spec.trials or len(space.grid())
+    for rung in search.rungs:
+        steps += trials * spec.seeds * (rung - before)
+        trials = -(-trials // spec.halving.factor) if spec.halving else trials
+        before = rung
+    if steps > most.steps(search.stage_steps, run.tokens_per_step):
+        raise InputError(
+            search.bench.where,
+            "budget",
+            f"the trials may train {steps * run.tokens_per_step:,} tokens, more than {most}, the "
+            "run file's limits.search_tokens",
+            "try fewer points, or for fewer tokens each; or raise the limit",
+            code="search-too-large",
+        )
 
 
 def _run_trials(

@@ -123,7 +123,16 @@ def _start(spec: RunSpec, state: RunState, event: Started) -> Started | None:
     """Return the event by which this run would start the same stage; None where it would not."""
     first, *joined = event.mix.corpora
     try:
-        mine = decide_stage(spec, state, first, event.at, event.tracking_run, False, joined)
+        mine = decide_stage(
+            spec,
+            state,
+            first,
+            event.at,
+            event.tracking_run,
+            False,
+            joined,
+            event.share_decision,
+        )
     except InputError:
         return None
     own: dict[str, object] = {"mix": mine.mix}

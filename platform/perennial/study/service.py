@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from perennial.controller.ingest_stage import usable
 from perennial.errors import Terminated
-from perennial.runs.state import names_in
+from perennial.runs.entities import names_in
 from perennial.store.stored_json import parse_json
 from perennial.study.arm_process import ArmTask
 from perennial.study.plan import (

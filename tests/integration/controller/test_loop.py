@@ -21,6 +21,9 @@ from perennial.controller.decisions import choices
 from perennial.controller.loop import _Controller, advance, todo
 from perennial.errors import InputError, StorageFull, Superseded
 from perennial.evaluation import Answers, HeldoutLoss, Questions
+from perennial.evaluation.gates import Verdict
+from perennial.runs.actions import Action
+from perennial.runs.events import Gated
 from perennial.runs.ledger import Ledger
 from perennial.runs.stage_planner import decide_stage
 from tests.support.controllers import supersede
@@ -299,3 +302,76 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_gate(
     assert json.loads(status.stdout)["gated"]["verdicts"][0]["gate"] == "finite"
     assert CliRunner().invoke(app, ["accept", str(run_file), "a"]).exit_code == 0
     assert CliRunner().invoke(app, ["status", str(run_file)]).exit_code == 0
+
+
+def test_a_stage_that_forgot_too_much_is_trained_again_with_more_replay_then_waits(
+    run_file: Path, tmp_path: Path
+) -> None:
+    document = tiny_run(tmp_path)
+    document["gates"] = {"on_broken": "retry-with-more-replay", "max_retries": 1}
+    path = write_run(tmp_path, document)
+    work = Workspace(RunSpec.model_validate(document), str(path), [ProgressScreen()])
+    work.take_charge()
+    verdict = Verdict("max_forgetting", "a", 0.4, 0.01, 0.1, False)
+    _write(work, "a", *WALK)
+    _write(work, "b", *WALK[:7])
+    work.record(Gated(at=AT, corpus="b", verdicts=[verdict]))
+    controller = _Controller(work, reschedule=True)
+    assert todo(work) == ["retry-with-more-replay b"]
+    action = controller.next()
+    assert action is not None
+    controller.perform(action)
+    assert (work.state.corpora["b"].state, work.state.corpora["b"].replay) == ("ready", 0.5)
+    told = json.loads(CliRunner().invoke(app, ["status", str(path), "--json"]).stdout)
+    assert told["reasons"]["b"] == "01-b: max_forgetting of a is +0.400, bound 0.1"
+    work.record(decide_stage(work.spec, work.state, "b", AT, "", reschedule=True))
+    _write(work, "b", *WALK[4:7])
+    work.record(Gated(at=AT, corpus="b", verdicts=[verdict]))
+    assert controller.next() == Action("wait", "b")
+    screen = CliRunner().invoke(app, ["status", str(path)]).stdout
+    assert "stopped   no retry: its replay share is 50% already" in screen
+    work.close()
+
+
+def test_a_limit_ends_a_run_with_its_reason_and_the_clock_lifts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = tiny_run(tmp_path)
+    document["limits"] = {"stages_per_day": 1}
+    path = write_run(tmp_path, document)
+    work = Workspace(RunSpec.model_validate(document), str(path), [ProgressScreen()])
+    work.take_charge()
+    _write(work, "a", *WALK)
+    _write(work, "b", *WALK[:3])
+    monkeypatch.setattr(loop, "now", lambda: "2026-01-01T23:59:59+00:00")
+    waits = "wait b until 2026-01-02T00:00:00+00:00: 1 of 1 stages of 2026-01-01 have begun"
+    assert todo(work) == [waits]
+    assert advance(work) == 0  # without waiting for the day to pass
+    assert work.waiting == (waits.replace("wait b", "b waits"),)
+    status = CliRunner().invoke(app, ["status", str(path), "limits.stages_per_day=9", "--json"])
+    assert json.loads(status.stdout)["next"] == ["start b"]
+    monkeypatch.setattr(loop, "now", lambda: "2026-01-02T00:00:00+00:00")
+    assert todo(work) == ["start b"]
+    work.close()
+
+
+def test_a_stage_waits_for_approval_and_says_so(tmp_path: Path) -> None:
+    document = tiny_run(tmp_path)
+    document["stages"]["approval"] = "manual"
+    path = write_run(tmp_path, document)
+    work = Workspace(RunSpec.model_validate(document), str(path), [ProgressScreen()])
+    work.take_charge()
+    _write(work, "a", *WALK[:3])
+    assert advance(work) == 0
+    assert work.waiting == ("the stage of a waits for `accept`",)
+    shown = json.loads(CliRunner().invoke(app, ["status", str(path), "--json"]).stdout)
+    assert shown["corpora"] == {"a": "ready (waits for `accept`)"}
+    assert shown["next"] == ["the stage of a waits for `accept`"]
+    automatic = CliRunner().invoke(app, ["accept", str(path), "a", "stages.approval=automatic"])
+    assert automatic.exit_code == 2
+    assert "its stage waits for no approval" in automatic.stderr
+    accepted = CliRunner().invoke(app, ["accept", str(path), "a", "--json"])
+    assert json.loads(accepted.stdout)["state"] == "ready"
+    work.refresh()
+    assert todo(work) == ["start a"]
+    work.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from perennial.mixture import ReplayRule, StageMix, branch_mix, seen_sequences, stage_mix
 from perennial.mixture.batches import Batches
 from perennial.mixture.policies import CorpusHistory
-from perennial.mixture.replay import PartKey, apportion, split_replay
+from perennial.mixture.replay import PartKey, apportion, raise_to_minimum, split_replay
 
 
 def rows(mix: StageMix, step: int) -> list[tuple[int, int]]:
@@ -44,6 +45,7 @@ def rules() -> st.SearchStrategy[ReplayRule]:
         weighting=st.sampled_from(["seen", "seen", "uniform", "recent", "fixed"]),
         weights=st.dictionaries(names, st.sampled_from([0, 0.1, 0.2, 1, 3])),
         max_epochs=st.sampled_from([None, None, 1, 2]),
+        minimum=st.sampled_from([0.0, 0.0, 0.1, 0.3, 1.0]),
         proxies=st.sampled_from([{}, {}, {"p0": 7}, {"p0": 7, "p1": 150}]),
     )
 
@@ -183,6 +185,33 @@ def _trained_before(history: list[StageMix]) -> bool:
     return any(source.sequences for mix in history for source in mix.new)
 
 
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([0, 1, 2, 7, 100, 10**9])),
+    st.sampled_from(["0", "0.1", "0.25", "1/3", "0.5", "1"]),
+)
+def test_no_weight_is_less_than_the_minimum_and_the_others_keep_their_proportions(
+    weights: dict[str, int], part: str
+) -> None:
+    minimum = Fraction(part)
+    lifted = raise_to_minimum(weights, minimum)
+    taken = [name for name, weight in weights.items() if weight]
+    assert [name for name, weight in lifted.items() if weight] == taken
+    if not minimum or not taken:
+        assert lifted == weights
+        return
+    total = sum(lifted.values())
+    floor = min(minimum, Fraction(1, len(taken)))
+    assert all(Fraction(lifted[name], total) >= floor for name in taken)
+    above = [name for name in taken if Fraction(lifted[name], total) > floor]
+    assert all(
+        lifted[one] * weights[other] == lifted[other] * weights[one]
+        for one in above
+        for other in above
+    )
+    low = {name for name in taken if name not in above}
+    assert all(weights[name] <= weights[other] for name in low for other in above)
+
+
 WEIGHTINGS = [
     (whole("seen"), {"a": 10, "b": 30, "c": 60}),
     (whole("uniform"), {"a": 34, "b": 33, "c": 33}),
@@ -244,7 +273,9 @@ def test_a_cap_that_binds_leaves_the_others_in_proportion(
     if sum(counts.values()) < total:
         assert not rest
     given_up = sum(counts[name] for name in capped)
-    weights = {name: free_weight(rule, earlier, name) for name in rest}
+    free_weights = {name: free_weight(rule, earlier, name) for name in earlier}
+    weights = raise_to_minimum(free_weights, Fraction(str(rule.minimum)))
+    weights = {name: weights[name] for name in rest}
     if rest:
         expected = apportion(total - given_up, weights)
         assert all(abs(counts[name] - expected[name]) <= 1 for name in rest)

@@ -30,8 +30,9 @@ ORDERS = [
     Order(most_corpora=4, alone={"b"}),
     Order(most_corpora=4, first=["b", "a"]),
     Order(most_corpora=3, proxies=["b"]),
+    Order(most_corpora=2, approval=True),
 ]
-"""one stage a corpus, and several corpora a stage within bounds of every kind; a proxy"""
+"""one stage a corpus, and several corpora a stage within bounds of every kind; a proxy; approval"""
 
 
 def _policies() -> list[RunSpec]:
@@ -83,12 +84,12 @@ class Controllers(RuleBasedStateMachine):
         """kill -9, and a new process in its place that knows nothing."""
         self.controllers[who] = Controller(Ledger(self.store))
 
-    @rule(who=st.integers(0, 2))
-    def look(self, who: int) -> None:
+    @rule(who=st.integers(0, 2), mends=st.booleans())
+    def look(self, who: int, mends: bool) -> None:
         """Read and decide, and be slow to act on it."""
         mine = self.controllers[who]
         mine.ledger.read()
-        outside = Outside(self.inbox, LATER)
+        outside = Outside(self.inbox, LATER, mends=mends)
         mine.step = next_action(mine.ledger.state, outside, self.order)
 
     @precondition(lambda self: any(c.step for c in self.controllers))
@@ -159,8 +160,8 @@ class Controllers(RuleBasedStateMachine):
         state = Ledger(self.store).read()
         state.validate()
         for name, corpus in state.corpora.items():
-            # Only a person gives a corpus another stage: by a retry after a gate or a refusal, or
-            # by refusing another corpus of the same stage.
+            # Only a person or a broken gate gives a corpus another stage: by a retry after a gate
+            # or a refusal, or by refusing another corpus of the same stage.
             again = corpus.event_kinds.count("retried") + corpus.event_kinds.count("freed")
             assert corpus.event_kinds.count("started") <= 1 + again, name
             assert corpus.event_kinds.count("landed") == 1
@@ -187,6 +188,8 @@ class Controllers(RuleBasedStateMachine):
         assert told == written
         if state.started_stages:
             assert {*self.order.proxies} <= state.corpora.keys(), "the first stage waited"
+        for stage in state.started_stages if self.order.approval else ():
+            assert all(state.corpora[name].approved for name in stage.corpora)
         for stage in state.started_stages:
             assert not {*stage.corpora} & {*self.order.proxies}, "a proxy is no stage"
         for corpora in told.values():
@@ -215,7 +218,7 @@ def _outcome(mine: Controller, step: Action, outcome: str) -> list[str]:
             return ["evaluating"] * (at == "trained") + ["evaluated"]
         case "judge":
             return ["gated" if outcome == "gated" else "passed"]
-        case "retry":
+        case "retry" | "retry-with-more-replay":
             return ["retried"]
         case _:
             return []

@@ -73,6 +73,26 @@ def test_the_stored_form_of_a_rule_is_that_of_earlier_versions() -> None:
     }  # fmt: skip
     assert ReplayRule.from_dict(rule.to_dict()) == rule
     assert ReplayRule.from_dict({"share": 0.25}) == ReplayRule(share=0.25)
+    floored = ReplayRule.resolve(ReplaySpec(minimum=0.1), [])
+    assert floored.to_dict()["minimum"] == 0.1
+    assert ReplayRule.from_dict(floored.to_dict()) == floored
+
+
+@pytest.mark.parametrize(
+    ("minimum", "latest", "others"),
+    [(0.0, 2, (32, 6)), (0.1, 4, (30, 6)), (0.3, 12, (16, 12)), (0.4, 13, (14, 13))],
+)
+def test_a_floor_lifts_the_latest_corpus_which_the_papers_rule_gives_least(
+    minimum: float, latest: int, others: tuple[int, int]
+) -> None:
+    """Stages of 40, 20 and 8 batches: what was seen of each shrinks with its age."""
+    mixes: list[StageMix] = []
+    for name, steps in (("a", 40), ("b", 20), ("c", 8), ("d", 10)):
+        rule = ReplayRule(share=0.5, minimum=minimum)
+        mixes.append(stage_mix(mixes, {name: 1000}, steps, 8, rule))
+    taken = {source.corpus: source.sequences for source in mixes[-1].replayed}
+    assert sum(taken.values()) == 40
+    assert (taken["c"], (taken["a"], taken["b"])) == (latest, others)
 
 
 @pytest.mark.parametrize(

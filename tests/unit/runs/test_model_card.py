@@ -7,10 +7,12 @@ from pathlib import Path
 
 from perennial.config import RunSpec
 from perennial.evaluation import HeldoutLoss
+from perennial.evaluation.shift import Ratio, TextCost
 from perennial.runs.averaging import read_average
 from perennial.runs.model_card import lineage_lines, model_card
 from perennial.runs.stage_planner import decide_average
 from perennial.runs.state import RunState
+from perennial.runs.unattended.replay_share import decide_share
 from tests.support.event_factory import AT, STEPS, imported, walk
 from tests.support.small_manifest import small_manifest
 from tests.support.tiny_run import tiny_run
@@ -35,6 +37,19 @@ def test_the_card_of_an_earlier_checkpoint_has_no_later_losses(tmp_path: Path) -
     assert "01-b" not in early
     late = "\n".join(lineage_lines(spec, state, second, 2 * STEPS, MANIFESTS))
     assert "| 01-b | - | 4.000 |" in late
+
+
+def test_the_card_says_why_a_stage_replayed_as_much_as_it_did(tmp_path: Path) -> None:
+    spec, state = RunSpec.model_validate(tiny_run(tmp_path)), _state()
+    own, new = (TextCost(4, None, None, Ratio(bits, 0.01)) for bits in (2.0, 3.0))
+    decision = decide_share("c/a", own, new)
+    state.stages[1] = replace(state.stages[1], share_decision=decision)
+    first, second = state.stages
+    late = lineage_lines(spec, state, second, 2 * STEPS, MANIFESTS)
+    (line,) = (line for line in late if line.startswith("- Replay share of "))
+    assert line == f"- Replay share of 01-b, measured before it began: {decision.describe()}."
+    early = "\n".join(lineage_lines(spec, state, first, STEPS, MANIFESTS))
+    assert "Replay share" not in early
 
 
 def test_a_parent_is_named_once(tmp_path: Path) -> None:

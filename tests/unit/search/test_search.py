@@ -30,8 +30,9 @@ from perennial.schedules import (
     build_curve,
     to_dict,
 )
-from perennial.search.begin import check_constant
+from perennial.search.begin import PlannedSearch, check_constant
 from perennial.search.results import SearchResult
+from perennial.search.service import _checked_space
 from perennial.search.space import Space, space_of
 from perennial.search.summarize import SearchSetting, TrialOutcome, summarize
 from perennial.search.trials import Bench, objective_values
@@ -157,6 +158,31 @@ def test_a_trial_of_a_cosine_run_is_the_whole_stage_made_short(tmp_path: Path) -
     wanted = build_curve(bench.run_spec(HERE).schedule, 12, 6, 1024)
     assert trial.mix.steps == 6
     assert trial.schedule == to_dict(wanted) | {"eta_max": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({}, "24,576"),  # four points of six steps of 1,024 tokens
+        ({"seeds": 2}, "49,152"),
+        ({"halving": {"first": "2 steps", "factor": 2}}, "16,384"),  # of these, half go on
+        ({"searcher": "random", "trials": 3}, "18,432"),
+    ],
+)
+def test_a_search_that_may_train_more_than_its_limit_is_refused(
+    tmp_path: Path, changes: dict[str, Any], tokens: str
+) -> None:
+    spec = parse(SEARCH | {"eta_const": [1e-3, 2e-3]} | changes, TuningSpec, "")
+    rungs = (2, 6) if spec.halving else (6,)
+
+    def check(most: str) -> None:
+        bench = _bench(tmp_path, limits={"search_tokens": most})
+        _checked_space(PlannedSearch(bench, HERE, rungs, 12), spec)
+
+    check(f"{tokens.replace(',', '')} tokens")
+    with pytest.raises(InputError, match=f"may train {tokens} tokens, more than 9 steps") as caught:
+        check("9 steps")
+    assert caught.value.code == "search-too-large"
 
 
 def test_another_seed_trains_other_documents_and_never_becomes_a_stage(tmp_path: Path) -> None:

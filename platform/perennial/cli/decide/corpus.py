@@ -59,7 +59,7 @@ def accept(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Accept a stage that a gate stopped; the next one starts from its end."""
+    """Accept a stage that a gate stopped, or one that waits to begin for approval."""
     run = open_run(run_file, overrides)
     if dry_run:
         print_preview(run, run.plan_decision("accept", name))

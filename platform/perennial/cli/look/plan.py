@@ -117,6 +117,10 @@ def _print_sources(plan: Plan) -> None:
                 f"{stage.stage}: replay takes the place of {stage.displaced_tokens:,} tokens "
                 f"of {' and '.join(stage.corpora)}"
             )
+        if stage.split:
+            out.print(f"{stage.stage}: of the replay, {stage.split}")
+        if stage.share_reason:
+            out.print(f"{stage.stage}: replay share {stage.share_reason}")
 
 
 def _add_sources(

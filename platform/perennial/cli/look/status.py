@@ -74,6 +74,7 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
         notes=[
             *_gate_notes(state),
             *_shared_stage_notes(state),
+            *_share_notes(state),
             *_part_notes(state),
             *_corpus_notes(state),
             *map(_source_note, state.sources),
@@ -98,6 +99,8 @@ def _gate_notes(state: RunStatus) -> Iterator[Note]:
             reason = f" ({verdict['reason']})" if verdict["reason"] else ""
             stage = state.gated["stage"] if state.gated else ""
             yield "stopped", f"{stage}: {value}{error}, {bound}{reason}"
+    if state.gated and state.gated["response"]:
+        yield "stopped", state.gated["response"]
 
 
 def _shared_stage_notes(state: RunStatus) -> Iterator[Note]:
@@ -115,6 +118,13 @@ def _part_notes(state: RunStatus) -> Iterator[Note]:
             shown = [f"{part or 'no domain'} {parts[part] / total:.1%}" for part in largest]
             more = f" and {len(shown) - _PARTS_SHOWN} more" if len(shown) > _PARTS_SHOWN else ""
             yield "parts", f"{stage}: {corpus}: {', '.join(shown[:_PARTS_SHOWN])}{more}"
+
+
+def _share_notes(state: RunStatus) -> Iterator[Note]:
+    """Yield why the last stage replays as much as it does, where that was measured."""
+    for stage in state.stages[-1:]:
+        if stage.share_decision is not None:
+            yield "replay", f"{stage.name}: {stage.share_decision.describe()}"
 
 
 def _corpus_notes(state: RunStatus) -> Iterator[Note]:

@@ -114,7 +114,7 @@ def _print_summary(summary: TrainingSummary, run_file: str, as_json: bool) -> No
     if as_json:
         print_json(summary.to_dict())
         return
-    if not summary.trained and not summary.gated:
+    if not summary.trained and not summary.gated and not summary.waiting:
         known = ", or holds nothing new" if summary.nothing_new else ""
         out.print(f"nothing to do: every corpus that landed is trained{known}")
     if summary.matrix.stages:
@@ -125,6 +125,8 @@ def _print_summary(summary: TrainingSummary, run_file: str, as_json: bool) -> No
     if summary.gated:
         print_gate(summary.gated, summary.choices)
         return
+    for line in summary.waiting:
+        out.print(f"waiting   {line}", markup=False)
     out.print(f"next      perennial land {run_file} NAME FILES...   another corpus")
     out.print(f"          perennial release {run_file}               anneal and export the trunk")
     out.print(f"          perennial ui {run_file}                    curves in MLflow")

@@ -30,6 +30,7 @@ from perennial.runs.events import (
 
 if TYPE_CHECKING:
     from perennial.runs.state import RunState
+    from perennial.runs.unattended.replay_share import ShareDecision
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)
@@ -147,6 +148,7 @@ class StageRow:
     corpora: tuple[str, ...]
     proxies: tuple[str, ...]
     schedule: int
+    gpus: float
 
     @classmethod
     def of(cls, stage: Stage, schedule: int) -> StageRow:
@@ -160,6 +162,7 @@ class StageRow:
             corpora=stage.corpora,
             proxies=stage.replayed_proxies,
             schedule=schedule,
+            gpus=stage.gpus,
         )
 
 
@@ -174,6 +177,7 @@ class StoredStage(Stage):
 
     def __init__(self, row: StageRow, schedule: ScheduleRecord, archive: StageArchive) -> None:
         known = {"name": row.name, "first_step": row.first_step, "start": row.start}
+        known |= {"gpus": row.gpus}
         hidden = {"after": row.after, "schedule": schedule, "_row": row, "_archive": archive}
         self.__dict__.update(known | hidden)
 
@@ -213,6 +217,10 @@ class StoredStage(Stage):
     @property
     def settings(self) -> Document | None:
         return self._decided.settings
+
+    @property
+    def share_decision(self) -> ShareDecision | None:
+        return self._decided.share_decision
 
     @property
     def corpora(self) -> tuple[str, ...]:
