@@ -21,7 +21,7 @@ from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoint
 from tests.support.cli import perennial
-from tests.support.kubernetes_manifests import find, overlay, pods
+from tests.support.kubernetes_manifests import assembled, clusters, find, overlay, pods
 from tests.support.kubernetes_processes import Machine, mlflow, ray_cluster
 from tests.support.postgres_server import Postgres
 from tests.support.s3_server import S3Server
@@ -29,14 +29,16 @@ from tests.support.tiny_run import tiny_run, write_texts
 
 BUCKET = "perennial"
 STEPS = 400
-HEAD = pods(overlay("local"))["perennial-run head"]
-SPOT = pods(overlay("aws-spot"))["perennial-watch gpu"]
+SCHEDULED = assembled("overlays/local/machines", "components/mode-schedule")
+HEAD = pods(SCHEDULED)["perennial-run head"]
+SPOT = pods(overlay("aws-spot"))["perennial cluster gpu"]
 
 
 @pytest.fixture(scope="module")
 def machine(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """This machine with the Secrets of the guide, and a smaller model in the run file."""
-    objects = overlay("local")
+    jobs = [o for o in SCHEDULED if o["kind"] == "RayJob"]
+    objects = [*overlay("local"), *jobs]
     folder = tmp_path_factory.mktemp("machine")
     client = s3_server.client()
     if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
@@ -47,7 +49,11 @@ def machine(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Ma
     secrets = {"perennial-store": {key: there[key] for key in keys}}
     machine = Machine(objects, secrets, folder)
     machine.mounts["/etc/perennial"] = folder / "etc"
-    (folder / "etc").mkdir()
+    machine.mounts["/etc/perennial-watch"] = folder / "watch"
+    for mount, name in (("etc", "perennial-run"), ("watch", "perennial-watch")):
+        (folder / mount).mkdir()
+        for file, text in find(objects, "ConfigMap", name)["data"].items():
+            (folder / mount / file).write_text(text)
     return machine
 
 
@@ -78,14 +84,20 @@ def job(machine: Machine, verb: str) -> dict[str, Any]:
     return find(machine.objects, "RayJob", f"perennial-{verb}")
 
 
+def cluster_of(machine: Machine, verb: str) -> dict[str, Any]:
+    spec: dict[str, Any] = job(machine, verb)["spec"]["rayClusterSpec"]
+    return spec
+
+
 def test_the_head_has_all_that_an_entrypoint_needs(
     machine: Machine, run_file: Path, outside: None
 ) -> None:
     """Its environment reaches the store, and its run file says where."""
     perennial("land", run_file, "help", write_texts(machine.folder)["help"])
     head = HEAD["spec"]["containers"][0]
-    for verb, told in (("ingest", "pull crawl"), ("run", "help"), ("watch", "help")):
-        entrypoint = job(machine, verb)["spec"]["entrypoint"]
+    watch = "perennial watch /etc/perennial/run.yaml"  # by serve.py
+    entrypoints = [*(job(machine, verb)["spec"]["entrypoint"] for verb in ("ingest", "run")), watch]
+    for entrypoint, told in zip(entrypoints, ("pull crawl", "help", "help"), strict=True):
         words = [machine.here(word) for word in shlex.split(entrypoint)]
         done = subprocess.run(
             [str(machine.folder / "bin" / words[0]), *words[1:], "--dry-run"],
@@ -131,7 +143,7 @@ def test_a_pulled_corpus_is_trained_through_a_suspension(
     open_store(spec["sources"]["crawl"]["prefix"]).upload(texts["help"], "help.jsonl")
 
     # A tick: the RayJob that it starts pulls and tokenises, and trains nothing.
-    with ray_cluster(machine, job(machine, "ingest"), "data", 1) as cluster:
+    with ray_cluster(machine, cluster_of(machine, "ingest"), "data", 1) as cluster:
         submitter = cluster.submit(job(machine, "ingest"))
         assert submitter.wait() == 0, cluster.told()
     (pulled,) = Ledger(store).read().corpora.values()
@@ -139,7 +151,7 @@ def test_a_pulled_corpus_is_trained_through_a_suspension(
     first = f"00-{pulled.name}"
 
     # `run` is resumed, and suspended while it trains: its cluster goes.
-    with ray_cluster(machine, job(machine, "run"), "data", 2) as cluster:
+    with ray_cluster(machine, cluster_of(machine, "run"), "data", 2) as cluster:
         cluster.submit(job(machine, "run"))
         cluster.wait_for(lambda: latest(store, first) >= 20)
         cluster.pre_stop(0, HEAD["spec"]["containers"][0])
@@ -148,7 +160,7 @@ def test_a_pulled_corpus_is_trained_through_a_suspension(
     assert suspended_at % 10, "a checkpoint for the suspension, not a due one"
 
     # Resumed: another cluster with another token, and on from the checkpoint.
-    with ray_cluster(machine, job(machine, "run"), "data", 2) as cluster:
+    with ray_cluster(machine, cluster_of(machine, "run"), "data", 2) as cluster:
         submitter = cluster.submit(job(machine, "run"))
         assert submitter.wait() == 0, cluster.told()
         assert f"{first}: 2 workers go on from step {suspended_at}" in cluster.told()
@@ -170,8 +182,7 @@ def test_a_watch_trains_what_lands_though_a_machine_is_taken_away(
 ) -> None:
     store = open_store(yaml.safe_load(run_file.read_text())["store"])
     perennial("land", run_file, "code", write_texts(machine.folder)["code"])
-    with ray_cluster(machine, job(machine, "watch"), "data", 2) as cluster:
-        cluster.submit(job(machine, "watch"))
+    with ray_cluster(machine, clusters(machine.objects)["perennial cluster"], "data", 2) as cluster:
         cluster.wait_for(lambda: latest(store, "00-code") >= 10)
         drained = next(index for index in (1, 2) if cluster.workers(index))
         before = latest(store, "00-code")
@@ -181,6 +192,9 @@ def test_a_watch_trains_what_lands_though_a_machine_is_taken_away(
         assert before < saved < STEPS
         cluster.end(drained)
         cluster.wait_for(lambda: Ledger(store).read().corpora["code"].state == "passed")
+        # The pod is deleted: its first process ends by itself when `perennial` has.
+        cluster.pre_stop(0, cluster.head)
+        cluster.wait_for_end(0)
     perennial("verify", run_file)
 
     # Runs are in PostgreSQL, their artifacts in the bucket; both came through the server.

@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ from jsonschema import Draft202012Validator
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+GUIDE = ROOT / "docs/guide/kubernetes.md"
+AWS = "overlays/aws-spot/machines"
+ASSEMBLED = {
+    "scheduled": (AWS, "components/mode-schedule"),
+    "kueue": (AWS, "components/mode-schedule", "components/kueue"),
+    "interactive": (AWS, "components/interactive", "components/mode-watch"),
+}
+"""overlays that people may write, as components in order"""
 KUBERNETES = "1.33"
 GONE = object()
 
@@ -45,6 +54,38 @@ def render(folder: Path) -> list[Doc]:
 def overlay(name: str) -> list[Doc]:
     """A rendered overlay of the project."""
     return render(K8S / "overlays" / name)
+
+
+def write_overlay(
+    folder: Path, *components: str, base: bool = True, resources: Sequence[str] = (), **fields: Any
+) -> Path:
+    """An overlay like those that people write, in a folder of its own.
+
+    Args:
+        folder: where; made here.
+        components: folders below k8s/, in the order of the list.
+        base: with what a namespace needs once.
+        resources: more folders or files below k8s/.
+        fields: more of the kustomization, such as nameSuffix.
+    """
+    folder.mkdir(parents=True)
+    up = os.path.relpath(K8S.resolve(), folder.resolve())
+    told = {
+        "namespace": "perennial",
+        "resources": [f"{up}/{name}" for name in (*(["base"] if base else []), "run", *resources)],
+        "components": [f"{up}/{name}" for name in components],
+        "images": [{"name": "perennial", "newName": "r.example/perennial", "newTag": "0.2.0-cuda"}],
+        **fields,
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(told))
+    return folder
+
+
+@functools.cache
+def assembled(*components: str) -> list[Doc]:
+    """What an overlay of these components renders to."""
+    with tempfile.TemporaryDirectory() as folder:
+        return render(write_overlay(Path(folder) / "overlay", *components))
 
 
 def find(objects: list[Doc], kind: str, name: str = "") -> Doc:
@@ -86,17 +127,27 @@ def _strict(schema: Doc) -> Doc:
     return result
 
 
-def crd_folder() -> Path:
-    """The folder of KubeRay's CRDs; skips the test without one, so call it in the test's thread."""
-    folder = os.environ.get("PERENNIAL_KUBERAY_CRDS")
+_CRD_FOLDERS = {
+    "ray.io": "PERENNIAL_KUBERAY_CRDS",
+    "monitoring.coreos.com": "PERENNIAL_PROMETHEUS_CRDS",
+}
+
+
+def crd_folder(group: str = "ray.io") -> Path:
+    """The folder of an operator's CRDs.
+
+    Skips the test without one, so call it in the test's thread.
+    """
+    variable = _CRD_FOLDERS[group]
+    folder = os.environ.get(variable)
     if not folder:
-        pytest.skip("PERENNIAL_KUBERAY_CRDS does not name a folder with KubeRay's CRDs")
+        pytest.skip(f"{variable} does not name a folder with the CRDs of {group}")
     return Path(folder)
 
 
 @functools.cache
-def _ray_schema(kind: str) -> Draft202012Validator:
-    text = (crd_folder() / f"ray.io_{kind.lower()}s.yaml").read_bytes()
+def _crd_schema(group: str, kind: str) -> Draft202012Validator:
+    text = (crd_folder(group) / f"{group}_{kind.lower()}s.yaml").read_bytes()
     versions = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]["versions"]
     (v1,) = (v for v in versions if v["name"] == "v1")
     schema = v1["schema"]["openAPIV3Schema"]
@@ -111,8 +162,9 @@ def is_ray(doc: Doc) -> bool:
 
 def schema_errors(doc: Doc) -> list[str]:
     """Where an object does not fit its schema, strictly: unknown fields are errors."""
-    if is_ray(doc):
-        found = _ray_schema(doc["kind"]).iter_errors(doc)
+    group = doc["apiVersion"].partition("/")[0]
+    if group in _CRD_FOLDERS:
+        found = _crd_schema(group, doc["kind"]).iter_errors(doc)
         return [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in found]
     try:
         kubernetes_validate.validate(doc, KUBERNETES, strict=True)
@@ -241,8 +293,8 @@ def cron_objections(spec: Doc) -> Iterator[str]:
 def operator_objections(doc: Doc) -> list[str]:
     """Why KubeRay's operator would refuse one of its objects."""
     kind, name = doc["kind"], doc["metadata"]["name"]
-    # A RayCronJob's jobs are named after it and the minutes since 1970.
-    longest = {"RayCluster": 53, "RayJob": 47, "RayCronJob": 47 - 9}[kind]
+    # A RayCronJob's jobs are named after it and a time, and at most 36 characters are allowed.
+    longest = {"RayCluster": 53, "RayJob": 47, "RayCronJob": 36}[kind]
     found = [] if re.fullmatch(rf"[a-z][a-z0-9-]{{0,{longest - 1}}}(?<!-)", name) else [name]
     rules = {
         "RayCluster": cluster_objections,
@@ -255,6 +307,24 @@ def operator_objections(doc: Doc) -> list[str]:
 # What pods there would be
 
 
+def jobs(objects: list[Doc]) -> dict[str, Doc]:
+    """The spec of every RayJob that would start, by name: copies of templates, and a cron's."""
+    found = {}
+    for o in objects:
+        if o["kind"] == "RayJob":
+            found[o["metadata"]["name"]] = o["spec"] | {"suspend": False}
+        elif o["kind"] == "RayCronJob":
+            found[o["metadata"]["name"]] = o["spec"]["jobTemplate"]
+    return found
+
+
+def clusters(objects: list[Doc]) -> dict[str, Doc]:
+    """The spec of every RayCluster that there would be, by the name of what makes it."""
+    found = {name: job["rayClusterSpec"] for name, job in jobs(objects).items()}
+    there = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "RayCluster"}
+    return found | {f"{name} cluster": spec for name, spec in there.items()}
+
+
 def pods(objects: list[Doc]) -> dict[str, Doc]:
     """Every pod template by role, with the labels and the autoscaler that the operator adds."""
     found: dict[str, Doc] = {}
@@ -265,7 +335,7 @@ def pods(objects: list[Doc]) -> dict[str, Doc]:
         elif kind == "CronJob":
             found[f"{name} tick"] = spec["jobTemplate"]["spec"]["template"]
         elif kind == "RayCluster":
-            found |= _nodes(name, name, spec)
+            found |= _nodes(f"{name} cluster", name, spec)
         elif kind == "RayJob":
             found[f"{name} submitter"] = spec["submitterPodTemplate"]
             found |= _nodes(name, f"{name}-x7k2p", spec["rayClusterSpec"])
@@ -313,11 +383,21 @@ def environment(objects: list[Doc], container: Doc, secrets: dict[str, Doc]) -> 
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
         place = source.get("configMapRef") or source["secretRef"]
-        found |= (maps if "configMapRef" in source else secrets)[place["name"]]
+        there = maps if "configMapRef" in source else secrets
+        if place["name"] in there or not place.get("optional"):
+            found |= there[place["name"]]
     for variable in container.get("env", []):
         if "value" in variable:
             found[variable["name"]] = variable["value"]
-        elif "secretKeyRef" in variable["valueFrom"]:
-            key = variable["valueFrom"]["secretKeyRef"]
-            found[variable["name"]] = secrets[key["name"]][key["key"]]
-    return found
+        elif "fieldRef" in variable["valueFrom"]:
+            if variable["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.namespace":
+                found[variable["name"]] = objects[0]["metadata"]["namespace"]
+        else:
+            ((kind, key),) = variable["valueFrom"].items()
+            there = {"secretKeyRef": secrets, "configMapKeyRef": maps}[kind]
+            found[variable["name"]] = there[key["name"]][key["key"]]
+    named = re.compile(r"\$\((\w+)\)")  # variables that are named in others
+    return {
+        name: named.sub(lambda match: found.get(match[1], match[0]), value)
+        for name, value in found.items()
+    }

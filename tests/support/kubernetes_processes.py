@@ -103,7 +103,7 @@ def mlflow(machine: Machine, deployment: Doc) -> Iterator[str]:
 
 
 class RayCluster:
-    """One cluster of a RayJob: a head, and workers that the autoscaler would add."""
+    """A cluster, a RayJob's or one whose head watches: a head, and workers of an autoscaler."""
 
     def __init__(self, machine: Machine, spec: Doc) -> None:
         self._machine = machine
@@ -114,7 +114,9 @@ class RayCluster:
         self._gcs = f"127.0.0.1:{free_port()}"
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._submitters: list[subprocess.Popen[bytes]] = []
+        self._log = "ray-0.log"
         head = spec["headGroupSpec"]
+        self.head = head["template"]["spec"]["containers"][0]
         self.agents = [free_port()]
         self._start_node(
             head,
@@ -152,8 +154,13 @@ class RayCluster:
         shared |= {"object-store-memory": str(100 << 20), "node-ip-address": "127.0.0.1"}
         flags = [f"--{name}={value}" for name, value in (params | shared).items()]
         command = [self._program("ray"), "start", "--block", *flags, *place]
+        variables = self.variables(container)
+        if "command" in container:  # of its own, as the annotation says; the operator's is told
+            variables["KUBERAY_GEN_RAY_START_CMD"] = shlex.join(command)
+            command = [self._machine.here(word) for word in container["command"]]
+            command[0] = sys.executable
         log = f"ray-{len(self._nodes)}.log"
-        self._nodes.append(self._machine.start(command, self.variables(container), log))
+        self._nodes.append(self._machine.start(command, variables, log))
         probe = f"http://127.0.0.1:{self.agents[-1]}/api/healthz"
         until(lambda: _answers(probe, self._token), f"{probe}; see {self._machine.folder}/{log}")
 
@@ -176,15 +183,16 @@ class RayCluster:
         return process
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait until it holds, while the last job is at work."""
+        """Wait until it holds, while the last job, or the head that watches, is at work."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             assert time.monotonic() < deadline, self.told()[-4000:]
-            assert self._submitters[-1].poll() is None, self.told()[-4000:]
+            at_work = self._submitters[-1] if self._submitters else self._nodes[0]
+            assert at_work.poll() is None, self.told()[-4000:]
             time.sleep(0.2)
 
     def told(self) -> str:
-        """What the last submitter has printed: the job's own output."""
+        """What the last submitter has printed, the job's own output, or without one the head."""
         return (self._machine.folder / self._log).read_text("utf-8", "replace")
 
     def node_id(self, index: int) -> str:
@@ -229,6 +237,10 @@ class RayCluster:
             check=False,
         )
 
+    def wait_for_end(self, index: int) -> None:
+        """Wait until a pod's first process has ended by itself."""
+        self._nodes[index].wait(PATIENCE_SECONDS)
+
     def end(self, index: int) -> None:
         """A pod is gone."""
         kill_tree(psutil.Process(self._nodes[index].pid))
@@ -247,9 +259,9 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(machine: Machine, job: Doc, group: str, workers: int) -> Iterator[RayCluster]:
-    """The cluster of a RayJob with workers of one group; it ends with the block."""
-    cluster = RayCluster(machine, job["spec"]["rayClusterSpec"])
+def ray_cluster(machine: Machine, spec: Doc, group: str, workers: int) -> Iterator[RayCluster]:
+    """A cluster with workers of one group; it ends with the block."""
+    cluster = RayCluster(machine, spec)
     try:
         for _ in range(workers):
             cluster.add(group)

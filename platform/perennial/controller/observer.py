@@ -49,6 +49,15 @@ class RunObserver:
     def looked(self, work: ObservedRun) -> None:
         """Follow a look of the controller at the ledger and the inbox."""
 
+    def source_tried(self, work: ObservedRun, source: str, failures: int) -> None:
+        """Follow a look at a source; called from its thread.
+
+        Args:
+            work: the run.
+            source: its name in the run file.
+            failures: attempts that failed since the last success.
+        """
+
     def ingest_began(self, work: ObservedRun, corpus: str) -> None:
         """Follow the beginning of a corpus's tokenisation."""
 

@@ -45,7 +45,7 @@ def pull_due(work: Workspace, sources: Sequence[DataSource], now: datetime) -> l
     landed: dict[str, list[str]] = {}
 
     def pull(source: DataSource) -> None:
-        landed[source.name] = source.run_due(now, work.log)
+        landed[source.name] = _run_due(work, source, now)
 
     threads = [_thread(source, pull) for source in sources]
     try:
@@ -59,6 +59,13 @@ def pull_due(work: Workspace, sources: Sequence[DataSource], now: datetime) -> l
             source.stop()
         raise
     return [name for source in sources for name in landed.get(source.name, [])]
+
+
+def _run_due(work: Workspace, source: DataSource, now: datetime) -> list[str]:
+    landed = source.run_due(now, work.log)
+    failures = source.state.failures
+    work.notify(lambda observer: observer.source_tried(work, source.name, failures))
+    return landed
 
 
 def _thread(source: DataSource, pull: Callable[[DataSource], None]) -> threading.Thread:
@@ -103,5 +110,5 @@ class Puller:
 
     def _pull(self, source: DataSource) -> None:
         while not self._stopped.is_set():
-            source.run_due(self._clock(), self._work.log)
+            _run_due(self._work, source, self._clock())
             self._stopped.wait(self._interval_seconds)

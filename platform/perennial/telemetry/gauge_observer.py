@@ -65,12 +65,16 @@ class GaugeObserver(RunObserver):
         for run in (tracker.parent_run(), tracker.child(stage.name, run_id=stage.tracking_run)):
             run.log(stage.last_step, {"queue/landed_to_trained_seconds": lag})
 
+    def source_tried(self, work: ObservedRun, source: str, failures: int) -> None:
+        """Show how often a source failed since its last success."""
+        self._exported.source(source, failures)
+
     def job_began(self, work: ObservedRun, job: Job) -> None:
-        """Start the job's goodput and restarts from zero."""
-        self._exported.begin()
+        """Start the job's goodput, restarts and failed checkpoints from zero."""
+        self._exported.begin(job)
 
     def job_progressed(self, work: ObservedRun, job: Job, progress: Progress) -> None:
         """Show a job's steps, and the inbox once in a while: a stage may train for days."""
-        self._exported.progress(job, progress.started, progress.rows)
+        self._exported.progress(job, progress)
         if time.monotonic() - self._looked_at > LOOK_SECONDS:
             self.looked(work)

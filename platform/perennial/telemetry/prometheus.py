@@ -1,19 +1,20 @@
 """Set gauges at Ray's own Prometheus endpoint: every Ray node serves those of its processes.
 
-Ray puts `ray_` before a name. The dashboard in k8s/monitoring queries these names.
+Ray puts `ray_` before a name. The dashboard in k8s/monitoring, and the alerts of the component
+`monitoring` there, query these names.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ray.util.metrics import Gauge
 
     from perennial.telemetry.gauges import Gauges
     from perennial.training.job import Job
+    from perennial.training.launcher import Progress
 
 METRICS = {
     "perennial_state": "1 for what the controller does now, by `doing`",
@@ -29,12 +30,18 @@ METRICS = {
     "perennial_workers": "workers of the group that trains",
     "perennial_restarts": "worker-group starts of this stage beyond the first, in this process",
     "perennial_goodput": "share of this stage's time, in this process, that was spent in steps",
+    "perennial_checkpoint_time_seconds": "when this stage's last checkpoint was stored by this "
+    "process, or else when the process began the stage; seconds since 1970",
+    "perennial_failed_checkpoints": "checkpoints of this stage, in this process, that could not be "
+    "stored",
+    "perennial_source_failures": "attempts of a source that failed since its last success",
 }
 _TAGS = {
     "perennial_state": ("lineage", "doing"),
     "perennial_phase": ("lineage", "stage", "phase"),
     "perennial_queue_length": ("lineage",),
     "perennial_data_lag_seconds": ("lineage",),
+    "perennial_source_failures": ("lineage", "source"),
 }
 
 
@@ -47,6 +54,7 @@ class Exported:
         self._shown: dict[str, dict[str, str]] = {}
         self._began = 0.0
         self._starts = 0
+        self._failed_checkpoints = 0
         self._in_steps_seconds = 0.0
 
     def controller(self, gauges: Gauges) -> None:
@@ -59,25 +67,28 @@ class Exported:
         """Set the time from landing to trained of a stage, in seconds."""
         self._set("perennial_landed_to_trained_seconds", lag_seconds, {"stage": stage})
 
-    def begin(self) -> None:
-        """Reset restarts and goodput for a job that begins."""
+    def source(self, name: str, failures: int) -> None:
+        """Set how often a source failed since its last success."""
+        self._set("perennial_source_failures", failures, {"source": name})
+
+    def begin(self, job: Job) -> None:
+        """Reset what is counted for a job that begins."""
         self._began, self._starts, self._in_steps_seconds = time.monotonic(), 0, 0.0
+        self._failed_checkpoints = 0
+        self._set("perennial_checkpoint_time_seconds", time.time(), {"stage": job.name})
+        self._set("perennial_failed_checkpoints", 0, {"stage": job.name})
 
-    def progress(
-        self, job: Job, started: Sequence[tuple[int, int]], rows: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Set the gauges of a job from its news.
-
-        Args:
-            job: the job.
-            started: worker-group starts as pairs of trunk step and world size.
-            rows: finished steps, see `perennial.training.launcher.Progress`.
-        """
-        stage = {"stage": job.name}
-        self._starts += len(started)
-        for _, world_size in started:
+    def progress(self, job: Job, progress: Progress) -> None:
+        """Set the gauges of a job from what its workers did since the last call."""
+        stage, rows = {"stage": job.name}, progress.rows
+        self._starts += len(progress.started)
+        for _, world_size in progress.started:
             self._set("perennial_workers", world_size, stage)
         self._set("perennial_restarts", max(0, self._starts - 1), stage)
+        if progress.saved:
+            self._set("perennial_checkpoint_time_seconds", time.time(), stage)
+        self._failed_checkpoints += len(progress.failed_saves)
+        self._set("perennial_failed_checkpoints", self._failed_checkpoints, stage)
         if not rows:
             return
         last = rows[-1]

@@ -1,4 +1,4 @@
-"""The program of the scheduled ingest, as the manifests start it, against a stand-in for the API.
+"""The program of a tick, as the manifests start it, against a stand-in for the API.
 
 The stand-in keeps RayJobs by name and does what the API server and the operator would: it refuses a
 wrong token, a name that is taken and what does not fit, and each look sees the job further on.
@@ -22,17 +22,19 @@ import pytest
 from tests.support.kubernetes_manifests import (
     K8S,
     Doc,
+    assembled,
     crd_folder,
     find,
     operator_objections,
-    overlay,
     pods,
     schema_errors,
 )
 
 NAMESPACE = "perennial"
+PROGRAMS = K8S / "components" / "mode-schedule" / "templates"
 TOKEN = "token-of-the-account"
-JOB = "perennial-ingest-29400000"
+TICK = "perennial-ingest-29400000"
+JOB = f"{TICK}-ray"
 DONE: list[Doc] = [
     {},
     {"jobDeploymentStatus": "Initializing"},
@@ -41,11 +43,15 @@ DONE: list[Doc] = [
 ]
 
 
+def scheduled() -> list[Doc]:
+    return assembled("overlays/aws-spot/machines", "components/mode-schedule", "components/kueue")
+
+
 class Api:
     """RayJobs by name, and what each look at a started one shows."""
 
     def __init__(self) -> None:
-        template = copy.deepcopy(find(overlay("aws-spot"), "RayJob", "perennial-ingest"))
+        template = copy.deepcopy(find(scheduled(), "RayJob", "perennial-ingest"))
         self.jobs: dict[str, Doc] = {"perennial-ingest": template}
         self.looks = list(DONE)
         self.outages = 0
@@ -117,19 +123,22 @@ def api() -> Iterator[Api]:
     api.server.server_close()
 
 
-def start(api: Api, folder: Path, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+def start(
+    api: Api, folder: Path, token: str = TOKEN, tick: str = TICK, **more: str
+) -> subprocess.CompletedProcess[str]:
     """The tick's own command, with its mounts where this machine has them."""
-    tick = pods(overlay("aws-spot"))["perennial-ingest tick"]["spec"]["containers"][0]
-    _, program, *arguments = tick["command"]
-    names = {"JOB_NAME": JOB, "JOB_UID": "8d1f"}
-    assert set(names) <= {variable["name"] for variable in tick["env"]}
+    container = pods(scheduled())["perennial-ingest tick"]["spec"]["containers"][0]
+    _, program = container["command"]
+    names = {"JOB_NAME": tick, "JOB_UID": "8d1f"}
+    assert set(names) <= {variable["name"] for variable in container["env"]}
+    names |= {v["name"]: v["value"] for v in container["env"] if "value" in v} | more
     account = folder / "account"
     account.mkdir(exist_ok=True)
     (account / "namespace").write_text(NAMESPACE)
     (account / "token").write_text(token + "\n")
     there = {"SERVICE_ACCOUNT": str(account), "KUBERNETES_API": api.url}
     return subprocess.run(
-        [sys.executable, str(K8S / "base" / Path(program).name), *arguments],
+        [sys.executable, str(PROGRAMS / Path(program).name)],
         env={**os.environ, **names, **there, "LOOK_EVERY_SECONDS": "0.01"},
         capture_output=True,
         text=True,
@@ -143,10 +152,32 @@ def test_a_tick_starts_a_copy_that_fits_and_waits_for_it(api: Api, tmp_path: Pat
     assert done.stdout.splitlines() == [f"started RayJob {JOB}", f"RayJob {JOB}: SUCCEEDED"]
     template, copied = api.jobs["perennial-ingest"], api.jobs[JOB]
     assert copied["spec"] == template["spec"] | {"suspend": False}
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": JOB, "uid": "8d1f"}
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": TICK, "uid": "8d1f"}
     assert copied["metadata"]["ownerReferences"] == [owner]
     assert "status" not in copied
     assert len(api.looks) == 1, "it waited until the job was complete"
+
+
+def test_the_copy_does_not_have_the_name_that_its_submitter_gets(api: Api, tmp_path: Path) -> None:
+    """The operator finds a submitter, a Job, by the RayJob's name; the tick is a Job too."""
+    long = "train-before-the-weekend-and-tell-nobody-about-it-29400000"
+    for tick in (TICK, long):
+        assert start(api, tmp_path, tick=tick).returncode == 0
+        api.looks = list(DONE)
+    names = set(api.jobs) - {"perennial-ingest"}
+    assert len(names) == 2
+    assert not names & {TICK, long}
+
+
+def test_a_queue_is_for_the_copy(api: Api, tmp_path: Path) -> None:
+    container = pods(scheduled())["perennial-run tick"]["spec"]["containers"][0]
+    told = {v["name"]: v.get("value", "") for v in container["env"]}
+    queue = {name: told[name] for name in ("LABELS", "ANNOTATIONS")}
+    assert start(api, tmp_path, **queue).returncode == 0
+    metadata = api.jobs[JOB]["metadata"]
+    assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "perennial"
+    assert metadata["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
+    assert "kueue" not in str(api.jobs["perennial-ingest"]["metadata"])
 
 
 def test_a_pod_that_starts_again_waits_for_the_copy_that_is_there(api: Api, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from perennial.telemetry.gauges import Gauges
 from perennial.telemetry.prometheus import METRICS, Exported
+from perennial.training.launcher import Progress
 
 DASHBOARD = Path(__file__).parents[3] / "k8s" / "monitoring" / "grafana-dashboard.json"
 PATIENCE_SECONDS = 120
@@ -64,9 +65,11 @@ def test_the_endpoint_serves_what_the_dashboard_asks() -> None:
         "batch_tokens": 4096,
         "tokens_per_second": 1e4,
     }
-    exported.begin()
     job = cast(Any, SimpleNamespace(name="00-english", tokens_per_step=4096))
-    exported.progress(job, [(0, 2)], [row, row | {"step": 8, "phase": "cooldown"}])
+    exported.begin(job)
+    rows = [row, row | {"step": 8, "phase": "cooldown"}]
+    exported.progress(job, Progress(started=[(0, 2)], rows=rows, failed_saves=[5]))
+    exported.source("crawl", 3)
     exported.controller(Gauges("training english", ("french",), 60.0))
     exported.trained("00-english", 90.0)
     wanted, deadline, served = asked(), time.monotonic() + PATIENCE_SECONDS, dict[str, str]()
@@ -80,4 +83,6 @@ def test_the_endpoint_serves_what_the_dashboard_asks() -> None:
             assert f'{label}="' in served[name], served[name]
     assert served["perennial_step"].endswith(" 8.0")
     assert served["perennial_data_lag_seconds"].endswith(" 60.0")
+    assert served["perennial_failed_checkpoints"].endswith(" 1.0")
+    assert served["perennial_source_failures"].endswith(" 3.0")
     assert 'lineage="quickstart"' in served["perennial_loss"]

@@ -73,9 +73,10 @@ def is_ending() -> bool:
 class Termination:
     """A request to this process (the driver) to end, as SIGTERM makes it.
 
-    requested: whether SIGTERM arrived.
-    graceful: whether there is something to save. Without it, and at a second SIGTERM, the process
-        ends at once with SystemExit.
+    requested: whether SIGTERM arrived. Another one changes nothing: Ray and Kubernetes both send
+        one to a job that is deleted, and the second must not cut off the save.
+    graceful: whether there is something to save. Without it the process ends at once with
+        SystemExit.
     """
 
     def __init__(self) -> None:
@@ -98,6 +99,6 @@ class Termination:
             signal.signal(signal.SIGTERM, before)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested or not self.graceful:
+        if not self.graceful:
             raise SystemExit(128 + number)
         self.requested = True

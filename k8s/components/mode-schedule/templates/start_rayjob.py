@@ -1,10 +1,11 @@
 """Start a copy of a suspended RayJob and wait for its end; exit 0 when it succeeded.
 
-    python start_rayjob.py TEMPLATE
+    TEMPLATE=perennial-ingest python start_rayjob.py
 
 The copy is named after this pod's Job (JOB_NAME) and belongs to it (JOB_UID), so that it is
-removed with it. Run again, it waits for the copy that is there. It needs the rights to get and to
-create RayJobs, and nothing but Python.
+removed with it. Run again, it waits for the copy that is there. LABELS and ANNOTATIONS, JSON
+objects, are added to the copy: a queue is for what runs, not for the template. It needs the rights
+to get and to create RayJobs, and nothing but Python.
 """
 
 from __future__ import annotations
@@ -44,13 +45,15 @@ def ask(name: str = "", document: dict[str, Any] | None = None) -> dict[str, Any
 
 
 def copy_of(template: dict[str, Any], name: str, uid: str) -> dict[str, Any]:
-    """Return a RayJob like the suspended one, which is deleted together with the Job."""
+    """Return a RayJob like the suspended one, which is deleted together with the Job `name`."""
+    labels = template["metadata"].get("labels", {}) | json.loads(os.environ.get("LABELS", "{}"))
     return {
         "apiVersion": template["apiVersion"],
         "kind": template["kind"],
         "metadata": {
-            "name": name,
-            "labels": template["metadata"].get("labels", {}),
+            "name": named_after(name),
+            "labels": labels,
+            "annotations": json.loads(os.environ.get("ANNOTATIONS", "{}")),
             "ownerReferences": [
                 {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
             ],
@@ -59,11 +62,20 @@ def copy_of(template: dict[str, Any], name: str, uid: str) -> dict[str, Any]:
     }
 
 
+def named_after(job: str) -> str:
+    """Return the name of a Job's RayJob, at most 47 characters.
+
+    It is not the Job's own: the operator gives the RayJob's submitter, a Job too, the RayJob's
+    name, and takes a Job that has it for the submitter.
+    """
+    return f"{job[-43:].lstrip('-.0123456789')}-ray"
+
+
 def main() -> int:
-    name = os.environ["JOB_NAME"]
-    template = ask(sys.argv[1])
+    job, template = os.environ["JOB_NAME"], ask(os.environ["TEMPLATE"])
+    name = named_after(job)
     try:
-        ask(document=copy_of(template, name, os.environ["JOB_UID"]))
+        ask(document=copy_of(template, job, os.environ["JOB_UID"]))
         print(f"started RayJob {name}", flush=True)
     except urllib.error.HTTPError as refused:
         if refused.code != 409:  # it exists: this pod's predecessor created it
