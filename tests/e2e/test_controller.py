@@ -199,8 +199,12 @@ def test_the_loop_measures_the_shift_retries_what_forgot_and_then_waits_for_a_us
     lineage: Lineage, tmp_path: Path
 ) -> None:
     run_file, store = _after_first(lineage, tmp_path), open_store(tmp_path / "store")
-    loop = ("replay.share=auto", "gates.max_forgetting=-9", "gates.max_retries=1")
-    loop += ("gates.on_broken=retry-with-more-replay",)
+    loop = [
+        "replay.share=auto",
+        "gates.max_forgetting=-9",
+        "gates.max_retries=1",
+        "gates.on_broken=retry-with-more-replay",
+    ]
     _do("land", run_file, "code", write_texts(tmp_path)["code"])
     told = _do("run", run_file, *loop, code=1)
     assert told["gated"]["response"] == "no retry: it was trained again 1 of 1 times"

@@ -10,8 +10,10 @@ from perennial.evaluation import HeldoutLoss
 from perennial.evaluation.gates import Verdict
 from perennial.mixture import ReplayRule, stage_mix
 from perennial.runs import events
-from perennial.runs.stage_planner import stage_name
+from perennial.runs.entities import Stage
+from perennial.runs.stage_planner import decide_resumed, stage_name
 from perennial.runs.state import RunState
+from perennial.runs.trunk.rewinding import resuming
 from perennial.schedules import ConstantSchedule, to_dict
 
 AT = "2026-01-01T00:00:00+00:00"
@@ -49,7 +51,7 @@ def event_of(
         events.Failed(
             at=AT, corpus=corpus, attempt=attempt, attempts=3, reason="it broke", next_try=next_try
         ),
-        events.Trained(at=AT, corpus=corpus, checkpoint=f"c/{corpus}", step=STEPS),
+        events.Trained(at=AT, corpus=corpus, checkpoint=_end(state, corpus), step=STEPS),
         events.Evaluating(at=AT, corpus=corpus),
         events.Evaluated(at=AT, corpus=corpus, losses={corpus: loss}),
         events.Passed(at=AT, corpus=corpus, verdicts=[]),
@@ -57,6 +59,18 @@ def event_of(
         events.Accepted(at=AT, corpus=corpus, reason="good enough"),
     ]
     return next(event for event in made if event.kind == kind)
+
+
+def _end(state: RunState, corpus: str) -> str:
+    """A key of the end of a corpus's stage; each time that it is trained another."""
+    again = f"-{len(state.ends)}" if f"c/{corpus}" in state.ends.values() else ""
+    return f"c/{corpus}{again}"
+
+
+def rewound(stage: Stage, step: int | None = None) -> events.Rewound:
+    """The trunk taken back to a step of a stage, or to its end."""
+    at = stage.last_step if step is None else step
+    return events.Rewound(at=AT, stage=stage.name, step=at, reason="it diverged")
 
 
 def extended(state: RunState, corpus: str) -> events.Extended:
@@ -76,6 +90,9 @@ def extended(state: RunState, corpus: str) -> events.Extended:
 
 def started(state: RunState, corpus: str, joined: Sequence[str] = ()) -> events.Started:
     """The stage of a corpus, or of several, next on the trunk."""
+    again = resuming(state)
+    if again is not None:
+        return decide_resumed(state, again, AT)
     stages, new = state.stages, dict.fromkeys((corpus, *joined), ROWS)
     # A corpus that was trained may not be: that is for the machine to say.
     rule = ReplayRule(share=0.25, retired=(*state.retired, *new))

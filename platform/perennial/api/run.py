@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from perennial.api.stored_run import StoredRun
+from perennial.api.operated_run import OperatedRun
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
-class Run(StoredRun):
+class Run(OperatedRun):
     """A run: its run file, and its store.
 
     Every method opens the run again, so that it sees what other processes wrote. Methods that

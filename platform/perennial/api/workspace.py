@@ -11,6 +11,7 @@ from perennial.controller.observer import RunObserver
 from perennial.report.publish import Publisher
 from perennial.telemetry.gauge_observer import GaugeObserver
 from perennial.telemetry.mlflow_observer import MlflowObserver
+from perennial.telemetry.notify_observer import NotifyObserver
 
 
 @contextmanager
@@ -36,6 +37,8 @@ def checked_workspace(
     """
     mlflow = MlflowObserver()
     followers = [*observers, mlflow, GaugeObserver(mlflow, spec.name), Publisher(mlflow)]
+    if spec.notify.has_a_way:
+        followers.append(NotifyObserver(spec.notify))
     work = Workspace(spec, where, followers, run_ids=mlflow, verb=verb, take_over=take_over)
     try:
         if acts:

@@ -30,7 +30,7 @@ def check_averages(story: FoldedLedger) -> Iterator[Finding]:
             continue
         key = story.key("releasing", name=branch.name)
         last = story.state.stage(branch.stage)
-        trunk = {stage.name: stage for stage in (*story.state.stages[: last.after], last)}
+        trunk = {stage.name: stage for stage in (*story.state.lineage(last), last)}
         for member in average.of:
             stage = trunk.get(member.stage)
             if stage is None or not stage.first_step < member.step <= stage.last_step:

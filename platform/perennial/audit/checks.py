@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from perennial.mixture import (
     truncate_mix,
 )
 from perennial.runs.event_codec import decode
-from perennial.runs.events import Branched, Event, Opened, Releasing, Started, Trained
+from perennial.runs.events import Branched, Event, Opened, Releasing, Rewound, Started, Trained
 from perennial.runs.ledger import HEAD, Head, check_follows, digest_of
 from perennial.runs.search_state import shifted
 from perennial.runs.state import RunState, Stage
@@ -148,6 +148,46 @@ def check_stages(story: FoldedLedger, rows: Mapping[str, CorpusRows]) -> Iterato
                 )
         yield from _check_share(key, stage, story.state)
     yield from _check_ends(story)
+    yield from _check_resumed(story)
+
+
+def _check_resumed(story: FoldedLedger) -> Iterator[Finding]:
+    """Check that a stage that goes on after a rewind has the plan of the one that it goes on."""
+    state = story.state
+    places = {
+        folder_of(state.stage(event.stage).folder, event.step): event.stage
+        for event in story.events
+        if isinstance(event, Rewound)
+    }
+    for stage in state.started_stages:
+        if stage.resumes is None:
+            continue
+        key = story.key("started", stage=stage.name)
+        if stage.resumes not in places:
+            right = f"the trunk was taken back to {', '.join(places) or 'no checkpoint'}"
+            yield Finding(key, f"{stage.name} goes on from {stage.resumes}", right)
+            continue
+        former = state.stage(places[stage.resumes])
+        for name in ("first_step", "start", "mix", "schedule", "optimizer", "settings"):
+            if getattr(stage, name) != getattr(former, name):
+                problem = f"{stage.name} goes on from {stage.resumes} with another {name}"
+                yield Finding(key, problem, f"that of {former.name}")
+
+
+def list_awaited(state: RunState, committed: Collection[str]) -> Iterator[str]:
+    """Return the keys of checkpoints that a stage goes on from and has not copied yet.
+
+    Args:
+        state: of the run.
+        committed: keys of the committed checkpoints.
+    """
+    if state.resumption is not None:
+        yield folder_of(state.stage(state.resumption.stage).folder, state.resumption.step)
+    stage = state.at_work
+    if stage is None or stage.resumes is None:
+        return
+    if not any(key.startswith(f"{stage.folder}/") for key in committed):
+        yield stage.resumes
 
 
 def _check_share(key: str, stage: Stage, state: RunState) -> Iterator[Finding]:

@@ -39,6 +39,7 @@ from perennial.audit.files import (
 )
 from perennial.audit.finding import Finding, field_of, unequal
 from perennial.audit.landed import check_inbox, check_inputs
+from perennial.audit.promotions import check_promotions
 from perennial.errors import Damaged, InputError
 from perennial.runs.events import Ready
 from perennial.runs.ledger import FOLDER, read_head
@@ -162,6 +163,7 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     done.findings += checks.check_trials(story, rows)
     done.findings += checks.check_branches(story)
     done.findings += check_averages(story)
+    done.findings += check_promotions(store, story)
     _skips(store, done)
     done.findings += checks.check_skips(story, done.skipped)
     tasks += _checkpoints(store, done, committed)
@@ -328,6 +330,7 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
     plans = _planned_folders(done)
     folders = {key for key in committed if key.startswith(("checkpoints/", "branches/"))}
     folders |= set(done.story.state.ends.values())
+    folders |= set(checks.list_awaited(done.story.state, folders))
     for key in sorted(folders):
         try:
             manifest = CheckpointManifest.model_validate_json(store.read(f"{key}/{MANIFEST}"))

@@ -12,6 +12,8 @@ from perennial.cli.data.land import land
 from perennial.cli.data.repair import repair
 from perennial.cli.data.track import track
 from perennial.cli.decide.corpus import accept, hold, refuse, retire, retry, unretire
+from perennial.cli.decide.release import promote
+from perennial.cli.decide.trunk import rewind
 from perennial.cli.look.compare import compare
 from perennial.cli.look.plan import plan
 from perennial.cli.look.report import report
@@ -42,6 +44,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Before compute": [plan, simulate, tune],
     "Many runs": [study],
     "Decide about a corpus": [hold, retry, accept, refuse, retire, unretire],
+    "Day two": [rewind, promote],
     "Check and track": [verify, repair, trace, ui, track],
 }
 """Verbs in the order of work, by their panel in `perennial --help`."""

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from perennial.config.corpora import CorporaSpec
 from perennial.config.cron import TimetableText
 from perennial.config.gates import GatesSpec
+from perennial.config.notify import NotifySpec
 from perennial.config.provenance import SummarySpec
 from perennial.config.sources import SourceName, SourceSpec
 from perennial.config.training import ModelSpec, TrainingSpec
@@ -316,6 +317,7 @@ class RunSpec(Section):
     gates: GatesSpec = Field(default_factory=GatesSpec)
     limits: LimitsSpec = Field(default_factory=LimitsSpec)
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+    notify: NotifySpec = Field(default_factory=NotifySpec)
 
     @model_validator(mode="after")
     def _tokens_to_fill_in(self) -> RunSpec:

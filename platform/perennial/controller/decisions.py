@@ -23,6 +23,7 @@ from perennial.runs.ledger import now
 from perennial.runs.stage_planner import order_of
 from perennial.runs.state import Corpus, RunState
 from perennial.runs.transitions import TRANSITIONS
+from perennial.runs.trunk.rewinding import resuming
 
 Decision = Literal["hold", "retry", "refuse", "retire", "unretire", "accept"]
 
@@ -98,7 +99,9 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
         _check_awaited(work, corpus)
     if decision == "retry":
         check_return(work, corpus)
-    if replay is not None and corpus.stands_at == "training":
+    again = resuming(state)
+    is_planned = corpus.stands_at == "training" or (again is not None and name in again.corpora)
+    if replay is not None and is_planned:
         raise InputError(
             work.where,
             "--replay",

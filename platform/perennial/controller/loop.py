@@ -47,11 +47,13 @@ from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import now
 from perennial.runs.stage_planner import (
     check_first_stage,
+    decide_resumed,
     decide_stage,
     order_of,
     warn_of_start,
 )
 from perennial.runs.state import Stage
+from perennial.runs.trunk.rewinding import resuming
 from perennial.runs.unattended.gate_response import respond_to_gate
 from perennial.runs.unattended.limits import reached_limit
 from perennial.schedules import from_dict
@@ -76,6 +78,14 @@ def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> 
     Raises:
         Exception: the last failure of an action that is not retried, once the other actions ran.
     """
+    controller = _perform_all(work, reschedule, wait=wait)
+    if controller.gave_up is not None:
+        raise controller.gave_up
+    return controller.trained
+
+
+def _perform_all(work: Workspace, reschedule: bool, *, wait: bool) -> _Controller:
+    """Run every pending action; return who did, with what was trained and what failed."""
     controller = _Controller(work, reschedule)
     while (action := controller.next()) is not None:
         if action.verb == "wait":
@@ -86,9 +96,7 @@ def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> 
         work.take_charge()
         controller.perform(action)
     work.leave_waiting(_why_waiting(work, action))
-    if controller.gave_up is not None:
-        raise controller.gave_up
-    return controller.trained
+    return controller
 
 
 def _why_waiting(work: Workspace, action: Action | None) -> list[str]:
@@ -143,12 +151,15 @@ def watch(
 def _look(work: Workspace, reschedule: bool) -> Look:
     try:
         check_inbox(work)
-        return Look(advance(work, reschedule=reschedule, wait=False))
+        done = _perform_all(work, reschedule, wait=False)
     except (Superseded, Busy) as other:
         work.stand_down()
         return Look(failure=other)
     except Exception as failure:
+        met = failure
+        work.notify(lambda observer: observer.look_failed(work, met))
         return Look(failure=failure)
+    return Look(done.trained) if done.gave_up is None else Look(failure=done.gave_up)
 
 
 @contextmanager
@@ -397,19 +408,23 @@ class _Controller:
     def _start(self, action: Action) -> None:
         work = self._work
         # Planned without a tracking run first, so that MLflow has no run of wrong input.
-        new = (action.subject, *action.joined)
-        decided = decide_stage(
-            work.spec,
-            work.state,
-            action.subject,
-            now(),
-            "",
-            self._reschedule,
-            action.joined,
-            measure_share(work, new),
-        )
-        if decided.share_decision is not None:
-            work.log(f"{decided.stage} replays {decided.share_decision.describe()}")
+        again = resuming(work.state)
+        if again is None:
+            new = (action.subject, *action.joined)
+            decided = decide_stage(
+                work.spec,
+                work.state,
+                action.subject,
+                now(),
+                "",
+                self._reschedule,
+                action.joined,
+                measure_share(work, new),
+            )
+            if decided.share_decision is not None:
+                work.log(f"{decided.stage} replays {decided.share_decision.describe()}")
+        else:
+            decided = decide_resumed(work.state, again, now())
         unreplayed = decided.mix.unreplayed
         if unreplayed:
             work.log(

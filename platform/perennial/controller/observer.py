@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
-    from perennial.runs.events import Released, Releasing
+    from perennial.runs.events import Failed, Released, Releasing
     from perennial.runs.state import RunState, Stage
     from perennial.store import Store
     from perennial.training.job import Job
@@ -20,6 +20,7 @@ class ObservedRun(Protocol):
     store: Store
     inbox: Store
     run_ids: RunIds
+    setbacks: dict[str, Failed]
 
     @property
     def state(self) -> RunState:
@@ -58,6 +59,19 @@ class RunObserver:
             failures: attempts that failed since the last success.
         """
 
+    def look_failed(self, work: ObservedRun, failure: Exception) -> None:
+        """Follow a look of `watch` that could do nothing; the ledger does not have its failure."""
+
+    def source_in_trouble(self, work: ObservedRun, source: str, problem: str, episode: str) -> None:
+        """Follow a source that fails again and again; called from another thread.
+
+        Args:
+            work: the run.
+            source: its name.
+            problem: what is wrong, in one line.
+            episode: names this trouble; the same as long as nothing of it was mended.
+        """
+
     def ingest_began(self, work: ObservedRun, corpus: str) -> None:
         """Follow the beginning of a corpus's tokenisation."""
 
@@ -84,6 +98,9 @@ class RunObserver:
 
     def release_scored(self, work: ObservedRun, released: Released) -> None:
         """Follow the scoring of a release on lm-eval tasks."""
+
+    def promoted(self, work: ObservedRun, released: Released, alias: str) -> None:
+        """Follow the move of an alias to a release."""
 
     def report_written(self, work: ObservedRun, html: bytes) -> None:
         """Follow the writing of the report's page."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from perennial import corpora
 from perennial.config import parse, parse_amount
@@ -29,6 +29,9 @@ from perennial.runs.stage_planner import check_not_another, decide_average, deci
 from perennial.runs.state import RunState, Stage
 from perennial.runs.training_content import content_files
 from perennial.training.checkpoint.manifest import committed_steps, read_manifest
+
+if TYPE_CHECKING:
+    from perennial.store import Store
 
 Format = Literal["safetensors", "gguf"]
 """of a copy"""
@@ -227,7 +230,7 @@ def _retained(work: Workspace, stage: Stage, step: int, count: int) -> list[tupl
     """
     entries = work.state.extension_of(stage)
     held: list[tuple[Stage, int]] = []
-    for earlier in reversed([*work.state.stages[: stage.after], stage]):
+    for earlier in reversed([*work.state.lineage(stage), stage]):
         steps = [at for at in committed_steps(work.store, earlier.folder) if at <= step]
         held = [*((earlier, at) for at in steps), *held]
         if len(held) >= count or work.state.extension_before(earlier) != entries:
@@ -325,18 +328,33 @@ def find_checkpoint(work: Workspace, origin: str | None) -> tuple[Stage, int]:
             "earlier stage",
             code="stage-gated",
         )
-    steps = committed_steps(work.store, stage.folder)
-    wanted = step if at else str(stage.last_step)
+    return stage, find_step(work.store, stage, step if at else None, "--from")
+
+
+def find_step(store: Store, stage: Stage, step: str | None, option: str) -> int:
+    """Return the trunk step of a checkpoint of a stage.
+
+    Args:
+        store: the run's store.
+        stage: the stage.
+        step: as the user wrote it; None for the stage's end.
+        option: of the command, for the message.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    steps = committed_steps(store, stage.folder)
+    wanted = str(stage.last_step) if step is None else step
     if wanted not in map(str, steps):
-        known = ", ".join(f"{name}@{step}" for step in steps) or "none yet"
+        known = ", ".join(f"{stage.name}@{step}" for step in steps) or "none yet"
         raise InputError(
             "command line",
-            "--from",
-            f"there is no checkpoint {name}@{wanted}",
+            option,
+            f"there is no checkpoint {stage.name}@{wanted}",
             f"give {known}",
             code="checkpoint-missing",
         )
-    return stage, int(wanted)
+    return int(wanted)
 
 
 def _anneal(work: Workspace, claimed: Releasing) -> str:

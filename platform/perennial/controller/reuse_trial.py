@@ -1,4 +1,4 @@
-"""Continue a stage from the checkpoint of one of its trials.
+"""Continue a stage from a checkpoint of the same plan: of a trial, or from before a rewind.
 
 A trial is the beginning of the stage that `run` trains at its point (`perennial.search.trials`):
 where plan, schedule, optimizer and start are the same, so is every weight.
@@ -12,7 +12,8 @@ from perennial.runs.search_state import Trial, trial_stage
 from perennial.schedules import from_dict
 from perennial.store import copy_checked
 from perennial.training.checkpoint import manifest as checkpoint
-from perennial.training.spikes.skips import read_skips
+from perennial.training.checkpoint.same_plan import check_same_plan
+from perennial.training.spikes.skips import read_skips, record_skip
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -21,14 +22,20 @@ if TYPE_CHECKING:
 
 
 def adopt(work: Workspace, stage: Stage) -> None:
-    """Copy the last checkpoint of the furthest trial of this stage into it, unless it is further.
+    """Copy the furthest checkpoint of this stage's plan into it, unless it is further itself.
 
     A trial that skipped a batch no longer follows the stage's plan, and is left out.
 
     Args:
         work: the run, of which this process is in charge.
         stage: the stage that is about to train.
+
+    Raises:
+        InputError: the checkpoint from which it is to go on is of another plan.
+        Damaged, Altered: that checkpoint is damaged.
     """
+    if stage.resumes is not None:
+        _resume(work, stage, stage.resumes)
     stands = checkpoint.latest_step(work.store, stage.folder) or stage.first_step
     further = [
         (step, trial)
@@ -44,6 +51,18 @@ def adopt(work: Workspace, stage: Stage) -> None:
         f"{stage.name} continues from step {step:,} of trial {trial.branched.trial}: "
         f"{step - stage.first_step:,} steps are not trained again"
     )
+
+
+def _resume(work: Workspace, stage: Stage, source: str) -> None:
+    """Copy the checkpoint to which the trunk was taken back, with the batches left out so far."""
+    if checkpoint.latest_step(work.store, stage.folder) is not None:
+        return
+    step = checkpoint.read_manifest(work.store, source).step
+    for skip in read_skips(work.store, source.rpartition("/")[0]):
+        if skip.step <= step:
+            record_skip(work.store, stage.folder, skip)
+    _copy(work.store, source, stage)
+    work.log(f"{stage.name} goes on from {source}")
 
 
 def beginnings(state: RunState, stage: Stage) -> list[Trial]:
@@ -67,6 +86,7 @@ def _copy(store: Store, source: str, stage: Stage) -> None:
     Raises Altered when the trial's manifest has another digest of a file.
     """
     manifest = checkpoint.read_manifest(store, source)
+    check_same_plan(source, manifest, stage.mix, from_dict(stage.schedule))
     target = checkpoint.folder_of(stage.folder, manifest.step)
     for name, file in manifest.files.items():
         key = f"{checkpoint.place_of(target, manifest.attempt)}/{name}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from perennial.controller.context import Workspace
 
 if TYPE_CHECKING:
+    from perennial.controller.observer import RunObserver
     from perennial.sources import DataSource
 
 
@@ -62,10 +64,20 @@ def pull_due(work: Workspace, sources: Sequence[DataSource], now: datetime) -> l
 
 
 def _run_due(work: Workspace, source: DataSource, now: datetime) -> list[str]:
+    """Do what is due of a source, and let observers know of its tries and of what keeps failing."""
     landed = source.run_due(now, work.log)
     failures = source.state.failures
     work.notify(lambda observer: observer.source_tried(work, source.name, failures))
+    for episode, problem in source.troubles():
+        trouble = partial(_follow, work=work, name=source.name, problem=problem, episode=episode)
+        work.notify(trouble)
     return landed
+
+
+def _follow(
+    observer: RunObserver, *, work: Workspace, name: str, problem: str, episode: str
+) -> None:
+    observer.source_in_trouble(work, name, problem, episode)
 
 
 def _thread(source: DataSource, pull: Callable[[DataSource], None]) -> threading.Thread:

@@ -138,7 +138,7 @@ def track_release(
         work.spec.name,
         released.name,
         release_location(work, released.folder),
-        aliases=[f"stage-{claimed.stage}"],
+        aliases=[f"stage-{claimed.stage}", *work.state.aliases_of(released.name)],
         tags={"perennial.stage": claimed.stage, "perennial.step": claimed.step},
     )
     run.finish()
@@ -176,6 +176,11 @@ class Publisher(RunObserver):
         if tracker := self._ready(work):
             track(work, tracker)
             track_release(work, tracker, claimed, released)
+
+    def promoted(self, work: ObservedRun, released: Released, alias: str) -> None:
+        """Move the alias in the model registry."""
+        if tracker := self._ready(work):
+            track_release(work, tracker, work.state.branches[released.name], released)
 
     def release_scored(self, work: ObservedRun, released: Released) -> None:
         """Log the release's scores."""

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from perennial.runs.state import Corpus, RunState
+from perennial.runs.trunk.rewinding import resuming
 from perennial.runs.unattended.limits import LimitReached
 
 Verb = Literal[
@@ -109,9 +110,9 @@ class Order:
 def next_action(state: RunState, outside: Outside, order: Order | None = None) -> Action | None:
     """Plan the next action.
 
-    The stage that was begun is finished first, then come releases, then landings, then the next
-    stage in order. A gated stage, or one that failed for the last time, pauses the run: only
-    landings are recorded then.
+    The stage that was begun is finished first, then come releases, then landings, then the stage
+    whose plan goes on after a rewind, then the next stage in order. A gated stage, or one that
+    failed for the last time, pauses the run: only landings are recorded then.
 
     Args:
         state: the run as of the last read of the ledger.
@@ -193,6 +194,12 @@ def unapproved(state: RunState, order: Order) -> list[str]:
 
 def _next_stage(state: RunState, outside: Outside, order: Order) -> Action | None:
     """Plan for the next corpus in order; skip those that wait for a user or for a later time."""
+    again = resuming(state)
+    if again is not None:
+        first = state.corpora[again.corpora[0]]
+        if first.state == "failed":
+            return _again(first, outside.now)
+        return Action("start", first.name, joined=again.corpora[1:])
     waiting: list[Action] = []
     queue = in_order(state, order)
     for place, corpus in enumerate(queue):

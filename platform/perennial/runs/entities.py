@@ -83,6 +83,7 @@ class Stage:
     settings: what it keeps of the run file until it is finished; None where that is not known.
     share_decision: why it replays as much as it does; None where a number was set.
     gpus: of the largest worker group that it may have; 0 where an older version began it.
+    resumes: key of the checkpoint of the same plan that it goes on from; None for none.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Stage:
     settings: Document | None = None
     share_decision: ShareDecision | None = None
     gpus: float = 0.0
+    resumes: str | None = None
 
     @classmethod
     def decided(cls, event: Started, after: int) -> Stage:
@@ -112,6 +114,7 @@ class Stage:
             settings=event.settings,
             share_decision=event.share_decision,
             gpus=event.gpus,
+            resumes=event.resumes,
         )
 
     def with_mix(self, mix: StageMix) -> Stage:

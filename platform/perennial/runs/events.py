@@ -220,6 +220,8 @@ class Started(_Record):
     share_decision: why it replays as much as it does; None where a number was set, and where there
         is nothing to replay.
     gpus: of the largest worker group that it may have.
+    resumes: key of a checkpoint of a stage that left the trunk, whose plan goes on from there;
+        None for a stage that begins at its first step.
     """
 
     kind: Literal["started"] = "started"
@@ -236,6 +238,7 @@ class Started(_Record):
         ShareDecision | None, Field(exclude_if=lambda decision: decision is None)
     ] = None
     gpus: float = Field(default=0.0, exclude_if=lambda gpus: not gpus)
+    resumes: str | None = Field(default=None, exclude_if=lambda key: key is None)
 
 
 class Trained(_Record):
@@ -310,6 +313,19 @@ class Accepted(_Record):
     reason: str
 
 
+class Rewound(_Record):
+    """A user took the trunk back to a checkpoint; the stages behind it left the trunk.
+
+    stage, step: the checkpoint. At the stage's last step it is the trunk's end, else the stage left
+        the trunk too, and its plan goes on from there under another name.
+    """
+
+    kind: Literal["rewound"] = "rewound"
+    stage: str
+    step: int
+    reason: str = ""
+
+
 class Measured(_Measurements):
     """A stage's end was measured on corpora that came later, or a stored model on any.
 
@@ -360,6 +376,15 @@ class Scored(_Record):
     release: str
     tasks: list[str]
     scores: Scores
+
+
+class Promoted(_Record):
+    """An alias points to a release from now on, wherever it pointed before."""
+
+    kind: Literal["promoted"] = "promoted"
+    release: str
+    alias: str
+    reason: str = ""
 
 
 class Searching(_Record):
@@ -438,4 +463,15 @@ CorpusEvent = (
 )
 ReleaseEvent = Releasing | Released
 SearchEvent = Searching | Branched | Tried
-Event = Opened | TookOver | Imported | CorpusEvent | Measured | ReleaseEvent | Scored | SearchEvent
+Event = (
+    Opened
+    | TookOver
+    | Imported
+    | CorpusEvent
+    | Rewound
+    | Measured
+    | ReleaseEvent
+    | Scored
+    | Promoted
+    | SearchEvent
+)

@@ -42,7 +42,7 @@ def model_card(
         gguf: name of the GGUF file that it is copied as; None for a folder.
     """
     stage = state.stage(release.stage)
-    trained = [*state.stages[: stage.after], stage]
+    trained = [*state.lineage(stage), stage]
     seen = state.seen(stage, release.step)
     length = spec.corpora.sequence_length
     return "\n".join(
@@ -88,7 +88,7 @@ def lineage_lines(
         step: of the trunk.
         manifests: of the corpora that the trunk has trained, by name.
     """
-    trained = [*state.stages[: stage.after], stage]
+    trained = [*state.lineage(stage), stage]
     mixes = [*state.history_of(stage), truncate_mix(stage.mix, step - stage.first_step)]
     length = spec.corpora.sequence_length
     seen = state.seen(stage, step)
@@ -132,8 +132,13 @@ def _origin_lines(state: RunState, stage: Stage, step: int) -> list[str]:
             f"It is a trunk kit of `{kit.run}`, taken at {kit.source} after {kit.step:,} steps of "
             f"that trunk; digest of the kit `{kit.digest}`."
         ]
-    later = {its.name for its in state.stages[stage.after + 1 :]}
-    later |= {f"release {name}" for name, its in state.branches.items() if its.step > step}
+    line = {its.name for its in (*state.lineage(stage), stage)}
+    later = {its.name for its in state.stages} - line
+    later |= {
+        f"release {name}"
+        for name, its in state.branches.items()
+        if its.step > step or its.stage not in line
+    }
     matrix = summary.matrix(state)
     rows = [(name, losses) for name, losses in matrix.rows if name not in later]
     known = [corpus for corpus in matrix.corpora if any(corpus in losses for _, losses in rows)]

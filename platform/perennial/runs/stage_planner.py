@@ -163,6 +163,30 @@ def _decided_share(
     return 0.0
 
 
+def decide_resumed(state: RunState, stage: Stage, at: str) -> Started:
+    """Plan the stage that goes on where the trunk was taken back to: its plan stays what it was.
+
+    Args:
+        state: the run as of the last read of the ledger, which goes on with a stage that left it.
+        stage: that stage.
+        at: UTC time of the event, ISO 8601.
+    """
+    assert state.resumption is not None
+    return Started(
+        at=at,
+        corpus=stage.corpora[0],
+        stage=stage_name(len(state.started_stages), stage.corpora),
+        first_step=stage.first_step,
+        start=stage.start,
+        mix=stage.mix,
+        schedule=stage.schedule,
+        tracking_run="",
+        optimizer=stage.optimizer,
+        settings=stage.settings,
+        resumes=folder_of(stage.folder, state.resumption.step),
+    )
+
+
 def _proxies(spec: RunSpec, state: RunState) -> dict[str, int | dict[str, int]]:
     """Return the training sequences of the proxy corpora that are ready, or of their parts."""
     known = {name: state.corpora.get(name) for name in spec.stages.proxies}

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import get_args
 
 from perennial.errors import InvalidTransition
 from perennial.evaluation import BASE
@@ -36,11 +35,13 @@ from perennial.runs.events import (
     Measured,
     Opened,
     Passed,
+    Promoted,
     Ready,
     Refused,
     Released,
     Releasing,
     Retried,
+    Rewound,
     Scored,
     Searching,
     Started,
@@ -50,19 +51,19 @@ from perennial.runs.events import (
 )
 from perennial.runs.search_state import Searches
 from perennial.runs.transitions import (
+    ASIDE,
     ON_THE_TRUNK,
     RELEASE_TRANSITIONS,
     TRANSITIONS,
     CorpusState,
     ReleaseState,
 )
+from perennial.runs.trunk import invariants, rewinding
 from perennial.runs.trunk.training_times import TrainingTimes, note_training
+from perennial.runs.trunk.trunk_state import Resumption
 from perennial.runs.trunk.trunk_sums import Skipped, TrunkSums
 
 __all__ = ["Corpus", "CorpusState", "InvalidTransition", "RunState", "Stage"]
-
-_ASIDE = ("held", "failed", "refused")
-"""States from which `retried` leads back."""
 
 
 @dataclass
@@ -85,6 +86,8 @@ class RunState:
     stages: list[Stage] = field(default_factory=list)
     #: stages that were started and have left the trunk, in the order of leaving it
     abandoned: list[Stage] = field(default_factory=list)
+    #: the stage that left it and whose plan goes on next; None where a corpus begins the next one
+    resumption: Resumption | None = None
     #: checkpoint at the end of each trained stage, by stage name
     ends: dict[str, str] = field(default_factory=dict)
     #: UTC times at which each stage was `started` and `trained`, by stage name
@@ -114,6 +117,8 @@ class RunState:
     #: lm-eval scores by release, and the tasks of the run file that gave them
     scores: dict[str, list[Score]] = field(default_factory=dict)
     tasks: dict[str, list[str]] = field(default_factory=dict)
+    #: releases to which each alias pointed, by the alias; the last one is where it points now
+    aliases: dict[str, list[str]] = field(default_factory=dict)
     #: searches for the settings of stages, and their trials
     searches: Searches = field(default_factory=Searches)
 
@@ -138,6 +143,8 @@ class RunState:
             case Released():
                 del self.releasing[event.name]
                 self.releases.append(event)
+            case Rewound():
+                rewinding.apply_rewind(self, event)
             case Measured() if event.stage in self.origins:
                 self.origins[event.stage].measured(event)
             case Measured():
@@ -146,6 +153,8 @@ class RunState:
             case Scored():
                 self.scores.setdefault(event.release, []).extend(event.scores)
                 self.tasks.setdefault(event.release, []).extend(event.tasks)
+            case Promoted():
+                self.aliases.setdefault(event.alias, []).append(event.release)
             case Searching() | Branched() | Tried():
                 self.searches.apply(event)
             case _:
@@ -165,16 +174,29 @@ class RunState:
                     raise InvalidTransition(event.name, "imported", event.kind, ["imported"])
             case Releasing() | Released():
                 self._check_release(event)
+            case Rewound():
+                rewinding.list_leaving(self, event)
             case Measured():
                 if event.stage not in {*self.losses, *self.origins}:
                     raise InvalidTransition(event.stage, "not evaluated", event.kind, [])
             case Scored():
-                if event.release not in self.branches or event.release in self.releasing:
-                    raise InvalidTransition(event.release, "not released", event.kind, [])
+                self._check_released(event)
+            case Promoted():
+                self._check_released(event)
+                if self.aliases.get(event.alias, [])[-1:] == [event.release]:
+                    raise InvalidTransition(event.release, event.alias, event.kind, [])
             case Searching() | Branched() | Tried():
                 self.searches.check(event)
             case _:
                 self._check_corpus(event)
+
+    def _check_released(self, event: Scored | Promoted) -> None:
+        if self.release_state(event.release) != "released":
+            raise InvalidTransition(event.release, "not released", event.kind, [])
+
+    def aliases_of(self, release: str) -> tuple[str, ...]:
+        """Return the aliases that point to a release now."""
+        return tuple(alias for alias, pointed in self.aliases.items() if pointed[-1] == release)
 
     def _check_release(self, event: Releasing | Released) -> None:
         state, last = self.release_state(event.name), self.releasing.get(event.name)
@@ -238,22 +260,23 @@ class RunState:
         happenings, stage = self._happenings(event), self.at_work
         for name, kind in happenings.items():
             corpus = self.corpora.setdefault(name, Corpus(name))
-            self._move(corpus, kind)
+            self.move(corpus, kind)
             self._note(corpus, event)
             corpus.reason = getattr(event, "reason", "") if kind == event.kind else ""
             corpus.code = getattr(event, "code", "") if kind == event.kind else ""
         if stage is not None and self.corpora[stage.corpora[0]].stands_at not in ON_THE_TRUNK:
             self.abandoned.append(self.stages.pop())
+        rewinding.forget_resumption(self, event)
         self._note_stage(event)
         stage = self.stages[-1] if isinstance(event, Started) else stage
         if stage is not None:
             trains = self.corpora[stage.corpora[0]].state == "training"
             note_training(self.training.setdefault(stage.name, []), event.at, trains=trains)
 
-    def _move(self, corpus: Corpus, kind: str) -> None:
+    def move(self, corpus: Corpus, kind: str) -> None:
         """Move a corpus along the transition table."""
         target = TRANSITIONS[corpus.state, kind]
-        if target in _ASIDE and corpus.state not in _ASIDE:
+        if target in ASIDE and corpus.state not in ASIDE:
             corpus.back = corpus.state
         if target == "refused":
             corpus.back = "ready" if corpus.sequences else "landed"
@@ -317,11 +340,11 @@ class RunState:
 
     def extension_of(self, stage: Stage) -> Extended | None:
         """Return the last growth of the tokenizer of a stage's model; None where there is none."""
-        return self._last_extension([*self.stages[: stage.after], stage])
+        return self._last_extension([*self.lineage(stage), stage])
 
     def extension_before(self, stage: Stage) -> Extended | None:
         """Return the last growth of the tokenizer of the model that a stage starts from."""
-        return self._last_extension(self.stages[: stage.after])
+        return self._last_extension(self.lineage(stage))
 
     def _last_extension(self, stages: Sequence[Stage]) -> Extended | None:
         brought = [self.extensions.get(name) for stage in stages for name in stage.corpora]
@@ -373,7 +396,7 @@ class RunState:
     @property
     def passed_sums(self) -> TrunkSums:
         """Return the running sums over the stages of the trunk that have passed."""
-        return self._sums_of(len(self.stages) - (self.at_work is not None))
+        return self._sums_of(self._passed)
 
     def restore_sums(self, sums: TrunkSums) -> None:
         """Go on from running sums over the first of the stages."""
@@ -384,22 +407,25 @@ class RunState:
 
         They are valid until the sums before another stage are asked for.
         """
-        return self._sums_of(stage.after).use
+        return self._sums_of(self.lineage(stage)).use
 
-    def _sums_of(self, count: int, skipped: Skipped | None = None) -> TrunkSums:
-        """Return the sums over the first stages of the trunk.
+    @property
+    def _passed(self) -> list[Stage]:
+        return self.stages[: len(self.stages) - (self.at_work is not None)]
+
+    def _sums_of(self, stages: list[Stage], skipped: Skipped | None = None) -> TrunkSums:
+        """Return the sums over the first stages of the trunk, or of one that it was.
 
         Those of the trunk's end are kept; others are kept too, so that asking for one stage after
         the other costs each once.
         """
-        stages = self.stages[:count]
         sums = self._sums
         if skipped is not None or not sums.are_of(stages):
             of, sums = self._walk
             if of is not skipped or not sums.are_of(stages):
                 sums = TrunkSums()
             self._walk = skipped, sums
-            if skipped is None and count == len(self.stages) - (self.at_work is not None):
+            if skipped is None and len(stages) == len(self._passed):
                 self._sums, self._walk = sums, (None, TrunkSums())
         return sums.extend(stages, lambda stage: self.trained(stage, stage.last_step, skipped))
 
@@ -413,15 +439,19 @@ class RunState:
         """Return every stage that was ever started, the abandoned ones last."""
         return [*self.stages, *self.abandoned]
 
+    def lineage(self, stage: Stage) -> list[Stage]:
+        """Return the stages that a stage follows, in their order, whether it left the trunk."""
+        return rewinding.list_lineage(self, stage)
+
     def trained_corpora(self, stage: Stage) -> tuple[str, ...]:
         """Return the corpora that the trunk was trained on by the end of a stage; proxies last."""
-        mixes = [earlier.mix for earlier in (*self.stages[: stage.after], stage)]
+        mixes = [earlier.mix for earlier in (*self.lineage(stage), stage)]
         new = [name for mix in mixes for name in mix.corpora]
         return tuple(dict.fromkeys([*new, *(s.corpus for mix in mixes for s in mix.sources)]))
 
     def history_of(self, stage: Stage) -> list[StageMix]:
         """Return the mixes of the trunk before a stage, abandoned or not."""
-        return [earlier.mix for earlier in self.stages[: stage.after]]
+        return [earlier.mix for earlier in self.lineage(stage)]
 
     def trained(self, stage: Stage, step: int, skipped: Skipped | None = None) -> dict[str, int]:
         """Count the sequences that a stage has trained, by corpus.
@@ -456,43 +486,11 @@ class RunState:
             step: trunk step at which they are counted.
             skipped: as for `trained`.
         """
-        seen = Counter(self._sums_of(stage.after, skipped).seen)
+        seen = Counter(self._sums_of(self.lineage(stage), skipped).seen)
         if step > stage.first_step:
             seen.update(self.trained(stage, step, skipped))
         return dict(seen)
 
     def validate(self) -> None:
         """Assert what must hold after any sequence of events."""
-        on_trunk = [n for n, c in self.corpora.items() if c.stands_at in ON_THE_TRUNK]
-        trained = [corpus for stage in self.stages for corpus in stage.corpora]
-        assert sorted(on_trunk) == sorted(trained), "one corpus, one stage"
-        running = {n for n in on_trunk if self.corpora[n].state not in ("passed", "retired")}
-        at_work = set(self.at_work.corpora) if self.at_work else set()
-        assert running == at_work, f"the last stage is at work, not {running}"
-        assert len({self.corpora[name].state for name in at_work}) <= 1, "a stage has one state"
-        self._validate_trunk()
-        for corpus in self.corpora.values():
-            assert corpus.state in get_args(CorpusState)
-            assert corpus.state not in _ASIDE or corpus.back != "unknown", "there is a way back"
-            assert not corpus.attempt or corpus.attempts, "attempts are of so many"
-        names = [stage.name for stage in self.started_stages]
-        assert len(set(names)) == len(names), "no two stages have one name"
-        released = {release.name for release in self.releases}
-        assert len(released) == len(self.releases), "a release is made once"
-        assert released.isdisjoint(self.releasing), "a release is there or on its way"
-        assert self.branches.keys() == released | self.releasing.keys(), "every release was planned"
-
-    def _validate_trunk(self) -> None:
-        step = 0
-        for index, stage in enumerate(self.stages):
-            assert stage.first_step == step, f"{stage.name} begins where the trunk stands"
-            assert stage.after == index, f"{stage.name} is the trunk's stage {index}"
-            before = self.ends.get(self.stages[index - 1].name) if index else None
-            assert stage.start == before, f"{stage.name} starts from the trunk's end"
-            done = self.corpora[stage.corpora[0]].stands_at
-            assert (stage.name in self.ends) == (done != "training"), "an end is a trained stage's"
-            step = stage.last_step
-        for stage in self.abandoned:
-            assert stage.after <= len(self.stages), f"{stage.name} left a trunk that is there"
-        numbers = sorted(int(stage.name.partition("-")[0]) for stage in self.started_stages)
-        assert numbers == list(range(len(numbers))), "stages are numbered as they were started"
+        invariants.validate(self)

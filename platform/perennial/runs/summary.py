@@ -76,7 +76,7 @@ def references(state: RunState, stage: Stage) -> dict[str, str]:
     The end of the corpus's own stage, or the base where it has none so far.
     """
     known = dict.fromkeys(state.base.losses, state.base.folder) if state.base else {}
-    for earlier in state.stages[: stage.after + 1]:
+    for earlier in (*state.lineage(stage), stage):
         if earlier.name in state.ends:
             known |= dict.fromkeys(earlier.corpora, state.ends[earlier.name])
     return known

@@ -82,7 +82,7 @@ def summarize_content(
     length = spec.corpora.sequence_length
     first: Counter[str] = Counter()
     again: Counter[str] = Counter()
-    for its in (*state.stages[: stage.after], stage):
+    for its in (*state.lineage(stage), stage):
         for name, rows in state.trained(its, min(its.last_step, step)).items():
             (first if name in its.corpora else again)[name] += rows * length
     if anneal is not None:

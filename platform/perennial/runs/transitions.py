@@ -23,6 +23,20 @@ CorpusState = Literal[
 Back = Literal["back"]
 """to the state from which the corpus was held, failed or refused"""
 
+ON_THE_TRUNK: tuple[CorpusState, ...] = (
+    "training",
+    "trained",
+    "evaluating",
+    "evaluated",
+    "gated",
+    "passed",
+    "retired",
+)
+"""States of a corpus that has a stage of the trunk, besides `failed` in one of these."""
+
+ASIDE: tuple[CorpusState, ...] = ("held", "failed", "refused")
+"""States from which `retried` leads back."""
+
 TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("unknown", "landed"): "landed",
     ("landed", "ingesting"): "ingesting",
@@ -66,6 +80,12 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("gated", "freed"): "ready",
 }
 
+# The trunk was taken back to before the corpus's stage: it waits for a user. Where it was taken
+# back to a step of the stage itself, the stage goes on from there.
+_LEFT: tuple[CorpusState, ...] = ("ready", "failed", *ON_THE_TRUNK)
+TRANSITIONS |= {(state, "rewound"): "held" for state in _LEFT}
+TRANSITIONS |= {(state, "resumed"): "ready" for state in _LEFT}
+
 ReleaseState = Literal["unknown", "releasing", "released"]
 
 RELEASE_TRANSITIONS: dict[tuple[ReleaseState, str], ReleaseState] = {
@@ -73,14 +93,3 @@ RELEASE_TRANSITIONS: dict[tuple[ReleaseState, str], ReleaseState] = {
     ("releasing", "releasing"): "releasing",
     ("releasing", "released"): "released",
 }
-
-ON_THE_TRUNK: tuple[CorpusState, ...] = (
-    "training",
-    "trained",
-    "evaluating",
-    "evaluated",
-    "gated",
-    "passed",
-    "retired",
-)
-"""States of a corpus that has a stage of the trunk, besides `failed` in one of these."""

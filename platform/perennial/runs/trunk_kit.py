@@ -97,7 +97,7 @@ def kit_manifest(
         checkpoint: SHA-256 of the checkpoint's manifest.
     """
     length = spec.corpora.sequence_length
-    trained = [*state.stages[: stage.after], stage]
+    trained = [*state.lineage(stage), stage]
     mixes = [*state.history_of(stage), truncate_mix(stage.mix, step - stage.first_step)]
     schedule = from_dict(stage.schedule)
     return KitManifest(

@@ -38,6 +38,8 @@ from perennial.store.append_log import Log
 
 Notify = Callable[[str], None]
 _BAD_SHOWN = 5  # in notices, each with a line of its own
+_TROUBLE = 3
+"""failures in a row after which what fails is not likely to pass by itself"""
 _PULLED = re.compile(r"(pulled/(\d{6,})-[^/]+)/")
 
 
@@ -116,6 +118,7 @@ class DataSource:
         self._events = 0  # of the log that were applied
         self._breaker = Breaker()
         self._notified = ""
+        self._unwritten = ""
 
     def read(self) -> SourceState:
         """Apply what was written to the log since the last read; return the state.
@@ -165,6 +168,22 @@ class DataSource:
         )
         return replace(status, bad_files=files, more_bad=state.more_bad, rest=state.rest)
 
+    def troubles(self) -> Iterator[tuple[str, str]]:
+        """Yield what kept failing as of the last `run_due`, as pairs of its name and one line.
+
+        The name stays as long as nothing of it was mended, in every process.
+        """
+        state = self.state
+        if self._unwritten:
+            yield "log", self._unwritten
+            return
+        if state.failures >= _TROUBLE:
+            yield f"pull-{state.pulls}-{len(state.names)}", hide_addresses(state.error)
+        for file in state.bad:
+            if file.failures >= _TROUBLE:
+                name = hashlib.sha256(file.origin.encode()).hexdigest()[:16]
+                yield f"file-{name}", file.reason
+
     def stop(self) -> None:
         """Break off what another thread pulls; the next process pulls it again."""
         self._breaker.trip()
@@ -182,6 +201,7 @@ class DataSource:
             Names of the corpora that landed.
         """
         landed: list[str] = []
+        self._unwritten = ""
         try:
             if self.read().failed_at is None or self._due(now):
                 landed += self._land(now, notify)
@@ -210,6 +230,7 @@ class DataSource:
             # The log is broken, or the store does not answer: nothing can be written.
             why = _describe(failed)
             text += ", and its log cannot be written" + ("" if why == reason else f" ({why})")
+            self._unwritten = text
             if text == self._notified:
                 return  # the same at every look
         self._notified = text

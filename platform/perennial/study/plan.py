@@ -77,7 +77,7 @@ class ArmRun:
 
         Defaults are left out, so that a field of a later version changes no run of an earlier one.
         """
-        left_out = {"store", "inbox", "release", "tracking"}
+        left_out = {"store", "inbox", "release", "tracking", "notify"}
         return digest_of(self.spec.model_dump(mode="json", exclude=left_out, exclude_defaults=True))
 
 
@@ -148,7 +148,7 @@ def resolve(where: Path, spec: StudySpec, overrides: Sequence[str] = ()) -> Stud
     ]
     runs.sort(key=lambda run: -run.value)  # stable: seed by seed within a value
     document = spec.model_dump(mode="json", exclude={"place", "page"}, exclude_defaults=True)
-    left_out = {"store", "inbox", "tracking"}
+    left_out = {"store", "inbox", "tracking", "notify"}
     settings = base.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
     digest = digest_of({"study": document, "run": settings})
     command = shlex.join(["perennial", "study", str(where), *overrides])

@@ -17,7 +17,7 @@ from perennial.causes import innermost_of
 from perennial.errors import MISTAKES, Terminated, TrainingFailed, TrainingStopped
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoint
-from perennial.training.checkpoint.reader import check_optimizer_of
+from perennial.training.checkpoint.reader import check_latest
 from perennial.training.job import Job
 from perennial.training.ray.elastic import ElasticTrainer
 from perennial.training.ray.environment import allocator_environment
@@ -127,7 +127,7 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
             the model does not support what the run file asks of it.
     """
     store = open_store(job.store_url)
-    check_optimizer_of(job, store)
+    check_latest(job, store)
     # Beside the driver: another node may go at any time, and a trial's placement group is full.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(_ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()

@@ -275,7 +275,9 @@ def test_several_runs_share_a_namespace_and_one_mlflow(tmp_path: Path, mode: str
 
 # Machines
 
-MACHINES = {  # CPUs, GiB and GPUs: aws.amazon.com/ec2/instance-types (g6, p4, p5), and
+MACHINES: dict[
+    str, list[tuple[str, int, float, int]]
+] = {  # CPUs, GiB and GPUs: aws.amazon.com/ec2/instance-types (g6, p4, p5), and
     # cloud.google.com/compute/docs/accelerator-optimized-machines (g2, a3), where GB are 10^9 bytes
     "aws-spot": [("g6.2xlarge", 8, 32, 1)],
     "gke": [("g2-standard-8", 8, 32e9 / 2**30, 1)],

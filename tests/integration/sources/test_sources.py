@@ -168,6 +168,32 @@ def test_a_source_that_fails_is_told_and_tried_again_later(tmp_path: Path) -> No
     assert place.source().status(place.now).error == ""
 
 
+def test_what_keeps_failing_is_trouble_with_a_name_until_it_is_mended(tmp_path: Path) -> None:
+    crawl = tmp_path / "crawl"
+    place = Place(open_store(tmp_path / "store"), prefix=str(crawl))
+
+    def troubles(days: float) -> list[tuple[str, str]]:
+        place.now += timedelta(days=days)
+        source = place.source()
+        source.run_due(place.now, place.told.append)
+        return list(source.troubles())
+
+    assert [troubles(1), troubles(1)] == [[], []]
+    ((first, problem),) = troubles(1)
+    assert problem.startswith("there is no folder")
+    ((again, _),) = troubles(1)
+    assert again == first
+    crawl.mkdir()
+    assert troubles(1) == []
+    crawl.rmdir()
+    assert [troubles(1), troubles(1)] == [[], []]
+    ((second, _),) = troubles(1)
+    assert second != first
+    place.store.write("sources/news/log/000000000099.json", b"{}")
+    ((name, problem),) = troubles(1)
+    assert (name, "does not exist, and later entries do" in problem) == ("log", True)
+
+
 PROGRAM = """
 import os, pathlib, sys
 day = int(os.environ["WATERMARK"] or 0) + 1

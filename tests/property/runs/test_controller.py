@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import settings
@@ -16,8 +17,9 @@ from perennial.runs.actions import Action, Order, Outside, next_action, next_ing
 from perennial.runs.ledger import Ledger
 from perennial.runs.release_policy import due
 from perennial.runs.state import RunState
+from perennial.runs.trunk.rewinding import resuming
 from perennial.store import open_store
-from tests.support.event_factory import AT, TOKENS, event_of
+from tests.support.event_factory import AT, TOKENS, event_of, rewound
 from tests.support.tiny_run import tiny_run
 
 CORPORA = ("a", "b", "c", "d")
@@ -133,6 +135,20 @@ class Controllers(RuleBasedStateMachine):
         except InvalidTransition:
             return
 
+    @rule(which=st.integers(0, 3), before_end=st.integers(0, 9), dies=st.booleans())
+    def rewind(self, which: int, before_end: int, dies: bool) -> None:
+        """A person takes the trunk back, to a stage's end or a step of it; or only takes charge."""
+        ledger = Ledger(self.store)
+        state = ledger.read()
+        there = [*state.stages, *filter(None, [resuming(state)])]
+        if not there:
+            return
+        stage = there[which % len(there)]
+        ledger.append(events.TookOver(at=AT, epoch=state.epoch + 1, controller="rewind"))
+        with suppress(InvalidTransition):
+            if not dies:
+                ledger.append(rewound(stage, stage.last_step - before_end))
+
     def _take_over(self, mine: Controller) -> bool:
         epoch = mine.ledger.state.epoch + 1
         taken = self._write(mine, events.TookOver(at=AT, epoch=epoch, controller="x"))
@@ -161,8 +177,9 @@ class Controllers(RuleBasedStateMachine):
         state.validate()
         for name, corpus in state.corpora.items():
             # Only a person or a broken gate gives a corpus another stage: by a retry after a gate
-            # or a refusal, or by refusing another corpus of the same stage.
-            again = corpus.event_kinds.count("retried") + corpus.event_kinds.count("freed")
+            # or a refusal, by refusing another corpus of its stage, or by taking the trunk back
+            # into its stage.
+            again = sum(corpus.event_kinds.count(kind) for kind in ("retried", "freed", "resumed"))
             assert corpus.event_kinds.count("started") <= 1 + again, name
             assert corpus.event_kinds.count("landed") == 1
         self._stages_are_as_they_were_written(state)

@@ -38,6 +38,8 @@ COMMAND = {"sources": {"crawl": {"command": ["fetch"], "schedule": "1d"}}}
 RELEASES = {"release": {"policy": "every", "every": "5 steps"}}
 IDS = {"corpora": {"read": {"a": {"tokens": {"tokenizer": "a" * 64}}}}}
 NIGHTLY = {"release": {"policy": "schedule", "schedule": "1d"}}
+EMAIL = {"to": ["a@example.org"], "sender": "b@example.org", "host": "mail"}
+MAIL = {"notify": {"email": EMAIL | {"user": "me", "password": "env:MAIL"}}}
 FILL = {"corpora": {"fill_in_the_middle": {}}, "tokenizer": {"path": "a.json"}}
 # Field -> another value of it; or what the run was opened with besides, and another value.
 OTHERS: dict[str, Any] = {
@@ -212,6 +214,18 @@ OTHERS: dict[str, Any] = {
     "gates.on_broken": "retry-with-more-replay",
     "gates.max_retries": 3,
     "gates.retry_tokens": "1M tokens",
+    "notify.on": ["gate"],
+    "notify.webhook": "env:HOOK",
+    "notify.command": ["page"],
+    "notify.timeout": "1m",
+    "notify.stall_after": "2h",
+    "notify.email.to": (MAIL, ["c@example.org"]),
+    "notify.email.sender": (MAIL, "c@example.org"),
+    "notify.email.host": (MAIL, "other"),
+    "notify.email.port": (MAIL, 25),
+    "notify.email.security": (MAIL, "tls"),
+    "notify.email.user": (MAIL, "you"),
+    "notify.email.password": (MAIL, "env:OTHER"),
     "tracking.uri": "http://tracking",
     "tracking.experiment": "other",
 }

@@ -11,11 +11,15 @@ import pytest
 from perennial.config import RunSpec
 from perennial.controller import decisions
 from perennial.controller.context import Workspace
+from perennial.controller.rewind import check_entries
 from perennial.controller.tokenizer_growth import check_extension, extension_for
 from perennial.corpora import load_tokenizer
+from perennial.corpora.manifest import manifest_key
 from perennial.corpora.tokenizer import build_tokenizer, commit_tokenizer
+from perennial.store import Store
 from tests.support.event_factory import event_of
 from tests.support.refusal import refused
+from tests.support.small_manifest import small_manifest
 from tests.support.small_tokenizers import byte_level_json
 from tests.support.tiny_run import tiny_run
 
@@ -74,3 +78,25 @@ def test_a_corpus_without_a_stage_brings_nothing(tmp_path: Path) -> None:
     work = work_of(tmp_path, only=["german"])
     assert extension_for(work, "french") is None
     assert extension_for(work, "german") is not None
+
+
+def test_entries_that_another_corpus_has_ids_of_do_not_leave_the_trunk(tmp_path: Path) -> None:
+    work = work_of(tmp_path)
+    tell(work, "english", "landed", "ingesting", "ready", *TRAINED)
+    tell(work, "french", *INGESTED, *TRAINED)
+    tell(work, "spanish", "landed", "ingesting", "ready", *TRAINED)
+    english, french, spanish = work.state.stages
+    for name, tokenizer in {"english": "t1", "french": "of french", "spanish": "t1"}.items():
+        write_manifest(work.store, name, tokenizer)
+    check_entries(work, english.name, [spanish, french])
+    write_manifest(work.store, "spanish", work.state.extensions["french"].fingerprint)
+    check_entries(work, french.name, [spanish])
+    with refused("tokenizer-would-shrink") as told:
+        check_entries(work, english.name, [spanish, french])
+    assert told.value.remedy == "name 01-french or a later stage"
+
+
+def write_manifest(store: Store, name: str, tokenizer: str) -> None:
+    manifest = small_manifest(name, tokenizer=tokenizer)
+    whole = manifest.model_copy(update={"digest": manifest.compute_digest()})
+    store.write(manifest_key(name), whole.model_dump_json().encode())

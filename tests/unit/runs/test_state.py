@@ -31,6 +31,7 @@ from tests.support.event_factory import (
     imported,
     released,
     releasing,
+    rewound,
     search_of,
     started,
     walk,
@@ -424,8 +425,9 @@ WALKS: dict[CorpusState, list[str]] = {
     "refused": ["landed", "refused"],
     "retired": [*WALK, "retired"],
 }
-KINDS = sorted({kind for _, kind in TRANSITIONS} - {"freed"})
-"""Kinds of events; `freed` is what another corpus's refusal means for the rest of its stage."""
+KINDS = sorted({kind for _, kind in TRANSITIONS} - {"freed", "rewound", "resumed"})
+"""Kinds of events; `freed` is what another corpus's refusal means for the rest of its stage, and
+the others what taking the trunk back means for the corpora of its stages."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -514,6 +516,8 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
         events.Scored(at=AT, release="r", tasks=["t"], scores=[]),
         releasing(state, "r"),
         released("r"),
+        rewound(state.stages[0]),
+        events.Promoted(at=AT, release="r", alias="production"),
         *search_of(state),
     ]
     assert {event.kind for event in told} == {

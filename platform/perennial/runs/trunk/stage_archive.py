@@ -223,6 +223,10 @@ class StoredStage(Stage):
         return self._decided.share_decision
 
     @property
+    def resumes(self) -> str | None:
+        return self._decided.resumes
+
+    @property
     def corpora(self) -> tuple[str, ...]:
         return self._stored.corpora
 

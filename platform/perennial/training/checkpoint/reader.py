@@ -24,6 +24,7 @@ from perennial.store import Store
 from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.checkpoint.manifest import MANIFEST, METRICS, OPTIMIZER, CheckpointManifest
+from perennial.training.checkpoint.same_plan import check_same_plan
 from perennial.training.job import Job
 from perennial.training.model.growth import grow_folder
 from perennial.training.model.initial import (
@@ -114,8 +115,10 @@ def begin_from_latest(
         ) from None
 
 
-def check_optimizer_of(job: Job, store: Store) -> None:
-    """Raise InputError when a job would load the state of another optimizer than it trains with.
+def check_latest(job: Job, store: Store) -> None:
+    """Raise InputError when a job would go on from a state that is not its own.
+
+    That is of another optimizer than it trains with, or a checkpoint of another plan.
 
     Asked before a cluster is used. A checkpoint that cannot be read now is left to the workers,
     which set it aside and fall back to the one before.
@@ -127,6 +130,8 @@ def check_optimizer_of(job: Job, store: Store) -> None:
     with suppress(FileNotFoundError, Damaged):
         manifest = checkpoints.read_manifest(store, key)
         check_same_optimizer(key, manifest.optimizer, job.training.optimizer_config.kind)
+        if step is not None:
+            check_same_plan(key, manifest, job.mix, job.schedule)
 
 
 def _latest(job: Job, store: Store) -> int | None:

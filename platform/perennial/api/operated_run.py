@@ -1,0 +1,72 @@
+"""The verbs by which an operator changes what a run has done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from perennial.api.stored_run import StoredRun
+
+if TYPE_CHECKING:
+    from perennial.controller.promote import Promotion
+    from perennial.controller.rewind import Rewinding
+
+
+class OperatedRun(StoredRun):
+    """A run by what its operator may do to its trunk and its releases; see `Run`."""
+
+    def rewind(self, to: str, reason: str = "", *, take_over: bool = False) -> Rewinding:
+        """Take the trunk back to a checkpoint; later stages leave it and stay readable.
+
+        Args:
+            to: `STAGE@STEP`, or `STAGE` for its end.
+            reason: kept in the ledger.
+            take_over: stop a controller that lives.
+
+        Raises:
+            Busy: a controller is in charge, and lives.
+            InputError: there is no such checkpoint, or the trunk cannot go on from it.
+        """
+        from perennial.controller.context import Workspace
+        from perennial.controller.rewind import rewind
+
+        work = Workspace(self.spec, self.where, self._observers, verb="rewind", take_over=take_over)
+        try:
+            work.check_run()
+            return rewind(work, to, reason)
+        finally:
+            work.close()
+
+    def promote(self, release: str, alias: str, reason: str = "") -> Promotion:
+        """Point an alias such as `production` to a release whose gates hold, and MLflow's too.
+
+        Args:
+            release: its name, or `previous` for the one to which the alias pointed before.
+            alias: lower-case letters, digits, dash, underscore.
+            reason: kept in the ledger.
+
+        Raises:
+            InputError: there is no such release, its gates do not hold, or the alias is none.
+        """
+        from perennial.api.workspace import checked_workspace
+        from perennial.controller.promote import promote
+        from perennial.telemetry.mlflow_observer import mlflow_of
+
+        with checked_workspace(
+            self.spec, self.where, self._observers, acts=False, verb="promote", take_over=False
+        ) as work:
+            done = promote(work, release, alias, reason)
+            receipt = mlflow_of(work).deliver(work)
+        return replace(done, missing=tuple(receipt.missing))
+
+    def plan_promotion(self, release: str, alias: str) -> Promotion:
+        """Return what `promote` would do; arguments and errors are its."""
+        from perennial.controller.promote import plan_promotion
+
+        return plan_promotion(self._reading(), release, alias)
+
+    def plan_rewind(self, to: str) -> Rewinding:
+        """Return what `rewind` would do; arguments and errors are its."""
+        from perennial.controller.rewind import plan_rewind
+
+        return plan_rewind(self._reading(), to)
