@@ -1,4 +1,4 @@
-"""Checks of releases that are averages of checkpoints: the ledger's plan, and the weights again."""
+"""Checks of releases: an average is what it says, and an alias points where gates hold."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from perennial.audit.checks import FoldedLedger, PlannedFolder
+from perennial.audit.checks import FoldedLedger, PlannedFolder, ledger_key
 from perennial.audit.finding import Finding, unequal
 from perennial.errors import Altered, Damaged, InputError
 from perennial.runs.averaging import Average, weights_of
-from perennial.runs.events import Releasing
+from perennial.runs.events import Promoted, Releasing
+from perennial.runs.release_policy import alias_key, alias_object, failing_gates
 from perennial.store import Store
 from perennial.training.checkpoint.manifest import (
     CheckpointManifest,
@@ -95,3 +96,26 @@ def _again(
     its = {name: entry.sha256 for name, entry in files.items() if is_weights(name)}
     for name in sorted({*made, *its}):
         yield from unequal(where, {f"sha256 of {name}": (its.get(name), made.get(name))})
+
+
+def check_promotions(store: Store, story: FoldedLedger) -> Iterator[Finding]:
+    """Check every alias that was ever moved, and the object of each.
+
+    Args:
+        store: the run's store.
+        story: the folded ledger.
+    """
+    state = story.state
+    for number, event in enumerate(story.events):
+        if isinstance(event, Promoted) and (problem := failing_gates(state, event.release)):
+            right = "an alias points to a release whose gates hold"
+            yield Finding(ledger_key(number), f"{event.alias} is {event.release}: {problem}", right)
+    made = {release.name: release for release in state.releases}
+    for alias, pointed in state.aliases.items():
+        key, says = alias_key(alias), alias_object(made[pointed[-1]], alias)
+        remedy = f"the ledger says {pointed[-1]}; `perennial promote` it again"
+        try:
+            if store.read(key) != says:
+                yield Finding(key, "says something else than the ledger", remedy)
+        except FileNotFoundError:
+            yield Finding(key, "is missing", remedy)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import corpora
 from perennial.audit import checkpoint_checks, checks
-from perennial.audit.averages import check_averaged_files, check_averages
+from perennial.audit.averages import check_averaged_files, check_averages, check_promotions
 from perennial.audit.counts import (
     check_contents,
     check_earlier,
@@ -39,7 +39,6 @@ from perennial.audit.files import (
 )
 from perennial.audit.finding import Finding, field_of, unequal
 from perennial.audit.landed import check_inbox, check_inputs
-from perennial.audit.promotions import check_promotions
 from perennial.errors import Damaged, InputError
 from perennial.runs.events import Ready
 from perennial.runs.ledger import FOLDER, read_head

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial.runs.ledger import now
-from perennial.runs.promotion import alias_key, alias_object, decide_promotion
+from perennial.runs.release_policy import alias_key, alias_object, decide_promotion
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace

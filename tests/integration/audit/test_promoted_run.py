@@ -15,7 +15,7 @@ from perennial.cli.app import app
 from perennial.controller.context import Workspace
 from perennial.controller.promote import promote
 from perennial.runs.ledger import Ledger, now
-from perennial.runs.promotion import alias_key, decide_promotion
+from perennial.runs.release_policy import alias_key, decide_promotion
 from perennial.store import Store, open_store
 from perennial.tracking import default_uri
 from tests.integration.audit.conftest import filled

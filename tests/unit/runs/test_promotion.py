@@ -9,7 +9,7 @@ import pytest
 
 from perennial.errors import InvalidTransition
 from perennial.runs.events import Promoted
-from perennial.runs.promotion import decide_promotion
+from perennial.runs.release_policy import decide_promotion
 from perennial.runs.state import RunState
 from tests.support.event_factory import (
     AT,
