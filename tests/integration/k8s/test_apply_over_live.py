@@ -82,6 +82,7 @@ def test_what_others_set_survives_an_apply_of_the_schedule(
     assert live(api) == before
 
 
+@pytest.mark.long
 def test_a_mode_that_was_left_is_deleted_by_its_label(api: KubernetesApi, tmp_path: Path) -> None:
     watch = write_overlay(tmp_path / "watch", AWS, MODES["watch"])
     schedule = write_overlay(tmp_path / "schedule", AWS, MODES["schedule"])
@@ -97,6 +98,7 @@ def test_a_mode_that_was_left_is_deleted_by_its_label(api: KubernetesApi, tmp_pa
     assert api.names("CronJob") == api.names("RayJob") == ["perennial-ingest", "perennial-run"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", [("watch", "schedule"), ("schedule", "watch")])
 def test_both_modes_at_once_do_not_build(tmp_path: Path, order: tuple[str, str]) -> None:
     folder = write_overlay(tmp_path / "mine", AWS, *(MODES[mode] for mode in order))
@@ -106,6 +108,7 @@ def test_both_modes_at_once_do_not_build(tmp_path: Path, order: tuple[str, str])
     assert "perennial~1mode" in done.stderr or "RayCluster" in done.stderr
 
 
+@pytest.mark.long
 def test_a_cluster_for_people_is_taken_before_the_mode_changes_its_head(tmp_path: Path) -> None:
     components = (AWS, MODES["watch"], "components/interactive")
     command = ["kubectl", "kustomize", str(write_overlay(tmp_path / "mine", *components))]
@@ -114,6 +117,7 @@ def test_a_cluster_for_people_is_taken_before_the_mode_changes_its_head(tmp_path
     assert "perennial~1mode" in done.stderr
 
 
+@pytest.mark.long
 def test_the_stand_in_shows_a_declared_switch_being_flipped(
     api: KubernetesApi, tmp_path: Path
 ) -> None:

@@ -49,8 +49,14 @@ def objections(objects: list[Doc]) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("cloud", IDENTITY)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("cloud", "mode"),
+    [
+        ("eks", MODES[0]),
+        *(pytest.param(cloud, MODES[0], marks=pytest.mark.long) for cloud in ("gke", "aks")),
+        *(pytest.param(cloud, MODES[1], marks=pytest.mark.long) for cloud in IDENTITY),
+    ],
+)
 def test_every_pod_that_reaches_the_store_has_an_identity(cloud: str, mode: str) -> None:
     """And starts without static keys."""
     objects = assembled(AWS, f"components/workload-identity/{cloud}", mode)
@@ -236,7 +242,7 @@ def test_the_local_overlay_brings_its_own_store() -> None:
             assert keys.items() <= told.items(), where
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.long)])
 def test_several_runs_share_a_namespace_and_one_mlflow(tmp_path: Path, mode: str) -> None:
     """As the guide says: another overlay without ../../base, with a suffix."""
     first = assembled(AWS, MODES[0])
@@ -275,10 +281,9 @@ def test_several_runs_share_a_namespace_and_one_mlflow(tmp_path: Path, mode: str
 
 # Machines
 
-MACHINES: dict[
-    str, list[tuple[str, int, float, int]]
-] = {  # CPUs, GiB and GPUs: aws.amazon.com/ec2/instance-types (g6, p4, p5), and
-    # cloud.google.com/compute/docs/accelerator-optimized-machines (g2, a3), where GB are 10^9 bytes
+# CPUs, GiB and GPUs: aws.amazon.com/ec2/instance-types (g6, p4, p5), and
+# cloud.google.com/compute/docs/accelerator-optimized-machines (g2, a3), where GB are 10^9 bytes
+MACHINES: dict[str, list[tuple[str, int, float, int]]] = {
     "aws-spot": [("g6.2xlarge", 8, 32, 1)],
     "gke": [("g2-standard-8", 8, 32e9 / 2**30, 1)],
     "nodes-of-8": [

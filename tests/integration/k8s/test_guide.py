@@ -25,6 +25,7 @@ def commands() -> list[str]:
     return [textwrap.dedent(block) for block in blocks]
 
 
+@pytest.mark.long
 def test_the_guide_is_followed_from_the_first_command_to_the_last(
     guides: Path, tmp_path: Path
 ) -> None:

@@ -25,9 +25,10 @@ exit 9
 """
 # `perennial` says with which run file it runs, and ends as the file says.
 PERENNIAL = """#!/bin/sh
-echo "$1 $(cat "$2")" >> log
+read=$(cat "$2")
+echo "$1 $read" >> log
 trap 'echo "checkpoint stored" >> log; kill $!; exit 143' TERM
-if grep -q wrong "$2"; then exit 2; fi
+if [ "$read" = wrong ]; then exit 2; fi
 if [ -e store-is-away ]; then rm store-is-away; exit 1; fi
 while true; do sleep 0.05 & wait $!; done
 """
