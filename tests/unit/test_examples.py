@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from perennial.config import load_run
 from perennial.sources.places import find_files
@@ -86,3 +89,78 @@ def test_the_messy_crawl_has_what_its_guide_names(
         "c4-train.00001.json.gz",
     ]
     assert len(placed.left_out) == 3
+
+
+def test_digits_are_images_of_levels_and_are_drawn_beside_what_a_model_wrote(
+    load: Callable[[Path], ModuleType], tmp_path: Path
+) -> None:
+    digits = load(EXAMPLES / "digits.py")
+    digits.main(tmp_path / "digits.jsonl")
+    lines = (tmp_path / "digits.jsonl").read_text().splitlines()
+    images = [json.loads(line)["input_ids"] for line in lines]
+    assert len(images) == 1797
+    assert {len(image) for image in images} == {64}
+    assert {level for image in images for level in image} == set(range(17))
+    made = digits.draw([16] * 33 + [0, 16], 33, [0] * 63 + [16], scale=1)
+    with Image.open(io.BytesIO(made)) as picture:
+        assert picture.size == (20, 8)
+        pixels = [picture.getpixel(at) for at in ((0, 0), (7, 7), (12, 0), (13, 4), (14, 4))]
+        missing = picture.getpixel((19, 7))
+    # Paper and ink of the image itself; given ink; written paper and ink; what is not there.
+    white, dark, blue = (255, 255, 255), (40, 40, 40), (0, 114, 178)
+    assert pixels == [white, dark, dark, white, blue]
+    assert missing == (213, 94, 0)
+
+
+def test_a_chorale_is_four_voices_by_eighths(
+    load: Callable[[Path], ModuleType], tmp_path: Path
+) -> None:
+    chorales = load(EXAMPLES / "chorales.py")
+    quarter = (
+        "<note><pitch><step>C</step><octave>{}</octave></pitch><duration>2</duration>{}</note>"
+    )
+    rest = "<note><rest/><duration>1</duration></note>"
+    tied = quarter.format(2, '<tie type="stop"/>')
+    voice = "<part><measure><attributes><divisions>2</divisions></attributes>{}</measure></part>"
+    voices = [quarter.format(5, ""), rest + rest, quarter.format(3, ""), tied]
+    score = "".join(["<score>", *map(voice.format, voices), "</score>"]).encode()
+    high, low = 12 * 6 - 36 + 2, 12 * 4 - 36 + 2
+    assert chorales.encode(score) == [high, 0, low, 1, 1, 0, 1, 1]
+    assert chorales.encode(score.replace(b"<octave>5", b"<octave>9")) == []
+    assert chorales.encode(b"<score><part></part></score>") == []
+    made = chorales.draw([high, 0, low, 1, 1, 0, 1], 4, [high, 0, low, 1, 1, 0, 1, 1])
+    with Image.open(io.BytesIO(made)) as picture:
+        assert picture.size == (8, 2 * 96 + 6)
+        colours = {picture.getpixel((x, y)) for x in range(8) for y in range(2 * 96 + 6)}
+    assert {(213, 94, 0), (0, 158, 115), (255, 255, 255), (235, 235, 235)} <= colours
+    scores = {f"music21/corpus/bach/bwv{n}.mxl": _packed(score) for n in range(3)}
+    with zipfile.ZipFile(tmp_path / "music21.whl", "w") as wheel:
+        for name, data in scores.items():
+            wheel.writestr(name, data)
+    chorales.main(tmp_path / "music21.whl", tmp_path / "chorales.jsonl")
+    lines = (tmp_path / "chorales.jsonl").read_text().splitlines()
+    assert lines == [json.dumps({"input_ids": [high, 0, low, 1, 1, 0, 1, 1]})] * 3
+
+
+def _packed(score: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("META-INF/container.xml", "<container/>")
+        archive.writestr("score.xml", score)
+    return packed.getvalue()
+
+
+def test_the_sequences_have_the_entries_that_their_files_need(
+    load: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    spec = load_run(EXAMPLES / "sequences.yaml")
+    own = (spec.stages.corpora[name].extend_tokenizer for name in ("digits", "chorales"))
+    assert [brought.ids for brought in own if brought is not None] == [
+        load(EXAMPLES / "digits.py").LEVELS,
+        load(EXAMPLES / "chorales.py").IDS,
+    ]
+    assert {its.function for its in spec.evaluation.render.values()} == {
+        "digits:draw",
+        "chorales:draw",
+    }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from perennial.controller.decisions import choices
 from perennial.controller.loop import todo
 from perennial.controller.source_poller import open_sources, utc_now
+from perennial.evaluation.samples import describe_undrawn
 from perennial.report.compare import baseline_gap
 from perennial.runs import summary
 from perennial.runs.history import StageTime, goodput
@@ -80,6 +81,7 @@ class RunStatus:
         times: where the time of each stage went, as of the last evaluation.
         goodput: share of the time in steps that count; None where it is not known.
         gap: to the baseline of the run file; None without one.
+        undrawn: by corpus, the user's function that did not draw the last samples, and why.
         sources: the run file's sources.
         next: what `run` would do.
     """
@@ -107,6 +109,7 @@ class RunStatus:
     times: Sequence[StageTime]
     goodput: float | None
     gap: Gap | None
+    undrawn: Mapping[str, str]
     sources: Sequence[SourceStatus]
     next: Sequence[str]
 
@@ -129,6 +132,7 @@ class RunStatus:
             },
             "releases": list(self.releases),
             "scores": self.scores,
+            "undrawn": self.undrawn,
             "times": [asdict(time) for time in self.times[self.earlier :]],
             "sources": [asdict(source) for source in self.sources],
             "next": list(self.next),
@@ -172,6 +176,7 @@ def read_status(work: Workspace, last: int | None = None) -> RunStatus:
         times=times,
         goodput=goodput(times),
         gap=baseline_gap(work.spec, work.store, state),
+        undrawn=_undrawn(state),
         sources=[source.status(utc_now()) for source in open_sources(work)],
         next=todo(work),
     )
@@ -182,6 +187,12 @@ def _read_holder(work: Workspace, state: RunState) -> str:
     if beat is None or beat.holder.is_gone:
         return ""
     return f"{beat.holder}, last heartbeat {moment(beat.modified.isoformat())}"
+
+
+def _undrawn(state: RunState) -> dict[str, str]:
+    last = [*state.stages[-1:], *state.stages[-2:-1]]  # the last one may not be measured yet
+    samples = next((s for x in last if (s := state.stage_samples.get(x.name))), [])
+    return describe_undrawn([*samples, *(s for r in state.releases[-1:] for s in r.samples)])
 
 
 def _pending(state: RunState) -> Iterator[str]:

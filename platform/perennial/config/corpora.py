@@ -37,15 +37,19 @@ LargestWindow = Annotated[Size, Field(ge=1 << 10, le=1 << 31)]
 
 
 class TokensSpec(Section):
-    """Documents of a corpus that are token ids already, of the run's own tokenizer."""
+    """Documents of a corpus that are ids already: give exactly one of tokenizer and brought_by."""
 
-    tokenizer: Annotated[str, JOIN]
+    tokenizer: Annotated[str | None, JOIN] = None
     """what the ids are of: the fingerprint of a tokenizer (that of a run is in its store,
     tokenizer/manifest.json), or the path of one, as `tokenizer.path` takes it; any other than the
     run's is refused"""
+    brought_by: Annotated[str | None, JOIN] = None
+    """the ids are no text: they count from 0 in the vocabulary that this corpus, or an earlier one,
+    brings by `stages.corpora.NAME.extend_tokenizer.ids`; the number of its ids, where it occurs,
+    ends a document"""
     vocabulary: Annotated[Count | None, JOIN] = None
-    """ids are below this number; default, and at most: the entries of the run's tokenizer. A
-    document with another id is set aside"""
+    """ids are below this number; default, and at most: the entries of the run's tokenizer, or those
+    that were brought. A document with another id is set aside"""
     field: Annotated[str, JOIN] = "input_ids"
     """the field of an object, or the column of a table, that holds a document's ids"""
     dtype: Annotated[IdType | None, JOIN] = None
@@ -54,6 +58,12 @@ class TokensSpec(Section):
     without: Annotated[tuple[DoneToText, ...], JOIN] = ()
     """what `corpora` asks of text that is not done to these ids; a corpus is refused where the run
     file asks for one of them that is not named here"""
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> TokensSpec:
+        if (self.tokenizer is None) == (self.brought_by is None):
+            raise ValueError("give exactly one of tokenizer and brought_by")
+        return self
 
 
 class ReadingOverride(Section):
@@ -212,13 +222,13 @@ class CorporaSpec(Section):
         Args:
             name: of the corpus.
         """
-        return _of_name(self.about, name) or CorpusOrigin()
+        return of_name(self.about, name) or CorpusOrigin()
 
     def _override(self, name: str) -> ReadingOverride:
-        return _of_name(self.read, name) or ReadingOverride()
+        return of_name(self.read, name) or ReadingOverride()
 
 
-def _of_name(sections: Mapping[str, S], name: str) -> S | None:
+def of_name(sections: Mapping[str, S], name: str) -> S | None:
     """Return the section of the exact name, else of the longest glob that matches it."""
     globs = [glob for glob in sections if fnmatchcase(name, glob)]
     longest = max(globs, key=lambda glob: (len(glob), glob), default=None)

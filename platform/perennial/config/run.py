@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from perennial.config.corpora import CorporaSpec
+from perennial.config.corpora import CorporaSpec, CorpusPattern
 from perennial.config.cron import TimetableText
 from perennial.config.gates import GatesSpec
 from perennial.config.notify import NotifySpec
@@ -29,6 +29,7 @@ from perennial.fields import (
 )
 from perennial.mixture import Mixture, ReplaySpec, ShareOrAuto
 from perennial.schedules import SCHEDULES, AbsentScheduleConfig, AnnealShape, ScheduleConfig
+from perennial.user_code import ImportPath, Parameters
 
 
 class TokenizerSpec(Section):
@@ -66,7 +67,7 @@ OptimizerAtJoin = Literal["reset", "keep", "keep-second-moment"]
 
 
 class ExtensionSpec(Section):
-    """Entries that a corpus brings to the tokenizer: give exactly one of the two keys."""
+    """Entries that a corpus brings to the tokenizer: give exactly one of the three keys."""
 
     entries: Annotated[Annotated[int, Field(ge=1, le=1 << 20)] | None, JOIN] = None
     """most entries to learn over a sample of the corpus: the merges of the byte-level BPE are
@@ -74,17 +75,20 @@ class ExtensionSpec(Section):
     tokens: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, JOIN] = None
     """texts that become one token each, words with the space before them, such as `" quotidien"`;
     what leads to them is added too"""
+    ids: Annotated[Count | None, JOIN] = None
+    """entries for a corpus that is no text: its documents are ids below this number, of a
+    vocabulary of their own; see `corpora.read.NAME.tokens.brought_by`"""
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> ExtensionSpec:
-        if (self.entries is None) == (not self.tokens):
-            raise ValueError("give exactly one of entries and tokens")
+    def _one_of_three(self) -> ExtensionSpec:
+        if [self.entries is None, not self.tokens, self.ids is None].count(False) != 1:
+            raise ValueError("give exactly one of entries, tokens and ids")
         return self
 
     @property
-    def asked(self) -> int | tuple[str, ...]:
-        """Return the number of entries, or the tokens."""
-        return self.entries if self.entries is not None else self.tokens or ()
+    def most(self) -> int:
+        """Return the number of entries that are asked for."""
+        return self.entries or self.ids or len(self.tokens or ())
 
 
 class StageOverride(Section):
@@ -255,6 +259,24 @@ class ReleaseSpec(Section):
         return self
 
 
+class RenderSpec(Section):
+    """A picture or a text for the samples of a corpus that is no text, by a function.
+
+    Evaluations call `function(ids, given=..., document=..., **parameters)`. `ids` are those of a
+    held-out document, of which a model was given the first `given` and wrote the others; they count
+    from 0 in the corpus's own vocabulary. `document` has the ids of the document itself. The
+    function returns the bytes of a PNG picture, or a text.
+    """
+
+    function: Annotated[ImportPath, FREE]
+    """import path, such as `my_package.images:draw`; the module must be importable on every node
+    that evaluates"""
+    parameters: Annotated[Parameters, FREE]
+    """its other keyword arguments"""
+    given: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)], FREE] = 0.5
+    """share of a document that is given to the model, above 0 and below 1"""
+
+
 class EvaluationSpec(Section):
     """Measurements after every stage and on a release."""
 
@@ -275,6 +297,9 @@ class EvaluationSpec(Section):
     prompts: Annotated[tuple[str, ...], FREE] = ()
     """prompts that every stage and every release continues, besides the first words of held-out
     documents"""
+    render: dict[CorpusPattern, RenderSpec] = Field(default_factory=dict)
+    """what draws the samples of a corpus that is no text, by its name, or by a glob such as
+    `"scans-*"`. Default: its samples are numbers"""
     baseline: Annotated[str | None, FREE] = None
     """store of a run that was retrained from scratch, a folder or a bucket's url; the report
     shows the gap to it"""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, get_args
 
 from perennial import corpora
 from perennial.config.corpora import DoneToText
-from perennial.controller.tokenizer_growth import settled_tokenizer
-from perennial.corpora.manifest import TokenIds
+from perennial.controller.tokenizer_growth import extension_for, settled_tokenizer
+from perennial.corpora.manifest import TokenIds, manifest_key
 from perennial.corpora.tokenizer import MANIFEST_KEY
 from perennial.errors import InputError
 from perennial.store import open_store
@@ -38,8 +38,10 @@ def declared_ids(work: Workspace, name: str, is_decided: bool) -> TokenIds | Non
         return None
     field = f"corpora.read.{name}.tokens"
     tokenizer = _run_tokenizer(work, name, is_decided)
-    _check_same(declared, tokenizer, field)
     _check_text_alone(work, declared, field)
+    if declared.brought_by is not None:
+        return _own_ids(work, name, declared, tokenizer)
+    _check_same(declared, tokenizer, field)
     vocabulary = min(declared.vocabulary or tokenizer.vocabulary, tokenizer.vocabulary)
     return TokenIds(
         field=declared.field,
@@ -47,6 +49,47 @@ def declared_ids(work: Workspace, name: str, is_decided: bool) -> TokenIds | Non
         vocabulary=vocabulary,
         end_of_document=tokenizer.end_of_document,
         begin_of_document=tokenizer.begin_of_document,
+    )
+
+
+def _own_ids(work: Workspace, name: str, declared: TokensSpec, tokenizer: RunTokenizer) -> TokenIds:
+    """Return how documents are ids of a vocabulary that a corpus brought, or brings."""
+    bringer = str(declared.brought_by)
+    first, entries = _entries_of(work, name, bringer, tokenizer)
+    return TokenIds(
+        field=declared.field,
+        dtype=declared.dtype or ("uint16" if entries < 1 << 16 else "uint32"),
+        vocabulary=min(declared.vocabulary or entries, entries),
+        end_of_document=entries,
+        first=first,
+    )
+
+
+def _entries_of(
+    work: Workspace, name: str, bringer: str, tokenizer: RunTokenizer
+) -> tuple[int, int]:
+    """Return the first and the number of the entries that a corpus brought for ids of its own."""
+    own = extension_for(work, bringer)
+    if own is None or own.ids is None:
+        raise _without_entries(
+            work, name, f"{bringer} brings none (stages.corpora.{bringer}.extend_tokenizer.ids)"
+        )
+    if bringer == name and not work.store.exists(manifest_key(name)):
+        return tokenizer.vocabulary, own.ids
+    brought = work.state.extensions.get(bringer)
+    in_force = {tokenizer.fingerprint, *tokenizer.manifest.ancestors}
+    if brought is None or (bringer != name and brought.fingerprint not in in_force):
+        raise _without_entries(work, name, f"the stage of {bringer} has not passed")
+    return brought.first, brought.vocabulary - brought.first
+
+
+def _without_entries(work: Workspace, name: str, problem: str) -> InputError:
+    return InputError(
+        work.where,
+        f"corpora.read.{name}.tokens.brought_by",
+        f"the run's tokenizer has no entries for its ids: {problem}",
+        "name the corpus that brings them, which is trained before all others of its vocabulary",
+        code="ids-without-entries",
     )
 
 
@@ -70,17 +113,18 @@ def _run_tokenizer(work: Workspace, name: str, is_decided: bool) -> RunTokenizer
 
 def _check_same(declared: TokensSpec, tokenizer: RunTokenizer, field: str) -> None:
     """Refuse ids of another tokenizer than the run's, or than one that it grew from."""
-    if _FINGERPRINT.fullmatch(declared.tokenizer):
-        names = frozenset({declared.tokenizer})
+    named = str(declared.tokenizer)
+    if _FINGERPRINT.fullmatch(named):
+        names = frozenset({named})
     else:
-        names = _read_declared(declared.tokenizer, f"{field}.tokenizer").fingerprints
+        names = _read_declared(named, f"{field}.tokenizer").fingerprints
     ancestors = tokenizer.manifest.ancestors
     is_same = any(tokenizer.is_named(name) or name in ancestors for name in names)
     if not is_same:
         raise InputError(
             "run file",
             f"{field}.tokenizer",
-            f"the ids are of {declared.tokenizer}, the run's tokenizer is {tokenizer.fingerprint} "
+            f"the ids are of {named}, the run's tokenizer is {tokenizer.fingerprint} "
             f"with {tokenizer.vocabulary} entries",
             "land ids of the run's tokenizer or the text, or give them to a run of their own",
             code="ids-of-another-tokenizer",

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from perennial.controller.context import Workspace
 from perennial.controller.origin import measure_origins
-from perennial.controller.questions import loading_of, questions_of, sampling
+from perennial.controller.questions import loading_of, questions_of, sampling, warn_of_undrawn
 from perennial.corpora import read_manifest
 from perennial.evaluation import Answers, examine
 from perennial.evaluation import measure as measure_losses
@@ -136,9 +136,11 @@ def _examine(work: Workspace, stage: Stage) -> Answers:
         questions_of(work, summary.references(work.state, stage)),
         tasks=tuple(dict.fromkeys(tasks)),
         task_reference=work.state.start_of(stage),
-        **sampling(spec),
+        **sampling(work),
     )
-    return examine(work.store, work.state.ends[stage.name], questions)
+    answers = examine(work.store, work.state.ends[stage.name], questions)
+    warn_of_undrawn(work, answers.samples)
+    return answers
 
 
 def measure(

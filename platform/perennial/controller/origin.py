@@ -10,7 +10,7 @@ from typing import Any
 from perennial.causes import describe
 from perennial.controller.context import Workspace
 from perennial.controller.ingest_stage import usable
-from perennial.controller.questions import questions_of, sampling
+from perennial.controller.questions import questions_of, sampling, warn_of_undrawn
 from perennial.corpora import read_manifest
 from perennial.evaluation import BASE, HeldoutLoss, examine
 from perennial.evaluation.scores import plain
@@ -101,7 +101,7 @@ def _measure(work: Workspace, name: str, wanted: Sequence[str]) -> bool:
     new = [task for task in wanted if task not in asked] if name == BASE else []
     if missing:
         work.log(f"measuring the {_LABELS[name]} on {', '.join(missing)}")
-        samples = sampling(work.spec) if name == BASE else {}
+        samples = sampling(work) if name == BASE else {}
         if not first:
             samples["prompts"] = {}
         _ask(work, origin, missing, missing, new if first else again, samples)
@@ -162,6 +162,7 @@ def _ask(
         # Larger than what is trained, and nothing rests on its losses.
         work.log(f"notice: the {_LABELS[origin.name]} is not measured ({describe(failed)})")
         return
+    warn_of_undrawn(work, answers.samples)
     measured = Measured(
         at=now(),
         stage=origin.name,

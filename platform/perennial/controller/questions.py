@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from perennial.config.corpora import of_name
 from perennial.controller.ingest_stage import usable
-from perennial.evaluation import Loading, Questions
+from perennial.evaluation import Loading, Questions, Sample
+from perennial.evaluation.samples import Renderer, describe_undrawn
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
@@ -38,11 +40,24 @@ def loading_of(spec: RunSpec) -> Loading:
     return Loading(spec.evaluation.precision, spec.evaluation.gpus)
 
 
-def sampling(spec: RunSpec) -> dict[str, Any]:
+def sampling(work: Workspace) -> dict[str, Any]:
     """Return the sampling options of all models: the same prompts, to compare them."""
+    spec = work.spec
     tokens = spec.release.sample_tokens
+    drawn = {name: of_name(spec.evaluation.render, name) for name in usable(work.state)}
     return {
         "prompts": {"": spec.evaluation.prompts} if tokens else {},
         "prompts_per_corpus": _PROMPTS_PER_CORPUS if tokens else 0,
         "sample_tokens": tokens,
+        "renderers": {
+            name: Renderer(its.function, its.parameters, its.given)
+            for name, its in drawn.items()
+            if its is not None
+        },
     }
+
+
+def warn_of_undrawn(work: Workspace, samples: Sequence[Sample]) -> None:
+    """Warn, once for each corpus, of samples that the user's function did not draw."""
+    for corpus, problem in describe_undrawn(samples).items():
+        work.log(f"warning: samples of {corpus} are not drawn: {problem}")

@@ -12,7 +12,7 @@ from perennial.controller.evaluate_stage import measure
 from perennial.controller.ingest_stage import usable
 from perennial.controller.origin import measure_origins
 from perennial.controller.publish import check_empty, check_place, publish
-from perennial.controller.questions import loading_of, sampling
+from perennial.controller.questions import loading_of, sampling, warn_of_undrawn
 from perennial.controller.tokenizer_growth import tokenizer_of
 from perennial.controller.train_stage import train
 from perennial.errors import InputError, Superseded
@@ -399,9 +399,10 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
         seed=work.spec.seed,
         references=summary.references(work.state, stage),
         loading=loading_of(work.spec),
-        **sampling(work.spec),
+        **sampling(work),
     )
     answers = examine(work.store, folder, questions)
+    warn_of_undrawn(work, answers.samples)
     released = Released(
         at=now(),
         name=claimed.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perennial import corpora
+from perennial.corpora.growth.extend import Asked, OwnIds
 from perennial.corpora.manifest import manifest_key
 from perennial.errors import InputError
 from perennial.runs.events import Extended
@@ -26,6 +27,13 @@ def extension_for(work: Workspace, name: str) -> ExtensionSpec | None:
     return own.extend_tokenizer if own and order_of(work.spec).trains(name) else None
 
 
+def asked_of(brought: ExtensionSpec) -> Asked:
+    """Return what a corpus asks of the tokenizer."""
+    if brought.ids is not None:
+        return OwnIds(ids=brought.ids)
+    return brought.entries if brought.entries is not None else brought.tokens or ()
+
+
 def check_extension(work: Workspace, name: str, *, is_text: bool, is_decided: bool) -> None:
     """Raise InputError for entries that a corpus cannot bring, before anything is computed.
 
@@ -35,9 +43,16 @@ def check_extension(work: Workspace, name: str, *, is_text: bool, is_decided: bo
         is_text: whether its documents are text.
         is_decided: whether the run has a tokenizer that an accepted corpus has ids of.
     """
-    if extension_for(work, name) is None:
+    brought = extension_for(work, name)
+    if brought is None:
         return
-    problem = "its documents are token ids, which no entry changes" if not is_text else ""
+    problem = ""
+    if brought.ids is not None:
+        declared = work.spec.corpora.tokens_of(name)
+        if declared is None or declared.brought_by != name:
+            problem = f"nothing says that its documents are these ids (tokens.brought_by: {name})"
+    elif not is_text:
+        problem = "its documents are token ids, which no entry changes"
     if not is_decided and work.spec.tokenizer.path is None:
         problem = "the run's tokenizer is trained on it, and is made for it"
     if problem:
@@ -83,8 +98,10 @@ def tokenizer_for(
     before = settled_tokenizer(work)
     if brought is None:
         return before
-    work.log(f"{name}: looking for entries that the tokenizer lacks")
-    grown = corpora.grow_tokenizer(work.store, work.inbox, landed, brought.asked, before, settings)
+    if brought.ids is None:
+        work.log(f"{name}: looking for entries that the tokenizer lacks")
+    asked = asked_of(brought)
+    grown = corpora.grow_tokenizer(work.store, work.inbox, landed, asked, before, settings)
     if grown.fingerprint == before.fingerprint:
         work.log(f"notice: {name}: there is nothing that a further entry would make shorter")
         return before

@@ -61,6 +61,8 @@ class TokenIds(_Frozen):
     """ids are below it"""
     end_of_document: int
     """the id that ends a document; the last one of a list or a file may lack it"""
+    first: Annotated[int, Field(exclude_if=lambda first: not first)] = 0
+    """the run's id of the files' id 0, where they have a vocabulary of their own"""
     begin_of_document: int | None = None
     """the id that may stand before a document"""
 

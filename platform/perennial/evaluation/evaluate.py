@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,9 +18,15 @@ from perennial.corpora import load_tokenizer, read_manifest
 from perennial.corpora.tokenizer import FIRST_TOKENIZER
 from perennial.errors import InputError
 from perennial.evaluation.cache import keep_items, keep_losses, kept_items, kept_losses
-from perennial.evaluation.heldout import prompts, read_documents
+from perennial.evaluation.heldout import prompts, read_documents, spread
 from perennial.evaluation.loss import Document, HeldoutLoss, document_losses, heldout_loss
-from perennial.evaluation.samples import Sample, generate
+from perennial.evaluation.samples import (
+    OwnVocabulary,
+    Renderer,
+    Sample,
+    continue_document,
+    generate,
+)
 from perennial.evaluation.scores import NotRun, TaskScore, paired_stderr
 from perennial.evaluation.tasks import LocalTask, read_task, run_tasks
 from perennial.store import download_checked
@@ -52,6 +58,7 @@ class Questions:
     max_documents: most held-out documents of a corpus that are used.
     prompts: prompts by the corpus they are meant for; `prompts_per_corpus` more are the first
         words of held-out documents. Each is continued by `sample_tokens` tokens.
+    renderers: what draws the samples of a corpus that is no text, by its name.
     tasks: lm-eval tasks by name, or local task folders.
     seed: of the samples and of the tasks' items.
     references: by corpus, the model that its loss is compared with.
@@ -66,6 +73,7 @@ class Questions:
     prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     prompts_per_corpus: int = 0
     sample_tokens: int = 40
+    renderers: Mapping[str, Renderer] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     seed: int = 0
     references: Mapping[str, str] = field(default_factory=dict)
@@ -207,12 +215,15 @@ def answer(
         if not (tasks or questions.prompts or questions.prompts_per_corpus):
             return Answers(losses, (), ())
         tokenizer = run_tokenizer(store, its_own)
+        own = _own_vocabularies(store, questions)
         texts = {
             corpus: [tokenizer.decode(document.tokens[:-1].tolist()) for document in chosen]
             for corpus, chosen in documents.items()
-            if corpus in questions.sources
+            if corpus in questions.sources and corpus not in own
         }
         samples = _samples(model, tokenizer, texts, questions)
+        for corpus, vocabulary in own.items():
+            samples += _own_samples(model, corpus, documents[corpus], vocabulary, questions)
         outcomes = run_tasks(
             model,
             tokenizer,
@@ -360,3 +371,42 @@ def _samples(
         )
         for corpus, prompt in asked
     ]
+
+
+def _own_vocabularies(store: Store, questions: Questions) -> dict[str, OwnVocabulary]:
+    """Return the vocabularies of those corpora that are no text."""
+    vocabularies = {}
+    for corpus in questions.sources:
+        tokens = read_manifest(store, corpus).settings.tokens
+        if tokens is not None and (tokens.first or corpus in questions.renderers):
+            vocabularies[corpus] = OwnVocabulary(tokens.first, tokens.vocabulary)
+    return vocabularies
+
+
+def _own_samples(
+    model: Any,
+    corpus: str,
+    documents: Sequence[Document],
+    vocabulary: OwnVocabulary,
+    questions: Questions,
+) -> Iterator[Sample]:
+    """Yield how a model goes on from the beginning of documents that are no text.
+
+    A model that lacks the entries writes none: it reads their spelling.
+    """
+    renderer = questions.renderers.get(corpus)
+    for number in spread(len(documents), questions.prompts_per_corpus):
+        document = documents[number]
+        *tokens, end = document.tokens.tolist()
+        if document.counted is not None or len(tokens) < 2:
+            continue
+        # The token before a document is in the context too.
+        whole = [token - vocabulary.first for token in tokens[: questions.sequence_length - 1]]
+        share = 0.5 if renderer is None else renderer.given
+        given = min(max(1, round(len(whole) * share)), len(whole) - 1)
+        # With one seed for all, documents of one kind would go on alike.
+        seed = questions.seed + number
+        ids = continue_document(model, whole, document.before, vocabulary, given, end, seed)
+        prompt, text = (" ".join(map(str, part)) for part in (ids[:given], ids[given:]))
+        drawn = renderer.render(ids, given, whole) if renderer else None
+        yield Sample(corpus, prompt, text, drawn)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from perennial import corpora
-from perennial.controller.tokenizer_growth import extension_for, settled_tokenizer
+from perennial.controller.tokenizer_growth import asked_of, extension_for, settled_tokenizer
 from perennial.corpora.growth.stored import Growth
 from perennial.corpora.tokenizer import MANIFEST_KEY
 from perennial.training import cost_model
@@ -37,8 +37,7 @@ def grown_vocabulary(work: Workspace, vocabulary: int) -> int:
         if known is not None:
             entries += known.vocabulary - known.first
         elif brought is not None:
-            asked = brought.asked
-            entries += asked if isinstance(asked, int) else len(asked)
+            entries += brought.most
     return entries
 
 
@@ -59,8 +58,7 @@ def growth_notes(work: Workspace, names: Sequence[str], size: ModelSize) -> Iter
             entries = known.vocabulary - known.first
             effect = corpora.read_growth(work.store, name).describe()
         else:
-            asked = brought.asked
-            entries = asked if isinstance(asked, int) else len(asked)
+            entries = brought.most
             effect = _describe_sample(work, name) or f"up to {entries:,} entries"
         added = entries * size.hidden * (1 if size.tied else 2)
         stored = added * cost_model.checkpoint_bytes(size, work.spec.training) / size.parameters
@@ -85,7 +83,8 @@ def _describe_sample(work: Workspace, name: str) -> str:
         before = corpora.read_tokenizer(its.path, its.end_of_document, its.begin_of_document)
     else:
         return ""
+    asked = asked_of(brought)
     extension = corpora.extend_for(
-        before.json, work.inbox, landed, brought.asked, settings_of(work, name), _SAMPLE_BYTES
+        before.json, work.inbox, landed, asked, settings_of(work, name), _SAMPLE_BYTES
     )
-    return Growth.of(extension, brought.asked, before.fingerprint).describe()
+    return Growth.of(extension, asked, before.fingerprint).describe()

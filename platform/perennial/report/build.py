@@ -11,7 +11,7 @@ from perennial.report.compare_tables import change_text
 from perennial.report.compared_run import read_run
 from perennial.report.figures.run import pictures
 from perennial.report.headline import headline
-from perennial.report.html import Page, PageSection, Quote, Table
+from perennial.report.html import Continuation, Page, PageSection, Quote, Table
 from perennial.report.search_section import search_sections
 from perennial.runs import summary
 from perennial.runs.history import goodput, read_history
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from perennial.controller.context import Workspace
     from perennial.evaluation import LossMatrix
     from perennial.evaluation.compare import Gap
+    from perennial.evaluation.samples import Sample
     from perennial.report.figures.style import Picture
     from perennial.runs.history import History
     from perennial.runs.state import RunState
@@ -44,7 +45,7 @@ def page(work: Workspace, at: str) -> Page:
         subtitle=f"As the ledger stood at {moment(at)}. Perennial {__version__}.",
         facts=dict(_facts(spec, state, matrix, history, gap)),
         sections=tuple(_sections(work, matrix, history, gap)),
-        quotes=tuple(_quotes(state)),
+        quotes=tuple(quotes(state)),
     )
 
 
@@ -145,18 +146,31 @@ def _retraining(baseline: str, gap: Gap | None) -> PageSection:
     return PageSection(title, lead, tables=[Table(columns, rows, frozenset(columns[1:]))])
 
 
-def _quotes(state: RunState) -> Iterator[Quote]:
-    """Each prompt, and how every model went on from it."""
-    texts: dict[tuple[str, str], list[tuple[str, str]]] = {}
+def quotes(state: RunState) -> Iterator[Quote]:
+    """Yield each prompt, and how every model went on from it."""
+    by_prompt: dict[tuple[str, str], list[tuple[str, Sample]]] = {}
     wrote = [(origin.name, origin.samples) for origin in state.origins.values()]
     wrote += [(stage.name, state.stage_samples.get(stage.name, [])) for stage in state.stages]
     wrote += [(f"release {release.name}", release.samples) for release in state.releases]
     for name, samples in wrote:
         for sample in samples:
-            key = (sample.prompt, sample.corpus)
-            texts.setdefault(key, []).append((name, sample.text))
-    for (prompt, corpus), continuations in texts.items():
-        yield Quote(prompt, corpus, continuations)
+            by_prompt.setdefault((sample.prompt, sample.corpus), []).append((name, sample))
+    for (prompt, corpus), continuations in by_prompt.items():
+        made = [sample.rendering for _, sample in continuations if sample.rendering]
+        drawn_by = dict.fromkeys(its.by for its in made if not its.problem)
+        if drawn_by:
+            prompt = f"The first {len(prompt.split())} ids of a document"
+        yield Quote(prompt, corpus, [_continuation(*its) for its in continuations], [*drawn_by])
+
+
+def _continuation(model: str, sample: Sample) -> Continuation:
+    """Return what a model made of a prompt, as the user's function drew it."""
+    its = sample.rendering
+    if its is None:
+        return Continuation(model, sample.text)
+    if its.problem:
+        return Continuation(model, sample.text, note=f"(not drawn: {its.by}: {its.problem})")
+    return Continuation(model, sample.text, its.png, its.text)
 
 
 _LEADS = {

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from perennial.report.figures.style import Picture
@@ -33,13 +33,31 @@ class PageSection:
     tables: Sequence[Table] = ()
 
 
+class Continuation(NamedTuple):
+    """A model's continuation of a prompt.
+
+    png, drawn: a picture in base64, or a text in lines, in place of the text.
+    note: why there is neither; "" for nothing to note.
+    """
+
+    model: str
+    text: str
+    png: str = ""
+    drawn: str = ""
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class Quote:
-    """A prompt, its corpus, and the continuation of each model: names and texts."""
+    """A prompt, its corpus, and the continuation of each model.
+
+    drawn_by: the functions of the user's that drew them, if any did.
+    """
 
     prompt: str
     manner: str
-    texts: Sequence[tuple[str, str]]
+    texts: Sequence[Continuation]
+    drawn_by: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

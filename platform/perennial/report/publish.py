@@ -18,13 +18,16 @@ from perennial.runs.metrics import stored_rows
 from perennial.telemetry.mlflow_observer import release_location
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from perennial.controller.observer import ObservedRun
-    from perennial.evaluation import LossMatrix
+    from perennial.evaluation import LossMatrix, Sample
     from perennial.runs.entities import StoredOrigin
     from perennial.runs.events import Released, Releasing
     from perennial.runs.state import Stage
     from perennial.telemetry.mlflow_observer import MlflowObserver
     from perennial.tracking import Tracker
+    from perennial.tracking.tracker import TrackedRun
 
 _MATRIX = "matrix.json"
 
@@ -96,8 +99,7 @@ def _track_origin(work: ObservedRun, tracker: Tracker, origin: StoredOrigin) -> 
     run = tracker.child(origin.name, params=params)
     values = metrics.heldout_metrics(origin.losses) | metrics.score_metrics(origin.scores)
     run.log(0, values, work.spec.tokens_per_step)
-    if origin.samples:
-        run.artifact(metrics.sample_text(origin.samples), "samples.txt")
+    _log_samples(run, origin.samples)
     run.finish()
 
 
@@ -123,8 +125,14 @@ def track_stage(work: ObservedRun, tracker: Tracker, stage: Stage) -> None:
     scores = metrics.score_metrics(state.stage_scores.get(stage.name, []))
     values = metrics.heldout_metrics(state.losses[stage.name]) | scores
     run.log(stage.last_step, values, work.spec.tokens_per_step)
-    if samples := state.stage_samples.get(stage.name):
+    _log_samples(run, state.stage_samples.get(stage.name, []))
+
+
+def _log_samples(run: TrackedRun, samples: Sequence[Sample]) -> None:
+    if samples:
         run.artifact(metrics.sample_text(samples), "samples.txt")
+    for name, picture in metrics.sample_pictures(samples).items():
+        run.artifact(picture, name)
 
 
 def track_release(
@@ -133,7 +141,7 @@ def track_release(
     """Log a release's losses and samples, and register it."""
     run = tracker.child(f"release-{released.name}")
     run.log(claimed.step + released.steps, metrics.heldout_metrics(released.losses))
-    run.artifact(metrics.sample_text(released.samples), "samples.txt")
+    _log_samples(run, released.samples)
     run.register(
         work.spec.name,
         released.name,

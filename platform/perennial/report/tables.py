@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +120,18 @@ def parts(stages: Mapping[str, Mapping[str, Any]]) -> list[Table]:
 
 
 def bits(matrix: LossMatrix) -> Table:
-    """Return the bits per byte, which compare across tokenizers."""
+    """Return the bits per byte, which compare across tokenizers; of what is no text per token."""
     cells = [
-        (name, *(number(losses[c].bits_per_byte) if c in losses else "-" for c in matrix.corpora))
+        (name, *(_bits(losses[c]) if c in losses else "-" for c in matrix.corpora))
         for name, losses in matrix.rows
     ]
     return Table(("bits per byte after", *matrix.corpora), cells, frozenset(matrix.corpora))
+
+
+def _bits(loss: HeldoutLoss) -> str:
+    if loss.bits_per_byte is None:
+        return f"{number(loss.nats_per_token / math.log(2))} per token"
+    return number(loss.bits_per_byte)
 
 
 def domains(matrix: LossMatrix) -> list[Table]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from perennial.runs.state import Corpus, RunState
@@ -78,8 +79,9 @@ class Order:
     alone: corpora that keep a stage of their own, as those in `first` do.
     proxies: corpora that are replayed and never become stages. The first stage waits for them.
     approval: whether a stage waits until a user accepts its corpus.
-    extending: corpora that bring entries to the tokenizer. One is not tokenised before the entries
-        of another are in force, or out of it: theirs come after those.
+    extending: corpora, or globs of them, that bring entries to the tokenizer, or have ids that were
+        brought. One is not tokenised before the entries of another are in force, or out of it:
+        theirs come after those.
     """
 
     first: Sequence[str] = ()
@@ -173,8 +175,12 @@ def not_ingested(state: RunState, order: Order) -> list[Corpus]:
 
 
 def waits_to_extend(state: RunState, order: Order, corpus: Corpus) -> bool:
-    """Return whether a corpus brings entries to the tokenizer while another's are not settled."""
-    return corpus.name in order.extending and any(name != corpus.name for name in state.growing)
+    """Return whether a corpus brings entries to the tokenizer, or has ids that one brought, while
+    another's are not settled.
+    """
+    if all(name == corpus.name for name in state.growing):
+        return False
+    return any(fnmatchcase(corpus.name, pattern) for pattern in order.extending)
 
 
 def _again(corpus: Corpus, now: str) -> Action:

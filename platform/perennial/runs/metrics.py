@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +88,27 @@ def _milliseconds(row: dict[str, Any]) -> float:
 
 def sample_text(samples: Sequence[Sample]) -> bytes:
     """Return samples as plain text."""
-    lines = [f"[{s.corpus or 'prompt'}] {s.prompt} ...{s.text}" for s in samples]
+    lines = [f"[{s.corpus or 'prompt'}] {s.prompt} ...{s.text}{_drawn_text(s)}" for s in samples]
     return "\n\n".join(lines).encode()
+
+
+def _drawn_text(sample: Sample) -> str:
+    its = sample.rendering
+    if its is None:
+        return ""
+    if its.problem:
+        return f"\n(not drawn: {its.by}: {its.problem})"
+    return f"\n{its.text}\n(drawn by {its.by})".replace("\n\n", "\n")
+
+
+def sample_pictures(samples: Sequence[Sample]) -> dict[str, bytes]:
+    """Return the pictures that a user's function made of samples, by the name of their file."""
+    drawn = [s for s in samples if s.rendering and s.rendering.png]
+    return {
+        f"sample-{number}-{sample.corpus}.png": base64.b64decode(sample.rendering.png)
+        for number, sample in enumerate(drawn, start=1)
+        if sample.rendering
+    }
 
 
 def score_metrics(scores: Sequence[Score]) -> dict[str, float]:

@@ -271,7 +271,10 @@ def order_of(spec: RunSpec) -> Order:
     approval = stages.approval == "manual"
     order = Order(named, priority, stages.only, proxies=stages.proxies, approval=approval)
     extending = {name for name, own in stages.corpora.items() if own.extend_tokenizer is not None}
-    order = replace(order, extending=frozenset(filter(order.trains, extending)))
+    own = {
+        name for name, read in spec.corpora.read.items() if read.tokens and read.tokens.brought_by
+    }
+    order = replace(order, extending=frozenset({*filter(order.trains, extending), *own}))
     batch = stages.batch_arrivals
     if batch is None:
         return order

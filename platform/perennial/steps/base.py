@@ -47,14 +47,6 @@ Apply = Callable[[RawDocument], "str | Dropped"]
 """Returns the text that goes on, changed or not, or why the document is dropped."""
 
 
-def describe_error(error: BaseException) -> str:
-    """Return the class of an error and what it says, if it can say that."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # its own code makes the text
-        return type(error).__name__
-
-
 class StepConfig(Section, ABC):
     """Base of a step's section in the run file; this docstring is the recipe for another one.
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import inspect
-import json
 import re
 from abc import abstractmethod
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_core import to_jsonable_python
+from pydantic import Field
 
 from perennial.errors import InputError
 from perennial.steps.base import (
@@ -24,24 +16,21 @@ from perennial.steps.base import (
     Dropped,
     RawDocument,
     StepConfig,
+)
+from perennial.user_code import (
+    ImportPath,
+    Parameters,
+    UnusableCode,
+    check_call,
     describe_error,
+    identify_code,
+    import_code,
 )
 
 _REMEDY = "name a function that every node that ingests can import, as `package.module:name`"
 
 
-def _check_plain(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Refuse parameters that the manifest would not give back."""
-    try:
-        json.dumps(to_jsonable_python(parameters, inf_nan_mode="constants"), allow_nan=False)
-    except ValueError as error:
-        raise ValueError(f"{error}; give texts, finite numbers, lists and mappings") from error
-    return parameters
-
-
 DocumentFields = Annotated[tuple[str, ...], Field(exclude_if=lambda fields: not fields)]
-Parameters = Annotated[dict[str, Any], AfterValidator(_check_plain), Field(default_factory=dict)]
-ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
 class _CodeConfig(StepConfig):
@@ -54,15 +43,10 @@ class _CodeConfig(StepConfig):
     def fingerprint(self) -> str:
         """Return the path, the version of the package, and the digest of the module's source."""
         path = self._path()
-        module = inspect.getmodule(_import(path))
         try:
-            file = inspect.getsourcefile(module) if module else None
-        except TypeError:  # a module that is part of Python itself
-            file = None
-        if file is None:
-            raise _unusable(path, "it has no Python source, so a change could not be noticed")
-        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        return " ".join(filter(None, [path, _find_version(path), f"sha256 {digest}"]))
+            return identify_code(path)
+        except UnusableCode as wrong:
+            raise _unusable(path, str(wrong)) from wrong
 
 
 @STEPS.register("call")
@@ -93,9 +77,11 @@ class CallConfig(_CodeConfig):
     def build(self) -> Apply:
         """Return the step as a function."""
         function = _import(self.function)
-        if not callable(function):
-            raise _unusable(self.function, f"it is a {type(function).__name__} and no function")
-        self._check_arguments(function)
+        try:
+            check_call(function, "a text", [*self.parameters, *self._more(RawDocument(""))])
+        except UnusableCode as wrong:
+            has = "give the parameters that the function has" if callable(function) else _REMEDY
+            raise _unusable(self.function, str(wrong), has) from wrong
 
         def call(document: RawDocument) -> str | Dropped:
             text = function(document.text, **self.parameters, **self._more(document))
@@ -104,23 +90,6 @@ class CallConfig(_CodeConfig):
             return _check_text(self.function, text)
 
         return call
-
-    def _check_arguments(self, function: Any) -> None:
-        """Refuse a function that does not take what it would be called with."""
-        more: dict[str, Any] = {"fields": {}} if self.fields else {}
-        try:
-            signature = inspect.signature(function)
-        except (TypeError, ValueError):  # of some classes and compiled functions
-            return
-        try:
-            signature.bind("", **self.parameters, **more)
-        except TypeError as error:
-            arguments = ", ".join(["a text", *(f"{name}=" for name in (*self.parameters, *more))])
-            raise _unusable(
-                self.function,
-                f"it cannot be called with {arguments}: {error}",
-                "give the parameters that the function has",
-            ) from error
 
     def _more(self, document: RawDocument) -> dict[str, Any]:
         if not self.fields:
@@ -201,21 +170,11 @@ def _check_text(path: str, text: object) -> str | Dropped:
 
 
 def _import(path: str) -> Any:
-    """Return what an import path names."""
-    module, _, name = path.partition(":")
+    """Return what an import path names; InputError where it cannot be imported."""
     try:
-        return getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:
-        # Any class: the module is the user's, and runs while it is imported.
-        raise _unusable(path, describe_error(error)) from error
-
-
-@cache
-def _find_version(path: str) -> str:
-    """Return the version of the package that a path is in; "" for a module of no package."""
-    top = path.partition(":")[0].partition(".")[0]
-    owners = metadata.packages_distributions().get(top, [])
-    return " ".join(f"{owner} {metadata.version(owner)}" for owner in sorted(set(owners)))
+        return import_code(path)
+    except UnusableCode as wrong:
+        raise _unusable(path, str(wrong)) from wrong
 
 
 def _to_kebab(reason: str) -> str:

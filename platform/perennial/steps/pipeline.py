@@ -20,8 +20,8 @@ from perennial.steps.base import (
     RawDocument,
     StepConfig,
     StepSection,
-    describe_error,
 )
+from perennial.user_code import describe_error
 
 _MOST_DETAIL = 200
 _SECTION: TypeAdapter[StepConfig] = TypeAdapter(StepSection)

@@ -37,6 +37,8 @@ INDEX = {"sources": {"crawl": {"index": "http://a.example.org/", "schedule": "1d
 COMMAND = {"sources": {"crawl": {"command": ["fetch"], "schedule": "1d"}}}
 RELEASES = {"release": {"policy": "every", "every": "5 steps"}}
 IDS = {"corpora": {"read": {"a": {"tokens": {"tokenizer": "a" * 64}}}}}
+OWN_IDS = {"corpora": {"read": {"a": {"tokens": {"brought_by": "a"}}}}}
+DRAWN = {"evaluation": {"render": {"a": {"function": "own:draw"}}}}
 NIGHTLY = {"release": {"policy": "schedule", "schedule": "1d"}}
 EMAIL = {"to": ["a@example.org"], "sender": "b@example.org", "host": "mail"}
 MAIL = {"notify": {"email": EMAIL | {"user": "me", "password": "env:MAIL"}}}
@@ -79,6 +81,7 @@ OTHERS: dict[str, Any] = {
     ),
     "corpora.read.NAME.txt_documents": ({"corpora": {"read": {"a": {}}}}, "line"),
     "corpora.read.NAME.tokens.tokenizer": (IDS, "b" * 64),
+    "corpora.read.NAME.tokens.brought_by": (OWN_IDS, "b"),
     "corpora.read.NAME.tokens.vocabulary": (IDS, 400),
     "corpora.read.NAME.tokens.field": (IDS, "ids"),
     "corpora.read.NAME.tokens.dtype": (IDS, "uint32"),
@@ -171,6 +174,10 @@ OTHERS: dict[str, Any] = {
         {"stages": {"corpora": {"a": {"extend_tokenizer": {"tokens": [" one"]}}}}},
         [" two"],
     ),
+    "stages.corpora.NAME.extend_tokenizer.ids": (
+        {"stages": {"corpora": {"a": {"extend_tokenizer": {"ids": 17}}}}},
+        18,
+    ),
     "stages.corpora.NAME.optimizer": ({"stages": {"corpora": {"a": {}}}}, "keep"),
     "stages.order": ["a"],
     "stages.only": ["a"],
@@ -200,6 +207,9 @@ OTHERS: dict[str, Any] = {
     "evaluation.gpus": 2,
     "evaluation.trunk_tasks": True,
     "evaluation.prompts": ["Once"],
+    "evaluation.render.NAME.function": (DRAWN, "own:write"),
+    "evaluation.render.NAME.parameters": (DRAWN, {"scale": 2}),
+    "evaluation.render.NAME.given": (DRAWN, 0.25),
     "evaluation.baseline": "other-store",
     "gates.max_forgetting": 1.0,
     "gates.max_adaptation": 9.0,

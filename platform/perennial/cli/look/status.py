@@ -154,6 +154,8 @@ def _result_notes(state: RunStatus) -> Iterator[Note]:
         if len(measured) < len(scores):
             texts.append(f"{len(scores) - len(measured)} not run")
         yield "tasks", ", ".join(texts)
+    for corpus, problem in state.undrawn.items():
+        yield "samples", f"of {corpus} are not drawn: {problem}"
     if state.goodput is not None:
         restarts = [time.restarts for time in state.times if time.restarts is not None]
         again = f", {sum(restarts)} restarts" if len(restarts) == len(state.times) else ""

@@ -96,7 +96,9 @@ def _show(made: ReleaseSummary, to: str | None, run_file: str) -> None:
     print_matrix(made.matrix)
     for sample in made.released.samples:
         # A model's text may hold brackets, which rich would take for its markup.
-        text = escape(" ".join(sample.text.split()))
+        its = sample.rendering
+        drawn = f"(drawn in the report by {its.by.split()[0]})" if its and its.png else ""
+        text = escape(drawn or " ".join(((its.text if its else "") or sample.text).split()))
         start = f"[bold]{sample.corpus}[/bold]  {escape(sample.prompt)}"
         out.print(f"{start} [dim]…[/dim]{text}", markup=True)
     out.print(f"release   {made.url}")

@@ -130,4 +130,5 @@ def make_document(
     if not len(ids):
         return Record(offset, reason=EMPTY_TEXT)
     named = make_record(offset, "ids", domain, settings, fields)  # checks the domain
-    return named if named.reason else named._replace(text=ids.astype(STORED).tobytes())
+    stored = ids.astype(STORED) + STORED.type(tokens.first)
+    return named if named.reason else named._replace(text=stored.tobytes())

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from perennial.corpora.byte_bpe import byte_alphabet
 from perennial.corpora.growth.merges import LearnedEntry, MergeLearner, Word
 from perennial.corpora.tokenizer import canonical_json
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
 _FEWEST = 2
 """occurrences of a pair in a sample that are worth an entry"""
 _UNUSUAL = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+
+
+class OwnIds(BaseModel):
+    """A vocabulary of a corpus's own: its documents are ids below `ids`, and no text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ids: int = Field(ge=1)
+
+
+Asked = int | tuple[str, ...] | OwnIds
+"""entries to learn over a sample of a corpus, the tokens to add, or a vocabulary of its own"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,24 @@ def extend_with(tokenizer_json: str, tokens: Sequence[str]) -> Extension:
     return base.extend(base.segment(counted), None, 1)
 
 
+def extend_with_own(tokenizer_json: str, corpus: str, own: OwnIds) -> Extension:
+    """Return a tokenizer with an entry for each id of a corpus's own, in their order.
+
+    The entries are special tokens: no text becomes one, and none of them is a piece of text. Id 3
+    of the corpus `digits` is spelled `<|digits:3|>`, which is what a model without the entry reads.
+
+    Args:
+        tokenizer_json: text of the tokenizer.json to start from.
+        corpus: its name.
+        own: the ids.
+
+    Raises:
+        InputError: it is no byte-level BPE, or has a token of that spelling.
+    """
+    base = _Base(tokenizer_json)
+    return base.append_special([f"<|{corpus}:{number}|>" for number in range(own.ids)])
+
+
 def pieces_of_entries(tokenizer_json: str, first: int) -> list[list[int]]:
     """Return, for each entry from an id on, the ids below it that its text was made of before.
 
@@ -106,12 +138,12 @@ def pieces_of_entries(tokenizer_json: str, first: int) -> list[list[int]]:
 
     content = parse_json(canonical_json(tokenizer_json))
     vocabulary: dict[str, int] = content["model"]["vocab"]
-    added = {token["content"] for token in content["added_tokens"]}
     new = sorted(
-        (text for text, number in vocabulary.items() if number >= first and text not in added),
+        (text for text, number in vocabulary.items() if number >= first),
         key=vocabulary.__getitem__,
     )
     without = set(new)
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in without]
     content["model"]["vocab"] = {t: n for t, n in vocabulary.items() if t not in without}
     content["model"]["merges"] = [
         [left, right] for left, right in content["model"]["merges"] if left + right not in without
@@ -189,15 +221,51 @@ class _Base:
             size_bytes=sum(times * sum(map(len, word)) for word, times in words.items()),
         )
 
+    def append_special(self, spellings: Sequence[str]) -> Extension:
+        """Return the tokenizer with special tokens behind its entries.
+
+        Raises:
+            InputError: it has one of them.
+        """
+        numbers = {text: self._first + n for n, text in enumerate(spellings)}
+        known = read_vocabulary(canonical_json(json.dumps(self._content)))
+        if taken := next((text for text in spellings if text in known), None):
+            raise InputError(
+                "run file",
+                "extend_tokenizer.ids",
+                f"the run's tokenizer has a token {taken} already, of another meaning",
+                "land the corpus under another name, which is in the spelling of its entries",
+                code="token-is-taken",
+            )
+        kind = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        special = [
+            {"id": number, "content": text, **kind, "special": True}
+            for text, number in numbers.items()
+        ]
+        text = self._with_entries(numbers, merges=[], special=special)
+        return Extension(text, self._first, tuple(spellings), (), 0, 0, 0)
+
     def _append(self, learned: Sequence[LearnedEntry]) -> str:
         """Return the tokenizer.json with learned entries."""
+        numbers = {entry.text: self._first + n for n, entry in enumerate(learned)}
+        merges = [list(merge) for entry in learned for merge in entry.merges]
+        return self._with_entries(numbers, merges, special=[])
+
+    def _with_entries(
+        self,
+        numbers: Mapping[str, int],
+        merges: Sequence[Sequence[str]],
+        special: Sequence[Mapping[str, Any]],
+    ) -> str:
+        """Return the tokenizer.json with entries, the merges to them, and their special tokens."""
         content = parse_json(json.dumps(self._content, ensure_ascii=False))
         model = content["model"]
         # `tokenizers` numbers an added token by the size of the model where that has no such text,
         # so that every one would move.
         model["vocab"] |= {token["content"]: token["id"] for token in content["added_tokens"]}
-        model["vocab"] |= {e.text: self._first + n for n, e in enumerate(learned)}
-        model["merges"] += [list(merge) for entry in learned for merge in entry.merges]
+        model["vocab"] |= numbers
+        model["merges"] += merges
+        content["added_tokens"] += special
         return canonical_json(json.dumps(content, ensure_ascii=False))
 
 

@@ -6,12 +6,18 @@ last (invariant I6). All have the ids of the first tokenizer, and each those of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from perennial.corpora.growth.extend import Extension, extend_from_sample, extend_with
+from perennial.corpora.growth.extend import (
+    Asked,
+    Extension,
+    OwnIds,
+    extend_from_sample,
+    extend_with,
+    extend_with_own,
+)
 from perennial.corpora.inbox import LandedCorpus
 from perennial.corpora.ingest.sample import check_sampled, sample_texts
 from perennial.corpora.tokenizer import (
@@ -34,7 +40,7 @@ SAMPLE_BYTES = 16 << 20
 class Growth(BaseModel):
     """A growth of a tokenizer: what was asked for, and its effect on the sample.
 
-    asked: entries asked for, or the tokens.
+    asked: entries asked for, the tokens, or the ids of the corpus's own.
     first: id of the first new entry; `entries` of them follow each other.
     unreachable: texts of new entries that no word ends as, in the vocabulary's characters.
     tokens_before, tokens_after: of the sample, of `size_bytes` bytes.
@@ -42,7 +48,7 @@ class Growth(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    asked: int | tuple[str, ...]
+    asked: Asked
     before: str
     first: int
     entries: int
@@ -52,7 +58,7 @@ class Growth(BaseModel):
     size_bytes: int
 
     @classmethod
-    def of(cls, extension: Extension, asked: int | tuple[str, ...], before: str) -> Growth:
+    def of(cls, extension: Extension, asked: Asked, before: str) -> Growth:
         """Return the record of an extension of the tokenizer of a fingerprint."""
         return cls(
             asked=asked,
@@ -66,7 +72,9 @@ class Growth(BaseModel):
         )
 
     def describe(self) -> str:
-        """Return a sentence on what the entries save."""
+        """Return a sentence on what the entries save, or hold."""
+        if isinstance(self.asked, OwnIds):
+            return f"{self.entries:,} entries from id {self.first:,} on, for ids of its own"
         lost = len(self.unreachable)
         saved = 1 - self.tokens_after / self.tokens_before if self.tokens_before else 0.0
         counts = (self.tokens_before, self.tokens_after)
@@ -87,7 +95,7 @@ def extend_for(
     tokenizer_json: str,
     inbox: Store,
     landed: LandedCorpus,
-    asked: int | Sequence[str],
+    asked: Asked,
     settings: IngestSettings,
     sample_bytes: int = SAMPLE_BYTES,
 ) -> Extension:
@@ -97,10 +105,12 @@ def extend_for(
         tokenizer_json: text of the tokenizer.json that grows.
         inbox: the store that the corpus landed in.
         landed: the corpus.
-        asked: entries to learn over a sample of it, or the tokens to add.
+        asked: entries to learn over a sample of it, the tokens to add, or its own ids.
         settings: how documents are found in it.
         sample_bytes: size of the sample.
     """
+    if isinstance(asked, OwnIds):
+        return extend_with_own(tokenizer_json, landed.name, asked)
     if not isinstance(asked, int):
         return extend_with(tokenizer_json, asked)
     texts = cut_long_runs(sample_texts(inbox, landed, settings, sample_bytes))
@@ -111,7 +121,7 @@ def grow_tokenizer(
     store: Store,
     inbox: Store,
     landed: LandedCorpus,
-    asked: int | Sequence[str],
+    asked: Asked,
     before: RunTokenizer,
     settings: IngestSettings,
 ) -> RunTokenizer:
@@ -132,13 +142,13 @@ def grow_tokenizer(
             producer promised.
     """
     folder = grown_folder(landed.name)
-    asked = asked if isinstance(asked, int) else tuple(asked)
     if store.exists(f"{folder}/manifest.json"):
         known = read_growth(store, landed.name)
         if (known.asked, known.before) == (asked, before.fingerprint):
             return load_tokenizer(store, folder)
         store.remove(folder)
-    check_sampled(inbox, landed, SAMPLE_BYTES)
+    if not isinstance(asked, OwnIds):
+        check_sampled(inbox, landed, SAMPLE_BYTES)
     extension = extend_for(before.json, inbox, landed, asked, settings)
     if not extension.entries:
         return before
