@@ -11,14 +11,7 @@ BASELINES := union no-replay cosine english french spanish
 .PHONY: docs quickstart baselines science unit integration-tests e2e-tests coverage test test-long bench-data bench-train test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
-	$(BIN)/python pipelines/fetch_quickstart.py $(QUICKSTART)/text
-	set -e; for corpus in $$(cat $(QUICKSTART)/text/corpora.txt); do \
-		$(BIN)/perennial land $(RUN) $$corpus $(QUICKSTART)/text/$$corpus.jsonl; \
-		$(BIN)/perennial watch $(RUN) --once; \
-	done
-	$(BIN)/perennial release $(RUN)
-	$(BIN)/perennial evaluate $(RUN)
-	$(BIN)/perennial status $(RUN)
+	$(BIN)/perennial quickstart $(QUICKSTART) --run-file $(RUN)
 
 baselines: $(VENV)/installed  ## train the alternatives to the quickstart and compare them
 	set -e; for name in $(BASELINES); do \

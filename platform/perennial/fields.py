@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,6 +26,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
@@ -44,6 +46,32 @@ class Section(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where no field takes them; Python counts with them as 1 and 0."""
+        field = cls.model_fields[info.field_name or ""]
+        if _holds_boolean(value) and not _takes_boolean(field.annotation):
+            raise PydanticCustomError("boolean", "true and false are no values of this field")
+        return value
+
+
+def _holds_boolean(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_boolean, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_boolean, value))
+    return isinstance(value, bool)
+
+
+def _takes_boolean(annotation: Any) -> bool:
+    """Return whether a type has a place for a boolean; sections check their own fields."""
+    if annotation in (bool, Any) or isinstance(annotation, bool):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(map(_takes_boolean, get_args(annotation)))
+
 
 class Changeable(StrEnum):
     """When a field of the run file may change; each field declares its own.
@@ -61,6 +89,40 @@ class Changeable(StrEnum):
 
 
 PINNED, HELD, JOIN, FREE = Changeable
+
+
+@dataclass(frozen=True)
+class IsPath:
+    """Mark a text, or each text or name in a field, as a file, a folder or a bucket's url.
+
+    In a file, a relative path is one from that file's folder.
+
+    Attributes:
+        or_name: it may be a plain name instead, such as that of an lm-eval task.
+        is_output: it is written, so that nothing need be there.
+    """
+
+    or_name: bool = False
+    is_output: bool = False
+
+
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+
+
+def _check_expanded(text: str, info: ValidationInfo) -> str:
+    """Refuse a variable of the shell in a path; a run that was opened with one keeps it."""
+    variable = _VARIABLE.search(text)
+    if variable is not None and not (info.context and info.context.get("stored")):
+        raise PydanticCustomError(
+            "unexpanded", "{variable} is not expanded in a file", {"variable": variable[0]}
+        )
+    return text
+
+
+ExpandedText = Annotated[str, AfterValidator(_check_expanded)]
+PathText = Annotated[str, AfterValidator(_check_expanded), IsPath()]
+OutputPath = Annotated[str, AfterValidator(_check_expanded), IsPath(is_output=True)]
+PathOrName = Annotated[str, AfterValidator(_check_expanded), IsPath(or_name=True)]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
@@ -123,6 +185,15 @@ Amount = Annotated[
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"$comment": "amount", "type": "string", "pattern": _PATTERN.pattern}),
 ]
+
+
+def _check_positive(amount: AmountValue) -> AmountValue:
+    if not amount.number:
+        raise PydanticCustomError("amount_of_zero", "it must be above 0")
+    return amount
+
+
+PositiveAmount = Annotated[Amount, AfterValidator(_check_positive)]
 
 
 @dataclass(frozen=True)
@@ -220,6 +291,22 @@ def item_choice_of(info: FieldInfo | None) -> ByKind | None:
     items = get_args(info.annotation) if info else ()
     marks = [mark for item in items for mark in getattr(item, "__metadata__", ())]
     return next((mark for mark in marks if isinstance(mark, ByKind)), None)
+
+
+def path_of(info: FieldInfo | None) -> IsPath | None:
+    """Return the mark of a field whose texts, items or names are paths; None for any other."""
+    if info is None:
+        return None
+    marks = [mark for mark in info.metadata if isinstance(mark, IsPath)]
+    return marks[0] if marks else _path_in(info.annotation)
+
+
+def _path_in(annotation: Any) -> IsPath | None:
+    for item in get_args(annotation):
+        mark = item if isinstance(item, IsPath) else _path_in(item)
+        if mark is not None:
+            return mark
+    return None
 
 
 def change_of(info: FieldInfo) -> Changeable | None:

@@ -69,14 +69,18 @@ def _command_line() -> TyperGroup:
     return group
 
 
-def _shown_commands(page: Path) -> Iterator[list[str]]:
-    """Yield the words of every `perennial ...` command that a page shows."""
-    text = (ROOT / page).read_text()
-    for _, block in _FENCE.findall(text):
+def shown_in_blocks(page: Path) -> Iterator[list[str]]:
+    """Yield the words of every `perennial ...` command in the fenced blocks of a page."""
+    for _, block in _FENCE.findall((ROOT / page).read_text()):
         for line in block.replace("\\\n", " ").splitlines():
             match = re.match(r"^\s*(?:\$ )?perennial ([a-z].*)$", line)
             if match and "perennial: " not in line:
                 yield shlex.split(match[1], comments=True)
+
+
+def _shown_commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of every `perennial ...` command that a page shows."""
+    yield from shown_in_blocks(page)
     for match in re.finditer(r"`perennial ([a-z][^`]*)`", _prose(page)):
         yield shlex.split(match[1].replace("[", " ").replace("]", " "), comments=True)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import re
 import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pandas
 import pytest
 from PIL import Image
 
+import perennial
 from perennial.config import load_run
 from perennial.sources.places import find_files
 from tests.support.old_store import unpack_old_store
@@ -41,10 +44,19 @@ def test_inspect_store_prints_the_matrix(
     assert "stage,00-help,help" in capsys.readouterr().out
 
 
+def test_the_data_frame_of_the_readme_has_a_row_a_stage(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"`(pandas\.DataFrame\(.*?\))`", readme)
+    program = shown.replace("run.yaml", str(unpack_old_store(tmp_path).folder))
+    frame = eval(program, {"pandas": pandas, "perennial": perennial})
+    assert list(frame["name"]) == ["00-help", "01-code"]
+    assert {"tokens", "replay", "adaptation", "forgetting"} <= set(frame.columns)
+
+
 def test_continue_has_the_base_and_its_own_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     spec = load_run(EXAMPLES / "continue.yaml")
-    base = load_run(Path("pipelines/quickstart.yaml"))
+    base = load_run(ROOT / "pipelines/quickstart.yaml")
     assert (spec.store, spec.name, spec.model) == (base.store, base.name, base.model)
     assert spec.stages.corpora["news"].replay == 0.1
 

@@ -19,7 +19,7 @@ def _text(name: str) -> str:
 
 def test_the_version_is_read_from_the_package_alone() -> None:
     project = tomllib.loads(_text("pyproject.toml"))
-    assert project["project"]["dynamic"] == ["version"]
+    assert project["project"]["dynamic"] == ["version", "readme"]
     assert "version" not in project["project"]
     assert project["tool"]["hatch"]["version"]["path"] == "platform/perennial/version.py"
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from perennial import corpora
 from perennial.api.results import IngestSummary, LandedFiles
-from perennial.controller.ingest_stage import check_size
+from perennial.controller.before_compute import check_before_compute
+from perennial.controller.ingest_stage import check_size, settings_of
 from perennial.controller.loop import ingest_landed, todo_ingest
 from perennial.controller.source_poller import open_sources, pull_due, utc_now
+from perennial.corpora.sample import check_sample
 from perennial.errors import InputError
 from perennial.sources.places import PlacedFiles, find_files
 
@@ -45,6 +47,9 @@ def _find_files(
     placed = find_files(places, splits, are_ids)
     corpora.check_files(placed.files)
     check_size(work, name, sum(file.size_bytes for file in placed.files))
+    check_before_compute(work, name)
+    if not are_ids:
+        check_sample(name, placed.files, settings_of(work, name))
     return placed
 
 

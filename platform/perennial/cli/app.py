@@ -15,6 +15,7 @@ from perennial.cli.decide.corpus import accept, hold, refuse, retire, retry, unr
 from perennial.cli.decide.release import promote
 from perennial.cli.decide.trunk import rewind
 from perennial.cli.look.compare import compare
+from perennial.cli.look.explain import explain
 from perennial.cli.look.plan import plan
 from perennial.cli.look.report import report
 from perennial.cli.look.simulate import simulate
@@ -24,6 +25,8 @@ from perennial.cli.look.ui import ui
 from perennial.cli.look.verify import verify
 from perennial.cli.run.evaluate import evaluate
 from perennial.cli.run.ingest import ingest
+from perennial.cli.run.init import init
+from perennial.cli.run.quickstart import quickstart
 from perennial.cli.run.release import release
 from perennial.cli.run.run import run, watch
 from perennial.cli.run.study import study
@@ -39,6 +42,7 @@ app = typer.Typer(
 )
 
 PANELS: dict[str, list[Callable[..., None]]] = {
+    "Begin": [init, quickstart, explain],
     "Train": [land, run, watch, status, ingest],
     "Release and measure": [release, evaluate, report, compare],
     "Before compute": [plan, simulate, tune],

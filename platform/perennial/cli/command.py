@@ -13,7 +13,7 @@ import typer
 
 import perennial
 from perennial.causes import describe, is_storage_full, storage_error
-from perennial.cli.console import ProgressScreen, print_json, stdout_for_answers
+from perennial.cli.console import ProgressScreen, print_json, print_json_line, stdout_for_answers
 from perennial.errors import InputError, PerennialError, StorageError, TaskFailed, Terminated
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def open_run(run_file: str, overrides: Sequence[str] | None) -> Run:
 
 
 def as_command(verb: Callable[P, None]) -> Callable[P, None]:
-    """Return a verb whose failures end in one line on stderr and an exit code.
+    """Return a verb whose failures end in one line each on stderr, and an exit code.
 
     The code is 2 for wrong input, 3 where another process holds the run, 143 after SIGTERM,
     otherwise 1. With `--json`, stdout has the
@@ -102,12 +102,14 @@ def _terminated(message: str) -> dict[str, Any]:
 
 
 def _fail(error: dict[str, Any], as_json: bool) -> None:
-    message = " ".join(str(error["message"]).split())
-    print(f"perennial: {message}", file=sys.stderr)
+    others = error.get("others", [])
+    for failure in (error, *others):
+        failure["message"] = " ".join(str(failure["message"]).split())
+        print(f"perennial: {failure['message']}", file=sys.stderr)
     if as_json:
         # Every document has the same keys, whatever the kind of failure.
         parts = dict.fromkeys(("where", "field", "problem", "remedy"))
-        print_json({"error": parts | error | {"message": message}})
+        print_json_line({"error": parts | error | {"others": others}})
     raise typer.Exit(int(error["exit_code"]))
 
 

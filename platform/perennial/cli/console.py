@@ -158,6 +158,13 @@ def print_json(document: dict[str, Any]) -> None:
     out.file.write("\n")
 
 
+def print_json_line(document: dict[str, Any]) -> None:
+    """Print one JSON document on a line of stdout, at once: who reads it may wait for it."""
+    json.dump(document, out.file)
+    out.file.write("\n")
+    out.file.flush()
+
+
 def print_matrix(matrix: LossMatrix) -> None:
     """Print the stage x corpus matrix, and what every stage gained and lost."""
     table = Table(title="held-out loss, nats per token (bits per byte)", title_justify="left")

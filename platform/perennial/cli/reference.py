@@ -1,4 +1,4 @@
-"""The reference pages of the command line and of its errors, and README's table of verbs.
+"""The reference pages of the command line and of its errors, README's table of verbs, templates.
 
 `python -m perennial.cli.reference` writes all of them (`make docs`); a test keeps them current.
 """
@@ -16,6 +16,7 @@ from perennial.cli.app import PANELS, app
 from perennial.cli.error_reference import error_page
 
 _NOTE = "<!-- Written by `make docs` from the commands in platform/perennial/cli. Do not edit. -->"
+_TEMPLATES = Path("platform/perennial/templates/quickstart")
 _START, _END = "<!-- verbs: written by `make docs` -->", "<!-- end of verbs -->"
 
 _INTRODUCTION = """\
@@ -24,14 +25,15 @@ replay.share=0.05`. A YAML file that holds a part of a run file can stand in the
 
 `--json` prints one JSON document on stdout, and everything else goes to stderr. A failed command
 prints `{"error": {...}}` instead, with the keys `code`, `message`, `where`, `field`, `problem`,
-`remedy` and `exit_code`; the codes are in [errors](errors.md). `--dry-run` prints the resolved run
+`remedy`, `exit_code` and `others`, which has the further mistakes of the same input; the codes are
+in [errors](errors.md). `--dry-run` prints the resolved run
 file and what would be done, and does nothing.
 
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
 | 1 | it failed; `verify` found a fault; `ingest` refused a corpus; or a gate stopped a stage |
-| 2 | the input is wrong: one line with file, field, what is wrong, what would be right |
+| 2 | the input is wrong: a line for each mistake, with file, field, problem and remedy |
 | 143 | ended by SIGTERM; the same command goes on from the last checkpoint |
 """
 
@@ -39,6 +41,7 @@ file and what would be done, and does nothing.
 def write_references(root: Path) -> None:
     """Write the pages into the source tree at `root`."""
     for path, text in reference_files(root).items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text, encoding="utf-8")
 
 
@@ -49,6 +52,19 @@ def reference_files(root: Path) -> dict[Path, str]:
         Path("docs/reference/cli.md"): _page(),
         Path("docs/reference/errors.md"): error_page(root / "platform" / "perennial"),
         Path("README.md"): _with_table(readme),
+        **_packaged(root / "pipelines"),
+    }
+
+
+def _packaged(pipelines: Path) -> dict[Path, str]:
+    """Return the quickstart's files as the package has them, for a folder of their own."""
+    _, _, text = (pipelines / "quickstart.yaml").read_text(encoding="utf-8").partition("\n")
+    text = text.replace("store: ../build/quickstart/store", "store: store")
+    lines = [line for line in text.splitlines() if not line.startswith("  baseline: ")]
+    task = "tasks/continuation/continuation.yaml"
+    return {
+        _TEMPLATES / "quickstart.yaml": "\n".join(lines) + "\n",
+        _TEMPLATES / task: (pipelines / task).read_text(encoding="utf-8"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from perennial.fields import (
     choice_of,
     is_mapping_of_sections,
     item_choice_of,
+    path_of,
     section_in,
 )
 
@@ -95,7 +97,7 @@ def check_pinned(where: str, store: str, opened: Mapping[str, JsonValue], spec: 
     wanted = spec.model_dump(mode="json")
     for field in _of_class(Changeable.PINNED):
         before, after = _value(opened, field), _value(wanted, field)
-        if before != after:
+        if before != after and not _is_same_path(field, before, after):
             raise InputError(
                 where,
                 field.name,
@@ -103,6 +105,18 @@ def check_pinned(where: str, store: str, opened: Mapping[str, JsonValue], spec: 
                 "restore it, or give this run a store of its own",
                 code="run-changed",
             )
+
+
+def _is_same_path(field: RunField, before: JsonValue, after: JsonValue) -> bool:
+    """Return whether two values name one path, though the file or the folder was named otherwise.
+
+    A relative path is recorded as it was from the working directory.
+    """
+    if path_of(field.section.model_fields[field.key]) is None:
+        return False
+    if not (isinstance(before, str) and isinstance(after, str)) or "://" in before + after:
+        return False
+    return os.path.abspath(before) == os.path.abspath(after)  # noqa: PTH100 (lexical)
 
 
 def held_settings(spec: RunSpec) -> Values:

@@ -10,7 +10,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from perennial.config.provenance import CorpusOrigin
 from perennial.config.sources import Size
-from perennial.fields import FREE, JOIN, PINNED, Count, Section, Share
+from perennial.fields import (
+    FREE,
+    JOIN,
+    PINNED,
+    Count,
+    PathOrName,
+    PathText,
+    Section,
+    Share,
+)
 from perennial.steps import StepSection
 
 S = TypeVar("S", bound=Section)
@@ -39,7 +48,7 @@ LargestWindow = Annotated[Size, Field(ge=1 << 10, le=1 << 31)]
 class TokensSpec(Section):
     """Documents of a corpus that are ids already: give exactly one of tokenizer and brought_by."""
 
-    tokenizer: Annotated[str | None, JOIN] = None
+    tokenizer: Annotated[PathOrName | None, JOIN] = None
     """what the ids are of: the fingerprint of a tokenizer (that of a run is in its store,
     tokenizer/manifest.json), or the path of one, as `tokenizer.path` takes it; any other than the
     run's is refused"""
@@ -181,10 +190,10 @@ class CorporaSpec(Section):
     steps: Annotated[tuple[StepSection, ...], JOIN] = ()
     """what becomes of a document before it is tokenised, in this order: each step keeps it, drops
     it with a reason, or changes its text"""
-    borrow: Annotated[str | None, FREE] = None
+    borrow: Annotated[PathText | None, FREE] = None
     """store of another run, a folder or a bucket's url: its tokenizer, and the corpora of this
     run's inbox that it has tokenised, are copied instead of computed again"""
-    decontaminate: Annotated[tuple[str, ...], JOIN] = ()
+    decontaminate: Annotated[tuple[PathText, ...], JOIN] = ()
     """files of evaluation texts, in any format that a corpus may have; a document that shares 13
     consecutive words with one of them is not trained"""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from perennial.fields import FREE, Amount, Count, Section
+from perennial.fields import FREE, Amount, Count, PathOrName, Section
 
 
 class TaskGate(Section):
@@ -41,7 +41,7 @@ class GatesSpec(Section):
     min_gain: Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, FREE] = None
     """least decrease of the held-out loss on every one of the stage's own corpora, in nats per
     token; not asked of a first stage from random weights"""
-    tasks: dict[str, TaskGate] = Field(default_factory=dict)
+    tasks: dict[PathOrName, TaskGate] = Field(default_factory=dict)
     """bounds by lm-eval task: a name, a suite, or a folder that holds a task's YAML; scored at the
     end of the stage"""
     standard_errors: Annotated[float, Field(ge=0, allow_inf_nan=False), FREE] = 0.0

@@ -23,8 +23,8 @@ _TYPES = {
 }
 _BASE = {
     "type": "string",
-    "description": "another file, from the working directory, that holds the values "
-    "which this file does not set; null discards a value of it",
+    "description": "another file that holds the values which this file does not set; "
+    "null discards a value of it",
 }
 
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
+from perennial.config.mistakes import explain, section_at
+from perennial.config.paths import place_path, place_paths
 from perennial.config.run import RunSpec
+from perennial.config.yaml_reader import parse_yaml, read_yaml
 from perennial.errors import InputError
-from perennial.fields import (
-    Section,
-    choice_of,
-    is_mapping_of_sections,
-    item_choice_of,
-    section_in,
-)
+from perennial.fields import IsPath, Section, choice_of, is_mapping_of_sections
 from perennial.registry import load_plugins
 
 S = TypeVar("S", bound=Section)
@@ -36,7 +30,8 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
             ones win.
 
     Raises:
-        InputError: names the file, the field, what is wrong and what would be right.
+        InputError: names the file, and of everything that is wrong the field, what is wrong and
+            what would be right.
     """
     return load(path, RunSpec, overrides)
 
@@ -44,10 +39,10 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
 def load(path: Path, schema: type[S], overrides: Sequence[str] = ()) -> S:
     """Return any YAML file of the project as its schema; see `load_run`.
 
-    A file's key `base` names another file, from the working directory as all paths. It holds the
-    values that the file does not set; `null` for a key that cannot be null discards one of them.
-    Where a file chooses another `kind` than its base, the base's keys that this kind does not have
-    are left out.
+    A file's key `base` names another file, which holds the values that the file does not set;
+    `null` for a key that cannot be null discards one of them. Where a file chooses another `kind`
+    than its base, the base's keys that this kind does not have are left out. Relative paths are
+    from the folder of the file that names them, those of overrides from the working directory.
 
     Args:
         path: the file.
@@ -55,7 +50,8 @@ def load(path: Path, schema: type[S], overrides: Sequence[str] = ()) -> S:
         overrides: see `load_run`.
 
     Raises:
-        InputError: names the file, the field, what is wrong and what would be right.
+        InputError: names the file, and of everything that is wrong the field, what is wrong and
+            what would be right.
     """
     # Not at import: a command that reads no run file must not fail because of a broken plug-in.
     load_plugins()
@@ -73,12 +69,12 @@ def parse(document: Any, schema: type[S], where: str) -> S:
         where: name of the document in errors.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: the first thing that is wrong, with the others.
     """
     try:
         return schema.model_validate(document)
     except ValidationError as invalid:
-        raise _explain(where, schema, document, invalid.errors()) from None
+        raise explain(where, schema, document, invalid.errors()) from None
 
 
 def read_stored_run(document: Mapping[str, Any]) -> RunSpec:
@@ -104,7 +100,7 @@ def override_stored_run(document: Mapping[str, Any], overrides: Sequence[str]) -
     try:
         return read_stored_run(changed)
     except ValidationError as invalid:
-        raise _explain("command line", RunSpec, changed, invalid.errors()) from None
+        raise explain("command line", RunSpec, changed, invalid.errors()) from None
 
 
 def _apply_overrides(
@@ -124,21 +120,23 @@ def _apply_overrides(
 def _read_with_base(
     path: Path, schema: type[BaseModel], above: tuple[Path, ...] = ()
 ) -> dict[str, Any]:
-    document = _read_yaml(path)
+    document = read_yaml(path)
     if "base" not in document:
-        return document
-    base = document.pop("base")
-    if not isinstance(base, str):
+        return dict(place_paths(document, schema, path))
+    named = document.pop("base")
+    document = place_paths(document, schema, path)
+    if not isinstance(named, str):
         raise InputError(
-            str(path), "base", f"{base!r} is not a path", "give another file's path",
+            str(path), "base", f"{named!r} is not a path", "give another file's path",
             code="base-invalid",
         )  # fmt: skip
-    if Path(base) in (*above, path):
+    base = Path(place_path(named, path, "base", IsPath()))
+    if base.absolute() in (file.absolute() for file in (*above, path)):
         raise InputError(
             str(path), "base", f"{base} is based on this file", "remove the circular `base`",
             code="base-circular",
         )  # fmt: skip
-    return _lay_over(_read_with_base(Path(base), schema, (*above, path)), document, schema)
+    return _lay_over(_read_with_base(base, schema, (*above, path)), document, schema)
 
 
 def _lay_over(
@@ -155,7 +153,7 @@ def _lay_over(
             choice = choice_of(info)
             if choice and value.get("kind", before.get("kind")) != before.get("kind"):
                 before = _known_keys(before, choice.choose(value))
-            both[key] = _lay_over(before, value, _section_of(info, value))
+            both[key] = _lay_over(before, value, section_at(info, value))
         else:
             both[key] = value
     return both
@@ -186,7 +184,7 @@ def _drop_nulls(document: dict[str, Any], section: type[BaseModel]) -> dict[str,
         info = section.model_fields.get(key)
         if value is None and info is not None and type(None) not in get_args(info.annotation):
             continue
-        inner = _section_of(info, value)
+        inner = section_at(info, value)
         if inner is not None and isinstance(value, dict):
             value = _drop_inner_nulls(value, info, inner)
         kept[key] = value
@@ -210,27 +208,6 @@ def _drop_inner_nulls(
     return _drop_nulls(value, section)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        problem, remedy = "there is no such file", "give a run file's path"
-        raise InputError(str(path), "", problem, remedy, code="file-missing") from None
-    except (OSError, UnicodeDecodeError) as broken:
-        problem, remedy = f"cannot be read ({broken})", "give a UTF-8 file"
-        raise InputError(str(path), "", problem, remedy, code="file-unreadable") from None
-    except yaml.YAMLError as broken:
-        mark = getattr(broken, "problem_mark", None)
-        line = f"line {mark.line + 1}" if mark else ""
-        problem = getattr(broken, "problem", None) or "not YAML"
-        remedy = "write `key: value` lines"
-        raise InputError(str(path), line, problem, remedy, code="yaml-invalid") from None
-    if not isinstance(document, dict):
-        problem, remedy = "is not a mapping of sections", "write `key: value` lines"
-        raise InputError(str(path), "", problem, remedy, code="yaml-invalid")
-    return document
-
-
 def _apply(document: dict[str, Any], override: str) -> None:
     """Set the field that an override names."""
     field, equals, text = override.partition("=")
@@ -238,11 +215,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         problem, remedy = "is not an override", "write it as section.key=value"
         raise InputError("command line", override, problem, remedy, code="override-invalid")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        problem = f"{text!r} is not YAML"
-        raise InputError("command line", field, problem, "quote it", code="yaml-invalid") from None
+    value = parse_yaml(text, "command line", field)
     for key in keys[:-1]:
         inner = document.setdefault(key, {})
         if not isinstance(inner, dict):
@@ -252,79 +225,3 @@ def _apply(document: dict[str, Any], override: str) -> None:
             )
         document = inner
     document[keys[-1]] = value
-
-
-def _explain(
-    where: str, schema: type[BaseModel], document: Any, errors: Sequence[ErrorDetails]
-) -> InputError:
-    """Return the first error of pydantic in this project's form."""
-    paths = [_written_path(error, document) for error in errors]
-    # Of a value that may have one of several forms, the form that it is most like is meant.
-    alike = [n for n, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
-    best = max(alike, key=lambda n: len(paths[n]))
-    error, keys = errors[best], paths[best]
-    section, description = _locate(schema, keys, document)
-    field, message = ".".join(keys), str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(keys[-1], section.model_fields, n=1)
-        known = f"known keys are {', '.join(section.model_fields)}"
-        remedy = f"did you mean {close[0]}? {known}" if close else known
-        return InputError(where, field, "there is no such key", remedy, code="unknown-key")
-    if error["type"] == "missing":
-        return InputError(where, field, "is missing", f"give {description}", code="missing-key")
-    if error["type"] == "value_error" and not isinstance(error["input"], str):
-        problem, _, remedy = message.partition("; ")
-        remedy = remedy or f"see the section {field}"
-        return InputError(where, field, problem, remedy, code="invalid-section")
-    if error["type"] == "value_error":
-        return InputError(where, field, message, f"give {description}", code="invalid-value")
-    # Of YAML's words, not Python's.
-    message = message.replace("valid tuple", "valid list").replace("dictionary", "mapping")
-    problem = f"{error['input']!r} is refused ({message[0].lower()}{message[1:]})"
-    if error["type"] == "unknown_name":
-        remedy = "correct it, or install the package that brings it"
-        return InputError(where, field, problem, remedy, code="plugin-missing")
-    return InputError(where, field, problem, f"give {description}", code="invalid-value")
-
-
-def _written_path(error: ErrorDetails, document: Any) -> list[str]:
-    """Return the keys that lead to an error, without pydantic's names of the forms of a value."""
-    keys: list[str] = []
-    *inside, last = error["loc"] or ("",)
-    for key in inside:
-        is_index = isinstance(key, int) and isinstance(document, Sequence)
-        if is_index or (isinstance(document, Mapping) and key in document):
-            keys.append(str(key))
-            document = document[key]
-    is_plain = isinstance(document, str) or not isinstance(document, (Mapping, Sequence))
-    is_form = is_plain or ("[" in str(last) and last != "[key]")
-    return [*keys, str(last)] if not is_form or not error["loc"] else keys
-
-
-def _locate(
-    schema: type[BaseModel], keys: Sequence[str], document: Any
-) -> tuple[type[BaseModel], str]:
-    """Return the innermost section on the way to a field, and the field's description."""
-    section, description = schema, "a value"
-    items = None
-    for key in keys:
-        if isinstance(document, Sequence) and key.isdecimal():
-            document = document[int(key)]
-            section = (items.choose(document) if items else None) or section
-            continue
-        document = document.get(key) if isinstance(document, Mapping) else None
-        info = section.model_fields.get(key)
-        if info is None:
-            continue
-        description = " ".join((info.description or key).split())
-        items = item_choice_of(info)
-        section = _section_of(info, document) or section
-    return section, description
-
-
-def _section_of(info: FieldInfo | None, value: Any) -> type[BaseModel] | None:
-    """Return the section class of a field's value, or of the values of its mapping."""
-    choice = choice_of(info)
-    if choice is not None:
-        return choice.choose(value)
-    return section_in(info.annotation) if info else None

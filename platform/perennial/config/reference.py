@@ -40,9 +40,12 @@ A run file is YAML: one trunk, its corpora, and everything that decides its resu
 not listed here is an error. Every key can be overridden on the command line, as
 `section.key=value`, or by a YAML file that holds a part of a run file.
 
-- **base**: a file's key `base` names another file, from the working directory, that holds the
-  values which the file does not set. `null` for a key that cannot be null discards one of them. A
-  file that chooses another schedule `kind` keeps those keys of its base that this kind has.
+- **base**: a file's key `base` names another file that holds the values which the file does not
+  set. `null` for a key that cannot be null discards one of them. A file that chooses another
+  schedule `kind` keeps those keys of its base that this kind has.
+- **paths**: a relative path is from the folder of the file that names it, and one in
+  `section.key=value` from the working directory. Variables such as `$HOME` are not expanded and are
+  refused.
 - **amount**: a number with its unit, `2%`, `500 steps` or `4M tokens` (k, M, B, T).
 - **change**: when the value may change once the run has begun. *pinned*: never; a changed file is
   refused (`run-changed`). *join*: at any time; a stage, a release or a corpus that was begun keeps
@@ -93,15 +96,20 @@ def reference_files() -> dict[Path, str]:
 
 def documented_keys(schema: type[Section]) -> list[str]:
     """Return the dotted name of every leaf key of a file, as its page shows it."""
-    tables = _tables("", "", schema)
+    tables = field_tables("", "", schema)
     return [f"{table.name}.{key}".removeprefix(".") for table in tables for key in table.keys]
+
+
+def documented_sections(schema: type[Section]) -> list[type[BaseModel]]:
+    """Return every section of a file, those of each kind too, in the order of its page."""
+    return [table.section for table in field_tables("", "", schema)]
 
 
 def _page(title: str, introduction: str, schema: type[Section]) -> str:
     lines = [f"# {title}", "", _NOTE, "", introduction]
     changes = schema is RunSpec
     columns = ["key", "value", "default", *(["change"] if changes else []), "meaning"]
-    for table in _tables("", "", schema):
+    for table in field_tables("", "", schema):
         if table.name:
             level = "###" if "." in table.name else "##"
             lines += [f"{level} {table.name}", "", *_introduction(table.section), ""]
@@ -115,7 +123,7 @@ def _page(title: str, introduction: str, schema: type[Section]) -> str:
 
 
 @dataclass(frozen=True)
-class _Table:
+class FieldTable:
     """A section as its page shows it.
 
     name: dotted name of the section; "" for the whole file.
@@ -131,18 +139,25 @@ class _Table:
     change: Changeable | None
 
 
-def _tables(
+def field_tables(
     name: str, meaning: str, section: type[BaseModel], change: Changeable | None = None
-) -> Iterator[_Table]:
-    """Yield a section and those in it, in the order of the file."""
+) -> Iterator[FieldTable]:
+    """Yield a section and those in it, in the order of the file.
+
+    Args:
+        name: dotted name of the section; "" for a whole file.
+        meaning: documentation of the key that holds it.
+        section: its class.
+        change: when any of its keys may change; None where each says so itself.
+    """
     fields = section.model_fields
     inner = {key: _inner(info) for key, info in fields.items()}
-    yield _Table(name, meaning, section, [key for key in fields if not inner[key]], change)
+    yield FieldTable(name, meaning, section, [key for key in fields if not inner[key]], change)
     for key, sections in inner.items():
         for suffix, inner_section in sections.items():
             inner_name = f"{name}.{key}".removeprefix(".") + suffix
             own = change or change_of(fields[key])
-            yield from _tables(inner_name, _meaning(fields[key]), inner_section, own)
+            yield from field_tables(inner_name, meaning_of(fields[key]), inner_section, own)
 
 
 def _inner(info: FieldInfo) -> Mapping[str, type[BaseModel]]:
@@ -166,24 +181,28 @@ def _introduction(section: type[BaseModel]) -> list[str]:
     return [line.strip() for line in (section.__doc__ or "").strip().splitlines()]
 
 
-def _meaning(info: FieldInfo) -> str:
+def meaning_of(info: FieldInfo) -> str:
+    """Return the documentation of a field on one line, for a cell of a table."""
     text = " ".join((info.description or "").split())
     return text.replace("<", "&lt;")
 
 
-def _row(table: _Table, key: str, changes: bool) -> str:
+def _row(table: FieldTable, key: str, changes: bool) -> str:
     section = table.section
     info = section.model_fields[key]
     kind = describe_type(property_schemas(section)[key])
     change = [str(table.change or change_of(info))] if changes else []
-    return _cells([f"`{key}`", kind, _default(section, info, key), *change, _meaning(info)])
+    return _cells(
+        [f"`{key}`", kind, describe_default(section, info, key), *change, meaning_of(info)]
+    )
 
 
 def _cells(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _default(section: type[BaseModel], info: FieldInfo, key: str) -> str:
+def describe_default(section: type[BaseModel], info: FieldInfo, key: str) -> str:
+    """Return the default of a field as a file would hold it, in Markdown."""
     if info.is_required():
         return "required"
     # As a file would hold it: an amount as its text, a duration in its largest unit.

@@ -23,6 +23,11 @@ from perennial.fields import (
     Amount,
     ByKind,
     Count,
+    ExpandedText,
+    OutputPath,
+    PathOrName,
+    PathText,
+    PositiveAmount,
     Section,
     Weight,
     parse_amount,
@@ -40,7 +45,7 @@ class TokenizerSpec(Section):
 
     vocabulary: Annotated[Annotated[int, Field(ge=300, le=2**31)] | None, PINNED] = None
     """entries of a byte-level BPE tokenizer that is trained on the first corpus, at least 300"""
-    path: Annotated[str | None, PINNED] = None
+    path: Annotated[PathText | None, PINNED] = None
     """a tokenizer.json, tekken.json, SentencePiece model, vocab.json with its merges.txt, a folder
     that holds one of these or a .gguf file, local or a bucket's url"""
     end_of_document: Annotated[str | None, PINNED] = None
@@ -94,7 +99,7 @@ class ExtensionSpec(Section):
 class StageOverride(Section):
     """Settings of the stage of one corpus, in place of the run's."""
 
-    budget: Annotated[Amount | None, JOIN] = None
+    budget: Annotated[PositiveAmount | None, JOIN] = None
     """tokens of this stage, new and replayed together, such as `400k tokens` or `100%`"""
     replay: Annotated[ShareOrAuto | None, JOIN] = None
     """this stage's replay share, from 0 to 1, or auto"""
@@ -139,7 +144,7 @@ class BatchArrivals(Section):
 
     max_corpora: Annotated[int, Field(ge=2), JOIN] = 8
     """most corpora in one stage, at least 2"""
-    max_tokens: Annotated[Amount | None, JOIN] = None
+    max_tokens: Annotated[PositiveAmount | None, JOIN] = None
     """most training tokens of these corpora together, such as `2B tokens`; default no limit"""
 
     @model_validator(mode="after")
@@ -152,7 +157,7 @@ class BatchArrivals(Section):
 class StagesSpec(Section):
     """Length, order and retries of the stages."""
 
-    budget: Annotated[Amount, JOIN] = Field(default_factory=lambda: parse_amount("100%"))
+    budget: Annotated[PositiveAmount, JOIN] = Field(default_factory=lambda: parse_amount("100%"))
     """length of a stage, new and replayed tokens together; 100% is the corpus's training tokens"""
     optimizer: Annotated[OptimizerAtJoin, JOIN] = "reset"
     """the optimizer state that a stage inherits from the one before it: reset (none, as in the
@@ -237,7 +242,7 @@ class ReleaseSpec(Section):
     """on-demand (by `perennial release` alone), each-stage (the end of every stage that passed its
     gates), every (see `every`) or schedule (see `schedule`). Releases by a policy are made between
     two stages"""
-    every: Annotated[Amount | None, FREE] = None
+    every: Annotated[PositiveAmount | None, FREE] = None
     """with `policy: every`, the tokens or steps of the trunk between two releases, such as `4M
     tokens`"""
     schedule: Annotated[TimetableText | None, FREE] = None
@@ -282,7 +287,7 @@ class EvaluationSpec(Section):
 
     documents: Annotated[Count, FREE] = 1000
     """most held-out documents that are scored per corpus"""
-    tasks: Annotated[tuple[str, ...], FREE] = ()
+    tasks: Annotated[tuple[PathOrName, ...], FREE] = ()
     """lm-eval tasks by name, suites (paper-english, paper-german), or folders that hold a task's
     YAML"""
     precision: Annotated[Literal["fp32", "bf16"], FREE] = "fp32"
@@ -300,7 +305,7 @@ class EvaluationSpec(Section):
     render: dict[CorpusPattern, RenderSpec] = Field(default_factory=dict)
     """what draws the samples of a corpus that is no text, by its name, or by a glob such as
     `"scans-*"`. Default: its samples are numbers"""
-    baseline: Annotated[str | None, FREE] = None
+    baseline: Annotated[OutputPath | None, FREE] = None
     """store of a run that was retrained from scratch, a folder or a bucket's url; the report
     shows the gap to it"""
 
@@ -308,7 +313,7 @@ class EvaluationSpec(Section):
 class TrackingSpec(Section):
     """The MLflow server and experiment that record the run."""
 
-    uri: Annotated[str | None, FREE] = None
+    uri: Annotated[ExpandedText | None, FREE] = None
     """MLflow tracking URI; default MLFLOW_TRACKING_URI, else an SQLite file in a local store"""
     experiment: Annotated[str, FREE] = "perennial"
     """name of the MLflow experiment"""
@@ -319,9 +324,9 @@ class RunSpec(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), PINNED]
     """name of the lineage: lower-case letters, digits, dot, dash, underscore; at most 64"""
-    store: Annotated[str, Field(min_length=1), FREE]
+    store: Annotated[OutputPath, Field(min_length=1), FREE]
     """root folder of the run: a local path, s3://bucket/prefix or gs://bucket/prefix"""
-    inbox: Annotated[str | None, FREE] = None
+    inbox: Annotated[OutputPath | None, FREE] = None
     """folder that producers land corpora in: a local path or a bucket's url; default
     <store>/inbox"""
     seed: Annotated[int, Field(ge=0, lt=2**63), PINNED] = 0

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from perennial.fields import Amount, Count, Section
+from perennial.fields import Amount, Count, PathText, PositiveAmount, Section
 from perennial.mixture import REPLAY_POLICIES, PolicyName
 
 OBJECTIVES = ("adaptation", "forgetting")
@@ -162,7 +162,7 @@ UnweightedPolicy = Annotated[
 class HalvingSpec(Section):
     """Successive halving: trials that lose are stopped early."""
 
-    first: Amount
+    first: PositiveAmount
     """length at which all trials are compared for the first time, such as `20k tokens`"""
     factor: Annotated[int, Field(ge=2)] = 3
     """one trial in this many goes on after a comparison, and trains this many times as long"""
@@ -173,14 +173,14 @@ class TuningSpec(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     """name of the search: lower-case letters, digits, dot, dash, underscore; at most 64"""
-    run: Annotated[str, Field(min_length=1)]
+    run: Annotated[PathText, Field(min_length=1)]
     """path of the run file whose next stage is searched"""
     after: str | None = None
     """checkpoint that every trial branches off: a stage, for its end, or STAGE@STEP; default the
     trunk's end"""
     corpus: str | None = None
     """the corpus that the trials train; default the next one that has landed"""
-    budget: Amount
+    budget: PositiveAmount
     """most that a trial trains, new and replayed: `100k tokens`, or `20%` of the stage"""
     eta_const: Rates | None = None
     """constant learning rates to try, of an infinite or constant schedule: a list, or {low: , high:

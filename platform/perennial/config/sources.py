@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from perennial.config.cron import Duration, TimetableText, parse_duration
-from perennial.fields import FREE, Section
+from perennial.fields import FREE, ExpandedText, PathText, Section
 from perennial.redaction import HIDDEN, hide_secrets
 
 _SIZE = re.compile(r"(\d+)\s*(|[kMGT]|[KMGT]i)B")
@@ -118,9 +118,9 @@ SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 class SourceSpec(Section):
     """A place that new data comes from: give exactly one of prefix, index and command."""
 
-    prefix: Annotated[str | None, FREE] = None
+    prefix: Annotated[PathText | None, FREE] = None
     """a folder or a bucket's url; every new or changed file in it is new data"""
-    index: Annotated[str | None, FREE] = None
+    index: Annotated[ExpandedText | None, FREE] = None
     """the http(s) address of a page of links to files, or of a JSON list of files"""
     command: Annotated[tuple[str, ...] | None, FREE] = None
     """a program and its arguments, run without a shell; it writes files into the folder $OUT"""

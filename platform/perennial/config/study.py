@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from perennial.config.cron import Duration
-from perennial.fields import Section
+from perennial.fields import OutputPath, PathText, Section
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 ArmName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -121,9 +121,9 @@ class StudySpec(Section):
     """name of the study: lower-case letters, digits, dash, underscore; at most 32"""
     about: str = ""
     """what is asked, in words for the page"""
-    place: Annotated[str, Field(min_length=1)]
+    place: Annotated[OutputPath, Field(min_length=1)]
     """folder or bucket's url in which every run of the study has its store"""
-    run: Annotated[str, Field(min_length=1)]
+    run: Annotated[PathText, Field(min_length=1)]
     """path of the base run file; its inbox has the corpora of all arms"""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
     """seeds of every arm: of the weights, the shuffle and the held-out split"""
@@ -136,7 +136,7 @@ class StudySpec(Section):
     listed as not run. Default no limit"""
     tokens_per_second: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     """speed of a run, all its work counted, to estimate with before one is done; default none"""
-    page: str | None = None
+    page: OutputPath | None = None
     """file that the page is written to, its pictures beside it; default `study.md` in the place"""
 
     @model_validator(mode="after")

@@ -22,9 +22,10 @@ from perennial.fields import (
     HELD,
     JOIN,
     PINNED,
-    Amount,
     ByKind,
     Count,
+    PathText,
+    PositiveAmount,
     Section,
     parse_amount,
 )
@@ -49,7 +50,7 @@ class ModelSpec(Section):
     llama"""
     config: Annotated[dict[str, Any], PINNED] = Field(default_factory=dict)
     """with `architecture`, fields of its configuration in transformers"""
-    path: Annotated[str | None, PINNED] = None
+    path: Annotated[PathText | None, PINNED] = None
     """a stored model: a Hugging Face folder of safetensors or a .gguf file, local or a
     bucket's url"""
     init: Annotated[Literal["architecture", "small-wang"], PINNED] = "architecture"
@@ -195,7 +196,7 @@ class TrainingSpec(Section):
     """AdamW's weight decay on matrices (never on norms and biases), at least 0"""
     gradient_clip: Annotated[float, Field(gt=0), HELD] = 1.0
     """largest norm of the gradient, above 0"""
-    checkpoint_every: Annotated[Amount, FREE] = Field(
+    checkpoint_every: Annotated[PositiveAmount, FREE] = Field(
         default_factory=lambda: parse_amount("500 steps")
     )
     """distance between checkpoints, such as `100 steps` or `4M tokens`"""

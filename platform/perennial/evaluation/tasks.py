@@ -9,11 +9,12 @@ and with either of the last two it runs once for each corpus.
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +96,26 @@ def read_task(task: str) -> str | LocalTask:
             code="task-missing",
         )
     return LocalTask(task, files)
+
+
+def find_unknown_tasks(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names that lm-eval has no task, group or tag of, with names like them.
+
+    Args:
+        names: as a run file has them; no folders, no suites.
+    """
+    wanted = list(names)
+    if not wanted:
+        return {}
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    known = TaskManager().task_index
+    return {
+        name: difflib.get_close_matches(name, list(known), n=1)
+        for name in wanted
+        if name not in known
+    }
 
 
 def is_per_corpus(task: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from perennial import corpora
 from perennial.config.stage_settings import stage_settings
 from perennial.config.training import ModelSpec
+from perennial.controller.before_compute import check_before_compute
 from perennial.controller.context import Workspace
 from perennial.controller.loop import check_inbox
 from perennial.controller.replay_share import forecast_share
@@ -183,7 +184,7 @@ def plan_run(
         InputError: the run file describes what cannot work.
     """
     spec = work.spec
-    work.check_run()
+    check_before_compute(work)
     check_inbox(work)
     ahead = _look_ahead(work, reschedule)
     size, notes = _model_size(work)

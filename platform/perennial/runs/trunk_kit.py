@@ -178,7 +178,7 @@ def _sections(
             {"name": f"{spec.name[:54]}-continued", "store": f"../{spec.name}-continued"},
         ),
         (
-            "Where the kit lies; a relative path is one from the working directory.",
+            "Where the kit lies; a relative path is one from the folder of this file.",
             {"model": {"path": path}, "tokenizer": {"path": path} | borders},
         ),
         (

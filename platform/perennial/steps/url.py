@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, model_validator
 
 from perennial.errors import InputError
+from perennial.fields import PathText
 from perennial.steps.base import STEPS, Apply, Dropped, RawDocument, StepConfig
 
 UrlList = Literal["domains", "words", "substrings", "suffixes"]
@@ -70,7 +71,7 @@ class UrlFilterConfig(StepConfig):
     """texts that no URL may hold, anywhere in it"""
     suffixes: tuple[str, ...] = ()
     """ends of a path, such as `.pdf`"""
-    files: dict[UrlList, str] = Field(default_factory=dict)
+    files: dict[UrlList, PathText] = Field(default_factory=dict)
     """more of each, by the name of its list: a local UTF-8 file with one a line, at the same path
     on every node that ingests; lines that begin with # are left out"""
     without_url: Literal["drop", "keep"] = "drop"

@@ -400,9 +400,7 @@ def _items(folder: Path) -> Any:
     spec = importlib.util.spec_from_file_location("fetch_items", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)  # as `python pipelines/fetch_items.py` has it
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     folder.mkdir(exist_ok=True)
     return module
 

@@ -71,6 +71,19 @@ def test_a_long_place_is_folded_and_never_cut() -> None:
     assert sum(line.count("a") for line in lines[2:]) == 60
 
 
+def test_reasons_come_first_and_whole() -> None:
+    reason = "corpus-3 refused: " + "no field 'text' in any of its documents " * 6
+    lines = render_lines(replace(QUICKSTART, reasons=[("corpus", reason)]))
+    assert lines[1].startswith("corpus    corpus-3 refused: no field")
+    assert " ".join(" ".join(lines[1:5]).split()).count("no field 'text'") == 6
+    assert len(lines) < HEIGHT
+    many = [("corpus", f"corpus-{n} refused: {'it is bad ' * 9}") for n in range(40)]
+    lines = render_lines(replace(QUICKSTART, reasons=many))
+    assert len(lines) < HEIGHT
+    assert any("more: --json has them" in line for line in lines)
+    assert any("02-c2" in line for line in lines)
+
+
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=200)
 rows = st.builds(
     Row,

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import typer
 
-from perennial.cli.command import AsJson, Overrides, RunFile, open_run
+from perennial.cli.command import AsJson, DryRun, Overrides, RunFile, open_run, print_preview
 from perennial.cli.console import out, print_json
 
 
-def track(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def track(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
     """Log the whole run again, to an MLflow that missed a part or lost it. Safe to repeat."""
-    tracked = open_run(run_file, overrides).track()
+    run = open_run(run_file, overrides)
+    if dry_run:
+        status = run.status()
+        named = [stage.name for stage in status.stages] + list(status.releases)
+        print_preview(run, [f"log {name}" for name in named])
+        return
+    tracked = run.track()
     receipt = tracked.receipt
     if as_json:
         print_json(tracked.to_dict())

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from perennial.cli.command import AsJson, Overrides, RunFile, check_output, open_run
+from perennial.cli.command import (
+    AsJson,
+    DryRun,
+    Overrides,
+    RunFile,
+    check_output,
+    open_run,
+    print_preview,
+)
 from perennial.cli.console import out, print_json
 
 Output = Annotated[
@@ -20,10 +28,16 @@ def report(
     overrides: Overrides = None,
     output: Output = None,
     as_json: AsJson = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Write one HTML page that needs no network: lineage, learning rate, losses, samples."""
     check_output(output)
-    page = open_run(run_file, overrides).report(output)
+    run = open_run(run_file, overrides)
+    if dry_run:
+        places = [f"{run.spec.store}/report/", *([str(output)] if output else [])]
+        print_preview(run, [f"write the page to {place}" for place in places])
+        return
+    page = run.report(output)
     if as_json:
         print_json(page.to_dict())
         return

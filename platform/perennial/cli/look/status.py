@@ -71,13 +71,17 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
         earlier=state.earlier,
         rates=state.rates,
         rate=f"now {state.rates[-1]:.2e}" if state.rates else "",
-        notes=[
+        reasons=[
             *_gate_notes(state),
+            *(note for name, note in _corpus_notes(state) if name in state.reasons),
+            *(_source_note(source) for source in state.sources if source.problem),
+        ],
+        notes=[
             *_shared_stage_notes(state),
             *_share_notes(state),
             *_part_notes(state),
-            *_corpus_notes(state),
-            *map(_source_note, state.sources),
+            *(note for name, note in _corpus_notes(state) if name not in state.reasons),
+            *(_source_note(source) for source in state.sources if not source.problem),
             *_result_notes(state),
         ],
         places=list(_places(state, run_file)),
@@ -127,11 +131,11 @@ def _share_notes(state: RunStatus) -> Iterator[Note]:
             yield "replay", f"{stage.name}: {stage.share_decision.describe()}"
 
 
-def _corpus_notes(state: RunStatus) -> Iterator[Note]:
-    """Yield the corpora that the table of stages does not show, or whose stage failed."""
+def _corpus_notes(state: RunStatus) -> Iterator[tuple[str, Note]]:
+    """Yield by name the corpora that the table of stages does not show, or whose stage failed."""
     for name in state.pending:
         reason = f": {state.reasons[name]}" if name in state.reasons else ""
-        yield "corpus", f"{name} {state.corpora[name]}{reason}"
+        yield name, ("corpus", f"{name} {state.corpora[name]}{reason}")
 
 
 def _source_note(source: SourceStatus) -> Note:

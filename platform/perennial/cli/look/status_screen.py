@@ -40,7 +40,8 @@ class StatusScreen:
     head: the run, and where its trunk stands.
     earlier: number of stages before those that it has.
     rates: the learning rate over the trunk's life, evenly spaced; `rate` describes the last one.
-    notes, places: pairs of a label and a text; places (files, commands) are never cut.
+    reasons, notes, places: pairs of a label and a text. Reasons say why something waits, and come
+    first; they and places (files, commands) are never cut.
     """
 
     head: str
@@ -53,14 +54,16 @@ class StatusScreen:
     places: Sequence[tuple[str, str]] = field(default_factory=tuple)
     origins: Sequence[Row] = ()
     earlier: int = 0
+    reasons: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
 def render_lines(screen: StatusScreen, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
     """Return the screen in at most `height` lines of at most `width` characters.
 
-    Only a place that is longer than a line takes more than one: it is there to be copied.
+    Only a reason or a place that is longer than a line takes more than one: it is there to be read
+    or copied whole.
     """
-    top = [_cut(screen.head, width)]
+    top = [_cut(screen.head, width), *_whole_reasons(screen.reasons, height // 2, width)]
     if screen.rates:
         top.append(
             _cut(f"{'rate':{_LABEL}}{_spark(screen.rates, width - 26)}  {screen.rate}", width)
@@ -70,6 +73,17 @@ def render_lines(screen: StatusScreen, width: int = WIDTH, height: int = HEIGHT)
     notes = _fitting(screen.notes, max(1, room - _least(screen)), width)
     table = _table(screen, width, max(0, room - len(notes)))
     return [*top, *table, *notes, *places]
+
+
+def _whole_reasons(reasons: Sequence[tuple[str, str]], room: int, width: int) -> list[str]:
+    """Return as many reasons as there is room for, each of them whole, at least the first."""
+    lines: list[str] = []
+    for number, (word, text) in enumerate(reasons):
+        folded = _folded(word[: _LABEL - 2], text, width)
+        if number and len(lines) + len(folded) >= room:
+            return [*lines, f"{'':{_LABEL}}and {len(reasons) - number} more: --json has them"]
+        lines += folded
+    return lines
 
 
 def _least(screen: StatusScreen) -> int:

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from perennial.cli.command import DryRun, Overrides, RunFile, open_run
-from perennial.cli.console import log, print_json
+from perennial.cli.command import AsJson, DryRun, Overrides, RunFile, open_run
+from perennial.cli.console import log, print_json, print_json_line
 
 
 def ui(
     run_file: RunFile,
     overrides: Overrides = None,
+    as_json: AsJson = False,
     dry_run: DryRun = False,
     host: Annotated[str, typer.Option("--host", help="Address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port")] = 5000,
@@ -25,5 +26,8 @@ def ui(
         print_json({"command": command})
         return
     run.prepare_tracking()
-    log.print(f"MLflow at http://{host}:{port} (Ctrl-C ends it; it needs some seconds to start)")
+    url = f"http://{host}:{port}"
+    if as_json:
+        print_json_line({"url": url, "command": command})
+    log.print(f"MLflow at {url} (Ctrl-C ends it; it needs some seconds to start)")
     os.execvp(command[0], command)

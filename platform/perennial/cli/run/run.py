@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,11 +20,30 @@ from perennial.cli.command import (
     open_run,
     print_preview,
 )
-from perennial.cli.console import log, out, print_gate, print_json, print_matrix, print_tokens
-from perennial.errors import Busy, Superseded
+from perennial.cli.console import (
+    log,
+    out,
+    print_gate,
+    print_json,
+    print_json_line,
+    print_matrix,
+    print_tokens,
+)
+from perennial.errors import Busy, InputError, Superseded
 
 if TYPE_CHECKING:
     from perennial.api.results import TrainingSummary, WatchedLook
+
+
+Interval = Annotated[
+    str,
+    typer.Option(
+        "--interval", metavar="DURATION", help="Time between two looks: 90s, 10m, 6h, or seconds"
+    ),
+]
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+_SHORTEST = 0.1
+"""seconds between two looks, at least"""
 
 
 def run(
@@ -49,9 +70,7 @@ def watch(
     reschedule: Reschedule = False,
     take_over: TakeOver = False,
     once: Annotated[bool, typer.Option("--once", help="Look once, then end")] = False,
-    interval: Annotated[
-        float, typer.Option("--interval", min=0.1, help="Seconds between two looks")
-    ] = 60.0,
+    interval: Interval = "60s",
     webhook: Annotated[
         int | None,
         typer.Option(
@@ -63,7 +82,11 @@ def watch(
         ),
     ] = None,
 ) -> None:
-    """Pull the sources that are due and poll the inbox: each corpus that lands becomes a stage."""
+    """Pull the sources that are due and poll the inbox: each corpus that lands becomes a stage.
+
+    With --json every look is a line: what was trained, or what kept it from that.
+    """
+    seconds = read_interval(interval)
     opened = open_run(run_file, overrides)
     if dry_run:
         print_preview(opened, opened.plan_run())
@@ -80,7 +103,9 @@ def watch(
         # What is met again at every look is printed once.
         failure, before = _one_line(look.failure), said
         said = failure
-        if look.summary is not None:
+        if as_json:
+            print_json_line(look_document(look, seconds))
+        elif look.summary is not None:
             _print_summary(look.summary, run_file, as_json)
         elif failure == before and failure:
             return
@@ -88,15 +113,59 @@ def watch(
             log.print(f"standing by: {failure}", soft_wrap=True, markup=False)
         elif failure:
             log.print(f"perennial: {failure}", soft_wrap=True, markup=False)
-        log.print(f"watching {look.inbox}, next look in {interval:g} s", soft_wrap=True)
+        log.print(f"watching {look.inbox}, next look in {seconds:g} s", soft_wrap=True)
 
     opened.watch(
         print_look,
-        interval_seconds=interval,
+        interval_seconds=seconds,
         webhook_port=webhook,
         reschedule=reschedule,
         take_over=take_over,
     )
+
+
+def read_interval(text: str) -> float:
+    """Return the seconds of `90s`, `10m`, `6h`, `7d`, or of a plain number of seconds.
+
+    Raises:
+        InputError: it is none of these, or less than a tenth of a second.
+    """
+    from perennial.config.cron import parse_duration
+
+    try:
+        seconds = float(text) if _NUMBER.fullmatch(text) else parse_duration(text).total_seconds()
+    except ValueError as wrong:
+        raise _refuse_interval(str(wrong)) from None
+    if seconds < _SHORTEST:
+        raise _refuse_interval(f"{text} is less than {_SHORTEST:g} s")
+    return seconds
+
+
+def _refuse_interval(problem: str) -> InputError:
+    return InputError(
+        "command line", "--interval", problem, "give a time such as 90s, 10m or 6h",
+        code="interval-invalid",
+    )  # fmt: skip
+
+
+def look_document(look: WatchedLook, interval_seconds: float) -> dict[str, Any]:
+    """Return a look of a watch as a document.
+
+    Args:
+        look: what was done at it, or kept it from that.
+        interval_seconds: time until the next one.
+    """
+    failure = None
+    if look.failure is not None:
+        ending = ending_of(look.failure)
+        failure = ending.to_dict() if ending else {"message": _one_line(look.failure)}
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "inbox": look.inbox,
+        "trained": look.summary.to_dict() if look.summary is not None else None,
+        "failure": failure,
+        "next_look_seconds": interval_seconds,
+    }
 
 
 def _one_line(failure: Exception | None) -> str:

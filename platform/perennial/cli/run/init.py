@@ -1,0 +1,163 @@
+"""`perennial init`: a first run file, by questions on a terminal and by options elsewhere."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from perennial.cli.command import AsJson, DryRun
+from perennial.cli.console import out, print_json
+from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from perennial.planning.first_run_file import Asked
+
+Template = Literal["scratch", "open-model", "paper"]
+Shift = Literal["weak", "strong"]
+
+
+NewFile = Annotated[Path, typer.Argument(metavar="[RUN_FILE]", help="The file to write")]
+TemplateOption = Annotated[
+    Template | None,
+    typer.Option(
+        "--template",
+        help="scratch (random weights), open-model (goes on with a stored model) or paper (the "
+        "paper's 405M model and batch); default open-model with --model, else scratch",
+    ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Folder of safetensors, GGUF file or bucket's url")
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="A tokenizer; default the model's, or one is trained"),
+]
+DataOption = Annotated[
+    list[str],
+    typer.Option(metavar="PLACE", help="Files of the first corpus, of which a sample is read"),
+]
+ShiftOption = Annotated[
+    Shift | None,
+    typer.Option(
+        "--shift",
+        help="Of the data, against what was trained before: weak (5% replay) or strong (25%); "
+        "default weak",
+    ),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the run; default its folder's")
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="Folder or bucket's url of the run; default NAME-store"),
+]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus", min=0, help="GPUs to train on; default this machine's")
+]
+GpuMemoryOption = Annotated[
+    float | None, typer.Option("--gpu-memory", min=0.1, help="GiB of one GPU")
+]
+
+
+def init(
+    run_file: NewFile = Path("run.yaml"),
+    template: TemplateOption = None,
+    model: ModelOption = None,
+    tokenizer: TokenizerOption = None,
+    data: DataOption = [],  # noqa: B006 (typer reads it)
+    corpus: Annotated[str, typer.Option(help="Name of the first corpus")] = "first",
+    shift: ShiftOption = None,
+    name: NameOption = None,
+    store: StoreOption = None,
+    gpus: GpusOption = None,
+    gpu_memory: GpuMemoryOption = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Write a commented run file that fits the model, a sample of the data and the machine.
+
+    On a terminal it asks for what no option says. Nothing is written over.
+    """
+    from perennial.api.begin import begin_run, check_absent, machine_of
+    from perennial.planning.first_run_file import Asked
+
+    check_absent(run_file)
+    if _is_terminal() and not as_json:
+        template, model, data, shift = _ask(template, model, data, shift)
+    chosen = template or ("open-model" if model else "scratch")
+    _check_model(chosen, model)
+    named = name or _plain(run_file.absolute().parent.name)
+    asked: Asked = Asked(
+        template=chosen,
+        name=named,
+        store=store or str(run_file.parent / f"{named}-store"),
+        model=model,
+        tokenizer=tokenizer,
+        corpus=corpus,
+        shift=shift or "weak",
+    )
+    machine = machine_of(gpus, None if gpu_memory is None else int(gpu_memory * 2**30))
+    begun = begin_run(run_file, asked, data, machine, writes=not dry_run)
+    if dry_run:
+        print_json({"path": str(run_file), "text": begun.text})
+        return
+    if as_json:
+        print_json(
+            {"path": str(begun.path), "fitted": asdict(begun.fitted), "next": begun.commands}
+        )
+        return
+    out.print(f"wrote {begun.path}", markup=False)
+    for command in begun.commands:
+        out.print(f"next   {command}", markup=False)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _check_model(template: Template, model: str | None) -> None:
+    if (template == "open-model") != (model is not None):
+        problem = "is missing" if model is None else f"template {template} has random weights"
+        raise InputError(
+            "command line", "--model", problem,
+            "name its folder, GGUF file or url" if model is None else "leave out --model, or give "
+            "--template open-model",
+            code="model-unsettled",
+        )  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """Return a text as a run may be named."""
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower()).strip("-")
+    return plain[:60] or "my-run"
+
+
+def _ask(
+    template: Template | None, model: str | None, data: list[str], shift: Shift | None
+) -> tuple[Template | None, str | None, list[str], Shift | None]:
+    """Ask for what no option says."""
+    if template is None and model is None:
+        template = _choose("Begin with", ["open-model", "scratch", "paper"])  # type: ignore[assignment]
+    if model is None and template == "open-model":
+        model = typer.prompt("Folder, GGUF file or url of the model", err=True)
+    if not data:
+        answer = typer.prompt("Files of your data (empty: none yet)", default="", err=True)
+        data = shlex.split(answer)
+    if shift is None and (model is not None or template == "open-model"):
+        typer.echo("weak: the same language or kind of text; strong: another", err=True)
+        shift = _choose("Shift of the data", ["weak", "strong"])  # type: ignore[assignment]
+    return template, model, data, shift
+
+
+def _choose(question: str, choices: list[str]) -> str:
+    while True:
+        answer = str(
+            typer.prompt(f"{question} ({', '.join(choices)})", default=choices[0], err=True)
+        )
+        if answer in choices:
+            return answer
