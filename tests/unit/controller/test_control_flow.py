@@ -303,7 +303,7 @@ def test_a_release_under_another_controller(
 
 
 def test_a_watch(work: Workspace, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "advance", _once(error))
+    monkeypatch.setattr(loop, "_perform_all", _once(error))
     looks: list[loop.Look] = []
     ends = isinstance(error, ENDS)
     with pytest.raises(type(error) if ends else Terminated):
@@ -318,12 +318,12 @@ def test_a_watch_stands_by_and_takes_charge_again_when_the_other_one_ends(
     looks: list[Look] = []
     acted: list[int] = []
 
-    def advance_one(work: Workspace, **_: object) -> int:
+    def perform_one(work: Workspace, *_: object, **_also: object) -> loop._Controller:
         """Stand for a run that always has something to do."""
         work.refresh()
         work.take_charge()
         acted.append(work.state.epoch)
-        return 0
+        return loop._Controller(work, reschedule=False)
 
     def pause() -> None:
         if len(looks) == 1:
@@ -333,7 +333,7 @@ def test_a_watch_stands_by_and_takes_charge_again_when_the_other_one_ends(
         elif len(looks) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "advance", advance_one)
+    monkeypatch.setattr(loop, "_perform_all", perform_one)
     with pytest.raises(KeyboardInterrupt):
         watch(work, pause, looks.append)
     assert [type(look.failure) for look in looks] == [type(None), Superseded, Busy, type(None)]
