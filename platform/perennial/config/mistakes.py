@@ -91,7 +91,8 @@ def _written_path(error: ErrorDetails, document: Any) -> list[str]:
         if is_index or (isinstance(document, Mapping) and key in document):
             keys.append(str(key))
             document = document[key]
-    is_plain = isinstance(document, str) or not isinstance(document, (Mapping, Sequence))
+    is_text = isinstance(document, str) and error["type"] != "unknown_name"
+    is_plain = is_text or not isinstance(document, (Mapping, Sequence))
     is_form = is_plain or ("[" in str(last) and last != "[key]")
     return [*keys, str(last)] if not is_form or not error["loc"] else keys
 

@@ -93,7 +93,13 @@ class EmailSpec(_WithSecrets):
 class NotifySpec(_WithSecrets):
     """Notifications: each is tried once by every way that is given, and never holds up the run."""
 
-    on: Annotated[tuple[Happening, ...], FREE] = ("gate", "failure", "release", "source", "stall")
+    events: Annotated[tuple[Happening, ...], FREE] = (
+        "gate",
+        "failure",
+        "release",
+        "source",
+        "stall",
+    )
     """what is sent: gate (a stage that a gate stopped), failure (of a corpus or a release, or a
     look of `watch` that could do nothing), release (one was made), source (one that failed three
     times in a row, or a file of it), stall (training without a step)"""
@@ -122,4 +128,4 @@ class NotifySpec(_WithSecrets):
     def has_a_way(self) -> bool:
         """Return whether anything is sent."""
         ways = (self.webhook, self.email, self.command)
-        return bool(self.on) and any(way is not None for way in ways)
+        return bool(self.events) and any(way is not None for way in ways)

@@ -12,8 +12,8 @@ from perennial.evaluation.shift import text_cost
 from perennial.runs import summary
 from perennial.runs.events import Measured
 from perennial.runs.ledger import now
-from perennial.runs.stage_planner import measures_shift, replayable
 from perennial.runs.unattended.replay_share import ShareDecision, ShareRule, decide_share
+from perennial.runs.unattended.stage_replay import measures_shift, replayable
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,12 +14,10 @@ from perennial.mixture import (
     AUTO,
     History,
     Mixture,
-    ReplayRule,
     StageMix,
     TrunkUse,
     annealed_corpora,
     branch_mix,
-    known_corpora,
     list_new,
     mixture_suffix,
     rows_of,
@@ -32,6 +29,7 @@ from perennial.runs.averaging import AskedAverage, Average, AveragedCheckpoint, 
 from perennial.runs.events import Releasing, Started
 from perennial.runs.state import RunState, Stage
 from perennial.runs.unattended.replay_share import ShareDecision
+from perennial.runs.unattended.stage_replay import decided_share, stage_rule
 from perennial.schedules import (
     Anneal,
     Schedule,
@@ -83,7 +81,7 @@ def decide_stage(
     first_step = state.stages[-1].last_step if state.stages else 0
     settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
     is_auto = settings.replay.share == AUTO
-    share = _decided_share(spec, state, named, auto) if is_auto else None
+    share = decided_share(spec, state, named, auto) if is_auto else None
     rule = stage_rule(spec, state, corpus, share)
     mix = stage_mix(state.use, new, steps, spec.training.global_batch, rule)
     return Started(
@@ -100,67 +98,6 @@ def decide_stage(
         share_decision=auto if is_auto and isinstance(auto, ShareDecision) else None,
         gpus=spec.gpus,
     )
-
-
-def stage_rule(
-    spec: RunSpec, state: RunState, corpus: str, share: float | None = None
-) -> ReplayRule:
-    """Return the rule of replay of a corpus's stage.
-
-    Args:
-        spec: the run file.
-        state: the run.
-        corpus: the first new one of the stage.
-        share: that of the stage; default the one that is set.
-    """
-    settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
-    return ReplayRule.resolve(settings.replay, state.retired, _proxies(spec, state), share)
-
-
-def replayable(spec: RunSpec, state: RunState, new: Sequence[str]) -> dict[str, int]:
-    """Return the sequences that the trunk has seen of each corpus that a stage may replay.
-
-    Args:
-        spec: the run file.
-        state: the run.
-        new: corpora of the stage.
-    """
-    rule, seen = stage_rule(spec, state, new[0], 0.0), Counter[str]()
-    for (corpus, _), known in known_corpora(state.use, rule, rule.retired, new).items():
-        seen[corpus] += known.history.seen
-    return {corpus: count for corpus, count in seen.items() if count}
-
-
-def measures_shift(spec: RunSpec, state: RunState, new: Sequence[str]) -> bool:
-    """Return whether the replay share of a stage is measured when the stage begins.
-
-    Args:
-        spec: the run file.
-        state: the run.
-        new: corpora of the stage.
-    """
-    first = new[0]
-    share = stage_settings(spec, first, state.corpora[first].replay).replay.share
-    return share == AUTO and bool(replayable(spec, state, new))
-
-
-def _decided_share(
-    spec: RunSpec, state: RunState, named: Sequence[str], auto: ShareDecision | float | None
-) -> float:
-    """Return the share that was decided for a stage; 0 where there is nothing to replay."""
-    if isinstance(auto, ShareDecision):
-        return auto.share
-    if auto is not None:
-        return auto
-    if replayable(spec, state, named):
-        raise InputError(
-            "run file",
-            "replay.share",
-            f"it is auto, and the shift before the stage of {named[0]} was not measured",
-            "give a number",
-            code="share-undecided",
-        )
-    return 0.0
 
 
 def decide_resumed(state: RunState, stage: Stage, at: str) -> Started:
@@ -185,13 +122,6 @@ def decide_resumed(state: RunState, stage: Stage, at: str) -> Started:
         settings=stage.settings,
         resumes=folder_of(stage.folder, state.resumption.step),
     )
-
-
-def _proxies(spec: RunSpec, state: RunState) -> dict[str, int | dict[str, int]]:
-    """Return the training sequences of the proxy corpora that are ready, or of their parts."""
-    known = {name: state.corpora.get(name) for name in spec.stages.proxies}
-    ready = {name: c for name, c in known.items() if c is not None and c.state == "ready"}
-    return {name: corpus.parts or corpus.sequences for name, corpus in ready.items()}
 
 
 def warn_of_start(spec: RunSpec, mix: StageMix, schedule: Schedule) -> list[str]:

@@ -62,7 +62,7 @@ class NotifyObserver(RunObserver):
         """Send a notification of a stage that a gate stopped, and of what failed."""
         self._job_ended.set()
         for on, mark, subject, compose in list_conditions(work.state):
-            if on in self._spec.on and mark not in self._sent:
+            if on in self._spec.events and mark not in self._sent:
                 self._notify(work, on, subject, compose(), mark)
         for mark, name, text in describe_setbacks(work.setbacks):
             if mark not in self._sent:
@@ -102,7 +102,7 @@ class NotifyObserver(RunObserver):
         self._job_ended.set()
         self._job_ended, self._progressed_at = threading.Event(), time.monotonic()
         self._step = job.first_step
-        if "stall" in self._spec.on:
+        if "stall" in self._spec.events:
             watch = threading.Thread(
                 target=self._watch, args=(work, job, self._job_ended), name="stall", daemon=True
             )
@@ -144,7 +144,7 @@ class NotifyObserver(RunObserver):
     def _notify(
         self, work: ObservedRun, on: Happening, subject: str, text: str, mark: str = ""
     ) -> None:
-        if on not in self._spec.on or not self._channels:
+        if on not in self._spec.events or not self._channels:
             return
         self._sent |= {mark} if mark else set()
         if self._sender is None:

@@ -164,7 +164,7 @@ def test_every_kind_has_its_words_and_can_be_left_out(tmp_path: Path, hook: Hook
         full = StorageFull("/store: No space left on device; free room")
         work.notify(lambda observer: observer.look_failed(work, full))
 
-    with work_of(url, webhook="env:OPS_HOOK", on=["source", "failure"]) as (work, _, _observer):
+    with work_of(url, webhook="env:OPS_HOOK", events=["source", "failure"]) as (work, _, _observer):
         happen(work)
     first = _texts(hook)
     assert first[0].startswith("*tiny: source news is in trouble*\nHTTP 503 &lt;!channel&gt;\n"), (
@@ -173,7 +173,7 @@ def test_every_kind_has_its_words_and_can_be_left_out(tmp_path: Path, hook: Hook
     assert "release r2 failed (attempt 3 of 3; make it with `perennial release`)" in first[1]
     assert "a look at the inbox failed" in first[2]
     assert len(first) == 3
-    with work_of(url, webhook="env:OPS_HOOK", on=["release"]) as (work, _, _observer):
+    with work_of(url, webhook="env:OPS_HOOK", events=["release"]) as (work, _, _observer):
         happen(work)
     assert _texts(hook)[3].startswith("*tiny: release r is made: r*")
     assert len(hook.taken) == 4
@@ -339,7 +339,9 @@ def test_a_source_that_keeps_failing_is_told_once_an_episode(tmp_path: Path, hoo
     crawl, minutes = tmp_path / "crawl", iter(range(0, 600, 60))
 
     def look(times: int) -> int:
-        document = tiny_run(tmp_path) | {"notify": {"webhook": "env:OPS_HOOK", "on": ["source"]}}
+        document = tiny_run(tmp_path) | {
+            "notify": {"webhook": "env:OPS_HOOK", "events": ["source"]}
+        }
         document["sources"] = {"news": {"prefix": str(crawl), "schedule": "1h"}}
         spec = RunSpec.model_validate(document)
         work = Workspace(spec, "run.yaml", [NotifyObserver(spec.notify)])

@@ -224,7 +224,7 @@ OTHERS: dict[str, Any] = {
     "gates.on_broken": "retry-with-more-replay",
     "gates.max_retries": 3,
     "gates.retry_tokens": "1M tokens",
-    "notify.on": ["gate"],
+    "notify.events": ["gate"],
     "notify.webhook": "env:HOOK",
     "notify.command": ["page"],
     "notify.timeout": "1m",

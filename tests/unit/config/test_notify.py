@@ -51,7 +51,7 @@ def test_a_secret_in_the_file_is_refused_and_not_shown(tmp_path: Path, notify: A
         ({"email": {**EMAIL, "to": []}}, "at least 1 item"),
         ({"email": {**EMAIL, "to": ["ops"]}}, "'ops' is not an address such as ops@example.org"),
         ({"command": []}, "at least 1 item"),
-        ({"on": ["gates"]}, "'gate', 'failure'"),
+        ({"events": ["gates"]}, "'gate', 'failure'"),
         ({"timeout": "0s"}, "timeout is no time"),
     ],
 )
@@ -66,7 +66,7 @@ def test_references_alone_are_resolved_into_the_ledger(tmp_path: Path) -> None:
         "webhook": "env:OPS_HOOK",
         "email": {**EMAIL, "user": "me", "password": "file:/run/secrets/mail"},
         "command": ["page", "--team", "ops"],
-        "on": ["gate"],
+        "events": ["gate"],
         "stall_after": "2h",
     }
     spec = RunSpec.model_validate(tiny_run(tmp_path) | {"notify": notify})
