@@ -17,8 +17,13 @@ def commit_model(store: Store, model: Any, folder: Path) -> str:
     return commit_folder(store, folder)
 
 
-def commit_folder(store: Store, folder: Path, step: int = 4, key: str | None = None) -> str:
-    """Commit the files of a local folder as a checkpoint; return its key."""
+def commit_folder(
+    store: Store, folder: Path, step: int = 4, key: str | None = None, **fields: Any
+) -> str:
+    """Commit the files of a local folder as a checkpoint; return its key.
+
+    `fields` are of its manifest, in place of what stands below.
+    """
     key = key or checkpoints.folder_of("checkpoints/00-en", step)
     files = checkpoints.upload(store, f"{key}/attempt", sorted(folder.iterdir()))
     manifest = checkpoints.CheckpointManifest(
@@ -37,5 +42,5 @@ def commit_folder(store: Store, folder: Path, step: int = 4, key: str | None = N
         attempt="attempt",
         files=files,
     )
-    assert checkpoints.commit(store, key, manifest)
+    assert checkpoints.commit(store, key, manifest.model_copy(update=fields))
     return key

@@ -13,6 +13,7 @@ from perennial.errors import Altered, Damaged
 from perennial.evaluation.evaluate import fetch
 from perennial.mixture import ReplayRule, stage_mix
 from perennial.runs.entities import Stage
+from perennial.schedules import ConstantSchedule, to_dict
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoints
 from perennial.training.model.export import export
@@ -26,6 +27,10 @@ FILES = {
 }
 
 
+MIX = stage_mix([], {"en": 8}, 4, 2, ReplayRule())
+SCHEDULE = ConstantSchedule(1e-3)
+
+
 @pytest.fixture
 def store(store_url: str, tmp_path: Path) -> Store:
     """A store with a committed checkpoint."""
@@ -33,7 +38,7 @@ def store(store_url: str, tmp_path: Path) -> Store:
     folder.mkdir()
     for name, data in FILES.items():
         (folder / name).write_bytes(data)
-    commit_folder(store, folder)
+    commit_folder(store, folder, mix=MIX.to_dict(), schedule=to_dict(SCHEDULE))
     return store
 
 
@@ -58,8 +63,7 @@ def _report(store: Store, folder: Path) -> None:
 
 
 def _adopt(store: Store, folder: Path) -> None:
-    mix = stage_mix([], {"en": 8}, 4, 2, ReplayRule())
-    stage = Stage("01-en", 0, None, mix, {}, "", 0, "reset")
+    stage = Stage("01-en", 0, None, MIX, to_dict(SCHEDULE), "", 0, "reset")
     try:
         _copy(store, KEY, stage)
     finally:
