@@ -33,6 +33,7 @@ def _commands() -> list[list[str]]:
     return [[HERE.get(word, word) for word in shlex.split(line, comments=True)] for line in lines]
 
 
+@pytest.mark.long
 def test_every_command_does_what_the_page_says(
     finished: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

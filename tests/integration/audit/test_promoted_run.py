@@ -83,6 +83,7 @@ def test_a_release_of_a_stage_that_broke_its_gates_is_found_and_refused(local: S
     assert objects(local) == before
 
 
+@pytest.mark.long
 def test_the_alias_moves_in_mlflows_registry(local: Store, monkeypatch: Any) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     perennial.open(local.url).prepare_tracking()
