@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from perennial.corpora.file_list import escape_text
+from perennial.corpora.formats.base import counts_as_bad
 from perennial.corpora.ingest.documents import Removed, encode_removed
 from perennial.corpora.ingest.losses import LossAccount
 from perennial.corpora.ingest.read import KEPT_RECORDS, BadRecord, PieceResult, evidence_key
@@ -82,8 +83,10 @@ def _describe_reasons(inputs: Sequence[InputFile], pieces: Sequence[PieceResult]
     for piece in pieces:
         reasons.update(piece.quarantined)
         first = {**piece.first, **first}
+    # What counts is what has to be repaired; what steps dropped on purpose would hide it.
+    shown = Counter({why: n for why, n in reasons.items() if counts_as_bad(why)}) or reasons
     words = []
-    for reason, count in reasons.most_common(_MOST_REASONS):
+    for reason, count in shown.most_common(_MOST_REASONS):
         place = ""
         if reason in first:
             record = first[reason]
@@ -92,7 +95,7 @@ def _describe_reasons(inputs: Sequence[InputFile], pieces: Sequence[PieceResult]
         words.append(f"{count} {reason}{place}")
     if not words:
         return f"there are no documents in its {len(inputs)} files"
-    more = len(reasons) - len(words)
+    more = len(shown) - len(words)
     return "; ".join([*words, *([f"{more} more reasons"] if more else [])])
 
 
