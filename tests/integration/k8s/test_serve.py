@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,10 @@ class Container:
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
-        self.process = subprocess.Popen(self.start, env=self.environment, cwd=self.folder)
+        # A group of its own, which ends with the test: what it started would outlive it.
+        self.process = subprocess.Popen(
+            self.start, env=self.environment, cwd=self.folder, start_new_session=True
+        )
 
     def write(self, name: str, text: str) -> None:
         (self.folder / "new").write_text(text)
@@ -80,7 +84,8 @@ def container(tmp_path: Path) -> Iterator[Container]:
         container = Container(tmp_path, f"127.0.0.1:{head.getsockname()[1]}")
         yield container
         if container.process is not None and container.process.poll() is None:
-            container.process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(container.process.pid, signal.SIGKILL)
             container.process.wait()
 
 
