@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from perennial.store import Store
+from perennial.store import Store, open_store
 from tests.support.synthetic_run import craft_run
 
 
@@ -30,3 +31,15 @@ def filled(store: Store, objects: dict[str, bytes]) -> Store:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(store.write, objects.keys(), objects.values()))
     return store
+
+
+@pytest.fixture
+def store(finished: dict[str, bytes], store_url: str) -> Store:
+    """A finished run in a store of each kind."""
+    return filled(open_store(store_url), finished)
+
+
+@pytest.fixture
+def local(finished: dict[str, bytes], tmp_path: Path) -> Store:
+    """A finished run in a local folder."""
+    return filled(open_store(tmp_path / "store"), finished)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,25 +15,12 @@ from perennial.controller.context import Workspace
 from perennial.controller.promote import promote
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.release_policy import alias_key, decide_promotion
-from perennial.store import Store, open_store
+from perennial.store import Store
 from perennial.tracking import default_uri
-from tests.integration.audit.conftest import filled
 from tests.integration.audit.test_verify import RELEASE, edit, event_key
 from tests.support.small_ledger import objects
 
 NAME = RELEASE.removeprefix("releases/")
-
-
-@pytest.fixture
-def store(finished: dict[str, bytes], store_url: str) -> Store:
-    """A finished run in a store of each kind."""
-    return filled(open_store(store_url), finished)
-
-
-@pytest.fixture
-def local(finished: dict[str, bytes], tmp_path: Path) -> Store:
-    """A finished run in a local folder."""
-    return filled(open_store(tmp_path / "store"), finished)
 
 
 def _findings(store: Store) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from perennial.errors import Busy, InputError
 from perennial.runs.actions import Action
 from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import Ledger
-from perennial.store import Store, copy_checked, open_store
+from perennial.store import Store, copy_checked
 from perennial.training.checkpoint.manifest import committed_steps, read_manifest
 from perennial.training.checkpoint.reader import check_latest
 from perennial.training.spikes.skips import Skip, read_skips, record_skip
@@ -30,18 +29,6 @@ from tests.support.small_ledger import objects
 
 HELP, CODE = "checkpoints/00-help", "checkpoints/01-code"
 MIDDLE = f"{CODE}/00000017"
-
-
-@pytest.fixture
-def store(finished: dict[str, bytes], store_url: str) -> Store:
-    """A finished run in a store of each kind."""
-    return filled(open_store(store_url), finished)
-
-
-@pytest.fixture
-def local(finished: dict[str, bytes], tmp_path: Path) -> Store:
-    """A finished run in a local folder."""
-    return filled(open_store(tmp_path / "store"), finished)
 
 
 def _findings(store: Store) -> list[str]:

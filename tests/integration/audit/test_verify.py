@@ -34,18 +34,6 @@ END_FILES = f"{END}/{ATTEMPT}"
 RELEASE = "releases/01-code-24-anneal4"
 
 
-@pytest.fixture
-def store(finished: dict[str, bytes], store_url: str) -> Store:
-    """A finished run in a store of each kind."""
-    return filled(open_store(store_url), finished)
-
-
-@pytest.fixture
-def local(finished: dict[str, bytes], tmp_path: Path) -> Store:
-    """A finished run in a local folder."""
-    return filled(open_store(tmp_path / "store"), finished)
-
-
 def drop_line(store: Store, key: str) -> None:
     """Forget the first line of a file."""
     store.write(key, store.read(key).partition(b"\n")[2])
