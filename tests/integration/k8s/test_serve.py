@@ -18,17 +18,18 @@ from tests.support.kubernetes_manifests import K8S
 
 SERVE = K8S / "components" / "mode-watch" / "serve.py"
 PATIENCE_SECONDS = 120
+# Each says that it runs only when it is ready for the signal that a test sends on reading so.
 RAY = """#!/bin/sh
-echo "ray $*" >> log
 trap 'echo "ray ended" >> log; kill $!; exit 0' TERM
+echo "ray $*" >> log
 while [ ! -e ray-dies ]; do sleep 0.05 & wait $!; done
 exit 9
 """
 # `perennial` says with which run file it runs, and ends as the file says.
 PERENNIAL = """#!/bin/sh
 read=$(cat "$2")
-echo "$1 $read" >> log
 trap 'echo "checkpoint stored" >> log; kill $!; exit 143' TERM
+echo "$1 $read" >> log
 if [ "$read" = wrong ]; then exit 2; fi
 if [ -e store-is-away ]; then rm store-is-away; exit 1; fi
 while true; do sleep 0.05 & wait $!; done
@@ -91,16 +92,14 @@ def container(tmp_path: Path) -> Iterator[Container]:
 
 def test_a_stopped_container_stores_a_checkpoint_before_ray_ends(container: Container) -> None:
     container.run()
+    # In either order: the two run side by side, and what listens for Ray is there before both.
+    container.until("ray start --head --block")
     container.until("watch right")
     assert container.process is not None
     container.process.send_signal(signal.SIGTERM)
     container.ends()
-    assert container.log() == [
-        "ray start --head --block",
-        "watch right",
-        "checkpoint stored",
-        "ray ended",
-    ]
+    assert sorted(container.log()[:2]) == ["ray start --head --block", "watch right"]
+    assert container.log()[2:] == ["checkpoint stored", "ray ended"]
 
 
 def test_a_mistake_is_waited_out_in_the_same_pod(container: Container) -> None:
@@ -109,6 +108,7 @@ def test_a_mistake_is_waited_out_in_the_same_pod(container: Container) -> None:
     container.until("watch wrong")
     container.write("run.yaml", "right")
     container.until("watch right")
+    container.until("ray start --head --block")
     assert container.log().count("watch wrong") == 1
     assert container.log().count("ray start --head --block") == 1
 
@@ -124,6 +124,7 @@ def test_a_failure_is_tried_again(container: Container) -> None:
 
 def test_without_ray_the_container_ends(container: Container) -> None:
     container.run()
+    container.until("ray start --head --block")
     container.until("watch right")
     container.write("ray-dies", "")
     assert container.ends() == 1
@@ -141,6 +142,7 @@ def test_a_head_that_does_not_come_up_ends_the_container(container: Container) -
 def test_a_command_that_was_asked_to_end_is_not_started_again(container: Container) -> None:
     """PreStop sends SIGTERM to `perennial` itself."""
     container.run()
+    container.until("ray start --head --block")
     container.until("watch right")
     assert container.process is not None
     children = f"/proc/{container.process.pid}/task/{container.process.pid}/children"
