@@ -138,6 +138,9 @@ class StudySpec(Section):
     """speed of a run, all its work counted, to estimate with before one is done; default none"""
     page: OutputPath | None = None
     """file that the page is written to, its pictures beside it; default `study.md` in the place"""
+    results: OutputPath | None = None
+    """file that keeps what runs came to, such as `gap.results.json`: committed beside the study
+    file, it lets another machine go on with the runs that are missing. Default none"""
 
     @model_validator(mode="after")
     def _seeds_are_different(self) -> StudySpec:

@@ -240,6 +240,7 @@ def _how(results: StudyResults) -> Iterator[str]:
     hours = sum(result.seconds for result in results.runs) / 3600
     budget = study.spec.budget
     of = "" if budget is None else f", of {budget.total_seconds() / 3600:g} allowed"
+    spec_results = study.spec.results
     shared = [f"{name} {record.shared}" for name, record in records if record.shared]
     facts = [
         f"command: `{study.command}`",
@@ -249,6 +250,7 @@ def _how(results: StudyResults) -> Iterator[str]:
         f"time, of all runs together: {hours:.2f} hours{of}",
         *sorted({f"versions: {_versions(record.versions)}" for _, record in records}),
         *sorted({f"machine: {record.machine}" for _, record in records}),
+        *([f"results of all runs: `{spec_results}`"] if spec_results else []),
         *([f"first stages that another arm trained: {', '.join(shared)}"] if shared else []),
     ]
     yield from ("## How it was made", "")

@@ -23,6 +23,8 @@ from perennial.runs.stage_planner import decide_average, decide_release
 from perennial.runs.state import RunState, Stage
 from perennial.store import Store, open_store
 from perennial.study.branch import count_shared, may_share
+from perennial.study.kept import KeptResult, read_kept
+from perennial.study.record import read_record
 
 if TYPE_CHECKING:
     from perennial.config.study import ArmSpec, StudySpec
@@ -90,6 +92,7 @@ class PlannedRun:
     trained, released: tokens of the stages that it trains itself, and of its releases' anneals.
     donor, shared: the run whose first stages it begins with, and how many these are.
     lender: the run whose tokenised corpora it copies.
+    kept: what it came to on another machine; None for a run of this one.
     """
 
     run: ArmRun
@@ -100,6 +103,7 @@ class PlannedRun:
     donor: str | None = None
     shared: int = 0
     lender: str | None = None
+    kept: KeptResult | None = None
 
     @property
     def tokens(self) -> int:
@@ -125,6 +129,23 @@ class Study:
     inbox: str
     command: str
 
+    def identity_of(self, run: ArmRun, inbox: Mapping[str, int]) -> str:
+        """Return the digest of what decides the results of a run.
+
+        Args:
+            run: a run of the study.
+            inbox: stored bytes of the corpora that have landed.
+        """
+        releases = {
+            asked.name: [
+                asked.spec.release.model_dump(mode="json", exclude_defaults=True),
+                asked.after,
+                asked.average,
+            ]
+            for asked in run.releases
+        }
+        return digest_of([run.settings, run.seed, releases, dict(inbox)])
+
 
 def digest_of(document: object) -> str:
     """Return the SHA-256 of a JSON document."""
@@ -147,7 +168,9 @@ def resolve(where: Path, spec: StudySpec, overrides: Sequence[str] = ()) -> Stud
         _resolve_run(str(where), spec, base, arm, seed) for seed in spec.seeds for arm in spec.arms
     ]
     runs.sort(key=lambda run: -run.value)  # stable: seed by seed within a value
-    document = spec.model_dump(mode="json", exclude={"place", "page"}, exclude_defaults=True)
+    document = spec.model_dump(
+        mode="json", exclude={"place", "page", "results"}, exclude_defaults=True
+    )
     left_out = {"store", "inbox", "tracking", "notify"}
     settings = base.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
     digest = digest_of({"study": document, "run": settings})
@@ -221,10 +244,34 @@ def plan(study: Study) -> list[PlannedRun]:
     """
     inbox = list_inbox(study)
     states = {run.name: read_state(run) for run in study.runs}
+    kept = list_kept(study, inbox)
     planned: list[PlannedRun] = []
     for run in study.runs:
-        planned.append(_share(study, _predict(study, run, states, inbox), planned))
+        its = replace(_predict(study, run, states, inbox), kept=kept.get(run.name))
+        if its.kept is None:
+            its = _share(study, its, [other for other in planned if other.kept is None])
+        planned.append(its)
     return planned
+
+
+def list_kept(study: Study, inbox: Mapping[str, int]) -> dict[str, KeptResult]:
+    """Return the results of the runs that are not on this machine, and were made elsewhere.
+
+    Args:
+        study: the study.
+        inbox: stored bytes of the corpora that have landed.
+
+    Raises:
+        InputError: the file of results is damaged.
+    """
+    results = read_kept(study.spec.results)
+    return {
+        run.name: results[run.name]
+        for run in study.runs
+        if run.name in results
+        and results[run.name].identity == study.identity_of(run, inbox)
+        and read_record(run.store) is None
+    }
 
 
 def list_inbox(study: Study) -> dict[str, int]:

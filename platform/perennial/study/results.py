@@ -17,7 +17,8 @@ from perennial.evaluation.statistics import (
 )
 from perennial.report.compared_run import read_run
 from perennial.runs import summary
-from perennial.study.plan import ArmRun, Study, decide, read_state
+from perennial.study.kept import Contender, KeptResult, write_kept
+from perennial.study.plan import ArmRun, Study, decide, list_inbox, list_kept, read_state
 from perennial.study.record import StudyRecord, read_record, read_spent
 from perennial.study.service import RunEnding
 
@@ -26,19 +27,6 @@ if TYPE_CHECKING:
     from perennial.runs.state import RunState
 
 AVERAGE = "average"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A model of one run, as it is compared: the end of its trunk, or a release.
-
-    own: loss on each corpus behind the corpus's own stage, in nats per token.
-    saved: share of the tokens of retraining at every arrival that was not trained.
-    """
-
-    model: Model
-    own: Mapping[str, float]
-    saved: float
 
 
 @dataclass(frozen=True)
@@ -136,7 +124,8 @@ def read_results(study: Study, statuses: Mapping[str, RunEnding]) -> StudyResult
         study: the study.
         statuses: how every run ended, by its name.
     """
-    runs = tuple(_read_run(run, statuses[run.name]) for run in study.runs)
+    kept = list_kept(study, list_inbox(study))
+    runs = tuple(_read_run(run, statuses[run.name], kept.get(run.name)) for run in study.runs)
     corpora, in_nats = _comparable(runs)
 
     def by_seed(contender: str, measure: str) -> dict[int, float]:
@@ -144,6 +133,22 @@ def read_results(study: Study, statuses: Mapping[str, RunEnding]) -> StudyResult
 
     judgements = tuple(judge_claim(claim, by_seed) for claim in study.spec.claims)
     return StudyResults(study, runs, corpora, in_nats, judgements)
+
+
+def keep_results(results: StudyResults) -> None:
+    """Write what runs came to into the file that the study names for it, if it names one."""
+    path = results.study.spec.results
+    if path is None:
+        return
+    inbox = list_inbox(results.study)
+    done = {
+        its.run.name: KeptResult(
+            results.study.identity_of(its.run, inbox), its.record, its.seconds, its.contenders
+        )
+        for its in results.runs
+        if its.status.state == "done" and its.record is not None
+    }
+    write_kept(path, done)
 
 
 def judge_claim(claim: ClaimSpec, by_seed: Callable[[str, str], Mapping[int, float]]) -> Judgement:
@@ -162,7 +167,9 @@ def judge_claim(claim: ClaimSpec, by_seed: Callable[[str, str], Mapping[int, flo
     return Judgement(claim, measured, judge(measured, low, high))
 
 
-def _read_run(run: ArmRun, status: RunEnding) -> RunResult:
+def _read_run(run: ArmRun, status: RunEnding, kept: KeptResult | None) -> RunResult:
+    if kept is not None:
+        return RunResult(run, status, kept.contenders, kept.record, kept.seconds)
     record, seconds = read_record(run.store), read_spent(run.store)
     if status.state != "done":
         return RunResult(run, status, {}, record, seconds)

@@ -112,6 +112,8 @@ def is_done(planned: PlannedRun, state: RunState, inbox: Sequence[str]) -> bool:
         state: its state.
         inbox: the corpora that have landed.
     """
+    if planned.kept is not None:
+        return True
     if planned.unknown or not state.stages or len(state.stages) < len(planned.stages):
         return False
     waiting = names_in(state.corpora.values(), "unknown", "landed", "ingesting")
@@ -130,10 +132,11 @@ def is_done(planned: PlannedRun, state: RunState, inbox: Sequence[str]) -> bool:
 
 def measure_pace(study: Study, planned: Sequence[PlannedRun], inbox: Sequence[str]) -> StudyPace:
     """Return what runs took so far; from the study file before one is done."""
-    spent = {p.run.name: read_spent(p.run.store) for p in planned}
-    done = [p for p in planned if spent[p.run.name] and is_done(p, read_state(p.run), inbox)]
+    here = [p for p in planned if p.kept is None]
+    spent = {p.run.name: read_spent(p.run.store) for p in here}
+    done = [p for p in here if spent[p.run.name] and is_done(p, read_state(p.run), inbox)]
     seconds = sum(spent[p.run.name] for p in done)
-    total = sum(spent.values())
+    total = sum(spent.values()) + sum(p.kept.seconds for p in planned if p.kept is not None)
     if seconds:
         speed = sum(p.tokens for p in done) / seconds
         return StudyPace(total, speed, f"measured over {len(done)} runs")
@@ -194,6 +197,7 @@ class _Laboratory:
     _messages: queue.Queue[tuple[str, dict[str, Any] | None]] = field(default_factory=queue.Queue)
     _planned_at: float = -_PLAN_SECONDS
     _said: float = 0.0
+    _spent_elsewhere: float = 0.0
 
     def run(self) -> dict[str, RunEnding]:
         """Return how every run ended."""
@@ -213,6 +217,7 @@ class _Laboratory:
         self._planned_at = time.monotonic()
         planned, inbox = plan(self.study), list(list_inbox(self.study))
         pace = measure_pace(self.study, planned, inbox)
+        self._spent_elsewhere = sum(its.kept.seconds for its in planned if its.kept is not None)
         for its in planned:
             name = its.run.name
             if name in self.statuses or name in self._children:
@@ -345,7 +350,7 @@ class _Laboratory:
     def _line(self) -> str:
         done = sum(status.state == "done" for status in self.statuses.values())
         running = ", ".join(f"{name} ({child.at})" for name, child in self._children.items())
-        spent = sum(read_spent(run.store) for run in self.study.runs) / 3600
+        spent = (self._spent_elsewhere + sum(read_spent(r.store) for r in self.study.runs)) / 3600
         budget = self.study.spec.budget
         of = "" if budget is None else f" of {budget.total_seconds() / 3600:g}"
         return f"{done} of {len(self.study.runs)} runs done; {running}; {spent:.2f}{of} h"
@@ -377,7 +382,7 @@ def preview(study: Study, jobs: int) -> dict[str, Any]:
             {
                 "run": its.run.name,
                 "store": its.run.spec.store,
-                "state": "done" if done else "missing",
+                "state": "kept" if its.kept else "done" if done else "missing",
                 "donor": its.donor,
                 "shared": its.shared,
                 "lender": its.lender,

@@ -6,18 +6,27 @@ import copy
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.image import imread
 
 from perennial.config.study import ClaimSpec
+from perennial.errors import InputError
 from perennial.evaluation import HeldoutLoss
 from perennial.evaluation.compare import Model
+from perennial.study.kept import Contender, read_kept
 from perennial.study.page import render, write_page
-from perennial.study.plan import Study
+from perennial.study.plan import Study, plan
 from perennial.study.record import StudyRecord
-from perennial.study.results import Contender, RunResult, StudyResults, judge_claim
-from perennial.study.service import RunEnding
+from perennial.study.results import (
+    RunResult,
+    StudyResults,
+    judge_claim,
+    keep_results,
+    read_results,
+)
+from perennial.study.service import RunEnding, preview
 from tests.support.small_study import read_study, small_study, write_study
 
 LOSSES = {
@@ -47,7 +56,7 @@ def results_of(study: Study, statuses: Mapping[str, RunEnding], digest: str) -> 
             for name, nats in its.items()
         }
         begun = record if status.state == "done" else None
-        runs.append(RunResult(run, status, contenders, begun, 90.0))
+        runs.append(RunResult(run, status, contenders, begun, 90.0 if begun else 0.0))
     columns = ("help", "code")
     results = StudyResults(study, tuple(runs), columns, True, ())
     judgements = tuple(judge_claim(claim, results.by_seed) for claim in study.spec.claims)
@@ -144,6 +153,43 @@ def test_the_page_is_written_with_its_pictures(tmp_path: Path) -> None:
     for picture in ("science-losses.png", "science-claims.png"):
         assert f"]({picture})" in page
         assert imread(io.BytesIO((tmp_path / picture).read_bytes())).shape[1] == 900
+
+
+def test_what_runs_came_to_is_kept_for_another_machine(tmp_path: Path) -> None:
+    document = small_study(tmp_path) | {"results": str(tmp_path / "kept.json")}
+    study = read_study(write_study(tmp_path, document))
+    here = results_of(study, DONE | {"half/seed-5": RunEnding("not run", "no time")}, study.digest)
+    keep_results(here)
+    keep_results(here)
+
+    planned = {its.run.name: its for its in plan(study)}
+    assert [name for name, its in planned.items() if its.kept is None] == ["half/seed-5"]
+    assert planned["half/seed-5"].donor is None  # its stages are on the other machine
+    assert [run["state"] for run in preview(study, 1)["runs"]] == ["kept"] * 3 + ["missing"]
+    there = read_results(study, {its.run.name: its.status for its in here.runs})
+    assert render(there) == render(here)
+
+    other = read_study(write_study(tmp_path, document | {"arms": other_shares(document["arms"])}))
+    assert [its.run.arm for its in plan(other) if its.kept is not None] == ["quarter"] * 2
+    help_text = next((tmp_path / "inbox" / "help").glob("*.jsonl"))
+    help_text.write_bytes(help_text.read_bytes() * 2)
+    assert not any(its.kept for its in plan(study))
+
+
+def other_shares(arms: dict[str, Any]) -> dict[str, Any]:
+    """Arms of which `half` replays more."""
+    return arms | {"half": {"overrides": {"replay.share": 0.6}}}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 2, "runs": {}}', '{"format": 1, "runs": {"a": {}}}']
+)
+def test_damaged_results_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kept.json").write_text(text)
+    with pytest.raises(InputError, match="no results of a study") as refused:
+        read_kept(str(tmp_path / "kept.json"))
+    assert refused.value.code == "study-results-damaged"
+    assert (tmp_path / "kept.json").read_text() == text
 
 
 def test_a_page_without_any_result_has_no_picture(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def study(
     from perennial.errors import StudyFailed
     from perennial.study.page import write_page
     from perennial.study.plan import resolve
-    from perennial.study.results import read_results
+    from perennial.study.results import keep_results, read_results
     from perennial.study.service import default_jobs, run_study
 
     check_output(output)
@@ -59,10 +59,13 @@ def study(
         log.print(line, soft_wrap=True, markup=False)
 
     def write(statuses: Mapping[str, RunEnding]) -> None:
-        write_page(read_results(resolved, statuses), output)
+        results = read_results(resolved, statuses)
+        keep_results(results)
+        write_page(results, output)
 
     statuses = run_study(resolved, side_by_side, say, write)
     results = read_results(resolved, statuses)
+    keep_results(results)
     page = write_page(results, output)
     if as_json:
         print_json(results.to_dict() | {"page": page})
