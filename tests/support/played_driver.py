@@ -7,20 +7,24 @@ from typing import Any
 
 
 class PlayedDriver:
-    """Takes every call at once. calls: method and arguments of each, in order."""
+    """Takes and answers every call at once. calls: method and arguments of each, in order."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return _Method(self.calls, name)
+        return _Method(self, name)
+
+    def answer(self, name: str) -> Any:
+        """Return the answer to a call of method `name`."""
+        return False
 
 
 @dataclasses.dataclass
 class _Method:
-    calls: list[tuple[str, tuple[Any, ...]]]
+    driver: PlayedDriver
     name: str
 
-    def remote(self, *arguments: Any) -> bool:
-        self.calls.append((self.name, arguments))
-        return False
+    def remote(self, *arguments: Any) -> Any:
+        self.driver.calls.append((self.name, arguments))
+        return self.driver.answer(self.name)

@@ -12,7 +12,7 @@ from perennial.config import RunSpec
 from perennial.config.changes import check_held, check_pinned
 from perennial.controller.leases import Leases
 from perennial.controller.observer import ObservedRun, RunIds, RunObserver
-from perennial.controller.ray_cluster import check_fits, use_ray
+from perennial.controller.ray_cluster import TrunkWorkers, check_fits, use_ray
 from perennial.errors import InvalidTransition, StaleDecision, Superseded
 from perennial.evaluation.tasks import read_task
 from perennial.runs.events import Event, Failed, Opened, TookOver
@@ -70,6 +70,7 @@ class Workspace:
         self.spec = spec.model_copy(update={"store": self.store.url})
         self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
         self.ledger = Ledger(self.store, self.log)
+        self.workers = TrunkWorkers()
         self.setbacks: dict[str, Failed] = {}
         """releases by policy that failed in this process, by name, with the time of the next try"""
         self.undecided = ""
@@ -228,6 +229,7 @@ class Workspace:
     def stand_down(self) -> None:
         """Give back what this process holds, and be a reader again."""
         self._epoch = 0
+        self.workers.leave()
         self._leases.give_back()
 
     @contextmanager

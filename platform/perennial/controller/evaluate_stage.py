@@ -168,6 +168,6 @@ def measure(
         work.spec.corpora.sequence_length,
         work.spec.evaluation.documents,
         references,
-        loading=loading_of(work.spec),
+        loading=loading_of(work),
     )
     return dict(losses)

@@ -247,7 +247,8 @@ def _tokenise(
             f"notice: {name} is token ids: near duplicates of held-out documents are not looked "
             f"for, equal ones among ids alone; bits per byte are not measured{more}"
         )
-    if shortage := describe_shortage():
+    cpus = work.workers.make_room()
+    if cpus >= 1 and (shortage := describe_shortage()):
         work.log(f"notice: {shortage}")
     if work.spec.tokenizer.path is not None:
         _import_tokenizer(work)
@@ -266,6 +267,7 @@ def _tokenise(
         lender=lender,
         landed=landed,
         tokenizer=tokenizer,
+        cpus_per_task=cpus,
         accept=lambda manifest: stage_steps(work.spec, name, manifest.rows),
     )
 

@@ -79,6 +79,7 @@ def advance(work: Workspace, *, reschedule: bool = False, wait: bool = True) -> 
         Exception: the last failure of an action that is not retried, once the other actions ran.
     """
     controller = _perform_all(work, reschedule, wait=wait)
+    work.workers.let_go()
     if controller.gave_up is not None:
         raise controller.gave_up
     return controller.trained
@@ -452,7 +453,7 @@ class _Controller:
         adopt(work, stage)
         work.use_ray()
         job = stage_job(work.spec, work.state, stage, work.manifests(), work.fence())
-        checkpoint = train(work, job)
+        checkpoint = train(work, job, is_trunk=True)
         skipped = tuple(skip.step for skip in read_skips(work.store, stage.folder))
         work.record(
             Trained(

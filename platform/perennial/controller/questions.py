@@ -11,7 +11,6 @@ from perennial.evaluation import Loading, Questions, Sample
 from perennial.evaluation.samples import Renderer, describe_undrawn
 
 if TYPE_CHECKING:
-    from perennial.config import RunSpec
     from perennial.controller.context import Workspace
 
 _PROMPTS_PER_CORPUS = 2
@@ -31,13 +30,14 @@ def questions_of(work: Workspace, references: Mapping[str, str]) -> Questions:
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,
         references=references,
-        loading=loading_of(work.spec),
+        loading=loading_of(work),
     )
 
 
-def loading_of(spec: RunSpec) -> Loading:
-    """Return how a run's models are loaded for their evaluation."""
-    return Loading(spec.evaluation.precision, spec.evaluation.gpus)
+def loading_of(work: Workspace) -> Loading:
+    """Return how a run's models are loaded for an evaluation that has room now."""
+    its = work.spec.evaluation
+    return Loading(its.precision, its.gpus, work.workers.make_room(its.gpus))
 
 
 def sampling(work: Workspace) -> dict[str, Any]:

@@ -1,12 +1,18 @@
-"""Connect to a Ray cluster, or start a local one."""
+"""Connect to a Ray cluster, or start one; the trunk's workers on it, and room beside them."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from perennial.config.training import TrainingSpec
 from perennial.errors import InputError
+
+if TYPE_CHECKING:
+    from perennial.training.job import Job
+    from perennial.training.launcher import KeptWorkers, Progress
 
 _READER_SHARE = 0.1
 """CPUs that a worker's reader needs in addition; see `perennial.mixture.ray_stream`."""
@@ -91,3 +97,47 @@ def check_fits(training: TrainingSpec, cpus: int) -> None:
             "lower training.workers or training.cpus_per_worker, or set RAY_ADDRESS",
             code="machine-too-small",
         )
+
+
+class TrunkWorkers:
+    """Trains stages, in the workers of the stage before where those still wait."""
+
+    def __init__(self) -> None:
+        """Begin without workers; Ray is not loaded before there is a stage to train."""
+        self._kept: KeptWorkers | None = None
+
+    def train(self, job: Job, on_progress: Callable[[Progress], None]) -> str:
+        """Train a stage's job, as `run_job` does."""
+        from perennial.training.launcher import KeptWorkers
+
+        self._kept = self._kept or KeptWorkers("trunk")
+        return self._kept.run_job(job, on_progress, 60 * job.training.idle_minutes)
+
+    def let_go(self) -> None:
+        """End workers that wait, and return when their room is free."""
+        if self._kept is not None:
+            self._kept.let_go()
+
+    def leave(self) -> None:
+        """Let workers that wait end by themselves."""
+        if self._kept is not None:
+            self._kept.leave()
+
+    def make_room(self, gpus: int = 0) -> float:
+        """Return the CPUs that a task may reserve, with room for it beside workers that wait.
+
+        Those do not compute, and what their readers reserve is free: a task that reserves as little
+        has room wherever the workers have. Where its GPUs are theirs, they are let go.
+
+        Args:
+            gpus: of the task, where the cluster has any.
+        """
+        if self._kept is None or not self._kept.are_waiting:
+            return 1.0
+        import ray
+
+        free = ray.available_resources()
+        if ray.cluster_resources().get("GPU") and free.get("GPU", 0) < gpus:
+            self.let_go()
+            return 1.0
+        return 1.0 if free.get("CPU", 0) >= 1 else _READER_SHARE

@@ -171,7 +171,7 @@ def evaluate(work: Workspace) -> None:
         max_documents=work.spec.evaluation.documents,
         tasks=tasks,
         seed=work.spec.seed,
-        loading=loading_of(work.spec),
+        loading=loading_of(work),
     )
     answers = examine(work.store, latest.folder, questions)
     scores = [plain(score) for score in answers.tasks]
@@ -398,7 +398,7 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,
         references=summary.references(work.state, stage),
-        loading=loading_of(work.spec),
+        loading=loading_of(work),
         **sampling(work),
     )
     answers = examine(work.store, folder, questions)

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from perennial.training.launcher import Progress
 
 
-def train(work: Workspace, job: Job) -> str:
+def train(work: Workspace, job: Job, *, is_trunk: bool = False) -> str:
     """Train a job to its last step.
+
+    Args:
+        work: the run.
+        job: the job.
+        is_trunk: whether it is a stage of the trunk, whose workers stay for the next one.
 
     Returns:
         The key of its last checkpoint.
@@ -32,7 +37,11 @@ def train(work: Workspace, job: Job) -> str:
 
     work.notify(lambda observer: observer.job_began(work, job))
     try:
-        checkpoint = run_job(job, on_progress)
+        if is_trunk:
+            checkpoint = work.workers.train(job, on_progress)
+        else:
+            work.workers.let_go()
+            checkpoint = run_job(job, on_progress)
     except TrainingFailed:
         if job.may_commit(work.store):
             raise

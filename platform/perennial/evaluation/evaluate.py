@@ -6,6 +6,7 @@ the measurements, so they are made together.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,10 +43,13 @@ MAX_WINDOWS = 16
 
 @dataclass(frozen=True)
 class Loading:
-    """Number format in which a model is loaded, and the GPUs that it is divided among."""
+    """Number format in which a model is loaded, the GPUs that it is divided among, and the CPUs
+    that its task reserves.
+    """
 
     precision: Literal["fp32", "bf16"] = "fp32"
     gpus: int = 1
+    cpus: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,6 @@ def measure(
     sequence_length: int,
     max_documents: int,
     references: Mapping[str, str] | None = None,
-    cpus: int = 1,
     loading: Loading | None = None,
 ) -> dict[str, HeldoutLoss]:
     """Return the held-out loss on each corpus of the checkpoint or release in `folder_key`.
@@ -114,8 +117,7 @@ def measure(
         sequence_length: tokens of a sequence in the model's training.
         max_documents: most held-out documents of a corpus that are used.
         references: by corpus, the model that its loss is compared with.
-        cpus: CPUs of the Ray task.
-        loading: how the model is loaded; default in fp32 on one GPU.
+        loading: how the model is loaded; default in fp32, on one CPU and one GPU.
     """
     questions = Questions(
         tuple(corpora),
@@ -124,20 +126,19 @@ def measure(
         references=references or {},
         loading=loading or Loading(),
     )
-    return examine(store, folder_key, questions, cpus).losses
+    return examine(store, folder_key, questions).losses
 
 
-def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) -> Answers:
+def examine(store: Store, folder_key: str, questions: Questions) -> Answers:
     """Evaluate the checkpoint or release in `folder_key` in one Ray task.
 
-    The task takes `cpus` CPUs, and a GPU where the cluster has any. Only lm-eval tasks whose data
-    is remote use the network, and with HF_HUB_OFFLINE=1 not even those.
+    The task takes a GPU where the cluster has any. Only lm-eval tasks whose data is remote use the
+    network, and with HF_HUB_OFFLINE=1 not even those.
 
     Args:
         store: the run's store.
         folder_key: folder of the checkpoint, release or imported model.
         questions: the measurements to make.
-        cpus: CPUs of the Ray task.
 
     Raises:
         InputError: before any compute, when there is no such folder, corpus or local task.
@@ -169,14 +170,14 @@ def examine(store: Store, folder_key: str, questions: Questions, cpus: int = 1) 
     # Workers of a cluster do not inherit the environment of the command line.
     offline = {name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ}
     remote = ray.remote(answer).options(
-        num_cpus=cpus,
+        num_cpus=questions.loading.cpus,
         # Outside the caller's placement group, which need not have the CPUs.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
         num_gpus=questions.loading.gpus if ray.cluster_resources().get("GPU") else 0,
         runtime_env={"env_vars": offline},
     )
     try:
-        answers: Answers = ray.get(remote.remote(store, folder_key, questions, tasks, cpus))
+        answers: Answers = ray.get(remote.remote(store, folder_key, questions, tasks))
     except RayTaskError as failed:
         # A refusal is reported as itself, without Ray's traceback in its message.
         raise own_of(failed) or failed from failed
@@ -188,7 +189,6 @@ def answer(
     folder_key: str,
     questions: Questions,
     tasks: Sequence[str | LocalTask],
-    cpus: int,
 ) -> Answers:
     """Load the model and make the measurements: the body of the Ray task.
 
@@ -197,11 +197,10 @@ def answer(
         folder_key: folder of the checkpoint or release.
         questions: the measurements to make.
         tasks: `questions.tasks` as `read_task` returns them.
-        cpus: threads of torch.
     """
     import torch
 
-    torch.set_num_threads(cpus)
+    torch.set_num_threads(math.ceil(questions.loading.cpus))
     with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
         folder = Path(scratch) / "model"
         fetch(store, folder_key, folder)

@@ -52,16 +52,47 @@ class Progress:
 
 
 class _ProgressActor:
-    """An actor between the workers, which report to it, and the driver, which polls it.
+    """An actor between the workers, which take jobs from it and report to it, and the driver.
 
-    No call waits for the other side, so a slow driver does not slow a step down.
+    No call waits for the other side, so a slow driver does not slow a step down. Of a driver that
+    offers a job and workers that are let go, whoever calls first decides.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep_seconds: float) -> None:
+        """Begin without a job; workers without one wait for `keep_seconds`."""
+        self._keep_seconds = keep_seconds
+        self._job: dict[str, Any] | None = None
+        self._idle_since = time.monotonic()
+        self._is_over = False
         self._progress = Progress()
         self._stop = False
         self._is_stopped = False
         self._started_at = 0.0
+
+    def offer(self, job: dict[str, Any]) -> bool:
+        """Give the workers their next job. Returns whether they are still there to take it."""
+        if not self._is_over:
+            self._job = job
+        return not self._is_over
+
+    def read_job(self) -> dict[str, Any] | None:
+        """Return the job that is to be trained, which a group that failed begins again; or None."""
+        return self._job
+
+    def may_wait(self) -> bool:
+        """Return whether workers may wait for a job; without one they go when they may not."""
+        if time.monotonic() - self._idle_since >= self._keep_seconds or self._stop:
+            self.let_go()
+        return not self._is_over
+
+    def end_job(self) -> None:
+        """Note that the job's last step is stored, and that its workers wait for the next job."""
+        self._job, self._idle_since = None, time.monotonic()
+
+    def let_go(self) -> str | None:
+        """Take no further job, unless one is to be trained: return its folder then."""
+        self._is_over |= self._job is None
+        return None if self._job is None else str(self._job["folder"])
 
     def started(self, step: int, world_size: int) -> None:
         self._started_at = time.time()
@@ -100,14 +131,14 @@ class _ProgressActor:
         """Return whether a worker said that another worker group would fare no better."""
         return self._is_stopped
 
-    def drain(self) -> Progress:
-        """Return what was reported since the last call."""
+    def drain(self) -> tuple[Progress, bool]:
+        """Return what was reported since the last call, and whether a job is to be trained."""
         progress, self._progress = self._progress, Progress()
-        return progress
+        return progress, self._job is not None
 
 
 def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
-    """Train a job to its end. Returns the key of its last checkpoint.
+    """Train a job to its end with workers of its own. Returns the key of its last checkpoint.
 
     Ray must be initialised. Safe to call again after a kill: the job goes on from its latest
     checkpoint.
@@ -126,96 +157,220 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
             (`training.max_failed_checkpoints`), what the job starts from or a shard is damaged, or
             the model does not support what the run file asks of it.
     """
-    store = open_store(job.store_url)
-    check_latest(job, store)
-    # Beside the driver: another node may go at any time, and a trial's placement group is full.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(_ProgressActor).options(num_cpus=0, scheduling_strategy=here).remote()
-    finished = threading.Event()
-    stopped: list[str] = []
-    termination = Termination()
-
-    watcher = threading.Thread(
-        target=_watch,
-        args=(actor, finished, termination, stopped, on_progress),
-        name="progress",
-        daemon=True,
-    )
-    watcher.start()
+    workers = KeptWorkers()
     try:
-        with termination.handled():
-            _fit(job, actor)
-    except TrainingFailed:
-        # Workers that fail while they save and end do not undo the request to end: a retry would
-        # go on training in a process that must exit.
-        if not termination.requested:
-            raise
+        return workers.run_job(job, on_progress)
     finally:
-        finished.set()
-        watcher.join()
-        ray.kill(actor)
-    _check_end(job, checkpoint.latest_step(store, job.folder), stopped, termination)
-    return checkpoint.folder_of(job.folder, job.last_step)
+        workers.let_go()
+
+
+class KeptWorkers:
+    """Workers that wait, after a job, for the next one that needs the same workers.
+
+    A job begins in processes that wait exactly as in new ones: from what is in the store.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        """Begin without workers.
+
+        Args:
+            name: under which room for workers is requested; by default the job's folder. After a
+                kill the same name gets the room that the killed driver had.
+        """
+        self._name = name
+        self._group: _WorkerGroup | None = None
+
+    def run_job(
+        self, job: Job, on_progress: Callable[[Progress], None], keep_seconds: float = 0.0
+    ) -> str:
+        """Train a job, as `run_job` does; then its workers wait for `keep_seconds`.
+
+        It begins in new workers where those that wait are gone, or were started for other settings.
+        """
+        store = open_store(job.store_url)
+        check_latest(job, store)
+        if self._group is None or not self._group.takes(job):
+            self.let_go()
+            self._group = _WorkerGroup(job, self._name or job.folder, keep_seconds)
+        self._group.follow(job, on_progress)
+        return checkpoint.folder_of(job.folder, job.last_step)
+
+    @property
+    def are_waiting(self) -> bool:
+        """Return whether there are workers that wait for a job."""
+        return self._group is not None and self._group.waits
+
+    def let_go(self) -> None:
+        """End the workers that wait, and return when their room is free."""
+        if self._group is not None:
+            self._group.let_go()
+        self._group = None
+
+    def leave(self) -> None:
+        """Let the workers that wait end by themselves."""
+        if self._group is not None:
+            self._group.leave()
+        self._group = None
+
+
+class _WorkerGroup:
+    """The worker groups of one `fit` of Ray Train, which runs in a thread of its own."""
+
+    def __init__(self, job: Job, name: str, keep_seconds: float) -> None:
+        """Start workers for a job."""
+        self._training = job.training
+        self._environment = allocator_environment(job.logits_bytes)
+        # Beside the driver: another node may go at any time, and a trial's placement group is full.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        made = ray.remote(_ProgressActor).options(num_cpus=0, scheduling_strategy=here)
+        self._actor = made.remote(keep_seconds)
+        self._is_over = threading.Event()
+        self._is_left = False
+        self._failure: BaseException | None = None
+        ray.get(self._actor.offer.remote(job.to_dict()))
+        self._thread = threading.Thread(
+            target=self._run, args=(job, name), name="workers", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, job: Job, name: str) -> None:
+        try:
+            _fit(job, name, self._environment, self._actor)
+        except BaseException as failure:  # passed on to the thread that waits for the job
+            self._failure = failure
+        finally:
+            self._is_over.set()
+
+    @property
+    def waits(self) -> bool:
+        """Return whether the workers wait for a job."""
+        return not self._is_over.is_set()
+
+    def takes(self, job: Job) -> bool:
+        """Offer a job to workers that wait; return whether they are there and fit it."""
+        same = (job.training, allocator_environment(job.logits_bytes))
+        if not self.waits or same != (self._training, self._environment):
+            return False
+        return bool(ray.get(self._actor.offer.remote(job.to_dict())))
+
+    def follow(self, job: Job, on_progress: Callable[[Progress], None]) -> None:
+        """Wait for the end of the job that the workers have. Raises as `run_job` documents."""
+        watch = _Watch(self._actor, self._is_over, on_progress)
+        watch.start()
+        try:
+            with watch.termination.handled():
+                # In pieces: a signal that another thread received would end no wait.
+                while not watch.wait(_POLL_SECONDS):
+                    pass
+        except BaseException:
+            # This process ends, and the workers with it.
+            self._is_left = True
+            self._is_over.set()
+            watch.join()
+            ray.kill(self._actor)
+            raise
+        reached = checkpoint.latest_step(open_store(job.store_url), job.folder)
+        failure = None if watch.is_done else self._failure
+        _check_end(job, reached, watch.stopped, watch.termination, failure)
+
+    def leave(self) -> None:
+        """Let the workers, which have no job, end by themselves."""
+        if self.waits:
+            self._actor.let_go.remote()
+
+    def let_go(self) -> None:
+        """End the workers, which have no job; return when they are gone."""
+        self.leave()
+        if not self._is_left:
+            self._thread.join()
+            ray.kill(self._actor)
+
+
+class _Watch(threading.Thread):
+    """Passes on the progress of a job until its last step is stored, or the workers are gone.
+
+    is_done: whether the last step is stored.
+    stopped: why the workers ended before it; empty when they did not.
+    """
+
+    def __init__(
+        self, actor: Any, is_over: threading.Event, on_progress: Callable[[Progress], None]
+    ) -> None:
+        super().__init__(name="progress", daemon=True)
+        self._actor = actor
+        self._is_over = is_over
+        self._on_progress = on_progress
+        self.termination = Termination()
+        self.is_done = False
+        self.stopped: list[str] = []
+
+    def run(self) -> None:
+        is_last = False
+        while not (is_last or self.is_done):
+            is_last = self._is_over.wait(_POLL_SECONDS)
+            if self.termination.requested:
+                self._actor.ask_to_stop.remote()
+            progress, is_at_work = ray.get(self._actor.drain.remote())
+            self.stopped.extend(progress.stopped)
+            # A finished step is a state worth saving: SIGTERM need no longer end the process at
+            # once.
+            self.termination.graceful |= bool(progress.rows)
+            self._on_progress(progress)
+            self.is_done = not is_at_work
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end, at most for `seconds`; return whether it is there."""
+        self.join(seconds)
+        return not self.is_alive() and (self.is_done or self._is_over.wait(seconds))
 
 
 def _check_end(
-    job: Job, reached: int | None, stopped: Sequence[str], termination: Termination
+    job: Job,
+    reached: int | None,
+    stopped: Sequence[str],
+    termination: Termination,
+    failure: BaseException | None,
 ) -> None:
     """Raise what `run_job` documents unless the job reached its last step."""
+    is_failed = isinstance(failure, TrainingFailedError)
+    if failure is not None and not is_failed:
+        raise failure
+    # Workers that fail while they save and end do not undo the request to end: a retry would go on
+    # training in a process that must exit.
     if termination.requested:
         raise Terminated(
             f"{job.name}: stopped on request with the checkpoint of step {reached or 0:,} stored; "
             "the same command continues from there"
         )
+    if failure is not None:
+        first, line = _first_failure(failure)
+        failure.__cause__ = first if isinstance(first, MISTAKES) else None
+        raise TrainingFailed(f"{job.name}: {line}") from failure
     if stopped:
         raise TrainingStopped(f"{job.name}: {stopped[-1]}")
     if reached != job.last_step:
         raise TrainingFailed(f"{job.name}: the workers ended before step {job.last_step}")
 
 
-def _watch(
-    actor: Any,
-    finished: threading.Event,
-    termination: Termination,
-    stopped: list[str],
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Poll the progress actor until `finished`, and once more after it."""
-    while True:
-        last = finished.wait(_POLL_SECONDS)
-        if termination.requested:
-            actor.ask_to_stop.remote()
-        progress = ray.get(actor.drain.remote())
-        stopped.extend(progress.stopped)
-        # A finished step is a state worth saving: SIGTERM need no longer end the process at once.
-        termination.graceful |= bool(progress.rows)
-        on_progress(progress)
-        if last:
-            return
-
-
-def _fit(job: Job, actor: Any) -> None:
+def _fit(job: Job, name: str, environment: dict[str, str], actor: Any) -> None:
+    """Run worker groups, the first for `job`, until they are let go or give up."""
     with tempfile.TemporaryDirectory(prefix="perennial-ray-") as scratch:
         trainer = ElasticTrainer(
             job,
+            name,
             actor,
             _train,
-            train_loop_config={"job": job.to_dict(), "driver": actor},
+            train_loop_config={"driver": actor},
             run_config=RunConfig(
                 name=job.name,
                 storage_path=scratch,
-                worker_runtime_env={"env_vars": allocator_environment(job.logits_bytes)},
+                worker_runtime_env={"env_vars": environment},
             ),
             torch_config=PreemptibleTorchConfig(
                 timeout_s=max(1, round(60 * job.training.hang_minutes))
             ),
         )
-        try:
-            trainer.fit()
-        except TrainingFailedError as failed:
-            first, line = _first_failure(failed)
-            failed.__cause__ = first if isinstance(first, MISTAKES) else None
-            raise TrainingFailed(f"{job.name}: {line}") from failed
+        trainer.fit()
 
 
 def _train(config: dict[str, Any]) -> None:

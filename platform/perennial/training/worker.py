@@ -46,6 +46,7 @@ from perennial.training.engine.profiling import Trace
 from perennial.training.engine.scalar_allreduce import StepReduction, Votes
 from perennial.training.engine.step_timer import Meter
 from perennial.training.job import Job
+from perennial.training.job_queue import await_job, end_job
 from perennial.training.join_probe import JoinWatch
 from perennial.training.metrics import StepFacts, measured_metrics
 from perennial.training.ray.environment import return_freed_memory
@@ -56,11 +57,17 @@ from perennial.training.spikes.response import SpikeResponse
 
 
 def train(config: dict[str, Any]) -> None:
-    """Train a job from its latest committed checkpoint to its end, on this rank."""
+    """Train jobs, one after the other, on this rank, each from its latest committed checkpoint.
+
+    Anything but the end of a job ends the worker group: only what went well goes on in the same
+    processes.
+    """
     _quiet_libraries()
-    job = Job.from_dict(config["job"])
-    torch.set_num_threads(job.training.threads_per_worker)
-    _Worker(job, open_store(job.store_url), config["driver"]).run()
+    driver = config["driver"]
+    while (job := await_job(driver)) is not None:
+        torch.set_num_threads(job.training.threads_per_worker)
+        if not end_job(driver, _Worker(job, open_store(job.store_url), driver).run()):
+            return
 
 
 def _quiet_libraries() -> None:
@@ -102,19 +109,24 @@ class _Worker:
         self._row: dict[str, Any] = {}
         self._seen_before = sum(job.tokens_seen.values())
         self._engine: Any = None
+        self._batches: Any = None
         self._joins: JoinWatch | None = None
         self._saver: Saver | None = None
         self._votes = Votes()
+        self._is_done = False
 
-    def run(self) -> None:
-        """Train to completion, rolling back on loss spikes.
+    def run(self) -> bool:
+        """Train to completion, rolling back on loss spikes; return whether the last step is stored.
 
-        Where another worker group would only meet the same problem again, the driver is sent the
-        reason and nothing is raised: Ray Train would start another group for an exception.
+        Nothing of the job stays in the process then. Where another worker group would only meet
+        the same problem again, the driver is sent the reason and nothing is raised: Ray Train would
+        start another group for an exception.
         """
         try:
             while not self._run_to_end_or_spike():
                 pass
+            if self._is_done:
+                self._leave()
         except (StartDamaged, StoreFailed, InputError) as end:
             if self._rank == 0:
                 ray.get(self._driver.stopped.remote(str(end)))
@@ -127,6 +139,18 @@ class _Worker:
         finally:
             self._rows.flush()
             self._close_saver()
+        return self._is_done
+
+    def _leave(self) -> None:
+        """Free what the job has taken in this process, which may train another one."""
+        if self._saver is not None:
+            self._saver.leave_group()
+        if self._batches is not None:
+            self._batches.close()
+        self._drop_engine()
+        return_freed_memory()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _run_to_end_or_spike(self) -> bool:
         """Return whether training is over; False to start again without a spike's batch."""
@@ -153,6 +177,7 @@ class _Worker:
                 self._job, self._store, Path(scratch), self._driver, self._begin
             )
             if begun is None:
+                self._is_done = True
                 return
             start, step, tokens, batches = begun
             self._equip(start)
@@ -179,6 +204,7 @@ class _Worker:
                 self._save(done)
             if done == self._job.last_step or self._votes.stop:
                 self._trace.close()
+                self._is_done = done == self._job.last_step
                 return
             self._meter.to("data")
             step, tokens = next(batches)
@@ -206,6 +232,7 @@ class _Worker:
         with ThreadPoolExecutor(1) as ahead:
             mix_step = start.step - job.first_step
             batches = batches_from(self._store, job, mix_step, self._rank, self._world)
+            self._batches = batches
             first = ahead.submit(next, batches)
             self._engine = engine_at(job, start, self._world)
             load_state(self._engine, job, start)
@@ -240,7 +267,7 @@ class _Worker:
     def _roll_back(self, spike: Spike) -> bool:
         """Drop everything since the last checkpoint; False when training must stop instead."""
         # A snapshot under way is of a step before the spike, and may still become the checkpoint.
-        self._open_saver.wait()
+        self._open_saver.leave_group()
         self._close_saver()
         again = self._spikes.can_skip
         if self._rank == 0:

@@ -302,9 +302,9 @@ def _roll_back(folder: Path, stage: int) -> None:
     run: list[Any] = []
 
     class Noting(worker._Worker):
-        def run(self) -> None:
+        def run(self) -> bool:
             run.append(self)
-            super().run()
+            return super().run()
 
     patched: Any = worker
     patched._Worker, patched.engine_at = Noting, build_noting

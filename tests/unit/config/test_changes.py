@@ -152,6 +152,7 @@ OTHERS: dict[str, Any] = {
     "training.keep_last": 1,
     "training.profile": True,
     "training.hang_minutes": 1.0,
+    "training.idle_minutes": 1.0,
     "training.max_failures": 0,
     "schedule": {"kind": "constant", "eta_const": 1e-4, "eta_min": 1e-5},
     "replay.share": 0.5,

@@ -1,15 +1,18 @@
-"""How a job's end is reported: a request to end outweighs whatever else happened meanwhile."""
+"""How a job's end is reported, and which job gets the workers of the one before."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train import WorkerGroupError
 
 from perennial.config.training import ModelSpec, TrainingSpec
 from perennial.errors import InputError, Terminated, TrainingFailed, TrainingStopped
@@ -17,6 +20,7 @@ from perennial.mixture import ReplayRule, stage_mix
 from perennial.schedules import ConstantSchedule
 from perennial.store import open_store
 from perennial.training import launcher
+from perennial.training.checkpoint.manifest import MANIFEST, folder_of
 from perennial.training.job import Job
 
 
@@ -37,7 +41,7 @@ class _Ray:
         return SimpleNamespace(get_node_id=lambda: "0" * 56)
 
     def remote(self, actor: type) -> Any:
-        made = SimpleNamespace(remote=lambda: _Methods(actor()))
+        made = SimpleNamespace(remote=lambda *given: _Methods(actor(*given)))
         return SimpleNamespace(options=lambda **_: made)
 
     def get(self, value: Any) -> Any:
@@ -72,14 +76,14 @@ def _job(folder: Path, **training: Any) -> Job:
 def test_a_request_to_end_outweighs_how_the_workers_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, requested: bool, why: str
 ) -> None:
-    def fit(_job: Job, actor: Any) -> None:
+    def fit(_job: Job, _name: str, _environment: dict[str, str], actor: Any) -> None:
         actor.push.remote([{"step": 1}])
         time.sleep(3 * launcher._POLL_SECONDS)  # the driver has seen a row: there is a state
         if requested:  # by Ray, and by Kubernetes: the second does not cut off the save
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
         if why == "failed":
-            raise TrainingFailed("the workers died")
+            raise WorkerGroupError("some died", {0: RuntimeError("a worker died")})
         if why == "stopped":
             actor.stopped.remote("the loss is nan")
 
@@ -108,3 +112,98 @@ def test_the_state_of_another_optimizer_is_refused_before_a_cluster_is_used(
         launcher.run_job(_job(tmp_path, optimizer={"kind": "ademamix"}), lambda _: None)
     assert refused.value.code == "optimizer-changed"
     assert "adamw" in refused.value.problem
+
+
+class _Workers:
+    """Workers of one `fit` after the other, which train a job by committing its last step.
+
+    trained: the folders of the jobs, by `fit`.
+    dies: makes the workers fail while they wait for a job.
+    """
+
+    def __init__(self) -> None:
+        self.trained: list[list[str]] = []
+        self.dies = threading.Event()
+
+    def fit(self, _job: Job, _name: str, _environment: dict[str, str], actor: Any) -> None:
+        mine: list[str] = []
+        self.trained.append(mine)
+        while True:
+            if found := actor.read_job.remote():
+                job = Job.from_dict(found)
+                mine.append(job.folder)
+                key = f"{folder_of(job.folder, job.last_step)}/{MANIFEST}"
+                open_store(job.store_url).create(key, b"{}")
+                actor.end_job.remote()
+            elif self.dies.is_set() and actor.let_go.remote() is None:
+                raise WorkerGroupError("one died", {0: RuntimeError("a worker died")})
+            elif not actor.may_wait.remote():
+                return
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> _Workers:
+    played = _Workers()
+    monkeypatch.setattr(launcher, "ray", _Ray())
+    monkeypatch.setattr(launcher, "_fit", played.fit)
+    monkeypatch.setattr(launcher, "_POLL_SECONDS", 0.01)
+    return played
+
+
+def _stage(folder: Path, number: int, **training: Any) -> Job:
+    name = f"{number:02d}-text"
+    return replace(_job(folder, **training), name=name, folder=f"checkpoints/{name}")
+
+
+def test_a_job_begins_in_the_workers_that_wait_and_that_fit_it(
+    workers: _Workers, tmp_path: Path
+) -> None:
+    kept = launcher.KeptWorkers()
+    stages = [_stage(tmp_path, number) for number in range(3)]
+    stages.append(_stage(tmp_path, 3, micro_batch=2))
+    stages.append(replace(_stage(tmp_path, 4, micro_batch=2), vocabulary=1 << 22))
+    ends = [kept.run_job(stage, lambda _: None, keep_seconds=600) for stage in stages]
+    assert kept.are_waiting
+    kept.let_go()
+    assert not kept.are_waiting
+    assert ends == [folder_of(stage.folder, stage.last_step) for stage in stages]
+    first, other_settings, larger = workers.trained
+    assert first == [stage.folder for stage in stages[:3]]
+    assert other_settings == [stages[3].folder]
+    assert larger == [stages[4].folder], "the allocator is set for its logits"
+
+
+def test_workers_of_their_own_go_after_their_job(workers: _Workers, tmp_path: Path) -> None:
+    for number in range(2):
+        launcher.run_job(_stage(tmp_path, number), lambda _: None)
+        assert not [each for each in threading.enumerate() if each.name == "workers"]
+    assert len(workers.trained) == 2
+
+
+@pytest.mark.parametrize("why", ["time is over", "they died"])
+def test_workers_that_are_gone_are_no_failure_of_the_next_job(
+    workers: _Workers, tmp_path: Path, why: str
+) -> None:
+    kept = launcher.KeptWorkers()
+    kept.run_job(_stage(tmp_path, 0), lambda _: None, 600 if why == "they died" else 0.05)
+    workers.dies.set()
+    deadline = time.monotonic() + 60
+    while kept.are_waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers.dies.clear()
+    kept.run_job(_stage(tmp_path, 1), lambda _: None)
+    kept.let_go()
+    assert [len(jobs) for jobs in workers.trained] == [1, 1]
+
+
+def test_of_an_offer_and_an_end_of_the_wait_the_first_counts() -> None:
+    offered = launcher._ProgressActor(keep_seconds=0.0)
+    assert offered.offer({"folder": "checkpoints/00-text"})
+    assert offered.let_go() == "checkpoints/00-text"
+    assert offered.read_job() is not None
+    offered.end_job()
+    assert not offered.may_wait(), "the time is over"
+    assert not offered.offer({"folder": "checkpoints/01-text"})
+    assert offered.read_job() is None

@@ -167,6 +167,11 @@ class Saver:
         if self.hopeless:
             raise StoreFailed(self.hopeless)
 
+    def leave_group(self) -> None:
+        """End the collectives of this object; on every rank, when nothing is under way."""
+        self.wait()
+        dist.destroy_process_group(self._group)
+
     def close(self) -> None:
         """Drop the local files; what is still under way fails."""
         self._thread.shutdown(wait=False)

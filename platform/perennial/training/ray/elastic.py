@@ -3,12 +3,15 @@
 Ray Train decides both from its own view of the cluster. Three changes make its decisions fit a run
 whose state is in the store: it looks at the cluster as it is now, a group saves before it grows and
 grows where that is worth a restart (`training/growth.py`), and failures are counted since the last
-committed checkpoint.
+committed checkpoint of the job that is at work. Workers that fail between two jobs are let go: the
+next job starts its own.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -23,6 +26,7 @@ from perennial.training.ray.group_cleanup import GroupCleaner
 from perennial.training.ray.hangs import HangWatch
 from perennial.training.ray.internals import (
     CurrentResourcesPolicy,
+    FailureDecision,
     NoopDecision,
     PolicyTrainer,
     ResettableFailurePolicy,
@@ -40,11 +44,12 @@ _RESIZE_CHECK_SECONDS = 5.0
 class ElasticTrainer(PolicyTrainer):
     """Ray Train's trainer with the policies of this module."""
 
-    def __init__(self, job: Job, driver: Any, *args: Any, **kwargs: Any) -> None:
-        """Create the trainer of a job.
+    def __init__(self, job: Job, name: str, driver: Any, *args: Any, **kwargs: Any) -> None:
+        """Create the trainer of a job, and of later ones that need the same workers.
 
         Args:
-            job: what to train.
+            job: what to train first.
+            name: of the workers in the run, which a driver that follows a killed one uses too.
             driver: handle of the driver's progress actor.
             args: positional arguments of Ray's `TorchTrainer`.
             kwargs: keyword arguments of it.
@@ -57,35 +62,44 @@ class ElasticTrainer(PolicyTrainer):
             resources_per_worker=_resources(job),
             elastic_resize_monitor_interval_s=_RESIZE_CHECK_SECONDS,
         )
-        progress = CheckpointProgress(job.store_url, job.folder)
+        progress = CheckpointProgress(job.store_url)
         policies: dict[str, Any] = {
-            "failure_policy": FailuresInARow(job.training.max_failures, progress)
+            "failure_policy": FailuresInARow(
+                job.training.max_failures, progress, partial(_find_work, driver)
+            )
         }
         if workers.elastic:
-            name = f"{job.store_url}/{job.folder}"
-            policies["scaling_policy"] = SaveThenGrow(scaling, name, driver, workers.grow)
+            requester = f"{job.store_url}/{name}"
+            policies["scaling_policy"] = SaveThenGrow(scaling, requester, driver, workers.grow)
         callbacks = [GroupCleaner(), HangWatch(60 * job.training.hang_minutes, driver)]
         super().__init__(
             *args, scaling_config=scaling, policies=policies, callbacks=callbacks, **kwargs
         )
 
 
+def _find_work(driver: Any) -> str | None:
+    folder: str | None = ray.get(driver.let_go.remote())
+    return folder
+
+
 class CheckpointProgress:
     """Checks whether a job has committed a checkpoint since the last check."""
 
-    def __init__(self, store_url: str, folder: str) -> None:
+    def __init__(self, store_url: str) -> None:
         self._store_url = store_url
-        self._folder = folder
-        self._last: int | None = None
+        self._last: tuple[str, int | None] | None = None
 
-    def has_advanced(self) -> bool:
-        """Return whether the latest committed step is another than at the last check.
+    def has_advanced(self, folder: str) -> bool:
+        """Return whether the job's latest committed step is another than at the last check.
 
-        False when the store cannot be read: the workers report that themselves, as failed
-        checkpoints.
+        The first failure of another job than at the last check follows an advance too. False when
+        the store cannot be read: the workers report that themselves, as failed checkpoints.
+
+        Args:
+            folder: of the job that is at work.
         """
         try:
-            latest = latest_step(open_store(self._store_url), self._folder)
+            latest = (folder, latest_step(open_store(self._store_url), folder))
         except (OSError, ValueError, PerennialError):
             return False
         advanced, self._last = latest != self._last, latest
@@ -96,17 +110,34 @@ class FailuresInARow(ResettableFailurePolicy):
     """Gives up after more than `max_failures` failures without a new checkpoint between them.
 
     A failure that follows a new checkpoint counts as the first one: a fleet of spot machines loses
-    workers all the time and makes progress, while a bug meets the same step again.
+    workers all the time and makes progress, while a bug meets the same step again. Without a job at
+    work it gives up at once.
     """
 
-    def __init__(self, max_failures: int, progress: CheckpointProgress) -> None:
+    def __init__(
+        self,
+        max_failures: int,
+        progress: CheckpointProgress,
+        find_work: Callable[[], str | None],
+    ) -> None:
+        """Create the policy of a worker group.
+
+        Args:
+            max_failures: `training.max_failures`.
+            progress: of the run's jobs.
+            find_work: returns the folder of the job that is at work; without one the group gets
+                no further job.
+        """
         super().__init__(max_failures)
         self._progress = progress
-        progress.has_advanced()  # what was committed before this attempt is no progress of it
+        self._find_work = find_work
 
     def make_decision(self, training_failed_error: Exception) -> Any:
         """Return Ray's decision to start another worker group or to raise."""
-        if self._progress.has_advanced():
+        folder = self._find_work()
+        if folder is None:
+            return FailureDecision.RAISE
+        if self._progress.has_advanced(folder):
             self.reset_failures()
         return super().make_decision(training_failed_error)
 
@@ -119,7 +150,7 @@ class SaveThenGrow(CurrentResourcesPolicy):
 
         Args:
             scaling: Ray Train's scaling configuration.
-            name: of the job.
+            name: under which room is requested.
             driver: handle of the driver's progress actor.
             grow: `training.workers.grow`.
         """
@@ -131,6 +162,7 @@ class SaveThenGrow(CurrentResourcesPolicy):
         self._decided_at = self._looked_at = time.time()
         self._answer: Any = None
         self._started_at = 0.0
+        self._group_began_at = 0.0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Return Ray's decision to start a group, and note when it was made."""
@@ -160,14 +192,16 @@ class SaveThenGrow(CurrentResourcesPolicy):
         if not self._grows:
             self._growth.note_loss()
         self._growth.note_start()
-        self._group, self._grows = start_time, False
+        self._group, self._grows, self._group_began_at = start_time, False, 0.0
 
     def _look(self, workers: Any, now: float) -> None:
         """End the group if it should grow; `workers` are Ray's handles of it."""
-        started_at = self._read_start()
+        # A group begins to train with each of its jobs; what it took to start is before the first.
+        started_at = self._group_began_at or self._read_start()
         room = self.count_room()
         if self._grows or room is None or started_at < self._decided_at:
             return  # it ends already, or does not train yet
+        self._group_began_at = started_at
         idle, restart_seconds = room - len(workers), started_at - self._decided_at
         self._growth.advance(now - max(started_at, self._looked_at), max(0, idle))
         if self._growth.seconds_left(len(workers), idle, restart_seconds) > 0:

@@ -58,7 +58,8 @@ def steps_watched(in_step: Callable[[], bool]) -> Iterator[None]:
 
     in_step: returns, in another thread, whether this one computes a step.
     """
-    global _steps
+    global _begun, _steps
+    _begun = 0  # the first step of every job may compile
     _steps = (threading.get_ident(), in_step)
     try:
         yield

@@ -19,7 +19,10 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling import (
+    DefaultFailurePolicy,
+    FailureDecision,
+)
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -35,6 +38,7 @@ __all__ = [
     "HEAD_NODE_RESOURCE_NAME",
     "ControllerCallback",
     "CurrentResourcesPolicy",
+    "FailureDecision",
     "NoopDecision",
     "PolicyTrainer",
     "ResettableFailurePolicy",
