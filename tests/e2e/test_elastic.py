@@ -110,6 +110,31 @@ def test_i9_two_one_two_three_workers_train_the_same(
     perennial("verify", run_file)
 
 
+def test_i9_groups_of_two_workers_come_and_go_with_their_machines(
+    undisturbed: Store, tmp_path: Path
+) -> None:
+    """Two workers have one model: 2 x 2, 1 x 2 after a machine is gone, and 2 x 2 again."""
+    workers = {"min": 2, "max": 4, "grow": "at-once"}
+    run_file = _resizable(tmp_path, workers=workers, tensor_parallel=2)
+    store = open_store(tmp_path / "store")
+    with ray_nodes(count=0) as nodes:
+        nodes.add(cpus=2)
+        nodes.add(cpus=2)
+        nodes.add()  # has no room for a group
+        with closing(DisturbedRun(run_file, store.url, nodes)) as run:
+            run.until(lambda: _size(store) == 4)
+            nodes.kill(0)
+            run.until(lambda: _size(store) == 2)
+            nodes.add(cpus=2)
+            run.until(lambda: _size(store) == 4)
+            run.end()
+        perennial("release", run_file, env=nodes.environment)
+    losses, expected = _losses(store), _losses(undisturbed)
+    assert list(losses) == list(range(1, RESIZE_STEPS + 1))
+    assert max(abs(losses[step] - expected[step]) for step in expected) < 1e-4
+    perennial("verify", run_file)
+
+
 def test_i9_a_drained_node_leaves_a_checkpoint_before_it_is_gone(
     nodes: Nodes, tmp_path: Path
 ) -> None:

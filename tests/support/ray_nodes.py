@@ -52,10 +52,10 @@ class Nodes:
                 patch.setenv(name, value)
             yield
 
-    def add(self) -> None:
-        """Start a node of one CPU and wait until the cluster has it."""
+    def add(self, cpus: int = 1) -> None:
+        """Start a node and wait until the cluster has it."""
         with self._in_environment():
-            node = self._cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
+            node = self._cluster.add_node(num_cpus=cpus, object_store_memory=_STORE_BYTES)
         self._nodes.append(node)
 
     def __len__(self) -> int:

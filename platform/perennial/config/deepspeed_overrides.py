@@ -24,6 +24,7 @@ _OWNED = {
     "zero_force_ds_cpu_optimizer": "the optimizer, which is one of torch's",
     "steps_per_print": "the command line, which shows the steps",
     "elasticity": "training.workers",
+    "tensor_parallel": "training.tensor_parallel",
     "checkpoint": "training.checkpoint_every and the store",
 }
 """Keys of DeepSpeed that Perennial sets itself, with the key of the run file for each."""

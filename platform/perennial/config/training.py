@@ -150,6 +150,10 @@ class TrainingSpec(Section):
     """sequences in one optimizer step, constant for any number of workers"""
     micro_batch: Annotated[Count, FREE]
     """most sequences in one forward pass of one worker"""
+    tensor_parallel: Annotated[Count, FREE] = 1
+    """number of workers, at least 1, that compute one model together, each with a part of its
+    matrices, such as `2`; they read the same rows and lie on one node. `workers` counts all of them
+    and is a multiple of it"""
     zero_stage: Annotated[Literal[0, 1, 2, 3], FREE] = 1
     """what DeepSpeed's ZeRO partitions among the workers: 0 nothing, 1 the optimizer state, 2 also
     the gradients, 3 also the weights"""
@@ -276,12 +280,47 @@ class TrainingSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _tensor_parallel_agrees(self) -> TrainingSpec:
+        number = self.tensor_parallel
+        if number == 1:
+            return self
+        for bound in (self.workers.min, self.workers.max):
+            if bound % number:
+                raise ValueError(
+                    f"tensor_parallel {number} does not divide {bound} workers; "
+                    f"use workers in multiples of {number}"
+                )
+        if self.zero_stage == 3:
+            raise ValueError(
+                f"tensor_parallel {number} with zero_stage 3 is refused: checkpoints do not store "
+                "weights that are divided twice; use zero_stage 0, 1 or 2"
+            )
+        if self.zero_stage == 0 and self.precision != "fp32":
+            raise ValueError(
+                f"tensor_parallel {number} with zero_stage 0 in {self.precision} is refused: "
+                "DeepSpeed leaves most of the gradient out of its norm there; use zero_stage 1 or 2"
+            )
+        if self.loss == "chunked":
+            raise ValueError(
+                f"tensor_parallel {number} with loss chunked is refused: no worker has the whole "
+                "head; use loss: full"
+            )
+        if self.compile:
+            raise ValueError(
+                f"tensor_parallel {number} with compile is refused: no test compares what a "
+                "compiled model that is divided computes; remove compile"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _enough_for_all(self) -> TrainingSpec:
-        if self.global_batch < self.workers.max:
+        groups = self.workers.max // self.tensor_parallel
+        if self.global_batch < groups:
+            what = "workers" if self.tensor_parallel == 1 else "tensor-parallel groups"
             raise ValueError(
                 f"global_batch of {self.global_batch} sequences leaves some of "
-                f"{self.workers.max} workers without one; "
-                f"use a global_batch of at least {self.workers.max}, or fewer workers"
+                f"{groups} {what} without one; "
+                f"use a global_batch of at least {groups}, or fewer workers"
             )
         if self.checkpoint_every.unit == "percent":
             raise ValueError("checkpoint_every is a number of steps or tokens, not a percentage")

@@ -157,6 +157,7 @@ class Workspace:
         """Check that the model fits the named tokenizer and the sequence length."""
         from perennial.training.model.config import check_vocabulary, model_config
         from perennial.training.model.initial import has_model
+        from perennial.training.model.tensor_parallel import check_divisible
 
         spec = self.spec
         path, named = spec.tokenizer.path, None
@@ -169,6 +170,7 @@ class Workspace:
             named = named or corpora.read_tokenizer(path, *borders)
         vocabulary = named.vocabulary if named else spec.tokenizer.vocabulary or 0
         config = model_config(spec.model, vocabulary, 0, spec.corpora.sequence_length)
+        check_divisible(config, spec.training.tensor_parallel)
         model = spec.model.path
         if model is not None and path not in (model, f"{model.rstrip('/')}/tokenizer.json"):
             check_vocabulary(config, model, vocabulary)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from perennial.errors import InputError
 from perennial.planning.spot_fleet import (
     Costs,
     CostsSpec,
@@ -87,7 +88,18 @@ def forecast_fleet(
         fleet: the machines.
         horizon_seconds: wall clock of one simulated run.
         seeds: one for each simulated run.
+
+    Raises:
+        InputError: workers come and go in groups (`simulation-of-groups`).
     """
+    if spec.training.tensor_parallel > 1:
+        raise InputError(
+            "run file",
+            "training.tensor_parallel",
+            "the simulation loses one worker at a time, and here a machine has several",
+            "simulate with training.tensor_parallel=1 and one worker for each group",
+            code="simulation-of-groups",
+        )
     workers = (spec.training.workers.min, spec.training.workers.max)
     every = max(1, spec.training.checkpoint_every.steps(0, spec.tokens_per_step))
     cost = Costs(costs.checkpoint_seconds, costs.restart_seconds)

@@ -141,6 +141,7 @@ class Plan:
     model: ModelSize
     flops_per_token: int
     workers: int
+    tensor_parallel: int
     zero_stage: int
     memory: dict[int, Memory]
     host: HostMemory
@@ -190,10 +191,7 @@ def plan_run(
     size, notes = _model_size(work)
     training, length = spec.training, spec.corpora.sequence_length
     workers = training.workers.min
-    memory = {
-        stage: memory_model.worker_memory(size, training, length, stage, workers)
-        for stage in memory_model.ZERO_STAGES
-    }
+    memory = memory_model.memory_by_stage(size, training, length, workers)
     _check_memory(spec, memory, hardware)
     speed = _measured(work) or _stated(spec, size, hardware)
     stages = tuple(
@@ -207,6 +205,7 @@ def plan_run(
         model=size,
         flops_per_token=cost_model.flops_per_token(size, length),
         workers=workers,
+        tensor_parallel=training.tensor_parallel,
         zero_stage=training.zero_stage,
         memory=memory,
         host=memory_model.host_memory(size, training, length, workers, on_node),
@@ -382,6 +381,7 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
     from perennial.training.model.config import model_config
     from perennial.training.model.growth import grown_rows
     from perennial.training.model.initial import FOLDER, has_model
+    from perennial.training.model.tensor_parallel import check_divisible
 
     spec, model = work.spec, work.spec.model
     if has_model(work.store):
@@ -392,6 +392,7 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
     config = model_config(model, vocabulary, 0, spec.corpora.sequence_length)
     rows = config.get_text_config()
     rows.vocab_size = grown_rows(rows.vocab_size, grown_vocabulary(work, vocabulary))
+    check_divisible(config, spec.training.tensor_parallel)
     return cost_model.model_size(config), notes
 
 

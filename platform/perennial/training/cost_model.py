@@ -50,6 +50,15 @@ class ModelSize:
     heads: int
     vocabulary: int
 
+    def parameters_of_one(self, together: int) -> int:
+        """Return the parameters that each of `together` workers of a tensor-parallel group has.
+
+        The input embedding is whole in each; norms, which are too, are counted as divided.
+        """
+        if together == 1:
+            return self.parameters
+        return self.embedding - (self.embedding - self.parameters) // together
+
 
 def model_size(config: PretrainedConfig) -> ModelSize:
     """Build the model of `config` on torch's meta device, which takes no memory, and count."""

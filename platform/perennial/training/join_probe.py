@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from perennial.corpora import read_holdout, read_manifest
+from perennial.training.engine.grid import Grid
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -66,15 +67,16 @@ class JoinWatch:
         """Return nats per token by side; weights and random numbers stay: dropout is off."""
         from perennial.training.engine.engine import loss_of
 
-        rank, world = dist.get_rank(), dist.get_world_size()
         job, engine = self._job, self._engine
+        grid, micro = Grid.here(job.training.tensor_parallel), job.training.micro_batch
         sums = torch.zeros(len(self._rows), 2, device=engine.device)
         engine.eval()
         with torch.no_grad():
             for total, rows in zip(sums, self._rows.values(), strict=True):
-                for part, counted in shared_out(rows, rank, world, job.training.micro_batch):
+                for part, counted in shared_out(rows, grid.data_rank, grid.data_size, micro):
                     ids = torch.from_numpy(part).to(engine.device)
                     loss = loss_of(engine, ids, job.training, job.end_of_document).float()
+                    counted = counted if grid.leads else 0
                     total += torch.stack([loss, torch.ones_like(loss)]) * counted
         engine.train()
         dist.all_reduce(sums)

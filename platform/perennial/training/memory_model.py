@@ -22,7 +22,7 @@ from perennial.training.engine.deepspeed_config import deepspeed_settings
 if TYPE_CHECKING:
     from perennial.config.training import TrainingSpec
 
-ZERO_STAGES = (0, 1, 2, 3)
+_ZERO_STAGES = (0, 1, 2, 3)
 _LIBRARY_BYTES = 600 << 20
 """Resident memory of a worker with what it imports, before it has a model."""
 _STAGING_BYTES = 2 * (64 << 20)
@@ -97,7 +97,8 @@ def worker_memory(
         training: the run file's section.
         sequence_length: in tokens.
         zero_stage: of DeepSpeed's ZeRO, 0 to 3; that of `training` is not read.
-        workers: number of data-parallel workers that divide what the stage divides.
+        workers: number of all workers; groups of `training.tensor_parallel` divide what the stage
+            divides, and in each group the workers divide the model.
     """
     training = training.model_copy(update={"zero_stage": zero_stage})
     division = _Division.of(size, training, workers)
@@ -113,12 +114,13 @@ def worker_memory(
         recomputed=training.activation_checkpointing,
         scores=training.attention == "eager",
         logits=training.loss == "full",
+        together=training.tensor_parallel,
     )
     passes, reduction, step = _temporaries(division, training)
     # Gradients come as activations go; those of the micro batches before are there all along.
     summed = gradients if division.micro_batches > 1 or zero_stage == 3 else 0
     # What fills more than one bucket is reduced while the backward pass still has activations.
-    beside = activations if zero_stage >= 2 and division.bucket < size.parameters else 0
+    beside = activations if zero_stage >= 2 and division.bucket < division.parameters else 0
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -131,13 +133,24 @@ def worker_memory(
     )
 
 
+def memory_by_stage(
+    size: ModelSize, training: TrainingSpec, sequence_length: int, workers: int
+) -> dict[int, Memory]:
+    """Return `worker_memory` by every ZeRO stage that the run could have instead of its own."""
+    stages = _ZERO_STAGES if training.tensor_parallel == 1 else _ZERO_STAGES[:3]
+    return {
+        stage: worker_memory(size, training, sequence_length, stage, workers) for stage in stages
+    }
+
+
 @dataclass(frozen=True)
 class _Division:
     """The division of a model among workers, and the bytes of its numbers.
 
     Attributes:
-        parameters: number of all.
-        workers, stage: what divides them.
+        parameters: number of all that a worker computes with: those of the model, or of a worker's
+            part of it in a tensor-parallel group.
+        workers, stage: what divides them further.
         number: bytes of one in the passes; sum: in the sum of gradients; sent: between workers.
         bucket: number of gradients that are reduced at once.
         micro_batches: of a worker in a step.
@@ -155,21 +168,22 @@ class _Division:
     @classmethod
     def of(cls, size: ModelSize, training: TrainingSpec, workers: int) -> _Division:
         """Read the settings that DeepSpeed is given."""
+        parameters = size.parameters_of_one(training.tensor_parallel)
         settings: dict[str, Any] = deepspeed_settings(
-            training, training.global_batch, workers, size.parameters
+            training, training.global_batch, workers, parameters
         )
         number = number_bytes(training.precision)
         sums = settings.get("data_types", {}).get("grad_accum_dtype", training.precision)
         sent = settings.get("communication_data_type", training.precision)
         bucket = int(settings["zero_optimization"]["reduce_bucket_size"])
         return cls(
-            parameters=size.parameters,
-            workers=workers,
+            parameters=parameters,
+            workers=workers // training.tensor_parallel,
             stage=training.zero_stage,
             number=number,
             sum=_NUMBER_BYTES.get(sums, number),
             sent=_NUMBER_BYTES.get(sent, number),
-            bucket=min(bucket, size.parameters),
+            bucket=min(bucket, parameters),
             micro_batches=settings["gradient_accumulation_steps"],
         )
 
@@ -222,7 +236,7 @@ def host_memory(
         size: of the model.
         training: the run file's section.
         sequence_length: in tokens.
-        workers: number of data-parallel workers.
+        workers: number of all workers.
         on_node: how many of them share the node.
     """
     stage, parameters = training.zero_stage, size.parameters
@@ -233,8 +247,11 @@ def host_memory(
     else:
         worker = worker_memory(size, training, sequence_length, stage, workers)
         training_bytes = on_node * worker.total
-    # The first worker gathers the whole weights of ZeRO 3 for the model's file.
+    # The first worker gathers the whole weights of ZeRO 3 for the model's file; those of a
+    # tensor-parallel group gather the tensors that each of them writes.
     gathered = parameters * number if stage == 3 else 0
+    if training.tensor_parallel > 1:
+        gathered = -(-parameters * number * on_node // workers)
     # The pages of the model's files, which all workers of a node share.
     pages = parameters * 4
     if stage == 3:
@@ -243,7 +260,7 @@ def host_memory(
         drawn = 0 if on_node == 0 else parameters * 4
         start = pages + max(on_node * built, drawn)
     else:
-        flat = 0 if on_gpu else parameters * number
+        flat = 0 if on_gpu else division.parameters * number
         start = pages + on_node * (parameters * 4 + flat)
     return HostMemory(
         workers=on_node,
@@ -306,7 +323,7 @@ def disk_space(
     Args:
         size: of the model.
         training: the run file's section.
-        workers: number of data-parallel workers.
+        workers: number of all workers.
         on_node: how many of them share the node.
         kept: number of checkpoints that stay.
         stored: parameters of the stored models that the store has copies of; 0 where the run does
@@ -336,19 +353,21 @@ def activation_bytes(
     recomputed: bool,
     scores: bool,
     logits: bool = True,
+    together: int = 1,
 ) -> int:
     """Return the bytes of activations that one forward pass leaves to its backward pass.
 
     recomputed: activation checkpointing; every layer keeps its input, and one layer at a time the
     rest. scores: attention keeps its (sequence, sequence) scores, which fused kernels never write.
-    logits: the loss is not taken a part of the tokens at a time.
-    A layer is s b h (34 + 5 a s / h) bytes in 16-bit numbers, 34 without the scores; the logits
-    and their gradient are fp32.
+    logits: the loss is not taken a part of the tokens at a time. together: t workers that divide
+    the heads and the inner width of a layer, and not its inputs.
+    A layer is s b h (10 + 24 / t + 5 a s / h t) bytes in 16-bit numbers, without the last term
+    where there are no scores; the logits and their gradient are fp32.
     """
     tokens = sequence_length * micro_batch
-    layer = 34 * tokens * size.hidden
+    layer = 10 * tokens * size.hidden + 24 * tokens * size.hidden // together
     if scores:
-        layer += 5 * size.heads * sequence_length * tokens
+        layer += 5 * size.heads * sequence_length * tokens // together
     inputs = 2 * tokens * size.hidden
     layers = size.layers * inputs + layer if recomputed else size.layers * layer
     output = 2 * 4 * tokens * size.vocabulary if logits else 0

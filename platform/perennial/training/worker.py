@@ -34,6 +34,7 @@ from perennial.training.checkpoint.writer import Saver
 from perennial.training.engine.collective_timer import meter_collectives
 from perennial.training.engine.deepspeed_internals import release_engine
 from perennial.training.engine.engine import gradient_norm, losses_of, overflowed, set_eta
+from perennial.training.engine.grid import Grid
 from perennial.training.engine.microbatch import (
     Weights,
     micro_batches,
@@ -99,10 +100,10 @@ class _Worker:
         self._job = job
         self._store = store
         self._driver = driver
-        self._rank = dist.get_rank()
-        self._world = dist.get_world_size()
+        self._grid = grid = Grid.here(job.training.tensor_parallel)
+        self._rank, self._world = grid.rank, grid.world_size
         self._parts = micro_batches(
-            job.mix.global_batch, job.training.micro_batch, self._rank, self._world
+            job.mix.global_batch, job.training.micro_batch, grid.data_rank, grid.data_size
         )
         self._rows = RowBuffer(driver, self._rank)
         self._meter = Meter()
@@ -172,6 +173,7 @@ class _Worker:
     def _train(self) -> None:
         if not self._may_train():
             return
+        self._grid.check_nodes()
         with tempfile.TemporaryDirectory(prefix="perennial-start-") as scratch:
             begun = begin_from_latest(
                 self._job, self._store, Path(scratch), self._driver, self._begin
@@ -231,7 +233,8 @@ class _Worker:
         # The first batch is read while the engine is built, which takes longer.
         with ThreadPoolExecutor(1) as ahead:
             mix_step = start.step - job.first_step
-            batches = batches_from(self._store, job, mix_step, self._rank, self._world)
+            group, groups = self._grid.data_rank, self._grid.data_size
+            batches = batches_from(self._store, job, mix_step, group, groups)
             self._batches = batches
             first = ahead.submit(next, batches)
             self._engine = engine_at(job, start, self._world)
@@ -249,7 +252,7 @@ class _Worker:
         )
         self._votes = Votes()
         meter_collectives(self._meter, note_collective)
-        self._reduction = StepReduction(self._engine.device)
+        self._reduction = StepReduction(self._engine.device, counts=self._grid.leads)
         self._joins = JoinWatch(self._store, job, self._engine, start.step)
         key = f"profiles/{job.name}/{start.step:08d}-rank-{self._rank:02d}.json.gz"
         self._trace = Trace(self._store, key, wanted=job.training.profile)
@@ -321,7 +324,7 @@ class _Worker:
         """Take one optimizer step on this rank's sequences `(sequences, sequence_length)`."""
         job, engine, meter = self._job, self._engine, self._meter
         set_eta(engine, job.eta(step))
-        seed_dropout(job.seed, step, self._rank)
+        seed_dropout(job.seed, step, self._grid.data_rank)
         ahead = on_device((tokens[part.rows] for part in self._parts), engine.device)
         weights = self._weigh(tokens)
         total = torch.zeros((), device=engine.device)
@@ -361,7 +364,8 @@ class _Worker:
             return weigh_sequences(self._parts, job.mix.global_batch)
         self._meter.to("communication")
         note_collective()
-        return weigh_targets(self._parts, tokens, job.end_of_document, self._engine.device)
+        device = self._engine.device
+        return weigh_targets(self._parts, tokens, job.end_of_document, device, self._grid)
 
     def _start_reduction(self, facts: StepFacts) -> None:
         """Begin to combine the step's metrics and this rank's votes over the ranks."""

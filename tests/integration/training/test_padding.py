@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from perennial.training.engine.engine import losses_of, set_eta
+from perennial.training.engine.grid import Grid
 from perennial.training.engine.microbatch import micro_batches, weigh_targets
 from perennial.training.model.features import find_padding
 from tests.support.engines import END_OF_DOCUMENT as END
@@ -72,7 +73,7 @@ def test_loss_and_gradient_are_those_of_the_rows_without_their_padding(
     alone = [(torch.tensor([row]), 4 * part, part) for row, part in zip(BARE, share, strict=True)]
     expected, change = _step(_model(architecture), settings | {"micro_batch": 1}, alone)
     parts = micro_batches(4, settings["micro_batch"], 0, 1)
-    weights = weigh_targets(parts, IDS.numpy(), END, torch.device("cpu"))
+    weights = weigh_targets(parts, IDS.numpy(), END, torch.device("cpu"), Grid.here(1))
     assert weights.padding == IDS.numel() - sum(map(len, BARE))
     rows = [IDS[part.rows] for part in parts]
     padded = list(zip(rows, weights.factors, weights.shares, strict=True))
@@ -93,23 +94,25 @@ def test_the_balance_of_experts_is_that_of_the_tokens_that_count(group_of_one: N
     assert padded.objective.item() == pytest.approx(bare.objective.item(), rel=1e-5)
 
 
-def _weigh(folder: Path) -> None:
-    import torch.distributed as dist
-
+def _weigh(folder: Path, tensor: int) -> None:
     from perennial.mixture.batches import slice_rank_rows
 
-    rank, world = dist.get_rank(), dist.get_world_size()
-    mine = np.array(ROWS[:3])[slice_rank_rows(3, rank, world)]
-    parts = micro_batches(3, 1, rank, world)
-    weights = weigh_targets(parts, mine, END, torch.device("cpu"))
-    np.save(folder / f"{rank}.npy", np.array([[float(f) for f in weights.factors]]))
+    grid = Grid.here(tensor)
+    mine = np.array(ROWS[:3])[slice_rank_rows(3, grid.data_rank, grid.data_size)]
+    parts = micro_batches(3, 1, grid.data_rank, grid.data_size)
+    weights = weigh_targets(parts, mine, END, torch.device("cpu"), grid)
+    np.save(folder / f"{grid.rank}.npy", np.array([[float(f) for f in weights.factors]]))
 
 
 @pytest.mark.long
-def test_I3_what_counts_is_the_number_of_tokens_whoever_computes_them(tmp_path: Path) -> None:
-    """Two ranks for three rows: one of the four micro batches does not count."""
-    run_on(2, _weigh, tmp_path)
-    factors = np.concatenate([np.load(tmp_path / f"{rank}.npy").ravel() for rank in (0, 1)])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_I3_what_counts_is_the_number_of_tokens_whoever_computes_them(
+    tmp_path: Path, tensor: int
+) -> None:
+    """Two groups for three rows: one of the four micro batches does not count."""
+    run_on(2 * tensor, _weigh, tmp_path, tensor)
+    ranks = (0, tensor)
+    factors = np.concatenate([np.load(tmp_path / f"{rank}.npy").ravel() for rank in ranks])
     targets = [len(row) - 1 for row in BARE[:3]]
     # The engine divides by the micro batches of a rank and averages over ranks.
     shares = sorted(factors / 4)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from tests.support.small_tokenizers import byte_level_json
 FOLDER = "checkpoints/00-text"
 STEPS = 12
 ETA = 1e-2
+DIVIDED = {"workers": 2, "tensor_parallel": 2}
+"""two workers that have one model"""
 ADEMAMIX = {"kind": "ademamix", "alpha_warmup": 4, "beta3_warmup": 8}
 
 
@@ -61,6 +65,8 @@ def _batches(
 ) -> Iterator[tuple[int, np.ndarray]]:
     for step in range(mix_step, job.mix.steps):
         batch = np.random.default_rng(job.first_step + step).integers(1, 64, (4, 8))
+        if job.padded:
+            batch[::2, 4:] = job.end_of_document
         yield step, batch[rank * 4 // world : (rank + 1) * 4 // world]
 
 
@@ -121,6 +127,40 @@ def test_i9_a_resumed_job_is_bitwise_the_straight_one(
     assert manifest.optimizer == ("ademamix" if optimizer else "adamw")
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("padded", [False, True])
+def test_i9_a_job_goes_on_where_other_workers_divide_the_model(
+    tmp_path: Path, padded: bool
+) -> None:
+    """Two workers have one model; cut, they end with the same bits, and 2 x 2 or 2 x 1 alike."""
+    divided = DIVIDED | {"zero_stage": 2}
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    straight.mkdir()
+    cut.mkdir()
+    run_on(2, partial(_train, padded=padded), straight, None, divided)
+    run_on(2, partial(_train, padded=padded), cut, 6, divided)
+    elsewhere = {
+        "resumed": (2, divided),
+        "larger": (4, {"workers": 4, "tensor_parallel": 2, "zero_stage": 0}),
+        "whole": (2, {"workers": 2, "zero_stage": 1}),
+    }
+    _, expected = checkpoints.kept_rows(open_store(straight), FOLDER)
+    for name, (world, training) in elsewhere.items():
+        shutil.copytree(cut, tmp_path / name)
+        run_on(world, partial(_train, padded=padded), tmp_path / name, None, training)
+        _, rows = checkpoints.kept_rows(open_store(tmp_path / name), FOLDER)
+        assert len(rows) == STEPS
+        for row, right in zip(rows, expected, strict=True):
+            assert row["loss"] == pytest.approx(right["loss"], abs=1e-4)
+            assert row["gradient_norm"] == pytest.approx(right["gradient_norm"], rel=1e-3)
+            assert row.get("padding_tokens") == right.get("padding_tokens")
+        for weight, tensor in _weights(open_store(straight)).items():
+            other = _weights(open_store(tmp_path / name))[weight]
+            if name == "resumed":
+                assert torch.equal(tensor, other), weight
+            assert torch.allclose(tensor, other, atol=1e-4), weight
+
+
 CUT = 6
 SECOND = "checkpoints/01-text"
 
@@ -170,25 +210,32 @@ def test_i9_a_stage_cut_in_two_is_bitwise_one_where_the_optimizer_is_kept(
         assert torch.equal(tensor, joined[name]), name
 
 
-def _join_unmoved(folder: Path, optimizer: str) -> None:
+def _join_unmoved(
+    folder: Path, optimizer: str, stages: Sequence[int], layout: dict[str, Any]
+) -> None:
     """Train a stage and one that joins it, in every ZeRO stage; the second changes no number."""
-    for stage in range(4):
-        training = {"precision": "bf16", "zero_stage": stage}
+    for stage in stages:
+        training = {"precision": "bf16", "zero_stage": stage} | layout
         _train(folder / str(stage), CUT, training)
         _join(folder / str(stage), optimizer, 1e-30, training)
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["reset", pytest.param("keep-second-moment", marks=pytest.mark.long)]
+    ("optimizer", "stages", "layout"),
+    [
+        pytest.param("reset", range(4), {}, id="reset"),
+        pytest.param("keep-second-moment", range(4), {}, id="kept", marks=pytest.mark.long),
+        pytest.param("reset", (1, 2), DIVIDED, id="divided", marks=pytest.mark.long),
+    ],
 )
 def test_a_join_keeps_the_fp32_weights_whatever_it_does_to_the_moments(
-    tmp_path: Path, optimizer: str
+    tmp_path: Path, optimizer: str, stages: Sequence[int], layout: dict[str, Any]
 ) -> None:
     """The second stage's rate is so small that it ends with the weights that it began with."""
-    for stage in range(4):
+    for stage in stages:
         (tmp_path / str(stage)).mkdir()
-    run_on(2, _join_unmoved, tmp_path, optimizer)
-    for stage in range(4):
+    run_on(2, _join_unmoved, tmp_path, optimizer, stages, layout)
+    for stage in stages:
         store = open_store(tmp_path / str(stage))
         before, after = _state(store, FOLDER, CUT), _state(store, SECOND, STEPS)
         weights = [name for name in before if name.endswith("|master") or "|" not in name]
@@ -225,7 +272,9 @@ def _grow_at_the_join(folder: Path, training: dict[str, Any], until: int | None)
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "training", [{}, {"precision": "bf16", "zero_stage": 3}], ids=["fp32", "zero-3"]
+    "training",
+    [{}, {"precision": "bf16", "zero_stage": 3}, DIVIDED],
+    ids=["fp32", "zero-3", "divided"],
 )
 def test_i9_a_stage_that_brings_entries_resumes_bitwise(
     tmp_path: Path, training: dict[str, Any]

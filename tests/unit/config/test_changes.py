@@ -128,6 +128,7 @@ OTHERS: dict[str, Any] = {
     "training.gpus_per_worker": 1,
     "training.global_batch": 16,
     "training.micro_batch": 2,
+    "training.tensor_parallel": 2,
     "training.zero_stage": 2,
     "training.cpu_offload": "optimizer",
     "training.precision": "bf16",

@@ -47,7 +47,7 @@ def test_the_block_is_merged_into_what_the_run_file_names() -> None:
         ),
         (
             {"tensor_parallel": {"autotp_size": 2}},
-            "tensor_parallel.autotp_size is not among",
+            "tensor_parallel is set by training.tensor_parallel",
         ),
         ({"expert_parallel": {"enabled": True}}, "deepspeed.expert_parallel.enabled is not among"),
         ({"sequence_parallel_size": 2}, "deepspeed.sequence_parallel_size is not among the keys"),

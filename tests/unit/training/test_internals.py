@@ -14,6 +14,7 @@ OF_DEEPSPEED = "training/engine/deepspeed_internals.py"
 OF_MLFLOW = "tracking/mlflow_runs.py"
 RAY_NAMES = {
     "_autoscaling_coordinator",
+    "_count_possible_workers",
     "_base_exc",
     "_common",
     "_coordinator_client",
@@ -29,6 +30,7 @@ RAY_NAMES = {
     "preemption_context",
 }
 DEEPSPEED_NAMES = {
+    "DS_AUTOTP_UC_META",
     "__compatible_ops__",
     "_hp_mapping",
     "bit16_groups",
@@ -40,6 +42,7 @@ DEEPSPEED_NAMES = {
     "fp16_groups",
     "fp32_groups",
     "fp32_partitioned_groups_flat",
+    "get_tensor_model_parallel_group",
     "hp_fragment_address",
     "lp_fragment_address",
     "partition_numel",

@@ -195,6 +195,8 @@ def curve(values: Sequence[float], height: int) -> list[str]:
 
 def _print_memory(plan: Plan) -> None:
     title = f"memory of one of {plan.workers} workers, GiB; this run has ZeRO {plan.zero_stage}"
+    if plan.tensor_parallel > 1:
+        title += f", and {plan.tensor_parallel} workers have one model"
     table = Table(title=title, title_justify="left")
     for column in ("ZeRO", *_MEMORY, "at most"):
         table.add_column(column, justify="right")

@@ -30,9 +30,12 @@ def deepspeed_settings(
         parameters: number of the model's, above which no bucket needs to be.
     """
     bucket = min(parameters, _LARGEST_BUCKET)
-    accumulation = micro_batches_per_rank(global_batch, spec.micro_batch, world_size)
+    accumulation = micro_batches_per_rank(
+        global_batch, spec.micro_batch, world_size // spec.tensor_parallel
+    )
     ours: dict[str, Any] = {
-        # DeepSpeed wants this product; with parts of unlike sizes it is more than `global_batch`.
+        # DeepSpeed wants this product over all workers; where some have the same rows, or parts
+        # are of unlike sizes, it is more than `global_batch`.
         "train_batch_size": spec.micro_batch * accumulation * world_size,
         "train_micro_batch_size_per_gpu": spec.micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -55,6 +58,8 @@ def deepspeed_settings(
         # bf16 has 8 bits: a sum over micro batches and ranks would lose most of a small gradient.
         ours["communication_data_type"] = "fp32"
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
+    if spec.tensor_parallel > 1:
+        ours["tensor_parallel"] = {"autotp_size": spec.tensor_parallel}
     return merge_settings(ours, spec.deepspeed)
 
 

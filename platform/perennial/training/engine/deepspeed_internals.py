@@ -16,22 +16,28 @@ import torch
 import torch.distributed as dist
 
 from perennial.training.absent_modules import absent
+from perennial.training.engine.pieces import Columns, Elements
 
 # DeepSpeed's autotuner, which nothing here uses, imports MLflow wherever it is installed: 1,000
 # modules and 50 MB in every worker.
 with absent("mlflow"):
     import deepspeed as deepspeed
+    from deepspeed.checkpoint.constants import DS_AUTOTP_UC_META
     from deepspeed.ops import __compatible_ops__
     from deepspeed.runtime.engine import BFLOAT16, ZERO_OPTIMIZATION, DeepSpeedEngine
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.utils import groups
 
 
 @dataclass(frozen=True)
 class ParameterShard:
     """A run of one parameter's elements whose optimizer state this worker holds, and its place.
 
-    parameter: its name in the model; start, length: its elements, flattened.
+    parameter: its name in the model; start, length: its elements, flattened, or those of `columns`.
     owner: the fp32 tensor that the optimizer steps; offset: of the shard's elements in it.
+    columns: of the parameter that the workers of a tensor-parallel group divide; None where they
+        divide its rows, or all have the whole of it.
+    alike: whether every worker of a tensor-parallel group has the same.
     """
 
     parameter: str
@@ -39,6 +45,13 @@ class ParameterShard:
     length: int
     owner: torch.Tensor
     offset: int
+    columns: Columns | None = None
+    alike: bool = False
+
+    @property
+    def span(self) -> Elements:
+        """Return which elements of the parameter these are."""
+        return Elements(self.start, self.length, self.columns)
 
     def slice(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the shard's elements `(length,)` of a tensor laid out like the owner."""
@@ -62,13 +75,22 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def owned_shards(engine: Any) -> Iterator[ParameterShard]:
-    """Return what this worker holds, in the order of the tensors that the optimizer steps."""
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    """Yield what this worker holds, in the order of the tensors that the optimizer steps."""
+    parameters = dict(engine.module.named_parameters())
+    names = {id(parameter): name for name, parameter in parameters.items()}
     stage = engine.zero_optimization_stage()
-    if stage == 0:
-        return _whole_parameters(engine.optimizer, names)
-    divided = _parts_of_parameters if stage == 3 else _parts_of_groups
-    return divided(engine.optimizer, names)
+    kinds = {0: _whole_parameters, 1: _parts_of_groups, 2: _parts_of_groups}
+    for shard in kinds.get(stage, _parts_of_parameters)(engine.optimizer, names):
+        yield _placed(shard, tensor_slice(parameters[shard.parameter]))
+
+
+def _placed(shard: ParameterShard, its: TensorSlice | None) -> ParameterShard:
+    """Return a shard of what this worker has of a parameter as one of the whole parameter."""
+    if its is None:
+        return replace(shard, alike=True)
+    if its.dim == 0:
+        return replace(shard, start=shard.start + its.first * its.whole[1:].numel())
+    return replace(shard, columns=Columns(its.first, its.first + its.size, its.whole[1]))
 
 
 def _whole_parameters(optimizer: Any, names: dict[int, str]) -> Iterator[ParameterShard]:
@@ -116,8 +138,65 @@ def partition(parameters: list[torch.nn.Parameter], settings: dict[str, Any]) ->
     deepspeed.zero.Init(module=holder, config_dict_or_path=settings, dtype=parameters[0].dtype)
 
 
+@dataclass(frozen=True)
+class TensorSlice:
+    """The part of a parameter that this worker of a tensor-parallel group computes with.
+
+    dim: that is divided, 0 (rows) or 1 (columns); first, size: of this worker's.
+    sizes: of all workers', in order.
+    whole: shape of the parameter.
+    """
+
+    dim: int
+    first: int
+    size: int
+    sizes: tuple[int, ...]
+    whole: torch.Size
+
+
+def tensor_slice(parameter: torch.Tensor) -> TensorSlice | None:
+    """Return what of a parameter this worker has; None where it has the whole of it."""
+    meta = getattr(parameter, DS_AUTOTP_UC_META, None)
+    if meta is None or meta["replicated"]:
+        return None
+    sizes, dim = tuple(meta["partition_sizes"]), meta["partition_dim"]
+    rank = dist.get_rank(groups.get_tensor_model_parallel_group())
+    whole = torch.Size(meta["original_shape"])
+    return TensorSlice(dim, sum(sizes[:rank]), sizes[rank], sizes, whole)
+
+
+def workers_of_one_model(engine: Any) -> int:
+    """Return how many workers of a tensor-parallel group compute a model; 1 without one."""
+    return int(engine.autotp_size()) or 1
+
+
+def gather_slices(parameter: torch.Tensor) -> torch.Tensor:
+    """Return the whole of a parameter that a tensor-parallel group divides. Its collective."""
+    its = tensor_slice(parameter)
+    assert its is not None
+    most = list(its.whole)
+    most[its.dim] = max(its.sizes)
+    # Collectives want equal shapes, and rows of a vocabulary may not divide.
+    mine = parameter.new_zeros(most)
+    mine.narrow(its.dim, 0, its.size).copy_(parameter.detach())
+    parts = [torch.empty_like(mine) for _ in its.sizes]
+    dist.all_gather(parts, mine, group=groups.get_tensor_model_parallel_group())
+    pairs = zip(parts, its.sizes, strict=True)
+    return torch.cat([part.narrow(its.dim, 0, size) for part, size in pairs], dim=its.dim)
+
+
+def sum_over_slices(number: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a number over the workers of this worker's tensor-parallel group."""
+    total = number.clone()
+    dist.all_reduce(total, group=groups.get_tensor_model_parallel_group())
+    return total
+
+
 def whole_shape(parameter: torch.Tensor) -> torch.Size:
-    """Return the shape of a parameter, of which ZeRO 3 may have left a part here."""
+    """Return the shape of a parameter, of which this worker may have a part."""
+    its = tensor_slice(parameter)
+    if its is not None:
+        return its.whole
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 

@@ -10,9 +10,13 @@ from perennial.training.engine.deepspeed_config import deepspeed_settings
 from perennial.training.engine.deepspeed_internals import (
     deepspeed,
     disable_shared_memory_collectives,
+    gather_slices,
     initialize,
     is_partitioned,
+    sum_over_slices,
+    tensor_slice,
     whole_shape,
+    workers_of_one_model,
 )
 from perennial.training.engine.partitioned_load import load_partitioned
 from perennial.training.engine.probe import probe_features
@@ -26,6 +30,7 @@ from perennial.training.model.features import (
     prepare,
 )
 from perennial.training.model.shards import live_weights
+from perennial.training.model.tensor_parallel import check_divisible
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -47,6 +52,7 @@ def build_engine(
 
     Raises InputError when the architecture cannot do what the run file asks of it.
     """
+    check_divisible(model.config, spec.tensor_parallel)
     _start_deepspeed()
     prepare(model, spec)
     config = spec.optimizer_config
@@ -156,8 +162,13 @@ def gradient_norm(engine: Any) -> torch.Tensor | None:
         return None
     if not engine.is_gradient_accumulation_boundary():
         return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    kept = [p for p in engine.module.parameters() if p.grad is not None]
+    if workers_of_one_model(engine) == 1:
+        return torch.nn.utils.get_total_norm([p.grad for p in kept])
+    # What every worker of a tensor-parallel group has counts once.
+    alike = torch.nn.utils.get_total_norm([p.grad for p in kept if tensor_slice(p) is None])
+    mine = torch.nn.utils.get_total_norm([p.grad for p in kept if tensor_slice(p) is not None])
+    return (alike**2 + sum_over_slices(mine**2)).sqrt()
 
 
 def overflowed(engine: Any) -> bool:
@@ -171,17 +182,20 @@ def overflowed(engine: Any) -> bool:
 def gather_weights(engine: Any, wanted: Collection[str] | None = None) -> dict[str, torch.Tensor]:
     """Return whole weights of the model by name: those that this rank wants, by default all.
 
-    A collective: every rank must call it, each with the names that it wants. Under ZeRO 3 the
-    tensors are copies on the CPU, and a rank holds one more at a time; otherwise they are the live
-    ones, to be written before the next step.
+    A collective: every rank must call it, each with the names that it wants. What workers divide
+    (ZeRO 3, or a tensor-parallel group) is copied to the CPU, and a rank holds one more at a time;
+    other tensors are the live ones, to be written before the next step.
     """
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in live_weights(engine.module).items():
-        divided = is_partitioned(tensor)
+        divided, sliced = is_partitioned(tensor), tensor_slice(tensor) is not None
         with deepspeed.zero.GatheredParameters([tensor], enabled=divided):
+            whole = gather_slices(tensor) if sliced else tensor.detach()
             if wanted is None or name in wanted:
-                whole = tensor.detach()
-                weights[name] = whole.to("cpu", copy=True).contiguous() if divided else whole
+                put_together = divided or sliced
+                weights[name] = (
+                    whole.to("cpu", copy=divided).contiguous() if put_together else whole
+                )
     return weights
 
 

@@ -1,6 +1,7 @@
 """Micro batches: a global batch divided among workers of any number, and copied to the device.
 
-Every worker runs the same number of micro batches, as collectives want it. Their sizes differ when
+Every worker runs the same number of micro batches, as collectives want it; a worker is here what
+reads rows of its own, so a whole tensor-parallel group (`grid`). Their sizes differ when
 the global batch does not divide, so each loss is weighted: the gradient is the mean over the
 global batch at any size (invariant I3).
 """
@@ -19,6 +20,8 @@ from perennial.mixture.batches import slice_rank_rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from perennial.training.engine.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def weigh_targets(
     tokens: npt.NDArray[np.int64],
     end_of_document: int,
     device: torch.device,
+    grid: Grid,
 ) -> Weights:
     """Return the weights of micro batches of padded rows. A collective.
 
@@ -97,16 +101,18 @@ def weigh_targets(
         tokens: this rank's rows `(sequences, sequence)`.
         end_of_document: the id that ends a document; right after another one it is padding.
         device: of the collective, and of the weights.
+        grid: the place of this rank.
     """
     padding = (tokens[:, 1:] == end_of_document) & (tokens[:, :-1] == end_of_document)
     targets = padding.shape[1] - padding.sum(axis=1)
     mine = [int(targets[p.rows.start : p.rows.start + p.sequences].sum()) for p in parts]
     predicted = torch.tensor(mine, dtype=torch.float64).to(device, torch.float32)
-    total = torch.tensor(sum(mine), dtype=torch.int64).to(device)
+    # The ranks of a group have the same rows, which count once.
+    total = torch.tensor(sum(mine) if grid.leads else 0, dtype=torch.int64).to(device)
     dist.all_reduce(total)
     shares = list(predicted / total)
-    world = dist.get_world_size()
-    return Weights([share * len(parts) * world for share in shares], shares, int(padding.sum()))
+    factors = [share * len(parts) * grid.data_size for share in shares]
+    return Weights(factors, shares, int(padding.sum()))
 
 
 def on_device(parts: Iterable[np.ndarray], device: torch.device) -> Iterator[torch.Tensor]:

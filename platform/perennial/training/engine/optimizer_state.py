@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 
 from perennial.optimizers import OptimizerConfig
@@ -22,7 +22,10 @@ from perennial.training.engine.deepspeed_internals import (
     ParameterShard,
     inner_optimizer,
     owned_shards,
+    workers_of_one_model,
 )
+from perennial.training.engine.grid import Grid
+from perennial.training.engine.pieces import Elements, overlaps, parse_key, piece_key
 
 _MASTER = "master"
 
@@ -37,10 +40,11 @@ def optimizer_state(engine: Any, config: OptimizerConfig) -> tuple[dict[str, tor
     keep_master = next(engine.module.parameters()).dtype != torch.float32
     tensors: dict[str, torch.Tensor] = {}
     steps = 0
+    grid = Grid.here(workers_of_one_model(engine))
     for piece in owned_shards(engine):
         if engine.zero_optimization_stage() == 0:
-            piece = piece.part(dist.get_rank(), dist.get_world_size())
-        if not piece.length:
+            piece = piece.part(grid.data_rank, grid.data_size)
+        if not piece.length or (piece.alike and not grid.leads):
             continue
         state = stepped.state.get(piece.owner, {})
         steps = max(steps, int(state.get("step", 0)))
@@ -48,7 +52,7 @@ def optimizer_state(engine: Any, config: OptimizerConfig) -> tuple[dict[str, tor
         if keep_master:
             sources[_MASTER] = piece.owner
         for name, tensor in sources.items():
-            tensors[f"{piece.parameter}|{piece.start}|{name}"] = (
+            tensors[piece_key(piece.parameter, piece.start, piece.columns, name)] = (
                 torch.zeros(piece.length) if tensor is None else piece.slice(tensor.detach())
             )
     return tensors, steps
@@ -113,7 +117,9 @@ class _Stored:
     def __init__(self, files: Iterable[Path], first_new: Mapping[str, int]) -> None:
         self._first_new = first_new
         self._unopened = iter(files)
-        self._index: defaultdict[tuple[str, str], list[tuple[int, str, Any]]] = defaultdict(list)
+        self._index: defaultdict[tuple[str, str], list[tuple[Elements, str, Any]]] = defaultdict(
+            list
+        )
 
     def has(self, parameter: str, kind: str) -> bool:
         """Return whether a file that was opened has some of it."""
@@ -124,20 +130,15 @@ class _Stored:
 
         Elements that are new since the files were written stay as they are.
         """
-        end = piece.start + piece.length
-        end = min(end, self._first_new.get(piece.parameter, end))
-        missing = end - piece.start
+        mine = self._known_part(piece)
+        missing = mine.length
         if missing <= 0:
             return
-        for start, key, handle in self._runs(piece.parameter, kind):
-            values = handle.get_slice(key)
-            first = max(start, piece.start)
-            last = min(start + values.get_shape()[0], end)
-            if first < last:
-                target[first - piece.start : last - piece.start].copy_(
-                    values[first - start : last - start]
-                )
-                missing -= last - first
+        for span, key, handle in self._spans(piece.parameter, kind):
+            for here, there in overlaps(mine, span):
+                values = handle.get_slice(key)[there.offset : there.end]
+                here.view(target).copy_(there.moved(there.offset).view(values))
+                missing -= here.rows * here.columns
             if not missing:
                 return
         raise RuntimeError(
@@ -145,7 +146,15 @@ class _Stored:
             f"{piece.parameter}'s {kind}"
         )
 
-    def _runs(self, parameter: str, kind: str) -> Iterator[tuple[int, str, Any]]:
+    def _known_part(self, piece: ParameterShard) -> Elements:
+        """Return the elements of a piece that are not new since the files were written."""
+        span = piece.span
+        if piece.parameter not in self._first_new:
+            return span
+        assert span.columns is None, "rows for new entries, in a matrix that is divided by columns"
+        return replace(span, length=min(span.end, self._first_new[piece.parameter]) - span.start)
+
+    def _spans(self, parameter: str, kind: str) -> Iterator[tuple[Elements, str, Any]]:
         """Yield what the opened files have of it; then what every further file has."""
         known = self._index[parameter, kind]
         yielded = 0
@@ -162,5 +171,7 @@ class _Stored:
         handle = safe_open(path, framework="pt")
         keys: Iterable[str] = handle.keys()  # type: ignore[no-untyped-call]
         for key in keys:
-            parameter, start, kind = key.rsplit("|", 2)
-            self._index[parameter, kind].append((int(start), key, handle))
+            parameter, kind, start, columns = parse_key(key)
+            stored: Any = handle.get_slice(key)  # type: ignore[no-untyped-call]
+            span = Elements(start, stored.get_shape()[0], columns)
+            self._index[parameter, kind].append((span, key, handle))

@@ -45,8 +45,16 @@ class StepReduction:
     have the same results at the same step and may act on them together.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, counts: bool = True) -> None:
+        """Prepare to reduce.
+
+        Args:
+            device: of the collectives.
+            counts: whether this rank's numbers are in the sums; those of one rank of every
+                tensor-parallel group are.
+        """
         self._device = device
+        self._counts = counts
         self._sums: torch.Tensor | None = None
         self._maxima: torch.Tensor | None = None
         self._handles: list[dist.Work] = []
@@ -69,6 +77,7 @@ class StepReduction:
             if combine == "max":
                 maxima[name] = number
             else:
+                number = number if self._counts or combine == "mean" else 0.0
                 sums[name] = number / world if combine == "mean" else number
         self._names = (list(sums), list(maxima))
         self._sums = self._stack([*sums.values(), *votes])

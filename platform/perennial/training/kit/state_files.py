@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 
+from perennial.training.engine.pieces import Columns, Elements, overlaps, parse_key
 from perennial.training.model.shards import (
     TensorInfo,
     cut_in_order,
@@ -27,10 +28,9 @@ _COPIED_ELEMENTS = 16 << 20
 
 
 class _Piece(NamedTuple):
-    """A run of a tensor's elements: the first one, their number, and the key in an open file."""
+    """A span of a tensor's elements, and the key in an open file."""
 
-    start: int
-    length: int
+    span: Elements
     dtype: str
     key: str
     handle: Any
@@ -50,9 +50,10 @@ class WholeState:
             handle = self._stack.enter_context(safe_open(path, framework="pt"))
             keys: Iterable[str] = handle.keys()
             for key in keys:
-                parameter, start, kind = key.rsplit("|", 2)
+                parameter, kind, start, columns = parse_key(key)
                 stored = handle.get_slice(key)
-                piece = _Piece(int(start), stored.get_shape()[0], stored.get_dtype(), key, handle)
+                span = Elements(start, stored.get_shape()[0], columns)
+                piece = _Piece(span, stored.get_dtype(), key, handle)
                 self._pieces[parameter, kind].append(piece)
         for (parameter, kind), pieces in self._pieces.items():
             _check_whole(f"{parameter}'s {kind}", pieces)
@@ -73,12 +74,10 @@ class WholeState:
         absent = []
         for name, target in parameters.items():
             pieces = self._pieces.get((name, kind), [])
-            flat = target.view(-1)
-            for piece in pieces:
-                values = piece.handle.get_tensor(piece.key)
-                flat[piece.start : piece.start + piece.length].copy_(values)
-            if sum(piece.length for piece in pieces) != flat.numel():
+            if sum(piece.span.length for piece in pieces) != target.numel():
                 absent.append(name)
+            else:
+                _fill(target.view(-1), pieces)
         return absent
 
     def write(self, folder: Path, most_bytes: int = LARGEST_BYTES) -> list[Path]:
@@ -104,26 +103,56 @@ class WholeState:
 
 def _check_whole(name: str, pieces: list[_Piece]) -> None:
     """Put pieces in order. Raises ValueError where one is missing or of another type."""
-    pieces.sort(key=lambda piece: piece.start)
-    end = 0
+    pieces.sort(key=lambda piece: (*(piece.span.columns or ()), piece.span.start))
+    ends: dict[Columns | None, int] = {}
     for piece in pieces:
-        if piece.start != end:
+        end = ends.get(piece.span.columns, 0)
+        if piece.span.start != end:
             raise ValueError(f"the checkpoint lacks a part of {name}, at element {end:,}")
-        end += piece.length
+        ends[piece.span.columns] = piece.span.end
     if len({piece.dtype for piece in pieces}) > 1:
         raise ValueError(f"the checkpoint has {name} in several types")
+    if None not in ends:
+        _check_columns(name, ends)
+
+
+def _check_columns(name: str, ends: dict[Columns | None, int]) -> None:
+    """Check that pieces of columns, in order, have all of them, in equal numbers of rows."""
+    reached, heights = 0, set()
+    for columns, end in ends.items():
+        assert columns is not None
+        first, last, width = columns
+        if first == reached:
+            reached = last
+            heights.add(divmod(end, last - first))
+    if reached != width or len(heights) > 1 or heights.pop()[1]:
+        raise ValueError(f"the checkpoint lacks a part of {name}, at column {reached:,}")
 
 
 def _info(pieces: Sequence[_Piece]) -> TensorInfo:
-    length = sum(piece.length for piece in pieces)
+    length = sum(piece.span.length for piece in pieces)
     item = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2}[pieces[0].dtype]
     return TensorInfo(pieces[0].dtype, (length,), length * item)
 
 
+def _fill(target: torch.Tensor, pieces: Sequence[_Piece]) -> None:
+    """Copy all pieces of a tensor into one `(length,)`."""
+    for piece in pieces:
+        values = piece.handle.get_tensor(piece.key)
+        for here, there in overlaps(Elements(0, len(target)), piece.span):
+            here.view(target).copy_(there.view(values))
+
+
 def _copy(pieces: Sequence[_Piece], sink: Any) -> None:
-    """Write the elements of a tensor in bounded memory."""
+    """Write the elements of a tensor: in bounded memory, or whole where columns are divided."""
+    if pieces[0].span.columns is not None:
+        first = pieces[0].handle.get_tensor(pieces[0].key)
+        whole = torch.empty(sum(piece.span.length for piece in pieces), dtype=first.dtype)
+        _fill(whole, pieces)
+        sink.write(whole.view(torch.uint8).numpy().data)
+        return
     for piece in pieces:
         stored = piece.handle.get_slice(piece.key)
-        for first in range(0, piece.length, _COPIED_ELEMENTS):
-            values = stored[first : min(first + _COPIED_ELEMENTS, piece.length)]
+        for start in range(0, piece.span.length, _COPIED_ELEMENTS):
+            values = stored[start : min(start + _COPIED_ELEMENTS, piece.span.length)]
             sink.write(values.contiguous().view(torch.uint8).numpy().data)

@@ -70,7 +70,9 @@ class ElasticTrainer(PolicyTrainer):
         }
         if workers.elastic:
             requester = f"{job.store_url}/{name}"
-            policies["scaling_policy"] = SaveThenGrow(scaling, requester, driver, workers.grow)
+            policies["scaling_policy"] = SaveThenGrow(
+                scaling, requester, driver, workers.grow, job.training.tensor_parallel
+            )
         callbacks = [GroupCleaner(), HangWatch(60 * job.training.hang_minutes, driver)]
         super().__init__(
             *args, scaling_config=scaling, policies=policies, callbacks=callbacks, **kwargs
@@ -145,7 +147,9 @@ class FailuresInARow(ResettableFailurePolicy):
 class SaveThenGrow(CurrentResourcesPolicy):
     """Starts as many workers as there is room for; a running group saves before it grows."""
 
-    def __init__(self, scaling: ScalingConfig, name: str, driver: Any, grow: str) -> None:
+    def __init__(
+        self, scaling: ScalingConfig, name: str, driver: Any, grow: str, together: int
+    ) -> None:
         """Create the policy of a job.
 
         Args:
@@ -153,8 +157,9 @@ class SaveThenGrow(CurrentResourcesPolicy):
             name: under which room is requested.
             driver: handle of the driver's progress actor.
             grow: `training.workers.grow`.
+            together: workers that only start together, on one node.
         """
-        super().__init__(scaling, f"train-{name}")
+        super().__init__(scaling, f"train-{name}", together)
         self._driver = driver
         self._growth = GrowthDecision(AT_ONCE if grow == "at-once" else PATIENCE)
         self._group: float | None = None

@@ -101,10 +101,12 @@ class CurrentResourcesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
     Args:
         scaling: Ray Train's scaling configuration.
         requester: name under which resources are requested of Ray's autoscaling coordinator.
+        together: workers that only start together, on one node.
     """
 
-    def __init__(self, scaling: ScalingConfig, requester: str) -> None:
+    def __init__(self, scaling: ScalingConfig, requester: str, together: int = 1) -> None:
         super().__init__(scaling)
+        self._together = together
         self._requester_id = requester
         self._read_at: float | None = None
         self._resources: Any = None
@@ -132,6 +134,15 @@ class CurrentResourcesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
                     timeout=AUTOSCALING_REQUESTS_GET_TIMEOUT_S,
                 )
         return self._resources
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        # Overridden because Ray would start a part of a group that only works together.
+        of_nodes = (
+            super(CurrentResourcesPolicy, self)._count_possible_workers({node: resources})
+            for node, resources in reserved_resources.items()
+        )
+        whole = sum(number - number % self._together for number in of_nodes)
+        return int(min(whole, self.scaling_config.max_workers))
 
     def count_room(self) -> int | None:
         """Return how many workers there is room for, those that run included; None if unknown."""

@@ -14,7 +14,7 @@ class WeightNorm(StepMetric):
     """Euclidean norm of all weights after the step."""
 
     name: ClassVar[str] = "weight_norm"
-    # Every rank has the whole weights (up to ZeRO stage 2), so their values are the same.
+    # Every rank has the whole weights (up to ZeRO 2, without tensor_parallel): values are the same.
     combine: ClassVar[Combine] = "max"
     in_progress: ClassVar[bool] = True
     figure: ClassVar[bool] = True
