@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from perennial.planning.spot_fleet import Fleet
     from perennial.report.compare import Comparison
     from perennial.runs.state import Corpus
+    from perennial.search.layer_results import LayerSearchResult
+    from perennial.search.layer_search import LayerSearchPlan
     from perennial.search.results import SearchResult
     from perennial.search.service import SearchPlan
 
@@ -356,8 +358,8 @@ class Run(OperatedRun):
 
     def tune(
         self, tuning: TuningSpec, where: PathLike = "tuning file", output: PathLike | None = None
-    ) -> SearchResult:
-        """Search rate, replay and anneal of the next stage. Safe to repeat and kill.
+    ) -> SearchResult | LayerSearchResult:
+        """Search settings of the next stage, or layers of a smaller model. Safe to repeat and kill.
 
         Args:
             tuning: the search; `perennial.config.load(path, TuningSpec)` reads it from a file.
@@ -365,22 +367,23 @@ class Run(OperatedRun):
             output: a local folder for the advice and the picture as well; None: none.
 
         Returns:
-            Trials, their Pareto front, and advice for three preferences.
+            Trials, their Pareto front, and advice for three preferences; with `inheritune` the
+            children, and the smallest of them at parity.
 
         Raises:
-            InputError: there is nothing to search, or a point of the space cannot be trained.
+            InputError: there is nothing to search, or a trial of it cannot be trained.
             TrialFailed: a trial failed for the last time; the finished ones are kept.
         """
-        from perennial.report.figures.pareto import pareto
-        from perennial.search.service import tune
+        from perennial.api.searches import tune
 
-        folder = None if output is None else Path(output)
         with self._checked() as work:
-            return tune(work, os.fspath(where), tuning, lambda result: pareto(result).png(), folder)
+            return tune(work, os.fspath(where), tuning, None if output is None else Path(output))
 
-    def plan_tune(self, tuning: TuningSpec, where: PathLike = "tuning file") -> SearchPlan:
+    def plan_tune(
+        self, tuning: TuningSpec, where: PathLike = "tuning file"
+    ) -> SearchPlan | LayerSearchPlan:
         """Return the trials that `tune` would run; arguments and errors are its."""
-        from perennial.search.service import plan_tune
+        from perennial.api.searches import plan_tune
 
         with self._checked() as work:
             return plan_tune(work, os.fspath(where), tuning)

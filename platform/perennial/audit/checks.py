@@ -7,7 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from perennial.audit.children import right_mix
 from perennial.audit.finding import Finding, field_of, unequal
+from perennial.config.search import Child
 from perennial.errors import InputError, InvalidTransition
 from perennial.mixture import (
     CorpusRows,
@@ -372,6 +374,14 @@ def check_trials(story: FoldedLedger, rows: Mapping[str, CorpusRows]) -> Iterato
         if branched.corpus not in rows:
             continue
         key = story.key("branched", trial=name)
+        if isinstance(branched.point, Child):
+            if story.state.spec is None:
+                continue
+            right = right_mix(story.state, branched)
+            if mix != right:
+                gives = f"its reference gives {_shown(right)}"
+                yield Finding(key, f"{name} takes {_shown(mix)}", gives)
+            continue
         history = _trained_before(story.state, branched)
         try:
             new = list_new([branched.corpus], rows, mix.weights)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from perennial import corpora
 from perennial.audit import checkpoint_checks, checks
 from perennial.audit.averages import check_averaged_files, check_averages, check_promotions
+from perennial.audit.children import check_starts
 from perennial.audit.counts import (
     check_contents,
     check_earlier,
@@ -167,6 +168,9 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     done.findings += checks.check_skips(story, done.skipped)
     tasks += _checkpoints(store, done, committed)
     tasks += _releases(store, done, committed)
+    starts = check_starts(store, story.state)
+    done.findings += starts.findings
+    tasks += [ReadTask(key, file.size_bytes, file.sha256) for key, file in starts.files.items()]
     files = _read_all(store, done, tasks, progress or (lambda _key, _bytes, _all: None))
     done.findings += _check_contents(done, files)
     return done

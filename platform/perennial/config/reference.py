@@ -59,9 +59,9 @@ not listed here is an error. Every key can be overridden on the command line, as
   `# yaml-language-server: $schema=PATH/run-file.schema.json`.
 """
 _TUNING_INTRODUCTION = """\
-A tuning file is YAML: a search for the settings of the next stage, for `perennial tune`. `base`,
-amounts and overrides are as in the [run file](run-file.md); its schema for editors is
-`perennial/config/tuning-file.schema.json`.
+A tuning file is YAML: a search for the settings of the next stage, or with the section `inheritune`
+for the layers of a smaller model, for `perennial tune`. `base`, amounts and overrides are as in the
+[run file](run-file.md); its schema for editors is `perennial/config/tuning-file.schema.json`.
 """
 _STUDY_INTRODUCTION = """\
 A study file is YAML: arms that differ from one base run file, seeds, and claims that the results

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from perennial.config.corpora import CorporaSpec, CorpusPattern
 from perennial.config.cron import TimetableText
@@ -28,6 +28,7 @@ from perennial.fields import (
     PathOrName,
     PathText,
     PositiveAmount,
+    Rate,
     Section,
     Weight,
     parse_amount,
@@ -96,6 +97,22 @@ class ExtensionSpec(Section):
         return self.entries or self.ids or len(self.tokens or ())
 
 
+class StageScheduleSpec(Section):
+    """A stage's own values of the run's `schedule`, of a kind that every stage makes for itself.
+
+    So of cosine and wsd; a schedule that spans the trunk (infinite, constant) has no such values.
+    """
+
+    eta_max: Annotated[Rate | None, JOIN] = None
+    """peak learning rate of this stage, above 0 and at most 1; default the run's"""
+    eta_min: Annotated[Rate | None, JOIN] = None
+    """learning rate at the end of this stage, above 0; default the run's"""
+    warmup: Annotated[Amount | None, JOIN] = None
+    """linear rise to eta_max, such as `1%` of the stage or `200 steps`; default the run's"""
+    warmup_start: Annotated[Rate | None, JOIN] = None
+    """learning rate at which the warmup begins, above 0; default the run's"""
+
+
 class StageOverride(Section):
     """Settings of the stage of one corpus, in place of the run's."""
 
@@ -107,6 +124,9 @@ class StageOverride(Section):
     """of corpora that landed, the one with the highest number is the next stage"""
     optimizer: Annotated[OptimizerAtJoin | None, JOIN] = None
     """the optimizer state that this stage inherits: reset, keep or keep-second-moment"""
+    schedule: StageScheduleSpec | None = None
+    """this stage's own values of the learning rate, such as `{eta_max: 1e-4}`, of a cosine or wsd
+    schedule. Default: the run's"""
     extend_tokenizer: ExtensionSpec | None = None
     """entries that the corpus brings to the tokenizer, with rows of embedding and head, from its
     stage on; such as `{entries: 8000}` for a new language. Default: none"""
@@ -123,15 +143,15 @@ class StageOverride(Section):
     def _proxy_has_no_stage(self) -> StageOverride:
         if self.role == "replay" and (self.changes_the_stage or self.priority):
             raise ValueError(
-                "a corpus of role replay has no stage that budget, replay, priority, optimizer or "
-                "extend_tokenizer could be for; remove them"
+                "a corpus of role replay has no stage that budget, replay, priority, optimizer, "
+                "schedule or extend_tokenizer could be for; remove them"
             )
         return self
 
     @property
     def changes_the_stage(self) -> bool:
         """Return whether the stage is trained differently from those of other corpora."""
-        own = (self.budget, self.replay, self.optimizer, self.extend_tokenizer)
+        own = (self.budget, self.replay, self.optimizer, self.schedule, self.extend_tokenizer)
         return any(setting is not None for setting in own)
 
 
@@ -359,6 +379,26 @@ class RunSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _own_schedules_fit(self) -> RunSpec:
+        for corpus, own in self.stages.corpora.items():
+            given = own.schedule and own.schedule.model_dump(mode="json", exclude_none=True)
+            if not given or isinstance(self.schedule, AbsentScheduleConfig):
+                continue
+            field, kind = f"stages.corpora.{corpus}.schedule", self.schedule.kind
+            strange = [key for key in given if key not in type(self.schedule).model_fields]
+            if self.schedule.spans_trunk or strange:
+                raise ValueError(
+                    f"{field} has {(strange or [*given])[0]}, and a stage of the schedule {kind} "
+                    "has none of its own; remove it, or use the schedule cosine or wsd"
+                )
+            try:
+                self.schedule_of(corpus)
+            except ValidationError as wrong:
+                problem = wrong.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"{field}: {problem}") from None
+        return self
+
+    @model_validator(mode="after")
     def _gpus_to_limit(self) -> RunSpec:
         if self.limits.gpu_hours_per_month is not None and not self.gpus:
             raise ValueError(
@@ -366,6 +406,14 @@ class RunSpec(Section):
                 "training.gpus_per_worker, or limit the stages a day"
             )
         return self
+
+    def schedule_of(self, corpus: str) -> ScheduleConfig:
+        """Return the schedule with the stage's own values, where the stage of `corpus` has any."""
+        own = self.stages.corpora.get(corpus)
+        given = own and own.schedule and own.schedule.model_dump(mode="json", exclude_none=True)
+        if not given:
+            return self.schedule
+        return type(self.schedule).model_validate(self.schedule.model_dump(mode="json") | given)
 
     @property
     def gpus(self) -> float:

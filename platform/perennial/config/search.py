@@ -1,4 +1,4 @@
-"""The schema of the tuning file: a search for the settings of the next stage."""
+"""The schema of the tuning file: a search for settings of the next stage, or for layers."""
 
 from __future__ import annotations
 
@@ -78,6 +78,37 @@ class Point:
             "stages": {"corpora": {corpus: {"replay": self.replay}}},
             **release,
         }
+
+
+ChildInit = Literal["inherited", "grown", "random"]
+
+
+@dataclass(frozen=True)
+class Child:
+    """A model of fewer layers than the trunk's, which a trial of an Inheritune search trains.
+
+    layers: number of its layers.
+    init: what it begins with: the reference's first layers (inherited), the trained child before it
+        with the reference's next layers (grown), or random weights.
+    subset: amount such as `5%` of the corpus that it is trained on; "" is what the reference was.
+    epochs: how often it is trained on that; 0 where there is none.
+    seed: 0 trains in the reference's order; another number begins elsewhere in it.
+    """
+
+    layers: int
+    init: ChildInit
+    subset: str = ""
+    epochs: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return a short name, in characters that a key of a store may have."""
+        parts = [f"{self.layers}layers", self.init]
+        if self.subset:
+            parts += [f"{self.subset.replace('%', 'pc').replace(' ', '')}x{self.epochs}"]
+        parts += [f"seed{self.seed}"] if self.seed else []
+        return "-".join(parts)
 
 
 def _axis(value: Any, *, zero: bool) -> Choices | Span:
@@ -168,8 +199,58 @@ class HalvingSpec(Section):
     """one trial in this many goes on after a comparison, and trains this many times as long"""
 
 
+class InherituneSpec(Section):
+    """Search for the fewest first layers of the trunk's model that keep its loss.
+
+    The search is Inheritune's (arXiv 2404.08634). Its reference is the end of the trunk's first
+    stage. A child of the reference's first layers is trained as the reference was, on the same
+    batches at the same learning rates; while its held-out loss is above the reference's, one of
+    more layers is tried.
+    """
+
+    first: Count | None = None
+    """layers of the first child, such as `4`; default half of the reference's"""
+    step: Count = 2
+    """layers by which the next child is larger"""
+    last: Count | None = None
+    """layers of the largest child, such as `6`; default one less than the reference's"""
+    grow_from: Literal["reference", "child"] = "reference"
+    """what a larger child begins with: reference (its first layers again, as in the paper) or child
+    (the trained child before it, with the reference's next layers behind its own)"""
+    random: bool = True
+    """true also trains a child of each size from random weights, to compare with"""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """nats per token by which the loss of a child at parity may lie above the reference's"""
+    subset: PositiveAmount | None = None
+    """part of the reference's corpora that children are trained on, such as `5%` or `1M tokens`;
+    needs `epochs`. Default all that the reference was trained on"""
+    epochs: Count | None = None
+    """how often children are trained on `subset`, such as `8`"""
+
+    @model_validator(mode="after")
+    def _subset_has_epochs(self) -> InherituneSpec:
+        if (self.subset is None) != (self.epochs is None):
+            raise ValueError("subset and epochs go together; give both, or neither")
+        if self.subset is not None and self.subset.unit == "steps":
+            raise ValueError("subset is a percentage or a number of tokens, not of steps")
+        if None not in (self.first, self.last) and self.first > self.last:  # type: ignore[operator]
+            raise ValueError(f"first {self.first} is above last {self.last}; use first <= last")
+        return self
+
+
+_OF_SETTINGS = (
+    *("corpus", "budget", "eta_const", "eta_max", "replay", "weighting", "anneal"),
+    *("objectives", "searcher", "trials", "halving"),
+)
+"""Keys of a search for the settings of a stage, which a search for layers does not have."""
+
+
 class TuningSpec(Section):
-    """A search for the settings of the next stage, by short branches off one trunk checkpoint."""
+    """A search: for the settings of the next stage, or for the layers of a smaller model.
+
+    Its trials are branches: a search for settings tries short ones off one trunk checkpoint, and
+    `inheritune` whole ones of smaller models.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     """name of the search: lower-case letters, digits, dot, dash, underscore; at most 64"""
@@ -177,11 +258,12 @@ class TuningSpec(Section):
     """path of the run file whose next stage is searched"""
     after: str | None = None
     """checkpoint that every trial branches off: a stage, for its end, or STAGE@STEP; default the
-    trunk's end"""
+    trunk's end. Of `inheritune` the trunk's first stage, which is also its default"""
     corpus: str | None = None
     """the corpus that the trials train; default the next one that has landed"""
-    budget: PositiveAmount
-    """most that a trial trains, new and replayed: `100k tokens`, or `20%` of the stage"""
+    budget: PositiveAmount | None = None
+    """most that a trial trains, new and replayed: `100k tokens`, or `20%` of the stage; required
+    but with `inheritune`"""
     eta_const: Rates | None = None
     """constant learning rates to try, of an infinite or constant schedule: a list, or {low: , high:
     }"""
@@ -205,12 +287,29 @@ class TuningSpec(Section):
     halving: HalvingSpec | None = None
     """early stopping of trials that lose; default every trial trains the whole budget"""
     seeds: Count = 1
-    """number of trials per point, on different documents of the corpus; more of them show how much
-    of a difference is chance"""
+    """number of trials per point, on different documents of the corpus (per child, with the
+    documents in another order and other random weights); more of them show how much of a difference
+    is chance"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """seed of the searcher's choices and of the bootstrap"""
     concurrent: Count = 1
     """most trials that run at the same time"""
+    inheritune: InherituneSpec | None = None
+    """a search for layers in place of settings; `{}` takes its defaults. Default: none"""
+
+    @model_validator(mode="after")
+    def _layers_or_settings(self) -> TuningSpec:
+        if self.inheritune is None:
+            if self.budget is None:
+                raise ValueError("budget is missing; give the length of a trial, such as `20%`")
+            return self
+        for name in _OF_SETTINGS:
+            if getattr(self, name) != TuningSpec.model_fields[name].get_default():
+                raise ValueError(
+                    f"inheritune searches the number of layers, and {name} belongs to a search for "
+                    f"settings; remove {name}, or inheritune"
+                )
+        return self
 
     @model_validator(mode="after")
     def _something_to_search(self) -> TuningSpec:
@@ -220,7 +319,7 @@ class TuningSpec(Section):
                 "eta_const (infinite, constant) or eta_max (cosine, wsd)"
             )
         axes = (self.eta_const, self.eta_max, self.replay, self.weighting, self.anneal)
-        if not any(axes):
+        if not any(axes) and self.inheritune is None:
             raise ValueError(
                 "there is nothing to search; give values for eta_const, eta_max, replay, weighting "
                 "or anneal"

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from perennial.config.run import OptimizerAtJoin, RunSpec
     from perennial.fields import AmountValue
     from perennial.mixture import ReplaySpec, ShareOrAuto
+    from perennial.schedules import ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class StageSettings:
     budget: tokens or steps of the stage, or a percentage of the corpus.
     replay: the run file's rule of replay, with the share of this stage.
     optimizer: what the stage takes over of the optimizer's state.
+    schedule: the run's, with the stage's own values.
     """
 
     budget: AmountValue
     replay: ReplaySpec
     optimizer: OptimizerAtJoin
+    schedule: ScheduleConfig
 
 
 def stage_settings(
@@ -44,9 +47,10 @@ def stage_settings(
         share = override.replay
     replay = spec.replay if share is None else spec.replay.model_copy(update={"share": share})
     if override is None:
-        return StageSettings(stages.budget, replay, stages.optimizer)
+        return StageSettings(stages.budget, replay, stages.optimizer, spec.schedule)
     return StageSettings(
         budget=stages.budget if override.budget is None else override.budget,
         replay=replay,
         optimizer=stages.optimizer if override.optimizer is None else override.optimizer,
+        schedule=spec.schedule_of(corpus),
     )

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from perennial.config.run import OptimizerAtJoin
-from perennial.config.search import Point
+from perennial.config.search import Child, Point
 from perennial.corpora.file_list import ListRecord
 from perennial.evaluation.finite import drop_not_finite, explain_not_finite, names_not_finite
 from perennial.evaluation.gates import Verdict
@@ -406,7 +406,9 @@ class Searching(_Record):
 class Branched(_Record):
     """A trial left the trunk: the beginning of the stage that `run` would train at its point.
 
-    stage, step: the trunk's checkpoint `source` that it branches from.
+    stage, step: the trunk's checkpoint `source` that it branches from. Of a child (a model of fewer
+        layers) they are the stage that trained its reference and the step at which that began, and
+        `source` is what its weights are from: the end of that stage, or of a smaller child.
     point: what it tries. `mix`, `schedule`, `optimizer`: of the whole stage that it begins.
     """
 
@@ -414,7 +416,7 @@ class Branched(_Record):
     search: str
     trial: str
     corpus: str
-    point: Point
+    point: Point | Child
     stage: str
     step: int
     source: str

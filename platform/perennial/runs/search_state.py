@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from perennial.config.search import Child
 from perennial.errors import InvalidTransition
-from perennial.mixture import StageMix
+from perennial.fields import parse_amount
+from perennial.mixture import Source, StageMix
+from perennial.mixture.replay import apportion
 from perennial.runs.entities import Stage
 from perennial.runs.events import Branched, Searching, Started, Tried
 
@@ -88,6 +91,46 @@ def shifted(mix: StageMix, seed: int) -> StageMix:
         for s in mix.sources
     )
     return replace(mix, sources=sources)
+
+
+def start_key(branched: Branched) -> str:
+    """Return the key of what a child begins with, a checkpoint of no steps."""
+    return f"searches/{branched.search}/starts/{branched.trial}"
+
+
+def child_mix(reference: StageMix, child: Child, sequence_length: int) -> StageMix:
+    """Return what a child of an Inheritune search is trained on.
+
+    Args:
+        reference: the mix of the stage that trained its reference.
+        child: that of a subset is trained on the first rows of each source, which are in random
+            order, again and again; any other as its reference was. With a seed, every source
+            starts elsewhere in its order.
+        sequence_length: tokens in one sequence.
+    """
+    mix = reference
+    if child.subset:
+        rows = {index: source.extent for index, source in enumerate(reference.new)}
+        whole, batch = sum(rows.values()), reference.global_batch
+        wanted = parse_amount(child.subset).steps(whole, sequence_length)
+        subset = apportion(min(max(wanted, 1), whole), rows)
+        steps = max(1, sum(subset.values()) * child.epochs // batch)
+        takes = apportion(steps * batch, subset)
+        sources = tuple(
+            replace(source, sequences=takes[index], start=0, extent=subset[index])
+            for index, source in enumerate(reference.new)
+            if subset[index]
+        )
+        mix = StageMix(reference.corpora, steps, batch, sources, reference.replay)
+    return replace(mix, sources=tuple(_rotated(source, child.seed) for source in mix.sources))
+
+
+def _rotated(source: Source, seed: int) -> Source:
+    """Return a source that starts elsewhere in its order for every seed, far from the others."""
+    if not seed or not source.extent:
+        return source
+    away = seed * 618 * source.extent // 1000  # the golden section of it
+    return replace(source, start=(source.start + away) % source.extent)
 
 
 def trial_stage(decided: Branched, after: int) -> Stage:

@@ -33,6 +33,7 @@ from perennial.runs.unattended.stage_replay import decided_share, stage_rule
 from perennial.schedules import (
     Anneal,
     Schedule,
+    ScheduleConfig,
     build_curve,
     differences,
     from_dict,
@@ -91,7 +92,7 @@ def decide_stage(
         first_step=first_step,
         start=state.ends[state.stages[-1].name] if state.stages else None,
         mix=mix,
-        schedule=to_dict(_schedule(spec, state, first_step, steps, reschedule)),
+        schedule=to_dict(_schedule(spec, settings.schedule, state, first_step, steps, reschedule)),
         tracking_run=tracking_run,
         optimizer=settings.optimizer,
         settings=held_settings(spec),
@@ -254,7 +255,8 @@ def check_first_stage(spec: RunSpec, corpus: str) -> None:
     if budget.unit != "percent":
         steps = budget.steps(0, spec.tokens_per_step)
         _check_budget(spec, budget, steps)
-        build_curve(spec.schedule, 0, steps, spec.tokens_per_step)
+        schedule = stage_settings(spec, corpus).schedule
+        build_curve(schedule, 0, steps, spec.tokens_per_step)
 
 
 def _check_budget(spec: RunSpec, budget: AmountValue, steps: int) -> None:
@@ -269,12 +271,17 @@ def _check_budget(spec: RunSpec, budget: AmountValue, steps: int) -> None:
 
 
 def _schedule(
-    spec: RunSpec, state: RunState, first_step: int, steps: int, reschedule: bool
+    spec: RunSpec,
+    config: ScheduleConfig,
+    state: RunState,
+    first_step: int,
+    steps: int,
+    reschedule: bool,
 ) -> Schedule:
     """Return the schedule of a stage; the trunk's own where one schedule spans all stages."""
-    if not spec.schedule.spans_trunk or not state.stages:
-        return build_curve(spec.schedule, first_step, steps, spec.tokens_per_step)
-    wanted = build_curve(spec.schedule, 0, state.stages[0].mix.steps, spec.tokens_per_step)
+    if not config.spans_trunk or not state.stages:
+        return build_curve(config, first_step, steps, spec.tokens_per_step)
+    wanted = build_curve(config, 0, state.stages[0].mix.steps, spec.tokens_per_step)
     changed = differences(from_dict(state.stages[-1].schedule), wanted)
     if changed and not reschedule:
         raise InputError(

@@ -27,6 +27,7 @@ from perennial.training.checkpoint.manifest import committed_steps, folder_of
 
 if TYPE_CHECKING:
     from perennial.config.search import TuningSpec
+    from perennial.training.checkpoint.ownership import Fence
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def plan_search(
     if ingest:
         ingest_landed(work)
     corpus = _corpus(work, where, spec, origin)
+    _check_searchable(work.spec, where, spec, corpus, rate)
     origin = replace(origin, corpora=_without_replay_overrides(work.state))
     old = tuple(n for n in origin.trained_corpora(origin.stages[-1]) if n != corpus)
     check_objectives(where, spec.objectives, old)
@@ -83,7 +85,7 @@ def plan_search(
         manifests=work.manifests(),
         before={},
     )
-    schedule = work.spec.schedule
+    schedule = stage_settings(work.spec, corpus).schedule
     here = Point(
         eta=schedule.searched_rate,
         replay=_share(work, origin, corpus),
@@ -113,23 +115,39 @@ def begin(work: Workspace, spec: TuningSpec, search: PlannedSearch) -> Bench:
     Returns:
         The bench of this claim; processes with an earlier claim stop.
     """
-    before = _before(work, search.bench)
+    bench = search.bench
+    before = _before(work, bench)
+    claim, fence = claim_search(work, spec, bench.corpus, bench.source)
+    return replace(bench, before=before, claim=claim, fence=fence)
+
+
+def claim_search(work: Workspace, spec: TuningSpec, corpus: str, source: str) -> tuple[int, Fence]:
+    """Claim a search in the ledger; processes with an earlier claim stop.
+
+    Args:
+        work: the run.
+        spec: the tuning file.
+        corpus: that the trials train.
+        source: key of the checkpoint that they branch off.
+
+    Returns:
+        The number of the claim, and the fence of those who train under it.
+    """
 
     def claim(state: RunState) -> Searching:
         last = state.searches.claims.get(spec.name)
         return Searching(
             at=now(),
             name=spec.name,
-            corpus=search.bench.corpus,
-            source=search.bench.source,
+            corpus=corpus,
+            source=source,
             spec=spec.model_dump(mode="json"),
             claim=last.claim + 1 if last else 1,
         )
 
     claimed = work.ledger.transact(claim)
     assert claimed is not None
-    fence = work.ledger.fence(claimed.kind, spec.name)
-    return replace(search.bench, before=before, claim=claimed.claim, fence=fence)
+    return claimed.claim, work.ledger.fence(claimed.kind, spec.name)
 
 
 def _before(work: Workspace, bench: Bench) -> dict[str, float]:
@@ -167,6 +185,21 @@ def _rate(run: RunSpec, where: str, spec: TuningSpec) -> RateField:
             code="rate-not-searchable",
         )
     return rate
+
+
+def _check_searchable(
+    run: RunSpec, where: str, spec: TuningSpec, corpus: str, rate: RateField
+) -> None:
+    """Refuse to vary a rate that the run file fixes for the stage alone."""
+    own = run.stages.corpora.get(corpus)
+    if spec.rate and own and own.schedule and own.schedule.eta_max is not None:
+        raise InputError(
+            where,
+            rate,
+            f"stages.corpora.{corpus}.schedule.eta_max of the run file fixes it for this stage",
+            f"remove it there, or leave {rate} out",
+            code="rate-fixed-for-stage",
+        )
 
 
 def _origin(work: Workspace, where: str, spec: TuningSpec) -> RunState:
@@ -283,6 +316,7 @@ def _corpus(work: Workspace, where: str, spec: TuningSpec, origin: RunState) -> 
 
 
 def _rungs(run: RunSpec, where: str, spec: TuningSpec, in_stage: int) -> tuple[int, ...]:
+    assert spec.budget is not None  # the schema: a search for settings has one
     budget = _steps(run, where, "budget", spec.budget, in_stage)
     if budget > in_stage:
         raise InputError(

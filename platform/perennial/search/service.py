@@ -173,7 +173,7 @@ def _run_trials(
     earlier = [
         trial.branched.point
         for trial in work.state.searches.of(spec.name).values()
-        if trial.branched.source == bench.source
+        if trial.branched.source == bench.source and isinstance(trial.branched.point, Point)
     ]
     begun = [point for point in earlier if not point.seed and space.holds(point)]
     return run_search(trials, spec, space, search.rungs, work.spec.tokens_per_step, begun)

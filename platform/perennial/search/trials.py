@@ -13,25 +13,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from perennial.config import RunSpec, parse, parse_amount
 from perennial.config.deepspeed_overrides import merge_settings
-from perennial.errors import InputError, Superseded, TrainingStopped
-from perennial.evaluation.finite import split_finite
+from perennial.config.search import Point
+from perennial.errors import InputError
 from perennial.mixture import mixture_suffix, truncate_mix
-from perennial.runs.events import Branched, Event, Tried
+from perennial.runs.events import Branched
 from perennial.runs.job_factory import branch_job, stage_job, tokenizer_folder
-from perennial.runs.ledger import Ledger, now
+from perennial.runs.ledger import now
 from perennial.runs.search_state import shifted, trial_stage
 from perennial.runs.stage_planner import anneal_mix, decide_stage
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import from_dict, release_anneal
-from perennial.store import open_store
+from perennial.search.bench import TrialBench, no_progress
 from perennial.training.checkpoint.manifest import folder_of
 
 if TYPE_CHECKING:
-    from perennial.config.search import Point
     from perennial.corpora import CorpusManifest
     from perennial.training.checkpoint.ownership import Fence
     from perennial.training.job import Job
@@ -40,7 +39,7 @@ _ANNEALED = "anneal"
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(TrialBench[Point]):
     """Trains and measures the trials of one search; plain data, so that any process can.
 
     where: the tuning file, for errors.
@@ -68,11 +67,17 @@ class Bench:
     before: Mapping[str, float]
     claim: int = 0
     fence: Fence | None = None
+    remedy: ClassVar[str] = "leave such rates out of the space"
 
     @property
     def first_step(self) -> int:
         """Return the trunk step at which every trial begins."""
         return self.origin.stages[-1].last_step
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Return the corpus of the stage, and those that the trunk knows."""
+        return self.corpus, *self.old
 
     @property
     def source(self) -> str:
@@ -115,80 +120,20 @@ class Bench:
             settings=stage.settings,
         )
 
-    def measure(self, point: Point, steps: int) -> dict[str, float]:
-        """Train a point's trial until it has `steps` steps and measure it, once.
-
-        What the ledger has is not done again. Ray must be initialised.
-
-        Args:
-            point: what the trial tries.
-            steps: optimizer steps after which it is measured.
-
-        Returns:
-            The objectives by name, in nats per token.
-
-        Raises:
-            Superseded: another process took the search over.
-        """
-        store = open_store(self.spec.store)
-        ledger = Ledger(store, lambda line: None)
-        decided = self.branched(point)
-        if decided.trial not in ledger.read().searches.trials:
-            self._write(ledger, decided)
-        trial = ledger.state.searches.trials[decided.trial]
-        step = self.first_step + steps
-        done = trial.at(step)
-        if done is not None:
-            return done.values
-        before = trial.tried[-1].step if trial.tried else self.first_step
-        # As it was begun: its settings may not be those of a new trial.
-        tried = self._tried(point, trial.branched, step, step - before)
-        self._write(ledger, tried)
-        return tried.values
-
-    def _write(self, ledger: Ledger, event: Event) -> None:
-        def unless_claimed(state: RunState) -> Event:
-            if state.searches.claims[self.search].claim != self.claim:
-                raise Superseded(f"another process took search {self.search} over; this one stops")
-            return event
-
-        ledger.transact(unless_claimed)
-
-    def _tried(self, point: Point, decided: Branched, step: int, trained: int) -> Tried:
-        from perennial.evaluation import Loading, measure
+    def train(self, point: Point, decided: Branched, step: int) -> tuple[str, int]:
+        """Train a trial to a trunk step, and anneal it where its point says so."""
         from perennial.training.launcher import run_job
 
         spec = self.run_spec(point)
-        checkpoint = run_job(self.job(spec, decided, step), _quiet)
-        anneal = self.anneal_job(spec, decided, step) if point.anneal else None
-        if anneal is not None:
-            checkpoint = run_job(anneal, _quiet)
-            trained += anneal.mix.steps
-        losses = measure(
-            open_store(self.spec.store),
-            checkpoint,
-            (self.corpus, *self.old),
-            spec.corpora.sequence_length,
-            spec.evaluation.documents,
-            loading=Loading(spec.evaluation.precision, spec.evaluation.gpus),
-        )
-        kept, lost = split_finite(losses)
-        if lost:
-            # As where its training loss left the numbers: another try would meet the same.
-            raise TrainingStopped(
-                f"{decided.trial} at step {step}: its held-out loss on {' and '.join(lost)} is not "
-                "a number; leave such rates out of the space"
-            )
-        nats = {corpus: loss.nats_per_token for corpus, loss in kept.items()}
-        return Tried(
-            at=now(),
-            trial=decided.trial,
-            step=step,
-            checkpoint=checkpoint,
-            trained_steps=trained,
-            values=objective_values(self.objectives, nats, self.before, self.corpus, self.old),
-            losses=kept,
-        )
+        checkpoint = run_job(self.job(spec, decided, step), no_progress)
+        anneal = self.anneal_job(spec, point, decided, step) if point.anneal else None
+        if anneal is None:
+            return checkpoint, 0
+        return run_job(anneal, no_progress), anneal.mix.steps
+
+    def values_of(self, nats: Mapping[str, float]) -> dict[str, float]:
+        """Return the objectives by name."""
+        return objective_values(self.objectives, nats, self.before, self.corpus, self.old)
 
     def job(self, spec: RunSpec, decided: Branched, until: int) -> Job:
         """Return the job that trains a trial to trunk step `until`."""
@@ -196,10 +141,10 @@ class Bench:
         folder = f"branches/{decided.trial}"
         return replace(job, name=decided.trial, folder=folder, until=until)
 
-    def anneal_job(self, spec: RunSpec, decided: Branched, step: int) -> Job | None:
+    def anneal_job(self, spec: RunSpec, point: Point, decided: Branched, step: int) -> Job | None:
         """Return the job that anneals a trial off trunk step `step`; None where it has decayed."""
         stage = self._stage(decided)
-        amount = parse_amount(decided.point.anneal)
+        amount = parse_amount(point.anneal)
         settings = spec.release.model_copy(update={"anneal": amount})
         schedule = from_dict(decided.schedule)
         eta = release_anneal(
@@ -270,7 +215,3 @@ def check_objectives(where: str, objectives: Sequence[str], old: Sequence[str]) 
                 f"give two of {', '.join(known)}",
                 code="objective-unknown",
             )
-
-
-def _quiet(progress: object) -> None:
-    """Ignore the progress of a single trial."""

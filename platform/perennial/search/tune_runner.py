@@ -20,15 +20,15 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from perennial.causes import describe
-from perennial.config.search import Choices, Point, Span
+from perennial.config.search import Child, Choices, Point, Span
 from perennial.errors import TrialFailed
 from perennial.search.advisor import next_point
 from perennial.search.front import Pair, survivors
 
 if TYPE_CHECKING:
     from perennial.config.search import TuningSpec
+    from perennial.search.bench import P, TrialBench
     from perennial.search.space import Space
-    from perennial.search.trials import Bench
 
 _DRIVER_CPUS = 0.01
 """of a trial's driver, which only waits for its workers: Ray Tune demands a resource for it"""
@@ -52,7 +52,7 @@ class Trials:
         log: called with a line for every trial that is done.
     """
 
-    bench: Bench
+    bench: TrialBench[Any]
     concurrent: int
     seeds: int
     log: Callable[[str], None]
@@ -118,6 +118,24 @@ def try_points(
     return rounds
 
 
+def try_children(trials: Trials, children: Sequence[Child], steps: int) -> dict[Child, Pair]:
+    """Try children of one size.
+
+    Args:
+        trials: how they are run.
+        children: what is tried.
+        steps: optimizer steps of each.
+
+    Returns:
+        The loss of each child, and what it is above the reference's.
+
+    Raises:
+        TrialFailed: a trial failed for the last time; what is finished is kept.
+    """
+    values = _tune(trials, steps, len(children), points=children)
+    return {child: values[child] for child in children}
+
+
 def try_with_optuna(
     trials: Trials, space: Space, begun: Sequence[Point], count: int, steps: int, seed: int
 ) -> Rounds:
@@ -178,9 +196,9 @@ def _tune(
     steps: int,
     count: int,
     *,
-    points: Sequence[Point] | None = None,
+    points: Sequence[P] | None = None,
     searcher: Any = None,
-) -> dict[Point, Pair]:
+) -> dict[P, Pair]:
     """Run Ray Tune once. Raises TrialFailed naming the points that failed."""
     from ray import tune
 
@@ -218,7 +236,7 @@ def _tune(
         raise TrialFailed(f"{len(failed)} of {len(results)} trials failed; {name}: {line}")
     if any(_SECOND not in (r.metrics or {}) for r in results):
         raise KeyboardInterrupt  # Tune ends on one without passing it on
-    return {_point(r.config): _values(r.metrics or {}) for r in results}
+    return {_point(r.config): _values(r.metrics or {}) for r in results}  # type: ignore[misc]
 
 
 @contextmanager
@@ -238,7 +256,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _trial(config: dict[str, Any], *, bench: Bench, seeds: int, steps: int) -> None:
+def _trial(config: dict[str, Any], *, bench: TrialBench[Any], seeds: int, steps: int) -> None:
     from ray import tune
 
     point = _point(config)
@@ -247,8 +265,9 @@ def _trial(config: dict[str, Any], *, bench: Bench, seeds: int, steps: int) -> N
     tune.report({_FIRST: means[0], _SECOND: means[1]})
 
 
-def _point(config: Mapping[str, Any]) -> Point:
-    return Point(**config.get("point", config))
+def _point(config: Mapping[str, Any]) -> Point | Child:
+    fields = config.get("point", config)
+    return Child(**fields) if "layers" in fields else Point(**fields)
 
 
 def _values(metrics: Mapping[str, Any]) -> Pair:

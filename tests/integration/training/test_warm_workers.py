@@ -139,6 +139,7 @@ def _state(place: Path, number: int) -> dict[str, torch.Tensor]:
         pytest.param("keep", {"precision": "bf16", "zero_stage": 0}, marks=pytest.mark.long),
         pytest.param("keep", {"precision": "bf16", "zero_stage": 2}, marks=pytest.mark.long),
         pytest.param("keep", {"precision": "bf16", "zero_stage": 3}, marks=pytest.mark.long),
+        pytest.param("keep", {"tensor_parallel": 2}, marks=pytest.mark.long),
     ],
 )
 def test_i9_stages_in_the_same_processes_are_bitwise_those_in_new_ones(

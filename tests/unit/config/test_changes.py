@@ -43,6 +43,9 @@ NIGHTLY = {"release": {"policy": "schedule", "schedule": "1d"}}
 EMAIL = {"to": ["a@example.org"], "sender": "b@example.org", "host": "mail"}
 MAIL = {"notify": {"email": EMAIL | {"user": "me", "password": "env:MAIL"}}}
 FILL = {"corpora": {"fill_in_the_middle": {}}, "tokenizer": {"path": "a.json"}}
+COSINE = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4, "warmup": "10%"}
+OWN_SCHEDULE = {"schedule": COSINE, "stages": {"corpora": {"a": {"schedule": {"eta_max": 2e-3}}}}}
+STAGE_RATES = {"eta_max": 1e-3, "eta_min": 1e-4, "warmup": "5%", "warmup_start": 1e-4}
 # Field -> another value of it; or what the run was opened with besides, and another value.
 OTHERS: dict[str, Any] = {
     "name": "other",
@@ -168,6 +171,10 @@ OTHERS: dict[str, Any] = {
     "stages.corpora.NAME.priority": ({"stages": {"corpora": {"a": {}}}}, 2),
     "stages.corpora.NAME.role": ({"stages": {"corpora": {"a": {}}}}, "replay"),
     "stages.corpora.NAME.weights": ({"stages": {"corpora": {"a": {}}}}, {"b": 1.0}),
+    **{
+        f"stages.corpora.NAME.schedule.{key}": (OWN_SCHEDULE, value)
+        for key, value in STAGE_RATES.items()
+    },
     "stages.corpora.NAME.extend_tokenizer.entries": (
         {"stages": {"corpora": {"a": {"extend_tokenizer": {"entries": 10}}}}},
         20,
@@ -253,6 +260,7 @@ def before_and_after(name: str, folder: Path) -> tuple[RunSpec, RunSpec]:
     opened: dict[str, Any] = tiny_run(folder)
     for section, values in besides.items():
         plain = section in ("model", "tokenizer") or not isinstance(opened.get(section), dict)
+        plain |= "kind" in values
         opened[section] = values if plain else opened[section] | values
     changed = copy.deepcopy(opened)
     if name.startswith("training.workers."):

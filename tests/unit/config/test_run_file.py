@@ -276,3 +276,37 @@ def test_what_cannot_hold_of_a_corpus_that_is_only_replayed_is_refused(
     document["stages"] |= stages
     with pytest.raises(InputError, match=told):
         load_run(_write(tmp_path, document))
+
+
+COSINE = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
+
+
+def test_a_stage_has_its_own_values_of_a_schedule_that_every_stage_makes(tmp_path: Path) -> None:
+    own = {"corpora": {"b": {"schedule": {"eta_max": 1e-3, "warmup": "5 steps"}}}}
+    path = _write(tmp_path, tiny_run(tmp_path) | {"schedule": COSINE, "stages": own})
+    spec = load_run(path)
+    assert stage_settings(spec, "a").schedule == spec.schedule
+    changed = {"eta_max": 1e-3, "warmup": parse_amount("5 steps")}
+    assert stage_settings(spec, "b").schedule == spec.schedule.model_copy(update=changed)
+    assert load_run(_write(tmp_path, spec.model_dump(mode="json"))) == spec
+
+
+@pytest.mark.parametrize(
+    ("schedule", "own", "problem"),
+    [
+        (None, {"eta_max": 1e-3}, "and a stage of the schedule infinite has none of its own"),
+        (COSINE, {"eta_min": 5e-3}, "eta_min 0.005 is above eta_max 0.003"),
+        (COSINE, {"warmup_start": 5e-3}, "warmup_start 0.005 is above the rate 0.003"),
+    ],
+)
+def test_a_stages_own_rates_that_cannot_be_are_refused(
+    tmp_path: Path, schedule: dict[str, Any] | None, own: dict[str, Any], problem: str
+) -> None:
+    document = tiny_run(tmp_path) | {"stages": {"corpora": {"b": {"schedule": own}}}}
+    if schedule is not None:
+        document["schedule"] = schedule
+    with pytest.raises(InputError) as caught:
+        load_run(_write(tmp_path, document))
+    assert "stages.corpora.b.schedule" in str(caught.value)
+    assert problem in str(caught.value)
+    assert caught.value.remedy

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from perennial.evaluation import HeldoutLoss, LossMatrix
+from perennial.report.figures.layers import layers
 from perennial.report.figures.pareto import pareto
 from perennial.report.figures.run import (
     learned_and_forgotten,
@@ -22,7 +23,7 @@ from perennial.report.figures.style import Picture
 from perennial.report.figures.training import time_spent, train_loss
 from perennial.runs.history import CurvePoint, StageTime, goodput
 from perennial.runs.summary import RatePoint, StageTokens
-from tests.support.search_results import sample_result
+from tests.support.search_results import sample_layers, sample_result
 
 
 def _loss(corpus: str, nats: float, stderr: float | None = 0.02) -> HeldoutLoss:
@@ -92,6 +93,8 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "pareto": lambda: pareto(sample_result(POINTS)),
     "pareto of one": lambda: pareto(sample_result(POINTS[:1])),
     "pareto with a law": lambda: pareto(sample_result(POINTS, law=True)),
+    "layers": lambda: layers(sample_layers()),
+    "layers without parity": lambda: layers(sample_layers(None)),
 }
 
 

@@ -98,6 +98,13 @@ def test_a_cosine_trunk_warms_up_again_in_every_stage() -> None:
     assert release_anneal(spec.release, 3e-4, schedule, 24, spec.tokens_per_step) is None
 
 
+def test_a_stage_of_a_cosine_trunk_may_have_a_peak_of_its_own() -> None:
+    own = {"corpora": {"b": {"schedule": {"eta_max": 1e-3}}}}
+    spec, state = _spec({"schedule": COSINE, "stages": own}), _state("a", "b", "c")
+    rates = [_train(spec, state, corpus).schedule["eta_max"] for corpus in "abc"]
+    assert rates == [3e-3, 1e-3, 3e-3]
+
+
 def test_a_stage_told_again_has_the_parameters_that_it_began_with() -> None:
     spec = _spec({"stages": {"optimizer": "keep"}})
     state = _state("english", "french")

@@ -146,7 +146,7 @@ def test_a_stage_is_begun_by_trials_that_are_equal_to_it_in_everything(tmp_path:
     run = bench.run_spec(points[0])
     decided = decide_stage(run, state, "b", AT, "run", reschedule=True)
     stage = Stage.decided(decided, after=1)
-    assert [t.branched.point.eta for t in beginnings(state, stage)] == [5e-4]
+    assert [vars(t.branched.point)["eta"] for t in beginnings(state, stage)] == [5e-4]
     assert not beginnings(state, replace(stage, optimizer="keep"))
     assert not beginnings(state, replace(stage, start="checkpoints/other/00000012"))
 

@@ -1,4 +1,4 @@
-"""`perennial tune`: search the settings of the next stage."""
+"""`perennial tune`: search settings of the next stage, or layers of a smaller model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from perennial.cli.command import AsJson, DryRun, Overrides, open_run
 from perennial.cli.console import out, print_json
 
 if TYPE_CHECKING:
+    from perennial.search.layer_results import LayerSearchResult
     from perennial.search.results import LawSummary, SearchResult, SearchTrial
 
 TuningFile = Annotated[
@@ -30,9 +31,10 @@ def tune(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Search rate, replay and anneal of the next stage; print the Pareto front and advice."""
+    """Search settings of the next stage or layers of a smaller model; print advice."""
     from perennial.config import load
     from perennial.config.search import TuningSpec
+    from perennial.search.layer_results import LayerSearchResult
 
     spec = load(tuning_file, TuningSpec, overrides or ())
     run = open_run(spec.run, None)
@@ -42,6 +44,9 @@ def tune(
     result = run.tune(spec, tuning_file, output)
     if as_json:
         print_json(result.to_dict())
+        return
+    if isinstance(result, LayerSearchResult):
+        _print_children(result)
         return
     _print_trials(result, run.spec.schedule.rate_field or "eta")
     if result.law is not None:
@@ -103,3 +108,51 @@ def _print_law(law: LawSummary) -> None:
         f"({len(law.held_out)} measurements)",
         markup=False,
     )
+
+
+def _print_children(result: LayerSearchResult) -> None:
+    """Print the children of an Inheritune search, the smallest at parity, and what it cost."""
+    reference, cost = result.reference, result.cost
+    title = f"{result.search}: held-out nats per token, with 95% intervals of what is above"
+    table = Table(title=title, title_justify="left")
+    for column in ("begins with", "layers", "parameters", "tokens", "FLOPs", "loss", "above"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        "reference",
+        f"{reference.layers}",
+        f"{reference.parameters:,}",
+        f"{reference.tokens:,}",
+        f"{reference.flops:.3g}",
+        f"{reference.loss:.3f}",
+        "",
+    )
+    for child in result.children:
+        table.add_row(
+            child.init,
+            f"{child.layers}",
+            f"{child.parameters:,}",
+            f"{child.tokens:,}",
+            f"{child.flops:.3g}",
+            f"{child.loss:.3f}",
+            f"{child.above:+.3f} ({child.low:+.3f} to {child.high:+.3f})",
+        )
+    out.print(table)
+    out.print(
+        f"cost      {cost.trained_tokens:,} tokens, {cost.flops:.3g} FLOPs: {cost.share:.2f} times "
+        f"the reference's training; {cost.random_flops:.3g} of them for random weights",
+        markup=False,
+    )
+    if result.smallest is None:
+        out.print(
+            "parity    none of these; try more layers (inheritune.last, below "
+            f"{reference.layers}), or a margin (inheritune.margin)",
+            markup=False,
+        )
+        return
+    smallest = result.children[result.smallest]
+    out.print(
+        f"parity    {smallest.layers} of {reference.layers} layers: "
+        f"{smallest.parameters / reference.parameters:.0%} of the parameters",
+        markup=False,
+    )
+    out.print(f"          {result.command}", markup=False)

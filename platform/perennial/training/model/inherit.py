@@ -90,18 +90,42 @@ def inherit(reference: Any, layers: int) -> Any:
     The output of its block k is the reference's output of block k. Raises InputError for a model
     whose blocks are not one list.
     """
+    return _heir(reference, layers, _first_weights(reference, layers))
+
+
+def extend(child: Any, reference: Any, layers: int) -> Any:
+    """Return a model of the child's blocks and the reference's next ones, `layers` in all.
+
+    Embeddings, final norm and head are the child's.
+
+    Args:
+        child: a model of the reference's first blocks, whatever it was trained on since.
+        reference: the model of all blocks.
+        layers: blocks of the new model, more than the child's.
+
+    Raises:
+        InputError: the blocks of the model are not one list.
+    """
+    return _heir(reference, layers, _first_weights(reference, layers) | child.state_dict())
+
+
+def _first_weights(reference: Any, layers: int) -> dict[str, Any]:
+    """Return a model's weights but those of the blocks behind its first `layers`."""
+    blocks = _blocks(reference, reference.config.num_hidden_layers)
+    of_block = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
+    return {
+        name: tensor
+        for name, tensor in reference.state_dict().items()
+        if not (block := of_block.match(name)) or int(block[1]) < layers
+    }
+
+
+def _heir(reference: Any, layers: int, weights: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    depth = reference.config.num_hidden_layers
     heir = AutoModelForCausalLM.from_config(
         shortened(reference.config, layers), dtype=reference.dtype
     )
-    dropped = re.compile(rf"{re.escape(_blocks(reference, depth))}\.(\d+)\.")
-    weights = {
-        name: tensor
-        for name, tensor in reference.state_dict().items()
-        if not (block := dropped.match(name)) or int(block[1]) < layers
-    }
     try:
         heir.load_state_dict(weights, strict=True)
     except RuntimeError as wrong:
