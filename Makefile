@@ -8,7 +8,7 @@ SCIENCE := build/science
 STUDY := pipelines/studies/gap.yaml
 BASELINES := union no-replay cosine english french spanish
 
-.PHONY: docs quickstart baselines science unit integration-tests e2e-tests coverage test test-long bench-data bench-train test-services check clean
+.PHONY: docs site quickstart baselines science unit integration-tests e2e-tests coverage test test-long bench-data bench-train test-services check clean
 
 quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
 	$(BIN)/perennial quickstart $(QUICKSTART) --run-file $(RUN)
@@ -80,10 +80,14 @@ bench-train: $(VENV)/installed-test  ## the training loop beside others, its mem
 			&& mv build/$$name.md benchmarks/results/ || exit 1; \
 	done
 
-docs: $(VENV)/installed  ## write the generated reference pages and the schemas for editors
+docs: $(VENV)/installed  ## write the generated reference pages and the schemas for editors; build the site
 	$(BIN)/python -m perennial.config.reference .
 	$(BIN)/python -m perennial.cli.reference .
 	$(BIN)/python -m perennial.corpora.formats.reference .
+	$(MAKE) --no-print-directory site
+
+site: build/docs/installed  ## the documentation in build/site, which needs no network; a warning is an error
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --quiet --strict
 
 check: $(VENV)/installed-test  ## style and types
 	$(BIN)/ruff check .
@@ -100,6 +104,12 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+build/docs/installed: pyproject.toml
+	test -d build/docs || $(PYTHON) -m venv build/docs || python3 -m venv build/docs
+	build/docs/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	build/docs/bin/python -m pip install --quiet --group docs
 	touch $@
 
 build/peers/installed:

@@ -16,7 +16,7 @@ import perennial
 def main(store: str) -> int:
     """Print what the store holds; return 1 when something in it does not agree."""
     run = perennial.open(store)
-    status = run.status()
+    status = run.read_status()
     print(f"{status.name} at {status.store}")
     print(status.matrix.to_csv())
     verification = run.verify()

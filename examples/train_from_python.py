@@ -38,14 +38,16 @@ def main(folder: Path) -> None:
     run_file.write_text(RUN_FILE.format(folder=folder))
     texts = [text[:6000] for text in topics.values()]
     run = perennial.open(run_file)
+    run.on("stage_started", lambda event: print("started", event.subject))
+    run.on("evaluated", lambda event: print("evaluated", event.subject, dict(event.losses)))
+    run.on("released", lambda event: print("released", event.folder))
     for name, documents in (("first", texts[::2]), ("second", texts[1::2])):
         corpus = folder / f"{name}.jsonl"
         corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
         run.land(name, [corpus])
-        run.run()
-    for stage in run.status().stages:
-        print(stage.name, stage.state, dict(stage.losses))
-    print("released", run.release().url)
+        run.advance()
+    run.release()
+    print(run.matrix())
 
 
 if __name__ == "__main__":

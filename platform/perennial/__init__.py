@@ -1,13 +1,14 @@
 """Perennial keeps a language model in training for as long as data keeps arriving.
 
-`perennial.open` gives a run, whose methods are the verbs of the command line:
+`perennial.open` gives a run, whose methods are the verbs of the command line, and whose tables are
+pandas DataFrames:
 
     import perennial
 
     run = perennial.open("pipelines/quickstart.yaml")
     run.land("english", ["english.jsonl"])
-    summary = run.run()
-    print(summary.matrix.to_dict())
+    run.advance()
+    print(run.matrix())
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from perennial.version import __version__
 
 if TYPE_CHECKING:
     from perennial.api import Run
+    from perennial.api.events import RunEvent
     from perennial.controller.observer import RunObserver
 
-__all__ = ["InputError", "PerennialError", "Run", "Terminated", "__version__", "open"]
+__all__ = ["InputError", "PerennialError", "Run", "RunEvent", "Terminated", "__version__", "open"]
 
 
 def open(  # noqa: A001 - read as `perennial.open`
@@ -56,9 +58,13 @@ def open(  # noqa: A001 - read as `perennial.open`
 
 
 def __getattr__(name: str) -> object:
-    """Load `perennial.Run` on first use."""
+    """Load `perennial.Run` and `perennial.RunEvent` on first use."""
     if name == "Run":
         from perennial.api import Run
 
         return Run
+    if name == "RunEvent":
+        from perennial.api.events import RunEvent
+
+        return RunEvent
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,8 +20,15 @@ def test_train_from_python_trains_two_stages_and_releases(tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    stages = [line.split()[:2] for line in done.stdout.splitlines()][-3:-1]
-    assert stages[0] == ["00-first", "passed"]
-    assert stages[1][0] == "01-second"
+    events = [line.split()[:2] for line in done.stdout.splitlines()[:5]]
     (release,) = (tmp_path / "example/store/releases").iterdir()
+    assert events == [
+        ["started", "00-first"],
+        ["evaluated", "00-first"],
+        ["started", "01-second"],
+        ["evaluated", "01-second"],
+        ["released", str(release)],
+    ]
+    models = [line.split()[0] for line in done.stdout.splitlines()[-3:]]
+    assert models == ["00-first", "01-second", release.name]
     assert (release / "model.safetensors").exists()

@@ -20,6 +20,7 @@ import perennial
 from perennial.config import load_run
 from perennial.sources.places import find_files
 from tests.support.old_store import unpack_old_store
+from tests.support.quickstart_store import unpack_quickstart
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -44,13 +45,17 @@ def test_inspect_store_prints_the_matrix(
     assert "stage,00-help,help" in capsys.readouterr().out
 
 
-def test_the_data_frame_of_the_readme_has_a_row_a_stage(tmp_path: Path) -> None:
+def test_the_data_frame_of_the_readme_is_the_matrix_above_it(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"`(pandas\.DataFrame\(.*?\))`", readme)
-    program = shown.replace("run.yaml", str(unpack_old_store(tmp_path).folder))
-    frame = eval(program, {"pandas": pandas, "perennial": perennial})
-    assert list(frame["name"]) == ["00-help", "01-code"]
-    assert {"tokens", "replay", "adaptation", "forgetting"} <= set(frame.columns)
+    (shown,) = re.findall(r"`(perennial\.open\(.*?\)\.matrix\(\))`", readme)
+    program = shown.replace("run.yaml", str(unpack_quickstart(tmp_path)))
+    frame = eval(program, {"perennial": perennial})
+    assert isinstance(frame, pandas.DataFrame)
+    rows = [f"{name}  {'   '.join(f'{n:.3f}' for n in row)}" for name, *row in frame.itertuples()]
+    printed = [" ".join(line.split()) for line in readme.splitlines()]
+    for row in rows:
+        name, *numbers = row.split()
+        assert any(name in line and " ".join(numbers) in line for line in printed), row
 
 
 def test_continue_has_the_base_and_its_own_corpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,9 @@ ROOMS = {
     "ray.tune": {"search"},
     "ray.data": {"corpora", "mixture.ray_stream"},
     "mlflow": {"tracking"},
+    "wandb": {"tracking"},
+    "tensorboardX": {"tracking"},
+    "pandas": {"api"},
     "lm_eval": {"evaluation"},
     "s3fs": {"store"},
     "requests": {"sources"},
@@ -172,6 +175,7 @@ def test_import_and_help_load_no_heavy_library(statements: str) -> None:
     code = (
         f"import sys\n{statements}\n"
         "heavy = {'torch', 'ray', 'mlflow', 'transformers', 'deepspeed', 'pyarrow', 'lm_eval'}\n"
+        "heavy |= {'pandas', 'matplotlib'}\n"
         "heavy |= set() if 'typer' in sys.modules else {'pydantic', 'yaml', 'numpy'}\n"
         "loaded = heavy & set(sys.modules)\n"
         "assert not loaded, loaded\n"

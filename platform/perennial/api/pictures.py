@@ -11,9 +11,13 @@ from perennial.errors import InputError
 from perennial.runs.ledger import now
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from perennial.api.results import RunPlan
     from perennial.controller.context import Workspace
     from perennial.report.compare import Comparison
+    from perennial.report.figures.style import Picture
+    from perennial.search.results import SearchResult
 
 _CURVE_POINTS = 200
 
@@ -82,3 +86,44 @@ def draw_rates(plan: RunPlan, picture: Path) -> None:
         steps = [*range(release.start_step, last, stride), last]
         branch = {"release": [(step, release.eta(step)) for step in steps]}
     picture.write_bytes(learning_rate(plan.rates, branch).png())
+
+
+def plot_run(work: Workspace, figure: str) -> Axes:
+    """Draw a figure of a run; see `Run.plot`."""
+    from perennial.report.figures.run import pictures
+    from perennial.runs.history import read_history
+
+    spec, state = work.spec, work.ledger.read()
+    history = read_history(work.store, state, spec.tokens_per_step)
+    return _axes(work.where, figure, pictures(state, spec.corpora.sequence_length, history))
+
+
+def plot_comparison(where: str, comparison: Comparison, figure: str) -> Axes:
+    """Draw a figure of a comparison; see `Run.plot_comparison`."""
+    from perennial.report.compare_page import page
+
+    sections = page(comparison, now()).sections
+    drawn = {s.title.lower().replace(" ", "-"): s.picture for s in sections}
+    return _axes(where, figure, {name: its for name, its in drawn.items() if its is not None})
+
+
+def plot_search(result: SearchResult) -> Axes:
+    """Draw a search; see `Run.plot_search`."""
+    from perennial.report.figures.pareto import pareto
+
+    return _axes(result.search, "front", {"front": pareto(result)})
+
+
+def _axes(where: str, figure: str, drawn: Mapping[str, Picture]) -> Axes:
+    """Return the axes of a figure, which becomes pyplot's current one."""
+    if figure not in drawn:
+        raise InputError(
+            where, "figure", f"there is no figure {figure!r} of this run",
+            f"its figures: {', '.join(drawn)}" if drawn else "train and evaluate a stage first",
+            code="figure-missing",
+        )  # fmt: skip
+    from matplotlib import pyplot
+
+    made = drawn[figure].figure()
+    pyplot.figure(made)
+    return made.axes[0]

@@ -172,21 +172,27 @@ class ReportPage:
 
 @dataclass(frozen=True)
 class TrackingSummary:
-    """The effect of `track` on MLflow.
+    """The effect of `track` on MLflow and its like.
 
     Attributes:
-        uri: of MLflow, without a password.
-        stages: stages that MLflow has whole.
+        uri: of MLflow, without a password; "" where the run is not kept there.
+        places: all services and where they are, in words.
+        stages: stages that they have whole.
         receipt: numbers of what was delivered, and what is missing.
     """
 
     uri: str
+    places: str
     stages: Sequence[str]
     receipt: Receipt
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
-        return {"tracking": self.uri, "stages": list(self.stages)} | self.receipt._asdict()
+        return {
+            "tracking": self.uri,
+            "places": self.places,
+            "stages": list(self.stages),
+        } | self.receipt._asdict()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from perennial.api.operated_run import OperatedRun
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from perennial.api.results import (
         EvaluationSummary,
         IngestSummary,
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
         TrainingSummary,
         WatchedLook,
     )
-    from perennial.api.status import RunStatus
     from perennial.config.search import TuningSpec
     from perennial.controller.context import Workspace
     from perennial.controller.decisions import Decision
@@ -77,7 +78,7 @@ class Run(OperatedRun):
 
         return data.plan_land(self._acting(), name, [os.fspath(file) for file in files], splits)
 
-    def run(self, *, reschedule: bool = False, take_over: bool = False) -> TrainingSummary:
+    def advance(self, *, reschedule: bool = False, take_over: bool = False) -> TrainingSummary:
         """Train and evaluate every stage that is not done yet, in order. Safe to repeat and kill.
 
         Args:
@@ -93,14 +94,14 @@ class Run(OperatedRun):
         from perennial.api import training
 
         with self._checked(verb="run", take_over=take_over) as work:
-            return training.run(work, reschedule=reschedule)
+            return training.advance(work, reschedule=reschedule)
 
-    def plan_run(self) -> list[str]:
-        """Return what `run` would do first, and what waits behind it."""
+    def plan_advance(self) -> list[str]:
+        """Return what `advance` would do first, and what waits behind it."""
         from perennial.api import training
 
         with self._checked() as work:
-            return training.plan_run(work)
+            return training.plan_advance(work)
 
     def watch(
         self,
@@ -245,17 +246,6 @@ class Run(OperatedRun):
 
         return decisions.decide(self._reading(), decision, corpus, reason, replay)
 
-    def status(self, last: int | None = None) -> RunStatus:
-        """Return stages, phases, tokens, losses, what is running, what is next. Reads only.
-
-        Args:
-            last: number of stages that are shown and read, counted from the end of the trunk;
-                default all of them.
-        """
-        from perennial.api.status import read_status
-
-        return read_status(self._reading(), last)
-
     def plan(self, hardware: Hardware | None = None, *, reschedule: bool = False) -> RunPlan:
         """Return steps, tokens by source, rates, memory and time before compute. Reads only.
 
@@ -357,13 +347,16 @@ class Run(OperatedRun):
             return training.plan_evaluate(work)
 
     def tune(
-        self, tuning: TuningSpec, where: PathLike = "tuning file", output: PathLike | None = None
+        self,
+        tuning: TuningSpec | PathLike,
+        where: PathLike = "tuning file",
+        output: PathLike | None = None,
     ) -> SearchResult | LayerSearchResult:
         """Search settings of the next stage, or layers of a smaller model. Safe to repeat and kill.
 
         Args:
-            tuning: the search; `perennial.config.load(path, TuningSpec)` reads it from a file.
-            where: the tuning file, for errors.
+            tuning: a tuning file that names this run, or what `perennial.config.load` read from it.
+            where: the file that was read, for errors.
             output: a local folder for the advice and the picture as well; None: none.
 
         Returns:
@@ -375,18 +368,22 @@ class Run(OperatedRun):
             TrialFailed: a trial failed for the last time; the finished ones are kept.
         """
         from perennial.api.searches import tune
+        from perennial.api.training import read_tuning
 
+        spec, name = read_tuning(self.spec, tuning, os.fspath(where))
         with self._checked() as work:
-            return tune(work, os.fspath(where), tuning, None if output is None else Path(output))
+            return tune(work, name, spec, None if output is None else Path(output))
 
     def plan_tune(
-        self, tuning: TuningSpec, where: PathLike = "tuning file"
+        self, tuning: TuningSpec | PathLike, where: PathLike = "tuning file"
     ) -> SearchPlan | LayerSearchPlan:
         """Return the trials that `tune` would run; arguments and errors are its."""
         from perennial.api.searches import plan_tune
+        from perennial.api.training import read_tuning
 
+        spec, name = read_tuning(self.spec, tuning, os.fspath(where))
         with self._checked() as work:
-            return plan_tune(work, os.fspath(where), tuning)
+            return plan_tune(work, name, spec)
 
     def report(self, output: PathLike | None = None) -> ReportPage:
         """Write one HTML page that needs no network to the store.
@@ -431,6 +428,26 @@ class Run(OperatedRun):
         write_comparison(comparison, {kind: Path(to) for kind, to in files.items() if to})
         return comparison
 
+    def plot_search(self, result: SearchResult) -> Axes:
+        """Draw what the trials of a search learned against what they lost; see `plot`."""
+        from perennial.api.pictures import plot_search
+
+        return plot_search(result)
+
+    def plot_comparison(self, comparison: Comparison, figure: str = "losses") -> Axes:
+        """Draw a figure of a comparison's page, and return its matplotlib axes; see `plot`.
+
+        Args:
+            comparison: as `compare` returns it.
+            figure: heading of the page in lower case, with dashes.
+
+        Raises:
+            InputError: there is no such figure of these runs.
+        """
+        from perennial.api.pictures import plot_comparison
+
+        return plot_comparison(self.where, comparison, figure)
+
     def simulate(
         self, costs: PathLike, fleet: Fleet, *, hours: float = 24.0, seeds: int = 20
     ) -> FleetForecast:
@@ -455,19 +472,6 @@ class Run(OperatedRun):
 
         with self._checked(acts=False) as work:
             return training.track(work)
-
-    def ui_command(self, *, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
-        """Return the command that starts MLflow's UI at an address, on the run's tracking store."""
-        from perennial.telemetry.mlflow_observer import tracking_uri
-        from perennial.tracking import ui_command
-
-        return ui_command(tracking_uri(self._reading()), host=host, port=port)
-
-    def prepare_tracking(self) -> None:
-        """Make or migrate MLflow's database, where it is an SQLite file; `ui_command` needs it."""
-        from perennial.telemetry.mlflow_observer import prepare_tracking
-
-        prepare_tracking(self._reading())
 
     def _acting(self) -> Workspace:
         if self._from_store:

@@ -1,4 +1,4 @@
-"""The verbs that ask a store whether it is sound, and what is in it."""
+"""The verbs that ask a store what is in it, as tables and figures, and whether it is sound."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from perennial.api.events import Callback, Callbacks, EventName
+    from perennial.api.frames import Frame
+    from perennial.api.status import RunStatus
     from perennial.api.trace import TracedRows
     from perennial.audit.repair import Repair
     from perennial.audit.verify import Progress, Verification
@@ -28,10 +33,144 @@ class StoredRun:
         self.spec = spec
         self.where = where
         self._observers = tuple(observers)
+        self._callbacks: Callbacks | None = None
         self._from_store = from_store
 
     def __repr__(self) -> str:
         return f"<perennial.Run {self.spec.name!r} in {self.spec.store}>"
+
+    def status(self, last: int | None = None) -> Frame:
+        """Return the run's state: a row a stage, then a row for each corpus that has none.
+
+        Columns are `stage`, its new `corpora`, their `state` with the `reason`, `tokens` of the
+        whole stage, `replay` from 0 to 1, and in nats per token `adaptation`, the loss on its own
+        corpora, and `forgetting`, the mean rise on earlier ones. `read_status` has the rest.
+
+        Args:
+            last: number of stages that are read, counted from the end of the trunk; default all.
+        """
+        from perennial.api.frames import status_frame
+
+        return status_frame(self.read_status(last))
+
+    def read_status(self, last: int | None = None) -> RunStatus:
+        """Return all that `perennial status` shows, as an object. Reads only.
+
+        Args:
+            last: number of stages that are shown and read, counted from the end of the trunk;
+                default all of them.
+        """
+        from perennial.api.status import read_status
+
+        return read_status(self._reading(), last)
+
+    def matrix(self) -> Frame:
+        """Return held-out nats per token: a row a model, a column a corpus.
+
+        Models are those that the trunk started from, its stages and its releases, in this order;
+        their names are the index of a DataFrame, and the first column of an Arrow table.
+        """
+        from perennial.api.frames import matrix_frame
+        from perennial.runs.summary import matrix
+
+        return matrix_frame(matrix(self._reading().ledger.read()))
+
+    def losses(self) -> Frame:
+        """Return every held-out loss with its errors: a row a model, corpus and domain.
+
+        The column `kind` is origin, stage or release; `domain` is null in the row of a whole
+        corpus. `stderr_of_change` is that of the change since the corpus's own stage.
+        """
+        from perennial.api.frames import losses_frame
+        from perennial.runs.summary import matrix
+
+        return losses_frame(matrix(self._reading().ledger.read()))
+
+    def metrics(self, name: str | None = None) -> Frame:
+        """Return the metrics of every step up to the last checkpoint: a row a step.
+
+        Columns are `stage`, `step` and `tokens` of the trunk, and those that its workers logged:
+        `loss`, `eta`, `phase`, `tokens_per_second`, `seconds_...` by part of the step, and others.
+
+        Args:
+            name: of a stage, or of a release for its anneal; None for the whole trunk.
+
+        Raises:
+            InputError: there is no stage or release of this name.
+        """
+        from perennial.api.frames import metrics_frame
+
+        return metrics_frame(self._reading(), name)
+
+    def tokens(self) -> Frame:
+        """Return the tokens that each stage takes: a row a stage, corpus and part.
+
+        The column `kind` is new or replayed; `part` is null where a corpus has no parts.
+        """
+        from perennial.api.frames import tokens_frame
+
+        state = self._reading().ledger.read()
+        return tokens_frame(state, self.spec.corpora.sequence_length)
+
+    def scores(self) -> Frame:
+        """Return the scores of lm-eval tasks: a row a model, task and metric.
+
+        A task that was not run has a `reason` in place of a `value`.
+        """
+        from perennial.api.frames import scores_frame
+
+        return scores_frame(self._reading().ledger.read())
+
+    def lineage(self) -> Frame:
+        """Return where every model comes from: a row a stored model, stage and release.
+
+        The column `parent` names the model that it was trained from, null for random weights;
+        `folder` is the key of its files in the store. Stages that left the trunk are in it.
+        """
+        from perennial.api.frames import lineage_frame
+
+        return lineage_frame(self._reading())
+
+    def plot(self, figure: str = "matrix") -> Axes:
+        """Draw a figure of the report, and return its matplotlib axes.
+
+        The figure is pyplot's current one, so that a notebook shows it; `axes.figure.savefig`
+        writes it into a file.
+
+        Args:
+            figure: `matrix`, `losses`, `transfer`, `learning-rate`, `train-loss`, `tokens`, `time`,
+                or `metric-NAME` for a metric that the report draws.
+
+        Raises:
+            InputError: there is no such figure of this run.
+        """
+        from perennial.api.pictures import plot_run
+
+        return plot_run(self._reading(), figure)
+
+    def on(self, event: EventName, callback: Callback) -> Callback:
+        """Call a function when something happens in a verb of this object.
+
+        It is called in the process and thread that runs the verb, after the event is in the
+        ledger. One that raises is logged with its traceback; the run goes on.
+
+        Args:
+            event: `stage_started`, `evaluated`, `gated` or `released`.
+            callback: gets a `RunEvent`.
+
+        Returns:
+            The function.
+
+        Raises:
+            InputError: there is no such event.
+        """
+        if self._callbacks is None:
+            from perennial.api.events import Callbacks
+
+            self._callbacks = Callbacks()
+            self._observers = (*self._observers, self._callbacks)
+        self._callbacks.add(event, callback)
+        return callback
 
     def verify(self, progress: Progress | None = None) -> Verification:
         """Prove from the store alone that the run is what its ledger records. Reads only.
@@ -99,6 +238,19 @@ class StoredRun:
         from perennial.api.trace import trace_step
 
         return trace_step(self._reading(), step, release)
+
+    def ui_command(self, *, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
+        """Return the command that starts MLflow's UI at an address, on the run's tracking store."""
+        from perennial.telemetry.mlflow_observer import tracking_uri
+        from perennial.tracking import ui_command
+
+        return ui_command(tracking_uri(self._reading()), host=host, port=port)
+
+    def prepare_tracking(self) -> None:
+        """Make or migrate MLflow's database, where it is an SQLite file; `ui_command` needs it."""
+        from perennial.telemetry.mlflow_observer import prepare_tracking
+
+        prepare_tracking(self._reading())
 
     def _reading(self) -> Workspace:
         from perennial.controller.context import Workspace

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from perennial.api.results import (
@@ -12,6 +14,8 @@ from perennial.api.results import (
     TrainingSummary,
     WatchedLook,
 )
+from perennial.config import RunSpec, load, load_run
+from perennial.config.search import TuningSpec
 from perennial.controller import loop
 from perennial.controller import release as releases
 from perennial.controller.decisions import choices
@@ -21,13 +25,14 @@ from perennial.errors import InputError
 from perennial.runs import summary
 from perennial.runs.actions import awaited_proxies
 from perennial.runs.stage_planner import order_of
+from perennial.store import open_store
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
 
 
-def run(work: Workspace, *, reschedule: bool) -> TrainingSummary:
-    """Train every stage that is not done yet; see `Run.run`."""
+def advance(work: Workspace, *, reschedule: bool) -> TrainingSummary:
+    """Train every stage that is not done yet; see `Run.advance`."""
     loop.check_inbox(work)
     trained = loop.advance(work, reschedule=reschedule)
     corpora = work.state.corpora
@@ -62,8 +67,8 @@ def _check_proxies(work: Workspace) -> None:
         )  # fmt: skip
 
 
-def plan_run(work: Workspace) -> list[str]:
-    """Return what `run` and `watch` would do first, and what waits behind it."""
+def plan_advance(work: Workspace) -> list[str]:
+    """Return what `advance` and `watch` would do first, and what waits behind it."""
     loop.check_inbox(work)
     return loop.todo(work)
 
@@ -127,6 +132,33 @@ def release(
     return ReleaseSummary(released, summary.matrix(work.state), url)
 
 
+def read_tuning(
+    spec: RunSpec, tuning: TuningSpec | str | os.PathLike[str], where: str
+) -> tuple[TuningSpec, str]:
+    """Return a search, and the name of its file.
+
+    Args:
+        spec: the run file of the run whose method was called.
+        tuning: the search, or a tuning file.
+        where: the file's name, where it was read already.
+
+    Raises:
+        InputError: the file is wrong, or names a run in another store.
+    """
+    if isinstance(tuning, TuningSpec):
+        return tuning, where
+    path = os.fspath(tuning)
+    search = load(Path(path), TuningSpec)
+    named = open_store(load_run(Path(search.run)).store).url
+    if named != open_store(spec.store).url:
+        raise InputError(
+            path, "run", f"names a run in another store, {named}",
+            f"name the run file of {spec.name}, or call `tune` on the run that it names",
+            code="tuning-of-another-run",
+        )  # fmt: skip
+    return search, path
+
+
 def evaluate(work: Workspace) -> EvaluationSummary:
     """Measure what is missing; see `Run.evaluate`."""
     _check_trained(work)
@@ -151,9 +183,9 @@ def _check_trained(work: Workspace) -> None:
 
 
 def track(work: Workspace) -> TrackingSummary:
-    """Log the whole run to MLflow again; see `Run.track`."""
+    """Log the whole run to its services again; see `Run.track`."""
     from perennial.report.publish import catch_up
-    from perennial.telemetry.mlflow_observer import mlflow_of, tracking_uri
+    from perennial.telemetry.mlflow_observer import mlflow_of, tracking_places, tracking_uri
     from perennial.tracking import hide_secrets
 
     work.store.check()
@@ -162,4 +194,5 @@ def track(work: Workspace) -> TrackingSummary:
     receipt = mlflow.deliver(work)
     lacking = {words.partition(": ")[0] for words in receipt.missing}
     whole = [name for name in stages if f"{work.spec.name}/{name}" not in lacking]
-    return TrackingSummary(hide_secrets(tracking_uri(work)), whole, receipt)
+    uri = hide_secrets(tracking_uri(work)) if "mlflow" in work.spec.tracking.to else ""
+    return TrackingSummary(uri, tracking_places(work), whole, receipt)

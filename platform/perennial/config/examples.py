@@ -132,6 +132,8 @@ EXAMPLES: Mapping[str, Any] = {
     "TaskGate.min": 0.4,
     "max_drop": 0.02,
     "tracking": {"experiment": "my-experiment"},
+    "TrackingSpec.to": ["mlflow", "tensorboard"],
+    "TrackingSpec.folder": "tracking",
     "uri": "http://mlflow.example.org:5000",
     # tuning files
     "TuningSpec.run": "run.yaml",

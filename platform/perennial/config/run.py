@@ -330,13 +330,22 @@ class EvaluationSpec(Section):
     shows the gap to it"""
 
 
-class TrackingSpec(Section):
-    """The MLflow server and experiment that record the run."""
+Service = Literal["mlflow", "wandb", "tensorboard"]
+"""What a run can be tracked in."""
 
+
+class TrackingSpec(Section):
+    """The services that record the run: MLflow, Weights & Biases, TensorBoard."""
+
+    to: Annotated[tuple[Service, ...], Field(min_length=1), FREE] = ("mlflow",)
+    """services that record the run: mlflow, wandb (Weights & Biases), tensorboard"""
+    folder: Annotated[OutputPath | None, FREE] = None
+    """local folder for the files of wandb and tensorboard; default the run's store, where that is a
+    local folder"""
     uri: Annotated[ExpandedText | None, FREE] = None
     """MLflow tracking URI; default MLFLOW_TRACKING_URI, else an SQLite file in a local store"""
     experiment: Annotated[str, FREE] = "perennial"
-    """name of the MLflow experiment"""
+    """name of the MLflow experiment, and of the project in Weights & Biases"""
 
 
 class RunSpec(Section):

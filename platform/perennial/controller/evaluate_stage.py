@@ -63,6 +63,7 @@ def judge(work: Workspace, name: str) -> None:
         return
     work.decide(Gated(at=now(), corpus=name, verdicts=list(verdicts)))
     work.log(f"{stage.name} exceeded a gate's bound; the run is paused")
+    work.notify(lambda observer: observer.stage_gated(work, stage))
 
 
 def _measure_before(work: Workspace, stage: Stage) -> None:

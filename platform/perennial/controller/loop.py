@@ -444,6 +444,7 @@ class _Controller:
                 work.log(f"{stage.name} trains {source.name} {times:.1f} times")
         run_id = work.run_ids.stage_run_id(work, stage)
         work.decide(decided.model_copy(update={"tracking_run": run_id}))
+        work.notify(lambda observer: observer.stage_started(work, stage))
 
     def _train(self, name: str) -> None:
         work = self._work

@@ -84,11 +84,17 @@ class RunObserver:
     def job_ended(self, work: ObservedRun, job: Job) -> None:
         """Follow a job's last step."""
 
+    def stage_started(self, work: ObservedRun, stage: Stage) -> None:
+        """Follow the decision to train a stage; it has no step yet."""
+
     def stage_trained(self, work: ObservedRun, stage: Stage) -> None:
         """Follow the end of a stage's training."""
 
     def stage_evaluated(self, work: ObservedRun, stage: Stage) -> None:
         """Follow the measurement of a stage's end."""
+
+    def stage_gated(self, work: ObservedRun, stage: Stage) -> None:
+        """Follow a stage that its gates stopped."""
 
     def matrix_filled(self, work: ObservedRun) -> None:
         """Follow the measurement of missing cells of the loss matrix."""

@@ -87,14 +87,14 @@ class LossMatrix:
         return tuple(corpus for earlier in range(stage) for corpus in self.own(earlier))
 
     def adaptation(self, stage: int) -> float | None:
-        """Return the loss on the stage's own corpus after it, L[i][i]; the mean of several."""
+        """Return the loss on the stage's own corpus after it, `L[i][i]`; the mean of several."""
         return _mean([self.nats(stage, corpus) for corpus in self.own(stage)])
 
     def forgetting(self, stage: int) -> dict[str, float | None]:
         """Return the rise of the loss on each corpus that is not new; above 0 is forgotten.
 
-        It is counted from the end of the corpus's own stage, L[i][j] - L[j][j]. A corpus without a
-        stage so far is compared with the base: what that knew can be forgotten too.
+        It is counted from the end of the corpus's own stage, `L[i][j] - L[j][j]`. A corpus without
+        a stage so far is compared with the base: what that knew can be forgotten too.
         """
         known = {
             corpus: self.nats(earlier, corpus)
@@ -140,7 +140,7 @@ class LossMatrix:
         return None if forgetting is None else -forgetting
 
     def forward_transfer(self, untrained_nats: float) -> float | None:
-        """Return the mean over later corpora of the loss before any stage minus L[j-1][j].
+        """Return the mean over later corpora of the loss before any stage minus `L[j-1][j]`.
 
         This is the gain of a corpus from the stages before its own. The loss before any stage is
         the base's, or `untrained_nats`, that of a uniform prediction, log(vocabulary).

@@ -15,7 +15,7 @@ from perennial.report.compared_run import ComparedRun
 
 _PLACES = (
     "name", "store", "inbox", "sources", "corpora.borrow", "evaluation.baseline",
-    "tracking.uri", "tracking.experiment",
+    "tracking.to", "tracking.folder", "tracking.uri", "tracking.experiment",
 )  # fmt: skip
 """Fields that say where a run is, not what is trained."""
 _SEED_IN_NAME = re.compile(r"[-_.]*(?:seed|s)?[-_.]*\d*$")

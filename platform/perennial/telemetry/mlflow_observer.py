@@ -1,19 +1,21 @@
-"""Log a run to MLflow: one child run per stage and release, with the metrics of its steps."""
+"""Log a run to MLflow and its like: a child run a stage and release, with metrics of its steps."""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial import tracking
 from perennial.controller.observer import RunIds, RunObserver
+from perennial.errors import InputError
 from perennial.runs.metrics import metrics, parameters, stored_rows
 
 if TYPE_CHECKING:
     from perennial.controller.observer import ObservedRun
     from perennial.runs.state import Stage
-    from perennial.tracking import Receipt, TrackedRun, Tracker
+    from perennial.tracking import Destination, Receipt, TrackedRun, Tracker
     from perennial.training.job import Job
     from perennial.training.launcher import Progress
 
@@ -26,8 +28,14 @@ def tracking_uri(work: ObservedRun) -> str:
     """Return the URI of the MLflow that keeps the run.
 
     Raises:
-        InputError: it must be named, because the store is not on this machine.
+        InputError: the run is not kept in MLflow; or its URI must be named, because the store is
+            not on this machine.
     """
+    if "mlflow" not in work.spec.tracking.to:
+        raise InputError(
+            work.spec.name, "tracking.to", "this run is not kept in MLflow",
+            "add mlflow to it, and use `perennial track`", code="tracking-without-mlflow",
+        )  # fmt: skip
     named = work.spec.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return named or tracking.default_uri(work.store)
 
@@ -51,7 +59,47 @@ def release_location(work: ObservedRun, folder: str) -> str:
 
 def _is_own(work: ObservedRun) -> bool:
     """Return whether MLflow's database is a part of the run's store."""
-    return tracking_uri(work) == tracking.own_uri(work.store)
+    is_kept = "mlflow" in work.spec.tracking.to
+    return is_kept and tracking_uri(work) == tracking.own_uri(work.store)
+
+
+def tracking_places(work: ObservedRun) -> str:
+    """Return the services that keep the run and where, without passwords."""
+    uri = f"MLflow at {tracking_uri(work)}" if "mlflow" in work.spec.tracking.to else ""
+    others = [f"{to.name}: {to.place}" for to in _others(work)]
+    return tracking.hide_secrets("; ".join(filter(None, [uri, *others])))
+
+
+def _others(work: ObservedRun) -> list[Destination]:
+    """Return the services beside MLflow that the run file names.
+
+    Raises:
+        InputError: a package is missing, or there is no local folder for the files.
+    """
+    spec, made = work.spec.tracking, []
+    for service in dict.fromkeys(spec.to):
+        tracking.check_package(service)
+        if service == "wandb":
+            made.append(tracking.wandb_in(spec.experiment, _folder(work)))
+        elif service == "tensorboard":
+            made.append(tracking.tensorboard_in(_folder(work) / "tensorboard"))
+    return made
+
+
+def _folder(work: ObservedRun) -> Path:
+    """Return the local folder for files that services read."""
+    named = work.spec.tracking.folder
+    if named is None and not work.store.is_local:
+        raise InputError(
+            work.store.url, "tracking.folder", "a store in a bucket cannot hold these files",
+            "name a local folder", code="tracking-folder-missing",
+        )  # fmt: skip
+    if named is not None and "://" in named:
+        raise InputError(
+            work.spec.name, "tracking.folder", f"{named} is no folder of this machine",
+            "name a local folder", code="tracking-folder-missing",
+        )  # fmt: skip
+    return Path(named or work.store.url)
 
 
 class MlflowObserver(RunObserver, RunIds):
@@ -65,16 +113,17 @@ class MlflowObserver(RunObserver, RunIds):
         """Return the run's tracker, opened on first use: loading MLflow takes seconds."""
         if self._tracker is None:
             self._tracker = tracking.open_tracker(
-                tracking_uri(work),
+                tracking_uri(work) if "mlflow" in work.spec.tracking.to else None,
                 work.spec.tracking.experiment,
                 work.spec.name,
                 owned=_is_own(work),
+                others=_others(work),
             )
         return self._tracker
 
     def check(self, work: ObservedRun) -> None:
-        """Raise InputError for a tracking URI that is missing."""
-        tracking_uri(work)
+        """Raise InputError for a URI, a folder or a package that is missing."""
+        tracking_places(work)
 
     def ingest_began(self, work: ObservedRun, corpus: str) -> None:
         """Open the tracker, so that MLflow loads while the corpus is tokenised."""

@@ -115,7 +115,7 @@ def explain(error: Exception, file: str = "") -> Failure:
     """
     if isinstance(error, InputError):
         return Failure(f"{error.where}: {error.problem}", error.remedy, "", lasting=True)
-    words = _words(error)
+    words = describe_error(error)
     text = f"{getattr(error, 'error_code', '')} {words}"
     if _AWAY.pattern.search(text) or isinstance(error, ConnectionError | TimeoutError):
         return Failure(_AWAY.problem, _AWAY.remedy, words, lasting=False)
@@ -132,7 +132,7 @@ def explain(error: Exception, file: str = "") -> Failure:
     return Failure("MLflow failed", "", words, lasting=False)
 
 
-def _words(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return the first line of the error and, where it hides one, that of the innermost cause."""
     inner: BaseException = error
     seen = {id(error)}

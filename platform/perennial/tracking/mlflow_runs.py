@@ -16,7 +16,16 @@ from mlflow.tracking import MlflowClient
 from perennial.redaction import hide_in_file
 from perennial.store import open_store
 from perennial.tracking.database import prepare_database
-from perennial.tracking.outbox import Artifact, End, MetricPoint, Other, Pending, Registration, Tag
+from perennial.tracking.outbox import (
+    Artifact,
+    End,
+    Found,
+    MetricPoint,
+    Other,
+    Pending,
+    Registration,
+    Tag,
+)
 from perennial.tracking.registry import register
 from perennial.tracking.uris import ARTIFACTS, artifact_root
 
@@ -40,17 +49,6 @@ class Target(NamedTuple):
     uri: str
     experiment: str
     owned: bool
-
-
-class Found(NamedTuple):
-    """A run that MLflow has: its id, and the last step of each of its metrics.
-
-    complete: the run once had everything that the store knew.
-    """
-
-    run_id: str
-    steps: dict[str, int]
-    complete: bool
 
 
 class MlflowRuns:
@@ -98,6 +96,9 @@ class MlflowRuns:
     def refused(self, error: Exception) -> bool:
         """Return whether MLflow understood the call and will never accept it."""
         return isinstance(error, MlflowException) and error.error_code in _REFUSALS
+
+    def close(self) -> None:
+        """Do nothing: every call is complete when it returns."""
 
     def _put_file(self, run_id: str, name: str, data: bytes) -> None:
         root = str(self._client.get_run(run_id).info.artifact_uri)

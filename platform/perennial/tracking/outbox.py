@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, NamedTuple
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+BY_TOKENS = "by_tokens/"
+"""begins the names of values at a number of tokens in place of a step"""
 BATCH_POINTS = 1000
 """most values that MLflow takes in one call"""
 KEPT_POINTS = 200_000
@@ -59,6 +61,17 @@ class Registration(NamedTuple):
     location: str
     aliases: tuple[str, ...]
     tags: tuple[tuple[str, str], ...]
+
+
+class Found(NamedTuple):
+    """A run that a tracking service has: its id, and the last step of each of its metrics.
+
+    complete: the run once had everything that the store knew.
+    """
+
+    run_id: str
+    steps: dict[str, int]
+    complete: bool
 
 
 Other = Artifact | Tag | Registration | End
@@ -155,6 +168,16 @@ class Receipt(NamedTuple):
     files: int
     missing: tuple[str, ...]
     reason: str
+
+
+def merge_receipts(receipts: Sequence[Receipt]) -> Receipt:
+    """Return the account of several services as one.
+
+    What is missing, and why, is that of the first service that lacks anything; the numbers are
+    those of the first.
+    """
+    lacking = next((receipt for receipt in receipts if receipt.missing), receipts[0])
+    return receipts[0]._replace(missing=lacking.missing, reason=lacking.reason)
 
 
 class Outbox:

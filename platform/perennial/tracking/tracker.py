@@ -6,14 +6,16 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from perennial.errors import InputError
 from perennial.redaction import hide_secrets, hide_values
 from perennial.tracking.delivery import Delivery
+from perennial.tracking.destinations import Destination, mlflow_at
 from perennial.tracking.failures import explain
 from perennial.tracking.outbox import (
+    BY_TOKENS,
     Artifact,
     End,
     Item,
@@ -24,12 +26,12 @@ from perennial.tracking.outbox import (
     Registration,
     Status,
     Tag,
+    merge_receipts,
 )
 
 logger = logging.getLogger("perennial.tracking")
 
 LINEAGE_TAG = "perennial.lineage"
-BY_TOKENS = "by_tokens/"
 _NAME = re.compile(r"\w[\w.@+=-]{0,199}")
 _CHILD = re.compile(r"\w[\w.@+=/-]{0,199}")
 _NOT_IN_KEY = re.compile(r"[^\w./: -]")
@@ -45,20 +47,24 @@ _ENVIRONMENT = {
 
 
 class TrackedRun:
-    """One run of a tracker. No method waits for MLflow except `wait_id`."""
+    """One run of a tracker. No method waits for a service except `wait_id`.
 
-    def __init__(self, outbox: Outbox, pending: Pending) -> None:
-        self._outbox = outbox
-        self._pending = pending
+    Args:
+        places: the run in each service's outbox; the first service's id is the run's.
+    """
+
+    def __init__(self, places: Sequence[tuple[Outbox, Pending]]) -> None:
+        self._places = places
 
     @property
     def id(self) -> str | None:
-        """Return MLflow's run id; None while a new run has not reached MLflow yet."""
-        return self._pending.id
+        """Return the run's id; None while a new run has not reached the service yet."""
+        return self._places[0][1].id
 
     def wait_id(self, timeout_seconds: float) -> str | None:
-        """Wait for MLflow's run id, at most this long; return None when it did not come."""
-        return self._outbox.wait_id(self._pending, timeout_seconds)
+        """Wait for the run's id, at most this long; return None when it did not come."""
+        outbox, pending = self._places[0]
+        return outbox.wait_id(pending, timeout_seconds)
 
     def log(
         self, step: int, values: Mapping[str, float], tokens_per_step: int | None = None
@@ -144,36 +150,47 @@ class TrackedRun:
         self._put([End(status, _now_ms() if at_ms is None else at_ms)])
 
     def _put(self, items: Iterable[Item]) -> None:
-        self._outbox.put(self._pending, list(items))
+        kept = list(items)
+        for outbox, pending in self._places:
+            outbox.put(pending, kept)
 
 
 class Tracker:
-    """One lineage in MLflow. Close it, or what is still queued is lost with the process."""
+    """One lineage in its services. Close it, or what is still queued is lost with the process.
 
-    def __init__(self, uri: str, experiment: str, lineage: str, owned: bool) -> None:
-        self._uri = uri
+    Args:
+        lineage: its name.
+        destinations: the services, at least one.
+    """
+
+    def __init__(self, lineage: str, destinations: Sequence[Destination]) -> None:
         self._lineage = lineage
-        self._outbox = Outbox()
+        self._destinations = destinations
+        self._outboxes = [Outbox() for _ in destinations]
         self._parent = self._run(lineage, lineage, None, {}, {})
-        self._delivery = Delivery(self._outbox, uri, experiment, owned)
-        self._delivery.start()
+        self._deliveries = [
+            Delivery(outbox, to) for outbox, to in zip(self._outboxes, destinations, strict=True)
+        ]
+        for delivery in self._deliveries:
+            delivery.start()
 
     @property
     def lineage_run_id(self) -> str | None:
-        """Return MLflow's id of the lineage's own run; None until it is known."""
+        """Return the id of the lineage's own run; None until it is known."""
         return self._parent.id
 
     @property
     def incomplete(self) -> bool:
-        """Return whether MLflow is known to lack what was logged before this tracker.
+        """Return whether a service is known to lack what was logged before this tracker.
 
         So it is with a new database, and where the lineage's own run was deleted in MLflow.
         """
-        return self._outbox.complete is False
+        return any(outbox.complete is False for outbox in self._outboxes)
 
     def mark_complete(self) -> None:
-        """Say that all that the store knows was logged; MLflow records it once it has that."""
-        self._outbox.ask_mark()
+        """Say that all that the store knows was logged; a service records it once it has that."""
+        for outbox in self._outboxes:
+            outbox.ask_mark()
 
     def parent_run(self) -> TrackedRun:
         """Return the lineage's own run, for the loss matrix and pictures over all stages."""
@@ -194,10 +211,10 @@ class Tracker:
 
         Args:
             name: of the run, unique in the lineage.
-            run_id: MLflow's id; None or "" while it was never known.
+            run_id: the first service's id; None or "" while it was never known.
             params: parameters, which keep the values of their first logging; secrets are hidden.
             tags: facts about the run; secrets are hidden.
-            parent: the run that MLflow shows it under; by default the lineage's own.
+            parent: the run that it is shown under; by default the lineage's own.
 
         Raises:
             InputError: MLflow could not look the name up.
@@ -218,22 +235,10 @@ class Tracker:
         Returns:
             What this tracker delivered, and what it did not.
         """
-        self._outbox.close()
-        self._delivery.join(timeout_seconds)
-        brought = 0
-        while patient and self._delivery.is_alive() and self._outbox.brought > brought:
-            brought = self._outbox.brought
-            self._delivery.join(timeout_seconds)
-        failure = self._delivery.failure
-        receipt = self._outbox.abandon(str(failure) if failure else "there was no time for it")
-        if receipt.missing:
-            logger.warning(
-                "MLflow at %s does not have %s (%s)",
-                hide_secrets(self._uri),
-                "; ".join(receipt.missing),
-                receipt.reason,
-            )
-        return receipt
+        for outbox in self._outboxes:
+            outbox.close()
+        parts = zip(self._destinations, self._outboxes, self._deliveries, strict=True)
+        return merge_receipts([_finish(*part, timeout_seconds, patient) for part in parts])
 
     def _run(
         self,
@@ -247,28 +252,65 @@ class Tracker:
         shown = {**hide_values(tags), LINEAGE_TAG: self._lineage}
         # One name that MLflow refuses would keep the whole run out of MLflow.
         known = {_NOT_IN_KEY.sub("_", field): text for field, text in hide_values(params).items()}
-        above = None if parent is None else parent._pending
-        pending = Pending(key, name, run_id or None, known, shown, parent=above)
-        return TrackedRun(self._outbox, self._outbox.add(pending))
+        places = []
+        for number, outbox in enumerate(self._outboxes):
+            above = None if parent is None else parent._places[number][1]
+            # The id is the first service's; the others find the run by its key.
+            known_id = run_id or None if number == 0 else None
+            pending = Pending(key, name, known_id, known, shown, parent=above)
+            places.append((outbox, outbox.add(pending)))
+        return TrackedRun(places)
 
 
-def open_tracker(uri: str, experiment: str, lineage: str, *, owned: bool = False) -> Tracker:
+def _finish(
+    to: Destination, outbox: Outbox, delivery: Delivery, timeout_seconds: float, patient: bool
+) -> Receipt:
+    """Wait until a service has all, for at most this long; a warning names what is missing."""
+    delivery.join(timeout_seconds)
+    brought = 0
+    while patient and delivery.is_alive() and outbox.brought > brought:
+        brought = outbox.brought
+        delivery.join(timeout_seconds)
+    failure = delivery.failure
+    receipt = outbox.abandon(str(failure) if failure else "there was no time for it")
+    if receipt.missing:
+        logger.warning(
+            "%s at %s does not have %s (%s)",
+            to.name,
+            hide_secrets(to.place),
+            "; ".join(receipt.missing),
+            receipt.reason,
+        )
+    return receipt
+
+
+def open_tracker(
+    uri: str | None,
+    experiment: str,
+    lineage: str,
+    *,
+    owned: bool = False,
+    others: Sequence[Destination] = (),
+) -> Tracker:
     """Track a lineage in an experiment of MLflow; returns before MLflow is imported.
 
     Args:
         uri: of the MLflow server, or of a database such as sqlite:///mlflow.db. Artifacts are
-            beside an SQLite file, and where the server decides otherwise.
+            beside an SQLite file, and where the server decides otherwise. None: not in MLflow.
         experiment: its name.
         lineage: name of the lineage.
         owned: the SQLite file is part of the run's store, so that it may be migrated, and set
             aside where it cannot be used.
+        others: services beside MLflow, or in its place.
 
     Raises:
         InputError: MLflow could not look the lineage's name up.
     """
     _check(_NAME, "name", lineage)
+    if uri is None:
+        return Tracker(lineage, others)
     _set_environment()
-    return Tracker(uri, experiment, lineage, owned)
+    return Tracker(lineage, [mlflow_at(uri, experiment, owned), *others])
 
 
 def prepare(uri: str, *, owned: bool) -> None:

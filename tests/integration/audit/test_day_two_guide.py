@@ -57,6 +57,6 @@ def test_every_command_does_what_the_page_says(
         if rest[0] == "repair":
             assert store.exists(lost)
     assert {"verify", "repair", "status", "plan", "rewind", "promote"} == {*verbs}
-    state = perennial.open(run_file).status()
+    state = perennial.open(run_file).read_status()
     assert state.corpora["code"] == "held"
     assert verify(store).findings == []

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import perennial
+from perennial.api.training import read_tuning
 from perennial.cli.app import app
 from perennial.errors import InputError
 from tests.support.old_store import OldStore, unpack_old_store
@@ -46,17 +47,17 @@ def test_land_returns_the_keys_and_its_plan_writes_nothing(run_file: Path, tmp_p
     landed = run.land("help", [text])
     assert (landed.corpus, landed.inbox) == ("help", inbox)
     assert [key for key in landed.keys if not (Path(inbox) / key).is_file()] == []
-    assert run.status().next == ["record-landing help"]
-    assert run.plan_run() == ["record-landing help"]
+    assert run.read_status().next == ["record-landing help"]
+    assert run.plan_advance() == ["record-landing help"]
 
 
 def test_a_decision_returns_the_corpus_as_it_is_then(run_file: Path, tmp_path: Path) -> None:
     run = perennial.open(run_file)
     run.land("help", [write_texts(tmp_path)["help"]])
     assert run.plan_decision("hold", "help") == ["hold help"]
-    assert run.status().corpora == {}
+    assert run.read_status().corpora == {}
     assert run.hold("help", "wait for the licence").state == "held"
-    status = run.status()
+    status = run.read_status()
     assert (status.corpora, status.reasons) == ({"help": "held"}, {"help": "wait for the licence"})
     assert run.retry("help", replay=0.5).replay == 0.5
     assert run.refuse("help").state == "refused"
@@ -100,8 +101,8 @@ def test_plan_returns_the_stages_to_come(run_file: Path, tmp_path: Path) -> None
 def test_an_existing_store_is_opened_without_its_run_file(old: OldStore, tmp_path: Path) -> None:
     run = perennial.open(old.folder, ["replay.share=0.5"])
     assert (run.spec.store, run.spec.replay.share) == (str(old.folder), 0.5)
-    status = run.status()
-    by_file = perennial.open(old.run_file, [old.override]).status()
+    status = run.read_status()
+    by_file = perennial.open(old.run_file, [old.override]).read_status()
     assert status.to_dict() == by_file.to_dict()
     assert [(stage.name, stage.corpora) for stage in status.stages] == [
         ("00-help", ("help",)),
@@ -117,8 +118,8 @@ def test_an_existing_store_is_opened_without_its_run_file(old: OldStore, tmp_pat
 @pytest.mark.parametrize(
     "verb",
     [
-        lambda run: run.run(),
-        lambda run: run.plan_run(),
+        lambda run: run.advance(),
+        lambda run: run.plan_advance(),
         lambda run: run.watch_once(),
         lambda run: run.watch(),
         lambda run: run.ingest(),
@@ -153,7 +154,7 @@ def test_verbs_refuse_what_is_not_there_yet(run_file: Path) -> None:
     refusals: list[tuple[Callable[[], object], str]] = [
         (run.evaluate, "nothing-trained"),
         (run.plan_evaluate, "nothing-trained"),
-        (run.run, "nothing-landed"),
+        (run.advance, "nothing-landed"),
         (run.report, "nothing-landed"),
         (lambda: run.ingest(due=True), "no-sources"),
         (lambda: run.draw_rates(run.plan(), "x.png"), "nothing-landed"),
@@ -171,7 +172,7 @@ def test_methods_print_nothing(
     run.land("help", [write_texts(tmp_path)["help"]])
     run.plan()
     run.hold("help")
-    run.status()
+    run.read_status()
     assert capfd.readouterr() == ("", "")
 
 
@@ -179,3 +180,16 @@ def test_only_open_loads_the_rest_of_the_package() -> None:
     code = "import perennial, sys; assert 'perennial.api' not in sys.modules; perennial.Run.land"
     source = str(Path(perennial.__file__).parents[1])
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": source})
+
+
+def test_a_tuning_file_names_the_run_that_is_tuned(run_file: Path, tmp_path: Path) -> None:
+    tuning = tmp_path / "tuning.yaml"
+    tuning.write_text("name: s\nrun: run.yaml\nbudget: 1k tokens\nreplay: [0.1, 0.2]\n")
+    run = perennial.open(run_file)
+    search, where = read_tuning(run.spec, tuning, "")
+    assert (search.name, where) == ("s", str(tuning))
+    assert read_tuning(run.spec, search, "given") == (search, "given")
+    other = perennial.open(run_file, [f"store={tmp_path / 'other'}"])
+    with pytest.raises(InputError) as error:
+        other.plan_tune(tuning)
+    assert _code(error) == "tuning-of-another-run"

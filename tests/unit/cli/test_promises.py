@@ -14,6 +14,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+import perennial
 from perennial.api.results import WatchedLook
 from perennial.cli.app import app
 from perennial.cli.run.run import look_document, read_interval
@@ -41,6 +42,13 @@ def test_every_verb_takes_json_and_those_that_act_take_dry_run() -> None:
     assert [verb for verb, names in options.items() if "--json" not in names] == []
     dry = {verb for verb, names in options.items() if "--dry-run" in names}
     assert options.keys() - dry == READ_ONLY
+
+
+def test_every_verb_on_a_run_is_a_method() -> None:
+    other_names = {"run": "advance", "ui": "ui_command"}
+    without_a_run = {"init", "quickstart", "explain", "study"}
+    methods = {other_names.get(verb, verb) for verb in VERBS.keys() - without_a_run}
+    assert not [name for name in sorted(methods) if not callable(getattr(perennial.Run, name, 0))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

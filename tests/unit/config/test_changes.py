@@ -245,6 +245,8 @@ OTHERS: dict[str, Any] = {
     "notify.email.security": (MAIL, "tls"),
     "notify.email.user": (MAIL, "you"),
     "notify.email.password": (MAIL, "env:OTHER"),
+    "tracking.to": ("tensorboard",),
+    "tracking.folder": "files",
     "tracking.uri": "http://tracking",
     "tracking.experiment": "other",
 }

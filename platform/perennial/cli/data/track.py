@@ -17,7 +17,7 @@ def track(
     """Log the whole run again, to an MLflow that missed a part or lost it. Safe to repeat."""
     run = open_run(run_file, overrides)
     if dry_run:
-        status = run.status()
+        status = run.read_status()
         named = [stage.name for stage in status.stages] + list(status.releases)
         print_preview(run, [f"log {name}" for name in named])
         return
@@ -27,7 +27,7 @@ def track(
         print_json(tracked.to_dict())
     else:
         stages = ", ".join(tracked.stages) or "-"
-        out.print(f"MLflow at {tracked.uri} has {len(tracked.stages)} stages: {stages}")
+        out.print(f"{tracked.places} has {len(tracked.stages)} stages: {stages}", markup=False)
         out.print(
             f"delivered {receipt.values:,} values and {receipt.files:,} files to "
             f"{receipt.runs:,} runs; what was there already is not counted"
@@ -35,6 +35,6 @@ def track(
         for words in receipt.missing:
             out.print(f"missing   {words}", markup=False)
         if not receipt.missing:
-            out.print(f"next      perennial ui {run_file}")
+            out.print(f"next      perennial {'ui' if tracked.uri else 'status'} {run_file}")
     if receipt.missing:
         raise typer.Exit(1)

@@ -34,7 +34,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show stages, phases, tokens, losses, what is running, what is next. Reads only."""
-    state = open_run(run_file, overrides).status(None if every else _LAST)
+    state = open_run(run_file, overrides).read_status(None if every else _LAST)
     if as_json:
         print_json(state.to_dict())
         return

@@ -57,9 +57,9 @@ def run(
     """Train and evaluate every stage that is not done yet, in order. Safe to repeat and kill."""
     opened = open_run(run_file, overrides)
     if dry_run:
-        print_preview(opened, opened.plan_run())
+        print_preview(opened, opened.plan_advance())
         return
-    _print_end(opened.run(reschedule=reschedule, take_over=take_over), run_file, as_json)
+    _print_end(opened.advance(reschedule=reschedule, take_over=take_over), run_file, as_json)
 
 
 def watch(
@@ -89,7 +89,7 @@ def watch(
     seconds = read_interval(interval)
     opened = open_run(run_file, overrides)
     if dry_run:
-        print_preview(opened, opened.plan_run())
+        print_preview(opened, opened.plan_advance())
         return
     if once:
         summary = opened.watch_once(reschedule=reschedule, take_over=take_over)

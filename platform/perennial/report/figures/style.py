@@ -47,6 +47,11 @@ class Picture:
                 axes.set_title("")
             return _saved(figure, "svg", {"Date": None})
 
+    def figure(self) -> Figure:
+        """Return the drawing itself, wide, on white, for a program that goes on with it."""
+        with _style(LIGHT, WIDE_INCHES):
+            return self.draw()
+
 
 def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     out = io.BytesIO()
