@@ -49,9 +49,9 @@ def tiny_run(folder: Path, store: str | None = None) -> dict[str, Any]:
     }
 
 
-def write_run(folder: Path, document: dict[str, Any]) -> Path:
+def write_run(folder: Path, document: dict[str, Any], name: str = "run.yaml") -> Path:
     """The document as a run file."""
-    path = folder / "run.yaml"
+    path = folder / name
     path.write_text(yaml.safe_dump(document))
     return path
 

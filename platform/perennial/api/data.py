@@ -90,10 +90,10 @@ def plan_ingest(work: Workspace, *, due: bool) -> list[str]:
 def repair(store: str, copy: str | None, *, acts: bool = True) -> Repair:
     """Mend a store from a copy; see `Run.repair`."""
     from perennial.audit import repair as audit
-    from perennial.store import open_store
+    from perennial.store import open_run_store, open_store
 
     lender = None if copy is None else open_store(copy)
-    return audit.repair(open_store(store), lender, acts=acts)
+    return audit.repair(open_run_store(store), lender, acts=acts)
 
 
 def _check_due(work: Workspace, due: bool) -> None:

@@ -13,7 +13,7 @@ from perennial.errors import InputError
 from perennial.runs.event_codec import decode
 from perennial.runs.events import Document, Opened
 from perennial.runs.ledger import Ledger
-from perennial.store import open_store
+from perennial.store import open_run_store
 
 if TYPE_CHECKING:
     from perennial.controller.observer import RunObserver
@@ -34,14 +34,15 @@ def open_run(
 
 def _recorded_spec(url: str, overrides: Sequence[str]) -> RunSpec:
     """Return the run file that the ledger of a store recorded, with the store where it is now."""
-    store = open_store(url)
+    store = open_run_store(url)
     ledger = Ledger(store, lambda line: None)
     try:
         recorded = ledger.read().spec
     except InputError as broken:
-        # `verify` and `repair` read the store themselves; every other verb meets the fault again.
+        # `verify`, `repair` and `move` read the store themselves; every other verb meets the fault
+        # again.
         recorded = _read_first_entry(store, ledger.key(0))
-        if broken.code != "ledger-broken" or recorded is None:
+        if broken.code not in ("ledger-broken", "store-moved") or recorded is None:
             raise
     if recorded is None:
         raise InputError(

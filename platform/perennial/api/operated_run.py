@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from perennial.api.stored_run import StoredRun
+from perennial.api.kept_run import KeptRun
 
 if TYPE_CHECKING:
     from perennial.controller.promote import Promotion
     from perennial.controller.rewind import Rewinding
 
 
-class OperatedRun(StoredRun):
+class OperatedRun(KeptRun):
     """A run by what its operator may do to its trunk and its releases; see `Run`."""
 
     def rewind(self, to: str, reason: str = "", *, take_over: bool = False) -> Rewinding:

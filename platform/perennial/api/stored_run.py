@@ -182,9 +182,9 @@ class StoredRun:
             What was read, and every fault that was found; none when everything holds.
         """
         from perennial.audit.verify import verify
-        from perennial.store import open_store
+        from perennial.store import open_run_store
 
-        return verify(open_store(self.spec.store), progress)
+        return verify(open_run_store(self.spec.store), progress)
 
     def repair(self, copy: str | None = None) -> Repair:
         """Mend the store: take from a copy what is lost, set aside what belongs to no run.

@@ -107,7 +107,9 @@ def check_promotions(store: Store, story: FoldedLedger) -> Iterator[Finding]:
     """
     state = story.state
     for number, event in enumerate(story.events):
-        if isinstance(event, Promoted) and (problem := failing_gates(state, event.release)):
+        if not isinstance(event, Promoted) or event.release not in state.branches:
+            continue  # a fork left it behind
+        if problem := failing_gates(state, event.release):
             right = "an alias points to a release whose gates hold"
             yield Finding(ledger_key(number), f"{event.alias} is {event.release}: {problem}", right)
     made = {release.name: release for release in state.releases}

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from perennial.audit.checks import ledger_key
 from perennial.audit.finding import Finding
 from perennial.audit.ledger_repair import LedgerEvidence, plan_ledger
 from perennial.audit.verify import verify
-from perennial.errors import Busy, InputError
-from perennial.runs.lease import REPAIRING, Lease, living_holder, this_process
+from perennial.errors import InputError
+from perennial.runs.lease import hold_alone
 from perennial.runs.ledger import FOLDER, HEAD, digest_of, now, read_head
 from perennial.runs.witnesses import read_named
 from perennial.store import Log, Store
@@ -67,7 +66,7 @@ def repair(store: Store, copy: Store | None, *, acts: bool = True) -> Repair:
     if copy is not None:
         _check_copy(store, copy)
     done = Repair(acts)
-    with _alone(store) if acts else nullcontext():
+    with hold_alone(store, "repair", now()) if acts else nullcontext():
         lost = _repair_ledger(store, copy, done)
         verification = verify(store)
         for _ in range(_ROUNDS if acts else 1):
@@ -95,20 +94,6 @@ def _no_copy(copy: Store, problem: str, kind: str) -> InputError:
     return InputError(
         "--from", copy.url, problem, "name a copy of this run's store", code=f"repair-from-{kind}"
     )
-
-
-@contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """Refuse to go on while another process writes to the run."""
-    mine = Lease(store, REPAIRING, this_process("repair", now()))
-    try:
-        for name in ("training", "ingesting"):
-            if holder := living_holder(store, mine, name):
-                raise Busy(f"{holder} holds this run and lives: stop it first")
-        mine.sweep()
-        yield
-    finally:
-        mine.give_back()
 
 
 def _repair_ledger(store: Store, copy: Store | None, done: Repair) -> Finding | None:

@@ -335,6 +335,8 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
     folders |= set(done.story.state.ends.values())
     folders |= set(checks.list_awaited(done.story.state, folders))
     for key in sorted(folders):
+        if done.story.state.store.is_absent(key):
+            continue
         try:
             manifest = CheckpointManifest.model_validate_json(store.read(f"{key}/{MANIFEST}"))
         except (FileNotFoundError, ValueError) as broken:
@@ -396,7 +398,8 @@ def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator
                 store, where, branch, manifest, files, done.checkpoints, plan
             )
         if checkpoint is None:
-            if not averaged:  # which outlives the checkpoints that it is of
+            is_gone = averaged or done.story.state.store.is_absent(source)
+            if not is_gone:  # an average outlives the checkpoints that it is of
                 right = "it is exported from a checkpoint that is committed"
                 done.findings.append(Finding(where, f"its checkpoint {source} is missing", right))
         else:

@@ -13,6 +13,7 @@ from perennial.cli.data.repair import repair
 from perennial.cli.data.track import track
 from perennial.cli.decide.corpus import accept, hold, refuse, retire, retry, unretire
 from perennial.cli.decide.release import promote
+from perennial.cli.decide.store import fork, gc, move
 from perennial.cli.decide.trunk import rewind
 from perennial.cli.look.compare import compare
 from perennial.cli.look.explain import explain
@@ -48,7 +49,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Before compute": [plan, simulate, tune],
     "Many runs": [study],
     "Decide about a corpus": [hold, retry, accept, refuse, retire, unretire],
-    "Day two": [rewind, promote],
+    "Day two": [rewind, promote, fork, move, gc],
     "Check and track": [verify, repair, trace, ui, track],
 }
 """Verbs in the order of work, by their panel in `perennial --help`."""

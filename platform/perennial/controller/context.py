@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from perennial.runs.events import Event, Failed, Opened, TookOver
 from perennial.runs.ledger import Ledger, now
 from perennial.runs.state import RunState
 from perennial.runs.worker_starts import WorkerStart, note_start
-from perennial.store import Store, open_store
+from perennial.store import Store, open_run_store, open_store
 from perennial.training.checkpoint.ownership import Fence
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Workspace:
         self.run_ids = run_ids or RunIds()
         self.observers = (*observers, WorkerStarts())
         self._noticed: set[tuple[RunObserver, type[Exception]]] = set()
-        self.store: Store = open_store(spec.store)
+        self.store: Store = open_run_store(spec.store)
         self.spec = spec.model_copy(update={"store": self.store.url})
         self.inbox: Store = open_store(spec.inbox) if spec.inbox else self.store.sub("inbox")
         self.ledger = Ledger(self.store, self.log)
@@ -212,7 +213,8 @@ class Workspace:
         def open_run(state: RunState) -> Opened | None:
             # Not where the store is: it may be copied or moved, and knows no place.
             document = self.spec.model_dump(mode="json") | {"store": "."}
-            return Opened(at=now(), spec=document) if state.spec is None else None
+            opened = Opened(at=now(), spec=document, id=uuid.uuid4().hex)
+            return opened if state.spec is None else None
 
         self.ledger.transact(open_run)
         # Another process may have opened the run since it was checked, under its own file.
@@ -316,6 +318,10 @@ class Workspace:
         """
         self._leases.check_repairing()
         self.ledger.transact(lambda _: event)
+
+    def check_repairing(self) -> None:
+        """Raise Busy where another process has the whole store to itself."""
+        self._leases.check_repairing()
 
     def use_ray(self) -> None:
         """Connect to a Ray cluster, or start a local one."""

@@ -11,7 +11,7 @@ from perennial.controller.tokenizer_growth import extension_for, settled_tokeniz
 from perennial.corpora.manifest import TokenIds, manifest_key
 from perennial.corpora.tokenizer import MANIFEST_KEY
 from perennial.errors import InputError
-from perennial.store import open_store
+from perennial.store import open_run_store
 
 if TYPE_CHECKING:
     from perennial.config.corpora import TokensSpec
@@ -98,8 +98,8 @@ def _run_tokenizer(work: Workspace, name: str, is_decided: bool) -> RunTokenizer
     its, lender = work.spec.tokenizer, work.spec.corpora.borrow
     if is_decided and work.store.exists(MANIFEST_KEY):
         return settled_tokenizer(work)
-    if lender is not None and open_store(lender).exists(MANIFEST_KEY):
-        return corpora.load_tokenizer(open_store(lender))
+    if lender is not None and open_run_store(lender).exists(MANIFEST_KEY):
+        return corpora.load_tokenizer(open_run_store(lender))
     if its.path is not None:
         return corpora.read_tokenizer(its.path, its.end_of_document, its.begin_of_document)
     raise InputError(

@@ -24,7 +24,7 @@ from perennial.runs.ledger import now
 from perennial.runs.stage_planner import stage_steps
 from perennial.runs.state import RunState
 from perennial.steps import StepPipeline
-from perennial.store import open_store
+from perennial.store import open_run_store
 
 if TYPE_CHECKING:
     from perennial.config.corpora import CorporaSpec
@@ -235,7 +235,7 @@ def _tokenise(
     # Imported here: it loads pyarrow and Ray Data, which a look at the run's state needs not.
     from perennial.corpora.ingest.pipeline import ingest_corpus
 
-    lender = open_store(work.spec.corpora.borrow) if work.spec.corpora.borrow else None
+    lender = open_run_store(work.spec.corpora.borrow) if work.spec.corpora.borrow else None
     if lender is not None:
         corpora.borrow_tokenizer(work.store, lender)
     work.log(f"ingesting {name}")

@@ -129,7 +129,7 @@ class Leases:
     def _check_repairing(self, mine: Lease) -> None:
         # Both write their lease before they look for the other's, so at least one sees the other.
         if holder := beats.living_holder(self._store, mine, beats.REPAIRING):
-            raise Busy(f"{holder} mends this run: wait until it ends")
+            raise Busy(f"{holder} has this run to itself: wait until it ends")
 
     def check_repairing(self) -> None:
         """Raise Busy where the run is mended now, and this process holds nothing that forbids it.

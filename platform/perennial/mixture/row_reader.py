@@ -77,10 +77,8 @@ class RowReader:
     """
 
     def __init__(self, store: Store, layouts: dict[str, CorpusLayout], row_bytes: int) -> None:
-        filesystem, self._base = store.arrow()
-        if store.is_local:
-            filesystem = pyarrow.fs.LocalFileSystem(use_mmap=True)
-        self._filesystem = filesystem
+        self._store = store
+        self._places = lru_cache(maxsize=None)(_open_place)
         self._layouts = layouts
         self._row_bytes = row_bytes
         self._shard = lru_cache(_OPEN_SHARDS)(self._open)
@@ -150,14 +148,21 @@ class RowReader:
             np.take(span, rows - rows[0], axis=0, out=piece.out[chosen], mode="clip")
 
     def _open(self, key: str, shard_rows: int, row_bytes: int) -> _Shard:
-        path = f"{self._base}/{key}"
-        shard = _Shard(self._filesystem.open_input_file(path), row_bytes)
+        filesystem, base = self._places(self._store.holder(key))
+        path = f"{base}/{key}"
+        shard = _Shard(filesystem.open_input_file(path), row_bytes)
         if shard.rows != shard_rows:
             raise ValueError(
                 f"{path} holds {shard.rows} rows of {row_bytes} bytes, "
                 f"its manifest states {shard_rows}"
             )
         return shard
+
+
+def _open_place(store: Store) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return the filesystem of a store and its path there; local files are mapped."""
+    filesystem, base = store.arrow()
+    return pyarrow.fs.LocalFileSystem(use_mmap=True) if store.is_local else filesystem, base
 
 
 def _widen(rows: npt.NDArray[np.uint8], row_bytes: int) -> npt.NDArray[np.uint8]:

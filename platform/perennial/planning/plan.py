@@ -385,7 +385,7 @@ def _model_size(work: Workspace) -> tuple[ModelSize, tuple[str, ...]]:
 
     spec, model = work.spec, work.spec.model
     if has_model(work.store):
-        model = ModelSpec(path=f"{work.store.url}/{FOLDER}")
+        model = ModelSpec(path=f"{work.store.holder(FOLDER).url}/{FOLDER}")
     vocabulary, notes, was_read = _vocabulary(work)
     if was_read:
         work.check_model()

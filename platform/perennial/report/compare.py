@@ -28,7 +28,7 @@ from perennial.report.compared_run import ComparedRun, read_run
 from perennial.report.time_steps import MEANS, TransferRow, transfer_rows
 from perennial.runs.ledger import Ledger
 from perennial.runs.state import RunState
-from perennial.store import Store, open_store
+from perennial.store import Store, open_run_store
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -276,7 +276,7 @@ def baseline_gap(spec: RunSpec, store: Store, state: RunState) -> Gap | None:
     """
     if spec.evaluation.baseline is None:
         return None
-    their_store = open_store(spec.evaluation.baseline)
+    their_store = open_run_store(spec.evaluation.baseline)
     their_state = Ledger(their_store).read()
     ours = read_run(spec, store, state)
     theirs = (

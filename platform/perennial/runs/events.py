@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PlainSerializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, JsonValue, PlainSerializer, model_validator
 
 from perennial.config.run import OptimizerAtJoin
 from perennial.config.search import Child, Point
@@ -24,6 +16,8 @@ from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
 from perennial.runs.averaging import Average
+from perennial.runs.storage.store_events import AnyStoreEvent
+from perennial.runs.storage.store_events import EventRecord as _Record
 from perennial.runs.unattended.replay_share import ShareDecision
 from perennial.training.kit.manifest import KitOrigin
 from perennial.training.model.base_card import BaseCard
@@ -52,18 +46,15 @@ Scores = Annotated[list[Score], BeforeValidator(explain_not_finite)]
 """Scores of tasks; one that is not a number is a task without a score, with that reason."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    at: str
-    """UTC time of writing, ISO 8601; shown to users, and compared with the timetable of releases"""
-
-
 class Opened(_Record):
-    """The run exists; `spec` is the resolved run file that opened it."""
+    """The run exists; `spec` is the resolved run file that opened it.
+
+    id: what names its store wherever that lies, copies included; "" in events of older versions.
+    """
 
     kind: Literal["opened"] = "opened"
     spec: Document
+    id: str = Field(default="", exclude_if=lambda name: not name)
 
 
 class TookOver(_Record):
@@ -476,4 +467,5 @@ Event = (
     | Scored
     | Promoted
     | SearchEvent
+    | AnyStoreEvent
 )

@@ -15,12 +15,14 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
+from perennial.errors import Busy
 from perennial.store import Store
 from perennial.store.stored_json import parse_json
 
@@ -29,6 +31,7 @@ STALE_SECONDS = 60.0
 WATCH_SECONDS = 1.0
 FOLDER = "leases"
 REPAIRING = "repairing"
+"""name of the lease of who holds the whole store"""
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,33 @@ def living_holder(store: Store, mine: Lease, name: str) -> Holder | None:
             time.sleep(WATCH_SECONDS)
             mine.beat()
     return None
+
+
+@contextmanager
+def hold_alone(store: Store, verb: str, since: str) -> Iterator[None]:
+    """Hold a whole store, so that no other process writes to the run.
+
+    Args:
+        store: the run's store.
+        verb: what this process does.
+        since: the present UTC time.
+
+    Raises:
+        Busy: another process trains, tokenises or holds the whole store, and lives.
+    """
+    mine = Lease(store, REPAIRING, this_process(verb, since))
+    try:
+        for info in store.list(f"{FOLDER}/{REPAIRING}"):
+            beat = None if info.key == mine.key else read_heartbeat(store, info.key)
+            if beat and not beat.holder.is_gone and not HeartbeatWatch(mine).has_stopped(beat):
+                raise Busy(f"{beat.holder} has this run to itself: wait until it ends")
+        for name in ("training", "ingesting"):
+            if holder := living_holder(store, mine, name):
+                raise Busy(f"{holder} holds this run and lives: stop it first")
+        mine.sweep()
+        yield
+    finally:
+        mine.give_back()
 
 
 @cache

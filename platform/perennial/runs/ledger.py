@@ -27,6 +27,8 @@ from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint.ownership import Fence
 
 FOLDER = "ledger"
+MOVING = "moving.json"
+"""in a store that `move` or `fork` is filling: it holds no run until that is complete"""
 HEAD = "leases/head.json"
 """outside of the ledger's folder, so that what removes a whole folder does not remove both"""
 _MOST_EVENTS = 10**12  # the keys of entries have twelve digits
@@ -117,12 +119,20 @@ class Ledger:
     Args:
         store: the run's store.
         log: called with a line about every snapshot that is ignored.
+        is_left: read it also where the run has moved to another store.
     """
 
-    def __init__(self, store: Store, log: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        log: Callable[[str], None] = lambda _: None,
+        *,
+        is_left: bool = False,
+    ) -> None:
         self._store = store
         self._log = Log(store, FOLDER)
         self._log_line = log
+        self._is_left = is_left
         self._forget()
 
     def _forget(self) -> None:
@@ -141,7 +151,8 @@ class Ledger:
 
         Raises:
             InputError: an entry is missing, unreadable, or does not follow the one before it. The
-                next call reads from the beginning, so that it sees what was repaired.
+                next call reads from the beginning, so that it sees what was repaired. Or the run
+                has moved to another store.
         """
         try:
             if self.next:
@@ -151,7 +162,20 @@ class Ledger:
         except InputError:
             self._forget()
             raise
+        if (to := self.state.store.moved_to) and not self._is_left:
+            raise InputError(
+                self._store.url, "", f"this run has moved to {to}, and goes on there alone",
+                f"write `store: {to}` into the run file", code="store-moved",
+            )  # fmt: skip
         return self.state
+
+    @property
+    def store_id(self) -> str:
+        """Return what names the store wherever it lies; takes a request where a run is old."""
+        if self.state.store.id or not self.next:
+            return self.state.store.id
+        first = self._log.read(0)
+        return "" if first is None else digest_of(first)[:32]
 
     def _read_from_snapshot(self) -> None:
         snapshot = snapshots.newest(self._store, self._log, self._log_line, self.read_entry)
@@ -160,6 +184,8 @@ class Ledger:
             self.state, self._stages = snapshot.state, snapshot.index
             self._chained = decode(snapshot.last_event).before is not None
         self._fold_tail()
+        if not self.next:
+            self._check_arrived()
         self._check_head(read_head(self._store))
         if self._lost_end():
             self._fold_tail()  # written since
@@ -211,7 +237,16 @@ class Ledger:
             for number, data in self._log.tail(self.next):
                 self._fold(number, data)
         except LogGap as gap:
+            if not self.next:
+                self._check_arrived()
             raise self._broken(gap.missing, f"is missing, and {gap.later} is there") from None
+
+    def _check_arrived(self) -> None:
+        if self._store.exists(MOVING):
+            raise InputError(
+                self._store.url, "", "`perennial move` or `fork` is filling it, or was stopped",
+                "repeat that command, which goes on where it was", code="store-arriving",
+            )  # fmt: skip
 
     def _fold(self, number: int, data: bytes) -> None:
         try:

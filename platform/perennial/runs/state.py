@@ -50,13 +50,15 @@ from perennial.runs.events import (
     Tried,
 )
 from perennial.runs.search_state import Searches
+from perennial.runs.storage.store_events import StoreEvent
+from perennial.runs.storage.store_state import StoreState
 from perennial.runs.transitions import (
     ASIDE,
     ON_THE_TRUNK,
-    RELEASE_TRANSITIONS,
     TRANSITIONS,
     CorpusState,
     ReleaseState,
+    check_release,
 )
 from perennial.runs.trunk import invariants, rewinding
 from perennial.runs.trunk.training_times import TrainingTimes, note_training
@@ -71,6 +73,7 @@ class RunState:
     """The whole run, as of the ledger."""
 
     spec: Document | None = None
+    store: StoreState = field(default_factory=StoreState)
     epoch: int = 0
     controller: str = ""
     #: keys of the heartbeats of who trains, and of who tokenises
@@ -132,7 +135,9 @@ class RunState:
         self.check(event)
         match event:
             case Opened():
-                self.spec = event.spec
+                self.spec, self.store.id = event.spec, event.id
+            case StoreEvent():
+                self.store.apply(event, self)
             case TookOver():
                 self.epoch, self.controller = event.epoch, event.controller
                 self.lease = event.lease
@@ -162,7 +167,10 @@ class RunState:
 
     def check(self, event: Event) -> None:
         """Raise InvalidTransition when the event cannot follow; changes nothing."""
+        self.store.check(event, self)
         match event:
+            case StoreEvent():
+                pass
             case Opened():
                 if self.spec is not None:
                     raise InvalidTransition("the run", "open", "opened", ["opened"])
@@ -173,7 +181,8 @@ class RunState:
                 if event.name in self.origins:
                     raise InvalidTransition(event.name, "imported", event.kind, ["imported"])
             case Releasing() | Released():
-                self._check_release(event)
+                last = self.releasing.get(event.name)
+                check_release(event, self.release_state(event.name), last)
             case Rewound():
                 rewinding.list_leaving(self, event)
             case Measured():
@@ -197,14 +206,6 @@ class RunState:
     def aliases_of(self, release: str) -> tuple[str, ...]:
         """Return the aliases that point to a release now."""
         return tuple(alias for alias, pointed in self.aliases.items() if pointed[-1] == release)
-
-    def _check_release(self, event: Releasing | Released) -> None:
-        state, last = self.release_state(event.name), self.releasing.get(event.name)
-        story = [f"{last.kind} (claim {last.claim})"] if last else []
-        if (state, event.kind) not in RELEASE_TRANSITIONS:
-            raise InvalidTransition(event.name, state, event.kind, story)
-        if isinstance(event, Releasing) and event.claim != (last.claim if last else 0) + 1:
-            raise InvalidTransition(event.name, state, f"claim {event.claim}", story)
 
     def _check_corpus(self, event: CorpusEvent) -> None:
         if isinstance(event, Started) and event.mix.corpora[:1] != (event.corpus,):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from perennial.errors import InvalidTransition
+from perennial.runs.events import Released, Releasing
+
 CorpusState = Literal[
     "unknown",
     "landed",
@@ -93,3 +96,18 @@ RELEASE_TRANSITIONS: dict[tuple[ReleaseState, str], ReleaseState] = {
     ("releasing", "releasing"): "releasing",
     ("releasing", "released"): "released",
 }
+
+
+def check_release(event: Releasing | Released, state: ReleaseState, last: Releasing | None) -> None:
+    """Raise InvalidTransition where a release cannot be in that state, or was claimed since.
+
+    Args:
+        event: what happened to it.
+        state: its state before.
+        last: its last claim, where it is not made yet.
+    """
+    story = [f"{last.kind} (claim {last.claim})"] if last else []
+    if (state, event.kind) not in RELEASE_TRANSITIONS:
+        raise InvalidTransition(event.name, state, event.kind, story)
+    if isinstance(event, Releasing) and event.claim != (last.claim if last else 0) + 1:
+        raise InvalidTransition(event.name, state, f"claim {event.claim}", story)

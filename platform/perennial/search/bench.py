@@ -11,7 +11,7 @@ from perennial.errors import Superseded, TrainingStopped
 from perennial.evaluation.finite import split_finite
 from perennial.runs.events import Branched, Event, Tried
 from perennial.runs.ledger import Ledger, now
-from perennial.store import open_store
+from perennial.store import open_run_store
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
@@ -80,7 +80,7 @@ class TrialBench(ABC, Generic[P]):
         Raises:
             Superseded: another process took the search over.
         """
-        ledger = Ledger(open_store(self.spec.store), lambda line: None)
+        ledger = Ledger(open_run_store(self.spec.store), lambda line: None)
         decided = self.branched(point)
         if decided.trial not in ledger.read().searches.trials:
             self._write(ledger, decided)
@@ -108,7 +108,7 @@ class TrialBench(ABC, Generic[P]):
 
         checkpoint, annealed = self.train(point, decided, step)
         losses = measure(
-            open_store(self.spec.store),
+            open_run_store(self.spec.store),
             checkpoint,
             self.measured,
             self.spec.corpora.sequence_length,

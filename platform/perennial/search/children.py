@@ -23,7 +23,7 @@ from perennial.runs.search_state import child_mix, start_key, trial_stage
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import build_curve, to_dict
 from perennial.search.bench import TrialBench, no_progress
-from perennial.store import open_store
+from perennial.store import open_run_store
 from perennial.training.checkpoint.manifest import folder_of
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class ChildBench(TrialBench[Child]):
 
         job = self.job(decided, step)
         assert job.start is not None
-        write_child(open_store(self.spec.store), job.start, self.start_of(point), job.name)
+        write_child(open_run_store(self.spec.store), job.start, self.start_of(point), job.name)
         return run_job(job, no_progress), 0
 
     def job(self, decided: Branched, until: int) -> Job:

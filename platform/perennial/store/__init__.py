@@ -11,6 +11,7 @@ import os
 from perennial.errors import InputError
 from perennial.store.append_log import Log
 from perennial.store.base import ObjectInfo, Store
+from perennial.store.borrowing import place_at, read_borrowed, with_lenders
 from perennial.store.checked import (
     check_object,
     copy_checked,
@@ -43,6 +44,7 @@ __all__ = [
     "download_checked",
     "is_store_url",
     "open_checked",
+    "open_run_store",
     "open_store",
     "read_checked",
 ]
@@ -69,3 +71,14 @@ def open_store(url: str | os.PathLike[str]) -> Store:
             code="store-url-invalid",
         )
     return STORES[scheme](text)
+
+
+def open_run_store(url: str | os.PathLike[str]) -> Store:
+    """Open the store of a run: what it borrows from another one is read there; takes a request.
+
+    Raises:
+        InputError: as for `open_store`, or what it borrows is not where it was.
+    """
+    store = open_store(url)
+    loans = [(loan, open_store(place_at(store, loan.place))) for loan in read_borrowed(store)]
+    return with_lenders(store, loans)

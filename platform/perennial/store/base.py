@@ -126,6 +126,10 @@ class Store(ABC):
                 `create` win.
         """
 
+    def holder(self, key: str) -> Store:
+        """Return the store that has an object: another one where it is borrowed."""
+        return self
+
     def sub(self, prefix: str) -> Self:
         """Return the store whose root is the folder `prefix` of this one."""
         prefix = valid_prefix(prefix)

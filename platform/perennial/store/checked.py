@@ -45,11 +45,7 @@ def check_object(store: Store, key: str, sha256: str) -> None:
 @lru_cache(maxsize=_REMEMBERED)
 def _check_version(store: Store, key: str, etag: str, sha256: str) -> None:
     # What raises is not remembered.
-    def read() -> None:
-        with store.open(key) as stream:
-            _compare(_digest(stream), sha256)
-
-    _twice(key, sha256, read)
+    _twice(key, sha256, lambda: _compare(digest_object(store, key), sha256))
 
 
 def read_checked(store: Store, key: str, sha256: str) -> bytes:
@@ -110,6 +106,12 @@ def open_checked(store: Store, key: str, sha256: str) -> Iterator[BinaryIO]:
         download_checked(store, key, local, sha256)
         with local.open("rb") as stream:
             yield stream
+
+
+def digest_object(store: Store, key: str) -> str:
+    """Return the SHA-256 of an object, read in constant memory."""
+    with store.open(key) as stream:
+        return _digest(stream)
 
 
 def _digest(stream: BinaryIO) -> str:

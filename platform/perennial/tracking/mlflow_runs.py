@@ -63,7 +63,7 @@ class MlflowRuns:
 
     def attach(self, run: Pending, parent_id: str | None) -> Found:
         """Continue the run: the one of its id, else the one of its key, else a new one."""
-        there = self._by_id(run.id) or self._by_key(run, parent_id)
+        there = self._by_id(run) or self._by_key(run, parent_id)
         run_id = str(there.info.run_id)
         if there.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
@@ -124,16 +124,18 @@ class MlflowRuns:
                 raise
             return str(self._client.get_experiment_by_name(name).experiment_id)
 
-    def _by_id(self, run_id: str | None) -> Any | None:
-        if run_id is None:
+    def _by_id(self, run: Pending) -> Any | None:
+        if run.id is None:
             return None
         try:
-            run = self._client.get_run(run_id)
+            there = self._client.get_run(run.id)
         except MlflowException as error:
             if not self.refused(error):
                 raise
             return None
-        return run if run.info.lifecycle_stage == "active" else None
+        # A fork's first stages have the ids of the run that it left, which are that one's.
+        its, mine = (key.partition("/")[0] for key in (there.data.tags.get(RUN_TAG, ""), run.key))
+        return there if its in ("", mine) and there.info.lifecycle_stage == "active" else None
 
     def _by_key(self, run: Pending, parent_id: str | None) -> Any:
         """Return the one settled run of this key, created if there is none.

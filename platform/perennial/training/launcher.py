@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from perennial.causes import innermost_of
 from perennial.errors import MISTAKES, Terminated, TrainingFailed, TrainingStopped
-from perennial.store import open_store
+from perennial.store import open_run_store
 from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.checkpoint.reader import check_latest
 from perennial.training.job import Job
@@ -187,7 +187,7 @@ class KeptWorkers:
 
         It begins in new workers where those that wait are gone, or were started for other settings.
         """
-        store = open_store(job.store_url)
+        store = open_run_store(job.store_url)
         check_latest(job, store)
         if self._group is None or not self._group.takes(job):
             self.let_go()
@@ -269,7 +269,7 @@ class _WorkerGroup:
             watch.join()
             ray.kill(self._actor)
             raise
-        reached = checkpoint.latest_step(open_store(job.store_url), job.folder)
+        reached = checkpoint.latest_step(open_run_store(job.store_url), job.folder)
         failure = None if watch.is_done else self._failure
         _check_end(job, reached, watch.stopped, watch.termination, failure)
 

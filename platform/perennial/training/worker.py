@@ -22,7 +22,7 @@ from perennial.errors import (
     StartDamaged,
     StoreFailed,
 )
-from perennial.store import Store, open_store
+from perennial.store import Store, open_run_store
 from perennial.training.checkpoint.reader import ResumePoint, begin_from_latest
 from perennial.training.checkpoint.resume import (
     batches_from,
@@ -67,7 +67,7 @@ def train(config: dict[str, Any]) -> None:
     driver = config["driver"]
     while (job := await_job(driver)) is not None:
         torch.set_num_threads(job.training.threads_per_worker)
-        if not end_job(driver, _Worker(job, open_store(job.store_url), driver).run()):
+        if not end_job(driver, _Worker(job, open_run_store(job.store_url), driver).run()):
             return
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import perennial
 from perennial.audit.verify import verify
 from perennial.cli.app import app
-from perennial.store import open_store
+from perennial.store import open_run_store, open_store
 from tests.integration.audit.conftest import filled
 from tests.integration.audit.test_verify import RELEASE
 from tests.support.tiny_run import tiny_run, write_run
@@ -47,6 +47,8 @@ def test_every_command_does_what_the_page_says(
         name, *rest = words
         if name != "perennial":
             subprocess.run(words, check=True)
+            if words[-1] == "other.yaml":
+                write_run(tmp_path, tiny_run(tmp_path, "other") | {"name": "other"}, "other.yaml")
             continue
         verbs.append(rest[0])
         if rest[0] == "repair":
@@ -56,7 +58,13 @@ def test_every_command_does_what_the_page_says(
         assert done.exit_code == 0, (words, done.output, done.exception)
         if rest[0] == "repair":
             assert store.exists(lost)
-    assert {"verify", "repair", "status", "plan", "rewind", "promote"} == {*verbs}
+        if rest[0] == "move" and "--dry-run" not in rest:
+            store = open_store(tmp_path / "moved")
+            write_run(tmp_path, tiny_run(tmp_path, "moved"))
+    assert {"verify", "repair", "status", "plan", "rewind", "promote", "move", "fork", "gc"} == {
+        *verbs
+    }
     state = perennial.open(run_file).read_status()
     assert state.corpora["code"] == "held"
     assert verify(store).findings == []
+    assert verify(open_run_store(tmp_path / "other")).findings == []

@@ -136,6 +136,20 @@ def test_a_run_id_counts_more_than_a_name(sqlite: str) -> None:
     assert len(runs_of(sqlite, "renamed")) == 2
 
 
+def test_a_run_id_of_another_lineage_is_left_to_it(sqlite: str) -> None:
+    """As a fork's first stages have it."""
+    first = open_tracker(sqlite, EXPERIMENT, "forked")
+    run_id = first.child("00-help").wait_id(PATIENCE_SECONDS)
+    deliver(first)
+    fork = open_tracker(sqlite, EXPERIMENT, "fork")
+    mine = fork.child("00-help", run_id=run_id)
+    mine.log(1, {"train/loss": 1.0})
+    deliver(fork)
+    assert mine.id != run_id
+    assert history(sqlite, run_id) == []
+    assert history(sqlite, mine.id) == [(1, 1.0)]
+
+
 @pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "never there"])
 def test_a_run_id_that_mlflow_does_not_have_gives_a_new_run(sqlite: str, deleted: bool) -> None:
     tracker = open_tracker(sqlite, EXPERIMENT, f"moved-{deleted}")

@@ -218,7 +218,7 @@ def test_a_run_that_is_mended_is_written_by_nobody_else(store: Store) -> None:
         lambda: work.decide(landed),
     ]
     for act in ways:
-        with pytest.raises(Busy, match=r"`perennial repair` on .* mends this run"):
+        with pytest.raises(Busy, match=r"`perennial repair` on .* has this run to itself"):
             act()
     assert [info.key for info in store.list("leases")] == ["leases/head.json", mending.key]
     mending.give_back()

@@ -31,17 +31,26 @@ def status(
     every: Annotated[
         bool, typer.Option("--all", help=f"Read every stage, not only the last {_LAST}")
     ] = False,
+    with_bytes: Annotated[
+        bool, typer.Option("--bytes", help="List the whole store, and show its bytes by kind")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show stages, phases, tokens, losses, what is running, what is next. Reads only."""
-    state = open_run(run_file, overrides).read_status(None if every else _LAST)
+    run = open_run(run_file, overrides)
+    state = run.read_status(None if every else _LAST)
+    sizes = run.measure_bytes() if with_bytes else {}
     if as_json:
-        print_json(state.to_dict())
+        print_json(state.to_dict() | ({"bytes": sizes} if with_bytes else {}))
         return
     size = shutil.get_terminal_size((WIDTH, HEIGHT))
     screen = _screen(state, run_file)
     for line in render_lines(screen, max(size.columns, WIDTH), max(size.lines, HEIGHT)):
         out.print(line, markup=False)
+    for kind, count in sizes.items():
+        out.print(f"bytes     {kind:12} {count:>20,}", markup=False)
+    if with_bytes:
+        out.print(f"next      perennial gc {run_file} --dry-run   what can be let go")
 
 
 def _screen(state: RunStatus, run_file: str) -> StatusScreen:

@@ -18,7 +18,7 @@ import ray
 from ray.train import ScalingConfig
 
 from perennial.errors import PerennialError
-from perennial.store import open_store
+from perennial.store import open_run_store
 from perennial.training.checkpoint.manifest import latest_step
 from perennial.training.growth import AT_ONCE, PATIENCE, GrowthDecision
 from perennial.training.ray.environment import set_ray_train_defaults
@@ -101,7 +101,7 @@ class CheckpointProgress:
             folder: of the job that is at work.
         """
         try:
-            latest = (folder, latest_step(open_store(self._store_url), folder))
+            latest = (folder, latest_step(open_run_store(self._store_url), folder))
         except (OSError, ValueError, PerennialError):
             return False
         advanced, self._last = latest != self._last, latest

@@ -1,0 +1,1 @@
+"""What an operator does with a run's store as a whole."""

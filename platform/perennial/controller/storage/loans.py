@@ -1,0 +1,72 @@
+"""Name the new place of a store that moved to those of which it borrows, and those it lends to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from perennial.errors import InputError
+from perennial.store import Store, open_store
+from perennial.store.borrowing import (
+    Loan,
+    place_at,
+    place_from,
+    read_borrowed,
+    read_pins,
+    write_borrowed,
+    write_pin,
+)
+
+
+def carry_loans(source: Store, target: Store) -> None:
+    """Write into a copy of a store what it borrows and lends, as seen from there.
+
+    Args:
+        source: the store.
+        target: its copy.
+    """
+    borrowed = read_borrowed(source)
+    if borrowed:
+        lenders = [open_store(place_at(source, loan.place)) for loan in borrowed]
+        places = [place_from(target, lender) for lender in lenders]
+        pairs = zip(borrowed, places, strict=True)
+        write_borrowed(target, [replace(loan, place=place) for loan, place in pairs])
+    for pin in read_pins(source):
+        borrower = open_store(place_at(source, pin.place))
+        write_pin(target, replace(pin, place=place_from(target, borrower)))
+
+
+def repoint(source: Store, target: Store, log: Callable[[str], None]) -> None:
+    """Have lenders and borrowers of a store that moved name its new place. Safe to repeat.
+
+    Args:
+        source: the place that it left.
+        target: the place where it is.
+        log: shows a line to the user, about a store that cannot be written.
+    """
+    for loan in read_borrowed(target):
+        lender = open_store(place_at(target, loan.place))
+        try:
+            write_pin(lender, replace(loan, place=place_from(lender, target)))
+        except OSError as refused:
+            log(f"notice: {lender.url}, of which this run borrows, was not written ({refused})")
+    for pin in read_pins(target):
+        borrower = open_store(place_at(target, pin.place))
+        try:
+            loans = read_borrowed(borrower)
+            if not any(loan.id == pin.id for loan in loans):
+                raise FileNotFoundError("there is no run that borrows of this one")
+            write_borrowed(borrower, [_moved(loan, borrower, source, target) for loan in loans])
+        except (OSError, InputError) as refused:
+            log(
+                f"notice: {borrower.url}, which borrows of this run, does not know its new place "
+                f"({refused}); repeat `perennial fork` with both run files"
+            )
+
+
+def _moved(loan: Loan, borrower: Store, source: Store, target: Store) -> Loan:
+    """Return a loan with the new place of its lender, where that is the store that moved."""
+    lender = open_store(place_at(borrower, loan.place))
+    if lender.url != open_store(place_at(borrower, place_from(borrower, source))).url:
+        return loan
+    return replace(loan, place=place_from(borrower, target))

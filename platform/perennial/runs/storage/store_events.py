@@ -1,0 +1,60 @@
+"""Define the events that are about a run's store, and not about what was trained in it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+
+class EventRecord(BaseModel):
+    """Base of every event: written once, and never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: str
+    """UTC time of writing, ISO 8601; shown to users, and compared with the timetable of releases"""
+
+
+class StoreEvent(EventRecord):
+    """Base of the events about a store."""
+
+
+class Moved(StoreEvent):
+    """The run goes on in a copy of this store; nothing may follow.
+
+    to: URL of the copy, which has no such event. Nothing else in a store names a place.
+    """
+
+    kind: Literal["moved"] = "moved"
+    to: str
+
+
+class Forked(StoreEvent):
+    """The entries before are another run's, up to where this one left it; from here on it is alone.
+
+    id: what names this store. parent: what names the other one.
+    stage, step: the checkpoint that this run goes on from.
+    spec: the resolved run file that began this run.
+    """
+
+    kind: Literal["forked"] = "forked"
+    id: str
+    parent: str
+    stage: str
+    step: int
+    spec: dict[str, JsonValue]
+
+
+class LetGo(StoreEvent):
+    """Folders are no longer in the store, by a user's decision; they may not be removed yet.
+
+    folders: their keys. size_bytes: of what was in them.
+    """
+
+    kind: Literal["let-go"] = "let-go"
+    folders: tuple[str, ...]
+    size_bytes: int
+
+
+AnyStoreEvent = Moved | Forked | LetGo
