@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from perennial.evaluation.kept_samples import read_samples
 from perennial.runs.event_codec import decode
 from perennial.runs.events import Imported, Measured
 from perennial.runs.ledger import FOLDER, Ledger
@@ -107,7 +108,7 @@ def test_i11_the_base_is_measured_once_and_a_wrecked_first_stage_fails_its_gates
         "continuation_help",
         "continuation_code",
     }
-    assert {sample.prompt for sample in state.base.samples} >= {"import"}
+    assert {sample.prompt for sample in read_samples(store, state.base.samples)} >= {"import"}
 
     perennial("accept", run_file, "help", env=env)
     perennial("land", run_file, "late", texts["code"], env=env)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from perennial.evaluation.kept_samples import read_samples
 from perennial.evaluation.samples import PNG, Sample
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
@@ -54,7 +55,10 @@ def test_one_trunk_trains_text_and_images_and_its_samples_are_pictures(tmp_path:
     _check_losses(perennial_json("run", run_file, env=env))
     store = open_store(document["store"])
     state = Ledger(store).read()
-    drawn, undrawn = (_of_digits(state.stage_samples[name]) for name in ("01-digits", "02-code"))
+    drawn, undrawn = (
+        _of_digits(read_samples(store, state.stage_samples[name]))
+        for name in ("01-digits", "02-code")
+    )
     for sample in drawn:
         assert sample.rendering is not None
         assert base64.b64decode(sample.rendering.png).startswith(PNG)

@@ -16,6 +16,7 @@ from perennial.cli.console import ProgressScreen
 from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.errors import InputError
+from perennial.evaluation.kept_samples import read_samples
 from perennial.report.build import page as page_of
 from perennial.report.compare import compare
 from perennial.report.html import PageSection
@@ -59,7 +60,7 @@ def test_the_page_tells_the_run(lineage: Lineage, page: Path) -> None:
     lead = f'<p class="lead">01-code learned {gained:.2f} nats a token of code; help '
     assert lead in html
     state = Ledger(lineage.store).read()
-    for sample in state.stage_samples["00-help"]:
+    for sample in read_samples(lineage.store, state.stage_samples["00-help"]):
         assert sample.prompt in unescape(html)
     for name in ("train-loss", "time", "matrix", "losses", "learning-rate", "tokens", "transfer"):
         assert lineage.store.read(f"report/{name}.png").startswith(b"\x89PNG")

@@ -12,6 +12,7 @@ import pytest
 from perennial.config import load_run
 from perennial.controller.context import Workspace
 from perennial.corpora import read_manifest
+from perennial.evaluation.kept_samples import read_samples
 from perennial.report.publish import catch_up
 from perennial.runs.ledger import Ledger
 from perennial.store import open_store
@@ -127,7 +128,8 @@ def test_a_stage_is_held_against_the_scores_of_the_checkpoint_that_it_started_fr
 
 
 def test_every_stage_writes_from_the_same_prompts(lineage: Lineage) -> None:
-    samples = Ledger(lineage.store).read().stage_samples
+    held = Ledger(lineage.store).read().stage_samples
+    samples = {name: read_samples(lineage.store, held[name]) for name in held}
     first, second = ([s.prompt for s in samples[name]] for name in ("00-help", "01-code"))
     assert second[: len(first)] == first
     assert first[0] == "import"

@@ -57,8 +57,24 @@ def event_of(
         events.Passed(at=AT, corpus=corpus, verdicts=[]),
         events.Gated(at=AT, corpus=corpus, verdicts=[verdict]),
         events.Accepted(at=AT, corpus=corpus, reason="good enough"),
+        erased(state, corpus),
     ]
     return next(event for event in made if event.kind == kind)
+
+
+def erased(state: RunState, corpus: str, *, whole: bool = True) -> events.Erased:
+    """The next erasure of a corpus, of all of it or of a document."""
+    known = state.corpora.get(corpus)
+    return events.Erased(
+        at=AT,
+        corpus=corpus,
+        number=known.erasures if known else 0,
+        whole=whole,
+        documents=1,
+        tokens=32,
+        digest="e",
+        tombstone="t",
+    )
 
 
 def _end(state: RunState, corpus: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,17 @@ WORLD = 2
 ATTEMPT = "crafted"
 
 
-def craft_run(folder: Path) -> Store:
-    """A run of two stages and a release in `folder`/store; needs Ray for the two ingests."""
+Ingest = Callable[[Store, Store, str, corpora.IngestSettings, list[str]], corpora.CorpusManifest]
+
+
+def _ingest_with_ray(
+    store: Store, inbox: Store, name: str, settings: corpora.IngestSettings, earlier: list[str]
+) -> corpora.CorpusManifest:
+    return ingest_corpus(store, inbox, name, settings, earlier=earlier)
+
+
+def craft_run(folder: Path, ingest: Ingest = _ingest_with_ray) -> Store:
+    """A run of two stages and a release in `folder`/store; its ingests need Ray by default."""
     spec = RunSpec.model_validate(tiny_run(folder))
     store = open_store(spec.store)
     ledger = Ledger(store)
@@ -49,7 +59,7 @@ def craft_run(folder: Path) -> Store:
     for name, file in write_texts(folder).items():
         with file.open("a") as sink:
             sink.write("not JSON\n{}\n")
-        manifests[name] = ingest_text(spec, store, ledger, name, file)
+        manifests[name] = ingest_text(spec, store, ledger, name, file, ingest)
         started = decide_stage(spec, ledger.state, name, now(), "", reschedule=False)
         ledger.append(started)
         job = stage_job(spec, ledger.state, ledger.state.stage_of(name), manifests)
@@ -63,7 +73,12 @@ def craft_run(folder: Path) -> Store:
 
 
 def ingest_text(
-    spec: RunSpec, store: Store, ledger: Ledger, name: str, file: Path
+    spec: RunSpec,
+    store: Store,
+    ledger: Ledger,
+    name: str,
+    file: Path,
+    ingest: Ingest = _ingest_with_ray,
 ) -> corpora.CorpusManifest:
     inbox = store.sub("inbox")
     settings = corpora.IngestSettings(
@@ -81,7 +96,7 @@ def ingest_text(
     ledger.append(Landed(at=now(), corpus=name, size_bytes=size, listing=listing))
     ledger.append(Ingesting(at=now(), corpus=name))
     earlier = [each for stage in ledger.state.stages for each in stage.corpora]
-    manifest = ingest_corpus(store, inbox, name, settings, earlier=earlier)
+    manifest = ingest(store, inbox, name, settings, earlier)
     ledger.append(
         Ready(
             at=now(),

@@ -54,9 +54,10 @@ EDGES: dict[str, set[str]] = {
     "evaluation": {"errors", "causes", "store", "fields", "user_code", "config", "corpora"},
     "sources": {"errors", "redaction", "store", "fields", "config", "corpora"},
     "runs": _DATA | {"version", "training", "evaluation"},
-    "audit": _DATA | {"training", "runs"},
+    "audit": _DATA | {"training", "evaluation", "runs"},
     "controller": _DATA | {"steps", "training", "evaluation", "sources", "runs"},
     "telemetry": _DATA | {"tracking", "training", "runs", "controller"},
+    "diagnosis": _DATA | {"runs", "controller", "telemetry"},
     "planning": _DATA | {"training", "runs", "controller"},
     "search": _DATA | {"tracking", "training", "evaluation", "runs", "controller", "telemetry"},
     "report": _DATA
@@ -66,7 +67,7 @@ EDGES: dict[str, set[str]] = {
     | {"version", "training", "evaluation", "runs", "controller", "planning", "report"},
     "api": _DATA
     | {"tracking", "training", "evaluation", "sources", "runs", "audit", "controller"}
-    | {"telemetry", "planning", "search", "report"},
+    | {"telemetry", "diagnosis", "planning", "search", "report"},
     "__init__": {"errors", "version", "controller", "api"},
     "cli": {
         "errors",
@@ -79,7 +80,7 @@ EDGES: dict[str, set[str]] = {
         "runs",
         "audit",
     }
-    | {"controller", "planning", "search", "report", "study", "api"},
+    | {"controller", "diagnosis", "planning", "search", "report", "study", "api"},
 }
 # Library -> the rooms (or modules) that may import it.
 ROOMS = {

@@ -1,4 +1,4 @@
-"""Opening a run: by its run file, or by the store of a run that exists."""
+"""Opening a run by its run file or its store, and what is wrong before it is opened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from perennial.api.run import Run
 from perennial.config import RunSpec, load_run, override_stored_run
-from perennial.errors import InputError
+from perennial.errors import InputError, PerennialError
 from perennial.runs.event_codec import decode
 from perennial.runs.events import Document, Opened
 from perennial.runs.ledger import Ledger
@@ -17,6 +17,7 @@ from perennial.store import open_run_store
 
 if TYPE_CHECKING:
     from perennial.controller.observer import RunObserver
+    from perennial.diagnosis.machine import Diagnosis
     from perennial.store import Store
 
 
@@ -30,6 +31,31 @@ def open_run(
     if name.endswith((".yaml", ".yml")) or Path(name).is_file():
         return Run(load_run(Path(name), overrides), name, observers)
     return Run(_recorded_spec(name, overrides), name, observers, from_store=True)
+
+
+def diagnose(
+    run: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()
+) -> list[Diagnosis]:
+    """Return what was found of this machine, its GPUs, cluster, store and network.
+
+    A run file that cannot be used is one of the findings. Nothing is started, and an object that
+    is written to the store for the test is removed again.
+
+    Args:
+        run: path of a run file, or a store; None to look at the machine and the cluster alone.
+        overrides: as for `perennial.open`.
+    """
+    from perennial.diagnosis.examine import examine
+    from perennial.diagnosis.places import refusal
+
+    if run is None:
+        return [*examine(None)]
+    where = os.fspath(run)
+    try:
+        spec = open_run(run, overrides).spec
+    except (PerennialError, OSError) as wrong:
+        return [*examine(None), *refusal("run file", where, wrong)]
+    return [*examine(spec, where)]
 
 
 def _recorded_spec(url: str, overrides: Sequence[str]) -> RunSpec:

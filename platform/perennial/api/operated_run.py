@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.api.kept_run import KeptRun
 
 if TYPE_CHECKING:
+    from perennial.controller.erasing.erase import Erasure
     from perennial.controller.promote import Promotion
     from perennial.controller.rewind import Rewinding
 
@@ -65,8 +68,55 @@ class OperatedRun(KeptRun):
 
         return plan_promotion(self._reading(), release, alias)
 
+    def erase(
+        self,
+        corpus: str,
+        documents: str | os.PathLike[str] | None = None,
+        reason: str = "",
+        *,
+        take_over: bool = False,
+    ) -> Erasure:
+        """Erase a corpus, or documents of it, and list what was trained on it.
+
+        Rows keep their numbers and hold padding; later stages go on. Safe to repeat and to kill.
+
+        Args:
+            corpus: its name.
+            documents: a file that names documents, one a line; None for the whole corpus.
+            reason: kept in the ledger.
+            take_over: stop a controller that lives.
+
+        Raises:
+            Busy: a controller is in charge or tokenises, and lives.
+            InputError: there is no such corpus or document, or it cannot be erased now.
+        """
+        from perennial.api.workspace import checked_workspace
+        from perennial.controller.erasing.erase import erase
+        from perennial.report.publish import catch_up
+        from perennial.telemetry.mlflow_observer import mlflow_of, tracking_uri
+
+        with checked_workspace(
+            self.spec, self.where, self._observers, acts=False, verb="erase", take_over=take_over
+        ) as work:
+            tracking_uri(work)  # before anything is erased: samples in MLflow are, too
+            done = erase(work, corpus, _as_path(documents), reason)
+            mlflow = mlflow_of(work)
+            catch_up(work, mlflow.tracker(work))
+            receipt = mlflow.deliver(work)
+        return replace(done, missing=tuple(receipt.missing))
+
+    def plan_erase(self, corpus: str, documents: str | os.PathLike[str] | None = None) -> Erasure:
+        """Return what `erase` would do; arguments and errors are its."""
+        from perennial.controller.erasing.erase import plan_erase
+
+        return plan_erase(self._reading(), corpus, _as_path(documents))
+
     def plan_rewind(self, to: str) -> Rewinding:
         """Return what `rewind` would do; arguments and errors are its."""
         from perennial.controller.rewind import plan_rewind
 
         return plan_rewind(self._reading(), to)
+
+
+def _as_path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perennial.evaluation import LossMatrix
+    from perennial.evaluation.samples import Sample
     from perennial.evaluation.scores import Score
     from perennial.planning.plan import Plan
     from perennial.runs.events import Released
@@ -142,15 +143,17 @@ class EvaluationSummary:
 
 @dataclass(frozen=True)
 class ReleaseSummary:
-    """A release as the ledger has it, and the URL of its Hugging Face folder."""
+    """A release as the ledger has it, its samples, and the URL of its Hugging Face folder."""
 
     released: Released
+    samples: Sequence[Sample]
     matrix: LossMatrix
     url: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
-        return self.released.model_dump(mode="json")
+        samples = [asdict(sample) for sample in self.samples]
+        return self.released.model_dump(mode="json") | {"samples": samples}
 
 
 @dataclass(frozen=True)

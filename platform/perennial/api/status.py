@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from perennial.controller.decisions import choices
 from perennial.controller.loop import todo
 from perennial.controller.source_poller import open_sources, utc_now
-from perennial.evaluation.samples import describe_undrawn
+from perennial.evaluation.kept_samples import find_undrawn
 from perennial.report.compare import baseline_gap
 from perennial.runs import summary
 from perennial.runs.history import StageTime, goodput
@@ -192,7 +192,7 @@ def _read_holder(work: Workspace, state: RunState) -> str:
 def _undrawn(state: RunState) -> dict[str, str]:
     last = [*state.stages[-1:], *state.stages[-2:-1]]  # the last one may not be measured yet
     samples = next((s for x in last if (s := state.stage_samples.get(x.name))), [])
-    return describe_undrawn([*samples, *(s for r in state.releases[-1:] for s in r.samples)])
+    return find_undrawn([*samples, *(s for r in state.releases[-1:] for s in r.samples)])
 
 
 def _pending(state: RunState) -> Iterator[str]:

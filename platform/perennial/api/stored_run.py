@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from perennial.api.frames import Frame
     from perennial.api.status import RunStatus
     from perennial.api.trace import TracedRows
+    from perennial.api.trace_document import TracedDocument, TracedRelease
     from perennial.audit.repair import Repair
     from perennial.audit.verify import Progress, Verification
     from perennial.config import RunSpec
@@ -251,6 +254,39 @@ class StoredRun:
         from perennial.telemetry.mlflow_observer import prepare_tracking
 
         prepare_tracking(self._reading())
+
+    def trace_document(self, digest: str) -> TracedDocument:
+        """Return where a document is, and every stage, checkpoint and release that saw it.
+
+        Args:
+            digest: at least 16 hexadecimal digits of the sha256 of its text.
+
+        Raises:
+            InputError: it is no digest, or no corpus has such a document.
+            Altered: a file of a corpus is missing or was altered.
+        """
+        from perennial.api.trace_document import trace_document
+
+        return trace_document(self._reading(), digest)
+
+    def trace_text(self, path: str | os.PathLike[str]) -> TracedDocument:
+        """Return the same of the document whose text a file holds; see `trace_document`."""
+        from perennial.api.trace_document import trace_text
+
+        return trace_text(self._reading(), Path(path))
+
+    def trace_release(self, release: str) -> TracedRelease:
+        """Return the stages, corpora and tokens that a release was trained on. Reads only.
+
+        Args:
+            release: its name.
+
+        Raises:
+            InputError: there is no such release.
+        """
+        from perennial.api.trace_document import trace_release
+
+        return trace_release(self._reading(), release)
 
     def _reading(self) -> Workspace:
         from perennial.controller.context import Workspace

@@ -22,6 +22,7 @@ from perennial.controller.decisions import choices
 from perennial.controller.source_poller import Puller, open_sources, pull_due, utc_now
 from perennial.controller.webhook import Wakeup
 from perennial.errors import InputError
+from perennial.evaluation.kept_samples import read_samples
 from perennial.runs import summary
 from perennial.runs.actions import awaited_proxies
 from perennial.runs.stage_planner import order_of
@@ -129,7 +130,8 @@ def release(
     """Anneal and export a branch; see `Run.release`."""
     released = releases.release(work, origin, tokens, to, copied_as, mixture, average)
     url = f"{work.store.url}/{released.folder}"
-    return ReleaseSummary(released, summary.matrix(work.state), url)
+    samples = read_samples(work.store, released.samples)
+    return ReleaseSummary(released, samples, summary.matrix(work.state), url)
 
 
 def read_tuning(

@@ -50,7 +50,7 @@ def check_manifest(
         counts.check()
     except ValueError as wrong:
         yield Finding(key, str(wrong), "both numbers are equal")
-    neither = counts.documents - counts.trained_documents - counts.held_out_documents
+    neither = counts.unused_documents
     named = tokenizer.is_named(manifest.tokenizer)
     its = tokenizer.fingerprint if named else manifest.tokenizer
     pairs = {
@@ -70,6 +70,8 @@ def check_manifest(
         ),
         "quarantine records": (sum(file.records for file in manifest.quarantine), neither),
     }
+    if manifest.erased:
+        del pairs["quarantine records"]
     if manifest.parts:
         parts = manifest.parts
         pairs["rows of parts"] = (sum(part.rows for part in parts), manifest.rows)
@@ -80,11 +82,18 @@ def check_manifest(
     yield from unequal(key, pairs)
 
 
-def check_earlier(manifests: Mapping[str, CorpusManifest]) -> Iterator[Finding]:
-    """Check that the corpora that a corpus was compared with for duplicates have not changed."""
+def check_earlier(
+    manifests: Mapping[str, CorpusManifest], digests: Mapping[str, Sequence[str]]
+) -> Iterator[Finding]:
+    """Check that the corpora that a corpus was compared with for duplicates have not changed.
+
+    Args:
+        manifests: of all corpora, by name.
+        digests: of the manifests that a corpus had before something of it was erased.
+    """
     for name, manifest in manifests.items():
         for earlier in manifest.earlier:
-            if earlier.name in manifests:
+            if earlier.name in manifests and earlier.digest not in digests.get(earlier.name, ()):
                 pair = (earlier.digest, manifests[earlier.name].digest)
                 yield from unequal(
                     f"corpora/{name}/manifest.json", {f"{earlier.name}'s digest": pair}
@@ -125,7 +134,7 @@ def check_contents(
         if isinstance(file, QuarantineContents):
             reasons.update(file.reasons)
             lost += file.lost_documents
-    neither = counts.documents - counts.trained_documents - counts.held_out_documents
+    neither = counts.unused_documents
     tokens = sum(file.token_bytes for file in held_out) // manifest.token_bytes
     pairs: dict[str, tuple[Any, Any]] = {
         "held-out documents": (sum(file.documents for file in held_out), counts.held_out_documents),

@@ -24,6 +24,7 @@ from perennial.audit.counts import (
     check_ready,
     check_shard,
 )
+from perennial.audit.erasures import check_erasures, list_digests, with_erasures
 from perennial.audit.files import (
     FileListContents,
     FileRead,
@@ -164,6 +165,11 @@ def verify(store: Store, progress: Progress | None = None) -> Verification:
     done.findings += checks.check_branches(story)
     done.findings += check_averages(story)
     done.findings += check_promotions(store, story)
+    for its in check_erasures(store, story):
+        if isinstance(its, Finding):
+            done.findings.append(its)
+        else:
+            tasks.append(ReadTask(its.key, its.size_bytes, its.sha256))
     _skips(store, done)
     done.findings += checks.check_skips(story, done.skipped)
     tasks += _checkpoints(store, done, committed)
@@ -208,7 +214,7 @@ def _waiting(state: RunState, committed: set[str]) -> list[str]:
     return [
         name
         for name, corpus in state.corpora.items()
-        if corpus.state != "refused" and f"corpora/{name}" not in committed
+        if corpus.state not in ("refused", "erased") and f"corpora/{name}" not in committed
     ]
 
 
@@ -233,14 +239,15 @@ def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[
         done.manifests[name] = manifest
         if name in ready:
             event = done.story.key("ready", corpus=name)
-            done.findings += check_ready(ready[name], event, manifest)
+            now = with_erasures(ready[name], done.story.events, manifest)
+            done.findings += check_ready(now, event, manifest)
         if done.story.state.spec and tokenizer:
             its = _tokenizer_of(store, done, manifest, tokenizer)
             done.findings += check_manifest(
                 manifest_key(name), manifest, done.story.state.spec, its
             )
         yield from _corpus_files(manifest)
-    done.findings += check_earlier(done.manifests)
+    done.findings += check_earlier(done.manifests, list_digests(done.story.events))
 
 
 def _tokenizer(store: Store, done: Verification) -> corpora.RunTokenizer | None:
@@ -477,7 +484,7 @@ def _check_contents(done: Verification, files: Mapping[str, FileRead]) -> Iterat
                 yield from check_inputs(f"{folder}/{MANIFEST}", manifest, files_of)
         records = (*manifest.documents, *manifest.holdout, *manifest.quarantine)
         held = [contents[key] for f in records if (key := f"{folder}/{f.file}") in contents]
-        if len(held) == len(records):
+        if len(held) == len(records) and not manifest.erased:
             yield from check_contents(f"{folder}/{MANIFEST}", manifest, held)
     plans = _planned_folders(done)
     for key, checkpoint in sorted(done.checkpoints.items()):

@@ -12,10 +12,12 @@ from perennial.cli.data.land import land
 from perennial.cli.data.repair import repair
 from perennial.cli.data.track import track
 from perennial.cli.decide.corpus import accept, hold, refuse, retire, retry, unretire
+from perennial.cli.decide.erase import erase
 from perennial.cli.decide.release import promote
 from perennial.cli.decide.store import fork, gc, move
 from perennial.cli.decide.trunk import rewind
 from perennial.cli.look.compare import compare
+from perennial.cli.look.doctor import doctor
 from perennial.cli.look.explain import explain
 from perennial.cli.look.plan import plan
 from perennial.cli.look.report import report
@@ -43,13 +45,13 @@ app = typer.Typer(
 )
 
 PANELS: dict[str, list[Callable[..., None]]] = {
-    "Begin": [init, quickstart, explain],
+    "Begin": [init, quickstart, explain, doctor],
     "Train": [land, run, watch, status, ingest],
     "Release and measure": [release, evaluate, report, compare],
     "Before compute": [plan, simulate, tune],
     "Many runs": [study],
     "Decide about a corpus": [hold, retry, accept, refuse, retire, unretire],
-    "Day two": [rewind, promote, fork, move, gc],
+    "Day two": [rewind, promote, fork, move, gc, erase],
     "Check and track": [verify, repair, trace, ui, track],
 }
 """Verbs in the order of work, by their panel in `perennial --help`."""

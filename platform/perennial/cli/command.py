@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import perennial
 from perennial.causes import describe, is_storage_full, storage_error
 from perennial.cli.console import ProgressScreen, print_json, print_json_line, stdout_for_answers
+from perennial.cli.log_lines import (
+    LogFormat,
+    LogFormatOption,
+    for_screen,
+    using_format,
+    write_line,
+)
 from perennial.errors import InputError, PerennialError, StorageError, TaskFailed, Terminated
 
 if TYPE_CHECKING:
     from perennial.api import Run
-
-P = ParamSpec("P")
 
 # No Path: a run may also be named by its store, whose URL a Path would spoil.
 RunFile = Annotated[
@@ -52,8 +58,10 @@ def open_run(run_file: str, overrides: Sequence[str] | None) -> Run:
     return perennial.open(run_file, overrides or (), observers=[ProgressScreen()])
 
 
-def as_command(verb: Callable[P, None]) -> Callable[P, None]:
+def as_command(verb: Callable[..., None]) -> Callable[..., None]:
     """Return a verb whose failures end in one line each on stderr, and an exit code.
+
+    It gets one option more, the format of the log.
 
     The code is 2 for wrong input, 3 where another process holds the run, 143 after SIGTERM,
     otherwise 1. With `--json`, stdout has the
@@ -61,9 +69,9 @@ def as_command(verb: Callable[P, None]) -> Callable[P, None]:
     """
 
     @functools.wraps(verb)
-    def command(*args: P.args, **kwargs: P.kwargs) -> None:
+    def command(*args: Any, log_format: LogFormat = LogFormat.SCREEN, **kwargs: Any) -> None:
         as_json = kwargs.get("as_json") is True
-        with stdout_for_answers():
+        with stdout_for_answers(), using_format(log_format):
             try:
                 verb(*args, **kwargs)
             except KeyboardInterrupt:
@@ -80,6 +88,13 @@ def as_command(verb: Callable[P, None]) -> Callable[P, None]:
                     raise
                 _fail(ending.to_dict(), as_json)
 
+    known = inspect.signature(verb, eval_str=True)
+    more = inspect.Parameter(
+        "log_format", inspect.Parameter.KEYWORD_ONLY, default=LogFormat.SCREEN,
+        annotation=LogFormatOption,
+    )  # fmt: skip
+    # What typer reads the options of the command from.
+    vars(command)["__signature__"] = known.replace(parameters=[*known.parameters.values(), more])
     return command
 
 
@@ -105,7 +120,10 @@ def _fail(error: dict[str, Any], as_json: bool) -> None:
     others = error.get("others", [])
     for failure in (error, *others):
         failure["message"] = " ".join(str(failure["message"]).split())
-        print(f"perennial: {failure['message']}", file=sys.stderr)
+        if for_screen():
+            print(f"perennial: {failure['message']}", file=sys.stderr)
+        else:
+            write_line(failure["message"], "error", code=failure["code"])
     if as_json:
         # Every document has the same keys, whatever the kind of failure.
         parts = dict.fromkeys(("where", "field", "problem", "remedy"))
@@ -134,6 +152,7 @@ def check_output(output: Path | None, option: str = "--output") -> None:
         )  # fmt: skip
 
 
-def print_preview(run: Run, actions: Sequence[str]) -> None:
-    """Print what `--dry-run` shows: the resolved run file and what would be done."""
-    print_json({"spec": run.spec.model_dump(mode="json"), "todo": list(actions)})
+def print_preview(run: Run, actions: Sequence[str], more: Mapping[str, Any] | None = None) -> None:
+    """Print what `--dry-run` shows: the resolved run file, what would be done, and more of it."""
+    document = {"spec": run.spec.model_dump(mode="json"), "todo": list(actions)}
+    print_json(document | dict(more or {}))

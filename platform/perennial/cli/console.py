@@ -15,6 +15,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from perennial.cli.log_lines import for_screen, write_line
 from perennial.controller.observer import RunObserver
 from perennial.training.metrics import progress_text
 
@@ -80,6 +81,9 @@ class ProgressScreen(RunObserver):
 
     def message(self, text: str) -> None:
         """Print one line."""
+        if not for_screen():
+            write_line(text)
+            return
         # Without markup: names of trials and paths may hold brackets.
         log.print(text, style="bold", soft_wrap=True, markup=False)
 
@@ -91,7 +95,7 @@ class ProgressScreen(RunObserver):
             "(starting them takes some seconds)"
         )
         self._phase = ""
-        if log.is_terminal:
+        if log.is_terminal and for_screen():
             self._bars = Bars(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -123,7 +127,11 @@ class ProgressScreen(RunObserver):
         elif (
             row["phase"] != self._phase or time.monotonic() - self._printed_at > PLAIN_LINE_SECONDS
         ):
-            log.print(f"{job.name}  {status}", soft_wrap=True)
+            if for_screen():
+                log.print(f"{job.name}  {status}", soft_wrap=True)
+            else:
+                known = {name: value for name, value in row.items() if name != "seconds"}
+                write_line(f"{job.name}  {status}", "info", job=job.name, **known)
             self._printed_at = time.monotonic()
         self._phase = row["phase"]
 

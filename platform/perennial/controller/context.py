@@ -230,6 +230,15 @@ class Workspace:
             self.open_ledger()
             self._epoch = self._leases.take_training()
 
+    def take_whole(self) -> None:
+        """Become the controller in charge while no process tokenises.
+
+        Raises:
+            Busy: another process is in charge or tokenises, and lives.
+        """
+        self.take_charge()
+        self._leases.check_nobody_tokenises()
+
     def stand_down(self) -> None:
         """Give back what this process holds, and be a reader again."""
         self._epoch = 0

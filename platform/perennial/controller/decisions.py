@@ -57,7 +57,7 @@ def decide(
     """
     check(work, decision, name, replay)
     if name not in work.state.corpora:
-        _record_landings(work, name)
+        record_landings(work, name)
     try:
         work.amend(_event(decision, name, reason or "operator decision", replay))
     except InvalidTransition as impossible:
@@ -92,7 +92,7 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
             work.where,
             name,
             f"it is {corpus.state}, so there is nothing to {decision}",
-            f"possible now: {', '.join(possible) or 'wait until its stage is done'}",
+            f"possible now: {', '.join(possible) or _otherwise(corpus)}",
             code="decision-not-possible",
         )
     if decision == "accept" and corpus.state == "ready":
@@ -111,6 +111,12 @@ def check(work: Workspace, decision: Decision, name: str, replay: float | None) 
         )
 
 
+def _otherwise(corpus: Corpus) -> str:
+    if corpus.state == "erased":
+        return "nothing; what may be trained lands under another name"
+    return "wait until its stage is done"
+
+
 def _check_awaited(work: Workspace, corpus: Corpus) -> None:
     order = order_of(work.spec)
     if order.may_begin(corpus) or not order.trains(corpus.name):
@@ -123,7 +129,7 @@ def _check_awaited(work: Workspace, corpus: Corpus) -> None:
         )
 
 
-def _record_landings(work: Workspace, name: str) -> None:
+def record_landings(work: Workspace, name: str) -> None:
     """Record a corpus of the inbox, after those that landed before it."""
     for landed in corpora.list_landed(work.inbox):
         if landed.name not in work.ledger.read().corpora:

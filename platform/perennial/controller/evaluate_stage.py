@@ -14,6 +14,7 @@ from perennial.evaluation import measure as measure_losses
 from perennial.evaluation.cache import kept_losses
 from perennial.evaluation.gates import Measurements
 from perennial.evaluation.gates import judge as judge_gates
+from perennial.evaluation.kept_samples import keep_samples
 from perennial.evaluation.loss import Change, HeldoutLoss, paired_change
 from perennial.evaluation.scores import plain
 from perennial.evaluation.tasks import is_per_corpus
@@ -40,7 +41,7 @@ def evaluate(work: Workspace, name: str) -> None:
             corpus=name,
             losses=dict(answers.losses),
             scores=[plain(score) for score in answers.tasks],
-            samples=list(answers.samples),
+            samples=keep_samples(work.store, answers.samples),
         )
     )
     work.notify(lambda observer: observer.stage_evaluated(work, stage))

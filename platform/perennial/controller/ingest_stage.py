@@ -346,5 +346,6 @@ def check_size(work: Workspace, name: str, stored_bytes: int) -> None:
 
 
 def usable(state: RunState) -> list[str]:
-    """Return the tokenised corpora that were not refused, in the order of landing."""
-    return [c.name for c in state.corpora.values() if c.sequences and c.state != "refused"]
+    """Return the tokenised corpora that were not refused or erased, in the order of landing."""
+    left_out = ("refused", "erased")
+    return [c.name for c in state.corpora.values() if c.sequences and c.state not in left_out]

@@ -110,6 +110,16 @@ class Leases:
         if self._ingest is not None and state.ingest_lease != self._ingest.key:
             raise Superseded("another process took over the ingest; this one stops")
 
+    def check_nobody_tokenises(self) -> None:
+        """Raise Busy where another process tokenises a corpus; this one holds the training lease.
+
+        Raises:
+            Busy: another process holds the ingest lease, and lives.
+        """
+        assert self._training is not None
+        if holder := beats.living_holder(self._store, self._training, "ingesting"):
+            raise Busy(f"{holder} tokenises a corpus of this run: wait until it ends, or stop it")
+
     def give_back(self) -> None:
         """Give back the training lease."""
         if self._training is not None:

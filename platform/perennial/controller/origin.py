@@ -13,6 +13,7 @@ from perennial.controller.ingest_stage import usable
 from perennial.controller.questions import questions_of, sampling, warn_of_undrawn
 from perennial.corpora import read_manifest
 from perennial.evaluation import BASE, HeldoutLoss, examine
+from perennial.evaluation.kept_samples import keep_samples
 from perennial.evaluation.scores import plain
 from perennial.evaluation.tasks import is_per_corpus
 from perennial.optimizers import check_same_optimizer
@@ -168,7 +169,7 @@ def _ask(
         stage=origin.name,
         losses=dict(answers.losses),
         scores=[plain(score) for score in answers.tasks],
-        samples=list(answers.samples),
+        samples=keep_samples(work.store, answers.samples),
     )
     _record(work, measured, lambda state: _known(state, origin.name) == before)
 

@@ -17,6 +17,7 @@ from perennial.controller.tokenizer_growth import tokenizer_of
 from perennial.controller.train_stage import train
 from perennial.errors import InputError, Superseded
 from perennial.evaluation import Questions, examine
+from perennial.evaluation.kept_samples import keep_samples
 from perennial.evaluation.scores import plain
 from perennial.mixture import describe_tokens, read_mixture
 from perennial.runs import summary
@@ -411,7 +412,7 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
         steps=_steps(claimed),
         schedule=claimed.schedule or stage.schedule,
         losses=dict(answers.losses),
-        samples=list(answers.samples),
+        samples=keep_samples(work.store, answers.samples),
     )
     _record(work, claimed, released)
     work.notify(lambda observer: observer.release_made(work, claimed, released))

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def adopt(work: Workspace, stage: Stage) -> None:
     """Copy the furthest checkpoint of this stage's plan into it, unless it is further itself.
 
-    A trial that skipped a batch no longer follows the stage's plan, and is left out.
+    A trial that skipped a batch no longer follows the stage's plan, and is left out. So is every
+    trial of a plan with a corpus of which something was erased: it may have been trained on that.
 
     Args:
         work: the run, of which this process is in charge.
@@ -36,6 +37,8 @@ def adopt(work: Workspace, stage: Stage) -> None:
     """
     if stage.resumes is not None:
         _resume(work, stage, stage.resumes)
+    if any(work.state.corpora[source.corpus].erasures for source in stage.mix.sources):
+        return
     stands = checkpoint.latest_step(work.store, stage.folder) or stage.first_step
     further = [
         (step, trial)

@@ -62,7 +62,7 @@ class Counts(BaseModel):
     """tokens in training rows, without padding"""
     padding_tokens: int = Field(default=0, exclude_if=lambda count: not count)
     """in training rows: rows x sequence length = `row_tokens` + `padding_tokens`. They are made by
-    the packing and are none of `tokens`"""
+    the packing, or stand where a document was erased, and are none of `tokens`"""
     held_out_tokens: int = 0
     remainder_tokens: int = 0
     """tokens that no row holds: at the shards' ends, where they fill none, or with `best-fit` ends
@@ -71,9 +71,19 @@ class Counts(BaseModel):
     """trained documents that do not lie whole in one row"""
     filled_documents: int = Field(default=0, exclude_if=lambda count: not count)
     """trained documents whose middle was moved to their end"""
+    erased_documents: int = Field(default=0, exclude_if=lambda count: not count)
+    """trained or held-out documents that were erased since"""
+    erased_tokens: int = Field(default=0, exclude_if=lambda count: not count)
+    """tokens of them, in whose place rows have padding"""
     trained_bytes: int = 0
-    """UTF-8 bytes of the trained documents' texts"""
+    """UTF-8 bytes of the trained documents' texts, those erased since too"""
     held_out_bytes: int = 0
+
+    @property
+    def unused_documents(self) -> int:
+        """Return the number of documents that were neither trained nor held out."""
+        used = self.trained_documents + self.held_out_documents + self.erased_documents
+        return self.documents - used
 
     @property
     def removed(self) -> dict[str, int]:
@@ -92,9 +102,10 @@ class Counts(BaseModel):
 
     def check(self) -> Self:
         """Return itself. Raises ValueError if a document or token is not accounted for (I5)."""
-        kept = self.trained_documents + self.held_out_documents
+        kept = self.documents - self.unused_documents
         documents = kept + sum(self.removed.values())
         tokens = self.row_tokens + self.held_out_tokens + self.remainder_tokens
+        tokens += self.erased_tokens
         if documents != self.documents or tokens != self.tokens:
             raise ValueError(
                 f"{self.documents} documents and {self.tokens} tokens were read, "

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 OWN_COLUMNS = ("row", "start", "tokens", "before", "file", "offset", "digest", "domain")
 """columns of every file; `corpora.metadata` may give no other one such a name"""
+_NUMBERS = OWN_COLUMNS[:-1]
 _ROWS_PER_GROUP = 1 << 16
 
 
@@ -68,7 +69,6 @@ def encode_spans(
         settings: say which metadata is kept.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     mine = documents.take(spans.document)
     numbers: dict[str, Any] = {
@@ -84,19 +84,32 @@ def encode_spans(
     if columns:
         strings |= dict(zip(columns, mine.metadata(len(columns)), strict=True))
     table = pa.table(numbers | {"digest": mine.digest} | strings)
+    return write_spans(table), count_known(table, columns)
+
+
+def write_spans(table: pa.Table) -> pa.Buffer:
+    """Return the bytes of a file of spans."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    strings = [name for name in table.column_names if name not in _NUMBERS]
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
         sink,
         row_group_size=_ROWS_PER_GROUP,
         compression="zstd",
-        use_dictionary=list(strings),
-        column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED") | {"digest": "PLAIN"},
+        use_dictionary=strings,
+        column_encoding=dict.fromkeys(_NUMBERS[:-1], "DELTA_BINARY_PACKED") | {"digest": "PLAIN"},
         write_statistics=["row"],
         store_schema=False,
     )
-    known = {column: len(mine) - table[column].null_count for column in columns}
-    return sink.getvalue(), known
+    return sink.getvalue()
+
+
+def count_known(table: pa.Table, columns: Iterable[str]) -> dict[str, int]:
+    """Return how many spans of a file have a value, by column of metadata."""
+    return {column: len(table) - table[column].null_count for column in columns}
 
 
 def read_spans(

@@ -292,12 +292,18 @@ class CorpusManifest(_Frozen):
     step_changes: dict[str, int] = Field(default_factory=dict, exclude_if=lambda s: not s)
     """documents whose text a step changed, whatever became of them then, by the step's number and
     kind"""
+    erasures: int = Field(default=0, exclude_if=lambda count: not count)
+    """how often something of the corpus was erased"""
+    erased: bool = Field(default=False, exclude_if=lambda erased: not erased)
+    """whether all of it was: its rows keep their numbers, and there are no files any more"""
     tokens_per_byte: float | None
     """of the texts, without the ends and begins of documents; null where documents were ids"""
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """Return all files beside the manifest."""
+        """Return all files beside the manifest; none of an erased corpus."""
+        if self.erased:
+            return ()
         return (
             *self.shards,
             *self.documents,
@@ -335,6 +341,11 @@ class CorpusManifest(_Frozen):
     def tokens(self) -> int:
         """Return the number of tokens in training sequences, without padding."""
         return self.rows * self.sequence_length - self.counts.padding_tokens
+
+    @property
+    def has_padding(self) -> bool:
+        """Return whether its rows may hold padding, which no loss is taken of."""
+        return self.counts.padding_tokens > 0
 
     @property
     def total_bytes(self) -> int:

@@ -65,7 +65,8 @@ def borrow_corpus(
         The corpus's manifest; None when the other run has no corpus of that name.
 
     Raises:
-        InputError: when the other run tokenised other files of that name, or in another way.
+        InputError: when the other run tokenised other files of that name, or in another way, or
+            something of it was erased there.
         Altered: a file of the other run is missing or has another digest than its manifest says.
     """
     name = landed.name
@@ -80,6 +81,14 @@ def borrow_corpus(
             f"{name} was tokenised from other files in {lender.url}",
             "name that run's inbox as `inbox`, or leave corpora.borrow out",
             code="borrowed-files-differ",
+        )
+    if manifest.erasures:
+        raise InputError(
+            "run file",
+            "corpora.borrow",
+            f"something of {name} was erased in {lender.url}",
+            "leave corpora.borrow out, and land what may be trained",
+            code="borrowed-corpus-erased",
         )
     accept(manifest)
     for file in manifest.files:

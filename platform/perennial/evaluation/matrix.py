@@ -40,6 +40,7 @@ class LossMatrix:
     origins: the base, and the whole model whose first layers the base has; () for a trunk that
         starts from random weights.
     proxies: by stage, the corpora that it replays and that never have a stage of their own.
+    erased: corpora that are measured no more, and of which nothing is derived.
     """
 
     stages: tuple[Row, ...]
@@ -47,6 +48,7 @@ class LossMatrix:
     together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     origins: tuple[Row, ...] = ()
     proxies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    erased: frozenset[str] = frozenset()
 
     @property
     def base(self) -> Mapping[str, HeldoutLoss]:
@@ -72,14 +74,16 @@ class LossMatrix:
         return None if loss is None else loss.nats_per_token
 
     def own(self, stage: int) -> tuple[str, ...]:
-        """Return the corpora that are new in a stage."""
+        """Return the corpora that are new in a stage, without erased ones."""
         name = self.stages[stage][0]
-        return self.together.get(name, (corpus_of(name),))
+        corpora = self.together.get(name, (corpus_of(name),))
+        return tuple(corpus for corpus in corpora if corpus not in self.erased)
 
     def trained(self, stage: int) -> tuple[str, ...]:
         """Return the corpora that the trunk has been trained on by the end of a stage."""
         names = [name for name, _ in self.stages[: stage + 1]]
-        replayed = [corpus for name in names for corpus in self.proxies.get(name, ())]
+        proxies = [corpus for name in names for corpus in self.proxies.get(name, ())]
+        replayed = [corpus for corpus in proxies if corpus not in self.erased]
         return tuple(dict.fromkeys([*self.before(stage), *self.own(stage), *replayed]))
 
     def before(self, stage: int) -> tuple[str, ...]:

@@ -36,12 +36,15 @@ class CorpusLayout:
     digests: sha256 of each shard, from the corpus's manifest; () where none was promised.
     row_bytes: bytes of a stored row; None for those that the reader is asked for. Token ids of
         fewer bytes are widened: a corpus keeps 16 bits when a tokenizer grows past 65,536 entries.
+    erased: of a corpus that was erased, the token that all of its rows hold, as hexadecimal; "" of
+        any other. Its key is that of the corpus, and nothing is read.
     """
 
     keys: tuple[str, ...]
     shard_rows: tuple[int, ...]
     digests: tuple[str, ...] = ()
     row_bytes: int | None = None
+    erased: str = ""
 
     @property
     def rows(self) -> int:
@@ -125,6 +128,11 @@ class RowReader:
         """Yield runs of rows, cut at shards' borders, at large holes, and where the order wraps."""
         for (corpus, rows), out in zip(wanted, targets, strict=True):
             layout = self._layouts[corpus]
+            if layout.erased:
+                layout.locate(rows)
+                token = np.frombuffer(bytes.fromhex(layout.erased), dtype=np.uint8)
+                out[:] = np.tile(token, out.shape[1] // len(token))
+                continue
             shards, inside = layout.locate(rows)
             step = np.diff(inside)
             far = (step < 0) | (step * self._row_bytes > _HOLE_BYTES) | (np.diff(shards) != 0)

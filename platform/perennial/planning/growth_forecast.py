@@ -9,6 +9,7 @@ from perennial import corpora
 from perennial.controller.tokenizer_growth import asked_of, extension_for, settled_tokenizer
 from perennial.corpora.growth.stored import Growth
 from perennial.corpora.tokenizer import MANIFEST_KEY
+from perennial.runs.transitions import FINISHED
 from perennial.training import cost_model
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def grown_vocabulary(work: Workspace, vocabulary: int) -> int:
         known = work.state.extensions.get(name)
         corpus = work.state.corpora.get(name)
         brought = extension_for(work, name)
-        if corpus is not None and corpus.state in ("passed", "retired", "refused", "held"):
+        if corpus is not None and corpus.state in (*FINISHED, "refused", "held"):
             continue
         if known is not None:
             entries += known.vocabulary - known.first

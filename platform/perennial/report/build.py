@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from perennial.evaluation.kept_samples import read_samples
 from perennial.report import tables
 from perennial.report.compare import baseline_gap
 from perennial.report.compare_tables import change_text
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from perennial.controller.context import Workspace
     from perennial.evaluation import LossMatrix
     from perennial.evaluation.compare import Gap
+    from perennial.evaluation.kept_samples import Held
     from perennial.evaluation.samples import Sample
     from perennial.report.figures.style import Picture
     from perennial.runs.history import History
     from perennial.runs.state import RunState
+    from perennial.store import Store
 
 KEY = "report/report.html"
 
@@ -45,7 +48,7 @@ def page(work: Workspace, at: str) -> Page:
         subtitle=f"As the ledger stood at {moment(at)}. Perennial {__version__}.",
         facts=dict(_facts(spec, state, matrix, history, gap)),
         sections=tuple(_sections(work, matrix, history, gap)),
-        quotes=tuple(quotes(state)),
+        quotes=tuple(quotes(work.store, state)),
     )
 
 
@@ -146,14 +149,16 @@ def _retraining(baseline: str, gap: Gap | None) -> PageSection:
     return PageSection(title, lead, tables=[Table(columns, rows, frozenset(columns[1:]))])
 
 
-def quotes(state: RunState) -> Iterator[Quote]:
+def quotes(store: Store, state: RunState) -> Iterator[Quote]:
     """Yield each prompt, and how every model went on from it."""
     by_prompt: dict[tuple[str, str], list[tuple[str, Sample]]] = {}
-    wrote = [(origin.name, origin.samples) for origin in state.origins.values()]
+    wrote: list[tuple[str, Held]] = [
+        (origin.name, origin.samples) for origin in state.origins.values()
+    ]
     wrote += [(stage.name, state.stage_samples.get(stage.name, [])) for stage in state.stages]
     wrote += [(f"release {release.name}", release.samples) for release in state.releases]
     for name, samples in wrote:
-        for sample in samples:
+        for sample in read_samples(store, samples):
             by_prompt.setdefault((sample.prompt, sample.corpus), []).append((name, sample))
     for (prompt, corpus), continuations in by_prompt.items():
         made = [sample.rendering for _, sample in continuations if sample.rendering]

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from perennial.controller.observer import RunObserver
+from perennial.evaluation.kept_samples import Held, read_samples
 from perennial.report.figures.run import pictures
 from perennial.runs import metrics, summary
 from perennial.runs.history import read_history
@@ -18,13 +19,12 @@ from perennial.runs.metrics import stored_rows
 from perennial.telemetry.mlflow_observer import release_location
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from perennial.controller.observer import ObservedRun
-    from perennial.evaluation import LossMatrix, Sample
+    from perennial.evaluation import LossMatrix
     from perennial.runs.entities import StoredOrigin
     from perennial.runs.events import Released, Releasing
     from perennial.runs.state import Stage
+    from perennial.store import Store
     from perennial.telemetry.mlflow_observer import MlflowObserver
     from perennial.tracking import Tracker
     from perennial.tracking.tracker import TrackedRun
@@ -99,7 +99,7 @@ def _track_origin(work: ObservedRun, tracker: Tracker, origin: StoredOrigin) -> 
     run = tracker.child(origin.name, params=params)
     values = metrics.heldout_metrics(origin.losses) | metrics.score_metrics(origin.scores)
     run.log(0, values, work.spec.tokens_per_step)
-    _log_samples(run, origin.samples)
+    _log_samples(run, work.store, origin.samples)
     run.finish()
 
 
@@ -125,11 +125,13 @@ def track_stage(work: ObservedRun, tracker: Tracker, stage: Stage) -> None:
     scores = metrics.score_metrics(state.stage_scores.get(stage.name, []))
     values = metrics.heldout_metrics(state.losses[stage.name]) | scores
     run.log(stage.last_step, values, work.spec.tokens_per_step)
-    _log_samples(run, state.stage_samples.get(stage.name, []))
+    _log_samples(run, work.store, state.stage_samples.get(stage.name, []))
 
 
-def _log_samples(run: TrackedRun, samples: Sequence[Sample]) -> None:
-    if samples:
+def _log_samples(run: TrackedRun, store: Store, held: Held) -> None:
+    """Log samples, in place of those that were logged before and were erased since."""
+    samples = read_samples(store, held)
+    if held:
         run.artifact(metrics.sample_text(samples), "samples.txt")
     for name, picture in metrics.sample_pictures(samples).items():
         run.artifact(picture, name)
@@ -141,7 +143,7 @@ def track_release(
     """Log a release's losses and samples, and register it."""
     run = tracker.child(f"release-{released.name}")
     run.log(claimed.step + released.steps, metrics.heldout_metrics(released.losses))
-    _log_samples(run, released.samples)
+    _log_samples(run, work.store, released.samples)
     run.register(
         work.spec.name,
         released.name,

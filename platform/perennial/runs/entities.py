@@ -7,12 +7,16 @@ from dataclasses import dataclass, field, fields
 
 from perennial.config.run import OptimizerAtJoin
 from perennial.corpora.file_list import ListRecord
+from perennial.evaluation.kept_samples import SampleList
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix
 from perennial.runs.events import (
+    CorpusEvent,
     Document,
+    Erased,
+    Failed,
     Imported,
     Measured,
     Retried,
@@ -51,8 +55,16 @@ class Corpus:
     replay: float | None = None
     #: how often its stage was trained again with more replay, since a user last decided
     retries: int = 0
+    #: how often something of it was erased
+    erasures: int = 0
     #: whether a user accepted its stage before it begins
     approved: bool = False
+
+    def is_late(self, event: CorpusEvent) -> bool:
+        """Return whether an event counts on from another number than the corpus has."""
+        if isinstance(event, Erased):
+            return event.corpus == self.name and event.number != self.erasures
+        return isinstance(event, Failed) and event.attempt != self.attempt + 1
 
     def go_on(self, event: Retried) -> None:
         """Keep what a retry says of the next stage."""
@@ -160,7 +172,7 @@ class StoredOrigin:
     #: corpora on which its loss is not a number
     not_finite: tuple[str, ...] = ()
     scores: list[Score] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Sample | SampleList] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -179,8 +191,13 @@ class StoredOrigin:
         self.not_finite = tuple(dict.fromkeys([*lost, *event.not_finite]))
         known = {(score["asked"], score["task"]) for score in self.scores}
         self.scores += [s for s in event.scores if (s["asked"], s["task"]) not in known]
-        asked = {(sample.corpus, sample.prompt) for sample in self.samples}
-        self.samples += [s for s in event.samples if (s.corpus, s.prompt) not in asked]
+        asked = {_asked(held) for held in self.samples}
+        self.samples += [held for held in event.samples if _asked(held) not in asked]
+
+
+def _asked(held: Sample | SampleList) -> tuple[str, ...]:
+    """Return what a model continued: a prompt, or those of a corpus."""
+    return (held.corpus, held.prompt) if isinstance(held, Sample) else (held.corpus,)
 
 
 def names_in(corpora: Iterable[Corpus], *states: CorpusState) -> list[str]:

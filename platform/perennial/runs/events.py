@@ -11,6 +11,7 @@ from perennial.config.search import Child, Point
 from perennial.corpora.file_list import ListRecord
 from perennial.evaluation.finite import drop_not_finite, explain_not_finite, names_not_finite
 from perennial.evaluation.gates import Verdict
+from perennial.evaluation.kept_samples import SampleList
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
@@ -190,6 +191,26 @@ class Unretired(_Record):
     reason: str = ""
 
 
+class Erased(_Record):
+    """Documents of a corpus were erased, or all of it; its rows keep their numbers.
+
+    number: how often something of it was erased before.
+    documents, tokens: that were erased, with those of held-out documents.
+    digest: of the corpus's manifest after it; "" of a corpus that was not tokenised.
+    tombstone: SHA-256 of the tombstone of that number.
+    """
+
+    kind: Literal["erased"] = "erased"
+    corpus: str
+    number: int
+    whole: bool
+    documents: int
+    tokens: int
+    digest: str
+    tombstone: str
+    reason: str = ""
+
+
 class Failed(_Record):
     """An action on the corpus failed for the `attempt`-th time.
 
@@ -260,7 +281,7 @@ class _Measurements(_Record):
 
     losses: Losses
     scores: Scores = Field(default_factory=list)
-    samples: list[Sample] = Field(default_factory=list)
+    samples: list[Sample | SampleList] = Field(default_factory=list)
     not_finite: tuple[str, ...] = ()
 
     @model_validator(mode="before")
@@ -357,7 +378,7 @@ class Released(_Record):
     steps: int
     schedule: ScheduleRecord
     losses: Losses
-    samples: list[Sample]
+    samples: list[Sample | SampleList]
 
 
 class Scored(_Record):
@@ -445,6 +466,7 @@ CorpusEvent = (
     | Retried
     | Retired
     | Unretired
+    | Erased
     | Failed
     | Started
     | Trained

@@ -10,6 +10,7 @@ from perennial.config.changes import check_held
 from perennial.corpora.tokenizer import FIRST_TOKENIZER
 from perennial.mixture import StageMix
 from perennial.mixture.row_reader import CorpusLayout
+from perennial.runs.entities import names_in
 from perennial.runs.events import Extended, Releasing
 from perennial.runs.state import RunState, Stage
 from perennial.schedules import Schedule, from_dict
@@ -57,7 +58,8 @@ def stage_job(
     job = _with_growth(spec, state, stage, job)
     replayed = {source.corpus: 0 for source in stage.mix.replayed}
     seen = replayed | {name: tokens for name, tokens in job.tokens_seen.items() if tokens}
-    old = sorted((name for name in seen if name not in stage.corpora), key=seen.__getitem__)
+    left_out = {*stage.corpora, *names_in(state.corpora.values(), "erased")}
+    old = sorted((name for name in seen if name not in left_out), key=seen.__getitem__)
     return replace(
         job,
         tracking_run=stage.tracking_run,
@@ -190,7 +192,7 @@ def _job(
         vocabulary=own.vocabulary,
         end_of_document=own.end_of_document,
         begin_of_document=own.begin_of_document,
-        padded=any(manifests[s.corpus].counts.padding_tokens for s in mix.sources),
+        padded=any(manifests[s.corpus].has_padding for s in mix.sources),
         dtype=f"<u{max(manifests[source.corpus].token_bytes for source in mix.sources)}",
         seed=spec.seed,
         tokens_seen={corpus: count * length for corpus, count in seen.items()},
@@ -199,6 +201,12 @@ def _job(
 
 def layout(manifest: CorpusManifest) -> CorpusLayout:
     """Return the files of a corpus's rows in the store."""
+    if manifest.erased:
+        end = manifest.end_of_document.to_bytes(manifest.token_bytes, "little").hex()
+        row_bytes = manifest.sequence_length * manifest.token_bytes
+        return CorpusLayout(
+            (f"corpora/{manifest.name}",), (manifest.rows,), row_bytes=row_bytes, erased=end
+        )
     return CorpusLayout(
         tuple(f"corpora/{manifest.name}/{shard.file}" for shard in manifest.shards),
         tuple(sum(shard.row_groups) for shard in manifest.shards),

@@ -185,7 +185,9 @@ def _stage_row(stage: Stage, mix: StageMix, length: int) -> str:
 
 def _corpus_row(state: RunState, manifest: CorpusManifest, tokens: int) -> str:
     note = ""
-    if manifest.name in state.retired:
+    if manifest.erased:
+        note = "erased since: its text is no more"
+    elif manifest.name in state.retired:
         note = "retired: no longer replayed"
     elif any(manifest.name in stage.mix.replay.proxies for stage in state.stages):
         note = "a proxy for what the base was trained on: replayed, never a stage"

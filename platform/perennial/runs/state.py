@@ -14,16 +14,18 @@ from itertools import chain
 from perennial.errors import InvalidTransition
 from perennial.evaluation import BASE
 from perennial.evaluation.gates import Verdict
+from perennial.evaluation.kept_samples import SampleList
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix, TrunkUse, trained_by_part, trained_sequences
-from perennial.runs.entities import Corpus, Stage, StoredOrigin
+from perennial.runs.entities import Corpus, Stage, StoredOrigin, names_in
 from perennial.runs.events import (
     Accepted,
     Branched,
     CorpusEvent,
     Document,
+    Erased,
     Evaluated,
     Event,
     Extended,
@@ -54,6 +56,7 @@ from perennial.runs.storage.store_events import StoreEvent
 from perennial.runs.storage.store_state import StoreState
 from perennial.runs.transitions import (
     ASIDE,
+    FINISHED,
     ON_THE_TRUNK,
     TRANSITIONS,
     CorpusState,
@@ -109,7 +112,7 @@ class RunState:
     stage_scores: MutableMapping[str, list[Score]] = field(default_factory=dict)
     verdicts: MutableMapping[str, list[Verdict]] = field(default_factory=dict)
     #: samples from every stage's end, by stage name
-    stage_samples: MutableMapping[str, list[Sample]] = field(default_factory=dict)
+    stage_samples: MutableMapping[str, list[Sample | SampleList]] = field(default_factory=dict)
     #: why a user accepted a stage in spite of its verdicts, by stage name
     accepted: dict[str, str] = field(default_factory=dict)
     #: releases that were begun and do not exist yet, by name
@@ -162,6 +165,8 @@ class RunState:
                 self.aliases.setdefault(event.alias, []).append(event.release)
             case Searching() | Branched() | Tried():
                 self.searches.apply(event)
+            case Erased() if not event.whole:
+                self.corpora[event.corpus].erasures += 1
             case _:
                 self._apply_to_corpus(event)
 
@@ -188,12 +193,8 @@ class RunState:
             case Measured():
                 if event.stage not in {*self.losses, *self.origins}:
                     raise InvalidTransition(event.stage, "not evaluated", event.kind, [])
-            case Scored():
+            case Scored() | Promoted():
                 self._check_released(event)
-            case Promoted():
-                self._check_released(event)
-                if self.aliases.get(event.alias, [])[-1:] == [event.release]:
-                    raise InvalidTransition(event.release, event.alias, event.kind, [])
             case Searching() | Branched() | Tried():
                 self.searches.check(event)
             case _:
@@ -202,6 +203,8 @@ class RunState:
     def _check_released(self, event: Scored | Promoted) -> None:
         if self.release_state(event.release) != "released":
             raise InvalidTransition(event.release, "not released", event.kind, [])
+        if isinstance(event, Promoted) and self.aliases.get(event.alias, [""])[-1] == event.release:
+            raise InvalidTransition(event.release, event.alias, event.kind, [])
 
     def aliases_of(self, release: str) -> tuple[str, ...]:
         """Return the aliases that point to a release now."""
@@ -209,24 +212,21 @@ class RunState:
 
     def _check_corpus(self, event: CorpusEvent) -> None:
         if isinstance(event, Started) and event.mix.corpora[:1] != (event.corpus,):
-            corpora = " and ".join(event.mix.corpora)
-            raise ValueError(f"the stage of {event.corpus} has a mix that trains {corpora}")
+            raise ValueError(f"the stage of {event.corpus} has a mix of {event.mix.corpora}")
         for name, kind in self._happenings(event).items():
             corpus = self.corpora.get(name) or Corpus(name)
-            late = isinstance(event, Failed) and event.attempt != corpus.attempt + 1
-            if late or (corpus.state, kind) not in TRANSITIONS:
+            if corpus.is_late(event) or (corpus.state, kind) not in TRANSITIONS:
                 raise InvalidTransition(name, corpus.state, kind, corpus.event_kinds)
 
     def _happenings(self, event: CorpusEvent) -> dict[str, str]:
         """Return the transition of every corpus that an event concerns.
 
-        Corpora of one stage share its events, except that a refused one leaves the stage alone and
-        frees the others.
+        Corpora of a stage share its events; one that is refused or erased frees the others.
         """
         if isinstance(event, Started):
             return dict.fromkeys(event.mix.corpora, event.kind)
         together = self.together(event.corpus)
-        if isinstance(event, Refused):
+        if isinstance(event, Refused | Erased):
             return {**dict.fromkeys(together, "freed"), event.corpus: event.kind}
         return dict.fromkeys(together, event.kind)
 
@@ -250,12 +250,11 @@ class RunState:
     def gated(self) -> Stage | None:
         """Return the stage that a gate stopped, or None."""
         stage = self.at_work
-        stopped = stage is not None and self.corpora[stage.corpora[0]].state == "gated"
-        return stage if stopped else None
+        return stage if stage and self.corpora[stage.corpora[0]].state == "gated" else None
 
     def has_passed(self, stage: Stage) -> bool:
         """Return whether the next stage may start from this one's end."""
-        return self.corpora[stage.corpora[0]].state in ("passed", "retired")
+        return self.corpora[stage.corpora[0]].state in FINISHED
 
     def _apply_to_corpus(self, event: CorpusEvent) -> None:
         happenings, stage = self._happenings(event), self.at_work
@@ -298,6 +297,8 @@ class RunState:
                 self.ingest_lease = event.lease
             case Extended():
                 self.extensions[event.corpus] = event
+            case Erased() if event.corpus == corpus.name:
+                corpus.erasures += 1
             case Ready():
                 corpus.sequences, corpus.tokens = event.sequences, event.tokens
                 corpus.parts = event.parts
@@ -354,7 +355,7 @@ class RunState:
     @property
     def growing(self) -> tuple[str, ...]:
         """Return the corpora whose entries are neither in force nor put aside by a user."""
-        settled = ("passed", "retired", "refused", "held")
+        settled = (*FINISHED, "refused", "held")
         return tuple(n for n in self.extensions if self.corpora[n].state not in settled)
 
     @property
@@ -433,7 +434,7 @@ class RunState:
     @property
     def retired(self) -> tuple[str, ...]:
         """Return the corpora that later stages do not replay."""
-        return tuple(name for name, c in self.corpora.items() if c.state == "retired")
+        return tuple(name for name, c in self.corpora.items() if c.state in ("retired", "erased"))
 
     @property
     def started_stages(self) -> list[Stage]:
@@ -445,10 +446,12 @@ class RunState:
         return rewinding.list_lineage(self, stage)
 
     def trained_corpora(self, stage: Stage) -> tuple[str, ...]:
-        """Return the corpora that the trunk was trained on by the end of a stage; proxies last."""
+        """Return what a stage's end was trained on, without erased corpora; proxies last."""
         mixes = [earlier.mix for earlier in (*self.lineage(stage), stage)]
         new = [name for mix in mixes for name in mix.corpora]
-        return tuple(dict.fromkeys([*new, *(s.corpus for mix in mixes for s in mix.sources)]))
+        trained = dict.fromkeys([*new, *(s.corpus for mix in mixes for s in mix.sources)])
+        erased = names_in(self.corpora.values(), "erased")
+        return tuple(name for name in trained if name not in erased)
 
     def history_of(self, stage: Stage) -> list[StageMix]:
         """Return the mixes of the trunk before a stage, abandoned or not."""

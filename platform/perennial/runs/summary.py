@@ -12,6 +12,7 @@ from perennial.corpora import load_tokenizer
 from perennial.evaluation import LossMatrix
 from perennial.evaluation.scores import Score
 from perennial.runs.actions import waits_to_extend
+from perennial.runs.entities import names_in
 from perennial.runs.stage_planner import order_of
 from perennial.runs.state import Corpus, RunState, Stage
 from perennial.runs.unattended.gate_response import respond_to_gate
@@ -67,7 +68,8 @@ def matrix(state: RunState, last: int | None = None) -> LossMatrix:
     origins = tuple((o.name, o.losses) for o in state.origins.values() if o.losses)
     proxies = {stage.name: stage.replayed_proxies for stage in state.stages}
     replayed = {name: corpora for name, corpora in proxies.items() if corpora}
-    return LossMatrix(stages, releases, together, origins, replayed)
+    erased = frozenset(names_in(state.corpora.values(), "erased"))
+    return LossMatrix(stages, releases, together, origins, replayed, erased)
 
 
 def references(state: RunState, stage: Stage) -> dict[str, str]:

@@ -22,6 +22,7 @@ CorpusState = Literal[
     "failed",
     "refused",
     "retired",
+    "erased",
 ]
 Back = Literal["back"]
 """to the state from which the corpus was held, failed or refused"""
@@ -36,6 +37,9 @@ ON_THE_TRUNK: tuple[CorpusState, ...] = (
     "retired",
 )
 """States of a corpus that has a stage of the trunk, besides `failed` in one of these."""
+
+FINISHED: tuple[CorpusState, ...] = ("passed", "retired", "erased")
+"""States of a corpus whose stage is behind the trunk's end."""
 
 ASIDE: tuple[CorpusState, ...] = ("held", "failed", "refused")
 """States from which `retried` leads back."""
@@ -82,6 +86,13 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("failed", "freed"): "ready",
     ("gated", "freed"): "ready",
 }
+
+# An erased corpus leaves an unfinished stage, and nothing can happen to it any more.
+TRANSITIONS |= {
+    (state, "erased"): "erased"
+    for state in ("landed", "ready", "held", "failed", "refused", *ON_THE_TRUNK)
+}
+TRANSITIONS |= {(state, "freed"): "ready" for state in ON_THE_TRUNK[:-2]}
 
 # The trunk was taken back to before the corpus's stage: it waits for a user. Where it was taken
 # back to a step of the stage itself, the stage goes on from there.

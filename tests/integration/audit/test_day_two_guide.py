@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import perennial
 from perennial.audit.verify import verify
 from perennial.cli.app import app
+from perennial.corpora import load_tokenizer, read_holdout, read_manifest
+from perennial.corpora.document_spans import read_spans
 from perennial.store import open_run_store, open_store
 from tests.integration.audit.conftest import filled
 from tests.integration.audit.test_verify import RELEASE
@@ -23,6 +25,7 @@ HERE = {
     "01-french-4000-anneal400": RELEASE.removeprefix("releases/"),
     "01-french@4000": "00-help@10",
     "01-french": "00-help",
+    "french": "help",
 }
 """what the page names, and what this run has"""
 
@@ -42,9 +45,16 @@ def test_every_command_does_what_the_page_says(
     store = filled(open_store(tmp_path / "store"), finished)
     run_file = write_run(tmp_path, tiny_run(tmp_path))
     perennial.open(run_file).prepare_tracking()
+    manifest = read_manifest(store, "help")
+    digest = next(read_spans(store, manifest, [3])).digest
+    (tmp_path / "people.txt").write_text(digest)
+    held = next(iter(read_holdout(store, manifest)))
+    ids = held.tokens[:-1].tolist()
+    text = load_tokenizer(store).build().decode(ids, skip_special_tokens=False)
+    (tmp_path / "letter.txt").write_text(text)
     verbs = []
     for words in _commands():
-        name, *rest = words
+        name, *rest = [word.replace("f9b3c0ffee15600d", digest) for word in words]
         if name != "perennial":
             subprocess.run(words, check=True)
             if words[-1] == "other.yaml":
@@ -61,10 +71,21 @@ def test_every_command_does_what_the_page_says(
         if rest[0] == "move" and "--dry-run" not in rest:
             store = open_store(tmp_path / "moved")
             write_run(tmp_path, tiny_run(tmp_path, "moved"))
-    assert {"verify", "repair", "status", "plan", "rewind", "promote", "move", "fork", "gc"} == {
-        *verbs
-    }
+    assert {
+        "doctor",
+        "verify",
+        "repair",
+        "status",
+        "plan",
+        "rewind",
+        "promote",
+        "move",
+        "fork",
+        "gc",
+        "trace",
+        "erase",
+    } == {*verbs}
     state = perennial.open(run_file).read_status()
-    assert state.corpora["code"] == "held"
+    assert (state.corpora["code"], state.corpora["help"]) == ("held", "erased")
     assert verify(store).findings == []
     assert verify(open_run_store(tmp_path / "other")).findings == []

@@ -124,7 +124,9 @@ class Controllers(RuleBasedStateMachine):
 
     @rule(
         corpus=st.sampled_from(CORPORA),
-        kind=st.sampled_from(["held", "retried", "refused", "retired", "unretired", "accepted"]),
+        kind=st.sampled_from(
+            ["held", "retried", "refused", "retired", "unretired", "accepted", "erased"]
+        ),
     )
     def decide(self, corpus: str, kind: str) -> None:
         """A person writes a decision, whoever is in charge."""

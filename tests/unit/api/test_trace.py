@@ -60,7 +60,7 @@ def test_a_row_is_traced_to_its_documents(run_file: Path, tmp_path: Path) -> Non
     assert lines[0].startswith(told + first.metadata["id"].join(["id ", ")"]))
 
 
-def test_what_cannot_be_traced_is_refused(run_file: Path) -> None:
+def test_what_cannot_be_traced_is_refused(run_file: Path, tmp_path: Path) -> None:
     run = perennial.open(run_file)
     with refused("row-missing", "ROW"):
         run.trace("en", [0, 10**6])
@@ -70,10 +70,25 @@ def test_what_cannot_be_traced_is_refused(run_file: Path) -> None:
         run.trace("../fr", [0])
     with refused("step-missing", "--step"):
         run.trace_step(1)
-    for words in ([], ["en"], ["en", "1", "--step", "1"]):
+    several = (["en", "1", "--step", "1"], ["--step", "1", "--document", "0" * 16])
+    for words in ([], ["en"], *several, ["en", "1", "--release", "r"]):
         done = CliRunner().invoke(app, ["trace", str(run_file), *words])
         assert done.exit_code == 2
         assert "name a corpus and its rows, or --step" in done.stderr
+    (tmp_path / "binary").write_bytes(b"\xff")
+    (tmp_path / "other").write_text("a text of nobody")
+    for words, code in (
+        (["--document", "0" * 16], "document-missing"),
+        (["--document", "a name"], "documents-unreadable"),
+        (["--document", ""], "documents-unreadable"),
+        (["--document", '{"file": "a.jsonl", "offset": 0}'], "documents-unreadable"),
+        (["--text", str(tmp_path / "none")], "documents-unreadable"),
+        (["--text", str(tmp_path / "binary")], "documents-unreadable"),
+        (["--text", str(tmp_path / "other")], "document-missing"),
+        (["--release", "none"], "release-missing"),
+    ):
+        done = CliRunner().invoke(app, ["trace", str(run_file), *words, "--json"])
+        assert (done.exit_code, json.loads(done.stdout)["error"]["code"]) == (2, code)
 
 
 def test_a_corpus_of_an_earlier_version_kept_no_documents(old: OldStore) -> None:

@@ -102,7 +102,7 @@ def test_pictures_go_to_mlflow_as_files_and_texts_with_the_texts() -> None:
 
 
 def test_the_ledger_gives_samples_back() -> None:
-    event = Measured(at="2026-01-01T00:00:00+00:00", stage="base", losses={}, samples=samples())
+    event = Measured(at="2026-01-01T00:00:00+00:00", stage="base", losses={}, samples=[*samples()])
     assert decode(encode(event)).event == event
 
 

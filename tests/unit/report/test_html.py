@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.evaluation.samples import Rendering, Sample
@@ -14,6 +15,7 @@ from perennial.report.html import Continuation, Page, PageSection, Quote, Table,
 from perennial.report.tables import bits
 from perennial.runs.events import Measured
 from perennial.runs.state import RunState
+from perennial.store import open_store
 from tests.support.event_factory import AT, imported
 
 HOSTILE = "<script>alert(1)</script>"
@@ -64,7 +66,9 @@ def test_a_picture_comes_in_light_and_dark_wide_and_narrow() -> None:
     assert reader.tags.count("source") == 4
 
 
-def test_samples_that_were_drawn_are_pictures_with_the_code_that_drew_them() -> None:
+def test_samples_that_were_drawn_are_pictures_with_the_code_that_drew_them(
+    tmp_path: Path,
+) -> None:
     state = RunState()
     state.apply(imported())
     drawn = Rendering("digits:draw sha256 12", png="UE5H")
@@ -74,8 +78,8 @@ def test_samples_that_were_drawn_are_pictures_with_the_code_that_drew_them() -> 
         Sample("music", "6", "7", Rendering("gone:draw", problem="not there")),
         Sample("english", "Once", "upon"),
     ]
-    state.apply(Measured(at=AT, stage="base", losses={"digits": LOSS}, samples=samples))
-    shown = list(quotes(state))
+    state.apply(Measured(at=AT, stage="base", losses={"digits": LOSS}, samples=[*samples]))
+    shown = list(quotes(open_store(tmp_path), state))
     assert [(quote.prompt, *quote.texts, *quote.drawn_by) for quote in shown] == [
         (
             "The first 3 ids of a document",

@@ -1,7 +1,9 @@
-"""`perennial trace`: from rows of a corpus, or a step, back to the documents."""
+"""`perennial trace`: from rows to documents, and from a document to the models that saw it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,8 @@ from perennial.errors import InputError
 
 if TYPE_CHECKING:
     from perennial.api.trace import TracedRows
+    from perennial.api.trace_document import TracedDocument, TracedPlace, TracedRelease
+    from perennial.corpora.document_spans import DocumentSpan
 
 Corpus = Annotated[str | None, typer.Argument(metavar="[CORPUS", help="Corpus of the rows")]
 Rows = Annotated[
@@ -23,7 +27,17 @@ Step = Annotated[
 ]
 Release = Annotated[
     str | None,
-    typer.Option("--release", metavar="NAME", help="The step is one of this release's anneal"),
+    typer.Option(
+        "--release", metavar="NAME", help="What it was trained on; with --step, of its anneal"
+    ),
+]
+DocumentId = Annotated[
+    str | None,
+    typer.Option("--document", metavar="ID", help="Digest of a document: every model that saw it"),
+]
+TextFile = Annotated[
+    Path | None,
+    typer.Option("--text", metavar="FILE", help="The same, of the document with this text"),
 ]
 
 
@@ -33,31 +47,83 @@ def trace(
     rows: Rows = None,
     step: Step = None,
     release: Release = None,
+    document: DocumentId = None,
+    text: TextFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Name the documents in rows of a corpus, or in the batch of a step. Reads only."""
+    """Name the documents in rows or in a step's batch, or the models that saw one. Reads only."""
     run = open_run(run_file, None)
-    if step is not None and corpus is None:
+    given = [corpus is not None, step is not None, document is not None, text is not None]
+    if sum(given) > 1 or (release is not None and any(given) and step is None):
+        raise _unclear()
+    traced: TracedRows | TracedDocument | TracedRelease
+    if step is not None:
         traced = run.trace_step(step, release)
-    elif step is None and release is None and corpus is not None and rows:
+    elif document is not None:
+        traced = run.trace_document(document)
+    elif text is not None:
+        traced = run.trace_text(text)
+    elif release is not None:
+        traced = run.trace_release(release)
+    elif corpus is not None and rows:
         traced = run.trace(corpus, rows)
     else:
-        raise InputError(
-            "command line", "CORPUS ROW...", "neither rows nor a step are named, or both are",
-            "name a corpus and its rows, or --step", code="nothing-to-trace",
-        )  # fmt: skip
+        raise _unclear()
     if as_json:
         print_json(traced.to_dict())
     else:
-        _print_documents(traced)
+        for line in _lines(traced):
+            out.print(line, markup=False, soft_wrap=True)
 
 
-def _print_documents(traced: TracedRows) -> None:
+def _unclear() -> InputError:
+    return InputError(
+        "command line", "CORPUS ROW...", "nothing is named that can be traced, or several things",
+        "name a corpus and its rows, or --step, or --document, or --text, or --release",
+        code="nothing-to-trace",
+    )  # fmt: skip
+
+
+def _lines(traced: TracedRows | TracedDocument | TracedRelease) -> Iterator[str]:
+    from perennial.api.trace_document import TracedDocument, TracedRelease
+
+    if isinstance(traced, TracedDocument):
+        for place in traced.places:
+            yield from _place_lines(place)
+        yield "next      perennial erase RUN_FILE CORPUS --documents FILE   with this digest"
+    elif isinstance(traced, TracedRelease):
+        yield f"branches off {traced.origin}, after {', '.join(traced.stages)}"
+        for corpus, tokens in traced.tokens.items():
+            gone = ", erased since" if corpus in traced.erased else ""
+            yield f"{corpus}: {tokens:,} tokens{gone}"
+    else:
+        yield from _row_lines(traced)
+
+
+def _place_lines(place: TracedPlace) -> Iterator[str]:
+    for span in place.spans:
+        yield _span_line(place.corpus, span)
+    if place.held_out:
+        yield f"{place.corpus}: held out, so that nothing is trained on it"
+    if place.erased:
+        yield f"{place.corpus}: erased"
+    for name, step in place.stages.items():
+        yield f"trained   {name}, from step {step:,} on"
+    for key in place.checkpoints:
+        yield f"in        {key}"
+    for name in place.releases:
+        yield f"in        release {name}"
+
+
+def _row_lines(traced: TracedRows) -> Iterator[str]:
     if traced.stage:
-        out.print(f"trained in {traced.stage}")
+        yield f"trained in {traced.stage}"
     for corpus, spans in traced.documents.items():
         for span in spans:
-            place = f"{corpus} row {span.row}, tokens {span.start} to "
-            place += f"{span.start + span.tokens - 1}: {span}"
-            rest = f", from its token {span.before}" if span.before else ""
-            out.print(place + rest, markup=False, soft_wrap=True)
+            yield _span_line(corpus, span)
+
+
+def _span_line(corpus: str, span: DocumentSpan) -> str:
+    last = span.start + span.tokens - 1
+    rest = f", from its token {span.before}" if span.before else ""
+    return f"{corpus} row {span.row}, tokens {span.start} to {last}: {span}{rest}"

@@ -94,7 +94,7 @@ def release(
 def _show(made: ReleaseSummary, to: str | None, run_file: str) -> None:
     """Print a release."""
     print_matrix(made.matrix)
-    for sample in made.released.samples:
+    for sample in made.samples:
         # A model's text may hold brackets, which rich would take for its markup.
         its = sample.rendering
         drawn = f"(drawn in the report by {its.by.split()[0]})" if its and its.png else ""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import get_args
 
-from perennial.runs.transitions import ASIDE, ON_THE_TRUNK, CorpusState
+from perennial.runs.transitions import ASIDE, FINISHED, ON_THE_TRUNK, CorpusState
 from perennial.runs.trunk.trunk_state import TrunkState
 
 
 def validate(state: TrunkState) -> None:
     """Assert what must hold after any sequence of events."""
     on_trunk = [n for n, c in state.corpora.items() if c.stands_at in ON_THE_TRUNK]
-    trained = [corpus for stage in state.stages for corpus in stage.corpora]
+    gone = {name for name, corpus in state.corpora.items() if corpus.state == "erased"}
+    trained = [name for stage in state.stages for name in stage.corpora if name not in gone]
     assert sorted(on_trunk) == sorted(trained), "one corpus, one stage"
-    running = {n for n in on_trunk if state.corpora[n].state not in ("passed", "retired")}
+    running = {n for n in on_trunk if state.corpora[n].state not in FINISHED}
     at_work = set(state.at_work.corpora) if state.at_work else set()
     assert running == at_work, f"the last stage is at work, not {running}"
     assert len({state.corpora[name].state for name in at_work}) <= 1, "a stage has one state"

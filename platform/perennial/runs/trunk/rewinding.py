@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from perennial.errors import InvalidTransition
 from perennial.runs.entities import Stage
-from perennial.runs.events import CorpusEvent, Held, Refused, Rewound, Started
+from perennial.runs.events import CorpusEvent, Erased, Held, Refused, Rewound, Started
 from perennial.runs.trunk.trunk_state import Resumption, TrunkState
 
 
@@ -41,7 +41,9 @@ def resuming(state: TrunkState) -> Stage | None:
 def forget_resumption(state: TrunkState, event: CorpusEvent) -> None:
     """Let no plan go on once a stage starts, or a corpus of that plan is held or refused."""
     stage = resuming(state)
-    is_left_out = isinstance(event, Held | Refused) and stage and event.corpus in stage.corpora
+    is_left_out = (
+        isinstance(event, Held | Refused | Erased) and stage and event.corpus in stage.corpora
+    )
     if is_left_out or isinstance(event, Started):
         state.resumption = None
 

@@ -110,7 +110,8 @@ def weigh_targets(
     # The ranks of a group have the same rows, which count once.
     total = torch.tensor(sum(mine) if grid.leads else 0, dtype=torch.int64).to(device)
     dist.all_reduce(total)
-    shares = list(predicted / total)
+    # Where all of a batch was erased there is nothing to divide.
+    shares = list(predicted / total.clamp(min=1))
     factors = [share * len(parts) * grid.data_size for share in shares]
     return Weights(factors, shares, int(padding.sum()))
 

@@ -1,0 +1,1 @@
+"""Erasing of a corpus or of documents of it: what it means, what is done, what is swept."""

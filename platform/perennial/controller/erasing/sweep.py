@@ -1,0 +1,133 @@
+"""What else than a corpus's own files has its text: found by name, and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from perennial.config.corpora import of_name
+from perennial.controller.failures import FOLDER as FAILURES
+from perennial.corpora.ingest.quality import refused_folder
+from perennial.corpora.manifest import manifest_key
+from perennial.evaluation.kept_samples import folder_of as samples_of
+
+if TYPE_CHECKING:
+    from perennial.controller.context import Workspace
+    from perennial.corpora.erasing.tombstone import Tombstone
+    from perennial.store import Store
+
+_ASIDE = "aside"
+
+
+class Leftover(NamedTuple):
+    """An object that an erasure removes; `place` is where users find it."""
+
+    store: Store
+    key: str
+    place: str
+
+
+def list_leftovers(work: Workspace, erased: list[Tombstone]) -> Iterator[Leftover]:
+    """Yield the objects that erasures of a corpus remove, as far as they are there.
+
+    Args:
+        work: the run.
+        erased: the tombstones of one corpus, in their order.
+    """
+    name = erased[0].corpus
+    kept = {manifest_key(name)} if erased[-1].manifest else set()
+    there = [info.key for folder in _folders(erased) for info in work.store.list(folder)]
+    there += [key for key in _files(erased) if work.store.exists(key)]
+    for key in sorted({*there} - kept):
+        yield Leftover(work.store, key, key)
+    if any(its.whole or its.held_out for its in erased):
+        for info in work.store.list("evaluations"):
+            if info.key.endswith(f"/{name}.parquet"):
+                yield Leftover(work.store, info.key, info.key)
+    inbox = work.inbox.sub(name)
+    whole = any(its.whole for its in erased)
+    files = {file for its in erased for file in its.inputs}
+    for info in inbox.list():
+        if whole or info.key in files:
+            place = f"{inbox.url}/{info.key}".removeprefix(f"{work.store.url}/")
+            yield Leftover(inbox, info.key, place)
+
+
+def _files(erased: list[Tombstone]) -> list[str]:
+    """Return the keys of the files that are no more of a corpus's."""
+    return [f"corpora/{its.corpus}/{file.file}" for its in erased for file in its.removed]
+
+
+def _folders(erased: list[Tombstone]) -> list[str]:
+    """Return the folders of the run's store that are removed as a whole."""
+    name, folder = erased[0].corpus, f"corpora/{erased[0].corpus}"
+    folders = ["report", refused_folder(name), f"{_ASIDE}/{folder}"]
+    if any(its.whole or its.held_out for its in erased):
+        folders += [samples_of(name), f"{_ASIDE}/{samples_of(name)}"]
+    if any(its.whole for its in erased):
+        folders += [f"{FAILURES}/{name}", folder]
+    return folders
+
+
+def sweep(work: Workspace, erased: list[Tombstone]) -> list[str]:
+    """Remove what is left of erased text; return where it was. Safe to repeat and to kill."""
+    swept = []
+    for left in list_leftovers(work, erased):
+        left.store.remove(left.key)
+        swept.append(left.place)
+    return swept
+
+
+def list_kept(work: Workspace, erased: list[Tombstone], names: list[str]) -> Iterator[str]:
+    """Yield what an erasure cannot remove, or must not, each with its reason.
+
+    Args:
+        work: the run.
+        erased: the tombstones of one corpus.
+        names: the corpus's checkpoints, trials and releases, for the first line.
+    """
+    corpus, state = erased[0].corpus, work.state
+    if names:
+        yield f"weights that were trained on it: {len(names)} models, listed above"
+    manifest = erased[-1].manifest
+    first = next((c.name for c in state.corpora.values() if c.sequences), "")
+    if work.spec.tokenizer.path is None and corpus == first and manifest is not None:
+        yield "the tokenizer, whose entries were counted in its text"
+    if corpus in state.extensions:
+        yield f"entries of the tokenizer that it brought: {state.extensions[corpus].folder}"
+    entries = _count_old_samples(work, corpus)
+    if entries:
+        yield (
+            f"samples in {entries} entries of the ledger, which an earlier version wrote into it "
+            "and which cannot be changed"
+        )
+    yield "names of its files and domains in the ledger, landed/ and its manifest, and its losses"
+    yield "places and metadata of documents in records of loss spikes"
+    yield "versions and copies that the storage keeps of removed objects, and backups of the store"
+    yield f"copies of reports and releases elsewhere, and where {corpus} came from"
+    if of_name(work.spec.evaluation.render, corpus) is not None:
+        yield "pictures of its samples in MLflow"
+
+
+def _count_old_samples(work: Workspace, corpus: str) -> int:
+    from perennial.evaluation.samples import Sample
+
+    state = work.state
+    held = [origin.samples for origin in state.origins.values()]
+    held += [state.stage_samples[name] for name in state.stage_samples]
+    held += [release.samples for release in state.releases]
+    return sum(any(isinstance(s, Sample) and s.corpus == corpus for s in some) for some in held)
+
+
+def list_samples(work: Workspace, tombstone: Tombstone) -> list[str]:
+    """Return the keys of samples that go with an erasure."""
+    if not (tombstone.whole or tombstone.held_out):
+        return []
+    return [info.key for info in work.store.list(samples_of(tombstone.corpus))]
+
+
+def write_manifest(work: Workspace, tombstone: Tombstone) -> None:
+    """Put the manifest of a tombstone in place of the corpus's."""
+    if tombstone.manifest is not None:
+        data = tombstone.manifest.model_dump_json(indent=1).encode()
+        work.store.write(manifest_key(tombstone.corpus), data)

@@ -1,0 +1,1 @@
+"""What is wrong with machine, GPU, cluster, store and network, before anything starts."""
