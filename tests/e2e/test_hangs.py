@@ -108,6 +108,9 @@ def test_a_worker_that_the_others_wait_for_is_named(tmp_path: Path) -> None:
         resumed = _read_until(process, r"00-help: 2 workers go on from step ([\d,]+)")
         assert (tmp_path / "blocked").exists()
         assert resumed[1] == "5"
+        (stacks,) = (tmp_path / "store" / "hangs").iterdir()
+        told = stacks.read_text()
+        assert re.search(r"(?s)^worker 0$.*^worker 1$.*blocking.py", told, re.MULTILINE)
         _check_it_goes_on(process, tmp_path, resumed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from perennial.runs.history import StageTime, goodput
 from perennial.runs.lease import read_heartbeat
 from perennial.runs.ledger import moment
 from perennial.runs.transitions import ON_THE_TRUNK
+from perennial.training.machines import read_machines
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from perennial.runs.state import RunState, Stage
     from perennial.runs.unattended.replay_share import ShareDecision
     from perennial.sources import SourceStatus
+    from perennial.training.machines import MachineRecord
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class RunStatus:
         gap: to the baseline of the run file; None without one.
         undrawn: by corpus, the user's function that did not draw the last samples, and why.
         sources: the run file's sources.
+        machines: what the last day has shown of machines that workers were on, by Ray's id.
         next: what `run` would do.
     """
 
@@ -111,6 +115,7 @@ class RunStatus:
     gap: Gap | None
     undrawn: Mapping[str, str]
     sources: Sequence[SourceStatus]
+    machines: Mapping[str, MachineRecord]
     next: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +140,10 @@ class RunStatus:
             "undrawn": self.undrawn,
             "times": [asdict(time) for time in self.times[self.earlier :]],
             "sources": [asdict(source) for source in self.sources],
+            "machines": {
+                name: {**asdict(record), "speed": record.speed and record.speed._asdict()}
+                for name, record in self.machines.items()
+            },
             "next": list(self.next),
         }
 
@@ -178,6 +187,7 @@ def read_status(work: Workspace, last: int | None = None) -> RunStatus:
         gap=baseline_gap(work.spec, work.store, state),
         undrawn=_undrawn(state),
         sources=[source.status(utc_now()) for source in open_sources(work)],
+        machines=read_machines(work.store, time.time()),
         next=todo(work),
     )
 

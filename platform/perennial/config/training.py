@@ -101,6 +101,9 @@ class WorkersSpec(Section):
     grow: Annotated[Literal["when-worth", "at-once"], FREE] = "when-worth"
     """when a group restarts to take in machines that came: once they are worth the restart, or as
     soon as there are any"""
+    labels: Annotated[dict[str, str], FREE] = Field(default_factory=dict)
+    """labels that a worker's machine must have in Ray, such as
+    `{ray.io/availability-zone: us-east-1a}`"""
 
     @model_validator(mode="before")
     @classmethod
@@ -224,6 +227,13 @@ class TrainingSpec(Section):
     max_failures: Annotated[int, Field(ge=0), FREE] = 3
     """number of failures of the worker group in a row, without a new checkpoint between them, that
     are retried before the stage fails"""
+    max_machine_failures: Annotated[Count, FREE] = 3
+    """number of failures of workers on one machine within a day after which no worker is placed on
+    it for a day, as long as the other machines have room for `workers.min`; at least 1"""
+    least_speed: Annotated[float | None, Field(ge=0, lt=1), FREE] = None
+    """share of the median machine's speed, in matrix products and in all-reduce, below which a
+    machine is left out for a day, from 0 to below 1; measured before a machine's first step. 0
+    measures nothing; default 0.7 with GPUs, 0 without"""
 
     @property
     def threads_per_worker(self) -> int:

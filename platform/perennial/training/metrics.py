@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from perennial.registry import Registry
 from perennial.training.cost_model import flops_per_token, model_size, peak_flops
-from perennial.training.engine.step_timer import Part
+from perennial.training.engine.step_timer import COMPUTING, Part
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from perennial.training.job import Job
 
 Combine = Literal["sum", "mean", "max"]
-_COMPUTING: tuple[Part, ...] = ("forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ class BusySeconds(StepMetric):
 
     def measure(self, facts: StepFacts) -> float:
         """Return this rank's."""
-        return sum(facts.seconds.get(part, 0.0) for part in _COMPUTING)
+        return sum(facts.seconds.get(part, 0.0) for part in COMPUTING)
 
 
 class SlowestBusySeconds(BusySeconds):

@@ -186,7 +186,8 @@ class _Worker:
         if self._rank == 0:
             self._driver.started.remote(start.step, self._world)
         self._meter.lap()
-        with steps_watched(lambda: self._meter.part not in ("data", "checkpoint")):
+        meter = self._meter
+        with steps_watched(lambda: meter.part not in ("data", "checkpoint"), lambda: meter.done):
             self._take_steps(step, tokens, batches)
 
     def _take_steps(self, step: int, tokens: np.ndarray, batches: Any) -> None:

@@ -290,6 +290,7 @@ MACHINES: dict[str, list[tuple[str, int, float, int]]] = {
         ("p5.48xlarge", 192, 2048, 8),
         ("p4d.24xlarge", 96, 1152, 8),
         ("a3-highgpu-8g", 208, 1872e9 / 2**30, 8),
+        ("a3-ultragpu-8g", 224, 2952e9 / 2**30, 8),
     ],
 }
 
@@ -334,3 +335,43 @@ def test_efa_is_asked_for_and_used() -> None:
     told = {v["name"]: v.get("value") for v in container["env"]}
     assert told["FI_PROVIDER"] == "efa"
     assert {"NCCL_SOCKET_IFNAME", "NCCL_DEBUG", "LD_LIBRARY_PATH"} <= set(told)
+
+
+def test_gpudirect_is_wired_to_every_adapter() -> None:
+    objects = assembled(
+        "overlays/gke/machines", "components/nodes-of-8", "components/gpudirect-rdma", MODES[0]
+    )
+    assert objections(objects) == {}
+    pod = pods(objects)["perennial cluster gpu"]
+    told = json.loads(pod["metadata"]["annotations"]["networking.gke.io/interfaces"])
+    networks = [interface["network"] for interface in told]
+    assert networks == ["default", "gvnic-1", *(f"rdma-{number}" for number in range(8))]
+    assert [interface["interfaceName"] for interface in told] == [f"eth{n}" for n in range(10)]
+    container = pod["spec"]["containers"][0]
+    (mount,) = (m for m in container["volumeMounts"] if m["name"] == "gib")
+    # The operator puts `ray start` behind a command that does not hold it.
+    script = " ".join(container["command"])
+    assert script.startswith(f". {mount['mountPath']}/")
+    assert "ray start" not in script
+    variables = {v["name"]: v.get("value") for v in container["env"]}
+    assert "/usr/local/nvidia/lib64" in variables["LD_LIBRARY_PATH"], "GKE's driver stays found"
+    head = pods(objects)["perennial cluster head"]["spec"]
+    assert not any("hostPath" in volume for volume in head["volumes"])
+
+
+def test_a_gang_is_what_starts_together() -> None:
+    """The operator makes the pod group of a RayJob: its labels, and the least number of workers."""
+    objects = assembled("overlays/aws-spot/machines", MODES[1], "components/volcano")
+    assert objections(objects) == {}
+    run = find(objects, "RayJob", "perennial-run")["spec"]
+    data, gpu = run["rayClusterSpec"]["workerGroupSpecs"]
+    assert (data["minReplicas"], gpu["minReplicas"]) == (0, 2)
+    assert gpu["minReplicas"] <= gpu["maxReplicas"]
+    ticks = find(objects, "CronJob", "perennial-run")["spec"]["jobTemplate"]["spec"]["template"]
+    (container,) = ticks["spec"]["containers"]
+    (labels,) = (v["value"] for v in container["env"] if v["name"] == "LABELS")
+    assert json.loads(labels)["volcano.sh/queue-name"] == "perennial"
+    (ingest,) = find(objects, "RayJob", "perennial-ingest")["spec"]["rayClusterSpec"][
+        "workerGroupSpecs"
+    ][1:]
+    assert ingest["minReplicas"] == 0, "tokenising waits for no GPU"

@@ -1,9 +1,13 @@
-"""The image's recipe. It was never built here: what can be read of it is held to its promises."""
+"""The image's recipe, held to its promises by what can be read of it.
+
+`k8s/try_image.py` builds its CPU stage; no test does, since that takes many minutes.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -89,6 +93,27 @@ def test_packages_are_installed_under_constraints(stages: dict[str, Stage], targ
     assert f"--constraint k8s/constraints-{target}.txt" in install
     copied = " ".join(stages["builder"].all("COPY"))
     assert f"k8s/constraints-{target}.txt" in copied
+
+
+def test_the_wheel_is_built_of_what_is_copied(stages: dict[str, Stage], tmp_path: Path) -> None:
+    for copied in stages["builder"].all("COPY")[:1] + stages["wheel"].all("COPY"):
+        *sources, _ = copied.split()
+        for name in sources:
+            source = ROOT / name
+            if source.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, tmp_path / name, ignore=ignored)
+            else:
+                shutil.copy(source, tmp_path / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(tmp_path)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_the_driver_is_found_where_gke_mounts_it(stages: dict[str, Stage]) -> None:
+    environment = " ".join(stages["cuda"].all("ENV"))
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in environment
+    assert "LD_LIBRARY_PATH" not in " ".join(stages["cpu"].all("ENV"))
 
 
 def pins(target: str) -> dict[str, str]:

@@ -84,6 +84,11 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
             *_gate_notes(state),
             *(note for name, note in _corpus_notes(state) if name in state.reasons),
             *(_source_note(source) for source in state.sources if source.problem),
+            *(
+                ("machine", record.describe())
+                for record in state.machines.values()
+                if record.left_out
+            ),
         ],
         notes=[
             *_shared_stage_notes(state),
@@ -92,6 +97,7 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
             *(note for name, note in _corpus_notes(state) if name not in state.reasons),
             *(_source_note(source) for source in state.sources if not source.problem),
             *_result_notes(state),
+            *_machine_notes(state),
         ],
         places=list(_places(state, run_file)),
     )
@@ -177,6 +183,22 @@ def _result_notes(state: RunStatus) -> Iterator[Note]:
     if gap is not None and gap.average is not None:
         theirs = f"{gap.theirs.run} at {gap.theirs.tokens:,} tokens"
         yield "gap", f"{change_text(gap.average)} nats per token to {theirs}"
+
+
+def _machine_notes(state: RunStatus) -> Iterator[Note]:
+    """Yield machines on which workers failed or lag, and how fast the others are."""
+    from perennial.training.machines import describe_speed, stragglers
+
+    used = [record for record in state.machines.values() if not record.left_out]
+    lagging = stragglers({rank: s for record in used for rank, s in record.pace.items()})
+    for record in used:
+        if record.failures or not lagging.keys().isdisjoint(record.pace):
+            yield "machine", record.describe()
+    speeds = [record.speed for record in used if record.speed is not None]
+    if speeds:
+        by_flops = sorted(speeds, key=lambda speed: speed.flops)
+        slowest, fastest = describe_speed(by_flops[0]), describe_speed(by_flops[-1])
+        yield "machines", f"from {slowest}; to {fastest}" if len(speeds) > 1 else slowest
 
 
 def _places(state: RunStatus, run_file: str) -> Iterator[Note]:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 Part = Literal["data", "forward", "backward", "optimizer", "communication", "checkpoint", "other"]
 PARTS: tuple[Part, ...] = get_args(Part)
+COMPUTING: tuple[Part, ...] = ("forward", "backward", "optimizer")
 
 
 class Meter:
@@ -22,6 +23,12 @@ class Meter:
         self._part: Part = "other"
         self._since = clock()
         self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._done = (0, 0.0)
+
+    @property
+    def done(self) -> tuple[int, float]:
+        """Return the laps so far, and the seconds of them that were spent computing."""
+        return self._done
 
     @property
     def part(self) -> Part:
@@ -45,6 +52,8 @@ class Meter:
         """Return seconds by part since the last lap, for all parts."""
         self.to(self._part)
         seconds, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
+        laps, computing = self._done
+        self._done = (laps + 1, computing + sum(seconds[part] for part in COMPUTING))
         return seconds
 
 

@@ -32,6 +32,7 @@ from perennial.training.ray.internals import (
     ResettableFailurePolicy,
     ScalingDecision,
 )
+from perennial.training.ray.machine_watch import GpuCheck, MachineWatch, is_left_out
 from perennial.training.ray.preemption import announce_end
 
 if TYPE_CHECKING:
@@ -54,12 +55,13 @@ class ElasticTrainer(PolicyTrainer):
             args: positional arguments of Ray's `TorchTrainer`.
             kwargs: keyword arguments of it.
         """
-        set_ray_train_defaults()
-        workers = job.training.workers
+        workers, limit_seconds = job.training.workers, 60 * job.training.hang_minutes
+        set_ray_train_defaults(limit_seconds, on_gpus=job.training.gpus_per_worker > 0)
         scaling = ScalingConfig(
             num_workers=(workers.min, workers.max) if workers.elastic else workers.max,
             use_gpu=job.training.gpus_per_worker > 0,
             resources_per_worker=_resources(job),
+            label_selector=dict(workers.labels) or None,
             elastic_resize_monitor_interval_s=_RESIZE_CHECK_SECONDS,
         )
         progress = CheckpointProgress(job.store_url)
@@ -73,9 +75,16 @@ class ElasticTrainer(PolicyTrainer):
             policies["scaling_policy"] = SaveThenGrow(
                 scaling, requester, driver, workers.grow, job.training.tensor_parallel
             )
-        callbacks = [GroupCleaner(), HangWatch(60 * job.training.hang_minutes, driver)]
+        machines = MachineWatch(job, _resources(job), driver)
+        hangs = HangWatch(limit_seconds, driver, machines.note_pace, job.store_url)
         super().__init__(
-            *args, scaling_config=scaling, policies=policies, callbacks=callbacks, **kwargs
+            *args,
+            scaling_config=scaling,
+            policies=policies,
+            # What hangs is an error of the group when the machines are judged.
+            callbacks=[GroupCleaner(), hangs, machines],
+            before_backend=GpuCheck(machines),
+            **kwargs,
         )
 
 
@@ -168,6 +177,9 @@ class SaveThenGrow(CurrentResourcesPolicy):
         self._answer: Any = None
         self._started_at = 0.0
         self._group_began_at = 0.0
+
+    def _is_left_out(self, machine: str) -> bool:
+        return is_left_out(machine)
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Return Ray's decision to start a group, and note when it was made."""

@@ -21,6 +21,8 @@ _LEAST_APART_BYTES = 32 << 20
 """What glibc lets the size grow to from which on it returns what is freed."""
 _HEADER_BYTES = 1 << 12
 """The allocator's own, with room for alignment."""
+_RAS_SHARE = 0.9
+"""Of the limit; the detector looks every 15 seconds."""
 _RAY_TRAIN = {
     # A dead worker is noticed at the next poll: 1 second earlier on average than by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -60,7 +62,24 @@ def return_freed_memory() -> None:
         trim(0)
 
 
-def set_ray_train_defaults() -> None:
-    """Set Ray Train's intervals in this process, where the user has not set them."""
-    for name, value in _RAY_TRAIN.items():
+def set_ray_train_defaults(hang_seconds: float, *, on_gpus: bool) -> None:
+    """Set Ray Train's intervals in this process, where the user has not set them.
+
+    On GPUs all ranks may have begun the same collectives when one of them hangs: their hosts only
+    launch them. NCCL knows which rank is behind (RAS), and Ray Train's detector, which is off by
+    default and then only reports, asks it. It acts shortly before the limit at which all workers of
+    such a group are killed.
+
+    Args:
+        hang_seconds: time without progress after which workers hang.
+        on_gpus: whether the workers exchange through NCCL.
+    """
+    settings = dict(_RAY_TRAIN)
+    if on_gpus:
+        settings |= {
+            "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1",
+            "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
+            "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": f"{_RAS_SHARE * hang_seconds:g}",
+        }
+    for name, value in settings.items():
         os.environ.setdefault(name, value)

@@ -12,19 +12,27 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import ray
 
+from perennial.errors import PerennialError
+from perennial.store import open_store
+from perennial.training.machines import RankPaces
 from perennial.training.ray.internals import WorkerGroupCallback
 
 _ASKS_PER_LIMIT = 20
 _LEAST_SECONDS_BETWEEN = 0.5
 _FRAMES = 4
 """Calls of a hanging worker that are named, the innermost ones."""
+_STACKS_SECONDS = 10.0
+"""How long workers have to answer with their stacks before those that hang are killed."""
+_PACE_SECONDS = 60.0
+"""Interval at which the pace of the ranks is compared."""
 
 
 class Sign(NamedTuple):
@@ -34,16 +42,22 @@ class Sign(NamedTuple):
     in_step: whether it computes a step. Outside of steps it waits for the store, or for Ray Data,
         which may take any time and have time-outs of their own.
     place: the innermost calls of its training thread; empty before the first step.
+    steps: that it has finished since this process began.
+    computing: seconds that it computed in them; on a GPU, that its host took to launch and to wait.
     """
 
     begun: int
     in_step: bool = False
     place: str = ""
+    steps: int = 0
+    computing: float = 0.0
 
 
 # Of this worker's process: the thread that trains, and whether it computes a step.
 _begun = 0
-_steps: tuple[int, Callable[[], bool]] | None = None
+_steps: tuple[int, Callable[[], bool], Callable[[], tuple[int, float]]] | None = None
+_done_before: tuple[int, float] = (0, 0.0)
+"""steps of the jobs before this one, and the seconds that were computed in them"""
 
 
 def note_collective() -> None:
@@ -53,18 +67,28 @@ def note_collective() -> None:
 
 
 @contextmanager
-def steps_watched(in_step: Callable[[], bool]) -> Iterator[None]:
-    """Let this thread's steps be watched inside the block.
+def steps_watched(
+    in_step: Callable[[], bool], done: Callable[[], tuple[int, float]] = lambda: (0, 0.0)
+) -> Iterator[None]:
+    """Let this thread's steps be watched inside the block. Both are called in another thread.
 
-    in_step: returns, in another thread, whether this one computes a step.
+    Args:
+        in_step: returns whether this one computes a step.
+        done: returns the steps that it has finished, and the seconds that it computed in them.
     """
-    global _begun, _steps
+    global _begun, _steps, _done_before
     _begun = 0  # the first step of every job may compile
-    _steps = (threading.get_ident(), in_step)
+    _steps = (threading.get_ident(), in_step, done)
     try:
         yield
     finally:
-        _steps = None
+        _steps, _done_before = None, _done_so_far(done)
+
+
+def _done_so_far(done: Callable[[], tuple[int, float]]) -> tuple[int, float]:
+    """Return the steps since the process began, and the seconds that were computed in them."""
+    (steps, seconds), (before, seconds_before) = done(), _done_before
+    return before + steps, seconds_before + seconds
 
 
 def give_sign() -> Sign:
@@ -72,13 +96,22 @@ def give_sign() -> Sign:
     steps = _steps
     if steps is None:
         return Sign(_begun)
-    thread, in_step = steps
+    thread, in_step, done = steps
     frame = sys._current_frames().get(thread)
     calls = traceback.extract_stack(frame)[: -_FRAMES - 1 : -1] if frame else []
     place = ", called by ".join(
         f"{call.name} ({PurePath(call.filename).name}:{call.lineno})" for call in calls
     )
-    return Sign(_begun, in_step(), place)
+    return Sign(_begun, in_step(), place, *_done_so_far(done))
+
+
+def give_stacks() -> str:
+    """Return where every thread of this worker's process is."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )
 
 
 class Silence(NamedTuple):
@@ -143,15 +176,24 @@ class HangWatch(WorkerGroupCallback):  # type: ignore[misc]
     """Kills workers that hang, in Ray Train's controller; the group then starts again."""
 
     def __init__(
-        self, limit_seconds: float, driver: Any, clock: Callable[[], float] = time.monotonic
+        self,
+        limit_seconds: float,
+        driver: Any,
+        note_pace: Callable[[Mapping[int, float]], None],
+        store_url: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch every worker group of a job.
 
         Args:
             limit_seconds: time without a sign after which a worker hangs.
             driver: handle of the driver's progress actor, which is sent the reason.
+            note_pace: called now and then with the seconds that each rank computes for a step.
+            store_url: of the run's store, where the stacks of a group that hangs are put.
             clock: of seconds.
         """
+        self._note_pace = note_pace
+        self._store_url = store_url
         self._limit_seconds = limit_seconds
         self._every_seconds = max(_LEAST_SECONDS_BETWEEN, limit_seconds / _ASKS_PER_LIMIT)
         self._driver = driver
@@ -163,21 +205,48 @@ class HangWatch(WorkerGroupCallback):  # type: ignore[misc]
         self._answers: dict[Any, int] = {}
         self._asked_at = self._clock()
         self._listener = Listener(len(self._workers), self._limit_seconds, self._asked_at)
+        self._pace, self._compared_at = RankPaces(), self._asked_at
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Ask the workers how far they are, and make those that hang errors of the group."""
         now = self._clock()
         self._listen(now)
+        if now - self._compared_at > _PACE_SECONDS and (
+            paces := self._pace.take(len(self._workers))
+        ):
+            self._compared_at = now
+            self._note_pace(paces)
         silence = self._listener.silence(now)
         if silence is None or worker_group_status.errors:
             return
         names = " and ".join(map(str, silence.ranks))
         place = f", in {silence.place}" if silence.place else ""
         reason = f"worker {names} {silence.why} (training.hang_minutes){place}"
+        kept = self._keep_stacks(reason)
         for rank in silence.ranks:
             ray.kill(self._workers[rank].actor)
             worker_group_status.worker_statuses[rank].error = HungWorker(reason)
-        self._driver.notice.remote(f"{reason}; the workers start again")
+        self._driver.notice.remote(f"{reason}; {kept}the workers start again")
+
+    def _keep_stacks(self, reason: str) -> str:
+        """Store where every thread of every worker is; return a clause that says where that is."""
+        asked = {
+            worker.execute_async(give_stacks): rank
+            for rank, worker in enumerate(self._workers)
+            if rank not in self._answers.values()
+        }
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STACKS_SECONDS)
+        texts = dict.fromkeys(range(len(self._workers)), "it did not answer\n")
+        for answer in done:
+            with suppress(ray.exceptions.RayError):
+                texts[asked[answer]] = ray.get(answer)
+        at = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+        text = "\n".join(f"worker {rank}\n{text}" for rank, text in texts.items())
+        try:
+            open_store(self._store_url).write(f"hangs/{at}.txt", f"{reason}\n\n{text}".encode())
+        except (OSError, PerennialError):
+            return ""  # a store that cannot be written to is reported with the checkpoints
+        return f"all stacks: hangs/{at}.txt of the store; "
 
     def _listen(self, now: float) -> None:
         """Take the answers that have arrived; ask the workers that owe none, from time to time."""
@@ -185,9 +254,11 @@ class HangWatch(WorkerGroupCallback):  # type: ignore[misc]
         for answer in done:
             rank = self._answers.pop(answer)
             try:
-                self._listener.hear(rank, ray.get(answer), now)
+                sign = ray.get(answer)
             except ray.exceptions.RayError:
                 continue  # a dead worker, which Ray Train learns of by itself
+            self._listener.hear(rank, sign, now)
+            self._pace.hear(rank, sign.steps, sign.computing)
         if now - self._asked_at < self._every_seconds:
             return
         self._asked_at = now

@@ -15,8 +15,14 @@ from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.torch.config import _TorchBackend as TorchBackend
+from ray.train.v2._internal.callbacks.backend_setup import BackendSetupCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
+)
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
 )
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.failure_handling import (
@@ -46,9 +52,12 @@ __all__ = [
     "TorchBackend",
     "TrainingFailedError",
     "WorkerGroupCallback",
+    "WorkerGroupStartupFailedError",
     "failures_of_workers",
     "is_actor_alive",
+    "is_death",
     "is_node_drained",
+    "is_preempted",
 ]
 
 _VIEW_SECONDS = 1.0
@@ -59,7 +68,12 @@ class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
     """A `TorchTrainer` with policies and callbacks chosen by the caller."""
 
     def __init__(
-        self, *args: Any, policies: dict[str, Any], callbacks: Sequence[Any], **kwargs: Any
+        self,
+        *args: Any,
+        policies: dict[str, Any],
+        callbacks: Sequence[Any],
+        before_backend: Any,
+        **kwargs: Any,
     ) -> None:
         """Create the trainer.
 
@@ -68,16 +82,19 @@ class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
             policies: `failure_policy` and `scaling_policy` by name; an absent one is Ray's own.
             callbacks: of the controller; one takes the place of Ray's own clean-up of placement
                 groups.
+            before_backend: a callback that comes before the process group is made.
             kwargs: keyword arguments of `TorchTrainer`.
         """
         super().__init__(*args, **kwargs)
         self._policies = policies
         self._more_callbacks = callbacks
+        self._before_backend = before_backend
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         kept = [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
-        return [*kept, *self._more_callbacks]
+        (backend,) = (i for i, c in enumerate(kept) if isinstance(c, BackendSetupCallback))
+        return [*kept[:backend], self._before_backend, *kept[backend:], *self._more_callbacks]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         # The only place where Ray 2.60 lets a trainer choose its policies.
@@ -135,11 +152,16 @@ class CurrentResourcesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
                 )
         return self._resources
 
+    def _is_left_out(self, machine: str) -> bool:
+        """Return whether no worker is placed on a machine, by Ray's id of its node."""
+        return False
+
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         # Overridden because Ray would start a part of a group that only works together.
         of_nodes = (
             super(CurrentResourcesPolicy, self)._count_possible_workers({node: resources})
             for node, resources in reserved_resources.items()
+            if not self._is_left_out(node)
         )
         whole = sum(number - number % self._together for number in of_nodes)
         return int(min(whole, self.scaling_config.max_workers))
@@ -157,6 +179,18 @@ def is_actor_alive(actor_id: str) -> bool:
     """
     actor = ray._private.state.actors(actor_id)
     return bool(actor) and actor["State"] != "DEAD"
+
+
+def is_death(error: BaseException) -> bool:
+    """Return whether Ray says with an error that a worker's process ended, or does not answer."""
+    kinds = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+    return isinstance(error, (*kinds, ray.exceptions.RayActorError))
+
+
+def is_preempted(error: BaseException) -> bool:
+    """Return whether a worker ended because its machine was taken away with a notice."""
+    cause = getattr(error, "health_check_failure", error)
+    return isinstance(cause, ray.exceptions.RayActorError) and cause.preempted
 
 
 def is_node_drained() -> bool:
