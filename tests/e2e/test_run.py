@@ -153,7 +153,7 @@ def test_mlflow_has_one_run_a_stage_below_the_lineage(lineage: Lineage) -> None:
     stage = runs["01-code"]
     losses = client.get_metric_history(stage.info.run_id, "train/loss")
     assert [point.step for point in losses] == list(range(STEPS + 1, 2 * STEPS + 1))
-    by_tokens = client.get_metric_history(stage.info.run_id, "by_tokens/train/loss")
+    by_tokens = client.get_metric_history(stage.info.run_id, "versus_tokens/train/loss")
     assert [point.step for point in by_tokens] == [p.step * 8 * SEQUENCE_LENGTH for p in losses]
     assert stage.info.run_id == Ledger(lineage.store).read().stages[1].tracking_run
     version = client.get_model_version_by_alias("tiny", "stage-01-code")

@@ -25,7 +25,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-CHARTS = ("train/loss", "by_tokens/train/loss")
+CHARTS = ("train/loss", "versus_tokens/train/loss")
 
 
 def look_at_lineage(

@@ -14,6 +14,7 @@ from perennial.controller.source_poller import open_sources, pull_due, utc_now
 from perennial.corpora.sample import check_sample
 from perennial.errors import InputError
 from perennial.sources.places import PlacedFiles, find_files
+from perennial.store import shown_transfer
 
 if TYPE_CHECKING:
     from perennial.audit.repair import Repair
@@ -24,7 +25,9 @@ def land(work: Workspace, name: str, places: Sequence[str], splits: Sequence[str
     """Copy files to the inbox as corpus `name`; see `Run.land`."""
     placed = _find_files(work, name, places, splits)
     work.inbox.check()
-    keys = tuple(corpora.land_files(work.inbox, name, placed.files))
+    total = sum(file.size_bytes for file in placed.files)
+    with shown_transfer(f"landing {name}", total, work.log):
+        keys = tuple(corpora.land_files(work.inbox, name, placed.files))
     left_out = {file.name: file.reason for file in placed.left_out}
     return LandedFiles(name, work.inbox.url, keys, left_out)
 

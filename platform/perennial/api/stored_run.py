@@ -255,6 +255,15 @@ class StoredRun:
 
         prepare_tracking(self._reading())
 
+    def tracked_page(self) -> str:
+        """Return where the run is within MLflow's pages, "" before MLflow has it.
+
+        `prepare_tracking` comes first.
+        """
+        from perennial.telemetry.mlflow_observer import tracked_page
+
+        return tracked_page(self._reading())
+
     def trace_document(self, digest: str) -> TracedDocument:
         """Return where a document is, and every stage, checkpoint and release that saw it.
 

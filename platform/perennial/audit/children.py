@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ChildStarts:
-    """What the children of all searches began with: findings, and the files to read by key."""
+    """Beginnings of the children of all searches: findings, and the files to read by key."""
 
     findings: list[Finding] = field(default_factory=list)
     files: dict[str, FileEntry] = field(default_factory=dict)

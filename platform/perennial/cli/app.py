@@ -46,9 +46,9 @@ app = typer.Typer(
 
 PANELS: dict[str, list[Callable[..., None]]] = {
     "Begin": [init, quickstart, explain, doctor],
+    "Before compute": [plan, simulate, tune],
     "Train": [land, run, watch, status, ingest],
     "Release and measure": [release, evaluate, report, compare],
-    "Before compute": [plan, simulate, tune],
     "Many runs": [study],
     "Decide about a corpus": [hold, retry, accept, refuse, retire, unretire],
     "Day two": [rewind, promote, fork, move, gc, erase],

@@ -34,6 +34,7 @@ file and what would be done, and does nothing.
 | 0 | done |
 | 1 | it failed; `verify` found a fault; `ingest` refused a corpus; or a gate stopped a stage |
 | 2 | the input is wrong: a line for each mistake, with file, field, problem and remedy |
+| 3 | another process holds the run and lives; nothing was done |
 | 143 | ended by SIGTERM; the same command goes on from the last checkpoint |
 """
 

@@ -10,9 +10,10 @@ from perennial.causes import describe
 from perennial.errors import Altered, InputError
 from perennial.evaluation.evaluate import fetch
 from perennial.runs.card_metadata import HUB
-from perennial.runs.model_card import model_card
+from perennial.runs.ledger import Ledger
+from perennial.runs.model_card import Retrained, model_card
 from perennial.runs.training_content import content_files
-from perennial.store import check_object, open_store
+from perennial.store import check_object, open_store, shown_transfer
 from perennial.training.model.gguf_file import write_gguf
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ def publish(
     scores = work.state.scores.get(released.name, [])
     file = f"{work.spec.name}-{released.name}.gguf" if gguf else None
     card = model_card(
-        work.spec, work.state, decided, work.manifests(), released, scores, place, file
-    )
+        work.spec, work.state, decided, work.manifests(), released, scores, place, file,
+        retrained=_read_retrained(work),
+    )  # fmt: skip
     stage = work.state.stage(decided.stage)
     content = content_files(
         work.spec, work.state, stage, decided.step, work.manifests(), decided.mix
@@ -55,7 +57,9 @@ def publish(
     work.log(f"copying release {released.name} to {place}")
     with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
         folder = Path(scratch, "release")
-        fetch(work.store, released.folder, folder)
+        size = sum(entry.size_bytes for entry in work.store.list(f"{released.folder}/"))
+        with shown_transfer(f"reading release {released.name}", size, work.log):
+            fetch(work.store, released.folder, folder)
         if file is not None:
             whole, folder = folder, Path(scratch, "converted")
             folder.mkdir()
@@ -66,7 +70,25 @@ def publish(
         if place.startswith(HUB):
             push_folder(folder, place, f"Release {released.name}")
         else:
-            copy_folder(folder, place, rewritten=(_CARD, *content))
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            with shown_transfer(f"writing release {released.name}", size, work.log):
+                copy_folder(folder, place, rewritten=(_CARD, *content))
+
+
+def _read_retrained(work: Workspace) -> Retrained | None:
+    """Return the last model of the run file's baseline; None where it has none that can be read."""
+    place = work.spec.evaluation.baseline
+    if place is None:
+        return None
+    try:
+        state = Ledger(open_store(place)).read()
+    except (InputError, OSError) as failed:
+        work.log(f"notice: the card has no losses of the baseline ({describe(failed)})")
+        return None
+    measured = [*state.losses.values()][-1:] + [its.losses for its in state.releases[-1:]]
+    if not measured or state.spec is None:
+        return None
+    return Retrained(str(state.spec["name"]), measured[-1])
 
 
 def check_place(place: str) -> None:

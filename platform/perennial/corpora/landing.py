@@ -16,7 +16,7 @@ from perennial.corpora.file_list import ListedFile, is_hidden, parse_list
 from perennial.corpora.formats.open import describe_suffixes, find_kind
 from perennial.corpora.inbox import MARKER, check_name
 from perennial.errors import Altered, InputError
-from perennial.store import check_object, copy_checked
+from perennial.store import check_object, copy_checked, count_moved
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -110,6 +110,9 @@ class StoredLandingFile(LandingFile):
                 while chunk := source.read(_CHUNK_BYTES):
                     digest.update(chunk)
                     sink.write(chunk)
+                    count_moved(len(chunk))
+        else:
+            count_moved(self.size_bytes)
         if self.etag and self.store.info(self.key).etag != self.etag:
             inbox.remove(key)
             raise OSError(f"{self.origin} was replaced while it was copied; land it again")

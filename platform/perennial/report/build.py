@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perennial.evaluation.kept_samples import read_samples
-from perennial.report import tables
+from perennial.report import about, tables
 from perennial.report.compare import baseline_gap
 from perennial.report.compare_tables import change_text
 from perennial.report.compared_run import read_run
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from perennial.store import Store
 
 KEY = "report/report.html"
+_MOST_QUOTES = 24
+"""Prompts that are shown, at most: the last ones."""
 
 
 def page(work: Workspace, at: str) -> Page:
@@ -42,13 +45,15 @@ def page(work: Workspace, at: str) -> Page:
     gap = baseline_gap(spec, work.store, state)
     costs = None if gap is None else read_run(spec, work.store, state)
     return Page(
-        title=f"{spec.name}: what was gained, what was lost",
+        title=f"{spec.name}: report",
         lead=headline(matrix, gap, costs.bill if costs else None),
-        # Without the folder of the store, which may be moved with the page.
         subtitle=f"As the ledger stood at {moment(at)}. Perennial {__version__}.",
         facts=dict(_facts(spec, state, matrix, history, gap)),
-        sections=tuple(_sections(work, matrix, history, gap)),
-        quotes=tuple(quotes(work.store, state)),
+        sections=tuple(
+            about.without_folders(_fitted(section))
+            for section in _sections(work, matrix, history, gap)
+        ),
+        quotes=tuple(quotes(work.store, state))[-_MOST_QUOTES:],
     )
 
 
@@ -76,12 +81,35 @@ def _facts(
 def _sections(
     work: Workspace, matrix: LossMatrix, history: History, gap: Gap | None
 ) -> Iterator[PageSection]:
+    """Yield what came out, then how to have it, then how it came about."""
     spec, state = work.spec, work.state
     drawn = pictures(state, spec.corpora.sequence_length, history)
+    if "transfer" in drawn:
+        untrained = summary.untrained_nats(work.store)
+        shown = [tables.transfer(matrix), tables.transfer_means(matrix, untrained)]
+        yield _pictured("Learned and forgotten", "transfer", drawn, shown)
+    if drawn:
+        losses = [tables.bits(matrix), *tables.domains(matrix)]
+        yield _pictured("Every stage on every corpus", "matrix", drawn, losses)
+    if spec.evaluation.baseline is not None:
+        yield _retraining(spec.evaluation.baseline, gap)
+    yield about.load_it(work.store, state)
     states = summary.describe_states(work.store, spec, state)
     yield PageSection("Lineage", _LEADS["lineage"], tables=tables.lineage(spec, state, states))
-    if not drawn:
-        return
+    if drawn:
+        yield from _curves(work, history, drawn)
+    if any(state.verdicts.values()):
+        yield PageSection("Gates", _LEADS["gates"], tables=[tables.gates(state)])
+    if state.scores or any(state.stage_scores.values()):
+        yield PageSection("Tasks", _LEADS["tasks"], tables=list(tables.scores(state)))
+    yield about.settings(spec)
+    manifests = about.newest_manifests(work.store, state)
+    yield about.provenance(spec, state, work.ledger.head, manifests)
+
+
+def _curves(work: Workspace, history: History, drawn: dict[str, Picture]) -> Iterator[PageSection]:
+    """Yield how the run went over its steps and tokens."""
+    spec, state = work.spec, work.state
     yield _pictured("Learning rate", "learning-rate", drawn)
     yield _pictured("Losses", "losses", drawn)
     if "train-loss" in drawn:
@@ -90,21 +118,6 @@ def _sections(
         metric = METRICS[name]
         curve = drawn[f"metric-{name}"]
         yield PageSection(metric.title, metric.meaning, curve, f"Picture: {metric.meaning}")
-    yield _pictured(
-        "Every stage on every corpus",
-        "matrix",
-        drawn,
-        [tables.bits(matrix), *tables.domains(matrix)],
-    )
-    if "transfer" in drawn:
-        untrained = summary.untrained_nats(work.store)
-        shown = [
-            tables.transfer(matrix),
-            tables.transfer_means(matrix, untrained),
-        ]
-        yield _pictured("Learned and forgotten", "transfer", drawn, shown)
-    if spec.evaluation.baseline is not None:
-        yield _retraining(spec.evaluation.baseline, gap)
     yield from search_sections(work.store)
     shown = [
         *tables.replay_shares(state.stages),
@@ -113,10 +126,14 @@ def _sections(
     yield _pictured("Tokens by source", "tokens", drawn, shown)
     if "time" in drawn:
         yield _pictured("Goodput and restarts", "time", drawn, [tables.times(history)])
-    if any(state.verdicts.values()):
-        yield PageSection("Gates", _LEADS["gates"], tables=[tables.gates(state)])
-    if state.scores or any(state.stage_scores.values()):
-        yield PageSection("Tasks", _LEADS["tasks"], tables=list(tables.scores(state)))
+
+
+def _fitted(section: PageSection) -> PageSection:
+    """Return a section that a page of any number of stages has room for."""
+    if section.title == about.SETTINGS:
+        return section
+    whole = _WHOLE.get(section.title, "`perennial status RUN_FILE --all --json` has them")
+    return replace(section, tables=[its.last(about.MOST_ROWS, whole) for its in section.tables])
 
 
 def _retraining(baseline: str, gap: Gap | None) -> PageSection:
@@ -155,8 +172,14 @@ def quotes(store: Store, state: RunState) -> Iterator[Quote]:
     wrote: list[tuple[str, Held]] = [
         (origin.name, origin.samples) for origin in state.origins.values()
     ]
-    wrote += [(stage.name, state.stage_samples.get(stage.name, [])) for stage in state.stages]
-    wrote += [(f"release {release.name}", release.samples) for release in state.releases]
+    wrote += [
+        (stage.name, state.stage_samples.get(stage.name, []))
+        for stage in state.stages[-about.MOST_ROWS :]
+    ]
+    wrote += [
+        (f"release {release.name}", release.samples)
+        for release in state.releases[-about.MOST_ROWS :]
+    ]
     for name, samples in wrote:
         for sample in read_samples(store, samples):
             by_prompt.setdefault((sample.prompt, sample.corpus), []).append((name, sample))
@@ -185,17 +208,18 @@ _LEADS = {
     "release.",
     "losses": "Held-out loss at the end of every stage, lower is better, with two standard errors "
     "over documents.",
-    "matrix": "A row is a model, a column is held-out text that it never saw. Read down a column "
-    "to see a corpus being learned, then kept or forgotten. Stages are the trunk, not annealed; a "
-    "release is annealed; the base is the stored model that the trunk starts from.",
+    "matrix": "A row is a model, a column is held-out text that it never saw. Below a loss, and in "
+    "colour, is its change since the corpus's own stage; before that stage, since the base, where "
+    "the trunk starts from one. Stages are the trunk, not annealed; a release is annealed.",
     "train-loss": "Loss on what each step trained, replay included; the band is the lowest and the "
     "highest step of each stretch.",
     "time": "Goodput is the share of a stage's time, from the decision to begin to its last "
     "checkpoint, that was spent in steps that count. The rest is starting workers, steps that were "
     "trained twice, and waiting for a machine or for a user.",
-    "transfer": "Left is loss that fell, right is loss that rose. Forgetting is the loss on an "
-    "earlier corpus now minus its loss right after its own stage, on the same documents; for a "
-    "corpus without a stage so far, minus the loss of the base.",
+    "transfer": "What a stage learned is how far it lowered the loss on its own corpus. Forgetting "
+    "is the loss on another corpus now minus its loss right after its own stage, on the same "
+    "documents; for a corpus without a stage so far, minus the loss of the base. The panels have "
+    "scales of their own.",
     "tokens": "What each stage trained on: the hatched part is replay of earlier corpora, which "
     "displaces new tokens and adds none.",
     "gates": "What each stage was held against before the trunk went on from it. What could not be "
@@ -204,6 +228,14 @@ _LEADS = {
     "change is that from the checkpoint that the stage started from, ± one standard error over "
     "items paired with themselves. A task that could not be run has its reason instead.",
 }
+
+_WHOLE = {
+    "Learned and forgotten": "report/matrix.csv in the store has the losses",
+    "Every stage on every corpus": "report/matrix.csv in the store has all losses",
+    "Tokens by source": "report/tokens.json in the store has them",
+    "Goodput and restarts": "report/times.json in the store has them",
+}
+"""Where all rows are of a table that is cut, by the section's title."""
 
 
 def _pictured(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,16 +13,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a heading; columns named in `numbers` are aligned to the right."""
+    """Rows of text under a heading.
+
+    numbers: columns that are aligned to the right.
+    stacked: whether a phone shows each row as a list of its cells, in place of a wide table.
+    earlier: number of rows before these that are left out, and `whole` is where all of them are.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: frozenset[str] = frozenset()
+    stacked: bool = False
+    earlier: int = 0
+    whole: str = ""
+
+    def last(self, count: int, whole: str) -> Table:
+        """Return the table with its last rows alone, and a note where all of them are.
+
+        Args:
+            count: number of rows that are kept, at most.
+            whole: says where all rows are.
+        """
+        earlier = max(0, len(self.rows) - count)
+        return replace(self, rows=self.rows[earlier:], earlier=earlier, whole=whole)
 
 
 @dataclass(frozen=True)
 class PageSection:
-    """A heading, a sentence that says how to read what follows, then a picture and tables."""
+    """A heading, a sentence that says how to read what follows, then a picture and tables.
+
+    code: lines that a reader may run.
+    """
 
     title: str
     lead: str = ""
@@ -31,6 +51,7 @@ class PageSection:
     #: what the picture shows, for readers who cannot see it
     alt: str = ""
     tables: Sequence[Table] = ()
+    code: Sequence[str] = ()
 
 
 class Continuation(NamedTuple):
@@ -64,6 +85,7 @@ class Quote:
 class Page:
     """The whole report.
 
+    title: names what the page is of.
     lead: the first sentence, which says what came out.
     facts: a few words and a number each.
     """
@@ -87,13 +109,9 @@ def render(page: Page) -> str:
     return environment.from_string(template).render(page=page)
 
 
-def _looks(picture: Picture) -> dict[str, str]:
-    """The picture's four looks as data URIs."""
-    looks = {
-        "light": picture.svg(),
-        "dark": picture.svg(dark=True),
-        "light_narrow": picture.svg(narrow=True),
-        "dark_narrow": picture.svg(dark=True, narrow=True),
+def _looks(picture: Picture, number: int) -> dict[str, str]:
+    """Return the picture's drawings as elements of the page, by their class."""
+    return {
+        "wide": picture.svg(f"w{number}"),
+        "narrow": picture.svg(f"n{number}", narrow=True),
     }
-    head = "data:image/svg+xml;base64,"
-    return {name: head + base64.b64encode(svg).decode() for name, svg in looks.items()}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from perennial.controller.observer import RunObserver
 from perennial.evaluation.kept_samples import Held, read_samples
 from perennial.report.figures.run import pictures
+from perennial.report.headline import headline
 from perennial.runs import metrics, summary
 from perennial.runs.history import read_history
 from perennial.runs.metrics import stored_rows
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from perennial.evaluation import LossMatrix
     from perennial.runs.entities import StoredOrigin
     from perennial.runs.events import Released, Releasing
-    from perennial.runs.state import Stage
+    from perennial.runs.state import RunState, Stage
     from perennial.store import Store
     from perennial.telemetry.mlflow_observer import MlflowObserver
     from perennial.tracking import Tracker
     from perennial.tracking.tracker import TrackedRun
 
 _MATRIX = "matrix.json"
+_TOLD = 20
+"""Stages, and releases, that a description names, at most: the last ones."""
 
 
 def catch_up(work: ObservedRun, tracker: Tracker) -> list[str]:
@@ -90,6 +93,26 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
         forgetting = matrix.average_forgetting(index)
         if forgetting is not None:
             run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
+    run.describe(describe_lineage(work.spec.name, work.state, matrix))
+    if all(stage.name in work.state.ends for stage in work.state.stages):
+        run.finish()  # what trains next resumes it
+
+
+def describe_lineage(name: str, state: RunState, matrix: LossMatrix) -> str:
+    """Return what MLflow says of a lineage, in Markdown: what came out, and what is below it."""
+    lines = [
+        headline(matrix),
+        "",
+        f"`{name}` is one model that goes on training as corpora arrive. Below it is a run for "
+        "each stage, which trains one corpus, and for each release, which is annealed off the "
+        "trunk. `report.html` among the artifacts has the pictures (`perennial report`).",
+        "",
+    ]
+    lines += [
+        f"- stage {stage.name}: {', '.join(stage.corpora)}" for stage in state.stages[-_TOLD:]
+    ]
+    lines += [f"- release {release.name}" for release in state.releases[-_TOLD:]]
+    return "\n".join(lines)
 
 
 def _track_origin(work: ObservedRun, tracker: Tracker, origin: StoredOrigin) -> None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from perennial.runs.history import History
     from perennial.runs.state import RunState, Stage
 
+_MOST_COLUMNS = 12
+"""Corpora that have a column, at most: the last ones."""
+_MOST_NAMED = 5
+
 
 def lineage(spec: RunSpec, state: RunState, states: Mapping[str, str]) -> list[Table]:
     """Return the tables of stored models, stages, releases, and corpora without a stage.
@@ -58,14 +62,15 @@ def lineage(spec: RunSpec, state: RunState, states: Mapping[str, str]) -> list[T
     tables = []
     if origins:
         stored = ("stored model", "from", "parameters", "copy")
-        tables.append(Table(stored, origins, frozenset({"parameters"})))
+        tables.append(Table(stored, origins, frozenset({"parameters"}), stacked=True))
     if stages:
-        tables.append(Table(columns, stages, frozenset({"steps", "tokens"})))
+        tables.append(Table(columns, stages, frozenset({"steps", "tokens"}), stacked=True))
     if releases:
         named = ("release", "branches off", "anneal steps", "made of")
-        tables.append(Table(named, releases, frozenset({"anneal steps"})))
+        tables.append(Table(named, releases, frozenset({"anneal steps"}), stacked=True))
     if waiting:
-        tables.append(Table(("corpus without a stage", "state", "reason"), waiting))
+        waits = ("corpus without a stage", "state", "reason")
+        tables.append(Table(waits, waiting, stacked=True))
     return tables
 
 
@@ -121,11 +126,14 @@ def parts(stages: Mapping[str, Mapping[str, Any]]) -> list[Table]:
 
 def bits(matrix: LossMatrix) -> Table:
     """Return the bits per byte, which compare across tokenizers; of what is no text per token."""
+    corpora = matrix.corpora[-_MOST_COLUMNS:]
     cells = [
-        (name, *(_bits(losses[c]) if c in losses else "-" for c in matrix.corpora))
+        (name, *(_bits(losses[c]) if c in losses else "-" for c in corpora))
         for name, losses in matrix.rows
     ]
-    return Table(("bits per byte after", *matrix.corpora), cells, frozenset(matrix.corpora))
+    left_out = len(matrix.corpora) - len(corpora)
+    note = f" ({left_out:,} earlier corpora are left out)" if left_out else ""
+    return Table((f"bits per byte after{note}", *corpora), cells, frozenset(corpora))
 
 
 def _bits(loss: HeldoutLoss) -> str:
@@ -164,9 +172,11 @@ def transfer(matrix: LossMatrix) -> Table:
     rows = []
     for i, (name, losses) in enumerate(matrix.stages):
         errors = matrix.forgetting_stderr(i)
-        lost = ", ".join(
-            f"{corpus} {number(nats, signed=True)}{_error(errors[corpus])}"
-            for corpus, nats in matrix.forgetting(i).items()
+        lost = _worst_first(
+            {
+                f"{corpus} {number(nats, signed=True)}{_error(errors[corpus])}": nats
+                for corpus, nats in matrix.forgetting(i).items()
+            }
         )
         mean = number(matrix.average_forgetting(i), signed=True)
         row = [name, number(matrix.adaptation(i)), lost or "-", mean]
@@ -184,7 +194,17 @@ def transfer(matrix: LossMatrix) -> Table:
 
 
 def _changes(changes: Mapping[str, float]) -> str:
-    return ", ".join(f"{corpus} {nats:+.3f}" for corpus, nats in changes.items()) or "-"
+    return _worst_first({f"{corpus} {n:+.3f}": n for corpus, n in changes.items()}) or "-"
+
+
+def _worst_first(changes: Mapping[str, float | None]) -> str:
+    """Return the texts of changes; of many those with the largest rise, and how many more."""
+    texts = list(changes)
+    if len(texts) <= _MOST_COLUMNS:
+        return ", ".join(texts)
+    texts.sort(key=lambda text: -(changes[text] or 0.0))
+    more = len(texts) - _MOST_NAMED
+    return f"{', '.join(texts[:_MOST_NAMED])} and {more:,} less"
 
 
 def transfer_means(matrix: LossMatrix, untrained_nats: float) -> Table:

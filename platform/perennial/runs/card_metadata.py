@@ -94,11 +94,16 @@ def usage(place: str | None, gguf: str | None = None) -> list[str]:
         place: None for the folder that the card lies in.
         gguf: name of the GGUF file there; None for a folder of transformers.
     """
-    lines = _usage_of_gguf(place, gguf) if gguf else _usage_of_folder(place)
+    lines = _usage_of_gguf(place, gguf) if gguf else usage_lines(place)
     return ["## Use", "```python", *lines, "```", ""]
 
 
-def _usage_of_folder(place: str | None) -> list[str]:
+def usage_lines(place: str | None) -> list[str]:
+    """Return the lines of Python that load a release with transformers, and let it write.
+
+    Args:
+        place: None for the folder that they are run in.
+    """
     fetched, folder = _local(place)
     folder = folder.removeprefix(HUB)
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from perennial.training.checkpoint.manifest import kept_rows
@@ -127,6 +128,21 @@ def heldout_metrics(losses: Mapping[str, HeldoutLoss]) -> dict[str, float]:
     nats = {f"heldout/{name}": loss.nats_per_token for name, loss in losses.items()}
     bits = {f"heldout_bits_per_byte/{n}": loss.bits_per_byte for n, loss in losses.items()}
     return nats | {name: value for name, value in bits.items() if value is not None}
+
+
+def lineage_parameters(spec: RunSpec) -> dict[str, object]:
+    """Build MLflow's parameters of a whole lineage: the settings that no stage may change."""
+    model = {f"model.{name}": value for name, value in sorted(spec.model.config.items())}
+    return {
+        "model": spec.model.architecture or PurePath(spec.model.path or "").name,
+        **model,
+        "tokenizer": spec.tokenizer.vocabulary or PurePath(spec.tokenizer.path or "").name,
+        "sequence_length": spec.corpora.sequence_length,
+        "global_batch": spec.training.global_batch,
+        "schedule.kind": spec.schedule.kind,
+        "replay": spec.replay.share,
+        "seed": spec.seed,
+    }
 
 
 def parameters(spec: RunSpec, stage: Stage) -> dict[str, object]:

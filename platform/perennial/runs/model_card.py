@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from perennial.mixture import StageMix, describe_tokens, truncate_mix
 from perennial.runs import summary
@@ -28,6 +28,7 @@ def model_card(
     scores: Sequence[Score] = (),
     place: str | None = None,
     gguf: str | None = None,
+    retrained: Retrained | None = None,
 ) -> str:
     """Write the Markdown of a release's README.md.
 
@@ -40,6 +41,7 @@ def model_card(
         scores: of the tasks that it was scored on.
         place: where the release is copied to; None for the run's store.
         gguf: name of the GGUF file that it is copied as; None for a folder.
+        retrained: a model that was trained from scratch on the same corpora, where one is known.
     """
     stage = state.stage(release.stage)
     trained = [*state.lineage(stage), stage]
@@ -53,6 +55,7 @@ def model_card(
             f"A release of the lineage `{spec.name}`: {_branch(release)}. The trunk itself never "
             "decays; it continues from its constant-phase checkpoint when the next corpus lands.",
             "",
+            *_heldout_lines(state, released, retrained),
             *usage(place, gguf),
             *lineage_lines(spec, state, stage, release.step, manifests),
             *([f"- Anneal: {_fields(release.schedule)}."] if release.schedule else []),
@@ -64,6 +67,53 @@ def model_card(
             "",
         ]
     )
+
+
+class Retrained(NamedTuple):
+    """The model of a run that was trained from scratch on all corpora at once, and its losses."""
+
+    run: str
+    losses: Mapping[str, HeldoutLoss]
+
+
+def _heldout_lines(
+    state: RunState, released: Released | None, retrained: Retrained | None
+) -> list[str]:
+    """Return the losses of a release beside those of its base and of retraining."""
+    if released is None or not released.losses:
+        return []
+    columns = {"this model": released.losses}
+    if state.base is not None and state.base.losses:
+        columns = {"the base": state.base.losses, **columns}
+    if retrained is not None:
+        same = {
+            corpus: loss
+            for corpus, loss in retrained.losses.items()
+            if corpus in released.losses and _is_same_text(loss, released.losses[corpus])
+        }
+        columns |= {f"{retrained.run}, trained from scratch on all of it": same} if same else {}
+    return [
+        "## Held-out losses",
+        "",
+        "Nats per token on documents that none of these models saw; lower is better.",
+        "",
+        f"| corpus | {' | '.join(columns)} |",
+        f"| --- |{' ---: |' * len(columns)}",
+        *(
+            _loss_row(
+                corpus,
+                {name: losses[corpus] for name, losses in columns.items() if corpus in losses},
+                [*columns],
+            )
+            for corpus in released.losses
+        ),
+        "",
+    ]
+
+
+def _is_same_text(loss: HeldoutLoss, other: HeldoutLoss) -> bool:
+    """Return whether two losses are over as many documents, cut into as many tokens."""
+    return (loss.documents, loss.tokens) == (other.documents, other.tokens)
 
 
 def _tokenizer(state: RunState, stage: Stage, manifests: Mapping[str, CorpusManifest]) -> str:

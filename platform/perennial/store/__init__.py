@@ -30,6 +30,7 @@ from perennial.store.schemes import (
     is_store_url,
     url_scheme,
 )
+from perennial.store.transfers import count_moved, shown_transfer
 
 __all__ = [
     "STORES",
@@ -41,12 +42,14 @@ __all__ = [
     "Store",
     "check_object",
     "copy_checked",
+    "count_moved",
     "download_checked",
     "is_store_url",
     "open_checked",
     "open_run_store",
     "open_store",
     "read_checked",
+    "shown_transfer",
 ]
 
 

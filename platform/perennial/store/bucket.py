@@ -18,9 +18,11 @@ from perennial.store.atomic_file import PendingFile
 from perennial.store.base import Objects, Store, markers_first
 from perennial.store.keys import pending_name, valid_key, valid_prefix
 from perennial.store.refusals import noted_remedy, raise_if_full, words_of
+from perennial.store.transfers import count_moved
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+    from fsspec.callbacks import Callback
 
 _CREATE_ATTEMPTS = 5
 _REMOVALS_AT_ONCE = 8
@@ -145,7 +147,7 @@ class BucketStore(Store):
         if not local.is_file():  # the filesystems ignore a folder without an error
             raise FileNotFoundError(errno.ENOENT, "no such file", str(local))
         with self.errors(self.name_of(key)):
-            self.filesystem.put_file(str(local), path)
+            self.filesystem.put_file(str(local), path, callback=_counted())
 
     def copy_on_server(self, source: Store, source_key: str, key: str) -> bool:
         # A process has one connection for a service: two of its stores are on one server.
@@ -162,7 +164,7 @@ class BucketStore(Store):
         pending = local.with_name(pending_name())
         try:
             with self.errors(self.name_of(key)):
-                self.filesystem.get_file(self.path_of(key), str(pending))
+                self.filesystem.get_file(self.path_of(key), str(pending), callback=_counted())
             # A large object is read in parts, which must all be of one version.
             if self.info(key) != before or pending.stat().st_size != before.size_bytes:
                 raise OSError(f"{self.name_of(key)} changed while it was read")
@@ -248,3 +250,14 @@ class BucketStore(Store):
     def path_of(self, key: str) -> str:
         """Return the path of an object in the filesystem: bucket, prefix and key."""
         return "".join((self.url.partition("://")[2], "/", valid_key(key)))
+
+
+def _counted() -> Callback:
+    """Return what a filesystem calls with the bytes that it moved."""
+    from fsspec.callbacks import Callback
+
+    class Counted(Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            count_moved(inc)
+
+    return Counted()

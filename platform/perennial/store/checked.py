@@ -18,6 +18,7 @@ from perennial.errors import Altered
 
 if TYPE_CHECKING:
     from perennial.store.base import Store
+from perennial.store.transfers import count_moved
 
 T = TypeVar("T")
 _CHUNK_BYTES = 1 << 20
@@ -82,6 +83,7 @@ def copy_checked(source: Store, key: str, target: Store, target_key: str, sha256
             while chunk := data.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 sink.write(chunk)
+                count_moved(len(chunk))
             _compare(digest.hexdigest(), sha256)
 
     _twice(key, sha256, copy)

@@ -20,9 +20,12 @@ from perennial.store.base import ObjectInfo, Objects, Store, markers_first
 from perennial.store.keys import is_pending, pending_name, valid_key, valid_prefix
 from perennial.store.refusals import raise_if_full, words_of
 from perennial.store.schemes import LOCAL_SCHEME, STORES, hide_secret
+from perennial.store.transfers import count_moved
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,14 @@ class LocalStore(Store):
         if not local.is_file():
             raise FileNotFoundError(errno.ENOENT, "no such file", str(local))
         with local.open("rb") as source, self.open(key, "wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
+            _copy(source, sink)
 
     def download(self, key: str, local: Path) -> None:
         with (
             self.open(key) as source,
             _pending(local.parent, lambda pending: pending.replace(local)) as sink,
         ):
-            shutil.copyfileobj(source, sink, 1 << 20)
+            _copy(source, sink)
 
     def remove(self, key_or_prefix: str) -> None:
         path = self._path(key_or_prefix)
@@ -196,3 +199,9 @@ def _ignore_absent(
 ) -> None:
     if not isinstance(failure[1], FileNotFoundError):
         raise failure[1]
+
+
+def _copy(source: BinaryIO, sink: BinaryIO) -> None:
+    while chunk := source.read(_CHUNK_BYTES):
+        sink.write(chunk)
+        count_moved(len(chunk))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from perennial import tracking
 from perennial.controller.observer import RunIds, RunObserver
 from perennial.errors import InputError
-from perennial.runs.metrics import metrics, parameters, stored_rows
+from perennial.runs.metrics import lineage_parameters, metrics, parameters, stored_rows
 
 if TYPE_CHECKING:
     from perennial.controller.observer import ObservedRun
@@ -47,6 +47,14 @@ def prepare_tracking(work: ObservedRun) -> None:
         InputError: it cannot be made or used.
     """
     tracking.prepare(tracking_uri(work), owned=_is_own(work))
+
+
+def tracked_page(work: ObservedRun) -> str:
+    """Return where the run is within MLflow's pages; "" where MLflow does not have it yet."""
+    tracking_spec = work.spec.tracking
+    return tracking.page_of_lineage(
+        tracking_uri(work), tracking_spec.experiment, work.spec.name, owned=_is_own(work)
+    )
 
 
 def release_location(work: ObservedRun, folder: str) -> str:
@@ -118,6 +126,7 @@ class MlflowObserver(RunObserver, RunIds):
                 work.spec.name,
                 owned=_is_own(work),
                 others=_others(work),
+                params=lineage_parameters(work.spec),
             )
         return self._tracker
 
@@ -140,6 +149,7 @@ class MlflowObserver(RunObserver, RunIds):
 
     def job_began(self, work: ObservedRun, job: Job) -> None:
         """Log the steps that an outage of MLflow, or a kill, kept from it; it skips what it has."""
+        self.tracker(work).parent_run().resume()
         run = self._job_run = self.tracker(work).child(job.name, run_id=job.tracking_run)
         run.log_rows(stored_rows(work.store, job.folder, job.tokens_per_step), job.tokens_per_step)
 

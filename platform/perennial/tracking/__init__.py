@@ -7,7 +7,13 @@ thread delivers them, waits out a service that is slow or down, and says at the 
 from perennial.redaction import hide_secrets
 from perennial.tracking.destinations import Destination, check_package, tensorboard_in, wandb_in
 from perennial.tracking.outbox import Receipt, Status
-from perennial.tracking.tracker import TrackedRun, Tracker, open_tracker, prepare
+from perennial.tracking.tracker import (
+    TrackedRun,
+    Tracker,
+    open_tracker,
+    page_of_lineage,
+    prepare,
+)
 from perennial.tracking.uris import default_uri, own_uri, ui_command
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "hide_secrets",
     "open_tracker",
     "own_uri",
+    "page_of_lineage",
     "prepare",
     "tensorboard_in",
     "ui_command",

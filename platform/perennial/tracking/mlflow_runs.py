@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import time
@@ -36,6 +37,8 @@ SETTLED_TAG = "perennial.settled"
 COMPLETE_TAG = "perennial.complete"
 """on the lineage's own run, once MLflow had everything that the store knew"""
 PARENT_TAG = "mlflow.parentRunId"
+MODEL = "model"
+"""among the artifacts of a release's run in a store's own database: a link to its files"""
 
 _GIVE_WAY_SECONDS = 1.0
 STALE_SECONDS = 30.0
@@ -58,6 +61,7 @@ class MlflowRuns:
         prepare_database(target.uri, target.owned, thorough)
         root = artifact_root(target.uri)
         self._beside = None if root is None else open_store(root)
+        self._owned = target.owned
         self._client = MlflowClient(target.uri)
         self._experiment_id = self._experiment(target.experiment, root and ARTIFACTS)
 
@@ -65,7 +69,7 @@ class MlflowRuns:
         """Continue the run: the one of its id, else the one of its key, else a new one."""
         there = self._by_id(run) or self._by_key(run, parent_id)
         run_id = str(there.info.run_id)
-        if there.info.status != "RUNNING":
+        if run.reopens and there.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
         # A parameter keeps its first value in MLflow; a run that goes on may only add some.
         new = [Param(k, v) for k, v in run.params.items() if k not in there.data.params]
@@ -85,7 +89,9 @@ class MlflowRuns:
             case Tag(name=name, text=text):
                 self._client.set_tag(run_id, name, text)
             case Registration():
-                register(self._client, run_id, item)
+                register(self._client, run_id, item, self._source(run_id, item))
+            case End(status="RUNNING"):
+                self._client.update_run(run_id, status="RUNNING")
             case End(status=status, timestamp_ms=timestamp_ms):
                 self._client.set_terminated(run_id, status, timestamp_ms)
 
@@ -100,6 +106,19 @@ class MlflowRuns:
     def close(self) -> None:
         """Do nothing: every call is complete when it returns."""
 
+    def _source(self, run_id: str, item: Registration) -> str:
+        """Return what MLflow takes as the place of a release's files."""
+        if "://" in item.location:
+            return item.location
+        if self._owned and self._beside is not None:
+            # The store's own database names no path, and its server serves its artifacts alone.
+            folder = Path(self._beside.url)
+            link = folder / run_id / "artifacts" / MODEL
+            _link(link, folder.parent.parent / item.location)
+            return f"{ARTIFACTS}{run_id}/artifacts/{MODEL}"
+        # A server takes no path of another machine: the version names the run, a tag the folder.
+        return item.location if self._beside is not None else f"runs:/{run_id}"
+
     def _put_file(self, run_id: str, name: str, data: bytes) -> None:
         root = str(self._client.get_run(run_id).info.artifact_uri)
         if self._beside is not None and root.startswith(ARTIFACTS):
@@ -112,6 +131,13 @@ class MlflowRuns:
             local.write_bytes(data)
             folder = str(path.parent) if path.parent.name else None
             self._client.log_artifact(run_id, str(local), folder)
+
+    def page(self, lineage: str) -> str | None:
+        """Return the address of a lineage's own run within MLflow's pages; None without one."""
+        for run in self._with_key(lineage):
+            if SETTLED_TAG in run.data.tags:
+                return f"#/experiments/{self._experiment_id}/runs/{run.info.run_id}"
+        return None
 
     def _experiment(self, name: str, artifacts: str | None) -> str:
         experiment = self._client.get_experiment_by_name(name)
@@ -173,3 +199,15 @@ class MlflowRuns:
     def _with_key(self, key: str) -> list[Any]:
         wanted = f"tags.`{RUN_TAG}` = '{key}'"
         return list(self._client.search_runs([self._experiment_id], wanted))
+
+
+def _link(link: Path, target: Path) -> None:
+    """Have a link to a folder of the same store, which is still one where the store is moved."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+
+
+def lineage_page(target: Target, lineage: str) -> str | None:
+    """Return the address of a lineage's own run within MLflow's pages; None without one."""
+    return MlflowRuns(target, thorough=False).page(lineage)

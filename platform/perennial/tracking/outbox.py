@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, NamedTuple
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["FINISHED", "FAILED", "KILLED", "RUNNING"]
 
-BY_TOKENS = "by_tokens/"
-"""begins the names of values at a number of tokens in place of a step"""
+BY_TOKENS = "versus_tokens/"
+"""begins the names of values at a number of tokens in place of a step; MLflow sorts charts by the
+word before the first slash, so these are behind all others"""
 BATCH_POINTS = 1000
 """most values that MLflow takes in one call"""
 KEPT_POINTS = 200_000
@@ -37,7 +38,7 @@ class Artifact(NamedTuple):
 
 
 class End(NamedTuple):
-    """The state in which a run ended, and the time."""
+    """The state in which a run ended, and the time; RUNNING for one that goes on after all."""
 
     status: Status
     timestamp_ms: int
@@ -111,6 +112,7 @@ class Pending:
     attached: whether MLflow is known to have the run.
     steps: the highest step taken of each metric; what is at or below it is there already.
     parent: the run that MLflow shows it under, made before it; None is the lineage's own.
+    reopens: whether it is running from the moment at which it is attached.
     """
 
     key: str
@@ -127,6 +129,7 @@ class Pending:
     steps: dict[str, int] = field(default_factory=dict)
     lost: Lost = field(default_factory=Lost)
     parent: Pending | None = None
+    reopens: bool = True
 
     @property
     def delivered(self) -> bool:

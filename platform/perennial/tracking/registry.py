@@ -13,10 +13,17 @@ RELEASE_TAG = "perennial.release"
 LOCATION_TAG = "perennial.location"
 
 
-def register(client: MlflowClient, run_id: str, item: Registration) -> None:
-    """Have the release as one version of its model, with its aliases; safe to repeat."""
+def register(client: MlflowClient, run_id: str, item: Registration, source: str) -> None:
+    """Have the release as one version of its model, with its aliases; safe to repeat.
+
+    Args:
+        client: of MLflow.
+        run_id: of the run that made the release.
+        item: the release.
+        source: where MLflow finds its files.
+    """
     _have_model(client, item.model)
-    version = _version(client, item) or _create(client, run_id, item)
+    version = _version(client, item) or _create(client, run_id, item, source)
     for key, value in item.tags:
         client.set_model_version_tag(item.model, version.version, key, value)
     for alias in item.aliases:
@@ -37,9 +44,7 @@ def _version(client: MlflowClient, item: Registration) -> ModelVersion | None:
     return min(versions, key=lambda version: int(version.version), default=None)
 
 
-def _create(client: MlflowClient, run_id: str, item: Registration) -> ModelVersion:
-    # A server takes no path of another machine: its version names the run, and its tag the folder.
-    source = item.location if "://" in item.location else f"runs:/{run_id}"
+def _create(client: MlflowClient, run_id: str, item: Registration, source: str) -> ModelVersion:
     return client.create_model_version(
         item.model,
         source,

@@ -32,6 +32,7 @@ from perennial.tracking.outbox import (
 logger = logging.getLogger("perennial.tracking")
 
 LINEAGE_TAG = "perennial.lineage"
+DESCRIPTION_TAG = "mlflow.note.content"
 _NAME = re.compile(r"\w[\w.@+=-]{0,199}")
 _CHILD = re.compile(r"\w[\w.@+=/-]{0,199}")
 _NOT_IN_KEY = re.compile(r"[^\w./: -]")
@@ -85,8 +86,8 @@ class TrackedRun:
 
         Args:
             rows: (step, time in ms since 1970, values by metric name).
-            tokens_per_step: log each value a second time, as `by_tokens/<name>`, at the number of
-                tokens instead of the step, because MLflow plots metrics over steps and time only.
+            tokens_per_step: log each value a second time, as `versus_tokens/<name>`, at the number
+                of tokens instead of the step: MLflow plots metrics over steps and time only.
         """
         self._put(
             MetricPoint(prefix + _NOT_IN_KEY.sub("_", name), float(value), timestamp_ms, step)
@@ -98,6 +99,10 @@ class TrackedRun:
     def tag(self, name: str, text: str) -> None:
         """Set a tag of the run, replacing an older one of this name."""
         self._put([Tag(name, hide_secrets(text))])
+
+    def describe(self, text: str) -> None:
+        """Set the description that MLflow shows with the run, in Markdown."""
+        self.tag(DESCRIPTION_TAG, text)
 
     def artifact(self, source: Path | bytes, name: str) -> None:
         """Log a small file, which is read at once; secrets in a text file are hidden.
@@ -149,6 +154,10 @@ class TrackedRun:
         """
         self._put([End(status, _now_ms() if at_ms is None else at_ms)])
 
+    def resume(self) -> None:
+        """Log that the run goes on, after it may have ended."""
+        self._put([End("RUNNING", _now_ms())])
+
     def _put(self, items: Iterable[Item]) -> None:
         kept = list(items)
         for outbox, pending in self._places:
@@ -161,13 +170,20 @@ class Tracker:
     Args:
         lineage: its name.
         destinations: the services, at least one.
+        params: parameters of the lineage's own run.
     """
 
-    def __init__(self, lineage: str, destinations: Sequence[Destination]) -> None:
+    def __init__(
+        self,
+        lineage: str,
+        destinations: Sequence[Destination],
+        params: Mapping[str, object] | None = None,
+    ) -> None:
         self._lineage = lineage
         self._destinations = destinations
         self._outboxes = [Outbox() for _ in destinations]
-        self._parent = self._run(lineage, lineage, None, {}, {})
+        # A report looks at it too: only what trains has it running again.
+        self._parent = self._run(lineage, lineage, None, params or {}, {}, reopens=False)
         self._deliveries = [
             Delivery(outbox, to) for outbox, to in zip(self._outboxes, destinations, strict=True)
         ]
@@ -248,6 +264,8 @@ class Tracker:
         params: Mapping[str, object],
         tags: Mapping[str, object],
         parent: TrackedRun | None = None,
+        *,
+        reopens: bool = True,
     ) -> TrackedRun:
         shown = {**hide_values(tags), LINEAGE_TAG: self._lineage}
         # One name that MLflow refuses would keep the whole run out of MLflow.
@@ -257,7 +275,7 @@ class Tracker:
             above = None if parent is None else parent._places[number][1]
             # The id is the first service's; the others find the run by its key.
             known_id = run_id or None if number == 0 else None
-            pending = Pending(key, name, known_id, known, shown, parent=above)
+            pending = Pending(key, name, known_id, known, shown, parent=above, reopens=reopens)
             places.append((outbox, outbox.add(pending)))
         return TrackedRun(places)
 
@@ -291,6 +309,7 @@ def open_tracker(
     *,
     owned: bool = False,
     others: Sequence[Destination] = (),
+    params: Mapping[str, object] | None = None,
 ) -> Tracker:
     """Track a lineage in an experiment of MLflow; returns before MLflow is imported.
 
@@ -302,15 +321,16 @@ def open_tracker(
         owned: the SQLite file is part of the run's store, so that it may be migrated, and set
             aside where it cannot be used.
         others: services beside MLflow, or in its place.
+        params: parameters of the lineage's own run.
 
     Raises:
         InputError: MLflow could not look the lineage's name up.
     """
     _check(_NAME, "name", lineage)
     if uri is None:
-        return Tracker(lineage, others)
+        return Tracker(lineage, others, params)
     _set_environment()
-    return Tracker(lineage, [mlflow_at(uri, experiment, owned), *others])
+    return Tracker(lineage, [mlflow_at(uri, experiment, owned), *others], params)
 
 
 def prepare(uri: str, *, owned: bool) -> None:
@@ -339,6 +359,21 @@ def prepare(uri: str, *, owned: bool) -> None:
             failure.remedy or "try again",
             code="tracking-database-unusable",
         ) from error
+
+
+def page_of_lineage(uri: str, experiment: str, lineage: str, *, owned: bool) -> str:
+    """Return where a lineage's own run is within MLflow's pages; "" where MLflow has none.
+
+    Args:
+        uri: of MLflow; its database is ready.
+        experiment: its name.
+        lineage: name of the lineage.
+        owned: as for `open_tracker`.
+    """
+    _set_environment()
+    from perennial.tracking.mlflow_runs import Target, lineage_page
+
+    return lineage_page(Target(uri, experiment, owned), lineage) or ""
 
 
 def _set_environment() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,6 +20,7 @@ from perennial.corpora import read_tokenizer
 from perennial.corpora.release_tokenizer import release_files
 from perennial.errors import Altered, InputError
 from perennial.evaluation.loss import HeldoutLoss
+from perennial.runs.entities import StoredOrigin
 from perennial.runs.events import Released, Releasing
 from perennial.runs.stage_planner import decide_release
 from perennial.runs.state import RunState
@@ -27,8 +29,9 @@ from perennial.runs.training_content import content_files
 from perennial.store import open_store
 from perennial.training.model.export import export
 from tests.support.committed import commit_model
-from tests.support.event_factory import AT, walk
+from tests.support.event_factory import AT, imported, releasing, walk
 from tests.support.hub_server import receiving_hub
+from tests.support.measured_run import measured_run
 from tests.support.refusal import refused
 from tests.support.small_manifest import small_manifest
 from tests.support.small_models import small_model
@@ -103,6 +106,40 @@ def test_a_copy_is_loaded_and_its_card_is_the_hubs_form(made: Made, tmp_path: Pa
     shown: list[str] = []
     exec(snippet, {"print": shown.append})
     assert len(shown) == 1
+
+
+def test_the_card_has_the_losses_beside_those_of_base_and_retraining(
+    made: Made, tmp_path: Path
+) -> None:
+    work, decided, released = made
+    union = measured_run(tmp_path / "union", ("en", "zz"))
+    own = LOSS
+    their = HeldoutLoss("en", 3.0, 1.4, own.documents, own.tokens, own.bytes, 0.1)
+    union.ledger.append(releasing(union.state, "whole"))
+    union.ledger.append(
+        Released(
+            at=AT, name="whole", source="c", folder="r", steps=0, schedule={},
+            losses={"en": their}, samples=[],
+        )
+    )  # fmt: skip
+    work.spec = work.spec.model_copy(
+        update={"evaluation": work.spec.evaluation.model_copy(update={"baseline": union.store.url})}
+    )
+    base = StoredOrigin(imported(), {"en": replace(own, nats_per_token=4.0)})
+    work.state.origins["base"] = base
+    publish(work, decided, released, str(tmp_path / "copy"))
+    text = (tmp_path / "copy" / "README.md").read_text()
+    assert "| corpus | the base | this model | tiny, trained from scratch on all of it |" in text
+    assert "| en | 4.000 | 3.250 | 3.000 |" in text
+    work.spec = work.spec.model_copy(
+        update={
+            "evaluation": work.spec.evaluation.model_copy(
+                update={"baseline": str(tmp_path / "nowhere")}
+            )
+        }
+    )
+    publish(work, decided, released, str(tmp_path / "copy"))
+    assert "trained from scratch" not in (tmp_path / "copy" / "README.md").read_text()
 
 
 def test_a_copy_is_completed_and_anything_else_is_left_alone(made: Made, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_tensorboard_has_pictures_texts_and_values_over_tokens(tmp_path: Path) -
     run.finish()
     assert tracker.close(PATIENCE_SECONDS).missing == ()
     folder = tmp_path / "tensorboard/lineage/00-english"
-    assert read_scalars(folder)["by_tokens/train/loss"] == [(1024, 0.5), (2048, 0.25)]
+    assert read_scalars(folder)["versus_tokens/train/loss"] == [(1024, 0.5), (2048, 0.25)]
     assert read_pictures(folder) == {"matrix.png": (tmp_path / "matrix.png").read_bytes()}
     texts = {tag.partition("/text_summary")[0]: text for tag, text in read_texts(folder).items()}
     assert texts["samples.txt"] == "said"

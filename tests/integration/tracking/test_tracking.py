@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from perennial.store import open_store
-from perennial.tracking import Tracker, default_uri, open_tracker
+from perennial.tracking import Tracker, default_uri, open_tracker, page_of_lineage
 from tests.support.mlflow_server import PATIENCE_SECONDS, MlflowServer, until
 
 EXPERIMENT = "perennial"
@@ -101,6 +101,68 @@ def test_a_lineage_is_a_parent_run_with_a_child_run_a_stage(sqlite: str) -> None
     assert parent.data.metrics == {"heldout/french": 3.0}
     root = Path(sqlite.removeprefix("sqlite:///")).parent / "artifacts"
     assert [path.read_bytes() for path in root.rglob("matrix/loss.json")] == [b'{"a": 1}']
+
+
+def test_the_lineages_own_run_has_parameters_a_description_and_an_end(sqlite: str) -> None:
+    def status() -> str:
+        (run,) = [r for r in runs_of(sqlite, "ends") if r.info.run_name == "ends"]
+        return str(run.info.status)
+
+    first = open_tracker(sqlite, EXPERIMENT, "ends", params={"seed": 1, "model.layers": 4})
+    first.parent_run().describe("02-spanish learned **2.7** nats")
+    deliver(first)
+    run = client(sqlite).get_run(first.lineage_run_id)
+    assert run.data.params == {"seed": "1", "model.layers": "4"}
+    assert run.data.tags["mlflow.note.content"] == "02-spanish learned **2.7** nats"
+    assert status() == "RUNNING"
+    second = open_tracker(sqlite, EXPERIMENT, "ends")
+    second.parent_run().finish()
+    deliver(second)
+    assert status() == "FINISHED"
+    deliver(open_tracker(sqlite, EXPERIMENT, "ends"))
+    assert status() == "FINISHED", "a look does not have it running again"
+    third = open_tracker(sqlite, EXPERIMENT, "ends")
+    third.parent_run().resume()
+    deliver(third)
+    assert status() == "RUNNING"
+
+
+def test_the_page_of_a_lineage_is_that_of_its_own_run(sqlite: str) -> None:
+    assert page_of_lineage(sqlite, EXPERIMENT, "paged", owned=False) == ""
+    tracker = open_tracker(sqlite, EXPERIMENT, "paged")
+    tracker.child("00-english")
+    deliver(tracker)
+    experiment = client(sqlite).get_experiment_by_name(EXPERIMENT).experiment_id
+    page = page_of_lineage(sqlite, EXPERIMENT, "paged", owned=False)
+    assert page == f"#/experiments/{experiment}/runs/{tracker.lineage_run_id}"
+
+
+@pytest.mark.long
+def test_a_release_of_a_local_store_is_downloaded_by_its_alias(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    release = store / "releases" / "v1"
+    release.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (release / name).write_bytes(name.encode())
+    uri = f"sqlite:///{store}/mlflow/mlflow.db"
+    tracker = open_tracker(uri, EXPERIMENT, "tiny", owned=True)
+    tracker.child("release-v1").register("tiny", "v1", "releases/v1")
+    deliver(tracker)
+    moved = store.rename(tmp_path / "moved")
+    server = MlflowServer(moved / "mlflow", f"sqlite:///{moved}/mlflow/mlflow.db")
+    server.start()
+    try:
+        import mlflow
+
+        got = mlflow.artifacts.download_artifacts(
+            "models:/tiny@latest", dst_path=str(tmp_path / "got"), tracking_uri=server.uri
+        )
+    finally:
+        server.kill()
+    assert {path.name: path.read_text() for path in Path(got).iterdir()} == {
+        "config.json": "config.json",
+        "model.safetensors": "model.safetensors",
+    }
 
 
 @pytest.mark.parametrize("keeps_id", [True, False], ids=["by its id", "by its name"])
@@ -219,7 +281,7 @@ def test_values_are_drawn_over_steps_and_over_tokens_through_a_restart(sqlite: s
     stage.log_rows(rows_of(range(8, 20)), tokens_per_step=4096)
     deliver(second)
     assert history(sqlite, stage.id) == expected(range(20))
-    by_tokens = history(sqlite, stage.id, "by_tokens/train/loss")
+    by_tokens = history(sqlite, stage.id, "versus_tokens/train/loss")
     assert by_tokens == [(4096 * step, value) for step, value in expected(range(20))]
 
 

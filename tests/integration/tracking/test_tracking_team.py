@@ -89,7 +89,7 @@ def test_a_stage_is_one_run_through_the_death_of_everything(
     assert {found[name].info.status for name in ("00-english", "01-french")} == {"FINISHED"}
     steps = [point.step for point in mlflow.get_metric_history(run_id, "train/loss")]
     assert steps == list(range(1, 101))
-    by_tokens = mlflow.get_metric_history(run_id, "by_tokens/train/loss")
+    by_tokens = mlflow.get_metric_history(run_id, "versus_tokens/train/loss")
     assert [point.step for point in by_tokens] == [TOKENS_PER_STEP * step for step in steps]
     assert postgres.password not in caplog.text
     assert [record.levelno for record in caplog.records] == [logging.WARNING]

@@ -126,6 +126,9 @@ def _straight(folder: Path, tensor: int, cells: dict[str, dict[str, Any]]) -> No
     for cell, settings in cells.items():
         (folder / cell).mkdir(exist_ok=True)
         _visit(folder / cell, cell, settings, tensor, "", f"straight-{tensor}", range(3))
+    if tensor > 1:
+        with pytest.raises(RuntimeError, match="with 1 it takes new workers"):
+            _visit(folder, "llama", {}, 1, "", "other", range(0))
 
 
 def _through(folder: Path, tensor: int, stages: tuple[int, ...], source: str, target: str) -> None:
@@ -191,25 +194,33 @@ def test_a_divided_model_trains_like_a_whole_one(
         assert error < (3e-2 if is_rounded else 1e-5), (name, float(error))
 
 
-@pytest.mark.parametrize("stages", [(1,), pytest.param((0, 2), marks=pytest.mark.long)])
-def test_i9_any_layout_reads_what_any_other_wrote(tmp_path: Path, stages: tuple[int, ...]) -> None:
-    """(data, tensor) 1 x 2, 2 x 1 and 2 x 2 hold the same bits, at ZeRO 0, 1 and 2.
+@pytest.mark.parametrize(
+    ("stages", "layouts"),
+    [
+        pytest.param((1,), LAYOUTS[:2], id="1x2 to 2x1"),
+        pytest.param((0, 1, 2), LAYOUTS, id="1x2 to 2x1 to 2x2", marks=pytest.mark.long),
+    ],
+)
+def test_i9_any_layout_reads_what_any_other_wrote(
+    tmp_path: Path, stages: tuple[int, ...], layouts: tuple[tuple[int, int], ...]
+) -> None:
+    """One layout after the other holds the same bits.
 
     A step from there with another ZeRO stage has the same loss.
     """
     source = ""
-    for number, (data, tensor) in enumerate(LAYOUTS):
+    for number, (data, tensor) in enumerate(layouts):
         run_on(data * tensor, _through, tmp_path, tensor, stages, source, f"layout-{number}")
         source = f"layout-{number}"
     for stage in stages:
         place = tmp_path / f"zero-{stage}"
         written = _whole(place / "layout-0")
         assert all(tensor.any() for tensor in written.values())
-        for number in range(1, len(LAYOUTS)):
+        for number in range(1, len(layouts)):
             read = _whole(place / f"layout-{number}")
             assert set(read) == set(written)
             assert all(torch.equal(tensor, read[name]) for name, tensor in written.items())
-        losses = [_rows(place / f"after-layout-{n}")[0]["loss"] for n in range(len(LAYOUTS))]
+        losses = [_rows(place / f"after-layout-{n}")[0]["loss"] for n in range(len(layouts))]
         assert max(losses) - min(losses) < 1e-5, losses
 
 

@@ -101,7 +101,7 @@ def test_the_lineage_names_the_parent_of_every_model(run: perennial.Run) -> None
     assert pandas.isna(lineage.loc["00-help", "parent"])
     assert list(lineage["parent"])[1:] == ["00-help", "00-help"]
     assert lineage.loc["00-help-12-anneal4", "folder"] == "releases/00-help-12-anneal4"
-    assert list(lineage["last_step"])[:2] == [12, 132]
+    assert list(lineage["last_step"])[:2] == [12, 412]
 
 
 def test_a_run_without_a_stage_gives_tables_without_a_row(empty: perennial.Run) -> None:
@@ -163,7 +163,8 @@ def test_figures_of_a_search_and_of_a_comparison_are_axes_too(tmp_path: Path) ->
     )
     comparison = run.compare([other])
     with matplotlib.rc_context({"backend": "agg"}):
-        assert "front" in run.plot_search(sample_result()).get_legend_handles_labels()[1]
+        front = run.plot_search(sample_result([(3.0, 0.5), (3.1, 0.4)]))
+        assert "front" in front.get_legend_handles_labels()[1]
         assert run.plot_comparison(comparison).figure is pyplot.gcf()
         with pytest.raises(InputError, match="its figures: losses") as error:
             run.plot_comparison(comparison, "none")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perennial.cli.look.status_screen import HEIGHT, WIDTH, Row, StatusScreen, render_lines
+from perennial.cli.look.status_screen import ENDLESS, HEIGHT, WIDTH, Row, StatusScreen, render_lines
 
 
 def row(i: int, corpora: list[str], **changes: object) -> Row:
@@ -54,14 +54,27 @@ def test_of_many_stages_the_last_are_shown_and_of_many_corpora_the_average() -> 
     text = "\n".join(lines)
     assert "average" in lines[1] and "corpus3 " not in lines[1]
     assert "39-c39" in text and "00-c0 " not in text
-    assert "before: `perennial report` shows all" in text
-    assert "more lines: --json has them" in text
+    assert "before: --all shows them" in text
+    assert "more lines: --all shows them" in text
     assert "store     s3://b/run" in text
 
 
 def test_a_higher_terminal_shows_more() -> None:
     stages = [row(i, THREE) for i in range(40)]
     assert len(render_lines(StatusScreen("big", THREE, stages), 100, 60)) == 42
+
+
+def test_with_all_every_stage_and_every_note_is_there_whole() -> None:
+    corpora = [f"corpus{i}" for i in range(30)]
+    notes = [("corpus", f"corpus{i} waits because {'it is long ' * 12}") for i in range(30)]
+    stages = [row(i, corpora) for i in range(40)]
+    screen = StatusScreen("big", corpora, stages, notes=notes)
+    lines = render_lines(screen, WIDTH, ENDLESS)
+    text = " ".join("\n".join(lines).split())
+    assert all(f"{i:02d}-c{i} " in text for i in range(40))
+    assert text.count("it is long") == 30 * 12
+    assert "more" not in text and "before" not in text and "…" not in text
+    assert max(map(len, lines)) <= WIDTH
 
 
 def test_a_long_place_is_folded_and_never_cut() -> None:
@@ -80,7 +93,7 @@ def test_reasons_come_first_and_whole() -> None:
     many = [("corpus", f"corpus-{n} refused: {'it is bad ' * 9}") for n in range(40)]
     lines = render_lines(replace(QUICKSTART, reasons=many))
     assert len(lines) < HEIGHT
-    assert any("more: --json has them" in line for line in lines)
+    assert any("more: --all shows them" in line for line in lines)
     assert any("02-c2" in line for line in lines)
 
 

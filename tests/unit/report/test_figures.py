@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from xml.etree import ElementTree
 
@@ -10,17 +11,13 @@ import pytest
 from matplotlib.image import imread
 
 from perennial.evaluation import HeldoutLoss, LossMatrix
+from perennial.report.figures.heat_map import changes, loss_heat_map
 from perennial.report.figures.layers import layers
 from perennial.report.figures.pareto import pareto
-from perennial.report.figures.run import (
-    learned_and_forgotten,
-    learning_rate,
-    loss_heat_map,
-    loss_lines,
-    tokens_by_source,
-)
+from perennial.report.figures.run import learning_rate, loss_lines, tokens_by_source
 from perennial.report.figures.style import Picture
 from perennial.report.figures.training import time_spent, train_loss
+from perennial.report.figures.transfer import forgotten, learned, learned_and_forgotten
 from perennial.runs.history import CurvePoint, StageTime, goodput
 from perennial.runs.summary import RatePoint, StageTokens
 from tests.support.search_results import sample_layers, sample_result
@@ -43,6 +40,14 @@ MANY = LossMatrix(
         for i in range(9)
     )
 )
+CROWD = LossMatrix(
+    tuple(
+        (f"{i:02d}-c{i}", {f"c{j}": _loss(f"c{j}", 3.0 + abs(i - j)) for j in range(40)})
+        for i in range(40)
+    )
+)
+CROWD_TOKENS = [StageTokens(stage, {"c": 900}, {"b": 300}) for stage, _ in CROWD.stages]
+CROWD_TIMES = [StageTime(stage, 100.0, {"forward": 40.0}, 1) for stage, _ in CROWD.stages]
 TOGETHER = LossMatrix(
     (MANY.stages[0], ("01-c1-and-1-more", MANY.stages[1][1])),
     together={"01-c1-and-1-more": ("c1", "c2")},
@@ -71,9 +76,17 @@ TIMES = [
     StageTime("01-b", 90.0, {"forward": 30.0, "checkpoint": 4.0, "other": 5.0}, 3),
 ]
 
+CROWD_RATES = [RatePoint(i, 1e-3, "constant", stage) for i, (stage, _) in enumerate(CROWD.stages)]
+
 PICTURES: dict[str, Callable[[], Picture]] = {
     "heat map": lambda: loss_heat_map(MATRIX),
     "heat map of many": lambda: loss_heat_map(MANY),
+    "heat map of a crowd": lambda: loss_heat_map(CROWD),
+    "lines of a crowd": lambda: loss_lines(CROWD, CROWD_TOKENS),
+    "transfer of a crowd": lambda: learned_and_forgotten(CROWD),
+    "tokens of a crowd": lambda: tokens_by_source(CROWD_TOKENS),
+    "time of a crowd": lambda: time_spent(CROWD_TIMES),
+    "learning rate of a crowd": lambda: learning_rate(CROWD_RATES),
     "lines": lambda: loss_lines(MATRIX, TOKENS),
     "lines of many": lambda: loss_lines(
         MANY, [StageTokens(stage, {"c": 900}, {}) for stage, _ in MANY.stages]
@@ -110,23 +123,77 @@ def test_a_picture_is_a_png_900_pixels_wide_and_the_same_every_time(name: str) -
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_has_four_looks_for_a_page(name: str) -> None:
+def test_a_picture_has_two_looks_for_a_page_whose_colours_are_the_pages(name: str) -> None:
     picture = PICTURES[name]()
-    looks = [
-        picture.svg(dark=dark, narrow=narrow) for dark in (False, True) for narrow in (False, True)
+    wide, narrow = picture.svg("a"), picture.svg("a", narrow=True)
+    assert wide != narrow
+    assert picture.svg("a") == wide
+    assert len(wide) < 80_000
+    for svg in (wide, narrow):
+        element = ElementTree.fromstring(svg)
+        assert element.tag.endswith("svg")
+        assert not {"width", "height"} & element.attrib.keys(), "as wide as its place"
+        assert "var(--ink)" in svg and "var(--paper)" in svg
+        ids = re.findall(r'\bid="([^"]+)"', svg)
+        refers = re.findall(r'(?:url\(|href=")#([^")]+)', svg)
+        assert all(name.startswith("a-") for name in ids)
+        assert {*refers} <= {*ids}
+
+
+def test_numbers_that_are_text_are_not_rounded() -> None:
+    drawn = loss_heat_map(MATRIX).svg("a")
+    assert "4.900 ± 0.020" in drawn
+    assert "5.000" in drawn and "+0.100" in drawn
+    assert "0.003" in learning_rate(TRUNK).svg("a")
+    places = re.findall(r' d="([^"]*)"', drawn)
+    assert places and not re.search(r"\d\.\d{3}", " ".join(places))
+
+
+def test_a_name_of_the_run_stays_text_in_a_picture() -> None:
+    hostile = "<script>"
+    matrix = LossMatrix((("00-a", {hostile: _loss(hostile, 3.0)}),))
+    assert "<script>" not in loss_heat_map(matrix).svg("a")
+    assert "&lt;script&gt;" in loss_heat_map(matrix).svg("a")
+
+
+def test_a_cell_changed_since_its_corpuss_own_stage_or_the_base() -> None:
+    release_first = {"v1": "00-english"}
+    assert changes(MATRIX) == [
+        {"english": 0.0},
+        {"english": pytest.approx(0.1), "french": 0.0},
+        {"english": pytest.approx(-0.1), "french": pytest.approx(-0.1)},
     ]
-    assert len(set(looks)) == 4
-    assert picture.svg() == looks[0]
-    for svg in looks:
-        assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert changes(MATRIX, release_first)[-1] == {"english": pytest.approx(-0.1)}, (
+        "a release off the first stage has no change on a corpus that came later"
+    )
+    base = {"english": _loss("english", 5.1), "french": _loss("french", 7.0)}
+    first = {"english": _loss("english", 4.9), "french": _loss("french", 7.2)}
+    based = LossMatrix((("00-english", first),), origins=(("base", base),))
+    assert changes(based) == [{}, {"english": 0.0, "french": pytest.approx(0.2)}]
+
+
+def test_learned_and_forgotten_are_panels_of_their_own() -> None:
+    assert [bar.corpus for bar in learned(TOGETHER)] == ["c1", "c2"]
+    assert [bar.nats for bar in learned(TOGETHER)] == [pytest.approx(1.0), pytest.approx(1.0)]
+    assert [bar.nats for bar in forgotten(MATRIX)] == [pytest.approx(0.1)]
+    assert forgotten(FROM_BASE) == []
+    drawn = learned_and_forgotten(MANY).svg("a")
+    assert "Learned: fall on its own corpus" in drawn
+    assert "Forgotten: rise on the others" in drawn
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if "crowd" in name])
+def test_a_picture_of_a_crowd_names_some_of_it(name: str) -> None:
+    drawn = PICTURES[name]().svg("a")
+    assert 5 <= len(re.findall(r">\d\d-c\d+<", drawn)) <= 12
 
 
 def test_a_stage_of_several_corpora_is_drawn_with_each_of_them() -> None:
     apart = LossMatrix((MANY.stages[0], ("01-c1", MANY.stages[1][1])))
-    assert b"01-c1-and-1-more: c2" in learned_and_forgotten(TOGETHER).svg()
-    assert loss_heat_map(TOGETHER).svg() != loss_heat_map(apart).svg()
+    assert [bar.corpus for bar in learned(TOGETHER)] == ["c1", "c2"]
+    assert loss_heat_map(TOGETHER).svg("a") != loss_heat_map(apart).svg("a")
     both, one = StageTokens("s", {"a": 5, "b": 5}, {}), StageTokens("s", {"a": 10}, {})
-    assert tokens_by_source([both]).svg() != tokens_by_source([one]).svg()
+    assert tokens_by_source([both]).svg("a") != tokens_by_source([one]).svg("a")
 
 
 def test_pictures_show_what_they_are_given() -> None:

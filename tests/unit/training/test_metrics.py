@@ -116,7 +116,7 @@ def test_a_plug_in_with_a_figure_is_drawn_from_the_stored_rows(
     assert curves == {
         plugin.name: (CurvePoint(1024, 0.1, stage.name), CurvePoint(2048, 0.2, stage.name))
     }
-    assert metric_curve(curves[plugin.name], plugin.axis, plugin.title).svg()
+    assert metric_curve(curves[plugin.name], plugin.axis, plugin.title).svg("a")
     assert plugin.axis == "largest part (nats)"
     assert plugin.title == "Largest part"
     assert plugin.meaning == "Largest part of the loss that a rank has."

@@ -10,7 +10,14 @@ import typer
 
 from perennial.cli.command import AsJson, Overrides, RunFile, open_run
 from perennial.cli.console import out, print_json
-from perennial.cli.look.status_screen import HEIGHT, WIDTH, Row, StatusScreen, render_lines
+from perennial.cli.look.status_screen import (
+    ENDLESS,
+    HEIGHT,
+    WIDTH,
+    Row,
+    StatusScreen,
+    render_lines,
+)
 
 if TYPE_CHECKING:
     from perennial.api.status import RunStatus
@@ -29,7 +36,7 @@ def status(
     run_file: RunFile,
     overrides: Overrides = None,
     every: Annotated[
-        bool, typer.Option("--all", help=f"Read every stage, not only the last {_LAST}")
+        bool, typer.Option("--all", help="Every stage and every line, in place of one screen")
     ] = False,
     with_bytes: Annotated[
         bool, typer.Option("--bytes", help="List the whole store, and show its bytes by kind")
@@ -44,8 +51,8 @@ def status(
         print_json(state.to_dict() | ({"bytes": sizes} if with_bytes else {}))
         return
     size = shutil.get_terminal_size((WIDTH, HEIGHT))
-    screen = _screen(state, run_file)
-    for line in render_lines(screen, max(size.columns, WIDTH), max(size.lines, HEIGHT)):
+    height = ENDLESS if every else max(size.lines, HEIGHT)
+    for line in render_lines(_screen(state, run_file), max(size.columns, WIDTH), height):
         out.print(line, markup=False)
     for kind, count in sizes.items():
         out.print(f"bytes     {kind:12} {count:>20,}", markup=False)

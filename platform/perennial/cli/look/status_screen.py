@@ -1,6 +1,6 @@
 """A run on one terminal screen: the stages as a table, the rest a line each. Pure.
 
-The screen marks what does not fit; `--json` and the report have all of it.
+The screen marks what does not fit; `--all` prints all of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 WIDTH, HEIGHT = 80, 24
 """Smallest terminal that is supported, in characters."""
+ENDLESS = 1_000_000
+"""height on which everything fits"""
 _LABEL = 10
 _FEWEST_ROWS = 3
 _CELL = 7
@@ -81,7 +83,7 @@ def _whole_reasons(reasons: Sequence[tuple[str, str]], room: int, width: int) ->
     for number, (word, text) in enumerate(reasons):
         folded = _folded(word[: _LABEL - 2], text, width)
         if number and len(lines) + len(folded) >= room:
-            return [*lines, f"{'':{_LABEL}}and {len(reasons) - number} more: --json has them"]
+            return [*lines, f"{'':{_LABEL}}and {len(reasons) - number} more: --all shows them"]
         lines += folded
     return lines
 
@@ -93,11 +95,13 @@ def _least(screen: StatusScreen) -> int:
 
 
 def _fitting(notes: Sequence[tuple[str, str]], room: int, width: int) -> list[str]:
+    if room >= ENDLESS // 2:
+        return [line for note in notes for line in _folded(*note, width)]
     lines = [_cut(f"{word[: _LABEL - 2]:{_LABEL}}{text}", width) for word, text in notes]
     if len(lines) <= room:
         return lines
     more = len(lines) - room + 1
-    return [*lines[: room - 1], f"{'':{_LABEL}}and {more} more lines: --json has them"]
+    return [*lines[: room - 1], f"{'':{_LABEL}}and {more} more lines: --all shows them"]
 
 
 def _table(screen: StatusScreen, width: int, room: int) -> list[str]:
@@ -119,7 +123,7 @@ def _table(screen: StatusScreen, width: int, room: int) -> list[str]:
     lines = [title]
     hidden = len(rows) - len(shown) + screen.earlier
     if hidden:
-        lines.append(f"... and {hidden} before: `perennial report` shows all")
+        lines.append(f"... and {hidden} before: --all shows them")
     return lines + [_row(row, name, columns, whole, screen.corpora) for row in shown]
 
 

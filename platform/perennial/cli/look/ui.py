@@ -19,15 +19,16 @@ def ui(
     host: Annotated[str, typer.Option("--host", help="Address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port")] = 5000,
 ) -> None:
-    """Start the MLflow UI on the run's tracking store; ends with Ctrl-C."""
+    """Serve MLflow's pages and print the address of the run's own; ends with Ctrl-C."""
     run = open_run(run_file, overrides)
     command = run.ui_command(host=host, port=port)
     if dry_run:
         print_json({"command": command})
         return
     run.prepare_tracking()
-    url = f"http://{host}:{port}"
+    url = f"http://{host}:{port}/{run.tracked_page()}"
     if as_json:
         print_json_line({"url": url, "command": command})
-    log.print(f"MLflow at {url} (Ctrl-C ends it; it needs some seconds to start)")
+    log.print(f"the run's page, in some seconds: {url}", soft_wrap=True)
+    log.print("MLflow serves it until Ctrl-C")
     os.execvp(command[0], command)

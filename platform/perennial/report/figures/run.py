@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.matrix import LossMatrix
 from perennial.report.figures import training
+from perennial.report.figures.heat_map import loss_heat_map
 from perennial.report.figures.style import (
     COLOURS,
+    CROWD,
     MARKERS,
     Picture,
     accent,
     axes_of,
     broken,
     colour,
-    grey,
     legend_below,
     name_spans,
+    named_places,
     narrow,
     paper,
     picture,
 )
+from perennial.report.figures.transfer import learned_and_forgotten
 from perennial.runs.history import History
 from perennial.runs.state import RunState
 from perennial.runs.summary import RatePoint, StageTokens, matrix, rate_points, stage_tokens
@@ -43,70 +44,6 @@ if TYPE_CHECKING:
 
 PHASES = {"warmup": "#D55E00", "cooldown": "#E69F00", "constant": "#56B4E9", "anneal": "#7F7F7F"}
 PHASE_ALPHA = 0.18
-MANY = 5
-
-
-@picture
-def loss_heat_map(matrix: LossMatrix) -> Figure:
-    """Held-out loss of every stage and release on every corpus, with the standard error."""
-    rows, first = matrix.rows, len(matrix.origins)
-    corpora = matrix.corpora
-    figure, axes = axes_of(1.9 + 0.55 * max(len(rows), 2))
-    values = [
-        [losses[c].nats_per_token if c in losses else float("nan") for c in corpora]
-        for _, losses in rows
-    ]
-    colours = matplotlib.colormaps["cividis_r"].with_extremes(bad=paper())
-    measured = [loss.nats_per_token for _, losses in rows for loss in losses.values()]
-    norm = Normalize(min(measured), max(measured))
-    image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto")
-    axes.grid(False)
-    _name_places(axes, corpora)
-    axes.set_yticks(range(len(rows)), [broken(name) for name, _ in rows])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    for y, (_, losses) in enumerate(rows):
-        for x, corpus in enumerate(corpora):
-            own = 0 <= y - first < len(matrix.stages) and corpus in matrix.own(y - first)
-            text, ink = "not measured", grey()
-            if corpus in losses:
-                text = _value(losses[corpus], with_error=len(corpora) <= MANY)
-                ink = _ink(colours(norm(losses[corpus].nats_per_token)))
-            weight = "bold" if own else "normal"
-            size = 8 if narrow() else 10
-            axes.text(
-                x, y, text, ha="center", va="center", color=ink, fontweight=weight, fontsize=size
-            )
-    for edge in {first, first + len(matrix.stages)} - {0, len(rows)}:
-        axes.axhline(edge - 0.5, color=paper(), linewidth=4)
-    axes.set_title("Held-out loss after each stage (lower is better)")
-    axes.set_xlabel("held-out corpus (bold: the stage's own)")
-    if not narrow():
-        figure.colorbar(image, label="nats per token", pad=0.02)
-    return figure
-
-
-def _value(loss: HeldoutLoss, with_error: bool) -> str:
-    error = loss.stderr_nats_per_token
-    if not with_error or error is None:
-        return f"{loss.nats_per_token:.3f}"
-    between = "\n± " if narrow() else " ± "
-    return f"{loss.nats_per_token:.3f}{between}{error:.3f}"
-
-
-def _name_places(axes: Axes, names: Sequence[str]) -> None:
-    """Name the places on the horizontal axis, aslant when there are many."""
-    axes.set_xticks(range(len(names)), names)
-    if len(names) > (3 if narrow() else MANY):
-        axes.tick_params(axis="x", labelrotation=35)
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-
-
-def _ink(background: tuple[float, float, float, float]) -> str:
-    """Black or white, whichever is read better on a background."""
-    red, green, blue, _ = background
-    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"
 
 
 @picture
@@ -117,6 +54,21 @@ def loss_lines(matrix: LossMatrix, stages: Sequence[StageTokens]) -> Figure:
     """
     figure, axes = axes_of(4.4)
     ends = list(accumulate(stage.total for stage in stages))
+    if len(matrix.corpora) > CROWD:
+        _draw_summary(axes, matrix, ends)
+    else:
+        _draw_each(axes, matrix, ends)
+    axes.set_xlim(0, ends[-1] * 1.04)
+    name_spans(axes, [s.stage for s in stages], [0, *ends[:-1]], ends[-1])
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("tokens that the trunk was trained on")
+    axes.set_ylabel("held-out nats per token")
+    axes.set_title("Held-out loss over the whole run")
+    legend_below(axes, 5)
+    return figure
+
+
+def _draw_each(axes: Axes, matrix: LossMatrix, ends: Sequence[int]) -> None:
     measured_at = [(0, matrix.base), *zip(ends, (row for _, row in matrix.stages), strict=True)]
     for i, corpus in enumerate(matrix.corpora):
         measured = [(x, row[corpus]) for x, row in measured_at if corpus in row]
@@ -133,14 +85,24 @@ def loss_lines(matrix: LossMatrix, stages: Sequence[StageTokens]) -> Figure:
             linewidth=2,
             label=corpus,
         )
-    axes.set_xlim(0, ends[-1] * 1.04)
-    name_spans(axes, [s.stage for s in stages], [0, *ends[:-1]], ends[-1])
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("tokens that the trunk was trained on")
-    axes.set_ylabel("held-out nats per token")
-    axes.set_title("Held-out loss over the whole run")
-    legend_below(axes, 5)
-    return figure
+
+
+def _draw_summary(axes: Axes, matrix: LossMatrix, ends: Sequence[int]) -> None:
+    """Draw the losses of a crowd of corpora: each stage's own, and the mean of all before it."""
+    own = [(x, matrix.adaptation(i)) for i, x in enumerate(ends)]
+    earlier = []
+    for i, x in enumerate(ends):
+        losses = [matrix.nats(i, corpus) for corpus in matrix.before(i)]
+        known = [nats for nats in losses if nats is not None]
+        if known:
+            earlier.append((x, fmean(known), min(known), max(known)))
+    if earlier:
+        xs, means, lows, highs = zip(*earlier, strict=True)
+        axes.fill_between(xs, lows, highs, color=COLOURS[1], alpha=0.25, linewidth=0)
+        label = "earlier corpora: mean, lowest and highest"
+        axes.plot(xs, means, color=COLOURS[1], linewidth=2, linestyle="--", label=label)
+    known_own = [(x, nats) for x, nats in own if nats is not None]
+    axes.plot(*zip(*known_own, strict=True), color=COLOURS[0], linewidth=2, label="own corpus")
 
 
 @picture
@@ -212,6 +174,8 @@ def _shade(axes: Axes, trunk: Sequence[RatePoint]) -> list[str]:
 @picture
 def tokens_by_source(stages: Sequence[StageTokens]) -> Figure:
     """Draw the tokens of each stage: new ones plain, replayed ones hatched, coloured by corpus."""
+    if len(stages) > CROWD:
+        return _tokens_of_a_crowd(stages)
     figure, axes = axes_of(2.1 + 0.5 * len(stages))
     own = [corpus for stage in stages for corpus in stage.new]
     corpora = list(dict.fromkeys([*own, *(c for stage in stages for c in stage.replayed)]))
@@ -241,73 +205,26 @@ def tokens_by_source(stages: Sequence[StageTokens]) -> Figure:
     return figure
 
 
-@picture
-def learned_and_forgotten(matrix: LossMatrix) -> Figure:
-    """Draw what each stage changed of the model before it: its own corpus, and every other one.
-
-    Bars to the left are loss that fell, to the right loss that rose; forgetting has two standard
-    errors, over documents paired with themselves. Expects at least two stages, or a base.
-    """
-    first = 0 if matrix.base else 1
-    bars = [bar for i in range(first, len(matrix.stages)) for bar in _changes(matrix, i)]
-    figure, axes = axes_of(2.2 + 0.34 * len(bars))
-    for y, (_, change, error, own) in enumerate(bars):
-        axes.barh(
-            y,
-            change,
-            height=0.66,
-            color=COLOURS[0] if own else COLOURS[1],
-            hatch="" if own else "...",
-            edgecolor=paper(),
-            xerr=None if error is None else 2 * error,
-            ecolor=grey(),
-            capsize=3,
-        )
-        side = 1 if change >= 0 else -1
-        offset = (side * 14, 0)
-        axes.annotate(
-            f"{change:+.3f}",
-            (change, y),
-            offset,
-            textcoords="offset points",
-            va="center",
-            ha="left" if change >= 0 else "right",
-            fontsize=9,
-        )
-    axes.axvline(0, color=grey(), linewidth=1)
-    axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
-    axes.margins(x=0.4 if narrow() else 0.2)
-    axes.set_xlabel("change of held-out loss, nats per token")
-    axes.set_title("What each stage learned and forgot")
-    handles = [
-        Patch(facecolor=COLOURS[0], label="own corpus, against the model before"),
-        Patch(
-            facecolor=COLOURS[1],
-            hatch="...",
-            edgecolor=paper(),
-            label="other corpus, against its own stage" + (" or the base" * bool(matrix.base)),
-        ),
-    ]
-    legend_below(axes, 1 if narrow() else 2, handles=handles)
+def _tokens_of_a_crowd(stages: Sequence[StageTokens]) -> Figure:
+    """Draw new and replayed tokens over the stages, all corpora together."""
+    figure, axes = axes_of(4.2)
+    new = [sum(stage.new.values()) for stage in stages]
+    places = range(len(stages))
+    total = [stage.total for stage in stages]
+    axes.fill_between(places, new, color=COLOURS[0], step="mid", linewidth=0, label="new")
+    axes.fill_between(
+        places, new, total, color="#999999", step="mid", linewidth=0, hatch="///",
+        edgecolor=paper(), label="replayed",
+    )  # fmt: skip
+    named, names = named_places([stage.stage for stage in stages])
+    axes.set_xticks(named, names, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.5, len(stages) - 0.5)
+    axes.set_ylim(0, None)
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_ylabel("tokens of a stage")
+    axes.set_title("Tokens by source")
+    legend_below(axes, 2)
     return figure
-
-
-def _changes(matrix: LossMatrix, stage: int) -> list[tuple[str, float, float | None, bool]]:
-    """Label, change, standard error and whether it is the stage's own corpus."""
-    bars: list[tuple[str, float, float | None, bool]] = []
-    for own in matrix.own(stage):
-        before = (matrix.stages[stage - 1][1] if stage else matrix.base).get(own)
-        after = matrix.nats(stage, own)
-        if before is not None and after is not None:
-            change = after - before.nats_per_token
-            bars.append((f"{matrix.stages[stage][0]}: {own}", change, None, True))
-    errors = matrix.forgetting_stderr(stage)
-    for corpus, nats in matrix.forgetting(stage).items():
-        if nats is not None:
-            bars.append((corpus, nats, errors[corpus], False))
-    return bars
 
 
 def pictures(state: RunState, sequence_length: int, history: History) -> dict[str, Picture]:
@@ -317,7 +234,9 @@ def pictures(state: RunState, sequence_length: int, history: History) -> dict[st
         return {}
     sources = stage_tokens(state, sequence_length)
     figures = {
-        "matrix": loss_heat_map(losses_by_stage),
+        "matrix": loss_heat_map(
+            losses_by_stage, {name: branch.stage for name, branch in state.branches.items()}
+        ),
         "losses": loss_lines(losses_by_stage, sources[: len(losses_by_stage.stages)]),
         "learning-rate": learning_rate(rate_points(state.stages), _branches(state)),
         "tokens": tokens_by_source(sources),

@@ -1,4 +1,4 @@
-"""The look of pictures: one style, as PNG or SVG, on light or dark paper, wide or for a phone.
+"""The look of pictures: one style, as PNG on white or as SVG in a page, wide or for a phone.
 
 Colours are Okabe and Ito's, which people with any colour vision tell apart; what a colour says, a
 marker, a hatch or a label says too.
@@ -7,6 +7,7 @@ marker, a hatch or a label says too.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,26 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A8A00", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one fewer than colours, so that pairs repeat late
+CROWD = 16
+"""Stages, or corpora, from which on a picture draws no name and no bar for each of them."""
+_NAMED = 10
+"""Of a crowd, the most that are named along an axis."""
 WIDE_INCHES, NARROW_INCHES, DPI = 7.5, 4.3, 120
-LIGHT = {"paper": "#FFFFFF", "ink": "#1A1A1A", "grey": "#595959", "grid": "#E3E3E3"}
-DARK = {"paper": "#15181C", "ink": "#ECECEC", "grey": "#A6A6A6", "grid": "#33383F"}
+PRINTED = {
+    "paper": "#FFFFFF",
+    "ink": "#1A1A1A",
+    "grey": "#595959",
+    "grid": "#E3E3E3",
+    "accent": "#B34700",
+}
+_THEMED = {
+    "paper": "#fffffe",
+    "ink": "#1a1a1b",
+    "grey": "#59595a",
+    "grid": "#e3e3e2",
+    "accent": "#b34701",
+}
+"""Colours that nothing else has: in a page each becomes its variable of the same name."""
 
 P = ParamSpec("P")
 
@@ -35,22 +53,47 @@ class Picture:
     draw: Callable[[], Figure]
 
     def png(self) -> bytes:
-        """About 900 pixels wide, on white."""
-        with _style(LIGHT, WIDE_INCHES):
+        """Draw it about 900 pixels wide, on white."""
+        with _style(PRINTED, WIDE_INCHES):
             return _saved(self.draw(), "png", {"Software": None})
-
-    def svg(self, *, dark: bool = False, narrow: bool = False) -> bytes:
-        """For a page, whose headings are its titles: light or dark, wide or for a phone."""
-        with _style(DARK if dark else LIGHT, NARROW_INCHES if narrow else WIDE_INCHES):
-            figure = self.draw()
-            for axes in figure.axes:
-                axes.set_title("")
-            return _saved(figure, "svg", {"Date": None})
 
     def figure(self) -> Figure:
         """Return the drawing itself, wide, on white, for a program that goes on with it."""
-        with _style(LIGHT, WIDE_INCHES):
+        with _style(PRINTED, WIDE_INCHES):
             return self.draw()
+
+    def svg(self, prefix: str, *, narrow: bool = False) -> str:
+        """Draw it for a page, whose headings are its titles and whose style has its colours.
+
+        Args:
+            prefix: of its ids, so that several pictures may stand in one page.
+            narrow: for a phone.
+        """
+        with _style(_THEMED, NARROW_INCHES if narrow else WIDE_INCHES):
+            figure = self.draw()
+            if len(figure.axes) == 1:  # of several panels each keeps its own title
+                figure.axes[0].set_title("")
+            return _inline(_saved(figure, "svg", {"Date": None}).decode(), prefix)
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """Return a drawing of matplotlib's as an element of a page."""
+    svg = svg[svg.index("<svg ") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.S)
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'url\(#|href="#', lambda match: f"{match[0]}{prefix}-", svg)
+    # Places to a hundredth of a point; numbers that are text stay as they are.
+    svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda match: _rounded(match[0]), svg)
+    svg = re.sub(r'font-family: [^;"]*;? ?| transform="rotate\(-0 [^"]*"', "", svg)
+    for name, tint in _THEMED.items():
+        svg = svg.replace(tint, f"var(--{name})")
+    return svg.strip()
+
+
+def _rounded(places: str) -> str:
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", places)
 
 
 def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
@@ -94,6 +137,7 @@ def _style(theme: dict[str, str], width_inches: float) -> Iterator[None]:
                 "grid.color": theme["grid"],
                 "legend.frameon": False,
                 "savefig.facecolor": theme["paper"],
+                "svg.fonttype": "none",
                 "svg.hashsalt": "perennial",
                 "text.color": theme["ink"],
                 "xtick.color": theme["ink"],
@@ -101,6 +145,23 @@ def _style(theme: dict[str, str], width_inches: float) -> Iterator[None]:
             }
         )
         yield
+
+
+def panels(heights_inches: Sequence[float]) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with panels side by side, or one below the other for a phone.
+
+    Args:
+        heights_inches: of each panel; side by side all are as high as the highest.
+    """
+    width = matplotlib.rcParams["figure.figsize"][0]
+    if narrow():
+        figure = Figure(figsize=(width, sum(heights_inches)))
+        grid = figure.subplots(
+            len(heights_inches), squeeze=False, height_ratios=list(heights_inches)
+        )
+        return figure, [row[0] for row in grid]
+    figure = Figure(figsize=(width, max(heights_inches)))
+    return figure, list(figure.subplots(1, len(heights_inches), squeeze=False)[0])
 
 
 def axes_of(height_inches: float) -> tuple[Figure, Axes]:
@@ -122,7 +183,8 @@ def grey() -> str:
 
 def accent() -> str:
     """The colour of releases and of what is beaten, readable as text on the paper."""
-    return "#B34700" if paper() == LIGHT["paper"] else "#FF9A57"
+    theme = _THEMED if paper() == _THEMED["paper"] else PRINTED
+    return theme["accent"]
 
 
 def narrow() -> bool:
@@ -149,8 +211,20 @@ def broken(name: str) -> str:
     return f"{name[:middle]}\n{name[middle:]}"
 
 
+def named_places(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Return the places along an axis that have a name, and those names; of a crowd only some."""
+    stride = 1 if len(names) <= CROWD else -(-len(names) // _NAMED)
+    places = list(range(0, len(names), stride))
+    return places, [names[place] for place in places]
+
+
 def name_spans(axes: Axes, names: Sequence[str], starts: Sequence[float], end: float) -> None:
-    """Mark where stages join, with their names along the top, upright where they are crowded."""
+    """Mark where stages join, with their names along the top, upright where they are crowded.
+
+    Of a crowd only some have their name and their mark.
+    """
+    places, names = named_places(names)
+    starts = [starts[place] for place in places]
     ends = [*starts[1:], end]
     letter = (0.027 if narrow() else 0.015) * (end - starts[0])
     crowded = any(

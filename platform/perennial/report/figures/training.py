@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from perennial.report.figures.style import (
     COLOURS,
+    CROWD,
     Picture,
     accent,
     axes_of,
@@ -19,6 +20,7 @@ from perennial.report.figures.style import (
     grey,
     legend_below,
     name_spans,
+    named_places,
     narrow,
     paper,
     picture,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 _BINS = 240
 _PARTS = {
     "computing": (("forward", "backward", "optimizer"), COLOURS[0], ""),
-    "communication": (("communication",), COLOURS[4], "..."),
+    "communication": (("communication",), COLOURS[4], "||"),
     "data": (("data",), COLOURS[1], "///"),
     "checkpoint": (("checkpoint",), COLOURS[2], "xx"),
     "other": (("other",), COLOURS[3], "--"),
@@ -79,6 +81,8 @@ def metric_curve(points: Sequence[CurvePoint], label: str, title: str) -> Figure
 @picture
 def time_spent(times: Sequence[StageTime]) -> Figure:
     """Draw how each stage's time was spent, from the decision to begin to its last checkpoint."""
+    if len(times) > CROWD:
+        return _time_of_a_crowd(times)
     figure, axes = axes_of(2.3 + 0.5 * len(times))
     for y, time in enumerate(times):
         left = 0.0
@@ -117,4 +121,29 @@ def time_spent(times: Sequence[StageTime]) -> Figure:
     outside_steps = "starts, repeats and waiting"
     handles.append(Patch(facecolor=paper(), edgecolor=grey(), hatch="\\", label=outside_steps))
     legend_below(axes, 3, handles=handles)
+    return figure
+
+
+def _time_of_a_crowd(times: Sequence[StageTime]) -> Figure:
+    """Draw the seconds of every stage over the stages, the parts of a step on each other."""
+    figure, axes = axes_of(4.4)
+    places, below = range(len(times)), [0.0] * len(times)
+    for label, (parts, tint, _) in _PARTS.items():
+        seconds = [sum(time.parts.get(part, 0.0) for part in parts) for time in times]
+        above = [low + more for low, more in zip(below, seconds, strict=True)]
+        axes.fill_between(places, below, above, color=tint, step="mid", linewidth=0, label=label)
+        below = above
+    whole = [max(time.whole or low, low) for time, low in zip(times, below, strict=True)]
+    axes.fill_between(
+        places, below, whole, color="#999999", step="mid", linewidth=0,
+        label="starts, repeats and waiting",
+    )  # fmt: skip
+    named, names = named_places([time.stage for time in times])
+    axes.set_xticks(named, names, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.5, len(times) - 0.5)
+    axes.set_ylim(0, None)
+    axes.yaxis.set_major_formatter(EngFormatter(unit="s"))
+    axes.set_ylabel("from the decision to the last checkpoint")
+    axes.set_title("Where the time went")
+    legend_below(axes, 3)
     return figure

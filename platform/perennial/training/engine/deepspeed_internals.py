@@ -217,7 +217,10 @@ def initialize(model: Any, optimizer: torch.optim.Optimizer, settings: dict[str,
     For bf16 with sums in fp32, DeepSpeed has no ZeRO 0, and takes an optimizer of another kind for
     ZeRO 1 than for 2 and 3, though that of 2 can do both. torch itself keeps a parameter's gradient
     in another format than the parameter since 2.10, which serves ZeRO 0.
+
+    Raises RuntimeError where this process had an engine of another tensor-parallel layout.
     """
+    _check_layout(settings.get("tensor_parallel", {}).get("autotp_size", 1))
     bf16 = settings["bf16"]["enabled"]
     fp32_sums = bf16 and settings.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     alone = settings["zero_optimization"]["stage"] == 0
@@ -229,6 +232,18 @@ def initialize(model: Any, optimizer: torch.optim.Optimizer, settings: dict[str,
         for parameter in engine.module.parameters():
             parameter.grad_dtype = torch.float32
     return engine
+
+
+def _check_layout(together: int) -> None:
+    """Refuse a second layout: DeepSpeed goes on with the groups of a process's first division."""
+    if groups.mpu is None:
+        return
+    before = groups.get_tensor_model_parallel_world_size()
+    if before != together:
+        raise RuntimeError(
+            f"this process computed models with {before} workers together; "
+            f"with {together} it takes new workers"
+        )
 
 
 @contextmanager

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChildStart:
-    """What a child begins with.
+    """The weights that a child begins with.
 
     layers: its number.
     reference: key of the checkpoint whose first layers it has.
