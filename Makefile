@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := build/quickstart
 RUN := pipelines/quickstart.yaml
+UNION := pipelines/baselines/union.yaml
 SCIENCE := build/science
 STUDY := pipelines/studies/gap.yaml
 BASELINES := union no-replay cosine english french spanish
 
 .PHONY: docs site quickstart baselines science unit integration-tests e2e-tests coverage test test-long bench-data bench-train test-services check clean
 
-quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, evaluate
-	$(BIN)/perennial quickstart $(QUICKSTART) --run-file $(RUN)
+quickstart: $(VENV)/installed  ## fetch real text, train three stages, release, compare with retraining
+	$(BIN)/perennial quickstart $(QUICKSTART) --run-file $(RUN) --union $(UNION)
 
 baselines: $(VENV)/installed  ## train the alternatives to the quickstart and compare them
 	set -e; for name in $(BASELINES); do \
@@ -21,7 +22,7 @@ baselines: $(VENV)/installed  ## train the alternatives to the quickstart and co
 	done
 	$(BIN)/perennial compare $(RUN) $(BASELINES:%=pipelines/baselines/%.yaml) --output build/quickstart/compare.html
 
-science: $(VENV)/installed  ## run what is missing of a study, about 3 hours; may be stopped and repeated
+science: $(VENV)/installed  ## run what is missing of STUDY, about 3 hours; may be stopped and repeated
 	$(BIN)/python pipelines/fetch_quickstart.py $(SCIENCE)/text
 	set -e; for corpus in $$(cat $(SCIENCE)/text/corpora.txt); do \
 		$(BIN)/perennial land pipelines/science.yaml $$corpus $(SCIENCE)/text/$$corpus.jsonl; \

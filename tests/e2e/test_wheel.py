@@ -109,7 +109,7 @@ def test_a_run_begins_in_an_empty_folder(installed: _Installed) -> None:
 
 def test_the_quickstart_has_its_files(installed: _Installed) -> None:
     todo = json.loads(installed.perennial("quickstart", "demo", "--dry-run"))["todo"]
-    assert todo[0] == "write demo/quickstart.yaml"
+    assert todo[0] == "write demo/quickstart.yaml and demo/union.yaml"
     assert not (installed.work / "demo").exists()
     installed.python(
         "-c",

@@ -12,6 +12,7 @@ from perennial.controller.loop import todo
 from perennial.controller.source_poller import open_sources, utc_now
 from perennial.evaluation.kept_samples import find_undrawn
 from perennial.report.compare import baseline_gap
+from perennial.report.compared_run import read_run
 from perennial.runs import summary
 from perennial.runs.history import StageTime, goodput
 from perennial.runs.lease import read_heartbeat
@@ -84,6 +85,8 @@ class RunStatus:
         times: where the time of each stage went, as of the last evaluation.
         goodput: share of the time in steps that count; None where it is not known.
         gap: to the baseline of the run file; None without one.
+        saved: share of the compute of retraining at every arrival that was not spent; None without
+            a baseline.
         undrawn: by corpus, the user's function that did not draw the last samples, and why.
         sources: the run file's sources.
         machines: what the last day has shown of machines that workers were on, by Ray's id.
@@ -113,6 +116,7 @@ class RunStatus:
     times: Sequence[StageTime]
     goodput: float | None
     gap: Gap | None
+    saved: float | None
     undrawn: Mapping[str, str]
     sources: Sequence[SourceStatus]
     machines: Mapping[str, MachineRecord]
@@ -138,6 +142,8 @@ class RunStatus:
             "releases": list(self.releases),
             "scores": self.scores,
             "undrawn": self.undrawn,
+            "gap": None if self.gap is None else self.gap.to_dict(),
+            "saved": self.saved,
             "times": [asdict(time) for time in self.times[self.earlier :]],
             "sources": [asdict(source) for source in self.sources],
             "machines": {
@@ -161,6 +167,8 @@ def read_status(work: Workspace, last: int | None = None) -> RunStatus:
     shown = len(state.stages) - earlier
     matrix = summary.matrix(state, shown)
     times = _read_times(work)
+    gap = baseline_gap(work.spec, work.store, state)
+    costs = None if gap is None else read_run(work.spec, work.store, state)
     return RunStatus(
         name=work.spec.name,
         store=work.store.url,
@@ -184,7 +192,8 @@ def read_status(work: Workspace, last: int | None = None) -> RunStatus:
         scores=state.scores,
         times=times,
         goodput=goodput(times),
-        gap=baseline_gap(work.spec, work.store, state),
+        gap=gap,
+        saved=None if costs is None else costs.bill.saved,
         undrawn=_undrawn(state),
         sources=[source.status(utc_now()) for source in open_sources(work)],
         machines=read_machines(work.store, time.time()),

@@ -193,6 +193,17 @@ class Gap:
         stderr = math.hypot(*errors) / len(changes) if len(errors) == len(changes) else None
         return Change(fmean(change.nats_per_token for change in changes), stderr)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        average = self.average
+        return {
+            "run": self.ours.run,
+            "model": self.ours.name,
+            "against": {"run": self.theirs.run, "model": self.theirs.name},
+            "corpora": {name: change._asdict() for name, change in self.corpora.items()},
+            "average": average._asdict() if average else None,
+        }
+
 
 Documents = Callable[[Model, str], Sequence[DocumentLoss] | None]
 """returns the losses of a model on a corpus by document, where they were stored"""

@@ -82,28 +82,28 @@ def _read_by(
 
 
 def continuation_items(texts: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """Return multiple-choice items that ask which of four continuations follows an opening.
+    """Return multiple-choice items that ask in which order words follow an opening.
 
     The opening is a document's first 24 words and the right continuation its next 12; the wrong
-    ones are the same words of three other documents. An item has the keys `opening`, `choices` and
-    `answer`, the index of the right choice. Documents that are too short give no item, and there
-    are no items with fewer than four documents that are long enough.
+    ones are the same 12 words in other orders. So no choice is likelier for its length or for how
+    common its words are, and a small model tells them apart that knows which word follows which.
+    An item has the keys `opening`, `choices` and `answer`, the index of the right choice. A
+    document that is too short, or whose 12 words have no four orders, gives no item.
     """
-    parts = [
-        (" ".join(words[:OPENING_WORDS]), " ".join(words[OPENING_WORDS:]))
-        for text in texts
-        if len(words := text.split()[: OPENING_WORDS + CONTINUATION_WORDS])
-        == OPENING_WORDS + CONTINUATION_WORDS
-    ]
-    if len(parts) < CHOICES:
-        return []
     chance = random.Random(seed)
     items = []
-    for i, (opening, right) in enumerate(parts):
-        others = chance.sample([j for j in range(len(parts)) if j != i], CHOICES - 1)
-        choices = [parts[j][1] for j in others]
+    for text in texts:
+        words = text.split()[: OPENING_WORDS + CONTINUATION_WORDS]
+        right = words[OPENING_WORDS:]
+        if len(right) < CONTINUATION_WORDS or len(set(right)) < CHOICES:
+            continue
+        orders = {" ".join(right): None}  # distinct, in the order of drawing
+        while len(orders) < CHOICES:
+            orders[" ".join(chance.sample(right, len(right)))] = None
+        _, *choices = orders
         answer = chance.randrange(CHOICES)
-        choices.insert(answer, right)
+        choices.insert(answer, " ".join(right))
+        opening = " ".join(words[:OPENING_WORDS])
         items.append({"opening": opening, "choices": choices, "answer": answer})
     return items
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import InputError
-from perennial.evaluation.heldout import CHOICES, continuation_items
+from perennial.evaluation.heldout import CONTINUATION_WORDS, OPENING_WORDS, continuation_items
 from perennial.evaluation.scores import NotRun, TaskScore
 from perennial.evaluation.suites import AVERAGE, SUITES, Suite, SuiteTask, chosen, mean
 
@@ -195,7 +195,8 @@ def _run_local(
     if local.mentions(CONTINUATIONS):
         rows = continuation_items(texts, seed)
         if not rows:
-            reason = f"fewer than {CHOICES} held-out documents are long enough"
+            words = OPENING_WORDS + CONTINUATION_WORDS
+            reason = f"no held-out document has the {words} words of an item"
             return [NotRun(label, reason)]
         items.write_text("".join(json.dumps(row) + "\n" for row in rows))
     manager = TaskManager(include_path=str(place), include_defaults=False)

@@ -143,16 +143,7 @@ class Comparison:
             "unit": self.unit,
             "corpora": list(self.corpora),
             "runs": [_plain(run, self) for run in self.runs],
-            "gaps": [
-                {
-                    "run": gap.ours.run,
-                    "model": gap.ours.name,
-                    "against": {"run": gap.theirs.run, "model": gap.theirs.name},
-                    "corpora": {name: change._asdict() for name, change in gap.corpora.items()},
-                    "average": gap.average._asdict() if gap.average else None,
-                }
-                for gap in self.gaps
-            ],
+            "gaps": [gap.to_dict() for gap in self.gaps],
             "arms": [
                 {
                     "arm": arm.name,

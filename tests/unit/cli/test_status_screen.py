@@ -25,6 +25,7 @@ QUICKSTART = StatusScreen(
     corpora=THREE,
     stages=[row(i, THREE) for i in range(3)],
     releases=[Row("02-spanish-252-anneal30", {corpus: 3.9 for corpus in THREE})],
+    others=[Row("retrained: union", {corpus: 3.8 for corpus in THREE})],
     rates=[i / 100 for i in range(100)],
     rate="now 1.65e-03",
     notes=[("tasks", "continuation acc 0.25")],
@@ -34,11 +35,12 @@ QUICKSTART = StatusScreen(
 
 def test_the_quickstarts_screen_is_whole() -> None:
     lines = render_lines(QUICKSTART)
-    assert len(lines) == 10
+    assert len(lines) == 11
     text = "\n".join(lines)
     for word in ("english", "spanish", "00-c0", "02-c2", "516k", "25%", "6.000", "+0.100", "▁"):
         assert word in text
     assert "release 02-spanish-252-annea" in text
+    assert lines[7].split() == ["retrained:", "union", "3.800", "3.800", "3.800"]
     assert max(map(len, lines)) <= WIDTH
     assert "..." not in text.replace("perennial land ...", "")
 

@@ -84,6 +84,7 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
         ],
         origins=[_measured_row(name, losses) for name, losses in state.matrix.origins],
         releases=[_measured_row(name, losses) for name, losses in state.matrix.releases],
+        others=list(_retrained(state)),
         earlier=state.earlier,
         rates=state.rates,
         rate=f"now {state.rates[-1]:.2e}" if state.rates else "",
@@ -112,6 +113,13 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
 
 def _measured_row(name: str, losses: Mapping[str, HeldoutLoss]) -> Row:
     return Row(name, {corpus: loss.nats_per_token for corpus, loss in losses.items()})
+
+
+def _retrained(state: RunStatus) -> Iterator[Row]:
+    """Yield the row of the run file's baseline."""
+    if state.gap is not None:
+        theirs = state.gap.theirs
+        yield _measured_row(f"retrained: {theirs.run}", theirs.losses)
 
 
 def _gate_notes(state: RunStatus) -> Iterator[Note]:
@@ -188,8 +196,10 @@ def _result_notes(state: RunStatus) -> Iterator[Note]:
         yield "goodput", f"{state.goodput:.0%} of the time in steps that count{again}"
     gap = state.gap
     if gap is not None and gap.average is not None:
-        theirs = f"{gap.theirs.run} at {gap.theirs.tokens:,} tokens"
-        yield "gap", f"{change_text(gap.average)} nats per token to {theirs}"
+        same = gap.ours.tokens == gap.theirs.tokens
+        at = "as many tokens" if same else f"{gap.theirs.tokens:,} tokens"
+        saved = "" if state.saved is None else f"; {state.saved:.0%} less compute than retraining"
+        yield "gap", f"{change_text(gap.average)} to {gap.theirs.run} with {at}{saved}"
 
 
 def _machine_notes(state: RunStatus) -> Iterator[Note]:

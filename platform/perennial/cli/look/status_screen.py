@@ -41,6 +41,7 @@ class StatusScreen:
 
     head: the run, and where its trunk stands.
     earlier: number of stages before those that it has.
+    others: models of other runs, below those of this one.
     rates: the learning rate over the trunk's life, evenly spaced; `rate` describes the last one.
     reasons, notes, places: pairs of a label and a text. Reasons say why something waits, and come
     first; they and places (files, commands) are never cut.
@@ -57,6 +58,7 @@ class StatusScreen:
     origins: Sequence[Row] = ()
     earlier: int = 0
     reasons: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    others: Sequence[Row] = ()
 
 
 def render_lines(screen: StatusScreen, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
@@ -90,7 +92,7 @@ def _whole_reasons(reasons: Sequence[tuple[str, str]], room: int, width: int) ->
 
 def _least(screen: StatusScreen) -> int:
     """Return the number of lines that the table gets before the notes do."""
-    rows = len(screen.origins) + len(screen.stages) + len(screen.releases)
+    rows = sum(map(len, (screen.origins, screen.stages, screen.releases, screen.others)))
     return 1 + min(rows, _FEWEST_ROWS) if rows else 0
 
 
@@ -106,7 +108,7 @@ def _fitting(notes: Sequence[tuple[str, str]], room: int, width: int) -> list[st
 
 def _table(screen: StatusScreen, width: int, room: int) -> list[str]:
     released = [replace(row, name=f"release {row.name}") for row in screen.releases]
-    rows = [*screen.origins, *screen.stages, *released]
+    rows = [*screen.origins, *screen.stages, *released, *screen.others]
     if not rows or room < 2:
         return []
     longest = max((len(row.name) for row in screen.stages), default=0)
