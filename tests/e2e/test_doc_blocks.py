@@ -85,7 +85,7 @@ def test_blocks_before_any_training(tmp_path: Path) -> None:
     for name in ("tiny.yaml", "run.yaml"):
         (tmp_path / name).write_text(yaml.safe_dump(document), encoding="utf-8")
     blocks = _blocks("test_blocks_before_any_training")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         if block.page.endswith("run-and-watch.md"):
             shutil.rmtree(tmp_path / "build")

@@ -120,7 +120,6 @@ def test_i9_groups_of_two_workers_come_and_go_with_their_machines(
     with ray_nodes(count=0) as nodes:
         nodes.add(cpus=2)
         nodes.add(cpus=2)
-        nodes.add()  # has no room for a group
         with closing(DisturbedRun(run_file, store.url, nodes)) as run:
             run.until(lambda: _size(store) == 4)
             nodes.kill(0)

@@ -13,7 +13,7 @@ from tests.support.cli import SOURCE, perennial, start
 from tests.support.ray_nodes import ray_nodes
 from tests.support.tiny_run import tiny_run, write_run, write_texts
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 # Workers of this node die in a step, again and again, as on a machine with a broken part.
 DYING_METRIC = '''

@@ -18,7 +18,7 @@ from perennial.training.checkpoint import manifest as checkpoints
 from tests.support.cli import perennial, perennial_json, start
 from tests.support.tiny_run import tiny_run, write_run, write_texts
 
-STEPS = 400
+STEPS, EVERY = 400, 20
 NAMES = ("help", "code", "more")
 STAGES = tuple(f"{number:02d}-{name}" for number, name in enumerate(NAMES))
 
@@ -54,7 +54,7 @@ def _land(folder: Path, idle_minutes: int) -> Path:
     """A run of three corpora, of which one is the end of another."""
     folder.mkdir()
     run = tiny_run(folder)
-    run["training"] |= {"idle_minutes": idle_minutes, "checkpoint_every": "20 steps"}
+    run["training"] |= {"idle_minutes": idle_minutes, "checkpoint_every": f"{EVERY} steps"}
     run["stages"] = {"budget": f"{STEPS} steps"}
     run_file = write_run(folder, run)
     texts = write_texts(folder)
@@ -73,21 +73,22 @@ def _run_and_kill(run_file: Path, in_stage: str) -> list[set[int]]:
     Returns:
         The processes of the workers in the first steps of every stage, and after the kill.
     """
-    process = start("run", run_file)
     lines: list[str] = []
     workers: list[set[int]] = []
     begun: set[str] = set()
-    for line in process.stderr or ():
-        lines.append(line)
-        step = re.search(r"^(\d\d-\w+) .* step [\d,]+/", line)
-        if step and step[1] not in begun:
-            begun.add(step[1])
-            workers.append(_workers(process.pid))
-            if step[1] == in_stage:
+    is_killed = False
+    with start("run", run_file) as process:
+        for line in process.stderr or ():
+            lines.append(line)
+            step = re.search(r"^(\d\d-\w+) .* step ([\d,]+)/", line)
+            if step and step[1] not in begun:
+                begun.add(step[1])
+                workers.append(_workers(process.pid))
+            if step and step[1] == in_stage and int(step[2]) > 2 * EVERY and not is_killed:
+                is_killed = True  # behind a checkpoint: before, the stage would begin again
                 psutil.Process(min(workers[-1])).send_signal(signal.SIGKILL)
-        elif re.search(rf"^{in_stage}: 2 workers go on from step", line):
-            workers.append(_workers(process.pid))
-    process.wait()
+            elif re.search(rf"^{in_stage}: 2 workers go on from step", line):
+                workers.append(_workers(process.pid))
     assert process.returncode == 0, "".join(lines)[-4000:]
     return workers
 

@@ -54,6 +54,10 @@ RUN: dict[tuple[str, str], str] = {
     ("docs/explanation/planning.md", "perennial plan pipelines/paper-405m.yaml"): _BEFORE,
     (
         "docs/explanation/planning.md",
+        "perennial plan pipelines/paper-10b.yaml training.tensor_parallel=6 --workers-per-node 6",
+    ): _BEFORE,
+    (
+        "docs/explanation/planning.md",
         "perennial plan pipelines/paper-405m-infinite.yaml --picture learning-rate.png",
     ): _BEFORE,
     ("docs/guide/continue-an-open-model.md", EVERY): (
@@ -164,6 +168,12 @@ NOT_RUN: dict[tuple[str, str], str] = {
         f"{_LONG}tests/e2e/test_other_sequences.py trains text and images with the same functions"
     ),
     ("docs/guide/study.md", EVERY): f"{_LONG}tests/e2e/test_study.py runs a small study",
+    ("docs/guide/run-and-watch.md", "perennial watch run.yaml --log-format json"): (
+        "it runs until it is stopped; tests/unit/cli/test_log_lines.py has the lines of each format"
+    ),
+    ("docs/guide/tracking.md", "pip install 'perennial[wandb,tensorboard]'"): (
+        "it downloads packages; tests/integration/tracking/test_services.py writes for both"
+    ),
     ("docs/guide/tracking.md", "pip install 'psycopg[binary]'"): (
         "it serves a team; tests/integration/tracking/test_tracking_team.py does, with PostgreSQL"
     ),

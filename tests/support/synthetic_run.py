@@ -53,7 +53,8 @@ def craft_run(folder: Path, ingest: Ingest = _ingest_with_ray) -> Store:
     spec = RunSpec.model_validate(tiny_run(folder))
     store = open_store(spec.store)
     ledger = Ledger(store)
-    ledger.append(Opened(at=now(), spec=spec.model_dump(mode="json")))
+    # As a controller does: where the store is belongs into no store.
+    ledger.append(Opened(at=now(), spec=spec.model_dump(mode="json") | {"store": "."}))
     ledger.append(TookOver(at=now(), epoch=1, controller="test:1"))
     manifests = {}
     for name, file in write_texts(folder).items():

@@ -63,6 +63,7 @@ def test_a_block_is_known_by_its_commands(tmp_path: Path) -> None:
     firsts = [block.first for block in command_blocks(page)]
     assert firsts == [
         "perennial ui pipelines/quickstart.yaml",
+        "pip install 'perennial[wandb,tensorboard]'",
         "pip install 'psycopg[binary]'",
         "perennial track pipelines/quickstart.yaml",
     ]

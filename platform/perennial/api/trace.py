@@ -41,6 +41,13 @@ class TracedRows:
         return {"stage": self.stage or None, "documents": documents}
 
 
+def describe_span(corpus: str, span: DocumentSpan) -> str:
+    """Return a stretch of a document in a row of a corpus, as one line."""
+    last = span.start + span.tokens - 1
+    rest = f", from its token {span.before}" if span.before else ""
+    return f"{corpus} row {span.row}, tokens {span.start} to {last}: {span}{rest}"
+
+
 def trace_rows(work: Workspace, corpus: str, rows: Sequence[int]) -> TracedRows:
     """Return what rows of a corpus hold; see `Run.trace`."""
     corpora.check_name(corpus)

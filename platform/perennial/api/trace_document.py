@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TracedPlace:
-    """What a corpus has of a document.
+    """A document as a corpus has it, or had it.
 
     Attributes:
         corpus: its name.
@@ -73,7 +73,7 @@ class TracedDocument:
 
 @dataclass(frozen=True)
 class TracedRelease:
-    """What a release was trained on.
+    """The stages and corpora behind a release.
 
     Attributes:
         release: its name.

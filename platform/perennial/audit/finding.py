@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
+from perennial.errors import InputError
 from perennial.runs.events import Document
+
+if TYPE_CHECKING:
+    from perennial.store import Store
 
 _LONGEST = 200
 
@@ -29,6 +33,20 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.problem}; {self.right}"
+
+
+def as_finding(store: Store, wrong: InputError) -> Finding:
+    """Return the finding that a refusal to read a store is."""
+    key = wrong.where.removeprefix(f"{store.url}/")
+    problem = f"{wrong.field}: {wrong.problem}" if wrong.field else wrong.problem
+    return Finding(key, " ".join(problem.split()), wrong.remedy)
+
+
+def unreadable(key: str, broken: Exception) -> Finding:
+    """Return the finding that an object cannot be read."""
+    if isinstance(broken, FileNotFoundError):
+        return Finding(key, "is missing", "what the ledger names is committed")
+    return Finding(key, f"cannot be read ({' '.join(str(broken).split())[:200]})", "restore it")
 
 
 def field_of(document: Document, name: str) -> JsonValue:

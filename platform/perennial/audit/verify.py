@@ -39,7 +39,7 @@ from perennial.audit.files import (
     read_quarantine,
     read_shard,
 )
-from perennial.audit.finding import Finding, field_of, unequal
+from perennial.audit.finding import Finding, as_finding, field_of, unequal, unreadable
 from perennial.audit.landed import check_inbox, check_inputs
 from perennial.errors import Damaged, InputError
 from perennial.runs.events import Ready
@@ -233,7 +233,7 @@ def _corpora(store: Store, done: Verification, committed: set[str]) -> Iterator[
         try:
             manifest = corpora.read_manifest(store, name)
         except InputError as wrong:
-            done.findings.append(_as_finding(store, wrong))
+            done.findings.append(as_finding(store, wrong))
             done.lost[manifest_key(name)] = ""
             continue
         done.manifests[name] = manifest
@@ -255,9 +255,9 @@ def _tokenizer(store: Store, done: Verification) -> corpora.RunTokenizer | None:
     try:
         return corpora.load_tokenizer(store)
     except InputError as wrong:
-        done.findings.append(_as_finding(store, wrong))
+        done.findings.append(as_finding(store, wrong))
     except ValueError as broken:
-        done.findings.append(_unreadable("tokenizer/manifest.json", broken))
+        done.findings.append(unreadable("tokenizer/manifest.json", broken))
     done.lost |= {f"tokenizer/{name}": "" for name in ("manifest.json", "tokenizer.json")}
     return None
 
@@ -278,7 +278,7 @@ def _tokenizer_of(
     try:
         return corpora.load_tokenizer(store, folders[-1])
     except InputError as wrong:
-        done.findings.append(_as_finding(store, wrong))
+        done.findings.append(as_finding(store, wrong))
         done.lost |= {f"{folders[-1]}/{file}": "" for file in ("manifest.json", "tokenizer.json")}
         return first
 
@@ -311,7 +311,7 @@ def _origins(store: Store, done: Verification, committed: set[str]) -> Iterator[
         try:
             manifest, sha256 = read_initial(store, folder)
         except (FileNotFoundError, Damaged) as broken:
-            done.findings.append(_unreadable(where, broken))
+            done.findings.append(unreadable(where, broken))
             done.lost[where] = imported[folder].manifest if folder in imported else ""
             continue
         if folder in imported:
@@ -347,7 +347,7 @@ def _checkpoints(store: Store, done: Verification, committed: set[str]) -> Itera
         try:
             manifest = CheckpointManifest.model_validate_json(store.read(f"{key}/{MANIFEST}"))
         except (FileNotFoundError, ValueError) as broken:
-            done.findings.append(_unreadable(f"{key}/{MANIFEST}", broken))
+            done.findings.append(unreadable(f"{key}/{MANIFEST}", broken))
             done.lost[f"{key}/{MANIFEST}"] = ""
             continue
         done.checkpoints[key] = manifest
@@ -393,7 +393,7 @@ def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator
             files = {n: FileEntry.model_validate(e) for n, e in manifest["files"].items()}
             source, seen = str(manifest["checkpoint"]), dict(manifest["tokens_seen"])
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as broken:
-            done.findings.append(_unreadable(where, broken))
+            done.findings.append(unreadable(where, broken))
             done.lost[where] = ""
             continue
         checkpoint = done.checkpoints.get(source)
@@ -493,15 +493,3 @@ def _check_contents(done: Verification, files: Mapping[str, FileRead]) -> Iterat
         metrics = contents.get(where)
         if folder in plans and isinstance(metrics, MetricsContents):
             yield from checkpoint_checks.check_metrics(where, checkpoint, plans[folder], metrics)
-
-
-def _as_finding(store: Store, wrong: InputError) -> Finding:
-    key = wrong.where.removeprefix(f"{store.url}/")
-    problem = f"{wrong.field}: {wrong.problem}" if wrong.field else wrong.problem
-    return Finding(key, " ".join(problem.split()), wrong.remedy)
-
-
-def _unreadable(key: str, broken: Exception) -> Finding:
-    if isinstance(broken, FileNotFoundError):
-        return Finding(key, "is missing", "what the ledger names is committed")
-    return Finding(key, f"cannot be read ({' '.join(str(broken).split())[:200]})", "restore it")

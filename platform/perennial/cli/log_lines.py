@@ -18,7 +18,7 @@ _LEVELS = ("notice", "warning")
 
 
 class LogFormat(StrEnum):
-    """How the log is written."""
+    """Form of the log."""
 
     SCREEN = "screen"
     TEXT = "text"
@@ -30,7 +30,8 @@ LogFormatOption = Annotated[
     typer.Option(
         "--log-format",
         envvar="PERENNIAL_LOG_FORMAT",
-        help="The log on stderr: for a screen, or lines with time and level",
+        metavar="FORMAT",
+        help="The log on stderr: screen, or text or json for lines with time and level",
     ),
 ]
 

@@ -109,6 +109,7 @@ EXAMPLES: Mapping[str, Any] = {
     "evaluation": {"documents": 1000},
     "EvaluationSpec.tasks": ["lambada_openai"],
     "prompts": ["The city of"],
+    "least_speed": 0.8,
     "stages_per_day": 4,
     "gpu_hours_per_month": 500,
     "webhook": "env:SLACK_WEBHOOK",
@@ -144,6 +145,7 @@ EXAMPLES: Mapping[str, Any] = {
     "TuningSpec.eta_max": {"low": 1e-4, "high": 1e-3},
     "TuningSpec.replay": [0.05, 0.25],
     "TuningSpec.weighting": ["seen", "uniform"],
+    "TuningSpec.inheritune": {"first": 4},
     "trials": 8,
     "halving": {"first": "20k tokens"},
     # study files

@@ -223,7 +223,7 @@ class TrainingSpec(Section):
     of a checkpoint"""
     idle_minutes: Annotated[float, Field(ge=0), FREE] = 5.0
     """minutes for which the workers of a stage that has ended wait, with their CPUs and GPUs, for
-    the next stage, which then begins without starting workers; 0 starts every stage's anew"""
+    the next stage, which then begins without starting workers; 0 starts new ones for every stage"""
     max_failures: Annotated[int, Field(ge=0), FREE] = 3
     """number of failures of the worker group in a row, without a new checkpoint between them, that
     are retried before the stage fails"""

@@ -132,13 +132,13 @@ def judge_cluster(
     if training is None:
         return
     workers = training.workers.min
-    for name, there, each in (
+    for name, there, a_worker in (
         ("CPUs", cpus, training.cpus_per_worker), ("GPUs", gpus, training.gpus_per_worker),
     ):  # fmt: skip
-        if workers * each > there + 1e-9:
+        if workers * a_worker > there + 1e-9:
             yield Diagnosis(
                 "cluster", "training.workers", "notice",
-                f"{workers} workers need {workers * each:g} {name}, and it has {there:g} now",
+                f"{workers} workers need {workers * a_worker:g} {name}, and it has {there:g} now",
                 "training waits until machines come; lower training.workers where none will",
             )  # fmt: skip
 

@@ -86,7 +86,7 @@ def continuation_items(texts: Sequence[str], seed: int) -> list[dict[str, Any]]:
 
     The opening is a document's first 24 words and the right continuation its next 12; the wrong
     ones are the same 12 words in other orders. So no choice is likelier for its length or for how
-    common its words are, and a small model tells them apart that knows which word follows which.
+    common its words are, and a small model that knows which word follows which is above chance.
     An item has the keys `opening`, `choices` and `answer`, the index of the right choice. A
     document that is too short, or whose 12 words have no four orders, gives no item.
     """

@@ -53,8 +53,8 @@ def _shortened(text: str) -> str:
 def settings(spec: RunSpec) -> PageSection:
     """Return the run file's settings that are not the default."""
     document = spec.model_dump(mode="json", exclude_defaults=True)
-    told = {key: value for key, value in document.items() if key not in _ELSEWHERE}
-    rows = list(_flat(told))
+    chosen = {key: value for key, value in document.items() if key not in _ELSEWHERE}
+    rows = list(_flat(chosen))
     return PageSection(
         SETTINGS,
         "What the run file sets. Any other setting has its default, and `perennial explain FIELD` "

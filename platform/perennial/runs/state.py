@@ -1,7 +1,6 @@
 """Fold the ledger's events into the state of a run. Pure: no I/O, no clock.
 
-Corpora and releases follow one table (`transitions`). The next action follows from this state
-(`actions`).
+Corpora and releases follow one table (`transitions`), the next action this state (`actions`).
 """
 
 from __future__ import annotations
@@ -208,11 +207,12 @@ class RunState:
 
     def aliases_of(self, release: str) -> tuple[str, ...]:
         """Return the aliases that point to a release now."""
-        return tuple(alias for alias, pointed in self.aliases.items() if pointed[-1] == release)
+        return tuple(alias for alias, to in self.aliases.items() if to[-1] == release)
 
     def _check_corpus(self, event: CorpusEvent) -> None:
         if isinstance(event, Started) and event.mix.corpora[:1] != (event.corpus,):
-            raise ValueError(f"the stage of {event.corpus} has a mix of {event.mix.corpora}")
+            mix = f"mix that trains {' and '.join(event.mix.corpora)}"
+            raise ValueError(f"the stage of {event.corpus} has a {mix}")
         for name, kind in self._happenings(event).items():
             corpus = self.corpora.get(name) or Corpus(name)
             if corpus.is_late(event) or (corpus.state, kind) not in TRANSITIONS:

@@ -30,7 +30,7 @@ from perennial.store.schemes import (
     is_store_url,
     url_scheme,
 )
-from perennial.store.transfers import count_moved, shown_transfer
+from perennial.store.transfer_progress import count_moved, shown_transfer
 
 __all__ = [
     "STORES",

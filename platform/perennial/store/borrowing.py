@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
@@ -98,7 +98,7 @@ class BorrowingStore(Store):
     """
 
     own: Store = field(repr=False)
-    lenders: Mapping[str, Store] = field(repr=False)
+    lenders: dict[str, Store] = field(repr=False)
 
     def __post_init__(self) -> None:
         """Take the kind of the store that is written to."""
@@ -153,6 +153,10 @@ class BorrowingStore(Store):
 
     def remove(self, key_or_prefix: str) -> None:
         self.own.remove(key_or_prefix)
+
+    def give_back(self, folder: str) -> None:
+        """Read a borrowed folder from the own store from now on, which has a copy of it."""
+        del self.lenders[folder]
 
     def arrow(self) -> tuple[FileSystem, str]:
         return self.own.arrow()

@@ -18,7 +18,7 @@ from perennial.store.atomic_file import PendingFile
 from perennial.store.base import Objects, Store, markers_first
 from perennial.store.keys import pending_name, valid_key, valid_prefix
 from perennial.store.refusals import noted_remedy, raise_if_full, words_of
-from perennial.store.transfers import count_moved
+from perennial.store.transfer_progress import count_moved
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

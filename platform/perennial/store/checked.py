@@ -18,7 +18,7 @@ from perennial.errors import Altered
 
 if TYPE_CHECKING:
     from perennial.store.base import Store
-from perennial.store.transfers import count_moved
+from perennial.store.transfer_progress import count_moved
 
 T = TypeVar("T")
 _CHUNK_BYTES = 1 << 20

@@ -20,7 +20,7 @@ from perennial.store.base import ObjectInfo, Objects, Store, markers_first
 from perennial.store.keys import is_pending, pending_name, valid_key, valid_prefix
 from perennial.store.refusals import raise_if_full, words_of
 from perennial.store.schemes import LOCAL_SCHEME, STORES, hide_secret
-from perennial.store.transfers import count_moved
+from perennial.store.transfer_progress import count_moved
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

@@ -25,7 +25,7 @@ _ROUNDS = 3
 
 
 @dataclass
-class Transfer:
+class StoreCopy:
     """Objects that are in two stores.
 
     objects, size_bytes: of all of them.
@@ -42,7 +42,7 @@ def transfer(
     target: Store,
     leave: Callable[[str], bool],
     done: Copied = lambda _key, _bytes, _all: None,
-) -> Transfer:
+) -> StoreCopy:
     """Have the objects of a store in another one as well, and no others. Safe to repeat and kill.
 
     Args:
@@ -54,7 +54,7 @@ def transfer(
     Raises:
         StorageError: an object changes while it is copied.
     """
-    result, seen = Transfer(), dict[str, str]()
+    result, seen = StoreCopy(), dict[str, str]()
     for _ in range(_ROUNDS):
         objects = [info for info in source.list() if not leave(info.key)]
         changed = [info for info in objects if seen.get(info.key) != info.etag]

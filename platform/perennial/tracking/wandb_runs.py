@@ -32,6 +32,7 @@ _STEPS = "perennial_steps"
 """in a run's summary: the last step of each of its metrics, as JSON"""
 _COMPLETE = "perennial_complete"
 _EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 1}
+_INIT_SECONDS = 600.0
 _OFFLINE = ("offline", "disabled", "dryrun")
 
 
@@ -133,7 +134,12 @@ class WandbRuns:
             # Runs of one lineage are open side by side.
             reinit="create_new",
             settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, x_disable_stats=True
+                silent=True,
+                console="off",
+                disable_git=True,
+                x_disable_stats=True,
+                # After an attempt that was given up, W&B holds the id in this process.
+                init_timeout=_INIT_SECONDS,
             ),
         )
         opened.define_metric(_STEP, hidden=True)

@@ -24,12 +24,12 @@ def await_job(driver: Any) -> Job | None:
         driver: handle of the driver's progress actor.
     """
     while True:
-        found: list[Any] = [None]
+        jobs: list[Any] = [None]
         if dist.get_rank() == 0:
-            found[0] = ray.get(driver.read_job.remote())
-        dist.broadcast_object_list(found, src=0)
-        if found[0] is not None:
-            return Job.from_dict(found[0])
+            jobs[0] = ray.get(driver.read_job.remote())
+        dist.broadcast_object_list(jobs, src=0)
+        if jobs[0] is not None:
+            return Job.from_dict(jobs[0])
         if not _may_wait(driver):
             return None
         if dist.get_rank() == 0:

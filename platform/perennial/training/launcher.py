@@ -55,7 +55,7 @@ class _ProgressActor:
     """An actor between the workers, which take jobs from it and report to it, and the driver.
 
     No call waits for the other side, so a slow driver does not slow a step down. Of a driver that
-    offers a job and workers that are let go, whoever calls first decides.
+    offers a job and workers that are let go, the first to call decides.
     """
 
     def __init__(self, keep_seconds: float) -> None:
@@ -227,7 +227,8 @@ class _WorkerGroup:
         self._is_over = threading.Event()
         self._is_left = False
         self._failure: BaseException | None = None
-        ray.get(self._actor.offer.remote(job.to_dict()))
+        # Not waited for: the actor starts, which takes seconds, while the workers do.
+        self._actor.offer.remote(job.to_dict())
         self._thread = threading.Thread(
             target=self._run, args=(job, name), name="workers", daemon=True
         )

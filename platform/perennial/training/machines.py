@@ -133,7 +133,7 @@ def rooms_of(
     """
     rooms = {}
     for node in nodes:
-        if node["Alive"] and labels.items() <= node["Labels"].items():
+        if node["Alive"] and labels.items() <= (node.get("Labels") or {}).items():
             has = node["Resources"]
             counts = [has.get(name, 0.0) // amount for name, amount in needs.items() if amount]
             rooms[node["NodeID"]] = int(min(counts))

@@ -18,16 +18,17 @@ from perennial.controller.erasing.erase import Erasure, erase, plan_erase
 from perennial.corpora import load_tokenizer, read_holdout, read_manifest
 from perennial.corpora.document_spans import DocumentSpan, read_spans
 from perennial.corpora.erasing.tombstone import key_of
-from perennial.errors import Busy
+from perennial.errors import Busy, InputError
 from perennial.evaluation.kept_samples import keep_samples
 from perennial.evaluation.samples import Sample
 from perennial.runs.events import Evaluated
 from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import Ledger
-from perennial.store import Store, open_store
+from perennial.store import Store, open_run_store, open_store
 from tests.integration.audit.conftest import filled
 from tests.integration.audit.test_verify import RELEASE
 from tests.support.small_ledger import objects
+from tests.support.tiny_run import tiny_run, write_run
 
 HELP_END, CODE_END = "checkpoints/00-help/00000012", "checkpoints/01-code/00000024"
 STEPS = ("write_manifest", "record", "sweep")
@@ -56,6 +57,11 @@ def _spans(store: Store, corpus: str) -> list[DocumentSpan]:
     return list(read_spans(store, manifest, range(manifest.rows)))
 
 
+def _beside_the_ledger(store: Store) -> set[str]:
+    """Keys without the ledger, which also has who took charge."""
+    return {key for key in objects(store) if not key.startswith("ledger/")}
+
+
 def _named(folder: Path, *digests: str) -> Path:
     path = folder / "documents.txt"
     path.write_text("".join(f"{digest}\n" for digest in digests))
@@ -73,6 +79,7 @@ def _keep_around(store: Store, corpus: str) -> list[str]:
     (held,) = keep_samples(store, [Sample(corpus, "a beginning", "of a held-out document")])
     keys = [
         f"evaluations/{HELP_END}/{corpus}.parquet",
+        f"evaluations/{HELP_END}/tasks/continuation_{corpus}-acc-01234567.json",
         f"failures/{corpus}/000000000003-attempt-1.txt",
         f"refused/{corpus}/quarantine-00000.jsonl",
         f"aside/corpora/{corpus}/shard-00000.parquet-012345678901",
@@ -109,7 +116,7 @@ def test_a_corpus_is_erased_and_what_was_trained_on_it_is_listed(store: Store) -
     }  # fmt: skip
     assert state.retired == ("help",)
     assert _erase(store, "help").removed == ()
-    assert objects(store).keys() == after.keys()
+    assert _beside_the_ledger(store) == {key for key in after if not key.startswith("ledger/")}
 
 
 def test_documents_are_erased_and_their_rows_keep_their_numbers(
@@ -314,3 +321,27 @@ def test_a_release_is_traced_to_its_corpora_and_their_tokens(local: Store) -> No
     assert perennial.open(local.url).trace_release(name).erased == ("help",)
     lines = CliRunner().invoke(app, ["trace", local.url, "--release", name]).stdout
     assert f"help: {traced.tokens['help']:,} tokens, erased since" in lines
+
+
+def test_what_a_fork_borrows_is_erased_in_the_fork_first(store: Store, tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, tiny_run(tmp_path, f"{store.url}-fork") | {"name": "other"})
+    perennial.open(store.url).fork("01-code", perennial.open(run_file))
+    before = objects(store)
+    with pytest.raises(InputError, match=f"the run in {store.url}-fork borrows it") as refused:
+        _erase(store, "help")
+    assert refused.value.code == "corpus-lent"
+    assert objects(store) == before
+
+    documents = _named(tmp_path, _spans(store, "help")[0].digest)
+    fork = open_run_store(f"{store.url}-fork")
+    assert _erase(fork, "help", documents).documents == 1
+    own = objects(open_store(fork.url))
+    assert [key for key in own if key.startswith("corpora/help/")]
+    assert not [key for key in own if key.startswith("corpora/code/")], "the rest stays borrowed"
+    changed = {key for key, its in objects(store).items() if before.get(key) != its}
+    assert changed == {info.key for info in store.list("pins")}
+    assert _findings(open_run_store(fork.url)) == _findings(store) == []
+
+    _erase(store, "help")
+    assert not store.list("corpora/help/")[1:], "its manifest is all that is left"
+    assert _findings(open_run_store(fork.url)) == _findings(store) == []

@@ -241,7 +241,8 @@ def test_i10_i11_a_run_takes_over_the_state_of_the_kit_that_it_names(
         end_of_document=0,
         begin_of_document=None,
         token_bytes=2,
-        counts=SimpleNamespace(padding_tokens=0),
+        has_padding=False,
+        erased=False,
     )
     job = branch_job(
         work.spec,

@@ -1,7 +1,4 @@
-"""The image's recipe, held to its promises by what can be read of it.
-
-`k8s/try_image.py` builds its CPU stage; no test does, since that takes many minutes.
-"""
+"""The image's recipe. It was never built whole: what can be read of it is held to its promises."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tests.support.tiny_run import tiny_run, write_run
 from tests.unit.test_docs import PAGES, shown_in_blocks
 
 ROOT = Path(__file__).parents[3]
-READ_ONLY = {"explain", "status", "compare", "plan", "simulate", "verify", "trace"}
+READ_ONLY = {"explain", "doctor", "status", "compare", "plan", "simulate", "verify", "trace"}
 """verbs that change neither a store nor a file of their own; all others act"""
 _GROUP = typer.main.get_command(app)
 assert isinstance(_GROUP, click.Group) or hasattr(_GROUP, "commands")

@@ -248,7 +248,7 @@ OTHERS: dict[str, Any] = {
     "notify.email.security": (MAIL, "tls"),
     "notify.email.user": (MAIL, "you"),
     "notify.email.password": (MAIL, "env:OTHER"),
-    "tracking.to": ("tensorboard",),
+    "tracking.to": ["tensorboard"],
     "tracking.folder": "files",
     "tracking.uri": "http://tracking",
     "tracking.experiment": "other",

@@ -25,7 +25,7 @@ BARE = replace(SOUND, driver_gpus=(), torch="2.13.0+cpu", torch_gpus=0)
 
 
 def _training(**fields: object) -> TrainingSpec:
-    return TrainingSpec.model_validate({"global_batch": 8, **fields})
+    return TrainingSpec.model_validate({"global_batch": 8, "micro_batch": 4, **fields})
 
 
 def _told(facts: MachineFacts, training: TrainingSpec | None = None, *, alone: bool = True) -> str:

@@ -102,7 +102,9 @@ def test_a_clock_of_another_time_is_wrong(skew: float, verdict: str) -> None:
 
 
 def test_a_cluster_is_compared_with_the_smallest_group() -> None:
-    training = TrainingSpec.model_validate({"global_batch": 8, "workers": 4, "gpus_per_worker": 1})
+    training = TrainingSpec.model_validate(
+        {"global_batch": 8, "micro_batch": 4, "workers": 4, "gpus_per_worker": 1}
+    )
     found = list(judge_cluster("ray:6379", {"CPU": 64.0, "GPU": 2.0}, 2, training))
     assert [its.verdict for its in found] == ["ok", "notice"]
     assert "4 workers need 4 GPUs, and it has 2 now" in found[1].state

@@ -425,6 +425,7 @@ WALKS: dict[CorpusState, list[str]] = {
     "failed": [*WALK[:4], "failed"],
     "refused": ["landed", "refused"],
     "retired": [*WALK, "retired"],
+    "erased": [*WALK, "erased"],
 }
 KINDS = sorted({kind for _, kind in TRANSITIONS} - {"freed", "rewound", "resumed"})
 """Kinds of events; `freed` is what another corpus's refusal means for the rest of its stage, and

@@ -11,10 +11,11 @@ import pytest
 
 from perennial.config import RunSpec, parse
 from perennial.config.search import Child, InherituneSpec, TuningSpec
+from perennial.corpora.manifest import Shard
 from perennial.errors import InputError
 from perennial.mixture import Source, StageMix
 from perennial.runs import event_codec, events
-from perennial.runs.search_state import child_mix
+from perennial.runs.search_state import child_mix, start_key
 from perennial.runs.stage_planner import decide_stage
 from perennial.runs.state import RunState
 from perennial.search.children import ChildBench, children_of, next_layers
@@ -22,6 +23,7 @@ from perennial.search.layer_results import LayerSearchResult
 from perennial.search.tune_runner import _point
 from tests.support.event_factory import AT, event_of
 from tests.support.search_results import sample_layers
+from tests.support.small_manifest import small_manifest
 from tests.support.tiny_run import tiny_run
 
 SEARCH: dict[str, Any] = {"name": "s", "run": "run.yaml", "inheritune": {}}
@@ -129,6 +131,18 @@ def test_a_child_begins_at_the_references_first_step_with_its_plan(tmp_path: Pat
     read = event_codec.decode(event_codec.encode(trial)).event
     assert read == trial
     assert bench.values_of({"a": 3.25}) == {"loss": 3.25, "above": 0.25}
+
+
+def test_the_job_of_a_child_trains_the_references_steps_from_weights_of_its_own(
+    tmp_path: Path,
+) -> None:
+    shard = Shard(file="shard", size_bytes=1, sha256="", row_groups=(80,))
+    bench = replace(_bench(tmp_path), manifests={"a": small_manifest("a", shards=(shard,))})
+    decided = bench.branched(Child(4, "inherited"))
+    job = bench.job(decided, 12)
+    assert (job.start, job.folder) == (start_key(decided), f"branches/{decided.trial}")
+    assert (job.first_step, job.last_step, job.optimizer) == (0, 12, "reset")
+    assert (job.tokens_seen, job.grown_from, job.old) == ({}, None, ())
 
 
 def test_a_grown_child_begins_with_the_checkpoint_of_the_smaller_one(tmp_path: Path) -> None:

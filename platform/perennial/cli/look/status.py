@@ -198,7 +198,7 @@ def _result_notes(state: RunStatus) -> Iterator[Note]:
     if gap is not None and gap.average is not None:
         same = gap.ours.tokens == gap.theirs.tokens
         at = "as many tokens" if same else f"{gap.theirs.tokens:,} tokens"
-        saved = "" if state.saved is None else f"; {state.saved:.0%} less compute than retraining"
+        saved = "" if state.saved is None else f"; {state.saved:.0%} less compute"
         yield "gap", f"{change_text(gap.average)} to {gap.theirs.run} with {at}{saved}"
 
 

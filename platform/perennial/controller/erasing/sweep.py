@@ -42,7 +42,9 @@ def list_leftovers(work: Workspace, erased: list[Tombstone]) -> Iterator[Leftove
         yield Leftover(work.store, key, key)
     if any(its.whole or its.held_out for its in erased):
         for info in work.store.list("evaluations"):
-            if info.key.endswith(f"/{name}.parquet"):
+            file = info.key.rpartition("/")[2]
+            # Losses by document, and scores by item of a task that is made of its documents.
+            if file == f"{name}.parquet" or ("/tasks/" in info.key and f"_{name}-" in file):
                 yield Leftover(work.store, info.key, info.key)
     inbox = work.inbox.sub(name)
     whole = any(its.whole for its in erased)

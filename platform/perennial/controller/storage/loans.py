@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 from perennial.errors import InputError
 from perennial.store import Store, open_store
 from perennial.store.borrowing import (
+    BORROWED,
+    BorrowingStore,
     Loan,
     place_at,
     place_from,
@@ -16,6 +20,45 @@ from perennial.store.borrowing import (
     write_borrowed,
     write_pin,
 )
+from perennial.store.transfer import have_object
+
+_OBJECTS_AT_ONCE = 8
+
+
+def own_folder(store: Store, folder: str) -> None:
+    """Have a borrowed folder in the store itself, and give the loan back. Safe to repeat and kill.
+
+    Args:
+        store: of a run that this process has to itself.
+        folder: key of the folder; one that is not borrowed stays as it is.
+    """
+    if not isinstance(store, BorrowingStore):
+        return
+    if folder in store.lenders:
+        infos = store.lenders[folder].list(folder)
+        copy = partial(have_object, store.lenders[folder], store.own, ())
+        with ThreadPoolExecutor(_OBJECTS_AT_ONCE) as pool:
+            list(pool.map(copy, infos))
+        loans = [_without(loan, folder) for loan in read_borrowed(store.own)]
+        write_borrowed(store.own, loans)
+        store.give_back(folder)
+    # Also of an earlier try, which was killed before this.
+    for loan in read_borrowed(store.own):
+        lender = open_store(place_at(store.own, loan.place))
+        write_pin(lender, replace(loan, place=place_from(lender, store.own)))
+
+
+def _without(loan: Loan, folder: str) -> Loan:
+    return replace(loan, folders=tuple(its for its in loan.folders if its != folder))
+
+
+def find_borrower(store: Store, folder: str) -> Store | None:
+    """Return a store that borrows a folder of this one; None where none does any more."""
+    for pin in read_pins(store):
+        borrower = open_store(place_at(store, pin.place))
+        if folder in pin.folders and borrower.exists(BORROWED):
+            return borrower
+    return None
 
 
 def carry_loans(source: Store, target: Store) -> None:

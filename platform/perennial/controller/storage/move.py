@@ -21,7 +21,7 @@ from perennial.runs.storage.store_events import Moved
 from perennial.store import Store, open_store
 from perennial.store.borrowing import BORROWED, PINS
 from perennial.store.stored_json import parse_json
-from perennial.store.transfer import Copied, Transfer, transfer
+from perennial.store.transfer import Copied, StoreCopy, transfer
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -80,7 +80,7 @@ def move(work: Workspace, place: str, progress: Copied = lambda _key, _bytes, _a
         if has_moved and target.exists(ledger.key(0)):
             target.remove(MOVING)
             repoint(source, target, work.log)
-            return _done(work, target, Transfer())
+            return _done(work, target, StoreCopy())
         target.check()
         target.write(MOVING, json.dumps({"id": ledger.store_id}).encode())
         if not has_moved:
@@ -102,7 +102,7 @@ def move(work: Workspace, place: str, progress: Copied = lambda _key, _bytes, _a
     return _done(work, target, result)
 
 
-def _copy_entries(source: Store, target: Store, ledger: Ledger, last: int) -> Transfer:
+def _copy_entries(source: Store, target: Store, ledger: Ledger, last: int) -> StoreCopy:
     """Copy the first entries of the ledger but for the very first, and write the head of them."""
     first, end = ledger.key(0), ledger.key(last)
     entries = transfer(source, target, lambda key: not first < key < end)
@@ -221,7 +221,7 @@ def _is_left(key: str) -> bool:
     )
 
 
-def _done(work: Workspace, target: Store, result: Transfer) -> Move:
+def _done(work: Workspace, target: Store, result: StoreCopy) -> Move:
     return Move(
         source=work.store.url,
         target=target.url,

@@ -58,8 +58,11 @@ def metric_curve(points: Sequence[CurvePoint], label: str, title: str) -> Figure
     figure, axes = axes_of(4.2)
     width = max(1, (points[-1].tokens - points[0].tokens) // _BINS)
     starts: dict[str, float] = {}
-    for stage, of_stage in groupby(points, key=lambda point: point.stage):
-        in_order = list(of_stage)
+    stages = [list(of_stage) for _, of_stage in groupby(points, key=lambda point: point.stage)]
+    for in_order in stages:
+        starts[in_order[0].stage] = in_order[0].tokens if starts else 0
+    # A curve of its own for each of a crowd would be a page of a megabyte.
+    for in_order in stages if len(stages) <= CROWD else [list(points)]:
         bins = [list(group) for _, group in groupby(in_order, key=lambda p: p.tokens // width)]
         xs = [fmean(point.tokens for point in group) for group in bins]
         values = [[point.value for point in group] for group in bins]
@@ -67,7 +70,6 @@ def metric_curve(points: Sequence[CurvePoint], label: str, title: str) -> Figure
         lows, highs = [min(group) for group in values], [max(group) for group in values]
         axes.fill_between(xs, lows, highs, color=tint, alpha=0.25, linewidth=0)
         axes.plot(xs, [fmean(group) for group in values], color=tint, linewidth=1.5)
-        starts[stage] = in_order[0].tokens if starts else 0
     axes.set_xlim(0, points[-1].tokens * 1.03)
     name_spans(axes, list(starts), list(starts.values()), points[-1].tokens)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -125,15 +127,27 @@ def time_spent(times: Sequence[StageTime]) -> Figure:
 
 
 def _time_of_a_crowd(times: Sequence[StageTime]) -> Figure:
-    """Draw the seconds of every stage over the stages, the parts of a step on each other."""
+    """Draw the seconds of a stage over the stages, the parts of a step on each other.
+
+    Of so many that they would be thinner than a line, it draws means of equally many.
+    """
     figure, axes = axes_of(4.4)
-    places, below = range(len(times)), [0.0] * len(times)
+    size = -(-len(times) // _BINS)
+    groups = [times[first : first + size] for first in range(0, len(times), size)]
+    places = [(first * size + (len(group) - 1) / 2) for first, group in enumerate(groups)]
+    below = [0.0] * len(groups)
     for label, (parts, tint, _) in _PARTS.items():
-        seconds = [sum(time.parts.get(part, 0.0) for part in parts) for time in times]
+        seconds = [
+            fmean(sum(time.parts.get(part, 0.0) for part in parts) for time in group)
+            for group in groups
+        ]
         above = [low + more for low, more in zip(below, seconds, strict=True)]
         axes.fill_between(places, below, above, color=tint, step="mid", linewidth=0, label=label)
         below = above
-    whole = [max(time.whole or low, low) for time, low in zip(times, below, strict=True)]
+    whole = [
+        max(fmean(time.whole or 0.0 for time in group), low)
+        for group, low in zip(groups, below, strict=True)
+    ]
     axes.fill_between(
         places, below, whole, color="#999999", step="mid", linewidth=0,
         label="starts, repeats and waiting",

@@ -12,7 +12,7 @@ _EVERY_SECONDS = 10.0
 _UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
-class Transfer:
+class TransferProgress:
     """Bytes that were moved so far; a line now and then, and none for what takes seconds.
 
     Args:
@@ -54,7 +54,7 @@ class Transfer:
         )
 
 
-_CURRENT: ContextVar[Transfer | None] = ContextVar("perennial_transfer", default=None)
+_CURRENT: ContextVar[TransferProgress | None] = ContextVar("perennial_transfer", default=None)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def shown_transfer(words: str, total_bytes: int, show: Callable[[str], None]) ->
         total_bytes: number of bytes that are expected.
         show: prints a line.
     """
-    token = _CURRENT.set(Transfer(words, total_bytes, show))
+    token = _CURRENT.set(TransferProgress(words, total_bytes, show))
     try:
         yield
     finally:
@@ -74,7 +74,7 @@ def shown_transfer(words: str, total_bytes: int, show: Callable[[str], None]) ->
 
 
 def count_moved(count: int) -> None:
-    """Count bytes that a store moved, where somebody wants to know."""
+    """Count bytes that a store moved, for the transfer that is shown, if any."""
     transfer = _CURRENT.get()
     if transfer is not None:
         transfer.add(count)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from perennial.store import open_store, shown_transfer, transfers
+from perennial.store import open_store, shown_transfer, transfer_progress
 from perennial.store.checked import copy_checked
-from perennial.store.transfers import Transfer
+from perennial.store.transfer_progress import TransferProgress
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 def test_a_line_now_and_then_says_how_far_it_is_and_what_is_left() -> None:
     shown: list[str] = []
     clock = Clock()
-    transfer = Transfer("landing french", 4_000_000_000, shown.append, clock)
+    transfer = TransferProgress("landing french", 4_000_000_000, shown.append, clock)
     clock.now += 9
     transfer.add(500_000_000)
     assert shown == [], "what takes seconds has no line"
@@ -42,7 +42,7 @@ def test_a_line_now_and_then_says_how_far_it_is_and_what_is_left() -> None:
 def test_more_than_was_expected_leaves_nothing() -> None:
     shown: list[str] = []
     clock = Clock()
-    transfer = Transfer("x", 10, shown.append, clock)
+    transfer = TransferProgress("x", 10, shown.append, clock)
     clock.now += 60
     transfer.add(1200)
     assert shown == ["x: 1.2 kB of 10 bytes, 20 bytes/s, 0:00 left"]
@@ -51,8 +51,8 @@ def test_more_than_was_expected_leaves_nothing() -> None:
 def test_uploads_downloads_and_copies_of_a_folder_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers, "_FIRST_SECONDS", 0.0)
-    monkeypatch.setattr(transfers, "_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(transfer_progress, "_FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(transfer_progress, "_EVERY_SECONDS", 0.0)
     store, other = open_store(tmp_path / "a"), open_store(tmp_path / "b")
     file = tmp_path / "file"
     file.write_bytes(b"x" * 3_000_000)
