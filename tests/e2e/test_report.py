@@ -57,7 +57,7 @@ def test_the_page_tells_the_run(lineage: Lineage, page: Path) -> None:
         assert f">{heading}</h2>" in html
     last = matrix["stages"][-1]
     gained = matrix["stages"][-2]["losses"]["code"]["nats_per_token"] - last["adaptation"]
-    lead = f'<p class="lead">01-code learned {gained:.2f} nats a token of code; help '
+    lead = f"<h1>01-code learned {gained:.2f} nats a token of code; help "
     assert lead in html
     state = Ledger(lineage.store).read()
     for sample in read_samples(lineage.store, state.stage_samples["00-help"]):
