@@ -38,7 +38,7 @@ def quickstart(
 ) -> None:
     """Train three stages of real text as they land, release, compare with retraining.
 
-    Safe to repeat and kill. About 6 minutes on 2 cores. Without access to a package registry the
+    Safe to repeat and kill. Some minutes on 2 cores. Without access to a package registry the
     text is part of CPython.
     """
     chosen, retrained = run_file or folder / RUN_FILE, union
