@@ -31,10 +31,10 @@ science: $(VENV)/installed  ## run what is missing of STUDY, about 3 hours; may 
 
 unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster: about 1.5 minutes
 	# A fixed seed: both processes must collect the tests of a set in one order.
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest --numprocesses 2 tests/unit tests/property
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not long" --numprocesses 2 tests/unit tests/property
 
 coverage: $(VENV)/installed-test  ## the same tests, with the share of the package's lines that they reach
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term tests/unit tests/property
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not long" --numprocesses 2 --cov --cov-report term tests/unit tests/property
 
 test:  ## all tests but the longest: at most 15 minutes on two cores
 	$(MAKE) --no-print-directory --jobs 2 --output-sync $(VENV)/installed-test test-services

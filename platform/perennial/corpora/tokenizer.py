@@ -419,11 +419,20 @@ def build_tokenizer(
 
 @lru_cache(maxsize=4)
 def canonical_json(text: str) -> str:
-    """Return a tokenizer.json as `tokenizers` writes it: every key spelled out, none unknown."""
+    """Return a tokenizer.json as `tokenizers` writes it: every key spelled out, none unknown.
+
+    The scores of a Unigram model stay the file's: the library reads some of them off by one in
+    the last place, which decides between two splits of one score.
+    """
     from tokenizers import Tokenizer
 
     written: str = Tokenizer.from_str(text).to_str()
-    return written
+    model = parse_json(text)["model"]
+    if model.get("type") != "Unigram":
+        return written
+    content = parse_json(written)
+    content["model"]["vocab"] = model["vocab"]
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _fingerprint(text: str) -> str:

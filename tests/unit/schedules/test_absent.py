@@ -103,6 +103,7 @@ class _Manifests(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         class Manifest:
             shards: tuple[Any, ...] = ()
+            erased = False
             vocabulary, end_of_document, token_bytes, sequence_length = 300, 0, 2, 16
 
         return Manifest
