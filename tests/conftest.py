@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
+
+# Ray lowers the priority of its workers by 15: beside another session of tests they would starve.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # A shared machine that is slow for a moment is no failed property.
 settings.register_profile("shared-machine", deadline=None)

@@ -25,7 +25,7 @@ from perennial.controller.context import Workspace
 from perennial.errors import Terminated
 from perennial.training.ray.preemption import Termination
 
-def train(*_):
+def train(*_, **__):
     termination = Termination()
     termination.graceful = True
     with termination.handled():
@@ -67,6 +67,7 @@ def test_sigterm_ends_a_watch(
     try:
         for line in process.stderr:
             lines.append(line)
+            assert "failed" not in line, line
             if ready in line:
                 break
         process.send_signal(signal.SIGTERM)
