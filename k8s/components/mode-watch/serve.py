@@ -37,6 +37,7 @@ class Children:
     def start(self, command: list[str]) -> int:
         """Start a process; return its id."""
         child = os.posix_spawnp(command[0], command, os.environ)
+        self._codes.pop(child, None)  # of a process that had the number before
         self._running.add(child)
         return child
 

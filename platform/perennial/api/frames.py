@@ -225,14 +225,14 @@ def lineage_frame(work: Workspace) -> Frame:
     ]
     on_trunk = {stage.name for stage in state.stages}
     stages = [
-        _stage_row(state, stage, work.spec.tokens_per_step, stage.name in on_trunk)
+        _stage_row(state, stage, work.spec.corpora.sequence_length, stage.name in on_trunk)
         for stage in state.started_stages
     ]
-    rows = [*origins, *stages, *_release_rows(state, work.spec.tokens_per_step)]
+    rows = [*origins, *stages, *_release_rows(state, work.spec.corpora.sequence_length)]
     return _to_frame(_table(rows, _LINEAGE))
 
 
-def _stage_row(state: RunState, stage: Stage, tokens_per_step: int, on_trunk: bool) -> Row:
+def _stage_row(state: RunState, stage: Stage, sequence_length: int, on_trunk: bool) -> Row:
     before = state.lineage(stage)
     base = state.base.name if state.base else None
     return {
@@ -242,25 +242,26 @@ def _stage_row(state: RunState, stage: Stage, tokens_per_step: int, on_trunk: bo
         "corpora": ", ".join(stage.corpora),
         "first_step": stage.first_step,
         "last_step": stage.last_step,
-        "tokens": stage.steps * tokens_per_step,
+        "tokens": stage.steps * stage.mix.global_batch * sequence_length,
         "state": state.corpora[stage.corpora[0]].state if on_trunk else "left the trunk",
         "on_trunk": on_trunk,
         "folder": state.ends.get(stage.name),
     }
 
 
-def _release_rows(state: RunState, tokens_per_step: int) -> Iterator[Row]:
+def _release_rows(state: RunState, sequence_length: int) -> Iterator[Row]:
     made = {release.name: release for release in state.releases}
     for name, branch in state.branches.items():
         release = made.get(name)
         steps = release.steps if release else 0
+        batch = (branch.mix or state.stage(branch.stage).mix).global_batch
         yield {
             "kind": "release",
             "name": name,
             "parent": branch.stage,
             "first_step": branch.step,
             "last_step": branch.step + steps if release else None,
-            "tokens": steps * tokens_per_step if release else None,
+            "tokens": steps * batch * sequence_length if release else None,
             "state": state.release_state(name),
             "on_trunk": False,
             "folder": release.folder if release else None,

@@ -94,8 +94,9 @@ def plot_run(work: Workspace, figure: str) -> Axes:
     from perennial.runs.history import read_history
 
     spec, state = work.spec, work.ledger.read()
-    history = read_history(work.store, state, spec.tokens_per_step)
-    return _axes(work.where, figure, pictures(state, spec.corpora.sequence_length, history))
+    length = spec.corpora.sequence_length
+    history = read_history(work.store, state, length)
+    return _axes(work.where, figure, pictures(state, length, history))
 
 
 def plot_comparison(where: str, comparison: Comparison, figure: str) -> Axes:

@@ -7,7 +7,7 @@ file's folder, it is refused with the path to write, so that no run begins again
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from perennial.fields import (
     section_in,
 )
 
+_Place = Callable[[str, IsPath, str], str]
+"""returns a path in its place, given its kind and the dotted name of its field"""
+
 
 def place_paths(document: Any, section: type[BaseModel], file: Path) -> Any:
     """Return a document with its relative paths as they are from the working directory.
@@ -40,10 +43,38 @@ def place_paths(document: Any, section: type[BaseModel], file: Path) -> Any:
     if not file.parent.parts:
         return document
     moved: list[InputError] = []
-    placed = _place_section(document, section, file, (), moved)
+
+    def place(text: str, mark: IsPath, field: str) -> str:
+        try:
+            return place_path(text, file, field, mark)
+        except InputError as elsewhere:
+            moved.append(elsewhere)
+            return text
+
+    placed = _place_section(document, section, place, ())
     if moved:
         raise join_errors(moved)
     return placed
+
+
+def relative_paths(document: Any, section: type[BaseModel], folder: Path) -> Any:
+    """Return a document whose relative paths are from a folder; now from the working directory.
+
+    So it is the same whatever the working directory is.
+
+    Args:
+        document: of a checked file.
+        section: what it is.
+        folder: the folder.
+    """
+
+    def place(text: str, mark: IsPath, _field: str) -> str:
+        if not text or "://" in text or text.startswith(("/", "~")):
+            return text
+        is_there = os.path.exists(text)  # noqa: PTH110
+        return os.path.relpath(text, folder) if is_there or not _is_plain(text, mark) else text
+
+    return _place_section(document, section, place, ())
 
 
 def place_path(text: str, file: Path, field: str, mark: IsPath) -> str:
@@ -62,8 +93,7 @@ def place_path(text: str, file: Path, field: str, mark: IsPath) -> str:
         return text
     placed = os.path.normpath(file.parent / text)
     is_there = os.path.exists(placed)  # noqa: PTH110 (a text that may be no path)
-    plain = mark.or_name and "/" not in text and not text.endswith((".yaml", ".json"))
-    if plain and not is_there:
+    if _is_plain(text, mark) and not is_there:
         return text
     if not is_there and os.path.exists(text):  # noqa: PTH110
         raise InputError(
@@ -76,6 +106,11 @@ def place_path(text: str, file: Path, field: str, mark: IsPath) -> str:
             code="path-from-elsewhere",
         )
     return placed
+
+
+def _is_plain(text: str, mark: IsPath) -> bool:
+    """Return whether a text may be a plain name in place of a path."""
+    return mark.or_name and "/" not in text and not text.endswith((".yaml", ".json"))
 
 
 def input_paths(section: Section, inside: str = "") -> Iterator[tuple[str, str]]:
@@ -104,9 +139,8 @@ def input_paths(section: Section, inside: str = "") -> Iterator[tuple[str, str]]
 def _place_section(
     values: Any,
     section: type[BaseModel] | None,
-    file: Path,
+    place: _Place,
     inside: tuple[str, ...],
-    moved: list[InputError],
 ) -> Any:
     if section is None or not isinstance(values, Mapping):
         return values
@@ -114,25 +148,23 @@ def _place_section(
     for key, value in values.items():
         info = section.model_fields.get(key) if isinstance(key, str) else None
         path = (*inside, str(key))
-        placed[key] = _place_field(value, info, file, path, moved) if info else value
+        placed[key] = _place_field(value, info, place, path) if info else value
     return placed
 
 
-def _place_field(
-    value: Any, info: FieldInfo, file: Path, inside: tuple[str, ...], moved: list[InputError]
-) -> Any:
+def _place_field(value: Any, info: FieldInfo, place: _Place, inside: tuple[str, ...]) -> Any:
     sections = dict(_sections(value, info))
     for key, section in sections.items():
         if key is None:
-            value = _place_section(value, section, file, inside, moved)
+            value = _place_section(value, section, place, inside)
         elif isinstance(value, Mapping):
-            inner = _place_section(value[key], section, file, (*inside, str(key)), moved)
+            inner = _place_section(value[key], section, place, (*inside, str(key)))
             value = {**value, key: inner}
         else:
-            inner = _place_section(value[key], section, file, (*inside, str(key)), moved)
+            inner = _place_section(value[key], section, place, (*inside, str(key)))
             value = [*value[:key], inner, *value[key + 1 :]]
     mark = path_of(info)
-    return value if mark is None else _place_values(value, info, mark, file, inside, moved)
+    return value if mark is None else _place_values(value, info, mark, place, inside)
 
 
 def _sections(value: Any, info: FieldInfo) -> Iterator[tuple[Any, type[BaseModel] | None]]:
@@ -151,20 +183,13 @@ def _place_values(
     value: Any,
     info: FieldInfo,
     mark: IsPath,
-    file: Path,
+    place_one: _Place,
     inside: tuple[str, ...],
-    moved: list[InputError],
 ) -> Any:
     """Return the paths of a field in their place: a text, a list of texts, values or names."""
 
     def place(text: Any) -> Any:
-        if not isinstance(text, str):
-            return text
-        try:
-            return place_path(text, file, ".".join(inside), mark)
-        except InputError as elsewhere:
-            moved.append(elsewhere)
-            return text
+        return place_one(text, mark, ".".join(inside)) if isinstance(text, str) else text
 
     if isinstance(value, list):
         return [place(item) for item in value]

@@ -348,9 +348,8 @@ def _release(spec: RunSpec, state: RunState) -> tuple[Anneal | None, StageMix | 
         return None, None, ""
     last = state.stages[-1]
     trunk = from_dict(last.schedule)
-    eta = release_anneal(
-        spec.release, spec.schedule.anneal_end, trunk, last.last_step, spec.tokens_per_step
-    )
+    end = stage_settings(spec, last.corpora[0]).schedule.anneal_end
+    eta = release_anneal(spec.release, end, trunk, last.last_step, spec.tokens_per_step)
     if eta is None:
         return None, None, ""
     try:

@@ -41,7 +41,8 @@ _MOST_QUOTES = 24
 def page(work: Workspace, at: str) -> Page:
     """Return the contents of the page; reads only."""
     spec, state = work.spec, work.state
-    matrix, history = summary.matrix(state), read_history(work.store, state, spec.tokens_per_step)
+    history = read_history(work.store, state, spec.corpora.sequence_length)
+    matrix = summary.matrix(state)
     gap = baseline_gap(spec, work.store, state)
     costs = None if gap is None else read_run(spec, work.store, state)
     return Page(
@@ -65,8 +66,10 @@ def _facts(
         return
     trained = [stage for stage in state.stages if stage.name in state.ends]
     steps = trained[-1].last_step if trained else 0
+    length = spec.corpora.sequence_length
+    tokens = summary.tokens_until(state, trained[-1], steps, length) if trained else 0
     yield "trunk stands at", f"{state.stages[-1].name}, step {steps:,}"
-    yield "tokens trained", f"{steps * spec.tokens_per_step:,}"
+    yield "tokens trained", f"{tokens:,}"
     yield "releases", str(len(state.releases))
     if matrix.stages:
         last = len(matrix.stages) - 1

@@ -108,7 +108,7 @@ def _stage_model(spec: RunSpec, state: RunState, stage: Stage) -> Model:
         run=spec.name,
         name=stage.name,
         key=state.ends[stage.name],
-        tokens=stage.last_step * spec.tokens_per_step,
+        tokens=summary.tokens_until(state, stage, stage.last_step, spec.corpora.sequence_length),
         decayed=from_dict(stage.schedule).phase(stage.last_step - 1) == "anneal",
         losses=state.losses[stage.name],
         sources=_sources(spec, state, stage, stage.last_step),
@@ -128,7 +128,8 @@ def _release_model(spec: RunSpec, state: RunState, index: int) -> Model:
         run=spec.name,
         name=release.name,
         key=release.folder,
-        tokens=(decided.step + release.steps) * spec.tokens_per_step,
+        tokens=summary.tokens_until(state, stage, decided.step, spec.corpora.sequence_length)
+        + _annealed(spec, state, release),
         decayed=True,
         losses=release.losses,
         sources=dict(sources),
@@ -138,11 +139,18 @@ def _release_model(spec: RunSpec, state: RunState, index: int) -> Model:
 
 def _bill(spec: RunSpec, state: RunState) -> Bill:
     anneals = {
-        stage.name: release.steps * spec.tokens_per_step
-        for stage, release in _anneals_off_ends(state)
+        stage.name: _annealed(spec, state, release) for stage, release in _anneals_off_ends(state)
     }
     trained = [stage for stage in state.stages if stage.name in state.ends]
-    return bill([(s.name, s.mix.steps * spec.tokens_per_step) for s in trained], anneals)
+    length = spec.corpora.sequence_length
+    return bill([(s.name, s.mix.steps * s.mix.global_batch * length) for s in trained], anneals)
+
+
+def _annealed(spec: RunSpec, state: RunState, release: Released) -> int:
+    """Return the tokens of a release's own steps."""
+    decided = state.branches[release.name]
+    mix = decided.mix or state.stage(decided.stage).mix
+    return release.steps * mix.global_batch * spec.corpora.sequence_length
 
 
 def _anneals_off_ends(state: RunState) -> Iterator[tuple[Stage, Released]]:

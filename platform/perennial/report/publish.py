@@ -66,7 +66,7 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
     """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
     matrix = summary.matrix(work.state)
     length = work.spec.corpora.sequence_length
-    history = read_history(work.store, work.state, work.spec.tokens_per_step)
+    history = read_history(work.store, work.state, length)
     drawn = pictures(work.state, length, history)
     files = {f"{name}.png": picture.png() for name, picture in drawn.items()} | {
         "times.json": json.dumps([asdict(time) for time in history.times], indent=1).encode(),

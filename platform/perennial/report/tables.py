@@ -33,13 +33,13 @@ def lineage(spec: RunSpec, state: RunState, states: Mapping[str, str]) -> list[T
         state: the run as of the last read of the ledger.
         states: a description of where each corpus stands.
     """
-    length = spec.tokens_per_step
+    length = spec.corpora.sequence_length
     stages = [
         (
             stage.name,
             ", ".join(stage.corpora),
             f"{stage.first_step:,} to {stage.last_step:,}",
-            f"{stage.mix.steps * length:,}",
+            f"{stage.mix.steps * stage.mix.global_batch * length:,}",
             state.corpora[stage.corpora[0]].state,
             stage.start or spec.model.describe_start(),
         )

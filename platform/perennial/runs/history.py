@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from perennial.runs.summary import tokens_until
 from perennial.runs.worker_starts import read_starts
 from perennial.training.checkpoint.manifest import kept_rows
 from perennial.training.metrics import metrics_in
@@ -75,21 +76,23 @@ class History:
     curves: Mapping[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
 
 
-def read_history(store: Store, state: RunState, tokens_per_step: int) -> History:
+def read_history(store: Store, state: RunState, sequence_length: int) -> History:
     """Read the history of the stages that have a checkpoint.
 
     Args:
         store: the run's store.
         state: the run as of the last read of the ledger.
-        tokens_per_step: tokens of one optimizer step, to place a step on the axis of tokens.
+        sequence_length: tokens of one sequence, to place a step on the axis of tokens.
     """
     losses: list[CurvePoint] = []
     times: list[StageTime] = []
     curves: defaultdict[str, list[CurvePoint]] = defaultdict(list)
     for stage in state.stages:
         _, rows = kept_rows(store, stage.folder)
+        before = tokens_until(state, stage, stage.first_step, sequence_length)
+        per_step = stage.mix.global_batch * sequence_length
         for row in rows:
-            tokens = row["step"] * tokens_per_step
+            tokens = before + (row["step"] - stage.first_step) * per_step
             losses.append(CurvePoint(tokens, row["loss"], stage.name))
             for metric, value in metrics_in(row):
                 if metric.figure:

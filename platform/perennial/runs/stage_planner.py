@@ -316,8 +316,9 @@ def decide_release(
         InputError: the anneal has fewer than two steps, or no corpus to train on.
     """
     settings = settings or spec.release
+    schedule = stage_settings(spec, stage.corpora[0]).schedule
     eta = release_anneal(
-        settings, spec.schedule.anneal_end, from_dict(stage.schedule), step, spec.tokens_per_step
+        settings, schedule.anneal_end, from_dict(stage.schedule), step, spec.tokens_per_step
     )
     mix = None
     if eta is not None:

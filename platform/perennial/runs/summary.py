@@ -119,6 +119,19 @@ def tokens_by_source(
     return stages
 
 
+def tokens_until(state: RunState, stage: Stage, step: int, sequence_length: int) -> int:
+    """Return the tokens of all batches of the trunk until a step; each stage has its own batch.
+
+    Args:
+        state: the run as of the last read of the ledger.
+        stage: the stage that the trunk is in.
+        step: trunk step.
+        sequence_length: tokens of one sequence.
+    """
+    before = sum(state.use_before(stage).seen.values())
+    return (before + (step - stage.first_step) * stage.mix.global_batch) * sequence_length
+
+
 def gated(spec: RunSpec, state: RunState) -> dict[str, Any] | None:
     """Return the stage that a gate stopped, its verdicts, and what follows by itself; or None.
 

@@ -359,7 +359,7 @@ def _steps(run: RunSpec, where: str, field: str, amount: AmountValue, in_stage: 
 
 def _check_warmup(bench: Bench, where: str, here: Point, rungs: tuple[int, ...]) -> None:
     """Refuse trials that never leave their warmup: they do not measure the rate that they reach."""
-    schedule = bench.spec.schedule
+    schedule = stage_settings(bench.spec, bench.corpus).schedule
     in_stage = bench.origin.stages[0].mix.steps if bench.is_whole else rungs[-1]
     warmup = schedule.warmup_steps(in_stage, bench.spec.tokens_per_step)
     if rungs[0] <= warmup:

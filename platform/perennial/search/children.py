@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
-from perennial.config import RunSpec
+from perennial.config import RunSpec, stage_settings
 from perennial.config.search import Child
 from perennial.runs.events import Branched
 from perennial.runs.job_factory import stage_job
@@ -97,7 +97,8 @@ class ChildBench(TrialBench[Child]):
         mix = child_mix(stage.mix, point, length)
         schedule = stage.schedule
         if point.subset:
-            curve = build_curve(self.spec.schedule, 0, mix.steps, self.spec.tokens_per_step)
+            its = stage_settings(self.spec, stage.corpora[0]).schedule
+            curve = build_curve(its, 0, mix.steps, self.spec.tokens_per_step)
             schedule = to_dict(curve)
         source = self._grown_from(point) or self.source
         identity = [source, point.layers, point.init, mix.to_dict(), schedule]

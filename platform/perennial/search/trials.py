@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
-from perennial.config import RunSpec, parse, parse_amount
+from perennial.config import RunSpec, parse, parse_amount, stage_settings
 from perennial.config.deepspeed_overrides import merge_settings
 from perennial.config.search import Point
 from perennial.errors import InputError
@@ -147,9 +147,8 @@ class Bench(TrialBench[Point]):
         amount = parse_amount(point.anneal)
         settings = spec.release.model_copy(update={"anneal": amount})
         schedule = from_dict(decided.schedule)
-        eta = release_anneal(
-            settings, spec.schedule.anneal_end, schedule, step, spec.tokens_per_step
-        )
+        end = stage_settings(spec, self.corpus).schedule.anneal_end
+        eta = release_anneal(settings, end, schedule, step, spec.tokens_per_step)
         if eta is None:
             return None
         trained = [*self.origin.history, truncate_mix(stage.mix, step - self.first_step)]

@@ -71,6 +71,7 @@ class ArmTask:
             "lender": self.lender,
             "arm": run.arm,
             "seed": run.seed,
+            "settings": run.settings,
             "spec": run.spec.model_dump(mode="json"),
             "releases": [
                 {**vars(asked), "spec": asked.spec.model_dump(mode="json")}
@@ -88,7 +89,8 @@ class ArmTask:
             AskedRelease(**{**asked, "spec": parse(asked["spec"], RunSpec, where)})
             for asked in its["releases"]
         )
-        run = ArmRun(its["arm"], its["seed"], parse(its["spec"], RunSpec, where), asked)
+        spec, settings = parse(its["spec"], RunSpec, where), its["settings"]
+        run = ArmRun(its["arm"], its["seed"], spec, asked, settings=settings)
         donor = tuple(its["donor"]) if its["donor"] else None
         return cls(where, its["study"], its["digest"], run, donor, its["lender"])
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from perennial import corpora
 from perennial.config import RunSpec, load_run
+from perennial.config.paths import place_paths, relative_paths
 from perennial.errors import InputError
 from perennial.planning.lookahead import expected_corpora, look_ahead
 from perennial.runs.averaging import read_average
@@ -55,6 +57,7 @@ class ArmRun:
 
     spec: the resolved run file.
     value: of the arm.
+    settings: digest of what decides the trunk.
     """
 
     arm: str
@@ -62,6 +65,7 @@ class ArmRun:
     spec: RunSpec
     releases: tuple[AskedRelease, ...] = ()
     value: float = 0.0
+    settings: str = ""
 
     @property
     def name(self) -> str:
@@ -72,15 +76,6 @@ class ArmRun:
     def store(self) -> Store:
         """Return the run's store."""
         return open_store(self.spec.store)
-
-    @property
-    def settings(self) -> str:
-        """Return the digest of what decides the trunk.
-
-        Defaults are left out, so that a field of a later version changes no run of an earlier one.
-        """
-        left_out = {"store", "inbox", "release", "tracking", "notify"}
-        return digest_of(self.spec.model_dump(mode="json", exclude=left_out, exclude_defaults=True))
 
 
 @dataclass(frozen=True)
@@ -136,15 +131,36 @@ class Study:
             run: a run of the study.
             inbox: stored bytes of the corpora that have landed.
         """
+        folder = Path(self.where).parent
         releases = {
             asked.name: [
-                asked.spec.release.model_dump(mode="json", exclude_defaults=True),
+                _document(asked.spec, {"release"}, set(), folder).get("release", {}),
                 asked.after,
                 asked.average,
             ]
             for asked in run.releases
         }
         return digest_of([run.settings, run.seed, releases, dict(inbox)])
+
+
+_PLACES = {"store", "inbox", "tracking", "notify"}
+"""sections of the run file that decide no result"""
+
+
+def _document(spec: RunSpec, only: set[str] | None, but: set[str], folder: Path) -> dict[str, Any]:
+    """Return sections of a run file, to be digested: the same from any working directory.
+
+    Defaults are left out, so that a field of a later version changes no run of an earlier one.
+
+    Args:
+        spec: the run file.
+        only: sections to take; None takes all.
+        but: sections to leave out.
+        folder: of the study file, from which paths are.
+    """
+    document = spec.model_dump(mode="json", include=only, exclude=but, exclude_defaults=True)
+    named: dict[str, Any] = relative_paths(document, RunSpec, folder)
+    return named
 
 
 def digest_of(document: object) -> str:
@@ -163,19 +179,21 @@ def resolve(where: Path, spec: StudySpec, overrides: Sequence[str] = ()) -> Stud
     Raises:
         InputError: the base run file is wrong, or an override of an arm is.
     """
-    base = load_run(Path(spec.run))
-    runs = [
-        _resolve_run(str(where), spec, base, arm, seed) for seed in spec.seeds for arm in spec.arms
-    ]
+    base = load_run(_run_file(spec))
+    runs = [_resolve_run(where, spec, base, arm, seed) for seed in spec.seeds for arm in spec.arms]
     runs.sort(key=lambda run: -run.value)  # stable: seed by seed within a value
     document = spec.model_dump(
-        mode="json", exclude={"place", "page", "results"}, exclude_defaults=True
+        mode="json", exclude={"place", "page", "results", "run"}, exclude_defaults=True
     )
-    left_out = {"store", "inbox", "tracking", "notify"}
-    settings = base.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    settings = _document(base, None, _PLACES, where.parent)
     digest = digest_of({"study": document, "run": settings})
     command = shlex.join(["perennial", "study", str(where), *overrides])
     return Study(str(where), spec, tuple(runs), digest, inbox_of(base), command)
+
+
+def _run_file(study: StudySpec) -> Path:
+    """Return the path of the base run file, from the working directory as those in it are then."""
+    return Path(os.path.relpath(study.run))
 
 
 def inbox_of(base: RunSpec) -> str:
@@ -183,7 +201,7 @@ def inbox_of(base: RunSpec) -> str:
     return base.inbox or f"{base.store.rstrip('/')}/inbox"
 
 
-def _resolve_run(where: str, study: StudySpec, base: RunSpec, arm: str, seed: int) -> ArmRun:
+def _resolve_run(where: Path, study: StudySpec, base: RunSpec, arm: str, seed: int) -> ArmRun:
     asked = study.arms[arm]
     own = {
         "name": f"{study.name}-{arm}",
@@ -191,7 +209,7 @@ def _resolve_run(where: str, study: StudySpec, base: RunSpec, arm: str, seed: in
         "inbox": inbox_of(base),
         "seed": seed,
     }
-    overrides = _texts(asked.overrides) + _texts(own)
+    overrides = _texts(_placed(where, asked.overrides)) + _texts(own)
     spec = _load(where, study, f"arms.{arm}.overrides", overrides)
     releases = tuple(
         AskedRelease(
@@ -200,14 +218,35 @@ def _resolve_run(where: str, study: StudySpec, base: RunSpec, arm: str, seed: in
                 where,
                 study,
                 f"arms.{arm}.releases.{name}.overrides",
-                [*overrides, *_texts(its.overrides)],
+                [*overrides, *_texts(_placed(where, its.overrides))],
             ),
             its.after,
             its.average,
         )
         for name, its in asked.releases.items()
     )
-    return ArmRun(arm, seed, spec, releases, asked.value)
+    settings = digest_of(_document(spec, None, {*_PLACES, "release"}, where.parent))
+    return ArmRun(arm, seed, spec, releases, asked.value, settings)
+
+
+def _placed(where: Path, overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return an arm's overrides with the relative paths in them, which are from the study file.
+
+    Raises:
+        InputError: a path is there from the working directory alone.
+    """
+    placed: dict[str, object] = {}
+    for name, value in overrides.items():
+        document: Any = value
+        for key in reversed(name.split(".")):
+            document = {key: document}
+        document = place_paths(document, RunSpec, Path(os.path.relpath(where)))
+        keys: list[str] = []
+        while len(keys) <= name.count("."):
+            ((key, document),) = document.items()
+            keys.append(key)
+        placed[".".join(keys)] = document
+    return placed
 
 
 def _texts(overrides: Mapping[str, object]) -> list[str]:
@@ -223,12 +262,12 @@ def _text(value: object) -> str:
     return json.dumps(value)  # JSON is YAML
 
 
-def _load(where: str, study: StudySpec, field: str, overrides: Sequence[str]) -> RunSpec:
+def _load(where: Path, study: StudySpec, field: str, overrides: Sequence[str]) -> RunSpec:
     try:
-        return load_run(Path(study.run), overrides)
+        return load_run(_run_file(study), overrides)
     except InputError as wrong:
         name = f"{field}.{wrong.field}" if wrong.field else field
-        raise InputError(where, name, wrong.problem, wrong.remedy, code=wrong.code) from None
+        raise InputError(str(where), name, wrong.problem, wrong.remedy, code=wrong.code) from None
 
 
 def overrides_of(arm: ArmSpec) -> list[str]:

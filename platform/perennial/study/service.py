@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from textwrap import shorten
 from types import FrameType
@@ -289,7 +289,9 @@ class _Laboratory:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                self._messages.put((name, parse_json(line)))
+                # One that was killed may end inside a line.
+                with suppress(ValueError):
+                    self._messages.put((name, parse_json(line)))
         process.wait()
         self._messages.put((name, None))
 

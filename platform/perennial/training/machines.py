@@ -52,6 +52,7 @@ class MachineRecord:
     pace: seconds that each of its ranks computes for a step, by rank.
     left_out: why no worker is placed on it; empty where workers are.
     at: when something of this was last noted, in seconds since 1970.
+    left_out_at, measured_at: when it was left out, and its speed measured; 0 where it was not.
     """
 
     address: str
@@ -60,6 +61,24 @@ class MachineRecord:
     pace: dict[int, float] = field(default_factory=dict)
     left_out: str = ""
     at: float = 0.0
+    left_out_at: float = 0.0
+    measured_at: float = 0.0
+
+    def measure(self, speed: MachineSpeed, now: float) -> None:
+        """Note the machine's speed."""
+        self.speed, self.measured_at = speed, now
+
+    def leave_out(self, why: str, now: float) -> None:
+        """Note why no worker is placed on the machine."""
+        self.left_out, self.left_out_at, self.at = why, now, now
+
+    def forget(self, now: float) -> None:
+        """Drop what is too old, of a machine that workers are on too."""
+        self.failures = [at for at in self.failures if now - at < REMEMBERED_SECONDS]
+        if now - self.left_out_at >= REMEMBERED_SECONDS:
+            self.left_out = ""
+        if now - self.measured_at >= REMEMBERED_SECONDS:
+            self.speed = None
 
     def describe(self) -> str:
         """Return the record in a line."""
@@ -156,7 +175,8 @@ class Machines:
             recent = [at for at in record.failures if now - at < REMEMBERED_SECONDS]
             record.failures, record.at = [*recent, now], now
             if len(record.failures) >= self._most_failures and not record.left_out:
-                record.left_out = f"workers failed on it {len(record.failures)} times within a day"
+                times = len(record.failures)
+                record.leave_out(f"workers failed on it {times} times within a day", now)
                 out.append(machine)
         return out
 
@@ -167,14 +187,11 @@ class Machines:
 
     def leave_out(self, machine: str, why: str, now: float) -> None:
         """Place no worker on a machine from now on."""
-        record = self.records[machine]
-        record.left_out, record.at = why, now
+        self.records[machine].leave_out(why, now)
 
     def forget(self, now: float) -> None:
         """Drop what is too old: machines that were left out may be tried again."""
-        old = [m for m, r in self.records.items() if now - r.at >= REMEMBERED_SECONDS]
-        for machine in old:
-            del self.records[machine]
+        self.records = _remembered(self.records, now)
 
     def left_out(self, rooms: Mapping[str, int], fewest: int) -> set[str]:
         """Return the machines on which no worker is placed.
@@ -238,7 +255,15 @@ def read_machines(store: Store, now: float) -> dict[str, MachineRecord]:
         records = {machine: _record(note) for machine, note in data["machines"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, PerennialError):
         return {}
-    return {m: record for m, record in records.items() if now - record.at < REMEMBERED_SECONDS}
+    return _remembered(records, now)
+
+
+def _remembered(records: Mapping[str, MachineRecord], now: float) -> dict[str, MachineRecord]:
+    """Return the records, without what is too old of each."""
+    known = {m: record for m, record in records.items() if now - record.at < REMEMBERED_SECONDS}
+    for record in known.values():
+        record.forget(now)
+    return known
 
 
 def write_machines(store: Store, records: Mapping[str, MachineRecord], now: float) -> None:
@@ -259,4 +284,6 @@ def _record(data: Mapping[str, Any]) -> MachineRecord:
         pace={int(rank): float(seconds) for rank, seconds in data["pace"].items()},
         left_out=str(data["left_out"]),
         at=float(data["at"]),
+        left_out_at=float(data["left_out_at"]),
+        measured_at=float(data["measured_at"]),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -88,6 +89,19 @@ def container(tmp_path: Path) -> Iterator[Container]:
             with suppress(ProcessLookupError):
                 os.killpg(container.process.pid, signal.SIGKILL)
             container.process.wait()
+
+
+def test_a_process_has_not_ended_where_one_of_its_number_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve = runpy.run_path(str(SERVE))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    children = serve["Children"]()
+    monkeypatch.setattr(os, "posix_spawnp", lambda *_: 7)
+    ended = [(7, 1 << 8), (0, 0), (0, 0)]
+    monkeypatch.setattr(os, "waitpid", lambda *_: ended.pop(0))
+    assert children.code(7) == 1, "a stray one, which was given to this process"
+    assert not children.has_ended(children.start(["perennial"]))
 
 
 def test_a_stopped_container_stores_a_checkpoint_before_ray_ends(container: Container) -> None:

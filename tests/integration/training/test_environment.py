@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from perennial.training.ray.environment import allocator_environment
+from perennial.training.ray.environment import allocator_environment, set_ray_train_defaults
 
 SCRIPT = """
 import resource, threading, torch
@@ -52,6 +52,22 @@ def test_what_a_person_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = allocator_environment(0)
     assert ours["MALLOC_ARENA_MAX"] == "4"
     assert set(ours) == {"MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
+
+
+def test_a_job_leaves_no_interval_to_the_next_one_in_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of_ray() -> dict[str, str]:
+        return {n: v for n, v in os.environ.items() if n.startswith("RAY_TRAIN_")}
+
+    monkeypatch.setattr(os, "environ", {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"})
+    set_ray_train_defaults(600.0, on_gpus=True)
+    assert of_ray()["RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S"] == "540"
+    set_ray_train_defaults(60.0, on_gpus=True)
+    assert of_ray()["RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S"] == "54"
+    set_ray_train_defaults(60.0, on_gpus=False)
+    assert not [name for name in of_ray() if "NCCL" in name]
+    assert of_ray()["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7", "a person set it"
 
 
 HELD_BESIDE_LOGITS = """

@@ -81,6 +81,12 @@ def test_an_interval_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     assert (done.exit_code, "command line: --interval" in done.stderr) == (2, True), done.output
 
 
+def test_a_union_file_without_a_run_file_is_refused(tmp_path: Path) -> None:
+    words = ["quickstart", str(tmp_path / "here"), "--union", "union.yaml", "--dry-run"]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, "command line: --union" in done.stderr) == (2, True), done.output
+
+
 def test_a_look_of_a_watch_is_a_document() -> None:
     idle = look_document(WatchedLook(None, None, "s3://b/inbox"), 60.0)
     assert (idle["trained"], idle["failure"], idle["next_look_seconds"]) == (None, None, 60.0)

@@ -31,6 +31,7 @@ from perennial.report.compare_page import page
 from perennial.report.compared_run import ComparedRun, read_run
 from perennial.report.figures.compare import average_over_tokens, compute_bars, losses_by_corpus
 from perennial.report.figures.style import Picture
+from perennial.report.tables import lineage
 from perennial.runs import events
 from perennial.runs.state import RunState
 from perennial.store import open_store
@@ -130,6 +131,28 @@ def run(tmp_path: Path) -> ComparedRun:
     found = read_run(spec, open_store(tmp_path / "store"), state)
     assert found is not None
     return found
+
+
+def test_a_stage_counts_the_tokens_of_its_own_batch(tmp_path: Path) -> None:
+    """`training.global_batch` may change with a stage, and the run file has the last one."""
+    document = tiny_run(tmp_path)
+    document["training"]["global_batch"] = 2 * BATCH
+    spec = RunSpec.model_validate(document)
+    state = RunState()
+    for corpus in ("a", "b"):
+        walk(state, corpus)
+    for stage in state.stages:
+        told = {c: loss(c, 4.0) for c in ("a", "b")}
+        state.apply(events.Measured(at=AT, stage=stage.name, losses=told))
+        state.losses[stage.name] = told
+    found = read_run(spec, open_store(tmp_path / "store"), state)
+    assert found is not None
+    tokens = STEPS * BATCH * spec.corpora.sequence_length
+    assert [model.tokens for model in found.models] == [tokens, 2 * tokens]
+    assert [sum(model.sources.values()) for model in found.models] == [tokens, 2 * tokens]
+    assert [arrival.tokens for arrival in found.bill.arrivals] == [tokens, tokens]
+    (table,) = lineage(spec, state, {})
+    assert [row[3] for row in table.rows] == [f"{tokens:,}"] * 2
 
 
 def test_a_run_is_read_from_its_ledger(run: ComparedRun) -> None:

@@ -14,6 +14,7 @@ from perennial.mixture import ReplayRule, stage_mix
 from perennial.runs import events, metrics, summary
 from perennial.runs.stage_planner import (
     check_first_stage,
+    decide_release,
     decide_stage,
     explain_rewarming,
     stage_steps,
@@ -32,6 +33,7 @@ from tests.support.tiny_run import tiny_run
 AT = "2026-01-01T00:00:00+00:00"
 
 
+WSD = {"kind": "wsd", "eta_max": 3e-3, "eta_min": 3e-4, "decay": "2 steps"}
 COSINE = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4, "warmup": "10%"}
 
 
@@ -103,6 +105,16 @@ def test_a_stage_of_a_cosine_trunk_may_have_a_peak_of_its_own() -> None:
     spec, state = _spec({"schedule": COSINE, "stages": own}), _state("a", "b", "c")
     rates = [_train(spec, state, corpus).schedule["eta_max"] for corpus in "abc"]
     assert rates == [3e-3, 1e-3, 3e-3]
+
+
+def test_a_release_off_a_stage_with_rates_of_its_own_anneals_to_the_stage_s_lowest() -> None:
+    own = {"corpora": {"b": {"schedule": {"eta_max": 1e-4, "eta_min": 1e-5}}}}
+    spec, state = _spec({"schedule": WSD, "stages": own}), _state("a", "b")
+    for corpus, step, ends in (("a", 4, (3e-3, 3e-4)), ("b", 16, (1e-4, 1e-5))):
+        _train(spec, state, corpus)
+        decided = decide_release(spec, state, state.stages[-1], step, None, AT)
+        assert decided.schedule is not None
+        assert (decided.schedule["eta_start"], decided.schedule["eta_min"]) == ends
 
 
 def test_a_stage_told_again_has_the_parameters_that_it_began_with() -> None:

@@ -106,8 +106,8 @@ def test_a_subset_of_two_corpora_is_of_each_in_proportion() -> None:
     assert sum(s.sequences for s in mix.sources) == mix.steps * 8 == 80
 
 
-def _bench(folder: Path) -> ChildBench:
-    run = parse(tiny_run(folder), RunSpec, "run.yaml")
+def _bench(folder: Path, **changes: Any) -> ChildBench:
+    run = parse(tiny_run(folder) | changes, RunSpec, "run.yaml")
     state = RunState()
     for kind in ("landed", "ingesting", "ready"):
         state.apply(event_of(kind, state, "a"))
@@ -166,6 +166,15 @@ def test_a_child_of_a_subset_has_the_rates_of_its_own_length(tmp_path: Path) -> 
     assert part.mix.steps == bench.steps_of(Child(4, "inherited", "50%", 8)) > whole.mix.steps
     assert part.schedule != whole.schedule
     assert part.schedule["kind"] == whole.schedule["kind"]
+
+
+def test_a_child_of_a_subset_has_the_peak_of_the_references_own_stage(tmp_path: Path) -> None:
+    cosine = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
+    own = {"corpora": {"a": {"schedule": {"eta_max": 1e-3}}}}
+    bench = _bench(tmp_path, schedule=cosine, stages=own)
+    part = bench.branched(Child(4, "inherited", "50%", 8))
+    assert part.schedule["steps"] == part.mix.steps
+    assert part.schedule["eta_max"] == bench.reference.schedule["eta_max"] == 1e-3
 
 
 def test_a_trial_of_ray_tune_is_the_child_that_it_was_given() -> None:

@@ -16,6 +16,7 @@ import yaml
 from perennial.config import RunSpec, load_run, parse, stage_settings
 from perennial.config.search import Choices, Point, Span, TuningSpec
 from perennial.controller.reuse_trial import beginnings
+from perennial.corpora.manifest import Shard
 from perennial.errors import InputError, InvalidTransition
 from perennial.runs import event_codec, events
 from perennial.runs.stage_planner import decide_stage
@@ -30,7 +31,7 @@ from perennial.schedules import (
     build_curve,
     to_dict,
 )
-from perennial.search.begin import PlannedSearch, check_constant
+from perennial.search.begin import PlannedSearch, _check_warmup, check_constant
 from perennial.search.results import SearchResult
 from perennial.search.service import _checked_space
 from perennial.search.space import Space, space_of
@@ -38,6 +39,7 @@ from perennial.search.summarize import SearchSetting, TrialOutcome, summarize
 from perennial.search.trials import Bench, objective_values
 from perennial.search.tune_runner import _trial_logger, advised, optuna_searcher
 from tests.support.event_factory import AT, event_of
+from tests.support.small_manifest import small_manifest
 from tests.support.tiny_run import tiny_run
 
 SEARCH: dict[str, Any] = {"name": "s", "run": "run.yaml", "budget": "20%", "replay": [0.1, 0.5]}
@@ -133,6 +135,23 @@ def test_a_trial_is_the_beginning_of_the_stage_that_its_fragment_makes(tmp_path:
     assert stage.schedule["eta_const"] == 5e-4
     assert stage.mix.replay.share == 0.5
     assert stage.mix.steps == 12  # the whole stage, of which the trial trains six
+
+
+def test_trials_have_the_rates_of_the_stage_s_own_schedule(tmp_path: Path) -> None:
+    wsd = {"kind": "wsd", "eta_max": 3e-3, "eta_min": 3e-4, "decay": "2 steps"}
+    rates = {"eta_max": 1e-3, "eta_min": 1e-4, "warmup": "2 steps"}
+    own = {"corpora": {"b": {"schedule": rates}}}
+    bench = _bench(tmp_path, schedule=wsd, stages=own)
+    point = Point(1e-3, 0.5, "seen", "4 steps")
+    decided = bench.branched(point)
+    shard = Shard(file="shard", size_bytes=1, sha256="", row_groups=(80,))
+    manifests = {name: small_manifest(name, shards=(shard,)) for name in "ab"}
+    bench = replace(bench, manifests=manifests)
+    job = bench.anneal_job(bench.run_spec(point), point, decided, bench.first_step + 3)
+    assert job is not None
+    assert (job.eta(job.first_step), job.eta(job.last_step - 1)) == (1e-3, 1e-4)
+    with pytest.raises(InputError, match="not more than the 2 of the warmup"):
+        _check_warmup(bench, "t.yaml", point, (2,))
 
 
 def test_a_stage_is_begun_by_trials_that_are_equal_to_it_in_everything(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from perennial import corpora
 from perennial.config import parse
@@ -21,7 +23,7 @@ from perennial.store import open_store
 from perennial.study.arm_process import retry_failed
 from perennial.study.plan import plan
 from perennial.study.record import StudyRecord, check_record
-from perennial.study.service import RunEnding, preview, run_study
+from perennial.study.service import RunEnding, _Laboratory, preview, run_study
 from tests.support.event_factory import AT, event_of
 from tests.support.small_study import read_study, small_study, write_study
 
@@ -182,6 +184,15 @@ def test_what_does_not_fit_the_budget_is_not_run(tmp_path: Path) -> None:
     assert [run["hours"] * 3600 for run in document["runs"]] == pytest.approx([28, 12, 28, 12])
 
 
+def test_a_process_that_was_killed_inside_a_line_has_ended_too(tmp_path: Path) -> None:
+    laboratory = _Laboratory(read_study(write_study(tmp_path)), 1, print, pass_by)
+    said = 'printf \'{"job": "a"}\\n{"job": \'; kill -9 $$'
+    process = subprocess.Popen(["sh", "-c", said], stdout=subprocess.PIPE, text=True)
+    laboratory._read("quarter/seed-3", process)
+    messages = [laboratory._messages.get_nowait() for _ in range(2)]
+    assert messages == [("quarter/seed-3", {"job": "a"}), ("quarter/seed-3", None)]
+
+
 def test_an_arm_that_changed_since_it_was_begun_is_refused(tmp_path: Path) -> None:
     run = read_study(write_study(tmp_path)).runs[0]
     StudyRecord("small", "d", run.arm, run.seed, run.settings, {}, "").write(run.store)
@@ -203,6 +214,35 @@ def test_a_field_that_is_at_its_default_is_no_other_setting(tmp_path: Path) -> N
     spelled["arms"]["quarter"]["overrides"] |= overrides
     other = read_study(write_study(tmp_path, spelled))
     assert [run.settings for run in other.runs] == [run.settings for run in study.runs]
+
+
+def test_a_study_is_the_same_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of an arm, as of the base, are from the folder of the file that names them."""
+    arms = {"arms/half/overrides": {"evaluation.tasks": ["tasks/other", "arc_easy"]}}
+    write_study(tmp_path, changed(tmp_path, {"run": "run.yaml", **arms}))
+    run = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    run["evaluation"]["tasks"] = ["tasks/base"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    for task in ("base", "other"):
+        (tmp_path / "tasks" / task).mkdir(parents=True)
+    seen = []
+    for folder, path in (
+        (tmp_path, "study.yaml"),
+        (tmp_path.parent, f"{tmp_path.name}/study.yaml"),
+        (tmp_path / "inbox", str(tmp_path / "study.yaml")),
+    ):
+        monkeypatch.chdir(folder)
+        study = read_study(Path(path))
+        tasks = {run.arm: run.spec.evaluation.tasks for run in study.runs}
+        assert Path(tasks["quarter"][0]).samefile(tmp_path / "tasks" / "base")
+        assert Path(tasks["half"][0]).samefile(tmp_path / "tasks" / "other")
+        assert tasks["half"][1] == "arc_easy"
+        identities = [(run.settings, study.identity_of(run, {})) for run in study.runs]
+        seen.append((study.digest, identities))
+    assert seen == seen[:1] * 3
+    assert len(set(seen[0][1])) == len(study.runs)
 
 
 def test_a_study_without_a_corpus_says_how_one_lands(tmp_path: Path) -> None:

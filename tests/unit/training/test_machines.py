@@ -77,6 +77,19 @@ def test_a_machine_is_left_out_after_failures_within_a_day() -> None:
     assert machines.left_out(rooms, fewest=2) == set()
 
 
+def test_a_machine_that_workers_are_on_all_the_time_is_left_out_and_measured_for_a_day() -> None:
+    machines = met("a", "b")
+    machines.leave_out("a", "slow", 0.0)
+    machines.records["a"].measure(MachineSpeed(1.0), 0.0)
+    rooms = {"a": 1, "b": 1}
+    for hour in range(1, 25):
+        machines.meet("a", "10.0.0.1", hour * 3600.0)
+        machines.forget(hour * 3600.0)
+        is_new = hour < 24
+        assert machines.left_out(rooms, fewest=1) == ({"a"} if is_new else set())
+        assert (machines.records["a"].speed is not None) is is_new
+
+
 def test_none_is_left_out_where_the_others_have_no_room() -> None:
     machines = met("a", "b")
     machines.leave_out("a", "slow", 0.0)
@@ -167,11 +180,13 @@ def test_what_is_known_is_stored_for_a_day(tmp_path: Path) -> None:
     assert read_machines(store, 0.0) == {}
     old = MachineRecord("10.0.0.1", at=0.0)
     new = MachineRecord(
-        "10.0.0.2", [5.0], MachineSpeed(1e12, None, 2e9), {3: 0.5}, "slow", at=100.0
+        "10.0.0.2", [60.0], MachineSpeed(1e12, None, 2e9), {3: 0.5}, "slow", 100.0, 70.0, 80.0
     )
     write_machines(store, {"a": old, "b": new}, 200.0)
     assert read_machines(store, 200.0) == {"a": old, "b": new}
     assert read_machines(store, REMEMBERED_SECONDS + 50) == {"b": new}
+    (parted,) = read_machines(store, REMEMBERED_SECONDS + 85).values()
+    assert (parted.failures, parted.left_out, parted.speed) == ([], "", None)
     line = new.describe()
     for told in ("10.0.0.2", "left out: slow", "1 TFLOP/s", "2 GB/s", "worker 3 computes 0.5 s"):
         assert told in line

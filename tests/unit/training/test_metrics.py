@@ -112,7 +112,7 @@ def test_a_plug_in_with_a_figure_is_drawn_from_the_stored_rows(
     manifest |= {"world_size": 1, "code_version": "0", "tracking_run": ""}
     manifest |= {"files": {"metrics.jsonl": entry}}
     store.write(f"{key}/manifest.json", json.dumps(manifest).encode())
-    curves = read_history(store, state, 1024).curves
+    curves = read_history(store, state, 1024 // stage.mix.global_batch).curves
     assert curves == {
         plugin.name: (CurvePoint(1024, 0.1, stage.name), CurvePoint(2048, 0.2, stage.name))
     }

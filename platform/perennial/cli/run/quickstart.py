@@ -11,6 +11,7 @@ import typer
 from perennial.cli.command import AsJson, DryRun, open_run
 from perennial.cli.console import log, print_json
 from perennial.cli.look.status import status
+from perennial.errors import InputError
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -41,6 +42,12 @@ def quickstart(
     Safe to repeat and kill. Some minutes on 2 cores. Without access to a package registry the
     text is part of CPython.
     """
+    if union is not None and run_file is None:
+        raise InputError(
+            "command line", "--union", "without --run-file the quickstart writes the file that "
+            "retrains on everything", "give --run-file too, or leave it out",
+            code="options-conflict",
+        )  # fmt: skip
     chosen, retrained = run_file or folder / RUN_FILE, union
     if run_file is None:
         retrained = folder / UNION

@@ -32,6 +32,10 @@ _RAY_TRAIN = {
 }
 
 
+_set_here: dict[str, str] = {}
+"""variables that `set_ray_train_defaults` has set in this process"""
+
+
 def allocator_environment(logits_bytes: int) -> dict[str, str]:
     """Return a worker's allocator settings; variables of this process take precedence.
 
@@ -65,6 +69,8 @@ def return_freed_memory() -> None:
 def set_ray_train_defaults(hang_seconds: float, *, on_gpus: bool) -> None:
     """Set Ray Train's intervals in this process, where the user has not set them.
 
+    What an earlier job of the process needed is replaced.
+
     On GPUs all ranks may have begun the same collectives when one of them hangs: their hosts only
     launch them. NCCL knows which rank is behind (RAS), and Ray Train's detector, which is off by
     default and then only reports, asks it. It acts shortly before the limit at which all workers of
@@ -81,5 +87,10 @@ def set_ray_train_defaults(hang_seconds: float, *, on_gpus: bool) -> None:
             "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
             "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": f"{_RAS_SHARE * hang_seconds:g}",
         }
+    for name, value in _set_here.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    _set_here.clear()
     for name, value in settings.items():
-        os.environ.setdefault(name, value)
+        if name not in os.environ:
+            os.environ[name] = _set_here[name] = value

@@ -136,7 +136,7 @@ class MachineWatch(WorkerGroupCallback, ControllerCallback):  # type: ignore[mis
             return
         speeds = combine(worker_group.execute(measure, places), places)
         for machine, speed in speeds.items():
-            known.records[machine].speed = speed
+            known.records[machine].measure(speed, self._clock())
         self._store()
         self._leave_out(slow_machines(speeds, self._least_speed), worker_group)
 
