@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from perennial.config.search import Child
 from perennial.errors import InvalidTransition
 from perennial.runs import events
 from perennial.runs.state import RunState
@@ -19,6 +20,7 @@ from tests.support.event_factory import (
     released,
     releasing,
     rewound,
+    search_of,
     started,
 )
 
@@ -127,6 +129,37 @@ def test_only_what_nothing_needs_is_free() -> None:
     state.apply(rewound(state.stages[0]))
     assert _free(state)["left"] == ["checkpoints/01-b"]
     assert "left" not in _free(state, "checkpoints/01-b/00000020")
+
+
+def test_a_trial_is_free_once_its_search_and_the_stage_are_done() -> None:
+    state, keys = _run("a"), ["branches/tune-s/00000011/manifest.json"]
+    for event in search_of(state):
+        state.apply(event)
+    begun = state.searches.trials["tune-s"].branched
+    for kind in WALK:
+        state.apply(event_of(kind, state, "z"))
+    assert list_free(state, "trials", keys, ()) == [], "its search has no result"
+    keys.append("searches/s/result.json")
+    assert list_free(state, "trials", keys, ()) == ["branches/tune-s"]
+    state.apply(begun.model_copy(update={"trial": "next"}))
+    assert list_free(state, "trials", keys, ()) == [], "its search goes on"
+
+
+def test_children_of_an_inheritune_search_are_its_result() -> None:
+    """The file of the smallest one at parity names the checkpoint in `branches/`."""
+    state = _run("a", "z")
+    keys = ["branches/tune-s/00000011/manifest.json", "searches/s/result.json"]
+    for event in search_of(state):
+        child = isinstance(event, events.Branched)
+        state.apply(event.model_copy(update={"point": Child(1, "inherited")}) if child else event)
+    assert list_free(state, "trials", keys, ()) == []
+
+
+def test_one_stray_measurement_takes_no_others_with_it() -> None:
+    state = _run("a")
+    kept = f"evaluations/{state.ends['00-a']}/a.parquet"
+    strays = ["evaluations/notes.json", f"{kept.rpartition('/')[0].rpartition('/')[0]}/notes.json"]
+    assert list_free(state, "evaluations", [kept, *strays], ()) == []
 
 
 def test_a_stage_whose_plan_goes_on_is_not_free() -> None:

@@ -6,14 +6,18 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
+from perennial.config.search import Point
+from perennial.runs.transitions import FINISHED
+
 if TYPE_CHECKING:
+    from perennial.runs.search_state import Trial
     from perennial.runs.state import RunState
     from perennial.store import ObjectInfo
 
 Kind = Literal["branches", "trials", "evaluations", "staged", "left"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""what can be let go: checkpoints of the anneals of releases that were made; those of trials of
-stages that were trained since; measurements of models that are neither of the trunk nor released;
+"""what can be let go: checkpoints of the anneals of releases that were made; those of finished
+searches of stages that were trained since; measurements of models that are neither of the trunk nor released;
 staged text of corpora that are tokenised or refused; checkpoints of stages that left the trunk"""
 DEFAULT_KINDS: tuple[Kind, ...] = ("branches", "trials", "evaluations", "staged")
 
@@ -51,6 +55,7 @@ def list_free(
         keys: of all objects in the store.
         pinned: keys of folders that another run borrows.
     """
+    keys = frozenset(keys)
     free = {
         "branches": _list_branches,
         "trials": _list_trials,
@@ -71,8 +76,22 @@ def _list_branches(state: RunState, keys: Collection[str]) -> Iterator[str]:
 
 def _list_trials(state: RunState, keys: Collection[str]) -> Iterator[str]:
     for trial in state.searches.trials.values():
-        if state.corpora[trial.branched.corpus].state in ("passed", "retired"):
+        if _is_over(state, trial, keys):
             yield trial.folder
+
+
+def _is_over(state: RunState, trial: Trial, keys: Collection[str]) -> bool:
+    """Return whether nothing goes on from a trial: neither its search nor the stage it begins.
+
+    A child of an Inheritune search is never over: its weights are what was searched for.
+    """
+    its = trial.branched
+    return (
+        isinstance(its.point, Point)
+        and state.corpora[its.corpus].state in FINISHED
+        and f"searches/{its.search}/result.json" in keys
+        and all(other.tried for other in state.searches.of(its.search).values())
+    )
 
 
 def _list_evaluations(state: RunState, keys: Collection[str]) -> Iterator[str]:
@@ -84,10 +103,12 @@ def _list_evaluations(state: RunState, keys: Collection[str]) -> Iterator[str]:
     kept |= {f"evaluations/{state.at_work.folder}"} if state.at_work else set()
     branches = set(state.searches.trials) - {f.partition("/")[2] for f in _list_trials(state, keys)}
     kept |= {f"evaluations/branches/{name}" for name in branches | state.branches.keys()}
+    above = {ancestor for folder in kept for ancestor in _ancestors(folder)}
     for key in keys:
-        folder, _, _ = key.rpartition("/")
-        if key.startswith("evaluations/") and not kept & {*_ancestors(key)}:
-            yield folder.removesuffix("/tasks")
+        folder = key.rpartition("/")[0].removesuffix("/tasks")
+        is_measured = key.startswith("evaluations/") and folder not in above
+        if is_measured and not kept & {*_ancestors(key)}:
+            yield folder
 
 
 def _list_staged(state: RunState, keys: Collection[str]) -> Iterator[str]:
@@ -113,7 +134,11 @@ def _needed(state: RunState) -> set[str]:
     needed |= {stage.start for stage in state.stages if stage.start}
     if state.resumption is not None:
         needed.add(state.stage(state.resumption.stage).folder)
-    needed |= {claimed.source for claimed in state.releasing.values()}
+    for claimed in state.releasing.values():
+        needed |= {claimed.source, *(claimed.average.sources if claimed.average else ())}
+    # Of a trial that was not measured yet: it may be training.
+    trials = state.searches.trials.values()
+    needed |= {trial.branched.source for trial in trials if not trial.tried}
     needed |= {f"branches/{name}" for name in state.releasing}
     needed |= {made.folder for made in state.releases}
     return needed
