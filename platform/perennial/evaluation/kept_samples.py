@@ -21,6 +21,7 @@ from perennial.store import read_checked
 if TYPE_CHECKING:
     from perennial.store import Store
 
+FOLDER = "samples"
 _PROMPTS = "_"
 """in place of a corpus, whose name cannot be this, for the prompts of the run file"""
 
@@ -52,7 +53,7 @@ _SAMPLES: TypeAdapter[list[Sample]] = TypeAdapter(list[Sample])
 
 def folder_of(corpus: str) -> str:
     """Return the folder of the samples of a corpus."""
-    return f"samples/{corpus or _PROMPTS}"
+    return f"{FOLDER}/{corpus or _PROMPTS}"
 
 
 def keep_samples(store: Store, samples: Sequence[Sample]) -> list[Sample | SampleList]:

@@ -200,6 +200,22 @@ def living_holder(store: Store, mine: Lease, name: str) -> Holder | None:
 
 
 @contextmanager
+def announce(store: Store, verb: str, since: str) -> Iterator[Lease]:
+    """Let every other process find that this one has the whole store to itself.
+
+    Args:
+        store: the run's store.
+        verb: what this process does.
+        since: the present UTC time.
+    """
+    mine = Lease(store, REPAIRING, this_process(verb, since))
+    try:
+        yield mine
+    finally:
+        mine.give_back()
+
+
+@contextmanager
 def hold_alone(store: Store, verb: str, since: str) -> Iterator[None]:
     """Hold a whole store, so that no other process writes to the run.
 
@@ -211,8 +227,7 @@ def hold_alone(store: Store, verb: str, since: str) -> Iterator[None]:
     Raises:
         Busy: another process trains, tokenises or holds the whole store, and lives.
     """
-    mine = Lease(store, REPAIRING, this_process(verb, since))
-    try:
+    with announce(store, verb, since) as mine:
         for info in store.list(f"{FOLDER}/{REPAIRING}"):
             beat = None if info.key == mine.key else read_heartbeat(store, info.key)
             if beat and not beat.holder.is_gone and not HeartbeatWatch(mine).has_stopped(beat):
@@ -222,8 +237,6 @@ def hold_alone(store: Store, verb: str, since: str) -> Iterator[None]:
                 raise Busy(f"{holder} holds this run and lives: stop it first")
         mine.sweep()
         yield
-    finally:
-        mine.give_back()
 
 
 @cache

@@ -27,10 +27,12 @@ from perennial.corpora.erasing.mask import ErasedDocuments, bury, find_documents
 from perennial.corpora.erasing.selection import DocumentQuery, Matcher, parse_documents
 from perennial.corpora.erasing.tombstone import Tombstone, digest_tombstone, read_tombstone
 from perennial.errors import InputError
+from perennial.runs import lease
 from perennial.runs.events import Erased
 from perennial.runs.ledger import now
 from perennial.runs.transitions import TRANSITIONS
 from perennial.runs.trunk.containment import Containment, Stretches
+from perennial.store import open_store
 from perennial.training.checkpoint.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -89,6 +91,13 @@ def erase(work: Workspace, corpus: str, documents: Path | None = None, reason: s
     """
     plan_erase(work, corpus, documents)  # before anything is stopped or written
     work.take_whole()
+    # Of this and of a fork that begins, at least one sees the other.
+    with lease.announce(open_store(work.store.url), "erase", now()):
+        _check_lent(work, corpus)
+        return _erase(work, corpus, documents, reason)
+
+
+def _erase(work: Workspace, corpus: str, documents: Path | None, reason: str) -> Erasure:
     own_folder(work.store, f"corpora/{corpus}")
     if corpus not in work.state.corpora:
         record_landings(work, corpus)

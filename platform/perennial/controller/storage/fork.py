@@ -18,15 +18,25 @@ from typing import TYPE_CHECKING, Any
 from perennial.config.changes import check_held, check_pinned
 from perennial.controller.release import find_step
 from perennial.controller.storage.move import open_place
+from perennial.corpora.erasing.tombstone import FOLDER as TOMBSTONES
+from perennial.corpora.erasing.tombstone import key_of
 from perennial.errors import InputError
+from perennial.evaluation.kept_samples import FOLDER as SAMPLES
+from perennial.evaluation.kept_samples import SampleList
 from perennial.runs.event_codec import decode, encode
-from perennial.runs.events import Started
+from perennial.runs.events import Erased, Event, Started
 from perennial.runs.ledger import FOLDER, HEAD, MOVING, Head, digest_of, now
 from perennial.runs.state import RunState
 from perennial.runs.storage.store_events import Forked
 from perennial.schedules import from_dict
 from perennial.store import Log, Store, open_store
-from perennial.store.borrowing import Loan, place_from, write_borrowed, write_pin
+from perennial.store.borrowing import (
+    Loan,
+    place_from,
+    read_borrowed,
+    write_borrowed,
+    write_pin,
+)
 from perennial.store.stored_json import parse_json
 from perennial.store.transfer import have_object
 from perennial.training.checkpoint.manifest import folder_of, read_manifest
@@ -72,11 +82,14 @@ class Fork:
 class _Beginning:
     """The beginning of a new run.
 
-    entries: of the other run's ledger. event: that follows them. state: behind it.
+    entries: of the other run's ledger. event: that follows them.
+    erased: what the other run erased since, of what is borrowed.
+    state: behind all of them.
     """
 
     entries: list[bytes]
     event: Forked
+    erased: list[Erased]
     state: RunState
 
 
@@ -103,15 +116,25 @@ def fork(work: Workspace, at: str, spec: RunSpec, where: str) -> Fork:
         target.check()
         mark = event.model_dump(mode="json", include={"id", "parent", "stage", "step"})
         target.write(MOVING, json.dumps(mark).encode())
-    loans = _lend(work.store, target, event.id, planned.borrowed)
+    loans = _lend(work.store, target, event.id, _still_borrowed(target, planned, is_whole))
     # Of this and of who has the store to himself, at least one sees the other.
     work.check_repairing()
+    if not is_whole:
+        # What is borrowed may have been erased or removed before it was pinned.
+        planned, beginning = _plan(work, at, spec, where)
     write_borrowed(target, loans)
     if not is_whole:
-        _copy_small(work.store, target, beginning.state)
+        _copy_small(work.store, target, beginning)
         _write_ledger(target, beginning)
     target.remove(MOVING)
     return planned
+
+
+def _still_borrowed(target: Store, planned: Fork, is_whole: bool) -> Sequence[str]:
+    """Return what a run borrows: of one that is there already, only what it did not give back."""
+    loans = read_borrowed(target) if is_whole else []
+    kept = {folder for loan in loans for folder in loan.folders}
+    return [folder for folder in planned.borrowed if not loans or folder in kept]
 
 
 def plan_fork(work: Workspace, at: str, spec: RunSpec, where: str) -> Fork:
@@ -160,6 +183,8 @@ def _plan(work: Workspace, at: str, spec: RunSpec, where: str) -> tuple[Fork, _B
     )  # fmt: skip
     event = event.model_copy(update={"id": _read_id(target, event, len(entries)) or event.id})
     behind.apply(event)
+    is_whole = target.exists(Log(target, FOLDER).key(0))
+    erased = [] if is_whole else _follow_erasures(work, len(entries), behind)
     common = [corpus for corpus in behind.corpora.values() if corpus.sequences]
     planned = Fork(
         store=target.url,
@@ -171,7 +196,42 @@ def _plan(work: Workspace, at: str, spec: RunSpec, where: str) -> tuple[Fork, _B
         held=tuple(corpus.name for corpus in common if corpus.state == "held"),
         borrowed=tuple(dict.fromkeys(_list_borrowed(work.store, behind, key))),
     )
-    return planned, _Beginning(entries, event, behind)
+    return planned, _Beginning(entries, event, erased, behind)
+
+
+def _follow_erasures(work: Workspace, number: int, state: RunState) -> list[Erased]:
+    """Apply what was erased of borrowed corpora behind the checkpoint, and return it.
+
+    Args:
+        work: the run that is left.
+        number: of its first entry behind the checkpoint.
+        state: of the new run.
+
+    Raises:
+        InputError: the corpus of a stage that would go on is erased, or is being erased.
+    """
+    followed = []
+    for _, data in Log(work.store, FOLDER).tail(number):
+        event = decode(data).event
+        if not isinstance(event, Erased) or event.corpus not in state.corpora:
+            continue
+        stage = state.at_work
+        if event.whole and stage is not None and event.corpus in stage.corpora:
+            raise InputError(
+                work.where, stage.name, f"its corpus {event.corpus} is erased: it cannot go on",
+                "fork at the end of an earlier stage", code="fork-erased",
+            )  # fmt: skip
+        state.apply(event)
+        followed.append(event)
+    for info in work.store.list(TOMBSTONES):
+        name = info.key.split("/")[1]
+        corpus = state.corpora.get(name)
+        if corpus is not None and info.key >= key_of(name, corpus.erasures):
+            raise InputError(
+                work.where, name, "an erasure of it was begun, and is not complete",
+                "repeat `perennial erase`, which completes it", code="erasure-unfinished",
+            )  # fmt: skip
+    return followed
 
 
 def _read_entries(store: Store, stage: Stage, step: int) -> tuple[list[bytes], RunState]:
@@ -259,11 +319,15 @@ def _lend(store: Store, target: Store, name: str, folders: Sequence[str]) -> lis
     return loans
 
 
-def _copy_small(store: Store, target: Store, state: RunState) -> None:
-    """Copy what is small, or is written to: tokenizers, lists of files, measurements, skips."""
+def _copy_small(store: Store, target: Store, beginning: _Beginning) -> None:
+    """Copy what is small, or is written to: tokenizers, lists, measurements, samples, skips."""
+    state = beginning.state
     folders = ["tokenizer", *(f"evaluations/{end}" for end in state.ends.values())]
     folders += [f"evaluations/{origin.folder}" for origin in state.origins.values()]
+    folders += [f"{TOMBSTONES}/{name}" for name, its in state.corpora.items() if its.erasures]
     infos = [info for folder in folders for info in store.list(folder)]
+    named = {key for data in beginning.entries for key in _list_samples(decode(data).event)}
+    infos += [info for info in store.list(SAMPLES) if info.key in named]
     for stage in state.stages:
         for info in store.list(stage.folder):
             if not info.key.removeprefix(f"{stage.folder}/").partition("/")[0].isdecimal():
@@ -275,14 +339,21 @@ def _copy_small(store: Store, target: Store, state: RunState) -> None:
         list(pool.map(partial(have_object, store, target, ()), infos))
 
 
+def _list_samples(event: Event) -> list[str]:
+    """Return the keys of the samples that an event names."""
+    return [its.key for its in getattr(event, "samples", ()) if isinstance(its, SampleList)]
+
+
 def _write_ledger(target: Store, beginning: _Beginning) -> None:
     """Write the entries, the first one last: with it there is a run."""
     log, entries = Log(target, FOLDER), beginning.entries
     with ThreadPoolExecutor(_WRITES_AT_ONCE) as pool:
         list(pool.map(log.append, range(1, len(entries)), entries[1:]))
-    number = len(entries)
-    log.append(number, encode(beginning.event, digest_of(entries[-1])))
-    last = log.read(number)  # an earlier try may have written it
-    assert last is not None
-    target.write(HEAD, json.dumps(asdict(Head(number + 1, digest_of(last)))).encode())
+    number, last = len(entries), entries[-1]
+    for event in (beginning.event, *beginning.erased):
+        log.append(number, encode(event, digest_of(last)))
+        written = log.read(number)  # an earlier try may have written it
+        assert written is not None
+        number, last = number + 1, written
+    target.write(HEAD, json.dumps(asdict(Head(number, digest_of(last)))).encode())
     log.append(0, entries[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from perennial.store import Store
+from perennial.store.borrowing import read_pins
 from perennial.training.checkpoint import manifest as checkpoints
 
 
@@ -30,7 +31,8 @@ def sweep(
     """Remove below `folder` what `kept` does not name, and what never became a checkpoint.
 
     A checkpoint's manifest goes before its files (invariant I6). Nothing at or above the newest
-    committed step is touched, except attempts that lost the race for a committed step.
+    committed step is touched, except attempts that lost the race for a committed step. What a fork
+    borrows stays.
     """
     attempts: dict[int, set[str]] = {}
     committed = set()
@@ -47,8 +49,12 @@ def sweep(
             committed.add(step)
     stay = kept(committed, phase_ends, stage_end, last_k)
     newest = max(committed, default=-1)
+    # Read behind the listing: a fork pins a checkpoint, and then looks whether it is there.
+    pinned = {key for pin in read_pins(store) for key in pin.folders}
     for step, of_step in attempts.items():
         key = checkpoints.folder_of(folder, step)
+        if key in pinned:
+            continue
         if step < newest and step not in stay:
             store.remove(key)
         elif step in committed and len(of_step) > 1:
