@@ -28,8 +28,19 @@ def land(work: Workspace, name: str, places: Sequence[str], splits: Sequence[str
     total = sum(file.size_bytes for file in placed.files)
     with shown_transfer(f"landing {name}", total, work.log):
         keys = tuple(corpora.land_files(work.inbox, name, placed.files))
+    if not work.spec.inbox:
+        _check_stayed(work)
     left_out = {file.name: file.reason for file in placed.left_out}
     return LandedFiles(name, work.inbox.url, keys, left_out)
+
+
+def _check_stayed(work: Workspace) -> None:
+    """Raise InputError where the run moved while files landed, and left them behind."""
+    try:
+        work.ledger.read()
+    except InputError as refused:
+        if refused.code == "store-moved":
+            raise
 
 
 def plan_land(

@@ -42,6 +42,7 @@ def transfer(
     target: Store,
     leave: Callable[[str], bool],
     done: Copied = lambda _key, _bytes, _all: None,
+    seen: dict[str, str] | None = None,
 ) -> StoreCopy:
     """Have the objects of a store in another one as well, and no others. Safe to repeat and kill.
 
@@ -50,11 +51,13 @@ def transfer(
         target: this process alone writes to it.
         leave: whether an object is left as it is, in both stores.
         done: follows the bytes.
+        seen: etags in the source of what an earlier call compared, by key; those of this call are
+            added.
 
     Raises:
         StorageError: an object changes while it is copied.
     """
-    result, seen = StoreCopy(), dict[str, str]()
+    result, seen = StoreCopy(), {} if seen is None else seen
     for _ in range(_ROUNDS):
         objects = [info for info in source.list() if not leave(info.key)]
         changed = [info for info in objects if seen.get(info.key) != info.etag]

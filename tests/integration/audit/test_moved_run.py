@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import perennial
+from perennial.api import data
 from perennial.audit.verify import verify
 from perennial.cli.app import app
 from perennial.controller.context import Workspace
@@ -20,6 +21,7 @@ from perennial.runs.ledger import MOVING, Ledger, now
 from perennial.store import Store, open_store
 from tests.support.killed_process import Killed, kill_at
 from tests.support.small_ledger import objects
+from tests.support.tiny_run import tiny_run, write_run, write_texts
 
 
 def _do(*words: object, code: int = 0) -> Any:
@@ -135,6 +137,40 @@ def test_a_decision_that_is_written_meanwhile_moves_too(
     perennial.open(local.url).move(new.url)
     assert Ledger(new).read().corpora["code"].state == "retired"
     assert _findings(new) == []
+
+
+def test_what_lands_until_the_run_leaves_moves_too(
+    local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, new = moving._copy_entries, open_store(f"{local.url}-new")
+
+    def meanwhile(*asked: Any) -> Any:
+        local.write("inbox/late/_SUCCESS", b"")
+        local.remove("inbox/early")
+        return real(*asked)
+
+    local.write("inbox/early/_SUCCESS", b"")
+    monkeypatch.setattr(moving, "_copy_entries", meanwhile)
+    perennial.open(local.url).move(new.url)
+    assert new.exists("inbox/late/_SUCCESS")
+    assert not new.exists("inbox/early/_SUCCESS"), "it was removed before the run left"
+
+
+def test_files_that_land_while_the_run_moves_are_not_left_behind_silently(
+    local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = perennial.open(write_run(tmp_path, tiny_run(tmp_path, local.url)))
+    text = write_texts(tmp_path)["code"]
+    real = data.corpora.land_files
+
+    def meanwhile(*asked: Any) -> Any:
+        run.move(f"{local.url}-new")
+        return real(*asked)
+
+    monkeypatch.setattr(data.corpora, "land_files", meanwhile)
+    with pytest.raises(InputError) as refused:
+        run.land("late", [text])
+    assert refused.value.code == "store-moved"
 
 
 def test_a_run_that_is_at_work_is_not_moved(local: Store) -> None:

@@ -86,14 +86,17 @@ def move(work: Workspace, place: str, progress: Copied = lambda _key, _bytes, _a
         if not has_moved:
             # Workers that a killed controller left behind commit nothing more.
             ledger.transact(_claim)
-        result = transfer(source, target, _is_left, progress)
-        carry_loans(source, target)
+        seen: dict[str, str] = {}
+        result = transfer(source, target, _is_left, progress, seen)
         last = ledger.next - has_moved
         while True:
             entries = _copy_entries(source, target, ledger, last)
             if has_moved or _leave(ledger, target, last):
                 break
             last = ledger.next  # a user decided something meanwhile
+        # What was written until the run left: a corpus that landed, a store that borrows.
+        result.copied += transfer(source, target, _is_left, seen=seen).copied
+        carry_loans(source, target)
         _switch(source, target, ledger, last)
         repoint(source, target, work.log)
     result.objects += entries.objects + 1
