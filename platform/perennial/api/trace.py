@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from perennial.training.spikes.batch import find_documents
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
+    from perennial.corpora import CorpusManifest
     from perennial.mixture import StageMix
     from perennial.runs.state import RunState
 
@@ -24,7 +25,8 @@ class TracedRows:
     """Documents in rows.
 
     Attributes:
-        documents: by corpus, their stretches in the order of the rows.
+        documents: by corpus, their stretches in the order of the rows; none where all that the rows
+            held is erased.
         stage: the stage, or `release NAME`, that trained them, where a step was asked for.
     """
 
@@ -60,7 +62,7 @@ def trace_rows(work: Workspace, corpus: str, rows: Sequence[int]) -> TracedRows:
             else "name a corpus with rows: its tokens did not fill one", code="row-missing",
         )  # fmt: skip
     traced = TracedRows({corpus: list(read_spans(work.store, manifest, rows))})
-    _check_kept(traced)
+    _check_kept({corpus: manifest})
     return traced
 
 
@@ -70,10 +72,11 @@ def trace_step(work: Workspace, step: int, release: str | None = None) -> Traced
     name, first_step, mix = (
         _stage_at(state, step) if release is None else _anneal_at(state, step, release)
     )
-    layouts = {s.corpus: layout(corpora.read_manifest(work.store, s.corpus)) for s in mix.sources}
+    manifests = {s.corpus: corpora.read_manifest(work.store, s.corpus) for s in mix.sources}
+    layouts = {corpus: layout(manifest) for corpus, manifest in manifests.items()}
     origins = trace_origins(mix, layouts, step - 1 - first_step)
     traced = TracedRows(find_documents(work.store, origins), name)
-    _check_kept(traced)
+    _check_kept({corpus: manifests[corpus] for corpus in traced.documents})
     return traced
 
 
@@ -114,10 +117,10 @@ def _anneal_at(state: RunState, step: int, release: str) -> tuple[str, int, Stag
     return f"release {release}", branch.step, branch.mix
 
 
-def _check_kept(traced: TracedRows) -> None:
+def _check_kept(manifests: Mapping[str, CorpusManifest]) -> None:
     """Refuse to answer for a corpus that an earlier version ingested."""
-    for corpus, spans in traced.documents.items():
-        if not spans:
+    for corpus, manifest in manifests.items():
+        if not manifest.documents and not manifest.erased:
             raise InputError(
                 f"corpora/{corpus}", "", "the documents of its rows were not kept",
                 "a corpus that is ingested by this version keeps them", code="documents-not-kept",

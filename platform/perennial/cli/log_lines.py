@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,8 +66,21 @@ def format_line(form: LogFormat, at: str, level: str, text: str, fields: dict[st
     """
     message = " ".join(text.split())
     if form is LogFormat.JSON:
-        return json.dumps({"at": at, "level": level, "message": message} | fields, default=str)
+        document = {"at": at, "level": level, "message": message} | _plain(fields)
+        return json.dumps(document, default=str)
     return f"{at} {level:7} {message}"
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with null for a number that is not finite, which JSON does not have."""
+    return {
+        name: _plain(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in fields.items()
+    }
 
 
 def write_line(text: str, level: str = "", **fields: Any) -> None:
@@ -87,7 +101,18 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
-        write_line(record.getMessage(), level, logger=record.name)
+        try:
+            text = record.getMessage()
+            if record.exc_info and record.exc_info[1] is not None:
+                text += f" ({_describe(record.exc_info[1])})"
+            write_line(text, level, logger=record.name)
+        except Exception:
+            self.handleError(record)  # as every handler: who logs is not ended by it
+
+
+def _describe(error: BaseException) -> str:
+    """Return kind and words of an error, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from perennial.diagnosis.places import (
     refusal,
 )
 from perennial.errors import InputError, PerennialError
-from perennial.telemetry.mlflow_observer import tracking_uri
+from perennial.telemetry.mlflow_observer import tracking_places, tracking_uri
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
@@ -58,12 +58,14 @@ def _examine_run(spec: RunSpec, where: str) -> Iterator[Diagnosis]:
         yield from refusal("store", spec.store, refused)
         return
     yield from examine_store(work)
+    uri = ""
     try:
-        uri = tracking_uri(work)
-        yield examine_tracking(uri)
+        tracking_places(work)  # packages and folders of other services
+        if "mlflow" in spec.tracking.to:
+            uri = tracking_uri(work)
+            yield examine_tracking(uri)
     except InputError as wrong:
-        uri = ""
-        yield from refusal("network", "MLflow", wrong)
+        yield from refusal("network", "tracking", wrong)
     known = {*list_addresses(uri)}
     for named in list_addresses(document_of(spec)):
         if named not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import subprocess
@@ -163,7 +164,7 @@ def list_addresses(document: object) -> list[str]:
         if text.startswith("hf://"):
             hosts[_HUB] = None
         elif parts.hostname:
-            port = f":{parts.port}" if parts.port else ""
+            port = "".join(f":{number}" for number in [_port_in(parts)] if number)
             hosts[f"{parts.scheme}://{parts.hostname}{port}"] = None
     return [*hosts]
 
@@ -197,7 +198,15 @@ def examine_address(address: str) -> Diagnosis:
 
 
 def _port_of(parts: SplitResult) -> int:
-    return parts.port or (443 if parts.scheme == "https" else 80)
+    return _port_in(parts) or (443 if parts.scheme == "https" else 80)
+
+
+def _port_in(parts: SplitResult) -> int | None:
+    """Return the port that an address names; None for none, also where it is no number."""
+    try:
+        return parts.port
+    except ValueError:
+        return None
 
 
 def examine_tracking(uri: str) -> Diagnosis:
@@ -209,7 +218,7 @@ def examine_tracking(uri: str) -> Diagnosis:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_SECONDS) as answer:
             answer.read(1)
         return Diagnosis("network", f"MLflow at {shown}", "ok", "answers")
-    except (OSError, ValueError) as refused:
+    except (OSError, ValueError, http.client.HTTPException) as refused:
         reason = f"code {refused.code}" if isinstance(refused, urllib.error.HTTPError) else "none"
         return Diagnosis(
             "network", f"MLflow at {shown}", "notice", f"no answer of a healthy server ({reason})",

@@ -311,6 +311,17 @@ def test_a_document_is_traced_to_every_model_that_saw_it(local: Store, tmp_path:
     assert f"in        {HELP_END}" in done.stdout
 
 
+def test_a_step_is_traced_beside_what_is_erased(local: Store) -> None:
+    run = perennial.open(local.url)
+    before = run.trace_step(20).documents
+    assert before["help"]
+    _erase(local, "help")
+    assert run.trace_step(20).documents == before | {"help": []}
+    assert run.trace("help", [0]).documents == {"help": []}
+    lines = CliRunner().invoke(app, ["trace", local.url, "--step", "20"]).stdout.splitlines()
+    assert "help: erased" in lines
+
+
 def test_a_release_is_traced_to_its_corpora_and_their_tokens(local: Store) -> None:
     name = RELEASE.removeprefix("releases/")
     manifest = json.loads(local.read(f"{RELEASE}/manifest.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from datetime import datetime
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def test_lines_of_a_run_and_of_libraries_have_one_form(capsys: pytest.CaptureFix
     ]  # fmt: skip
     assert lines[1]["logger"] == "perennial.tracking"
     assert all(datetime.fromisoformat(line["at"]).tzinfo for line in lines)
+
+
+def test_a_number_that_is_not_finite_is_null() -> None:
+    fields = {"loss": math.nan, "parts": {"a": math.inf, "b": 1.0}}
+    line = format_line(LogFormat.JSON, AT, "info", "a step", fields)
+    assert json.loads(line, parse_constant=pytest.fail)["parts"] == {"a": None, "b": 1.0}
+
+
+def test_what_a_library_logs_with_an_error_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with using_format(LogFormat.JSON):
+        try:
+            raise ValueError("two\nlines")
+        except ValueError:
+            logging.getLogger("perennial.api").exception("a callback failed")
+    first = json.loads(capsys.readouterr().err.splitlines()[0])
+    assert first["message"] == "a callback failed (ValueError: two lines)"
 
 
 @pytest.mark.parametrize("by", ["option", "environment"])

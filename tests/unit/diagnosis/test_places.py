@@ -16,6 +16,7 @@ from perennial.cli.app import app
 from perennial.config import RunSpec
 from perennial.config.training import TrainingSpec
 from perennial.controller.context import Workspace
+from perennial.diagnosis.examine import examine
 from perennial.diagnosis.places import (
     examine_address,
     examine_secrets,
@@ -64,10 +65,12 @@ def test_addresses_are_named_once_and_without_what_is_secret() -> None:
         "a": "https://user:secret@feed.example.org/x?token=1",
         "b": ["http://localhost:5000/", {"c": "https://feed.example.org/other"}],
         "d": "hf://owner/data",
+        "bad": "http://feed.example.org:port/x",
         "e": ["s3://bucket/x", 5, None, "https://", "plain"],
     }
     assert list_addresses(document) == [
         "https://feed.example.org", "http://localhost:5000", "https://huggingface.co",
+        "http://feed.example.org",
     ]  # fmt: skip
 
 
@@ -138,3 +141,32 @@ def test_the_verb_says_everything_and_ends_with_1_where_something_is_wrong(
     lines = CliRunner().invoke(app, ["doctor", str(run_file)]).stdout
     assert "wrong   run file" in lines
     assert f"next      perennial doctor {run_file}" in lines
+
+
+def test_a_server_that_is_none_of_the_web_is_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 12)
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        found = examine_tracking(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        thread.join()
+    assert found.verdict == "notice"
+
+
+def test_a_run_that_mlflow_does_not_keep_lacks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    document = tiny_run(tmp_path) | {"tracking": {"to": ["tensorboard"]}}
+    spec = RunSpec.model_validate(document)
+    found = [its for its in examine(spec, "run.yaml") if its.area == "network"]
+    assert found == []

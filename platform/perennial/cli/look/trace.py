@@ -124,3 +124,5 @@ def _row_lines(traced: TracedRows) -> Iterator[str]:
     for corpus, spans in traced.documents.items():
         for span in spans:
             yield describe_span(corpus, span)
+        if not spans:
+            yield f"{corpus}: erased"
