@@ -90,18 +90,28 @@ class OperatedRun(KeptRun):
             Busy: a controller is in charge or tokenises, and lives.
             InputError: there is no such corpus or document, or it cannot be erased now.
         """
+        from perennial.api.pictures import write_report
         from perennial.api.workspace import checked_workspace
         from perennial.controller.erasing.erase import erase
-        from perennial.report.publish import catch_up
-        from perennial.telemetry.mlflow_observer import mlflow_of, tracking_uri
+        from perennial.report.publish import catch_up, renew_samples
+        from perennial.telemetry.mlflow_observer import (
+            mlflow_of,
+            remove_samples,
+            tracking_places,
+        )
 
         with checked_workspace(
             self.spec, self.where, self._observers, acts=False, verb="erase", take_over=take_over
         ) as work:
-            tracking_uri(work)  # before anything is erased: samples in MLflow are, too
+            tracking_places(work)  # before anything is erased: samples there are, too
             done = erase(work, corpus, _as_path(documents), reason)
+            if done.whole or done.held_out:
+                remove_samples(work)
             mlflow = mlflow_of(work)
             catch_up(work, mlflow.tracker(work))
+            renew_samples(work, mlflow.tracker(work))
+            if work.state.losses:
+                write_report(work, None)  # also in place of the page that MLflow has
             receipt = mlflow.deliver(work)
         return replace(done, missing=tuple(receipt.missing))
 

@@ -52,6 +52,15 @@ def catch_up(work: ObservedRun, tracker: Tracker) -> list[str]:
     return [stage.name for stage in stages]
 
 
+def renew_samples(work: ObservedRun, tracker: Tracker) -> None:
+    """Log the samples of stages that left the trunk again, in place of those that were erased."""
+    for stage in work.state.abandoned:
+        if held := work.state.stage_samples.get(stage.name):
+            run = tracker.child(stage.name, stage.tracking_run)
+            _log_samples(run, work.store, held)
+            run.finish()
+
+
 def _stage(work: ObservedRun, tracker: Tracker, stage: Stage) -> None:
     run = tracker.child(stage.name, stage.tracking_run, params=metrics.parameters(work.spec, stage))
     tokens_per_step = work.spec.tokens_per_step

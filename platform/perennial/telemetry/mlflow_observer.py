@@ -110,6 +110,16 @@ def _folder(work: ObservedRun) -> Path:
     return Path(named or work.store.url)
 
 
+def remove_samples(work: ObservedRun) -> None:
+    """Remove samples from the local files of W&B and TensorBoard, whether they are kept now."""
+    if work.spec.tracking.folder is None and not work.store.is_local:
+        return
+    state = work.state
+    stages = [stage.name for stage in state.started_stages]
+    releases = [f"release-{release.name}" for release in state.releases]
+    tracking.remove_samples(_folder(work), work.spec.name, [*state.origins, *stages, *releases])
+
+
 class MlflowObserver(RunObserver, RunIds):
     """Logs what a job does. The tracker never waits for MLflow and never fails the run."""
 

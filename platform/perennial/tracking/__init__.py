@@ -15,6 +15,7 @@ from perennial.tracking.tracker import (
     prepare,
 )
 from perennial.tracking.uris import default_uri, own_uri, ui_command
+from perennial.tracking.written_samples import remove_samples
 
 __all__ = [
     "Destination",
@@ -29,6 +30,7 @@ __all__ = [
     "own_uri",
     "page_of_lineage",
     "prepare",
+    "remove_samples",
     "tensorboard_in",
     "ui_command",
     "wandb_in",

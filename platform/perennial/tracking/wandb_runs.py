@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from itertools import groupby
@@ -26,6 +25,7 @@ from perennial.tracking.outbox import (
     Registration,
     Tag,
 )
+from perennial.tracking.written_samples import run_id_of
 
 _STEP = "step"
 _STEPS = "perennial_steps"
@@ -61,7 +61,7 @@ class WandbRuns:
 
     def attach(self, run: Pending, parent_id: str | None) -> Found:
         """Continue the run of this key, or make it; its id is made of the key."""
-        run_id = hashlib.sha256(run.key.encode()).hexdigest()[:16]
+        run_id = run_id_of(run.key)
         self._pending[run_id] = run
         logged = self._logged[run_id] = LoggedSteps(self._store, f"wandb/{run_id}-steps.json")
         opened = self._opened(run_id)

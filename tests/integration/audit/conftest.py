@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from perennial.store import Store, open_store
+from perennial.evaluation.kept_samples import Held
+from perennial.runs.event_codec import decode
+from perennial.runs.events import Evaluated
+from perennial.runs.ledger import FOLDER, HEAD, Ledger
+from perennial.store import Log, Store, open_store
 from tests.support.synthetic_run import craft_run
 
 
@@ -30,6 +34,18 @@ def filled(store: Store, objects: dict[str, bytes]) -> Store:
     """The store, with these objects."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(store.write, objects.keys(), objects.values()))
+    return store
+
+
+def with_samples(store: Store, corpus: str, held: Held) -> Store:
+    """The run, written again with samples from the stage of a corpus."""
+    story = [decode(data).event for _, data in Log(store, FOLDER).tail(0)]
+    store.remove(FOLDER)
+    store.remove(HEAD)
+    ledger = Ledger(store)
+    for event in story:
+        is_its = isinstance(event, Evaluated) and event.corpus == corpus
+        ledger.append(event.model_copy(update={"samples": held}) if is_its else event)
     return store
 
 

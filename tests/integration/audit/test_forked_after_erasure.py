@@ -19,11 +19,10 @@ from perennial.corpora.document_spans import read_spans
 from perennial.errors import Busy, InputError
 from perennial.evaluation.kept_samples import keep_samples
 from perennial.evaluation.samples import Sample
-from perennial.runs.event_codec import decode
-from perennial.runs.events import Evaluated
-from perennial.runs.ledger import FOLDER, HEAD, Ledger
-from perennial.store import Log, Store, open_run_store, open_store
+from perennial.runs.ledger import Ledger
+from perennial.store import Store, open_run_store, open_store
 from perennial.training.checkpoint.retention import sweep
+from tests.integration.audit.conftest import with_samples
 from tests.support.tiny_run import tiny_run, write_run
 
 
@@ -143,13 +142,7 @@ def test_a_fork_that_is_repeated_borrows_nothing_again_that_it_erased(
 
 def test_samples_come_with_the_entries_that_name_them(local: Store, tmp_path: Path) -> None:
     held = keep_samples(local, [Sample("help", "a beginning", "of a held-out document")])
-    story = [decode(data).event for _, data in Log(local, FOLDER).tail(0)]
-    local.remove(FOLDER)
-    local.remove(HEAD)
-    ledger = Ledger(local)
-    for event in story:
-        is_first = isinstance(event, Evaluated) and event.corpus == "help"
-        ledger.append(event.model_copy(update={"samples": held}) if is_first else event)
+    with_samples(local, "help", held)
     assert _findings(local) == []
     new = _new(tmp_path / "new", local)
     perennial.open(local.url).fork("01-code", new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from perennial.errors import InputError
 from perennial.runs.events import Retired
 from perennial.runs.ledger import MOVING, Ledger, now
 from perennial.store import Store, open_store
+from tests.integration.audit.test_verify import RELEASE
 from tests.support.killed_process import Killed, kill_at
 from tests.support.small_ledger import objects
 from tests.support.tiny_run import tiny_run, write_run, write_texts
@@ -66,6 +68,16 @@ def test_a_run_goes_on_in_its_new_place_alone(store: Store) -> None:
     assert _do("move", store.url, new.url, "--dry-run")["todo"] == []
     other = _do("move", store.url, f"{store.url}-third", code=2)["error"]
     assert other["code"] == "store-moved"
+
+
+def test_mlflow_finds_the_releases_in_the_new_place(local: Store) -> None:
+    """By links between folders of the store, which no listing of objects has."""
+    link, new = Path(local.url, "mlflow/artifacts/0/artifacts/model"), f"{local.url}-new"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(f"../../../../{RELEASE}", target_is_directory=True)
+    perennial.open(local.url).move(new)
+    shutil.rmtree(local.url)
+    assert Path(new, "mlflow/artifacts/0/artifacts/model/config.json").is_file()
 
 
 def test_a_run_moves_from_a_folder_into_a_bucket_and_back(local: Store, s3_url: str) -> None:

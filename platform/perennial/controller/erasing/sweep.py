@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +46,10 @@ def list_leftovers(work: Workspace, erased: list[Tombstone]) -> Iterator[Leftove
             file = info.key.rpartition("/")[2]
             # Losses by document, and scores by item of a task that is made of its documents.
             if file == f"{name}.parquet" or ("/tasks/" in info.key and f"_{name}-" in file):
+                yield Leftover(work.store, info.key, info.key)
+        picture = re.compile(rf"sample-\d+-{re.escape(name)}\.png")
+        for info in work.store.list("mlflow"):
+            if picture.fullmatch(info.key.rpartition("/")[2]):
                 yield Leftover(work.store, info.key, info.key)
     inbox = work.inbox.sub(name)
     whole = any(its.whole for its in erased)
@@ -108,7 +113,9 @@ def list_kept(work: Workspace, erased: list[Tombstone], names: list[str]) -> Ite
     yield "versions and copies that the storage keeps of removed objects, and backups of the store"
     yield f"copies of reports and releases elsewhere, and where {corpus} came from"
     if of_name(work.spec.evaluation.render, corpus) is not None:
-        yield "pictures of its samples in MLflow"
+        yield "pictures of its samples in an MLflow outside of the store"
+    if "wandb" in work.spec.tracking.to:
+        yield "what was sent to W&B: pictures of its samples, and earlier versions of files"
 
 
 def _count_old_samples(work: Workspace, corpus: str) -> int:

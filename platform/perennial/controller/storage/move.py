@@ -88,6 +88,7 @@ def move(work: Workspace, place: str, progress: Copied = lambda _key, _bytes, _a
             ledger.transact(_claim)
         seen: dict[str, str] = {}
         result = transfer(source, target, _is_left, progress, seen)
+        _copy_links(source, target)
         last = ledger.next - has_moved
         while True:
             entries = _copy_entries(source, target, ledger, last)
@@ -103,6 +104,18 @@ def move(work: Workspace, place: str, progress: Copied = lambda _key, _bytes, _a
     result.size_bytes += entries.size_bytes
     result.copied += entries.copied + 1
     return _done(work, target, result)
+
+
+def _copy_links(source: Store, target: Store) -> None:
+    """Have the links between folders of a store in its copy: MLflow finds releases by them."""
+    if not (source.is_local and target.is_local):
+        return
+    for parent, folders, _ in os.walk(source.url):
+        for link in (Path(parent, name) for name in folders):
+            copy = Path(target.url, link.relative_to(source.url))
+            if link.is_symlink() and not link.readlink().is_absolute() and not copy.is_symlink():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.symlink_to(link.readlink(), target_is_directory=True)
 
 
 def _copy_entries(source: Store, target: Store, ledger: Ledger, last: int) -> StoreCopy:
