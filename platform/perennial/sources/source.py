@@ -350,8 +350,17 @@ class DataSource:
             ),
         )
 
+    def clear(self) -> None:
+        """Remove the folders of pulls that were killed and of corpora that landed.
+
+        Raises:
+            InputError: an entry of the log is missing or cannot be read.
+        """
+        self.read()
+        self._sweep()
+
     def _sweep(self) -> None:
-        """Remove the folders of pulls that were killed and of corpora that landed."""
+        """Remove the folders that no pull of the state as of the last read names."""
         kept = {pull.folder for pull in (*self.state.waiting, *self.state.landing)}
         matches = [_PULLED.match(info.key) for info in self._store.list("pulled")]
         folders = {match[1]: int(match[2]) for match in matches if match}

@@ -15,6 +15,7 @@ from perennial.cli.app import app
 from perennial.controller.context import Workspace
 from perennial.controller.erasing import erase as erasing
 from perennial.controller.erasing.erase import Erasure, erase, plan_erase
+from perennial.controller.source_poller import utc_now
 from perennial.corpora import load_tokenizer, read_holdout, read_manifest
 from perennial.corpora.document_spans import DocumentSpan, read_spans
 from perennial.corpora.erasing.tombstone import key_of
@@ -24,6 +25,7 @@ from perennial.evaluation.samples import Sample
 from perennial.runs.events import Evaluated
 from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import Ledger
+from perennial.sources import DataSource
 from perennial.store import Store, open_run_store, open_store
 from tests.integration.audit.conftest import filled
 from tests.integration.audit.test_verify import RELEASE
@@ -144,6 +146,40 @@ def test_documents_are_erased_and_their_rows_keep_their_numbers(
     again = _erase(store, "code", file)
     assert (again.documents, again.removed) == (len(wanted), ())
     assert read_manifest(store, "code").digest == after.digest
+
+
+def test_what_was_killed_leaves_no_text_beside_the_corpus(local: Store, tmp_path: Path) -> None:
+    """Of an ingest, of an erasure of other documents, and of a source's landing."""
+    feed, folder = tmp_path / "feed", "sources/feed/pulled/000000-0badc0de"
+    feed.mkdir()
+    (feed / "a.jsonl").write_text('{"text": "a letter"}\n' * 9)
+    sources = {"feed": {"prefix": str(feed), "schedule": "1d"}}
+    run_file = write_run(tmp_path, tiny_run(tmp_path, local.url) | {"sources": sources})
+    spec = perennial.open(run_file).spec
+    DataSource("feed", spec.sources["feed"], local, local.sub("inbox"), 1).run_due(utc_now(), print)
+    strays = [
+        "corpora/help/staging-0123456789abcdef/piece",
+        "corpora/help/shard-00001-erased-0000.parquet",
+        "failures/help/000000000003-attempt-1.txt",
+        "aside/inbox/help/help.jsonl-012345678901",
+        f"{folder}/a.jsonl",
+    ]
+    for key in strays:
+        local.write(key, b"text")
+    document = _named(tmp_path, _spans(local, "help")[0].digest)
+    planned = perennial.open(run_file).plan_erase("help", document)
+    work = Workspace(spec, str(run_file))
+    work.check_run()
+    done = erase(work, "help", document)
+    work.close()
+    assert not [key for key in strays if local.exists(key) and key not in {*_files_of(local)}]
+    assert {*strays[:1], *strays[2:4]} <= {*done.removed}
+    assert {*planned.removed} >= {*done.removed}
+    assert _findings(local) == []
+
+
+def _files_of(store: Store) -> list[str]:
+    return [f"corpora/help/{file.file}" for file in read_manifest(store, "help").files]
 
 
 def test_a_held_out_document_takes_samples_and_losses_with_it(local: Store, tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from perennial.config.corpora import of_name
 from perennial.controller.failures import FOLDER as FAILURES
+from perennial.controller.source_poller import open_sources
+from perennial.corpora import read_manifest
 from perennial.corpora.ingest.quality import refused_folder
 from perennial.corpora.manifest import manifest_key
+from perennial.errors import InputError
 from perennial.evaluation.kept_samples import folder_of as samples_of
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ def list_leftovers(work: Workspace, erased: list[Tombstone]) -> Iterator[Leftove
     kept = {manifest_key(name)} if erased[-1].manifest else set()
     there = [info.key for folder in _folders(erased) for info in work.store.list(folder)]
     there += [key for key in _files(erased) if work.store.exists(key)]
+    there += _strays(work, erased)
     for key in sorted({*there} - kept):
         yield Leftover(work.store, key, key)
     if any(its.whole or its.held_out for its in erased):
@@ -65,19 +69,38 @@ def _files(erased: list[Tombstone]) -> list[str]:
     return [f"corpora/{its.corpus}/{file.file}" for its in erased for file in its.removed]
 
 
+def _strays(work: Workspace, erased: list[Tombstone]) -> list[str]:
+    """Return what lies beside the files of a corpus: of an ingest or an erasure that was killed."""
+    name = erased[0].corpus
+    manifest = erased[-1].manifest
+    if manifest is None and work.store.exists(manifest_key(name)):
+        manifest = read_manifest(work.store, name)  # it is planned
+    if manifest is None:
+        return []
+    folder = f"corpora/{name}"
+    own = {manifest_key(name), *(f"{folder}/{file.file}" for file in manifest.files)}
+    return [info.key for info in work.store.list(folder) if info.key not in own]
+
+
 def _folders(erased: list[Tombstone]) -> list[str]:
     """Return the folders of the run's store that are removed as a whole."""
     name, folder = erased[0].corpus, f"corpora/{erased[0].corpus}"
-    folders = ["report", refused_folder(name), f"{_ASIDE}/{folder}"]
+    folders = ["report", refused_folder(name), f"{FAILURES}/{name}"]
+    folders += [f"{_ASIDE}/{folder}", f"{_ASIDE}/inbox/{name}"]
     if any(its.whole or its.held_out for its in erased):
         folders += [samples_of(name), f"{_ASIDE}/{samples_of(name)}"]
     if any(its.whole for its in erased):
-        folders += [f"{FAILURES}/{name}", folder]
+        folders.append(folder)
     return folders
 
 
 def sweep(work: Workspace, erased: list[Tombstone]) -> list[str]:
     """Remove what is left of erased text; return where it was. Safe to repeat and to kill."""
+    for source in open_sources(work):
+        try:
+            source.clear()  # copies of files that landed, where a landing was killed
+        except InputError as broken:
+            work.log(f"notice: what the source {source.name} pulled is not swept ({broken})")
     swept = []
     for left in list_leftovers(work, erased):
         left.store.remove(left.key)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 Kind = Literal["branches", "trials", "evaluations", "staged", "left"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """what can be let go: checkpoints of the anneals of releases that were made; those of finished
-searches of stages that were trained since; measurements of models that are neither of the trunk nor released;
-staged text of corpora that are tokenised or refused; checkpoints of stages that left the trunk"""
+searches of stages that were trained since; measurements of models that are neither of the trunk nor
+released; staged text of corpora that are tokenised or refused; checkpoints of stages that left the
+trunk"""
 DEFAULT_KINDS: tuple[Kind, ...] = ("branches", "trials", "evaluations", "staged")
 
 _KIND_OF = {
