@@ -80,8 +80,14 @@ def open_run_store(url: str | os.PathLike[str]) -> Store:
     """Open the store of a run: what it borrows from another one is read there; takes a request.
 
     Raises:
-        InputError: as for `open_store`, or what it borrows is not where it was.
+        InputError: as for `open_store` and `Store.check`, or what it borrows is not where it was.
+        OSError: it cannot be read now.
     """
     store = open_store(url)
-    loans = [(loan, open_store(place_at(store, loan.place))) for loan in read_borrowed(store)]
+    try:
+        borrowed = read_borrowed(store)
+    except OSError:
+        store.check()  # says what is wrong, where that is known
+        raise
+    loans = [(loan, open_store(place_at(store, loan.place))) for loan in borrowed]
     return with_lenders(store, loans)

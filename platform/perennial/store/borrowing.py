@@ -186,11 +186,16 @@ class BorrowingStore(Store):
 
 
 def read_borrowed(store: Store) -> list[Loan]:
-    """Return what a store borrows; nothing for most. Raises InputError where it cannot be read."""
+    """Return what a store borrows; nothing for most.
+
+    Raises:
+        InputError: what is written there cannot be understood.
+        OSError: it cannot be reached, which never means that the store borrows nothing.
+    """
     try:
         data = store.read(BORROWED)
-    except OSError:
-        return []  # what cannot be reached is met by the next request
+    except FileNotFoundError:
+        return []
     try:
         return [Loan.from_dict(loan) for loan in parse_json(data)["lenders"]]
     except (ValueError, LookupError, TypeError) as broken:

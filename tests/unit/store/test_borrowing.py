@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from perennial.controller.storage.loans import own_folder
 from perennial.errors import InputError
-from perennial.store import open_run_store, open_store
+from perennial.store import LocalStore, open_run_store, open_store
 from perennial.store.borrowing import (
     BORROWED,
     BorrowingStore,
     Loan,
     place_at,
     place_from,
+    read_borrowed,
     read_pins,
     write_borrowed,
     write_pin,
@@ -99,3 +101,31 @@ def test_a_lender_without_a_pin_is_another_store(tmp_path: Path) -> None:
     with pytest.raises(InputError) as gone:
         open_run_store(store.url)
     assert gone.value.code == "lender-missing"
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_one_that_borrows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real = _borrow(tmp_path), LocalStore.read
+
+    def read(self: LocalStore, key: str) -> bytes:
+        if key == BORROWED:
+            raise ConnectionError("try again")
+        return real(self, key)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(LocalStore, "read", read)
+        with pytest.raises(ConnectionError):
+            open_run_store(store.url)
+        with pytest.raises(ConnectionError):
+            own_folder(store, "corpora/a")
+    assert [loan.folders for loan in read_borrowed(store.own)] == [
+        ("corpora/a", "checkpoints/s/2")
+    ]  # fmt: skip
+
+
+def test_a_store_that_cannot_be_used_says_so_before_what_it_borrows(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError) as refused:
+        open_run_store(tmp_path / "file").check()
+    assert refused.value.code == "store-not-writable"
