@@ -10,7 +10,6 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -33,8 +32,9 @@ _BAD_SHOWN = 5
 _MEASURED_STEPS = 2
 """Steps that a speed is computed from, at least: the first one also pays for what is made once."""
 
-log = Console(stderr=True, highlight=False)
-out = Console(highlight=False, soft_wrap=True)
+# Without markup: names of trials and paths may hold brackets.
+log = Console(stderr=True, highlight=False, markup=False)
+out = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 class Pace:
@@ -272,7 +272,7 @@ def print_sources(sources: Sequence[SourceStatus]) -> None:
             _moment(source.pulled_at),
             f"{source.waiting_bytes:,} bytes" if source.waiting_bytes else "-",
             ", ".join(source.landed[-_LANDED_SHOWN:]) or "-",
-            escape(source.problem),
+            source.problem,
         )
     out.print(table)
     for source in sources:

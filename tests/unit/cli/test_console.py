@@ -68,3 +68,9 @@ def test_a_speed_is_that_of_measured_steps(
     for rows in batches[1:]:
         screen.job_progressed(work, job, Progress(rows=rows))
     assert capsys.readouterr().err.splitlines()[-1].endswith(line)
+
+
+def test_brackets_in_a_path_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    with stdout_for_answers():
+        out.print("next      perennial verify /data/[old]/run.yaml")
+    assert "/data/[old]/run.yaml" in capsys.readouterr().out

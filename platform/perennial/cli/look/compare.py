@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from perennial.cli.command import AsJson, check_output, open_run
@@ -125,17 +124,17 @@ def _print_bill(run: ComparedRun) -> None:
 
 def _print_table(title: str, groups: Sequence[html.Table]) -> None:
     """Print tables of the same columns as one, with a line between them."""
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in groups[0].columns:
         is_number = column in groups[0].numbers
         table.add_column(
-            escape(column),
+            column,
             justify="right" if is_number else "left",
             no_wrap=is_number,
             overflow="fold",
         )
     for group in groups:
         for row in group.rows:
-            table.add_row(*(escape(cell.replace(" ± ", "±")) for cell in row))
+            table.add_row(*(cell.replace(" ± ", "±") for cell in row))
         table.add_section()
     out.print(table)
