@@ -389,6 +389,7 @@ def test_what_a_fork_borrows_is_erased_in_the_fork_first(store: Store, tmp_path:
     assert changed == {info.key for info in store.list("pins")}
     assert _findings(open_run_store(fork.url)) == _findings(store) == []
 
-    _erase(store, "help")
+    kept = _erase(store, "help").kept
+    assert f"what the fork in {fork.url} has of it as its own: erase it there too" in kept
     assert not store.list("corpora/help/")[1:], "its manifest is all that is left"
     assert _findings(open_run_store(fork.url)) == _findings(store) == []

@@ -14,6 +14,7 @@ from perennial.audit.verify import verify
 from perennial.controller.context import Workspace
 from perennial.controller.erasing import erase as erasing
 from perennial.controller.storage import fork as forking
+from perennial.controller.storage.loans import own_folder
 from perennial.corpora import read_manifest
 from perennial.corpora.document_spans import read_spans
 from perennial.errors import Busy, InputError
@@ -115,12 +116,12 @@ def test_of_an_erasure_and_a_fork_at_once_one_sees_the_other(
 def test_no_fork_begins_while_something_is_erased(
     local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new, real = _new(tmp_path / "new", local), erasing.own_folder
+    new = _new(tmp_path / "new", local)
 
     def meanwhile(*asked: Any) -> None:
         with pytest.raises(Busy, match="perennial erase"):
             perennial.open(local.url).fork("01-code", new)
-        real(*asked)
+        own_folder(*asked)
 
     monkeypatch.setattr(erasing, "own_folder", meanwhile)
     _erase(local, "help")

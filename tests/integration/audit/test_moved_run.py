@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import perennial
-from perennial.api import data as landing
+from perennial import corpora
 from perennial.audit.verify import verify
 from perennial.cli.app import app
 from perennial.controller.context import Workspace
@@ -173,13 +173,13 @@ def test_files_that_land_while_the_run_moves_are_not_left_behind_silently(
 ) -> None:
     run = perennial.open(write_run(tmp_path, tiny_run(tmp_path, local.url)))
     text = write_texts(tmp_path)["code"]
-    real = landing.corpora.land_files
+    real = corpora.land_files
 
     def meanwhile(*asked: Any) -> Any:
         run.move(f"{local.url}-new")
         return real(*asked)
 
-    monkeypatch.setattr(landing.corpora, "land_files", meanwhile)
+    monkeypatch.setattr(corpora, "land_files", meanwhile)
     with pytest.raises(InputError) as refused:
         run.land("late", [text])
     assert refused.value.code == "store-moved"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from perennial.config.corpora import of_name
 from perennial.controller.failures import FOLDER as FAILURES
 from perennial.controller.source_poller import open_sources
+from perennial.controller.storage.loans import list_owners
 from perennial.corpora import read_manifest
 from perennial.corpora.ingest.quality import refused_folder
 from perennial.corpora.manifest import manifest_key
@@ -133,6 +134,8 @@ def list_kept(work: Workspace, erased: list[Tombstone], names: list[str]) -> Ite
         )
     yield "names of its files and domains in the ledger, landed/ and its manifest, and its losses"
     yield "places and metadata of documents in records of loss spikes"
+    for fork in list_owners(work.store, f"corpora/{corpus}"):
+        yield f"what the fork in {fork.url} has of it as its own: erase it there too"
     yield "versions and copies that the storage keeps of removed objects, and backups of the store"
     yield f"copies of reports and releases elsewhere, and where {corpus} came from"
     if of_name(work.spec.evaluation.render, corpus) is not None:

@@ -350,7 +350,8 @@ def _write_ledger(target: Store, beginning: _Beginning) -> None:
     with ThreadPoolExecutor(_WRITES_AT_ONCE) as pool:
         list(pool.map(log.append, range(1, len(entries)), entries[1:]))
     number, last = len(entries), entries[-1]
-    for event in (beginning.event, *beginning.erased):
+    events: list[Event] = [beginning.event, *beginning.erased]
+    for event in events:
         log.append(number, encode(event, digest_of(last)))
         written = log.read(number)  # an earlier try may have written it
         assert written is not None

@@ -61,6 +61,12 @@ def find_borrower(store: Store, folder: str) -> Store | None:
     return None
 
 
+def list_owners(store: Store, folder: str) -> list[Store]:
+    """Return the stores of forks of this one that have a folder of their own, not borrowed."""
+    forks = [(pin, open_store(place_at(store, pin.place))) for pin in read_pins(store)]
+    return [fork for pin, fork in forks if folder not in pin.folders and fork.list(folder)]
+
+
 def carry_loans(source: Store, target: Store) -> None:
     """Write into a copy of a store what it borrows and lends, as seen from there.
 
