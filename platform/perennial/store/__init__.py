@@ -7,11 +7,18 @@ kind is one file that registers the URL scheme it serves in `STORES`.
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from perennial.errors import InputError
 from perennial.store.append_log import Log
 from perennial.store.base import ObjectInfo, Store
-from perennial.store.borrowing import place_at, read_borrowed, with_lenders
+from perennial.store.borrowing import (
+    BorrowingStore,
+    UnreadStore,
+    find_lenders,
+    place_at,
+    read_borrowed,
+)
 from perennial.store.checked import (
     check_object,
     copy_checked,
@@ -79,15 +86,19 @@ def open_store(url: str | os.PathLike[str]) -> Store:
 def open_run_store(url: str | os.PathLike[str]) -> Store:
     """Open the store of a run: what it borrows from another one is read there; takes a request.
 
+    Where that fails, it is made again before the first use of the store, which then says why.
+
     Raises:
-        InputError: as for `open_store` and `Store.check`, or what it borrows is not where it was.
-        OSError: it cannot be read now.
+        InputError: as for `open_store`, or what it borrows is not where it was.
     """
     store = open_store(url)
     try:
-        borrowed = read_borrowed(store)
+        lenders = _find_lenders(store)
     except OSError:
-        store.check()  # says what is wrong, where that is known
-        raise
-    loans = [(loan, open_store(place_at(store, loan.place))) for loan in borrowed]
-    return with_lenders(store, loans)
+        return UnreadStore(store.url, store, {}, partial(_find_lenders, store))
+    return BorrowingStore(store.url, store, lenders) if lenders else store
+
+
+def _find_lenders(store: Store) -> dict[str, Store]:
+    loans = [(loan, open_store(place_at(store, loan.place))) for loan in read_borrowed(store)]
+    return find_lenders(store, loans)

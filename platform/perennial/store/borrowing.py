@@ -11,8 +11,9 @@ import errno
 import json
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
@@ -217,8 +218,8 @@ def pin_key(borrower: str) -> str:
     return f"{PINS}/{borrower}.json"
 
 
-def with_lenders(store: Store, loans: Iterable[tuple[Loan, Store]]) -> Store:
-    """Return a store that reads what it borrows.
+def find_lenders(store: Store, loans: Iterable[tuple[Loan, Store]]) -> dict[str, Store]:
+    """Return the lender of each borrowed folder, by its key.
 
     Args:
         store: the store itself.
@@ -236,4 +237,42 @@ def with_lenders(store: Store, loans: Iterable[tuple[Loan, Store]]) -> Store:
                 code="lender-missing",
             )  # fmt: skip
         lenders |= dict.fromkeys(loan.folders, lender)
-    return BorrowingStore(store.url, store, lenders) if lenders else store
+    return lenders
+
+
+@dataclass(frozen=True, eq=False)
+class UnreadStore(BorrowingStore):
+    """A store that could not be asked what it borrows: it is asked again before any request.
+
+    find: returns its lenders, and raises what the request would.
+    """
+
+    find: Callable[[], dict[str, Store]] = field(repr=False)
+    _known: list[bool] = field(default_factory=list, repr=False)
+
+    def holder(self, key: str) -> Store:
+        self._ask()
+        return super().holder(key)
+
+    def list(self, prefix: str = "", after: str = "") -> Objects:
+        self._ask()
+        return super().list(prefix, after)
+
+    def remove(self, key_or_prefix: str) -> None:
+        self._ask()
+        super().remove(key_or_prefix)
+
+    def sub(self, prefix: str) -> Self:
+        find = partial(_find_below, self, prefix)
+        return type(self)(self.own.sub(prefix).url, self.own.sub(prefix), {}, find)
+
+    def _ask(self) -> None:
+        if not self._known:
+            self.lenders.update(self.find())
+            self._known.append(True)
+
+
+def _find_below(store: UnreadStore, folder: str) -> dict[str, Store]:
+    """Return the lenders of what is in a folder of a store."""
+    lenders = store.find()
+    return BorrowingStore(store.url, store.own, lenders).sub(folder).lenders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,10 +116,25 @@ def test_a_store_that_does_not_answer_is_not_taken_for_one_that_borrows_nothing(
 
     with monkeypatch.context() as failing:
         failing.setattr(LocalStore, "read", read)
-        with pytest.raises(ConnectionError):
-            open_run_store(store.url)
+        unread = pickle.loads(pickle.dumps(open_run_store(store.url)))
+        below = unread.sub("corpora").sub("a")
+        uses: list[Callable[[], object]] = [
+            unread.list,
+            lambda: unread.write("corpora/a/shard", b""),
+            lambda: unread.exists("corpora/b/shard"),
+            lambda: unread.remove("corpora"),
+            lambda: below.read("shard"),
+        ]
+        for use in uses:
+            with pytest.raises(ConnectionError):
+                use()
         with pytest.raises(ConnectionError):
             own_folder(store, "corpora/a")
+    assert unread.list() == store.list()
+    assert below.read("shard") == b"lent"
+    assert unread.sub("corpora").list() == store.sub("corpora").list()
+    with pytest.raises(PermissionError):
+        unread.write("corpora/a/shard", b"")
     assert [loan.folders for loan in read_borrowed(store.own)] == [
         ("corpora/a", "checkpoints/s/2")
     ]  # fmt: skip
