@@ -68,6 +68,8 @@ def test_every_command_does_what_the_page_says(
         assert done.exit_code == 0, (words, done.output, done.exception)
         if rest[0] == "repair":
             assert store.exists(lost)
+        if rest[0] == "fork" and "--dry-run" not in rest:
+            perennial.open("other.yaml").prepare_tracking()
         if rest[0] == "move" and "--dry-run" not in rest:
             store = open_store(tmp_path / "moved")
             write_run(tmp_path, tiny_run(tmp_path, "moved"))
