@@ -29,7 +29,7 @@ science: $(VENV)/installed  ## run what is missing of STUDY, about 3 hours; may 
 	done
 	$(BIN)/perennial study $(STUDY)
 
-unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster: about 1.5 minutes
+unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster: about 5 minutes
 	# A fixed seed: both processes must collect the tests of a set in one order.
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not long" --numprocesses 2 tests/unit tests/property
 
@@ -47,7 +47,8 @@ test:  ## all tests but the longest: at most 15 minutes on two cores
 
 # Tests of tracking run with the end-to-end tests, so that both sessions take as long.
 integration-tests: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not long" tests/integration --ignore tests/integration/tracking
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile \
+		tests/integration --ignore tests/integration/tracking
 
 e2e-tests: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "not long" tests/e2e tests/integration/tracking

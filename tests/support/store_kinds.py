@@ -19,6 +19,12 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return _new_store_url(request, tmp_path)
 
 
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.long)])
+def audited_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same, for the many tests of one kind whose bucket is a longer proof."""
+    return _new_store_url(request, tmp_path)
+
+
 def _new_store_url(request: pytest.FixtureRequest, folder: Path) -> str:
     if request.param == "local":
         return str(folder / "store")

@@ -202,9 +202,12 @@ class MlflowRuns:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Have a link to a folder of the same store, which is still one where the store is moved."""
+    """Have a link to a folder of the same store, which is still one where the store is moved.
+
+    A store that was copied by a program that follows links has the folder itself there: it stays.
+    """
     link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
+    if not link.is_symlink() and not link.exists():
         link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
 
 

@@ -50,9 +50,9 @@ def with_samples(store: Store, corpus: str, held: Held) -> Store:
 
 
 @pytest.fixture
-def store(finished: dict[str, bytes], store_url: str) -> Store:
+def store(finished: dict[str, bytes], audited_store_url: str) -> Store:
     """A finished run in a store of each kind."""
-    return filled(open_store(store_url), finished)
+    return filled(open_store(audited_store_url), finished)
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def global_batches(
         yield step, np.concatenate([tokens for _, tokens in parts])
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize("first_step", [0, 11, STEPS - 1])
 @pytest.mark.parametrize(("prefetch", "steps_per_block"), [(0, 1), (1, 4), (3, 1000)])
 def test_I3_every_step_is_the_plans_for_any_workers_restart_and_prefetch(

@@ -61,6 +61,7 @@ def _copy(source: OldStore, folder: Path) -> OldStore:
     return OldStore(folder / "run.yaml", folder / "store")
 
 
+@pytest.mark.long
 def test_every_verb_on_a_copy_leaves_its_source_as_it_is(
     source: OldStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

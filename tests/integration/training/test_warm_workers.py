@@ -130,16 +130,17 @@ def _state(place: Path, number: int) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("optimizer", "training"),
     [
         pytest.param("reset", {}, id="reset"),
-        pytest.param("keep", {}, id="keep", marks=pytest.mark.long),
-        pytest.param("keep-second-moment", {}, id="second-moment", marks=pytest.mark.long),
-        pytest.param("keep", {"precision": "bf16", "zero_stage": 0}, marks=pytest.mark.long),
-        pytest.param("keep", {"precision": "bf16", "zero_stage": 2}, marks=pytest.mark.long),
-        pytest.param("keep", {"precision": "bf16", "zero_stage": 3}, marks=pytest.mark.long),
-        pytest.param("keep", {"tensor_parallel": 2}, marks=pytest.mark.long),
+        pytest.param("keep", {}, id="keep"),
+        pytest.param("keep-second-moment", {}, id="second-moment"),
+        ("keep", {"precision": "bf16", "zero_stage": 0}),
+        ("keep", {"precision": "bf16", "zero_stage": 2}),
+        ("keep", {"precision": "bf16", "zero_stage": 3}),
+        ("keep", {"tensor_parallel": 2}),
     ],
 )
 def test_i9_stages_in_the_same_processes_are_bitwise_those_in_new_ones(
