@@ -36,22 +36,18 @@ unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster
 coverage: $(VENV)/installed-test  ## the same tests, with the share of the package's lines that they reach
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not long" --numprocesses 2 --cov --cov-report term tests/unit tests/property
 
-test:  ## all tests but the longest: at most 15 minutes on two cores
+test:  ## all tests but the longest: about 20 minutes on two cores
 	$(MAKE) --no-print-directory --jobs 2 --output-sync $(VENV)/installed-test test-services
 	$(MAKE) --no-print-directory --jobs 2 --output-sync check unit
-	# Side by side; the second session's output follows the first's.
-	mkdir -p build; \
-	$(MAKE) --no-print-directory e2e-tests > build/e2e-tests.log 2>&1 & e2e=$$!; \
-	$(MAKE) --no-print-directory integration-tests; integration=$$?; \
-	wait $$e2e; e2e=$$?; cat build/e2e-tests.log; exit $$((integration + e2e))
+	# One after the other: a cluster that starts beside other tests on two cores may take too long.
+	$(MAKE) --no-print-directory integration-tests
+	$(MAKE) --no-print-directory e2e-tests
 
-# Tests of tracking run with the end-to-end tests, so that both sessions take as long.
 integration-tests: $(VENV)/installed-test
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile \
-		tests/integration --ignore tests/integration/tracking
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile tests/integration
 
 e2e-tests: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not long" tests/e2e tests/integration/tracking
+	$(BIN)/python -m pytest -m "not long" tests/e2e
 
 test-long: $(VENV)/installed-test test-services build/consumers/installed  ## the longest tests
 	$(BIN)/python pipelines/fetch_smollm.py build/smollm

@@ -93,7 +93,7 @@ def loss_heat_map(matrix: LossMatrix, released_after: Mapping[str, str] | None =
     _name_corpora(axes, corpora)
     places, shown = named_places(names) if crowded else (range(len(names)), names)
     axes.set_yticks(list(places), [broken(name) for name in shown])
-    axes.set_title("Held-out loss after each stage, and its change")
+    axes.set_title("Held-out loss, and its change")  # short: names are beside it
     axes.set_xlabel("held-out corpus" if crowded else "held-out corpus (bold: its own stage)")
     if any(changed):
         handles = [
