@@ -24,6 +24,7 @@ def _run(*words: object) -> Any:
     return json.loads(result.stdout)
 
 
+@pytest.mark.long
 def test_the_run_goes_on_as_the_old_code_did(tmp_path: Path) -> None:
     old, expected = unpack_old_store(tmp_path), read_expected()
     before = _ledger(old.folder)

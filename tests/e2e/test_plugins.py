@@ -35,6 +35,9 @@ class PluginRun:
     store: Store
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def plugin_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginRun]:
     folder = tmp_path_factory.mktemp("plugins")
