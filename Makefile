@@ -36,7 +36,7 @@ unit: $(VENV)/installed-test  ## unit and property tests, which start no cluster
 coverage: $(VENV)/installed-test  ## the same tests, with the share of the package's lines that they reach
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not long" --numprocesses 2 --cov --cov-report term tests/unit tests/property
 
-test:  ## all tests but the longest: about 20 minutes on two cores
+test:  ## all tests but the longest
 	$(MAKE) --no-print-directory --jobs 2 --output-sync $(VENV)/installed-test test-services
 	$(MAKE) --no-print-directory --jobs 2 --output-sync check unit
 	# One after the other: a cluster that starts beside other tests on two cores may take too long.
