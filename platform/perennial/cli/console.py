@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from perennial.evaluation.scores import Score
     from perennial.sources import SourceStatus
     from perennial.training.job import Job
-    from perennial.training.launcher import Progress
+    from perennial.training.ray.progress_actor import Progress
 
 PLAIN_LINE_SECONDS = 5.0
 _LANDED_SHOWN = 3

@@ -26,7 +26,7 @@ from perennial.training.checkpoint.ownership import Fence
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
     from perennial.training.job import Job
-    from perennial.training.launcher import Progress
+    from perennial.training.ray.progress_actor import Progress
 
 
 class WorkerStarts(RunObserver):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from perennial.runs.state import RunState, Stage
     from perennial.store import Store
     from perennial.training.job import Job
-    from perennial.training.launcher import Progress
+    from perennial.training.ray.progress_actor import Progress
 
 
 class ObservedRun(Protocol):

@@ -12,7 +12,8 @@ from perennial.errors import InputError
 
 if TYPE_CHECKING:
     from perennial.training.job import Job
-    from perennial.training.launcher import KeptWorkers, Progress
+    from perennial.training.launcher import KeptWorkers
+    from perennial.training.ray.progress_actor import Progress
 
 _READER_SHARE = 0.1
 """CPUs that a worker's reader needs in addition; see `perennial.mixture.ray_stream`."""

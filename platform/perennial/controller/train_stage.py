@@ -10,7 +10,7 @@ from perennial.errors import Superseded, TrainingFailed
 
 if TYPE_CHECKING:
     from perennial.training.job import Job
-    from perennial.training.launcher import Progress
+    from perennial.training.ray.progress_actor import Progress
 
 
 def train(work: Workspace, job: Job, *, is_trunk: bool = False) -> str:

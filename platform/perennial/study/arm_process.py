@@ -37,7 +37,7 @@ from perennial.study.plan import ArmRun, AskedRelease
 if TYPE_CHECKING:
     from perennial.controller.observer import ObservedRun
     from perennial.training.job import Job
-    from perennial.training.launcher import Progress
+    from perennial.training.ray.progress_actor import Progress
 
 Tell = Callable[[dict[str, Any]], None]
 _LINE_SECONDS = 2.0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from perennial.runs.state import Stage
     from perennial.telemetry.mlflow_observer import MlflowObserver
     from perennial.training.job import Job
-    from perennial.training.launcher import Progress
+    from perennial.training.ray.progress_actor import Progress
 
 LOOK_SECONDS = 60.0
 """pause between two looks at the inbox while a stage trains"""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from perennial.runs.state import Stage
     from perennial.tracking import Destination, Receipt, TrackedRun, Tracker
     from perennial.training.job import Job
-    from perennial.training.launcher import Progress
+    from perennial.training.ray.progress_actor import Progress
 
 _ID_SECONDS = 30.0
 """longest wait for a new run's id: the ledger records it once, but training does not need it"""

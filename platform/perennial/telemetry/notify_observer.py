@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from perennial.runs.events import Released, Releasing
     from perennial.store import Store
     from perennial.training.job import Job
-    from perennial.training.launcher import Progress
+    from perennial.training.ray.progress_actor import Progress
 
 FOLDER = "notified"
 

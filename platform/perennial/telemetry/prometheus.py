@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from perennial.telemetry.gauges import Gauges
     from perennial.training.job import Job
-    from perennial.training.launcher import Progress
+    from perennial.training.ray.progress_actor import Progress
 
 METRICS = {
     "perennial_state": "1 for what the controller does now, by `doing`",

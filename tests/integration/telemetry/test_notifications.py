@@ -24,7 +24,7 @@ from perennial.controller.source_poller import open_sources, pull_due
 from perennial.errors import StorageFull
 from perennial.runs.events import Failed, Released, Releasing
 from perennial.telemetry.notify_observer import FOLDER, NotifyObserver
-from perennial.training.launcher import Progress
+from perennial.training.ray.progress_actor import Progress
 from tests.support.event_factory import AT, WALK, event_of, released, releasing
 from tests.support.mail_server import mail_server, make_certificate
 from tests.support.tiny_run import tiny_run

@@ -16,7 +16,7 @@ import pytest
 
 from perennial.telemetry.gauges import Gauges
 from perennial.telemetry.prometheus import METRICS, Exported
-from perennial.training.launcher import Progress
+from perennial.training.ray.progress_actor import Progress
 
 DASHBOARD = Path(__file__).parents[3] / "k8s" / "monitoring" / "grafana-dashboard.json"
 PATIENCE_SECONDS = 120

@@ -56,7 +56,7 @@ def _watches() -> list[str]:
     return [
         actor["State"]
         for actor in actors().values()
-        if actor["ActorClassName"] == "_ControllerGuard" and actor["State"] != "DEAD"
+        if actor["ActorClassName"] == "ControllerGuard" and actor["State"] != "DEAD"
     ]
 
 

@@ -22,7 +22,8 @@ from perennial.runs.stage_planner import decide_stage
 from perennial.store import Store, open_store
 from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.job import Job
-from perennial.training.launcher import Progress, run_job
+from perennial.training.launcher import run_job
+from perennial.training.ray.progress_actor import Progress
 from perennial.training.spikes.skips import read_skips
 from tests.support.synthetic_run import ingest_text
 from tests.support.tiny_run import tiny_run, write_texts

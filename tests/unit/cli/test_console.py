@@ -12,7 +12,7 @@ from perennial.cli.console import ProgressScreen, out, print_json, stdout_for_an
 from perennial.controller.observer import ObservedRun
 from perennial.mixture import ReplayRule, stage_mix
 from perennial.training.job import Job
-from perennial.training.launcher import Progress
+from perennial.training.ray.progress_actor import Progress
 
 
 def test_stdout_holds_the_answer_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -22,6 +24,7 @@ from perennial.store import open_store
 from perennial.training import launcher
 from perennial.training.checkpoint.manifest import MANIFEST, folder_of
 from perennial.training.job import Job
+from perennial.training.ray.progress_actor import ProgressActor
 
 
 class _Methods:
@@ -199,7 +202,7 @@ def test_workers_that_are_gone_are_no_failure_of_the_next_job(
 
 
 def test_of_an_offer_and_an_end_of_the_wait_the_first_counts() -> None:
-    offered = launcher._ProgressActor(keep_seconds=0.0)
+    offered = ProgressActor(keep_seconds=0.0)
     assert offered.offer({"folder": "checkpoints/00-text"})
     assert offered.let_go() == "checkpoints/00-text"
     assert offered.read_job() is not None
@@ -207,3 +210,14 @@ def test_of_an_offer_and_an_end_of_the_wait_the_first_counts() -> None:
     assert not offered.may_wait(), "the time is over"
     assert not offered.offer({"folder": "checkpoints/01-text"})
     assert offered.read_job() is None
+
+
+def test_the_actors_beside_the_workers_load_neither_torch_nor_ray_train() -> None:
+    """Every second of their imports would be one of every start of workers."""
+    code = (
+        "import sys\n"
+        "import perennial.training.ray.controller_guard, perennial.training.ray.progress_actor\n"
+        "print(*{'torch', 'transformers', 'pydantic', 'ray.train', 'ray.data'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

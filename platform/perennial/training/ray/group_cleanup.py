@@ -7,22 +7,16 @@ killed trial of a search stay taken (ray-project/ray#54305). The actor here asks
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import Any
 
 import ray
-import tenacity
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from perennial.training.ray.controller_guard import ControllerGuard
 from perennial.training.ray.internals import (
     HEAD_NODE_RESOURCE_NAME,
     ControllerCallback,
     WorkerGroupCallback,
-    is_actor_alive,
 )
-
-_CHECK_SECONDS = 1.0
 
 
 class GroupCleaner(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
@@ -34,7 +28,7 @@ class GroupCleaner(ControllerCallback, WorkerGroupCallback):  # type: ignore[mis
     def after_controller_start(self, train_run_context: Any) -> None:
         """Start the actor; Ray calls this in the controller's process."""
         controller = ray.get_runtime_context().get_actor_id()
-        guard = ray.remote(_ControllerGuard).options(
+        guard = ray.remote(ControllerGuard).options(
             num_cpus=0,
             resources={HEAD_NODE_RESOURCE_NAME: 0.001},
             lifetime="detached",
@@ -54,29 +48,3 @@ class GroupCleaner(ControllerCallback, WorkerGroupCallback):  # type: ignore[mis
     def before_controller_abort(self) -> None:
         """End the actor: Ray Train removes the group of a controller that it aborts."""
         ray.kill(self._guard)
-
-
-class _ControllerGuard:
-    """An actor that outlives the controller by as long as it takes to notice its death."""
-
-    def __init__(self, controller: str) -> None:
-        self._controller = controller
-        self._group: PlacementGroup | None = None
-        threading.Thread(target=self._wait_and_remove, daemon=True).start()
-
-    def hold(self, group: PlacementGroup) -> None:
-        """Remember the placement group to remove."""
-        self._group = group
-
-    def _wait_and_remove(self) -> None:
-        while _is_alive(self._controller):
-            time.sleep(_CHECK_SECONDS)
-        if self._group is not None:
-            remove_placement_group(self._group)
-        ray.kill(ray.get_runtime_context().current_actor)
-
-
-@tenacity.retry(wait=tenacity.wait_fixed(_CHECK_SECONDS))
-def _is_alive(actor_id: str) -> bool:
-    # Retried without end: a cluster that does not answer now says nothing about the controller.
-    return is_actor_alive(actor_id)

@@ -1,6 +1,7 @@
-"""Adapters around names that Ray keeps private; no other module of the package uses one.
+"""Adapters around names that Ray Train keeps private.
 
-Written for Ray 2.60. When a release of Ray moves or renames any of them, this file alone changes.
+No other module but `core_internals` uses a private name of Ray. Written for Ray 2.60: when a
+release of Ray moves or renames any of them, these two files alone change.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ __all__ = [
     "WorkerGroupCallback",
     "WorkerGroupStartupFailedError",
     "failures_of_workers",
-    "is_actor_alive",
     "is_death",
     "is_node_drained",
     "is_preempted",
@@ -170,15 +170,6 @@ class CurrentResourcesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
         """Return how many workers there is room for, those that run included; None if unknown."""
         resources = self._get_reserved_resources()
         return None if resources is None else self._count_possible_workers(resources)
-
-
-def is_actor_alive(actor_id: str) -> bool:
-    """Return whether the cluster knows an actor that is not dead. Raises when it cannot be asked.
-
-    The public State API asks Ray's dashboard, which need not run; this asks the cluster itself.
-    """
-    actor = ray._private.state.actors(actor_id)
-    return bool(actor) and actor["State"] != "DEAD"
 
 
 def is_death(error: BaseException) -> bool:
