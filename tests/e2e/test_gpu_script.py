@@ -34,8 +34,9 @@ def test_its_cpu_half_runs_to_its_end() -> None:
     differences = [float(d) for d in re.findall(r"\| (?:sdpa|eager) \| fp32 \| ([\d.]+) \|", page)]
     assert len(differences) == 2
     assert max(differences) < 1e-3
-    losses: dict[str, set[str]] = {}
+    losses: dict[str, list[float]] = {}
     for precision, loss in re.findall(r"^\| \d \| (\w+) \| \w+ \| no \| ([\d.]+) ", page, re.M):
-        losses.setdefault(precision, set()).add(loss[:4])
-    assert set(losses) == {"fp32", "bf16"}
-    assert all(len(values) == 1 for values in losses.values()), losses
+        losses.setdefault(precision, []).append(float(loss))
+    spread = {precision: max(values) - min(values) for precision, values in losses.items()}
+    # A CPU without instructions for bf16 rounds in other places than one that has them.
+    assert spread["fp32"] < 1e-4 and spread["bf16"] < 0.02, losses
