@@ -11,8 +11,10 @@ Entry points are loaded when a run file is, by `load_plugins`, never at import.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Generic, TypeVar
 
 from perennial.errors import InputError
@@ -69,7 +71,7 @@ class Registry(Generic[T]):
 
         Raises InputError when one cannot be imported, or takes a name that is in use.
         """
-        for point in entry_points(group=self.group):
+        for point in _installed(tuple(sys.path)).select(group=self.group):
             owner = point.dist.name if point.dist is not None else point.value
             if self._providers.get(point.name) != owner:
                 self._add(point.name, self._import(point, owner), owner)
@@ -98,6 +100,13 @@ class Registry(Generic[T]):
             )
         self._known[name] = implementation
         self._providers[name] = owner
+
+
+@lru_cache(maxsize=1)
+def _installed(_path: tuple[str, ...]) -> EntryPoints:
+    # Read once for a search path: it is a file of every installed package, most of the time that
+    # loading a run file would take.
+    return entry_points()
 
 
 def load_plugins() -> None:

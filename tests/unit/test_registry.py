@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
@@ -25,7 +25,7 @@ def curves(monkeypatch: pytest.MonkeyPatch) -> Registry[object]:
 def _install(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     """Install entry points into the registry's group, as a package without metadata would."""
     points = [EntryPoint(name, value, GROUP) for name, value in values.items()]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == GROUP else [])
+    monkeypatch.setattr(registry, "_installed", lambda _path: EntryPoints(points))
 
 
 def test_a_built_in_implementation_is_found_by_its_name(curves: Registry[object]) -> None:
