@@ -260,6 +260,16 @@ class Workspace:
         with self._leases.ingesting(name, self._check_in_charge):
             yield
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Hold a lease of a process that releases or measures, which erasures wait for.
+
+        Raises:
+            Busy: another process has the whole store to itself.
+        """
+        with self._leases.beside():
+            yield
+
     def refresh(self) -> RunState:
         """Read what other processes wrote.
 

@@ -1,4 +1,4 @@
-"""Take and give back the two leases of a run: who trains, and who tokenises.
+"""Take and give back the leases of a run: who trains, who tokenises, who works beside them.
 
 A claim is an event of the ledger, so of any number of processes one has it. The heartbeat decides
 only whether to claim from a process that has the lease: not while it lives, unless a user insists.
@@ -103,6 +103,20 @@ class Leases:
             yield
         finally:
             self._ingest = None
+            mine.give_back()
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Hold a lease of a process that releases or measures beside the trunk.
+
+        Raises:
+            Busy: another process has the whole store to itself.
+        """
+        mine = self._begin(beats.BESIDE)
+        try:
+            mine.sweep()
+            yield
+        finally:
             mine.give_back()
 
     def check_ingesting(self, state: RunState) -> None:

@@ -67,6 +67,7 @@ def release(
 
     Raises:
         InputError: there is no such checkpoint, a gate stopped its stage, or the place is none.
+        Busy: another process has the whole store to itself.
     """
     _check_copy(to, copied_as)
     decided = _decide(work, origin, tokens, mixture, average)
@@ -75,9 +76,10 @@ def release(
         work.log(f"release {decided.name} exists already")
     elif to is not None:
         check_empty(to)
-    released = done or carry_out(work, decided)
-    if to is not None:
-        publish(work, decided, released, to, gguf=copied_as == "gguf")
+    with work.beside():
+        released = done or carry_out(work, decided)
+        if to is not None:
+            publish(work, decided, released, to, gguf=copied_as == "gguf")
     return released
 
 
@@ -154,8 +156,17 @@ def _claim(work: Workspace, decided: Releasing) -> Releasing:
 
 
 def evaluate(work: Workspace) -> None:
-    """Measure missing cells of the loss matrix, and score the latest release on the tasks."""
-    _fill(work)
+    """Measure missing cells of the loss matrix, and score the latest release on the tasks.
+
+    Raises:
+        Busy: another process has the whole store to itself.
+    """
+    with work.beside():
+        _fill(work)
+        _score_latest(work)
+
+
+def _score_latest(work: Workspace) -> None:
     if not work.state.releases or not work.spec.evaluation.tasks:
         return
     latest = work.state.releases[-1]

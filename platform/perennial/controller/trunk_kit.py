@@ -62,6 +62,7 @@ def make_kit(work: Workspace, origin: str | None = None, to: str | None = None) 
     Raises:
         InputError: there is no such checkpoint, it is annealed, or the place is none or holds
             something else.
+        Busy: another process has the whole store to itself.
     """
     from perennial.corpora.release_tokenizer import release_files
     from perennial.training.kit.build import build_kit, seal_kit
@@ -78,7 +79,7 @@ def make_kit(work: Workspace, origin: str | None = None, to: str | None = None) 
     base = corpora.read_base_files(work.store, corpora.load_tokenizer(work.store))
     files = release_files(tokenizer, base, named.end_of_document, named.begin_of_document)
     work.log(f"writing trunk kit {stage.name}@{step} to {place}")
-    with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
+    with work.beside(), tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
         local, folder = Path(scratch, "checkpoint"), Path(scratch, "kit")
         local.mkdir()
         folder.mkdir()

@@ -32,6 +32,8 @@ WATCH_SECONDS = 1.0
 FOLDER = "leases"
 REPAIRING = "repairing"
 """name of the lease of who holds the whole store"""
+BESIDE = "beside"
+"""name of the leases of those who release or measure beside the trunk, any number at a time"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Lease:
 
     Args:
         store: the run's store.
-        name: what is held: `training` or `ingesting`.
+        name: what is held: `training`, `ingesting`, `BESIDE` or `REPAIRING`.
         holder: this process.
     """
 
@@ -225,14 +227,15 @@ def hold_alone(store: Store, verb: str, since: str) -> Iterator[None]:
         since: the present UTC time.
 
     Raises:
-        Busy: another process trains, tokenises or holds the whole store, and lives.
+        Busy: another process trains, tokenises, releases, measures or holds the whole store, and
+            lives.
     """
     with announce(store, verb, since) as mine:
         for info in store.list(f"{FOLDER}/{REPAIRING}"):
             beat = None if info.key == mine.key else read_heartbeat(store, info.key)
             if beat and not beat.holder.is_gone and not HeartbeatWatch(mine).has_stopped(beat):
                 raise Busy(f"{beat.holder} has this run to itself: wait until it ends")
-        for name in ("training", "ingesting"):
+        for name in ("training", "ingesting", BESIDE):
             if holder := living_holder(store, mine, name):
                 raise Busy(f"{holder} holds this run and lives: stop it first")
         mine.sweep()

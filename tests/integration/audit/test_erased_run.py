@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import perennial
 from perennial.audit.verify import verify
 from perennial.cli.app import app
+from perennial.controller import release as releases
 from perennial.controller.context import Workspace
 from perennial.controller.erasing import erase as erasing
 from perennial.controller.erasing.erase import Erasure, erase, plan_erase
@@ -24,7 +25,8 @@ from perennial.evaluation.kept_samples import keep_samples
 from perennial.evaluation.samples import Sample
 from perennial.runs.events import Evaluated
 from perennial.runs.job_factory import stage_job
-from perennial.runs.ledger import Ledger
+from perennial.runs.lease import announce, hold_alone
+from perennial.runs.ledger import Ledger, now
 from perennial.sources import DataSource
 from perennial.store import Store, open_run_store, open_store
 from tests.integration.audit.conftest import filled
@@ -259,6 +261,25 @@ def test_a_controller_that_lives_is_not_overruled(local: Store) -> None:
     assert (done.exit_code, json.loads(done.stdout)["error"]["code"]) == (3, "busy")
     assert objects(local) == before
     work.close()
+
+
+def test_who_releases_and_who_erases_exclude_each_other(local: Store) -> None:
+    """What a release writes behind the sweep, such as samples, would stay."""
+    beside = _work(local)
+    with beside.beside():
+        with pytest.raises(Busy, match="releases or measures this run"):
+            _erase(local, "code")
+        with pytest.raises(Busy), hold_alone(local, "gc", now()):
+            pass
+    assert Ledger(local).read().corpora["code"].state != "erased"
+    with announce(local, "erase", now()):
+        with pytest.raises(Busy):
+            releases.release(beside, "00-help")
+        with pytest.raises(Busy):
+            releases.evaluate(beside)
+    beside.close()
+    _erase(local, "code")
+    assert _findings(local) == []
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from perennial.controller.storage.loans import find_borrower, own_folder
 from perennial.corpora.erasing.mask import ErasedDocuments, bury, find_documents, mask
 from perennial.corpora.erasing.selection import DocumentQuery, Matcher, parse_documents
 from perennial.corpora.erasing.tombstone import Tombstone, digest_tombstone, read_tombstone
-from perennial.errors import InputError
+from perennial.errors import Busy, InputError
 from perennial.runs import lease
 from perennial.runs.events import Erased
 from perennial.runs.ledger import now
@@ -86,13 +86,16 @@ def erase(work: Workspace, corpus: str, documents: Path | None = None, reason: s
         reason: why, kept in the ledger.
 
     Raises:
-        Busy: a controller is in charge or tokenises, and lives.
+        Busy: another process trains, tokenises, releases or measures, and lives.
         InputError: there is no such corpus or document, or it cannot be erased now.
     """
     plan_erase(work, corpus, documents)  # before anything is stopped or written
     work.take_whole()
     # Of this and of a fork that begins, at least one sees the other.
-    with lease.announce(open_store(work.store.url), "erase", now()):
+    with lease.announce(open_store(work.store.url), "erase", now()) as mine:
+        # What it writes after the sweep, samples of erased text among it, would stay.
+        if holder := lease.living_holder(work.store, mine, lease.BESIDE):
+            raise Busy(f"{holder} releases or measures this run: wait until it ends")
         _check_lent(work, corpus)
         return _erase(work, corpus, documents, reason)
 
