@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(3 * 3600)]
 
 KILLS = int(os.environ.get("PERENNIAL_CHAOS_KILLS", "30"))
 REPORT = os.environ.get("PERENNIAL_CHAOS_REPORT")
-STEPS = max(60, 6 * KILLS)
+STEPS = max(60, 12 * KILLS)
 """Of a stage: enough to train while checkpoints are stored, with a new one between two kills."""
 FAULTY_SHARE = 0.05
 SEED = 11
