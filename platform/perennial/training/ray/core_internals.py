@@ -6,6 +6,9 @@ Written for Ray 2.60, as `internals` is.
 from __future__ import annotations
 
 import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+
+__all__ = ["HEAD_NODE_RESOURCE_NAME", "is_actor_alive"]
 
 
 def is_actor_alive(actor_id: str) -> bool:

@@ -12,11 +12,8 @@ from typing import Any
 import ray
 
 from perennial.training.ray.controller_guard import ControllerGuard
-from perennial.training.ray.internals import (
-    HEAD_NODE_RESOURCE_NAME,
-    ControllerCallback,
-    WorkerGroupCallback,
-)
+from perennial.training.ray.core_internals import HEAD_NODE_RESOURCE_NAME
+from perennial.training.ray.internals import ControllerCallback, WorkerGroupCallback
 
 
 class GroupCleaner(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]

@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.torch.config import _TorchBackend as TorchBackend
@@ -42,7 +41,6 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 __all__ = [
-    "HEAD_NODE_RESOURCE_NAME",
     "ControllerCallback",
     "CurrentResourcesPolicy",
     "FailureDecision",
