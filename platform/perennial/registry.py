@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from perennial.errors import InputError
 
@@ -105,8 +105,8 @@ class Registry(Generic[T]):
 @lru_cache(maxsize=1)
 def _installed(_path: tuple[str, ...]) -> EntryPoints:
     # Read once for a search path: it is a file of every installed package, most of the time that
-    # loading a run file would take.
-    return entry_points()
+    # loading a run file would take. Python 3.11 returns them by group, with the same `select`.
+    return cast("EntryPoints", entry_points())
 
 
 def load_plugins() -> None:

@@ -1,13 +1,14 @@
 """Judge the machines of a worker group: their failures, their speed, their pace. Pure.
 
-`machines.json` in the store holds what is known of them. The workers' controller writes it, and
-begins with it; `perennial status` reads it.
+`machines.json` in the store holds what is known of them. The controllers of the run's worker groups
+begin with it, and add to it what they note; `perennial status` reads it.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -79,6 +80,16 @@ class MachineRecord:
             self.left_out = ""
         if now - self.measured_at >= REMEMBERED_SECONDS:
             self.speed = None
+
+    def join(self, other: MachineRecord) -> None:
+        """Take over what another process has noted of the machine."""
+        self.failures = sorted((Counter(self.failures) | Counter(other.failures)).elements())
+        if other.left_out_at > self.left_out_at:
+            self.left_out, self.left_out_at = other.left_out, other.left_out_at
+        if other.speed is not None and other.measured_at > self.measured_at:
+            self.measure(other.speed, other.measured_at)
+        if other.at > self.at:
+            self.address, self.pace, self.at = other.address, other.pace, other.at
 
     def describe(self) -> str:
         """Return the record in a line."""
@@ -188,6 +199,11 @@ class Machines:
     def leave_out(self, machine: str, why: str, now: float) -> None:
         """Place no worker on a machine from now on."""
         self.records[machine].leave_out(why, now)
+
+    def join(self, records: Mapping[str, MachineRecord]) -> None:
+        """Take over what other processes have noted, such as the trials of a search."""
+        for machine, record in records.items():
+            self.records.setdefault(machine, record).join(record)
 
     def forget(self, now: float) -> None:
         """Drop what is too old: machines that were left out may be tried again."""

@@ -98,6 +98,21 @@ def test_a_machine_that_fails_is_left_out_and_named(tmp_path: Path) -> None:
     assert selector(watch(tmp_path, driver)) == {NODE_ID_LABEL: "!in(bb)"}
 
 
+def test_watches_of_two_processes_keep_each_others_notes(tmp_path: Path) -> None:
+    driver = PlayedDriver()
+    first, second = (watch(tmp_path, driver, max_machine_failures=2) for _ in range(2))
+    for watching in (first, second):
+        assert selector(watching) is None  # both have read the empty store
+    fail(first, 1)
+    fail(second, 0)
+    fail(first, 1)
+    second.note_pace({0: 1.0, 1: 2.0})
+    known = read_machines(open_store(tmp_path), NOW)
+    assert (known["aa"].failures, known["bb"].failures) == ([NOW], [NOW, NOW])
+    assert known["bb"].left_out
+    assert selector(second) == {NODE_ID_LABEL: "!in(bb)"}
+
+
 def test_a_group_that_needs_every_machine_keeps_it(tmp_path: Path) -> None:
     watching = watch(tmp_path, PlayedDriver(), workers=3, global_batch=3, max_machine_failures=1)
     fail(watching, 0)

@@ -221,6 +221,9 @@ class MachineWatch(WorkerGroupCallback, ControllerCallback):  # type: ignore[mis
         self._stored_at = self._clock()
         with suppress(OSError, PerennialError):
             store = open_store(self._store_url)
+            # Trials of a search write too. A note that two at once still lose is in its writer's
+            # memory, and comes with the next one.
+            self._known().join(read_machines(store, self._stored_at))
             write_machines(store, self._known().records, self._stored_at)
 
     def _say(self, line: str) -> None:
