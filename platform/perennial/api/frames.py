@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perennial.api.status import RunStatus
     from perennial.controller.context import Workspace
     from perennial.evaluation import HeldoutLoss, LossMatrix
+    from perennial.evaluation.budget import MeanForgetting
     from perennial.evaluation.scores import Score
     from perennial.runs.state import RunState, Stage
 
@@ -37,6 +38,9 @@ _STATUS = {
     "replay": "double",
     "adaptation": "double",
     "forgetting": "double",
+    "forgetting_stderr": "double",
+    "forgetting_measured": "int64",
+    "forgetting_of": "int64",
 }
 _LOSSES = {
     "kind": "string",
@@ -95,7 +99,7 @@ def status_frame(status: RunStatus) -> Frame:
             "tokens": stage.tokens,
             "replay": stage.replay,
             "adaptation": stage.adaptation,
-            "forgetting": stage.forgetting,
+            **_forgetting_columns(stage.forgetting),
         }
         for stage in status.stages
     ]
@@ -106,6 +110,17 @@ def status_frame(status: RunStatus) -> Frame:
         if name not in staged
     ]
     return _to_frame(_table([*stages, *waiting], _STATUS))
+
+
+def _forgetting_columns(mean: MeanForgetting | None) -> Row:
+    if mean is None:
+        return {}
+    return {
+        "forgetting": mean.nats_per_token,
+        "forgetting_stderr": mean.stderr,
+        "forgetting_measured": mean.measured,
+        "forgetting_of": mean.of,
+    }
 
 
 def matrix_frame(matrix: LossMatrix) -> Frame:

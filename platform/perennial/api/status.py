@@ -23,6 +23,7 @@ from perennial.training.machines import read_machines
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
     from perennial.evaluation import LossMatrix
+    from perennial.evaluation.budget import MeanForgetting
     from perennial.evaluation.compare import Gap
     from perennial.evaluation.scores import Score
     from perennial.runs.state import RunState, Stage
@@ -43,7 +44,8 @@ class StageStatus:
         share_decision: why, where the share was measured.
         losses: held-out nats per token by corpus; empty before its evaluation.
         adaptation: loss on its own corpora; None before its evaluation.
-        forgetting: mean rise of the loss on earlier corpora; None without one.
+        forgetting: mean rise of the loss on earlier corpora, with its error and over how many;
+            None without one.
     """
 
     name: str
@@ -53,7 +55,7 @@ class StageStatus:
     replay: float
     losses: Mapping[str, float]
     adaptation: float | None
-    forgetting: float | None
+    forgetting: MeanForgetting | None
     share_decision: ShareDecision | None
 
 
@@ -234,7 +236,7 @@ def _stages(
             replay=_replay_share(stage),
             losses={corpus: loss.nats_per_token for corpus, loss in losses.items()},
             adaptation=matrix.adaptation(index) if measured else None,
-            forgetting=matrix.average_forgetting(index) if measured else None,
+            forgetting=matrix.mean_forgetting(index) if measured else None,
             share_decision=stage.share_decision,
         )
 

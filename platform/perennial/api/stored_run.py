@@ -47,7 +47,8 @@ class StoredRun:
 
         Columns are `stage`, its new `corpora`, their `state` with the `reason`, `tokens` of the
         whole stage, `replay` from 0 to 1, and in nats per token `adaptation`, the loss on its own
-        corpora, and `forgetting`, the mean rise on earlier ones. `read_status` has the rest.
+        corpora, and `forgetting`, the mean rise on earlier ones: with `forgetting_stderr`, over
+        `forgetting_measured` of `forgetting_of` corpora. `read_status` has the rest.
 
         Args:
             last: number of stages that are read, counted from the end of the trunk; default all.
@@ -71,7 +72,8 @@ class StoredRun:
         """Return held-out nats per token: a row a model, a column a corpus.
 
         Models are those that the trunk started from, its stages and its releases, in this order;
-        their names are the index of a DataFrame, and the first column of an Arrow table.
+        their names are the index of a DataFrame, and the first column of an Arrow table. What was
+        not measured is null.
         """
         from perennial.api.frames import matrix_frame
         from perennial.runs.summary import matrix

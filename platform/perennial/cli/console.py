@@ -179,8 +179,12 @@ def print_matrix(matrix: LossMatrix) -> None:
     table.add_column("after")
     for corpus in matrix.corpora:
         table.add_column(corpus, justify="right")
+    left_out = {name: matrix.left_out(index) for index, (name, _) in enumerate(matrix.stages)}
     for name, losses in matrix.rows:
-        cells = [_cell(losses.get(corpus)) for corpus in matrix.corpora]
+        not_drawn = left_out.get(name, ())
+        cells = [
+            _cell(losses.get(c), "not drawn" if c in not_drawn else "-") for c in matrix.corpora
+        ]
         table.add_row(name, *cells, style="green" if name.startswith("release ") else None)
     out.print(table)
     if len(matrix.stages) > 1 or matrix.base:
@@ -198,7 +202,10 @@ def _print_transfer(matrix: LossMatrix) -> None:
         adaptation = matrix.adaptation(index)
         shown = "-" if adaptation is None else f"{adaptation:.3f}"
         gained = [_changes(matrix.against_base(losses))] if matrix.base else []
-        table.add_row(name, shown, _changes(matrix.forgetting(index)), *gained)
+        lost = [_changes(matrix.forgetting(index))]
+        if name in matrix.draws and (mean := matrix.mean_forgetting(index)) is not None:
+            lost.append(f"mean {mean.describe()}")
+        table.add_row(name, shown, "; ".join(lost), *gained)
     for name, losses in matrix.releases if matrix.base else ():
         gained = [_changes(matrix.against_base(losses))]
         table.add_row(f"release {name}", "", "", *gained, style="green")
@@ -210,9 +217,9 @@ def _changes(changes: Mapping[str, float | None]) -> str:
     return ", ".join(known) or "-"
 
 
-def _cell(loss: HeldoutLoss | None) -> str:
+def _cell(loss: HeldoutLoss | None, absent: str) -> str:
     if loss is None:
-        return "-"
+        return absent
     bits = "" if loss.bits_per_byte is None else f" ({loss.bits_per_byte:.2f})"
     return f"{loss.nats_per_token:.3f}{bits}"
 

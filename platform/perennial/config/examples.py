@@ -107,6 +107,8 @@ EXAMPLES: Mapping[str, Any] = {
     "copyright": "robots.txt is obeyed at the time of crawling",
     "illegal_content": "known addresses are filtered by lists",
     "evaluation": {"documents": 1000},
+    "EvaluationSpec.corpora": 20,
+    "GatesSpec.corpora": ["wikipedia-*"],
     "EvaluationSpec.tasks": ["lambada_openai"],
     "prompts": ["The city of"],
     "least_speed": 0.8,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from perennial.config.corpora import CorpusPattern
 from perennial.fields import FREE, Amount, Count, PathOrName, Section
 
 
@@ -34,6 +35,10 @@ class GatesSpec(Section):
     """most that the held-out loss on an earlier corpus may be above its value after that corpus's
     own stage, in nats per token; for a trunk from a stored model also that on a corpus without a
     stage so far, above the stored model's"""
+    corpora: Annotated[tuple[CorpusPattern, ...], FREE] = ()
+    """with max_forgetting, names of the corpora that it is asked of, or globs such as `"wiki-*"`;
+    they are measured after every stage, whatever `evaluation.corpora`. Default: every corpus that
+    is measured"""
     max_adaptation: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, FREE] = (
         None
     )
@@ -56,3 +61,12 @@ class GatesSpec(Section):
     retry_tokens: Annotated[Amount | None, FREE] = None
     """with retry-with-more-replay, most tokens that a corpus's stage is trained again for, all
     retries together, such as `4M tokens`; a percentage is of the stage; default no limit"""
+
+    @model_validator(mode="after")
+    def _corpora_have_a_bound(self) -> GatesSpec:
+        if self.corpora and self.max_forgetting is None:
+            raise ValueError(
+                "corpora says of which corpora max_forgetting is asked, and there is none; "
+                "give it, or remove corpora"
+            )
+        return self

@@ -307,6 +307,10 @@ class EvaluationSpec(Section):
 
     documents: Annotated[Count, FREE] = 1000
     """most held-out documents that are scored per corpus"""
+    corpora: Annotated[Count | None, FREE] = None
+    """most earlier corpora that a stage's end is measured on, besides those that `gates.corpora`
+    names: each stage takes other ones, spread over the order of training, and forgetting
+    says over how many it is. A release is measured on all. Default: every corpus"""
     tasks: Annotated[tuple[PathOrName, ...], FREE] = ()
     """lm-eval tasks by name, suites (paper-english, paper-german), or folders that hold a task's
     YAML"""

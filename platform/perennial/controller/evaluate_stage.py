@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from perennial.controller.context import Workspace
+from perennial.controller.ingest_stage import usable
 from perennial.controller.origin import measure_origins
 from perennial.controller.questions import loading_of, questions_of, sampling, warn_of_undrawn
 from perennial.corpora import read_manifest
@@ -22,13 +23,15 @@ from perennial.runs import summary
 from perennial.runs.events import Evaluated, Evaluating, Gated, Measured, Passed
 from perennial.runs.ledger import now
 from perennial.runs.state import Stage
+from perennial.runs.unattended.evaluation_draw import decide_draw, measured_corpora
 
 
 def evaluate(work: Workspace, name: str) -> None:
     """Measure a stage's end on held-out documents and tasks, and sample from it."""
     stage = work.state.stage_of(name)
     if work.state.corpora[name].state == "trained":
-        work.record(Evaluating(at=now(), corpus=name))
+        draw = decide_draw(work.spec, work.state, stage, usable(work.state))
+        work.record(Evaluating(at=now(), corpus=name, draw=draw))
     measure_origins(work)
     work.log(f"evaluating {stage.name} on held-out documents")
     if work.spec.gates.min_gain is not None:
@@ -42,6 +45,7 @@ def evaluate(work: Workspace, name: str) -> None:
             losses=dict(answers.losses),
             scores=[plain(score) for score in answers.tasks],
             samples=keep_samples(work.store, answers.samples),
+            draw=work.state.drawing,
         )
     )
     work.notify(lambda observer: observer.stage_evaluated(work, stage))
@@ -134,8 +138,13 @@ def _examine(work: Workspace, stage: Stage) -> Answers:
     work.use_ray()
     spec = work.spec
     tasks = [*spec.gates.tasks, *_trunk_tasks(work)]
+    draw, asked = work.state.drawing, questions_of(work, summary.references(work.state, stage))
+    named = asked.sources if draw is None else (*stage.corpora, *draw.always)
     questions = replace(
-        questions_of(work, summary.references(work.state, stage)),
+        asked,
+        corpora=tuple(measured_corpora(draw, stage, asked.corpora)),
+        # With a budget, scores of tasks would be compared with those on other corpora.
+        texts=tuple(name for name in asked.sources if name in named),
         tasks=tuple(dict.fromkeys(tasks)),
         task_reference=work.state.start_of(stage),
         **sampling(work),

@@ -9,6 +9,7 @@ from perennial.config.corpora import of_name
 from perennial.controller.ingest_stage import usable
 from perennial.evaluation import Loading, Questions, Sample
 from perennial.evaluation.samples import Renderer, describe_undrawn
+from perennial.runs.trunk.containment import trained_corpora
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
@@ -25,7 +26,7 @@ def questions_of(work: Workspace, references: Mapping[str, str]) -> Questions:
     """
     return Questions(
         corpora=tuple(usable(work.state)),
-        texts=work.state.trained_corpora(work.state.stages[-1]) if work.state.stages else (),
+        texts=trained_corpora(work.state, work.state.stages[-1]) if work.state.stages else (),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,

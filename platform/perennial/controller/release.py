@@ -29,6 +29,7 @@ from perennial.runs.model_card import model_card
 from perennial.runs.stage_planner import check_not_another, decide_average, decide_release
 from perennial.runs.state import RunState, Stage
 from perennial.runs.training_content import content_files
+from perennial.runs.trunk.containment import trained_corpora
 from perennial.training.checkpoint.manifest import committed_steps, read_manifest
 
 if TYPE_CHECKING:
@@ -192,10 +193,11 @@ def _score_latest(work: Workspace) -> None:
 
 
 def _fill(work: Workspace) -> None:
+    """Measure what is missing of base and stages; within a budget, of the base alone."""
     ready = usable(work.state)
     if work.state.losses and measure_origins(work, like_releases=bool(work.state.releases)):
         work.notify(lambda observer: observer.matrix_filled(work))
-    for stage in work.state.stages:
+    for stage in work.state.stages if work.spec.evaluation.corpora is None else ():
         measured = work.state.losses.get(stage.name, {})
         missing = [name for name in ready if name not in measured]
         if stage.name in work.state.losses and missing:
@@ -405,7 +407,7 @@ def _examine(work: Workspace, claimed: Releasing, folder: str) -> Released:
     work.log(f"measuring and sampling release {claimed.name}")
     stage = work.state.stage(claimed.stage)
     questions = Questions(
-        corpora=work.state.trained_corpora(stage),
+        corpora=trained_corpora(work.state, stage),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,

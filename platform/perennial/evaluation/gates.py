@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,6 +86,8 @@ def _forgetting(bounds: GatesSpec, matrix: LossMatrix, stage: int) -> Iterator[V
         return
     errors = matrix.forgetting_stderr(stage)
     for corpus, nats in matrix.forgetting(stage).items():
+        if bounds.corpora and not is_named(bounds.corpora, corpus):
+            continue
         yield _below(
             "max_forgetting",
             corpus,
@@ -93,6 +96,11 @@ def _forgetting(bounds: GatesSpec, matrix: LossMatrix, stage: int) -> Iterator[V
             bounds.max_forgetting,
             bounds.standard_errors,
         )
+
+
+def is_named(globs: Sequence[str], corpus: str) -> bool:
+    """Return whether a corpus has one of these names, or matches one of these globs."""
+    return any(fnmatchcase(corpus, glob) for glob in globs)
 
 
 def _own_corpora(bounds: GatesSpec, measured: Measurements, stage: int) -> Iterator[Verdict]:

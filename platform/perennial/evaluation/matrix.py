@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from perennial.evaluation.loss import HeldoutLoss
+from perennial.evaluation.budget import Draw, MeanForgetting, mean_forgetting
+from perennial.evaluation.loss import Change, HeldoutLoss
 
 Row = tuple[str, Mapping[str, HeldoutLoss]]
 """A stage, release or stored model and its losses by corpus."""
@@ -41,6 +42,7 @@ class LossMatrix:
         starts from random weights.
     proxies: by stage, the corpora that it replays and that never have a stage of their own.
     erased: corpora that are measured no more, and of which nothing is derived.
+    draws: by stage, the earlier corpora that its end was measured on within a budget.
     """
 
     stages: tuple[Row, ...]
@@ -49,6 +51,7 @@ class LossMatrix:
     origins: tuple[Row, ...] = ()
     proxies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     erased: frozenset[str] = frozenset()
+    draws: Mapping[str, Draw] = field(default_factory=dict)
 
     @property
     def base(self) -> Mapping[str, HeldoutLoss]:
@@ -98,7 +101,8 @@ class LossMatrix:
         """Return the rise of the loss on each corpus that is not new; above 0 is forgotten.
 
         It is counted from the end of the corpus's own stage, `L[i][j] - L[j][j]`. A corpus without
-        a stage so far is compared with the base: what that knew can be forgotten too.
+        a stage so far is compared with the base: what that knew can be forgotten too. A corpus that
+        a budget left out is not among them.
         """
         known = {
             corpus: self.nats(earlier, corpus)
@@ -109,7 +113,15 @@ class LossMatrix:
         for corpus, loss in self.base.items():
             if corpus in self.stages[stage][1] and corpus not in own:
                 known.setdefault(corpus, loss.nats_per_token)
-        return {name: _difference(self.nats(stage, name), nats) for name, nats in known.items()}
+        name, losses = self.stages[stage]
+        if name in self.draws:
+            known = {corpus: nats for corpus, nats in known.items() if corpus in losses}
+        return {corpus: _difference(self.nats(stage, corpus), k) for corpus, k in known.items()}
+
+    def left_out(self, stage: int) -> frozenset[str]:
+        """Return the earlier corpora that a budget left out when a stage's end was measured."""
+        name, losses = self.stages[stage]
+        return frozenset(self.before(stage)) - {*losses} if name in self.draws else frozenset()
 
     def against_base(self, losses: Mapping[str, HeldoutLoss]) -> dict[str, float]:
         """Return a row's losses minus the base's on each corpus that both have; below 0: gained."""
@@ -132,9 +144,26 @@ class LossMatrix:
         """Return the mean loss over the corpora trained so far, each counting the same."""
         return _mean([self.nats(stage, corpus) for corpus in self.trained(stage)])
 
+    def mean_forgetting(self, stage: int) -> MeanForgetting | None:
+        """Return the mean of `forgetting` with its error; None where there is nothing to forget.
+
+        Where a budget left corpora out, it is estimated from those that were drawn. It is None too
+        where a corpus was not measured for another reason: other means are over more corpora.
+        """
+        draw = self.draws.get(self.stages[stage][0])
+        errors = self.forgetting_stderr(stage)
+        always, drawn = list[Change](), list[Change]()
+        for corpus, nats in self.forgetting(stage).items():
+            if nats is None:
+                return None
+            is_drawn = draw is not None and corpus not in draw.always
+            (drawn if is_drawn else always).append(Change(nats, errors[corpus]))
+        return mean_forgetting(always, drawn, 0 if draw is None else draw.of)
+
     def average_forgetting(self, stage: int) -> float | None:
-        """Return the mean of `forgetting`; None where there is nothing to forget."""
-        return _mean(list(self.forgetting(stage).values()))
+        """Return the value of `mean_forgetting`."""
+        mean = self.mean_forgetting(stage)
+        return None if mean is None else mean.nats_per_token
 
     def backward_transfer(self) -> float | None:
         """Return the last stage's mean forgetting with its sign turned; above 0 where it helped."""
@@ -179,6 +208,8 @@ class LossMatrix:
                     "against_base": self.against_base(losses),
                     "average_loss": self.average_loss(i),
                     "average_forgetting": self.average_forgetting(i),
+                    "mean_forgetting": _as_dict(self.mean_forgetting(i)),
+                    "draw": asdict(self.draws[name]) if name in self.draws else None,
                 }
                 for i, (name, losses) in enumerate(self.stages[since:], start=since)
             ],
@@ -229,6 +260,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def _plain(losses: Mapping[str, HeldoutLoss]) -> dict[str, Any]:
     return {corpus: asdict(loss) for corpus, loss in losses.items()}
+
+
+def _as_dict(mean: MeanForgetting | None) -> dict[str, Any] | None:
+    return None if mean is None else mean._asdict()
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

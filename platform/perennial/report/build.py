@@ -74,7 +74,7 @@ def _facts(
     if matrix.stages:
         last = len(matrix.stages) - 1
         yield "average loss", tables.number(matrix.average_loss(last))
-        yield "average forgetting", tables.number(matrix.average_forgetting(last), signed=True)
+        yield "average forgetting", tables.forgotten_on_average(matrix, last)
     if gap is not None and gap.average is not None:
         yield "gap to retraining", change_text(gap.average)
     if (share := goodput(history.times)) is not None:
@@ -213,7 +213,8 @@ _LEADS = {
     "over documents.",
     "matrix": "A row is a model, a column is held-out text that it never saw. Below a loss, and in "
     "colour, is its change since the corpus's own stage; before that stage, since the base, where "
-    "the trunk starts from one. Stages are the trunk, not annealed; a release is annealed.",
+    "the trunk starts from one. Stages are the trunk, not annealed; a release is annealed. A "
+    "corpus that a budget left out after a stage is not drawn, or a dot.",
     "train-loss": "Loss on what each step trained, replay included; the band is the lowest and the "
     "highest step of each stretch.",
     "time": "Goodput is the share of a stage's time, from the decision to begin to its last "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from perennial.evaluation.compare import Bill, Gap, Model, equal
@@ -67,13 +68,18 @@ def _gain(matrix: LossMatrix, stage: int, corpus: str) -> float | None:
 def _lost(matrix: LossMatrix, stage: int) -> str:
     errors = matrix.forgetting_stderr(stage)
     changes = {c: rise for c, rise in matrix.forgetting(stage).items() if rise is not None}
-    if len(changes) <= _MOST_NAMED:
+    mean = matrix.mean_forgetting(stage)
+    is_drawn = mean is not None and mean.measured < mean.of
+    if len(changes) <= _MOST_NAMED and not is_drawn:
         return _join([_change(c, rise, errors[c]) for c, rise in changes.items()])
     worst = max(changes, key=lambda corpus: changes[corpus])
-    mean = sum(changes.values()) / len(changes)
-    verb = "lost" if mean >= 0 else "gained"
+    nats = fmean(changes.values()) if mean is None else mean.nats_per_token
+    verb = "lost" if nats >= 0 else "gained"
+    number, over = len(changes), "of them"
+    if mean is not None and is_drawn:
+        number, over = mean.of, f"of the {mean.measured} that were measured"
     return (
-        f"{len(changes)} earlier corpora {verb} {abs(mean):.2f} on average, and of them "
+        f"{number} earlier corpora {verb} {abs(nats):.2f} on average, and {over} "
         f"{_change(worst, changes[worst], errors[worst])}, the worst"
     )
 

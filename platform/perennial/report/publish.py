@@ -99,9 +99,12 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
         step = work.state.stages[index].last_step
         heldout = {f"heldout/{c}": loss.nats_per_token for c, loss in losses.items()}
         run.log(step, heldout, work.spec.tokens_per_step)
-        forgetting = matrix.average_forgetting(index)
+        forgetting = matrix.mean_forgetting(index)
         if forgetting is not None:
-            run.log(step, {"forgetting/average": forgetting}, work.spec.tokens_per_step)
+            values = {"forgetting/average": forgetting.nats_per_token}
+            if forgetting.measured < forgetting.of and forgetting.stderr is not None:
+                values["forgetting/average_stderr"] = forgetting.stderr
+            run.log(step, values, work.spec.tokens_per_step)
     run.describe(describe_lineage(work.spec.name, work.state, matrix))
     if all(stage.name in work.state.ends for stage in work.state.stages):
         run.finish()  # what trains next resumes it

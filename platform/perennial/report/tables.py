@@ -178,8 +178,7 @@ def transfer(matrix: LossMatrix) -> Table:
                 for corpus, nats in matrix.forgetting(i).items()
             }
         )
-        mean = number(matrix.average_forgetting(i), signed=True)
-        row = [name, number(matrix.adaptation(i)), lost or "-", mean]
+        row = [name, number(matrix.adaptation(i)), lost or "-", forgotten_on_average(matrix, i)]
         if matrix.base:
             row.append(_changes(matrix.against_base(losses)))
         rows.append(row)
@@ -191,6 +190,12 @@ def transfer(matrix: LossMatrix) -> Table:
     columns = ["stage", "adaptation", "forgetting by corpus", "average forgetting"]
     columns += ["against the base"] if matrix.base else []
     return Table(columns, rows, frozenset({"adaptation", "average forgetting"}))
+
+
+def forgotten_on_average(matrix: LossMatrix, stage: int) -> str:
+    """Return a stage's mean forgetting with its error, and over how many corpora it is."""
+    mean = matrix.mean_forgetting(stage)
+    return "-" if mean is None else mean.describe()
 
 
 def _changes(changes: Mapping[str, float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
 from perennial.config.run import OptimizerAtJoin
@@ -59,6 +59,8 @@ class Corpus:
     erasures: int = 0
     #: whether a user accepted its stage before it begins
     approved: bool = False
+    #: number of the last stage of the trunk whose end was measured on it; -1 for none
+    measured: int = -1
 
     def is_late(self, event: CorpusEvent) -> bool:
         """Return whether an event counts on from another number than the corpus has."""
@@ -198,6 +200,19 @@ class StoredOrigin:
 def _asked(held: Sample | SampleList) -> tuple[str, ...]:
     """Return what a model continued: a prompt, or those of a corpus."""
     return (held.corpus, held.prompt) if isinstance(held, Sample) else (held.corpus,)
+
+
+def note_measured(corpora: Mapping[str, Corpus], measured: Iterable[str], stage: Stage) -> None:
+    """Note that a stage's end was measured on some of the corpora.
+
+    Args:
+        corpora: of the run, by name.
+        measured: names; those that are no corpora of the run are left out.
+        stage: the stage.
+    """
+    for name in measured:
+        if name in corpora:
+            corpora[name].measured = max(corpora[name].measured, stage.after)
 
 
 def names_in(corpora: Iterable[Corpus], *states: CorpusState) -> list[str]:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, JsonValue, PlainSerializer, model_v
 from perennial.config.run import OptimizerAtJoin
 from perennial.config.search import Child, Point
 from perennial.corpora.file_list import ListRecord
+from perennial.evaluation.budget import Draw
 from perennial.evaluation.finite import drop_not_finite, explain_not_finite, names_not_finite
 from perennial.evaluation.gates import Verdict
 from perennial.evaluation.kept_samples import SampleList
@@ -45,6 +46,7 @@ Losses = Annotated[dict[str, HeldoutLoss], BeforeValidator(drop_not_finite)]
 it: a loss that is not a number is one that was not measured."""
 Scores = Annotated[list[Score], BeforeValidator(explain_not_finite)]
 """Scores of tasks; one that is not a number is a task without a score, with that reason."""
+MaybeDraw = Annotated[Draw | None, Field(exclude_if=lambda draw: draw is None)]
 
 
 class Opened(_Record):
@@ -267,10 +269,11 @@ class Trained(_Record):
 
 
 class Evaluating(_Record):
-    """Measuring the stage's end began."""
+    """Measuring the stage's end began; `draw` has the corpora that a budget leaves of all."""
 
     kind: Literal["evaluating"] = "evaluating"
     corpus: str
+    draw: MaybeDraw = None
 
 
 class _Measurements(_Record):
@@ -299,6 +302,7 @@ class Evaluated(_Measurements):
 
     kind: Literal["evaluated"] = "evaluated"
     corpus: str
+    draw: MaybeDraw = None
 
 
 class Passed(_Record):

@@ -38,7 +38,15 @@ FORMAT = 2
 """raised where the same events fold to another state; the first, without a number, held plans and
 measurements too"""
 _KEPT = 2
-_IN_THE_LEDGER = {"stages", "abandoned", "losses", "stage_scores", "stage_samples", "verdicts"}
+_IN_THE_LEDGER = {
+    "stages",
+    "abandoned",
+    "losses",
+    "stage_scores",
+    "stage_samples",
+    "verdicts",
+    "draws",
+}
 """fields of the state that are read from events when they are asked for"""
 
 

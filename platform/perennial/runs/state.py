@@ -12,13 +12,14 @@ from itertools import chain
 
 from perennial.errors import InvalidTransition
 from perennial.evaluation import BASE
+from perennial.evaluation.budget import Draw
 from perennial.evaluation.gates import Verdict
 from perennial.evaluation.kept_samples import SampleList
 from perennial.evaluation.loss import HeldoutLoss
 from perennial.evaluation.samples import Sample
 from perennial.evaluation.scores import Score
 from perennial.mixture import StageMix, TrunkUse, trained_by_part, trained_sequences
-from perennial.runs.entities import Corpus, Stage, StoredOrigin, names_in
+from perennial.runs.entities import Corpus, Stage, StoredOrigin, note_measured
 from perennial.runs.events import (
     Accepted,
     Branched,
@@ -26,6 +27,7 @@ from perennial.runs.events import (
     Document,
     Erased,
     Evaluated,
+    Evaluating,
     Event,
     Extended,
     Failed,
@@ -105,6 +107,9 @@ class RunState:
     losses: MutableMapping[str, dict[str, HeldoutLoss]] = field(default_factory=dict)
     #: of those, the losses on the stage's own corpora: what later forgetting is counted from
     own_losses: dict[str, dict[str, HeldoutLoss]] = field(default_factory=dict)
+    #: what a budget leaves of all corpora, of the stage being evaluated and by stage name
+    drawing: Draw | None = None
+    draws: MutableMapping[str, Draw | None] = field(default_factory=dict)
     #: corpora on which a stage's loss is not a number, by stage name
     not_finite: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: scores that the gates asked for, and their verdicts, by stage name
@@ -317,11 +322,13 @@ class RunState:
                 self.ends[self.stages[-1].name] = event.checkpoint
                 self.times[self.stages[-1].name][event.kind] = event.at
                 self.skipped[self.stages[-1].folder] = event.skipped
+            case Evaluating():
+                self.drawing = event.draw
             case Evaluated():
+                name = self.stages[-1].name
                 self._keep_losses(self.stages[-1], event.losses)
-                self.not_finite[self.stages[-1].name] = event.not_finite
-                self.stage_scores[self.stages[-1].name] = [*event.scores]
-                self.stage_samples[self.stages[-1].name] = event.samples
+                self.draws[name], self.not_finite[name] = event.draw, event.not_finite
+                self.stage_scores[name], self.stage_samples[name] = [*event.scores], event.samples
             case Passed() | Gated():
                 self.verdicts[self.stages[-1].name] = event.verdicts
             case Accepted() if self.corpora[event.corpus].state == "passed":
@@ -330,6 +337,7 @@ class RunState:
     def _keep_losses(self, stage: Stage, losses: dict[str, HeldoutLoss]) -> None:
         own = {name: losses[name] for name in stage.corpora if name in losses}
         self.losses[stage.name], self.own_losses[stage.name] = losses, own
+        note_measured(self.corpora, losses, stage)
 
     @property
     def extension(self) -> Extended | None:
@@ -444,14 +452,6 @@ class RunState:
     def lineage(self, stage: Stage) -> list[Stage]:
         """Return the stages that a stage follows, in their order, whether it left the trunk."""
         return rewinding.list_lineage(self, stage)
-
-    def trained_corpora(self, stage: Stage) -> tuple[str, ...]:
-        """Return what a stage's end was trained on, without erased corpora; proxies last."""
-        mixes = [earlier.mix for earlier in (*self.lineage(stage), stage)]
-        new = [name for mix in mixes for name in mix.corpora]
-        trained = dict.fromkeys([*new, *(s.corpus for mix in mixes for s in mix.sources)])
-        erased = names_in(self.corpora.values(), "erased")
-        return tuple(name for name in trained if name not in erased)
 
     def history_of(self, stage: Stage) -> list[StageMix]:
         """Return the mixes of the trunk before a stage, abandoned or not."""

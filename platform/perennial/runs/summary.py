@@ -69,7 +69,8 @@ def matrix(state: RunState, last: int | None = None) -> LossMatrix:
     proxies = {stage.name: stage.replayed_proxies for stage in state.stages}
     replayed = {name: corpora for name, corpora in proxies.items() if corpora}
     erased = frozenset(names_in(state.corpora.values(), "erased"))
-    return LossMatrix(stages, releases, together, origins, replayed, erased)
+    draws = {name: draw for name in whole if (draw := state.draws.get(name)) is not None}
+    return LossMatrix(stages, releases, together, origins, replayed, erased, draws)
 
 
 def references(state: RunState, stage: Stage) -> dict[str, str]:

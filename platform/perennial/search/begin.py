@@ -20,6 +20,7 @@ from perennial.runs.events import Searching
 from perennial.runs.ledger import now
 from perennial.runs.stage_planner import stage_steps
 from perennial.runs.state import Corpus, RunState
+from perennial.runs.trunk.containment import trained_corpora
 from perennial.runs.unattended.replay_share import ShareDecision
 from perennial.schedules import RateField, Schedule, ScheduleConfig, from_dict
 from perennial.search.trials import Bench, check_objectives
@@ -67,7 +68,7 @@ def plan_search(
     corpus = _corpus(work, where, spec, origin)
     _check_searchable(work.spec, where, spec, corpus, rate)
     origin = replace(origin, corpora=_without_replay_overrides(work.state))
-    old = tuple(n for n in origin.trained_corpora(origin.stages[-1]) if n != corpus)
+    old = tuple(n for n in trained_corpora(origin, origin.stages[-1]) if n != corpus)
     check_objectives(where, spec.objectives, old)
     check_concurrent(where, work.spec.training, spec.concurrent)
     in_stage = stage_steps(work.spec, corpus, origin.corpora[corpus].sequences)

@@ -123,7 +123,11 @@ def is_done(planned: PlannedRun, state: RunState, inbox: Sequence[str]) -> bool:
         return False
     ready = {*usable(state)}
     for stage in state.stages:
-        if not ready <= {*state.losses[stage.name], *state.not_finite.get(stage.name, ())}:
+        drawn = state.draws.get(stage.name) is not None
+        if not drawn and not ready <= {
+            *state.losses[stage.name],
+            *state.not_finite.get(stage.name, ()),
+        }:
             return False
     made = {release.name for release in state.releases}
     decided = [decide(state, asked) for asked in planned.run.releases]

@@ -16,11 +16,13 @@ from perennial.cli.app import app
 from perennial.cli.console import ProgressScreen
 from perennial.config import RunSpec
 from perennial.controller import evaluate_stage, loop
+from perennial.controller import questions as questions_module
 from perennial.controller.context import Workspace
 from perennial.controller.decisions import choices
 from perennial.controller.loop import _Controller, advance, todo
 from perennial.errors import InputError, StorageFull, Superseded
-from perennial.evaluation import Answers, HeldoutLoss, Questions
+from perennial.evaluation import Answers, HeldoutLoss, Loading, Questions
+from perennial.evaluation.budget import Draw
 from perennial.evaluation.gates import Verdict
 from perennial.runs.actions import Action
 from perennial.runs.events import Gated
@@ -302,6 +304,49 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_gate(
     assert json.loads(status.stdout)["gated"]["verdicts"][0]["gate"] == "finite"
     assert CliRunner().invoke(app, ["accept", str(run_file), "a"]).exit_code == 0
     assert CliRunner().invoke(app, ["status", str(run_file)]).exit_code == 0
+
+
+def test_an_evaluation_that_is_killed_goes_on_with_the_corpora_that_were_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever became ready meanwhile, and whatever the run file says now."""
+    document = tiny_run(tmp_path) | {
+        "evaluation": {"corpora": 1},
+        "gates": {"max_forgetting": 9.0, "corpora": ["b"]},
+    }
+    asked: list[Questions] = []
+
+    def measure(_store: object, _folder: str, questions: Questions) -> Answers:
+        asked.append(questions)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        losses = {name: HeldoutLoss(name, 1.0, 0.5, 2, 10, 40, 0.1) for name in questions.corpora}
+        return Answers(losses, (), ())
+
+    monkeypatch.setattr(evaluate_stage, "examine", measure)
+    monkeypatch.setattr(questions_module, "loading_of", lambda _: Loading())
+    monkeypatch.setattr(Workspace, "use_ray", lambda _: None)
+    for attempt in range(2):
+        document["evaluation"] = {"corpora": 1 + attempt}
+        work = Workspace(RunSpec.model_validate(document), "run.yaml")
+        work.take_charge()
+        if attempt == 0:
+            for corpus in ("a", "b", "c"):
+                _write(work, corpus, *WALK)
+            _write(work, "d", *WALK[:5])
+            with pytest.raises(KeyboardInterrupt):
+                evaluate_stage.evaluate(work, "d")
+            _write(work, "e", *WALK[:3])
+        else:
+            evaluate_stage.evaluate(work, "d")
+            evaluate_stage.judge(work, "d")
+        work.close()
+    assert [questions.corpora for questions in asked] == [("a", "b", "d")] * 2
+    assert [questions.sources for questions in asked] == [("b", "d")] * 2
+    assert {*work.state.losses["03-d"]} == {"a", "b", "d"}
+    assert work.state.draws["03-d"] == Draw(("b",), ("a",), 2)
+    assert work.state.corpora["d"].state == "passed"
+    assert [verdict.subject for verdict in work.state.verdicts["03-d"]] == ["b"]
 
 
 def test_a_stage_that_forgot_too_much_is_trained_again_with_more_replay_then_waits(

@@ -10,9 +10,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from perennial.cli.console import print_matrix
+from perennial.config.gates import GatesSpec
 from perennial.evaluation import HeldoutLoss, LossMatrix, corpus_of, pareto_front
+from perennial.evaluation.budget import Draw
+from perennial.evaluation.gates import Measurements, judge
 from perennial.report.tables import transfer
 
 
@@ -215,3 +219,48 @@ def test_a_proxy_is_averaged_from_the_stage_on_that_replays_it() -> None:
 def test_a_run_without_a_stage_has_an_empty_matrix() -> None:
     empty = LossMatrix((), ()).to_dict()
     assert (empty["stages"], empty["backward_transfer"]) == ([], None)
+
+
+DRAWN = LossMatrix(
+    (
+        ("00-english", row(english=4.0)),
+        ("01-french", row(english=4.5, french=3.0)),
+        ("02-spanish", row(french=3.25, spanish=2.0)),
+        ("03-german", row(english=4.25, spanish=2.5, german=3.0)),
+    ),
+    draws={
+        "02-spanish": Draw((), ("french",), 2),
+        "03-german": Draw(("english",), ("spanish",), 2),
+    },
+)
+
+
+def test_what_a_budget_left_out_is_no_missing_cell() -> None:
+    assert [DRAWN.left_out(stage) for stage in range(4)] == [set(), set(), {"english"}, {"french"}]
+    assert DRAWN.forgetting(2) == {"french": 0.25}
+    assert DRAWN.average_loss(3) is None
+    mean = DRAWN.mean_forgetting(3)
+    assert mean is not None
+    assert (mean.nats_per_token, mean.measured, mean.of) == ((0.25 + 2 * 0.5) / 3, 2, 3)
+
+
+def test_forgetting_says_over_how_many_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_matrix(DRAWN)
+    printed = capsys.readouterr().out
+    assert printed.count("not drawn") == 2
+    assert "mean +0.417, over" in printed
+    assert transfer(DRAWN).rows[3][3] == "+0.417, over 2 of 3"
+    german = json.loads(json.dumps(DRAWN.to_dict()))["stages"][3]
+    assert german["draw"] == {"always": ["english"], "drawn": ["spanish"], "of": 2}
+    assert german["mean_forgetting"]["of"] == 3
+    assert FULL.to_dict()["stages"][2]["draw"] is None
+
+
+def test_a_gate_asks_what_was_measured_or_what_it_names() -> None:
+    measured = Measurements(DRAWN)
+    asked = [verdict.subject for verdict in judge(GatesSpec(max_forgetting=1.0), measured)]
+    assert asked == ["english", "spanish"]
+    bounds = GatesSpec(max_forgetting=1.0, corpora=("eng*",))
+    assert [verdict.subject for verdict in judge(bounds, measured)] == ["english"]
+    with pytest.raises(ValidationError, match="max_forgetting"):
+        GatesSpec(corpora=("eng*",))

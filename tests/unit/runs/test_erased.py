@@ -10,6 +10,7 @@ from perennial.errors import InvalidTransition
 from perennial.evaluation import HeldoutLoss, LossMatrix
 from perennial.runs.actions import Action, Outside, next_action
 from perennial.runs.state import RunState
+from perennial.runs.trunk.containment import trained_corpora
 from perennial.runs.trunk.rewinding import resuming
 from tests.support.event_factory import AT, WALK, erased, event_of, rewound, started, walk
 
@@ -31,7 +32,7 @@ def test_a_trained_corpus_is_replayed_no_more_and_its_stage_stays(state: RunStat
     walk(state, "c", *WALK[:3])
     state.apply(started(state, "c"))
     assert {source.corpus for source in state.stages[-1].mix.replayed} == {"b"}
-    assert state.trained_corpora(state.stages[-1]) == ("b", "c")
+    assert trained_corpora(state, state.stages[-1]) == ("b", "c")
 
 
 @pytest.mark.parametrize("kind", ["unretired", "retried", "refused", "held", "retired"])

@@ -21,6 +21,7 @@ from perennial.runs.stage_planner import (
     warn_of_start,
 )
 from perennial.runs.state import RunState, Stage
+from perennial.runs.trunk.containment import trained_corpora
 from perennial.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -174,7 +175,7 @@ def test_a_proxy_that_is_ready_is_replayed_by_every_stage_and_counted() -> None:
     first = _train(spec, state, "a")
     assert first.mix.replay.proxies == {"web": 800}
     assert {s.corpus: s.sequences for s in first.mix.sources} == {"a": 72, "web": 24}
-    assert state.trained_corpora(state.stages[0]) == ("a", "web")
+    assert trained_corpora(state, state.stages[0]) == ("a", "web")
     _train(spec, state, "b")
     assert sum(state.seen(state.stages[1], 24).values()) == 2 * 12 * 8
     assert summary.matrix(state).proxies == {"00-a": ("web",), "01-b": ("web",)}

@@ -75,7 +75,7 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
                 name=stage.name,
                 losses=stage.losses,
                 own=stage.adaptation,
-                forgetting=stage.forgetting,
+                forgetting=None if stage.forgetting is None else stage.forgetting.nats_per_token,
                 state=stage.state,
                 tokens=stage.tokens,
                 replay=stage.replay,
@@ -100,6 +100,7 @@ def _screen(state: RunStatus, run_file: str) -> StatusScreen:
         ],
         notes=[
             *_shared_stage_notes(state),
+            *_drawn_notes(state),
             *_share_notes(state),
             *_part_notes(state),
             *(note for name, note in _corpus_notes(state) if name not in state.reasons),
@@ -141,6 +142,14 @@ def _shared_stage_notes(state: RunStatus) -> Iterator[Note]:
     for stage in state.stages:
         if len(stage.corpora) > 1:
             yield "together", f"{stage.name}: {', '.join(stage.corpora)}"
+
+
+def _drawn_notes(state: RunStatus) -> Iterator[Note]:
+    """Yield over how many corpora the last forgetting is, where a budget left some out."""
+    means = [(stage.name, stage.forgetting) for stage in state.stages if stage.forgetting]
+    for name, mean in means[-1:]:
+        if mean.measured < mean.of:
+            yield "forgot", f"{name}: {mean.describe()} earlier corpora; the others were not drawn"
 
 
 def _part_notes(state: RunStatus) -> Iterator[Note]:

@@ -124,8 +124,10 @@ def _draw_cells(
     slim = narrow() or len(corpora) > _MANY
     size = (6 if len(corpora) > _MANY - 1 else 8) if narrow() else 8 if slim else 10
     for y, (_, losses) in enumerate(matrix.rows):
+        on_trunk = 0 <= y - first < len(matrix.stages)
+        not_drawn = matrix.left_out(y - first) if on_trunk else frozenset()
         for x, corpus in enumerate(corpora):
-            is_own = 0 <= y - first < len(matrix.stages) and corpus in matrix.own(y - first)
+            is_own = on_trunk and corpus in matrix.own(y - first)
             nats = changed[y].get(corpus)
             if nats:
                 tint = FELL if nats < 0 else ROSE
@@ -133,6 +135,8 @@ def _draw_cells(
                 cell.set_alpha(_FULL * abs(nats) / most)
                 axes.add_patch(cell)
             text = "-" if slim else "not measured"
+            if corpus in not_drawn:
+                text = "·" if slim else "not drawn"
             if corpus in losses:
                 text = _value(losses[corpus], None if is_own else nats, slim)
             drawn = axes.text(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from perennial.mixture import Source, StageMix
-from perennial.runs.entities import Stage
+from perennial.runs.entities import Stage, names_in
 from perennial.runs.state import RunState
 
 Stretches = Sequence[tuple[int, int]]
@@ -46,6 +46,15 @@ def _order_of(source: Source, first: int, last: int) -> int | None:
     start = source.start % source.extent
     place = 0 if low <= start <= high else (low - start) % source.extent
     return place if place < source.sequences else None
+
+
+def trained_corpora(state: RunState, stage: Stage) -> tuple[str, ...]:
+    """Return what a stage's end was trained on, without erased corpora; proxies last."""
+    stages = [*state.lineage(stage), stage]
+    new = [name for earlier in stages for name in earlier.corpora]
+    proxies = [name for earlier in stages for name in earlier.replayed_proxies]
+    erased = {*names_in(state.corpora.values(), "erased")}
+    return tuple(name for name in dict.fromkeys([*new, *proxies]) if name not in erased)
 
 
 class Containment:

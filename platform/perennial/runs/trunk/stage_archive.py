@@ -103,6 +103,7 @@ class StageArchive:
         state.stage_scores = StoredRows(names, self._scores)
         state.stage_samples = StoredRows(names, lambda name: self._evaluated(name).samples)
         state.verdicts = StoredRows(judged, self._verdicts)
+        state.draws = StoredRows(names, lambda name: self._evaluated(name).draw)
 
     def _losses(self, name: str) -> dict[str, HeldoutLoss]:
         losses = self._evaluated(name).losses
