@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ LAST_LINES = 14
 """Of a command's output, those that the page shows."""
 QUICKSTART_SECONDS = 3 * 3600
 SERVE_SECONDS = 1800
+START_SECONDS = 60
 
 # The operator's own command for a head, less what only a cluster has.
 RAY_START = (
@@ -157,6 +159,8 @@ class Pod:
         file = bundle / "config.json"
         spec = json.loads(file.read_text())
         mine = self._container["securityContext"]
+        # Not all that a container runtime sets, where this machine's root may not raise it.
+        files = min(1048576, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         assert mine["capabilities"] == {"drop": ["ALL"]}
         spec["root"] = {"path": self._rootfs, "readonly": mine["readOnlyRootFilesystem"]}
         environment = [*self._environment, *(f"{k}={v}" for k, v in variables.items())]
@@ -173,7 +177,7 @@ class Pod:
             },
             "capabilities": {},
             "noNewPrivileges": not mine["allowPrivilegeEscalation"],
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1048576, "soft": 65536}],
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": files, "soft": min(65536, files)}],
         }
         for mount in spec["mounts"]:
             if mount["destination"] == "/dev/shm":  # the operator's, half of the pod's memory
@@ -209,8 +213,10 @@ class Pod:
         return Ended(code, self.told(name), time.monotonic() - began)
 
     def inside(self, name: str, command: list[str]) -> Ended:
-        """Run a command in a container that runs."""
+        """Run a command in a container, once it runs."""
         began = time.monotonic()
+        while not self._runs(name) and time.monotonic() < began + START_SECONDS:
+            time.sleep(0.2)
         done = subprocess.run(
             crun("exec", name, *command),
             text=True,
@@ -218,6 +224,10 @@ class Pod:
             stderr=subprocess.STDOUT,
         )
         return Ended(done.returncode, done.stdout, time.monotonic() - began)
+
+    def _runs(self, name: str) -> bool:
+        done = subprocess.run(crun("state", name), capture_output=True)
+        return done.returncode == 0 and json.loads(done.stdout)["status"] == "running"
 
     def told(self, name: str) -> str:
         """Return what a container has printed."""

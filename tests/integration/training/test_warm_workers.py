@@ -140,7 +140,7 @@ def _state(place: Path, number: int) -> dict[str, torch.Tensor]:
         ("keep", {"precision": "bf16", "zero_stage": 0}),
         ("keep", {"precision": "bf16", "zero_stage": 2}),
         ("keep", {"precision": "bf16", "zero_stage": 3}),
-        ("keep", {"tensor_parallel": 2}),
+        ("keep", {"workers": 2, "tensor_parallel": 2}),
     ],
 )
 def test_i9_stages_in_the_same_processes_are_bitwise_those_in_new_ones(
