@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from pathlib import Path
@@ -10,17 +9,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from perennial.runs.ledger import Ledger
-from perennial.store import Store, open_store
+from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoints
 from tests.support.cli import perennial, perennial_json, start
-from tests.support.tiny_run import tiny_run, write_run, write_texts
+from tests.support.three_stages import STAGES, land_three, numbers_of, weights
 
 STEPS, EVERY = 400, 20
-NAMES = ("help", "code", "more")
-STAGES = tuple(f"{number:02d}-{name}" for number, name in enumerate(NAMES))
 
 
 @pytest.mark.long
@@ -35,12 +31,12 @@ def test_i9_stages_in_workers_that_stay_are_bitwise_those_in_new_ones(tmp_path: 
     warm, cold = (open_store(tmp_path / arm / "store") for arm in ("warm", "cold"))
     for number, stage in enumerate(STAGES):
         end = checkpoints.folder_of(f"checkpoints/{stage}", STEPS * (number + 1))
-        expected = _weights(cold, end)
-        for name, tensor in _weights(warm, end).items():
+        expected = weights(cold, end)
+        for name, tensor in weights(warm, end).items():
             assert torch.equal(tensor, expected[name]), (stage, name)
         seen = [checkpoints.read_manifest(store, end).tokens_seen for store in (warm, cold)]
         assert seen[0] == seen[1]
-        numbers = [_numbers(store, stage) for store in (warm, cold)]
+        numbers = [numbers_of(store, stage) for store in (warm, cold)]
         assert numbers[0] == numbers[1]
         assert [step for step, _ in numbers[0]] == [STEPS * number + n + 1 for n in range(STEPS)]
     told = [perennial_json("status", run_files[arm])["times"] for arm in ("warm", "cold")]
@@ -51,20 +47,8 @@ def test_i9_stages_in_workers_that_stay_are_bitwise_those_in_new_ones(tmp_path: 
 
 
 def _land(folder: Path, idle_minutes: int) -> Path:
-    """A run of three corpora, of which one is the end of another."""
-    folder.mkdir()
-    run = tiny_run(folder)
-    run["training"] |= {"idle_minutes": idle_minutes, "checkpoint_every": f"{EVERY} steps"}
-    run["stages"] = {"budget": f"{STEPS} steps"}
-    run_file = write_run(folder, run)
-    texts = write_texts(folder)
-    lines = texts["code"].read_text().splitlines(keepends=True)
-    texts["more"] = folder / "more.jsonl"
-    for name, part in (("more", lines[len(lines) // 2 :]), ("code", lines[: len(lines) // 2])):
-        texts[name].write_text("".join(part))
-    for name in NAMES:
-        perennial("land", run_file, name, texts[name])
-    return run_file
+    training = {"idle_minutes": idle_minutes, "checkpoint_every": f"{EVERY} steps"}
+    return land_three(folder, STEPS, training=training)
 
 
 def _run_and_kill(run_file: Path, in_stage: str) -> list[set[int]]:
@@ -96,16 +80,3 @@ def _run_and_kill(run_file: Path, in_stage: str) -> list[set[int]]:
 def _workers(pid: int) -> set[int]:
     children = psutil.Process(pid).children(recursive=True)
     return {each.pid for each in children if "RayTrainWorker" in " ".join(each.cmdline())}
-
-
-def _weights(store: Store, end: str) -> dict[str, torch.Tensor]:
-    key = checkpoints.read_manifest(store, end).key_of(end, "model.safetensors")
-    weights: dict[str, torch.Tensor] = load_file(Path(store.url) / key)
-    return weights
-
-
-def _numbers(store: Store, stage: str) -> list[tuple[int, str]]:
-    """Step, and what was computed in it, of every step of a stage."""
-    _, rows = checkpoints.kept_rows(store, f"checkpoints/{stage}")
-    kept = ("loss", "gradient_norm", "eta", "tokens_seen")
-    return [(row["step"], json.dumps([row[name] for name in kept])) for row in rows]

@@ -185,11 +185,10 @@ def list_awaited(state: RunState, committed: Collection[str]) -> Iterator[str]:
     """
     if state.resumption is not None:
         yield folder_of(state.stage(state.resumption.stage).folder, state.resumption.step)
-    stage = state.at_work
-    if stage is None or stage.resumes is None:
-        return
-    if not any(key.startswith(f"{stage.folder}/") for key in committed):
-        yield stage.resumes
+    for stage in state.unfinished:
+        is_begun = any(key.startswith(f"{stage.folder}/") for key in committed)
+        if stage.resumes is not None and not is_begun:
+            yield stage.resumes
 
 
 def _check_share(key: str, stage: Stage, state: RunState) -> Iterator[Finding]:

@@ -323,6 +323,11 @@ class EvaluationSpec(Section):
     trunk_tasks: Annotated[bool, FREE] = False
     """true scores the tasks at the end of every stage too, and compares with the checkpoint that
     the stage started from; false scores releases alone, and the base beside the first of them"""
+    beside_training: Annotated[bool, FREE] = False
+    """true begins the next stage as soon as one is trained, and measures that one meanwhile, on
+    CPUs that the workers may hold; where a gate then stops it, the next stage is abandoned. GPUs
+    that the workers hold are waited for, and a stage that brings entries to the tokenizer is
+    measured first"""
     prompts: Annotated[tuple[str, ...], FREE] = ()
     """prompts that every stage and every release continues, besides the first words of held-out
     documents"""

@@ -150,9 +150,9 @@ class Workspace:
 
     def check_unfinished(self) -> None:
         """Refuse settings under which an unfinished stage would go on otherwise than it began."""
-        stage = self.state.at_work
-        if stage is not None and self.state.corpora[stage.corpora[0]].stands_at == "training":
-            check_held(stage.name, stage.settings, self.spec, self.where)
+        for stage in self.state.unfinished:
+            if self.state.corpora[stage.corpora[0]].stands_at == "training":
+                check_held(stage.name, stage.settings, self.spec, self.where)
 
     def check_model(self) -> None:
         """Check that the model fits the named tokenizer and the sequence length."""

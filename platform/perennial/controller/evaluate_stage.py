@@ -10,7 +10,7 @@ from perennial.controller.ingest_stage import usable
 from perennial.controller.origin import measure_origins
 from perennial.controller.questions import loading_of, questions_of, sampling, warn_of_undrawn
 from perennial.corpora import read_manifest
-from perennial.evaluation import Answers, examine
+from perennial.evaluation import Answers, Questions, examine
 from perennial.evaluation import measure as measure_losses
 from perennial.evaluation.cache import kept_losses
 from perennial.evaluation.gates import Measurements
@@ -28,16 +28,40 @@ from perennial.runs.unattended.evaluation_draw import decide_draw, measured_corp
 
 def evaluate(work: Workspace, name: str) -> None:
     """Measure a stage's end on held-out documents and tasks, and sample from it."""
+    stage = prepare(work, name)
+    work.log(f"evaluating {stage.name} on held-out documents")
+    asked = questions_at(work, stage)
+    keep(work, name, examine(work.store, work.state.ends[stage.name], asked))
+
+
+def prepare(work: Workspace, name: str) -> Stage:
+    """Measure what a stage's end is compared with; return the stage.
+
+    Args:
+        work: the run.
+        name: the first corpus of the stage.
+    """
     stage = work.state.stage_of(name)
     if work.state.corpora[name].state == "trained":
         draw = decide_draw(work.spec, work.state, stage, usable(work.state))
         work.record(Evaluating(at=now(), corpus=name, draw=draw))
     measure_origins(work)
-    work.log(f"evaluating {stage.name} on held-out documents")
     if work.spec.gates.min_gain is not None:
         _measure_before(work, stage)
     _score_before(work, stage)
-    answers = _examine(work, stage)
+    return stage
+
+
+def keep(work: Workspace, name: str, answers: Answers) -> None:
+    """Record the measurements of a stage's end.
+
+    Args:
+        work: the run.
+        name: the first corpus of the stage.
+        answers: the measurements.
+    """
+    stage = work.state.stage_of(name)
+    warn_of_undrawn(work, answers.samples)
     work.record(
         Evaluated(
             at=now(),
@@ -75,7 +99,7 @@ def _measure_before(work: Workspace, stage: Stage) -> None:
     """Measure the previous stage on this one's corpora, from which their gain is counted."""
     if stage.start is None:
         return
-    previous = work.state.stages[-2]
+    previous = work.state.stages[stage.after - 1]
     before = previous.name
     known = work.state.losses[before]
     missing = [n for n in stage.corpora if n not in known or not is_kept(work, stage.start, n)]
@@ -133,14 +157,14 @@ def _trunk_tasks(work: Workspace) -> tuple[str, ...]:
     return work.spec.evaluation.tasks if work.spec.evaluation.trunk_tasks else ()
 
 
-def _examine(work: Workspace, stage: Stage) -> Answers:
-    """Return held-out losses, scores and samples of the stage's end."""
+def questions_at(work: Workspace, stage: Stage) -> Questions:
+    """Return what is asked at a stage's end: held-out losses, scores and samples."""
     work.use_ray()
     spec = work.spec
     tasks = [*spec.gates.tasks, *_trunk_tasks(work)]
     draw, asked = work.state.drawing, questions_of(work, summary.references(work.state, stage))
     named = asked.sources if draw is None else (*stage.corpora, *draw.always)
-    questions = replace(
+    return replace(
         asked,
         corpora=tuple(measured_corpora(draw, stage, asked.corpora)),
         # With a budget, scores of tasks would be compared with those on other corpora.
@@ -149,9 +173,6 @@ def _examine(work: Workspace, stage: Stage) -> Answers:
         task_reference=work.state.start_of(stage),
         **sampling(work),
     )
-    answers = examine(work.store, work.state.ends[stage.name], questions)
-    warn_of_undrawn(work, answers.samples)
-    return answers
 
 
 def measure(

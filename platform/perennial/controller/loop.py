@@ -22,7 +22,8 @@ from perennial.controller.origin import begin_from_stored
 from perennial.controller.release import carry_out
 from perennial.controller.replay_share import measure_share
 from perennial.controller.reuse_trial import adopt
-from perennial.controller.train_stage import train
+from perennial.controller.train_stage import train_trunk
+from perennial.controller.unattended.measure_beside import BesideTraining, train_beside
 from perennial.errors import (
     MISTAKES,
     Busy,
@@ -54,6 +55,7 @@ from perennial.runs.stage_planner import (
 )
 from perennial.runs.state import Stage
 from perennial.runs.trunk.rewinding import resuming
+from perennial.runs.trunk.unfinished import MEASURED
 from perennial.runs.unattended.gate_response import respond_to_gate
 from perennial.runs.unattended.limits import reached_limit
 from perennial.schedules import from_dict
@@ -224,6 +226,9 @@ def todo(work: Workspace) -> list[str]:
         ]
     waiting = [n for n in outside.inbox if n not in work.state.corpora and n != first.subject]
     line = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
+    if first.verb == "train":
+        measured = [stage.name for stage in work.state.unfinished[:-1]]
+        line += f" while {measured[0]} is measured" if measured else ""
     line += f" until {first.until}" if first.until else ""
     line += f": {first.reason}" if first.reason else ""
     return [line, *(f"then {name}" for name in waiting), *undecided]
@@ -454,7 +459,11 @@ class _Controller:
         adopt(work, stage)
         work.use_ray()
         job = stage_job(work.spec, work.state, stage, work.manifests(), work.fence())
-        checkpoint = train(work, job, is_trunk=True)
+        beside = self._measure_beside(stage)
+        checkpoint = train_beside(work, job, beside) if beside else train_trunk(work, job)
+        if checkpoint is None:
+            work.log(f"{stage.name} left the trunk while it trained")
+            return
         skipped = tuple(skip.step for skip in read_skips(work.store, stage.folder))
         work.record(
             Trained(
@@ -467,3 +476,10 @@ class _Controller:
         )
         work.notify(lambda observer: observer.stage_trained(work, stage))
         self.trained += 1
+
+    def _measure_beside(self, stage: Stage) -> BesideTraining | None:
+        """Begin to measure the stage before; None where it has passed, or waits for another try."""
+        first = self._work.state.unfinished[0]
+        if self._work.state.corpora[first.corpora[0]].state not in MEASURED:
+            return None
+        return BesideTraining(self._work, first.corpora[0], stage.name, self._try)

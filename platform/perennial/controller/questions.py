@@ -24,9 +24,11 @@ def questions_of(work: Workspace, references: Mapping[str, str]) -> Questions:
         work: the run.
         references: by corpus, the model that its loss is compared with.
     """
+    # Behind the stage that is measured another one may train.
+    last = work.state.at_work or next(reversed(work.state.stages), None)
     return Questions(
         corpora=tuple(usable(work.state)),
-        texts=trained_corpora(work.state, work.state.stages[-1]) if work.state.stages else (),
+        texts=trained_corpora(work.state, last) if last else (),
         sequence_length=work.spec.corpora.sequence_length,
         max_documents=work.spec.evaluation.documents,
         seed=work.spec.seed,

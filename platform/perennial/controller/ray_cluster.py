@@ -12,7 +12,7 @@ from perennial.errors import InputError
 
 if TYPE_CHECKING:
     from perennial.training.job import Job
-    from perennial.training.launcher import KeptWorkers
+    from perennial.training.launcher import KeptWorkers, Meanwhile
     from perennial.training.ray.progress_actor import Progress
 
 _READER_SHARE = 0.1
@@ -107,12 +107,14 @@ class TrunkWorkers:
         """Begin without workers; Ray is not loaded before there is a stage to train."""
         self._kept: KeptWorkers | None = None
 
-    def train(self, job: Job, on_progress: Callable[[Progress], None]) -> str:
-        """Train a stage's job, as `run_job` does."""
+    def train(
+        self, job: Job, on_progress: Callable[[Progress], None], meanwhile: Meanwhile
+    ) -> str | None:
+        """Train a stage's job, as `KeptWorkers.run_job` does."""
         from perennial.training.launcher import KeptWorkers
 
         self._kept = self._kept or KeptWorkers("trunk")
-        return self._kept.run_job(job, on_progress, 60 * job.training.idle_minutes)
+        return self._kept.run_job(job, on_progress, 60 * job.training.idle_minutes, meanwhile)
 
     def let_go(self) -> None:
         """End workers that wait, and return when their room is free."""

@@ -107,4 +107,5 @@ def _measure_end(work: Workspace, new: Sequence[str]) -> None:
         return
     work.log(f"measuring the end of {last.name} on {', '.join(missing)}, for the replay share")
     losses = measure(work, end, missing, summary.references(work.state, last))
-    work.record(Measured(at=now(), stage=last.name, losses=losses))
+    if last.name in work.state.losses:  # otherwise it is measured beside, which finds these kept
+        work.record(Measured(at=now(), stage=last.name, losses=losses))

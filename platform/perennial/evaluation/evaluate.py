@@ -200,7 +200,7 @@ def answer(
     """
     import torch
 
-    torch.set_num_threads(math.ceil(questions.loading.cpus))
+    torch.set_num_threads(max(1, math.ceil(questions.loading.cpus)))
     with tempfile.TemporaryDirectory(prefix="perennial-") as scratch:
         folder = Path(scratch) / "model"
         fetch(store, folder_key, folder)

@@ -79,6 +79,7 @@ class Order:
     alone: corpora that keep a stage of their own, as those in `first` do.
     proxies: corpora that are replayed and never become stages. The first stage waits for them.
     approval: whether a stage waits until a user accepts its corpus.
+    beside: whether a stage is measured while the next one trains.
     extending: corpora, or globs of them, that bring entries to the tokenizer, or have ids that were
         brought. One is not tokenised before the entries of another are in force, or out of it:
         theirs come after those.
@@ -93,6 +94,7 @@ class Order:
     proxies: Sequence[str] = ()
     extending: Collection[str] = ()
     approval: bool = False
+    beside: bool = False
 
     def trains(self, name: str) -> bool:
         """Return whether a corpus becomes a stage."""
@@ -114,7 +116,8 @@ def next_action(state: RunState, outside: Outside, order: Order | None = None) -
 
     The stage that was begun is finished first, then come releases, then landings, then the stage
     whose plan goes on after a rewind, then the next stage in order. A gated stage, or one that
-    failed for the last time, pauses the run: only landings are recorded then.
+    failed for the last time, pauses the run: only landings are recorded then. Where the order says
+    so, the next stage begins once this one is trained, and this one is measured while that trains.
 
     Args:
         state: the run as of the last read of the ledger.
@@ -126,6 +129,9 @@ def next_action(state: RunState, outside: Outside, order: Order | None = None) -
     """
     order = order or Order()
     at_work = state.corpora[state.at_work.corpora[0]] if state.at_work else None
+    ahead = _ahead(state, outside, order) if order.beside else None
+    if ahead is not None:
+        return ahead
     if at_work is not None and at_work.state in _GO_ON:
         return Action(_GO_ON[at_work.state], at_work.name)
     if at_work is None and outside.due:
@@ -138,6 +144,33 @@ def next_action(state: RunState, outside: Outside, order: Order | None = None) -
     if at_work is not None:
         return _again(at_work, outside.now)
     return _next_stage(state, outside, order)
+
+
+def _ahead(state: RunState, outside: Outside, order: Order) -> Action | None:
+    """Plan what comes before the measurement of the stage at work, or goes on beside it; or None.
+
+    That is a release of the stage before it, which is due until this one passes, and the next
+    stage. Its corpus may need entries of the tokenizer that are not in force before this one
+    passes: then it waits.
+    """
+    unfinished = [state.corpora[stage.corpora[0]] for stage in state.unfinished]
+    if not unfinished:
+        return None
+    first, *behind = unfinished
+    if behind:
+        return Action("train", behind[0].name) if behind[0].state == "training" else None
+    if first.state not in ("trained", "evaluating"):
+        return None
+    if outside.due:
+        return Action("release", outside.due[0])
+    for name in outside.inbox:
+        if name not in state.corpora:
+            return Action("record-landing", name)
+    if state.growing:
+        return None
+    following = _next_stage(state, outside, order)
+    begins = following is not None and following.verb in ("ingest", "start")
+    return following if begins else None
 
 
 def next_ingest(state: RunState, outside: Outside, order: Order | None = None) -> Action | None:

@@ -200,7 +200,10 @@ def order_of(spec: RunSpec) -> Order:
     named = () if stages.order == "landing" else stages.order
     priority = {name: settings.priority for name, settings in stages.corpora.items()}
     approval = stages.approval == "manual"
-    order = Order(named, priority, stages.only, proxies=stages.proxies, approval=approval)
+    beside = spec.evaluation.beside_training
+    order = Order(
+        named, priority, stages.only, proxies=stages.proxies, approval=approval, beside=beside
+    )
     extending = {name for name, own in stages.corpora.items() if own.extend_tokenizer is not None}
     own = {
         name for name, read in spec.corpora.read.items() if read.tokens and read.tokens.brought_by

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import chain
 
 from perennial.errors import InvalidTransition
@@ -58,13 +59,12 @@ from perennial.runs.storage.store_state import StoreState
 from perennial.runs.transitions import (
     ASIDE,
     FINISHED,
-    ON_THE_TRUNK,
     TRANSITIONS,
     CorpusState,
     ReleaseState,
     check_release,
 )
-from perennial.runs.trunk import invariants, rewinding
+from perennial.runs.trunk import invariants, rewinding, unfinished
 from perennial.runs.trunk.training_times import TrainingTimes, note_training
 from perennial.runs.trunk.trunk_state import Resumption
 from perennial.runs.trunk.trunk_sums import Skipped, TrunkSums
@@ -218,6 +218,7 @@ class RunState:
         if isinstance(event, Started) and event.mix.corpora[:1] != (event.corpus,):
             mix = f"mix that trains {' and '.join(event.mix.corpora)}"
             raise ValueError(f"the stage of {event.corpus} has a {mix}")
+        unfinished.check_order(self, event)
         for name, kind in self._happenings(event).items():
             corpus = self.corpora.get(name) or Corpus(name)
             if corpus.is_late(event) or (corpus.state, kind) not in TRANSITIONS:
@@ -236,9 +237,8 @@ class RunState:
         return dict.fromkeys(together, event.kind)
 
     def together(self, corpus: str) -> tuple[str, ...]:
-        """Return the corpora of the unfinished stage where this is one of them, else this one."""
-        stage = self.at_work
-        return stage.corpora if stage is not None and corpus in stage.corpora else (corpus,)
+        """Return the corpora of the unfinished stage of which this is one, else this one."""
+        return next((s.corpora for s in self.unfinished if corpus in s.corpora), (corpus,))
 
     @property
     def ingesting(self) -> Corpus | None:
@@ -247,9 +247,13 @@ class RunState:
 
     @property
     def at_work(self) -> Stage | None:
-        """Return the last stage of the trunk unless it has passed."""
-        last = self.stages[-1] if self.stages else None
-        return None if last is None or self.has_passed(last) else last
+        """Return the first stage of the trunk that has not passed, or None."""
+        return next(iter(self.unfinished), None)
+
+    @property
+    def unfinished(self) -> list[Stage]:
+        """Return the stages that have not passed: a second one while the first is measured."""
+        return unfinished.list_unfinished(self)
 
     @property
     def gated(self) -> Stage | None:
@@ -262,19 +266,17 @@ class RunState:
         return self.corpora[stage.corpora[0]].state in FINISHED
 
     def _apply_to_corpus(self, event: CorpusEvent) -> None:
-        happenings, stage = self._happenings(event), self.at_work
+        happenings, stages = self._happenings(event), self.unfinished
         for name, kind in happenings.items():
             corpus = self.corpora.setdefault(name, Corpus(name))
             self.move(corpus, kind)
             self._note(corpus, event)
             corpus.reason = getattr(event, "reason", "") if kind == event.kind else ""
             corpus.code = getattr(event, "code", "") if kind == event.kind else ""
-        if stage is not None and self.corpora[stage.corpora[0]].stands_at not in ON_THE_TRUNK:
-            self.abandoned.append(self.stages.pop())
+        unfinished.take_off(self, stages, event)
         rewinding.forget_resumption(self, event)
         self._note_stage(event)
-        stage = self.stages[-1] if isinstance(event, Started) else stage
-        if stage is not None:
+        for stage in [*stages, *(self.stages[-1:] if isinstance(event, Started) else ())]:
             trains = self.corpora[stage.corpora[0]].state == "training"
             note_training(self.training.setdefault(stage.name, []), event.at, trains=trains)
 
@@ -319,25 +321,25 @@ class RunState:
                 self.times[event.stage] = {event.kind: event.at}
                 self.stages.append(Stage.decided(event, after=len(self.stages)))
             case Trained():
-                self.ends[self.stages[-1].name] = event.checkpoint
-                self.times[self.stages[-1].name][event.kind] = event.at
-                self.skipped[self.stages[-1].folder] = event.skipped
+                stage = self.stage_of(event.corpus)
+                self.ends[stage.name], self.skipped[stage.folder] = event.checkpoint, event.skipped
+                self.times[stage.name][event.kind] = event.at
             case Evaluating():
                 self.drawing = event.draw
             case Evaluated():
-                name = self.stages[-1].name
-                self._keep_losses(self.stages[-1], event.losses)
+                name = self._keep_losses(self.stage_of(event.corpus), event.losses)
                 self.draws[name], self.not_finite[name] = event.draw, event.not_finite
                 self.stage_scores[name], self.stage_samples[name] = [*event.scores], event.samples
             case Passed() | Gated():
-                self.verdicts[self.stages[-1].name] = event.verdicts
+                self.verdicts[self.stage_of(event.corpus).name] = event.verdicts
             case Accepted() if self.corpora[event.corpus].state == "passed":
-                self.accepted[self.stages[-1].name] = event.reason
+                self.accepted[self.stage_of(event.corpus).name] = event.reason
 
-    def _keep_losses(self, stage: Stage, losses: dict[str, HeldoutLoss]) -> None:
+    def _keep_losses(self, stage: Stage, losses: dict[str, HeldoutLoss]) -> str:
         own = {name: losses[name] for name in stage.corpora if name in losses}
         self.losses[stage.name], self.own_losses[stage.name] = losses, own
         note_measured(self.corpora, losses, stage)
+        return stage.name
 
     @property
     def extension(self) -> Extended | None:
@@ -373,8 +375,7 @@ class RunState:
 
     def start_of(self, stage: Stage) -> str | None:
         """Return the key of the model that a stage starts from; None for random weights."""
-        first = self.base.folder if self.base else None
-        return first if stage.start is None else stage.start
+        return stage.start or (self.base.folder if self.base else None)
 
     def stage_of(self, corpus: str) -> Stage:
         """Return the stage of a corpus on the trunk."""
@@ -399,9 +400,8 @@ class RunState:
     @property
     def use(self) -> TrunkUse:
         """Return the sums over the mixes of all stages; valid until the next one starts."""
-        unfinished, passed = self.at_work, self.passed_sums.use
-        # Its skipped steps are not known yet, so it is in no sum that is kept.
-        return passed if unfinished is None else passed.followed_by(unfinished.mix)
+        # Skipped steps of the last one are not known yet: no sum that is kept has the unfinished.
+        return reduce(TrunkUse.followed_by, (s.mix for s in self.unfinished), self.passed_sums.use)
 
     @property
     def passed_sums(self) -> TrunkSums:
@@ -421,7 +421,7 @@ class RunState:
 
     @property
     def _passed(self) -> list[Stage]:
-        return self.stages[: len(self.stages) - (self.at_work is not None)]
+        return self.stages[: len(self.stages) - len(self.unfinished)]
 
     def _sums_of(self, stages: list[Stage], skipped: Skipped | None = None) -> TrunkSums:
         """Return the sums over the first stages of the trunk, or of one that it was.

@@ -25,6 +25,13 @@ from perennial.training.ray.progress_actor import Progress, ProgressActor
 
 _POLL_SECONDS = 0.25
 
+Meanwhile = Callable[[], bool]
+"""called while a job trains, by who waits for it; False ends the job: its workers save and end"""
+
+
+def _go_on() -> bool:
+    return True
+
 
 def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     """Train a job to its end with workers of its own. Returns the key of its last checkpoint.
@@ -48,7 +55,9 @@ def run_job(job: Job, on_progress: Callable[[Progress], None]) -> str:
     """
     workers = KeptWorkers()
     try:
-        return workers.run_job(job, on_progress)
+        end = workers.run_job(job, on_progress)
+        assert end is not None, "nothing ended the job early"
+        return end
     finally:
         workers.let_go()
 
@@ -70,19 +79,24 @@ class KeptWorkers:
         self._group: _WorkerGroup | None = None
 
     def run_job(
-        self, job: Job, on_progress: Callable[[Progress], None], keep_seconds: float = 0.0
-    ) -> str:
+        self,
+        job: Job,
+        on_progress: Callable[[Progress], None],
+        keep_seconds: float = 0.0,
+        meanwhile: Meanwhile = _go_on,
+    ) -> str | None:
         """Train a job, as `run_job` does; then its workers wait for `keep_seconds`.
 
         It begins in new workers where those that wait are gone, or were started for other settings.
+        Returns None where `meanwhile` ended the job before its last step.
         """
         store = open_run_store(job.store_url)
         check_latest(job, store)
         if self._group is None or not self._group.takes(job):
             self.let_go()
             self._group = _WorkerGroup(job, self._name or job.folder, keep_seconds)
-        self._group.follow(job, on_progress)
-        return checkpoint.folder_of(job.folder, job.last_step)
+        is_whole = self._group.follow(job, on_progress, meanwhile)
+        return checkpoint.folder_of(job.folder, job.last_step) if is_whole else None
 
     @property
     def are_waiting(self) -> bool:
@@ -143,15 +157,21 @@ class _WorkerGroup:
             return False
         return bool(ray.get(self._actor.offer.remote(job.to_dict())))
 
-    def follow(self, job: Job, on_progress: Callable[[Progress], None]) -> None:
-        """Wait for the end of the job that the workers have. Raises as `run_job` documents."""
+    def follow(
+        self, job: Job, on_progress: Callable[[Progress], None], meanwhile: Meanwhile
+    ) -> bool:
+        """Wait for the end of the job that the workers have. Raises as `run_job` documents.
+
+        Returns:
+            Whether the job was trained to its last step; False where `meanwhile` ended it.
+        """
         watch = _Watch(self._actor, self._is_over, on_progress)
         watch.start()
         try:
             with watch.termination.handled():
                 # In pieces: a signal that another thread received would end no wait.
                 while not watch.wait(_POLL_SECONDS):
-                    pass
+                    watch.is_unwanted |= not meanwhile()
         except BaseException:
             # This process ends, and the workers with it.
             self._is_left = True
@@ -160,8 +180,11 @@ class _WorkerGroup:
             ray.kill(self._actor)
             raise
         reached = checkpoint.latest_step(open_run_store(job.store_url), job.folder)
+        if watch.is_unwanted and not watch.termination.requested and reached != job.last_step:
+            return False  # however its workers ended
         failure = None if watch.is_done else self._failure
         _check_end(job, reached, watch.stopped, watch.termination, failure)
+        return True
 
     def leave(self) -> None:
         """Let the workers, which have no job, end by themselves."""
@@ -181,6 +204,7 @@ class _Watch(threading.Thread):
 
     is_done: whether the last step is stored.
     stopped: why the workers ended before it; empty when they did not.
+    is_unwanted: set by who waits, where the workers are to save and end.
     """
 
     def __init__(
@@ -192,13 +216,14 @@ class _Watch(threading.Thread):
         self._on_progress = on_progress
         self.termination = Termination()
         self.is_done = False
+        self.is_unwanted = False
         self.stopped: list[str] = []
 
     def run(self) -> None:
         is_last = False
         while not (is_last or self.is_done):
             is_last = self._is_over.wait(_POLL_SECONDS)
-            if self.termination.requested:
+            if self.termination.requested or self.is_unwanted:
                 self._actor.ask_to_stop.remote()
             progress, is_at_work = ray.get(self._actor.drain.remote())
             self.stopped.extend(progress.stopped)

@@ -114,6 +114,28 @@ def test_the_shift_is_measured_before_the_stage_and_the_stage_begins_with_what_i
     assert table.rows[0][:2] == ("01-b", "18%")
 
 
+def test_beside_the_measurement_of_the_stage_before_it_is_the_same_share(
+    run_file: Path, tmp_path: Path, played: PlayedMeasure
+) -> None:
+    document = tiny_run(tmp_path, store=str(tmp_path / "beside"))
+    document["replay"]["share"] = "auto"
+    document["schedule"] = {"kind": "constant", "eta_const": 1e-3}
+    document["evaluation"]["beside_training"] = True
+    work = Workspace(RunSpec.model_validate(document), str(run_file))
+    work.take_charge()
+    for corpus, kinds in (("a", WALK[:5]), ("b", WALK[:3])):
+        for kind in kinds:
+            work.record(event_of(kind, work.state, corpus))
+    _start(work)
+    assert played.asked == [("c/a", ("a", "b"))]
+    *before, started = _events(work)
+    assert not [event for event in before if isinstance(event, Measured)], "with all the others"
+    assert isinstance(started, Started)
+    assert started.share_decision is not None
+    assert started.mix.replay.share == started.share_decision.share == 0.18
+    work.close()
+
+
 def test_one_that_was_killed_before_the_stage_began_measures_nothing_again(
     work: Workspace, played: PlayedMeasure
 ) -> None:

@@ -33,8 +33,11 @@ ORDERS = [
     Order(most_corpora=4, first=["b", "a"]),
     Order(most_corpora=3, proxies=["b"]),
     Order(most_corpora=2, approval=True),
+    Order(beside=True),
+    Order(most_corpora=2, beside=True),
 ]
-"""one stage a corpus, and several corpora a stage within bounds of every kind; a proxy; approval"""
+"""one stage a corpus, and several corpora a stage within bounds of every kind; a proxy; approval;
+measured beside training"""
 
 
 def _policies() -> list[RunSpec]:
@@ -107,6 +110,21 @@ class Controllers(RuleBasedStateMachine):
         for kind in _outcome(mine, step, outcome):
             event = event_of(kind, mine.ledger.state, step.subject, AT, step.joined)
             if not self._write(mine, event):
+                return
+
+    @precondition(lambda self: self.order.beside and any(c.step for c in self.controllers))
+    @rule(who=st.integers(0, 2), outcome=st.sampled_from(["well", "well", "badly", "gated"]))
+    def measure_beside(self, who: int, outcome: str) -> None:
+        """Go on with the measurement of a stage while the next one trains."""
+        mine = self.controllers[who]
+        stages = mine.ledger.state.unfinished
+        if not mine.epoch or mine.step is None or mine.step.verb != "train" or len(stages) < 2:
+            return
+        name = stages[0].corpora[0]
+        is_measured = mine.ledger.state.corpora[name].state == "evaluated"
+        step = Action("judge" if is_measured else "evaluate", name)
+        for kind in _outcome(mine, step, outcome):
+            if not self._write(mine, event_of(kind, mine.ledger.state, name, AT)):
                 return
 
     @rule(outcome=st.sampled_from(["well", "well", "badly"]), dies=st.booleans())

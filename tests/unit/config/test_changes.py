@@ -219,6 +219,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.precision": "bf16",
     "evaluation.gpus": 2,
     "evaluation.trunk_tasks": True,
+    "evaluation.beside_training": True,
     "evaluation.prompts": ["Once"],
     "evaluation.render.NAME.function": (DRAWN, "own:write"),
     "evaluation.render.NAME.parameters": (DRAWN, {"scale": 2}),

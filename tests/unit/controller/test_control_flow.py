@@ -131,7 +131,7 @@ def _ledger(work: Workspace) -> RunState:
 STAGE_SITES = {
     "ingest": (WALK[:1], "ingest"),
     "start": (WALK[:3], "decide_stage"),
-    "train": (WALK[:4], "train"),
+    "train": (WALK[:4], "train_trunk"),
     "evaluate": (WALK[:5], "evaluate"),
     "judge": (WALK[:7], "judge"),
 }
@@ -379,7 +379,8 @@ def test_a_drawing_that_fails_leaves_the_stage_evaluated(
     watched: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(watched, *WALK[:5])
-    monkeypatch.setattr(evaluate_stage, "_examine", lambda *_: Answers({}, (), ()))
+    monkeypatch.setattr(evaluate_stage, "questions_at", lambda *_: None)
+    monkeypatch.setattr(evaluate_stage, "examine", lambda *_: Answers({}, (), ()))
     assert advance(watched, wait=False) == 0
     assert _ledger(watched).corpora["a"].state == "passed"
     assert [line for line in lines.lines if "Failing failed (ValueError: the figure" in line]

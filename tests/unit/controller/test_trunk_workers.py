@@ -19,7 +19,7 @@ class _Kept:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def run_job(self, job: Any, on_progress: Any, keep_seconds: float) -> str:
+    def run_job(self, job: Any, on_progress: Any, keep_seconds: float, meanwhile: Any) -> str:
         self.are_waiting = keep_seconds > 0
         return f"{self.name} for {keep_seconds:.0f} s"
 
@@ -63,7 +63,7 @@ def test_a_task_has_room_beside_workers_that_wait(
 ) -> None:
     workers = TrunkWorkers()
     assert workers.make_room(gpus) == 1.0, "nobody waits, and Ray is not asked"
-    assert workers.train(job, lambda _: None) == "trunk for 300 s"
+    assert workers.train(job, lambda _: None, lambda: True) == "trunk for 300 s"
     _cluster(monkeypatch, free, whole)
     assert workers.make_room(gpus) == share
     assert workers._kept is not None

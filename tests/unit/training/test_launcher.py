@@ -184,6 +184,50 @@ def test_workers_of_their_own_go_after_their_job(workers: _Workers, tmp_path: Pa
     assert len(workers.trained) == 2
 
 
+@pytest.mark.parametrize("how", ["save and end", "die", "had trained it"])
+def test_a_job_that_is_no_longer_wanted_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    looks: list[int] = []
+
+    def fit(job: Job, _name: str, _environment: dict[str, str], actor: Any) -> None:
+        while not actor.push.remote([{"step": 1}]):
+            time.sleep(0.01)
+        if how == "die":
+            raise WorkerGroupError("some died", {0: RuntimeError("a worker died")})
+        if how == "had trained it":
+            open_store(job.store_url).create(f"{end}/{MANIFEST}", b"{}")
+
+    def meanwhile() -> bool:
+        looks.append(1)
+        return len(looks) < 3
+
+    job = _job(tmp_path)
+    end = folder_of(job.folder, job.last_step)
+    monkeypatch.setattr(launcher, "ray", _Ray())
+    monkeypatch.setattr(launcher, "_fit", fit)
+    monkeypatch.setattr(launcher, "_POLL_SECONDS", 0.01)
+    kept = launcher.KeptWorkers()
+    ended = kept.run_job(job, lambda _: None, 600, meanwhile)
+    assert ended == (end if how == "had trained it" else None)
+    assert len(looks) >= 3
+    assert not kept.are_waiting, "they were asked to end"
+
+
+def test_a_request_to_end_outweighs_that_the_job_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fit(_job: Job, _name: str, _environment: dict[str, str], actor: Any) -> None:
+        actor.push.remote([{"step": 1}])
+        time.sleep(3 * launcher._POLL_SECONDS)  # the driver has seen a row: there is a state
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(launcher, "ray", _Ray())
+    monkeypatch.setattr(launcher, "_fit", fit)
+    with pytest.raises(Terminated):
+        launcher.KeptWorkers().run_job(_job(tmp_path), lambda _: None, 600, lambda: False)
+
+
 @pytest.mark.parametrize("why", ["time is over", "they died"])
 def test_workers_that_are_gone_are_no_failure_of_the_next_job(
     workers: _Workers, tmp_path: Path, why: str

@@ -174,9 +174,10 @@ def _check_lent(work: Workspace, corpus: str) -> None:
 
 
 def _leaving(work: Workspace, corpus: Corpus, *, whole: bool) -> str:
-    """Return the unfinished stage that leaves the trunk with the corpus; "" for none."""
-    stage = work.state.at_work
-    return stage.name if whole and stage and corpus.name in stage.corpora else ""
+    """Return the unfinished stages that leave the trunk with the corpus; "" for none."""
+    stages = work.state.unfinished
+    places = [n for n, stage in enumerate(stages) if whole and corpus.name in stage.corpora]
+    return " and ".join(stage.name for stage in stages[places[0] :]) if places else ""
 
 
 def _tombstones(work: Workspace, corpus: Corpus) -> list[Tombstone]:

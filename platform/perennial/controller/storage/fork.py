@@ -28,6 +28,7 @@ from perennial.runs.events import Erased, Event, Started
 from perennial.runs.ledger import FOLDER, HEAD, MOVING, Head, digest_of, now
 from perennial.runs.state import RunState
 from perennial.runs.storage.store_events import Forked
+from perennial.runs.trunk.rewinding import is_on_trunk
 from perennial.schedules import from_dict
 from perennial.store import Log, Store, open_store
 from perennial.store.borrowing import (
@@ -173,7 +174,7 @@ def _plan(work: Workspace, at: str, spec: RunSpec, where: str) -> tuple[Fork, _B
     key = folder_of(stage.folder, step)
     check_same_plan(key, read_manifest(work.store, key), stage.mix, from_dict(stage.schedule))
     entries, behind = _read_entries(work.store, stage, step)
-    goes_on = () if behind.has_passed(behind.stages[-1]) else stage.corpora
+    goes_on = () if behind.has_passed(stage) else stage.corpora
     if goes_on:
         check_held(stage.name, stage.settings, spec, where)
     document = spec.model_dump(mode="json") | {"store": "."}
@@ -215,10 +216,11 @@ def _follow_erasures(work: Workspace, number: int, state: RunState) -> list[Eras
         event = decode(data).event
         if not isinstance(event, Erased) or event.corpus not in state.corpora:
             continue
-        stage = state.at_work
-        if event.whole and stage is not None and event.corpus in stage.corpora:
+        leaving = [stage for stage in state.unfinished if event.corpus in stage.corpora]
+        if event.whole and leaving:
             raise InputError(
-                work.where, stage.name, f"its corpus {event.corpus} is erased: it cannot go on",
+                work.where, leaving[0].name,
+                f"its corpus {event.corpus} is erased: it cannot go on",
                 "fork at the end of an earlier stage", code="fork-erased",
             )  # fmt: skip
         state.apply(event)
@@ -248,8 +250,7 @@ def _read_entries(store: Store, stage: Stage, step: int) -> tuple[list[bytes], R
             started = len(entries)
             if step < stage.last_step:
                 break
-        last = state.stages[-1] if state.stages else None
-        if started and last is not None and last.name == stage.name and state.has_passed(last):
+        if started and is_on_trunk(state, stage) and state.has_passed(stage):
             break
     else:  # it did not pass: its end goes on there, and is judged
         entries, state = entries[:started], RunState()

@@ -101,7 +101,7 @@ def _list_evaluations(state: RunState, keys: Collection[str]) -> Iterator[str]:
     models += [model for made in state.releases for model in (made.source, made.folder)]
     kept = {f"evaluations/{model}" for model in models}
     # What is being measured now is none of them yet: its stage is at work, or its release is made.
-    kept |= {f"evaluations/{state.at_work.folder}"} if state.at_work else set()
+    kept |= {f"evaluations/{stage.folder}" for stage in state.unfinished}
     branches = set(state.searches.trials) - {f.partition("/")[2] for f in _list_trials(state, keys)}
     kept |= {f"evaluations/branches/{name}" for name in branches | state.branches.keys()}
     above = {ancestor for folder in kept for ancestor in _ancestors(folder)}

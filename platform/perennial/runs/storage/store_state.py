@@ -11,6 +11,7 @@ from perennial.errors import InvalidTransition
 from perennial.runs.entities import Corpus
 from perennial.runs.storage.store_events import AnyStoreEvent, EventRecord, Forked, LetGo, Moved
 from perennial.runs.trunk.trunk_state import TrunkState
+from perennial.runs.trunk.unfinished import abandon, list_unfinished
 
 _LEFT_BEHIND = ("releasing", "releases", "branches", "scores", "tasks", "aliases", "searches")
 """fields of the state that are about the other run alone, behind a fork"""
@@ -45,9 +46,11 @@ class StoreState:
             kind = type(event).model_fields["kind"].default
             raise InvalidTransition("the run", f"moved to {self.moved_to}", kind, ["moved"])
         if isinstance(event, Forked):
-            last = state.stages[-1].name if state.stages else "none"
-            if event.stage != last:
-                raise InvalidTransition(event.stage, f"not the last stage, {last}", event.kind, [])
+            # Behind a stage that passed, another one may have begun already.
+            last = [stage.name for stage in state.stages[-1 - len(list_unfinished(state)) :]]
+            if event.stage not in last:
+                at = f"not the last stage, {last[-1] if last else 'none'}"
+                raise InvalidTransition(event.stage, at, event.kind, [])
 
     def apply(self, event: AnyStoreEvent, state: ForkedState) -> None:
         """Fold in an event that may follow."""
@@ -57,6 +60,8 @@ class StoreState:
             case Forked():
                 self.id, self.parent = event.id, event.parent
                 self.left_at = event.stage, event.step
+                while state.stages[-1].name != event.stage:
+                    abandon(state)
                 _leave_behind(state)
                 state.spec = event.spec
                 self.absent |= {state.ends[s.name] for s in state.abandoned if s.name in state.ends}

@@ -6,6 +6,7 @@ from typing import get_args
 
 from perennial.runs.transitions import ASIDE, FINISHED, ON_THE_TRUNK, CorpusState
 from perennial.runs.trunk.trunk_state import TrunkState
+from perennial.runs.trunk.unfinished import MEASURED
 
 
 def validate(state: TrunkState) -> None:
@@ -15,9 +16,13 @@ def validate(state: TrunkState) -> None:
     trained = [name for stage in state.stages for name in stage.corpora if name not in gone]
     assert sorted(on_trunk) == sorted(trained), "one corpus, one stage"
     running = {n for n in on_trunk if state.corpora[n].state not in FINISHED}
-    at_work = set(state.at_work.corpora) if state.at_work else set()
-    assert running == at_work, f"the last stage is at work, not {running}"
-    assert len({state.corpora[name].state for name in at_work}) <= 1, "a stage has one state"
+    at_work = [name for stage in state.unfinished for name in stage.corpora]
+    assert running == {*at_work}, f"the last stages are at work, not {running}"
+    for stage in state.unfinished:
+        assert len({state.corpora[n].state for n in stage.corpora}) == 1, "a stage has one state"
+    for stage in state.unfinished[:-1]:
+        stands_at = state.corpora[stage.corpora[0]].stands_at
+        assert stands_at in MEASURED, f"{stage.name} is measured beside the next one"
     _validate_trunk(state)
     for corpus in state.corpora.values():
         assert corpus.state in get_args(CorpusState)

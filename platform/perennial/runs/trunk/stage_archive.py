@@ -66,12 +66,12 @@ class StageIndex(dict[str, StageEntries]):
             case Started():
                 self[event.stage] = StageEntries(number)
             case Evaluated():
-                its = self[state.stages[-1].name]
+                its = self[state.stage_of(event.corpus).name]
                 its.evaluated, its.measured = number, []
             case Measured() if event.stage in self:
                 self[event.stage].measured.append(number)
             case Passed() | Gated():
-                self[state.stages[-1].name].judged = number
+                self[state.stage_of(event.corpus).name].judged = number
 
 
 class StageArchive:

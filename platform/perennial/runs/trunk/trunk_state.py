@@ -32,7 +32,11 @@ class TrunkState(Protocol):
 
     @property
     def at_work(self) -> Stage | None:
-        """The last stage of the trunk unless it has passed."""
+        """The first stage of the trunk that has not passed."""
+
+    @property
+    def unfinished(self) -> Sequence[Stage]:
+        """The stages that have not passed."""
 
     @property
     def started_stages(self) -> Sequence[Stage]:

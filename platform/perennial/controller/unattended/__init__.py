@@ -1,0 +1,1 @@
+"""Beside and between stages, without a user: measure, and answer what came out."""
