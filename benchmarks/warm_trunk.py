@@ -2,9 +2,11 @@
 
 One `watch` an arm. A first corpus becomes the first stage; then one lands while the trunk is idle
 (`landed to first step`), and the others land at once, so that a stage follows each other one
-(`end of a stage to the next one's first step`, by what it consists of). `goodput` is the share of
-the time of those stages, from the first step of the first to the end of the last, in which steps
-were computed; `without evaluation` leaves the evaluations out of the time. Medians over stages.
+(`end of a stage to the next one's first step`, by what it consists of; a stage that is measured
+while the next one trains has no part in it). `goodput` is the share of the time of those stages,
+from the first step of the first to the end of the last, that their steps take where nothing runs
+beside them, as in the first stage of the run; `without evaluation` leaves the evaluations between
+stages out of the time. Medians over stages.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from typing import Any
 from arms import run_arm
 
 SCRIPT = Path(__file__).parent / "warm_trunk_arms.py"
-ARMS = {"cold": "0", "warm": "30"}
-"""`training.idle_minutes`"""
+ARMS = {"cold": ("0", "false"), "warm": ("30", "false"), "warm, measured beside": ("30", "true")}
+"""`training.idle_minutes` and `evaluation.beside_training`"""
 
 
 def main() -> None:
@@ -34,9 +36,9 @@ def main() -> None:
     print(f"`{' '.join(['python', *sys.argv])}`  ")
     print(f"{versions}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} at the start;")
     print("two workers, a model of 1.8M parameters\n")
-    step = run_arm(SCRIPT, ARMS["cold"], 0, 20)["step"]
+    step = run_arm(SCRIPT, *ARMS["cold"], 0, 20)["step"]
     steps = max(4, round(asked.seconds / step))
-    runs = {arm: run_arm(SCRIPT, minutes, asked.stages, steps) for arm, minutes in ARMS.items()}
+    runs = {arm: run_arm(SCRIPT, *words, asked.stages, steps) for arm, words in ARMS.items()}
     print(f"{asked.stages} stages of {steps} steps\n")
     print(
         "| workers | landed to first step, s | end of a stage to the next first step, s | ", end=""

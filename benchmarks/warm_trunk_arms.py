@@ -1,4 +1,4 @@
-"""One `watch` of `warm_trunk.py`: IDLE_MINUTES STAGES STEPS; prints a JSON line."""
+"""One `watch` of `warm_trunk.py`: IDLE_MINUTES BESIDE STAGES STEPS; prints a JSON line."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from perennial.training.launcher import Progress
 
 MODEL, WORKERS, VOCABULARY = "small", 2, 512
+_Settings = tuple[dict[str, float], dict[str, bool]]
+"""of `training` and of `evaluation`"""
 
 
 class _Clock(RunObserver):
@@ -75,15 +77,16 @@ class _Clock(RunObserver):
 
 
 def main() -> None:
-    minutes, stages, steps = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    settings = {"idle_minutes": float(sys.argv[1])}, {"beside_training": sys.argv[2] == "true"}
+    stages, steps = int(sys.argv[3]), int(sys.argv[4])
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(_measure(Path(scratch), minutes, stages, steps)))
+        print(json.dumps(_measure(Path(scratch), settings, stages, steps)))
 
 
-def _measure(folder: Path, minutes: float, stages: int, steps: int) -> dict[str, Any]:
+def _measure(folder: Path, settings: _Settings, stages: int, steps: int) -> dict[str, Any]:
     """Run one watch: a stage, one that lands later, and `stages` that follow each other."""
     clock, landed = _Clock(), [0.0]
-    run = perennial.open(_run_file(folder, minutes, steps), observers=[clock])
+    run = perennial.open(_run_file(folder, settings, steps), observers=[clock])
 
     def land(number: int) -> None:
         run.land(f"corpus-{number:02d}", [_text(folder, number, steps)])
@@ -109,34 +112,36 @@ def _measure(folder: Path, minutes: float, stages: int, steps: int) -> dict[str,
     result: dict[str, Any] = {"step": statistics.median(clock.steps[names[0]])}
     if stages:
         result["landed"] = clock.times[names[1]]["first"] - landed_at[0]
-        result |= _between([clock.times[name] for name in names[2:]])
-        result |= _goodput(clock, names[2:])
+        times = [clock.times[name] for name in names[2:]]
+        between = _between(times)
+        seconds = times[-1]["ended"] - times[0]["first"]
+        computed = result["step"] * sum(len(clock.steps[name]) for name in names[2:])
+        result |= between | {
+            "goodput": computed / seconds,
+            "goodput_without_evaluation": computed / (seconds - sum(between["evaluation"])),
+        }
     return result
 
 
 def _between(stages: list[dict[str, float]]) -> dict[str, list[float]]:
     """Return the seconds between the stages, by what they are spent on."""
     pairs = list(pairwise(stages))
+    # A stage whose successor began before has been measured beside that one.
+    evaluation = [
+        0.0 if before["evaluated"] > after["began"] else before["evaluated"] - before["ended"]
+        for before, after in pairs
+    ]
     return {
         "between": [after["first"] - before["ended"] for before, after in pairs],
-        "evaluation": [before["evaluated"] - before["ended"] for before, _ in pairs],
-        "ingest": [after["began"] - before["evaluated"] for before, after in pairs],
+        "evaluation": evaluation,
+        "ingest": [
+            b["began"] - a["ended"] - m for (a, b), m in zip(pairs, evaluation, strict=True)
+        ],
         "start": [after["first"] - after["began"] for _, after in pairs],
     }
 
 
-def _goodput(clock: _Clock, names: list[str]) -> dict[str, float]:
-    stages = [clock.times[name] for name in names]
-    computed = sum(sum(clock.steps[name]) for name in names)
-    seconds = stages[-1]["ended"] - stages[0]["first"]
-    evaluating = sum(stage["evaluated"] - stage["ended"] for stage in stages[:-1])
-    return {
-        "goodput": computed / seconds,
-        "goodput_without_evaluation": computed / (seconds - evaluating),
-    }
-
-
-def _run_file(folder: Path, minutes: float, steps: int) -> Path:
+def _run_file(folder: Path, settings: _Settings, steps: int) -> Path:
     training = training_spec(MODEL, WORKERS).model_dump(mode="json", exclude_defaults=True)
     document = {
         "name": "warm",
@@ -144,10 +149,10 @@ def _run_file(folder: Path, minutes: float, steps: int) -> Path:
         "corpora": {"sequence_length": sequence_length(MODEL), "holdout": 0.01},
         "tokenizer": {"vocabulary": VOCABULARY},
         "model": model_spec(MODEL).model_dump(mode="json", exclude_defaults=True),
-        "training": training | {"idle_minutes": minutes},
+        "training": training | settings[0],
         "schedule": {"eta_max": 1e-3, "eta_const": 5e-4, "eta_min": 1e-4},
         "stages": {"budget": f"{steps} steps"},
-        "evaluation": {"documents": 5},
+        "evaluation": {"documents": 5} | settings[1],
         "release": {"sample_tokens": 0},
     }
     path = folder / "run.yaml"
