@@ -86,6 +86,11 @@ class Workspace:
         """Return the run's state as of the last read."""
         return self.ledger.state
 
+    @property
+    def store_id(self) -> str:
+        """Return what names the store wherever it lies; "" before the run was opened."""
+        return self.ledger.store_id
+
     def notify(self, call: Callable[[RunObserver], None]) -> None:
         """Call every observer; one that fails becomes a notice and changes nothing of the run.
 

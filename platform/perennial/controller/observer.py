@@ -27,6 +27,10 @@ class ObservedRun(Protocol):
         """The run as of the last read of its ledger."""
 
     @property
+    def store_id(self) -> str:
+        """The id that names the store wherever it lies; "" before the run was opened."""
+
+    @property
     def in_charge(self) -> bool:
         """Return whether this process is the controller in charge."""
 

@@ -53,7 +53,11 @@ def tracked_page(work: ObservedRun) -> str:
     """Return where the run is within MLflow's pages; "" where MLflow does not have it yet."""
     tracking_spec = work.spec.tracking
     return tracking.page_of_lineage(
-        tracking_uri(work), tracking_spec.experiment, work.spec.name, owned=_is_own(work)
+        tracking_uri(work),
+        tracking_spec.experiment,
+        work.spec.name,
+        store=work.store_id,
+        owned=_is_own(work),
     )
 
 
@@ -88,9 +92,9 @@ def _others(work: ObservedRun) -> list[Destination]:
     for service in dict.fromkeys(spec.to):
         tracking.check_package(service)
         if service == "wandb":
-            made.append(tracking.wandb_in(spec.experiment, _folder(work)))
+            made.append(tracking.wandb_in(spec.experiment, _folder(work), work.store_id))
         elif service == "tensorboard":
-            made.append(tracking.tensorboard_in(_folder(work) / "tensorboard"))
+            made.append(tracking.tensorboard_in(_events_folder(work)))
     return made
 
 
@@ -110,6 +114,12 @@ def _folder(work: ObservedRun) -> Path:
     return Path(named or work.store.url)
 
 
+def _events_folder(work: ObservedRun) -> Path:
+    """Return the folder of TensorBoard's files: in one that stores share, one of the store's id."""
+    folder = _folder(work) / "tensorboard"
+    return folder if work.spec.tracking.folder is None else folder / work.store_id[:8]
+
+
 def remove_samples(work: ObservedRun) -> None:
     """Remove samples from the local files of W&B and TensorBoard, whether they are kept now."""
     if work.spec.tracking.folder is None and not work.store.is_local:
@@ -117,7 +127,13 @@ def remove_samples(work: ObservedRun) -> None:
     state = work.state
     stages = [stage.name for stage in state.started_stages]
     releases = [f"release-{release.name}" for release in state.releases]
-    tracking.remove_samples(_folder(work), work.spec.name, [*state.origins, *stages, *releases])
+    tracking.remove_samples(
+        _folder(work),
+        _events_folder(work),
+        work.spec.name,
+        [*state.origins, *stages, *releases],
+        work.store_id,
+    )
 
 
 class MlflowObserver(RunObserver, RunIds):
@@ -134,6 +150,7 @@ class MlflowObserver(RunObserver, RunIds):
                 tracking_uri(work) if "mlflow" in work.spec.tracking.to else None,
                 work.spec.tracking.experiment,
                 work.spec.name,
+                store=work.store_id,
                 owned=_is_own(work),
                 others=_others(work),
                 params=lineage_parameters(work.spec),

@@ -73,8 +73,8 @@ def check_package(service: str) -> None:
         )  # fmt: skip
 
 
-def mlflow_at(uri: str, experiment: str, owned: bool) -> Destination:
-    """Return an experiment of an MLflow."""
+def mlflow_at(uri: str, experiment: str, owned: bool, store: str) -> Destination:
+    """Return an experiment of an MLflow, for the store of an id."""
 
     def connect(thorough: bool) -> TrackedRuns:
         # It logs every table that it creates, and failures with their traceback; the user gets one
@@ -82,18 +82,24 @@ def mlflow_at(uri: str, experiment: str, owned: bool) -> Destination:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         from perennial.tracking.mlflow_runs import MlflowRuns, Target
 
-        return MlflowRuns(Target(uri, experiment, owned), thorough)
+        return MlflowRuns(Target(uri, experiment, owned, store), thorough)
 
     return Destination("MLflow", uri, connect, failures.explain, owned)
 
 
-def wandb_in(project: str, folder: Path) -> Destination:
-    """Return a project of Weights & Biases, whose files are written below a folder first."""
+def wandb_in(project: str, folder: Path, store: str = "") -> Destination:
+    """Return a project of Weights & Biases, whose files are written below a folder first.
+
+    Args:
+        project: its name.
+        folder: of the files.
+        store: id of the store whose runs they are.
+    """
 
     def connect(_: bool) -> TrackedRuns:
         from perennial.tracking.wandb_runs import WandbRuns
 
-        return WandbRuns(project, folder)
+        return WandbRuns(project, folder, store)
 
     return Destination("W&B", f"project {project}", connect, partial(_explain, "W&B"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,13 +33,15 @@ from perennial.tracking.uris import ARTIFACTS, artifact_root
 
 RUN_TAG = "perennial.run"
 """holds the key that a run is found by"""
+STORE_TAG = "perennial.store"
+"""holds the id of the store that a run or a version is of: two stores may have one name"""
 SETTLED_TAG = "perennial.settled"
 """on a run that its creator keeps; only such a run may be continued"""
 COMPLETE_TAG = "perennial.complete"
 """on the lineage's own run, once MLflow had everything that the store knew"""
 PARENT_TAG = "mlflow.parentRunId"
 MODEL = "model"
-"""among the artifacts of a release's run in a store's own database: a link to its files"""
+"""among the artifacts of a release's run in a store's own database: links to its files"""
 
 _GIVE_WAY_SECONDS = 1.0
 STALE_SECONDS = 30.0
@@ -47,11 +50,16 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 
 
 class Target(NamedTuple):
-    """An experiment of an MLflow; `owned` says that the database is part of one run's store."""
+    """An experiment of an MLflow, for one store.
+
+    owned: the database is part of that store.
+    store: the store's id.
+    """
 
     uri: str
     experiment: str
     owned: bool
+    store: str
 
 
 class MlflowRuns:
@@ -62,6 +70,7 @@ class MlflowRuns:
         root = artifact_root(target.uri)
         self._beside = None if root is None else open_store(root)
         self._owned = target.owned
+        self._store = target.store
         self._client = MlflowClient(target.uri)
         self._experiment_id = self._experiment(target.experiment, root and ARTIFACTS)
 
@@ -71,6 +80,8 @@ class MlflowRuns:
         run_id = str(there.info.run_id)
         if run.reopens and there.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
+        if self._store and STORE_TAG not in there.data.tags:  # of an earlier version
+            self._client.set_tag(run_id, STORE_TAG, self._store)
         # A parameter keeps its first value in MLflow; a run that goes on may only add some.
         new = [Param(k, v) for k, v in run.params.items() if k not in there.data.params]
         self._client.log_batch(run_id, params=new)
@@ -89,7 +100,8 @@ class MlflowRuns:
             case Tag(name=name, text=text):
                 self._client.set_tag(run_id, name, text)
             case Registration():
-                register(self._client, run_id, item, self._source(run_id, item))
+                source = self._source(run_id, item)
+                register(self._client, run_id, item, source, (STORE_TAG, self._store))
             case End(status="RUNNING"):
                 self._client.update_run(run_id, status="RUNNING")
             case End(status=status, timestamp_ms=timestamp_ms):
@@ -113,8 +125,7 @@ class MlflowRuns:
         if self._owned and self._beside is not None:
             # The store's own database names no path, and its server serves its artifacts alone.
             folder = Path(self._beside.url)
-            link = folder / run_id / "artifacts" / MODEL
-            _link(link, folder.parent.parent / item.location)
+            _link(folder / run_id / "artifacts" / MODEL, folder.parent.parent / item.location)
             return f"{ARTIFACTS}{run_id}/artifacts/{MODEL}"
         # A server takes no path of another machine: the version names the run, a tag the folder.
         return item.location if self._beside is not None else f"runs:/{run_id}"
@@ -161,7 +172,8 @@ class MlflowRuns:
             return None
         # A fork's first stages have the ids of the run that it left, which are that one's.
         its, mine = (key.partition("/")[0] for key in (there.data.tags.get(RUN_TAG, ""), run.key))
-        return there if its in ("", mine) and there.info.lifecycle_stage == "active" else None
+        is_mine = its in ("", mine) and self._is_of_store(there)
+        return there if is_mine and there.info.lifecycle_stage == "active" else None
 
     def _by_key(self, run: Pending, parent_id: str | None) -> Any:
         """Return the one settled run of this key, created if there is none.
@@ -185,7 +197,7 @@ class MlflowRuns:
             time.sleep(random.uniform(0, _GIVE_WAY_SECONDS))
 
     def _create_alone(self, run: Pending, parent_id: str | None) -> Any | None:
-        tags = {**run.tags, RUN_TAG: run.key}
+        tags = {**run.tags, RUN_TAG: run.key, **({STORE_TAG: self._store} if self._store else {})}
         if parent_id is not None:
             tags[PARENT_TAG] = parent_id
         mine = self._client.create_run(self._experiment_id, tags=tags, run_name=run.name)
@@ -197,18 +209,33 @@ class MlflowRuns:
         return None
 
     def _with_key(self, key: str) -> list[Any]:
+        """Return the store's runs of a key, before those that name no store yet."""
         wanted = f"tags.`{RUN_TAG}` = '{key}'"
-        return list(self._client.search_runs([self._experiment_id], wanted))
+        of_key = self._client.search_runs([self._experiment_id], wanted)
+        its = [run for run in of_key if self._is_of_store(run)]
+        return sorted(its, key=lambda run: STORE_TAG not in run.data.tags)
+
+    def _is_of_store(self, run: Any) -> bool:
+        """Return whether a run is the store's, or of an earlier version, which named no store."""
+        return run.data.tags.get(STORE_TAG, "") in ("", self._store)
 
 
-def _link(link: Path, target: Path) -> None:
-    """Have a link to a folder of the same store, which is still one where the store is moved.
+def _link(links: Path, folder: Path) -> None:
+    """Have the files of a folder under a second name, without copying them.
 
-    A store that was copied by a program that follows links has the folder itself there: it stays.
+    MLflow's server refuses a symbolic link that leads out of its folder, as earlier versions of
+    this package made one. A copy of a store may have the files twice.
     """
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink() and not link.exists():
-        link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    if links.is_symlink():
+        links.unlink()
+    for path in folder.rglob("*"):
+        link = links / path.relative_to(folder)
+        if path.is_file() and not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, link)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, link)
 
 
 def lineage_page(target: Target, lineage: str) -> str | None:

@@ -13,7 +13,9 @@ RELEASE_TAG = "perennial.release"
 LOCATION_TAG = "perennial.location"
 
 
-def register(client: MlflowClient, run_id: str, item: Registration, source: str) -> None:
+def register(
+    client: MlflowClient, run_id: str, item: Registration, source: str, store: tuple[str, str]
+) -> None:
     """Have the release as one version of its model, with its aliases; safe to repeat.
 
     Args:
@@ -21,10 +23,11 @@ def register(client: MlflowClient, run_id: str, item: Registration, source: str)
         run_id: of the run that made the release.
         item: the release.
         source: where MLflow finds its files.
+        store: tag that names the store: a release of that name in another one is another version.
     """
     _have_model(client, item.model)
-    version = _version(client, item) or _create(client, run_id, item, source)
-    for key, value in item.tags:
+    version = _version(client, run_id, item, store) or _create(client, run_id, item, source)
+    for key, value in (*item.tags, *([store] if store[1] else [])):
         client.set_model_version_tag(item.model, version.version, key, value)
     for alias in item.aliases:
         client.set_registered_model_alias(item.model, alias, version.version)
@@ -38,9 +41,19 @@ def _have_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _version(client: MlflowClient, item: Registration) -> ModelVersion | None:
+def _version(
+    client: MlflowClient, run_id: str, item: Registration, store: tuple[str, str]
+) -> ModelVersion | None:
     wanted = f"name = '{item.model}' and tags.`{RELEASE_TAG}` = '{item.release}'"
-    versions = client.search_model_versions(wanted)
+    tag, store_id = store
+
+    def is_its(version: ModelVersion) -> bool:
+        if tag in version.tags:
+            return bool(version.tags[tag] == store_id)
+        # An earlier version of this package named no store, but run and place.
+        return bool(version.run_id == run_id or version.tags.get(LOCATION_TAG) == item.location)
+
+    versions = filter(is_its, client.search_model_versions(wanted))
     return min(versions, key=lambda version: int(version.version), default=None)
 
 

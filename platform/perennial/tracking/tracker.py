@@ -33,6 +33,8 @@ logger = logging.getLogger("perennial.tracking")
 
 LINEAGE_TAG = "perennial.lineage"
 DESCRIPTION_TAG = "mlflow.note.content"
+_TOKENS_SEEN = "train/tokens_seen"
+"""the metric that counts the tokens of all steps so far"""
 _NAME = re.compile(r"\w[\w.@+=-]{0,199}")
 _CHILD = re.compile(r"\w[\w.@+=/-]{0,199}")
 _NOT_IN_KEY = re.compile(r"[^\w./: -]")
@@ -87,12 +89,14 @@ class TrackedRun:
         Args:
             rows: (step, time in ms since 1970, values by metric name).
             tokens_per_step: log each value a second time, as `versus_tokens/<name>`, at the number
-                of tokens instead of the step: MLflow plots metrics over steps and time only.
+                of tokens instead of the step: MLflow plots metrics over steps and time only. The
+                number is the row's own where it counts them, since stages before may have had
+                another batch, and step times `tokens_per_step` elsewhere.
         """
         self._put(
             MetricPoint(prefix + _NOT_IN_KEY.sub("_", name), float(value), timestamp_ms, step)
             for row_step, timestamp_ms, values in rows
-            for prefix, step in _axes(row_step, tokens_per_step)
+            for prefix, step in _axes(row_step, values.get(_TOKENS_SEEN), tokens_per_step)
             for name, value in values.items()
         )
 
@@ -307,6 +311,7 @@ def open_tracker(
     experiment: str,
     lineage: str,
     *,
+    store: str = "",
     owned: bool = False,
     others: Sequence[Destination] = (),
     params: Mapping[str, object] | None = None,
@@ -318,6 +323,7 @@ def open_tracker(
             beside an SQLite file, and where the server decides otherwise. None: not in MLflow.
         experiment: its name.
         lineage: name of the lineage.
+        store: id of its store; runs of another one, of the same name, are not its own.
         owned: the SQLite file is part of the run's store, so that it may be migrated, and set
             aside where it cannot be used.
         others: services beside MLflow, or in its place.
@@ -330,7 +336,7 @@ def open_tracker(
     if uri is None:
         return Tracker(lineage, others, params)
     _set_environment()
-    return Tracker(lineage, [mlflow_at(uri, experiment, owned), *others], params)
+    return Tracker(lineage, [mlflow_at(uri, experiment, owned, store), *others], params)
 
 
 def prepare(uri: str, *, owned: bool) -> None:
@@ -361,19 +367,19 @@ def prepare(uri: str, *, owned: bool) -> None:
         ) from error
 
 
-def page_of_lineage(uri: str, experiment: str, lineage: str, *, owned: bool) -> str:
+def page_of_lineage(uri: str, experiment: str, lineage: str, *, store: str, owned: bool) -> str:
     """Return where a lineage's own run is within MLflow's pages; "" where MLflow has none.
 
     Args:
         uri: of MLflow; its database is ready.
         experiment: its name.
         lineage: name of the lineage.
-        owned: as for `open_tracker`.
+        store, owned: as for `open_tracker`.
     """
     _set_environment()
     from perennial.tracking.mlflow_runs import Target, lineage_page
 
-    return lineage_page(Target(uri, experiment, owned), lineage) or ""
+    return lineage_page(Target(uri, experiment, owned, store), lineage) or ""
 
 
 def _set_environment() -> None:
@@ -392,10 +398,14 @@ def _check(pattern: re.Pattern[str], field: str, name: str) -> None:
         )
 
 
-def _axes(step: int, tokens_per_step: int | None) -> list[tuple[str, int]]:
+def _axes(
+    step: int, tokens_seen: float | None, tokens_per_step: int | None
+) -> list[tuple[str, int]]:
     """Return prefixes of a metric's name with positions on its axis: steps, and tokens if asked."""
-    by_tokens = [] if tokens_per_step is None else [(BY_TOKENS, step * tokens_per_step)]
-    return [("", step), *by_tokens]
+    if tokens_per_step is None:
+        return [("", step)]
+    tokens = step * tokens_per_step if tokens_seen is None else int(tokens_seen)
+    return [("", step), (BY_TOKENS, tokens)]
 
 
 def _now_ms() -> int:

@@ -44,24 +44,26 @@ class WandbRuns:
     Args:
         project: its name.
         folder: the files are in `wandb/` below it.
+        store: id of the store whose runs they are.
 
     Raises:
         InputError: there is no key, and the mode is not offline.
     """
 
-    def __init__(self, project: str, folder: Path) -> None:
+    def __init__(self, project: str, folder: Path, store: str) -> None:
         _check_key()
         folder.mkdir(parents=True, exist_ok=True)
         self._project = project
         self._folder = folder
+        self._store_id = store
         self._store = open_store(folder)
         self._pending: dict[str, Pending] = {}
         self._open: dict[str, Any] = {}
         self._logged: dict[str, LoggedSteps] = {}
 
     def attach(self, run: Pending, parent_id: str | None) -> Found:
-        """Continue the run of this key, or make it; its id is made of the key."""
-        run_id = run_id_of(run.key)
+        """Continue the run of this key, or make it; its id is made of store and key."""
+        run_id = run_id_of(run.key, self._store_id)
         self._pending[run_id] = run
         logged = self._logged[run_id] = LoggedSteps(self._store, f"wandb/{run_id}-steps.json")
         opened = self._opened(run_id)

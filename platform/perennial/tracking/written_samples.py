@@ -21,24 +21,29 @@ _SIZE, _CHECKSUM = 8, 4
 """bytes of a record's size and of each of its two checksums"""
 
 
-def run_id_of(key: str) -> str:
-    """Return the id of a run in W&B.
+def run_id_of(key: str, store: str) -> str:
+    """Return the id of a run in W&B, where two stores may have one name.
 
     Args:
         key: name of the lineage, and of the run in it.
+        store: id of the store.
     """
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{store}/{key}".encode()).hexdigest()[:16]
 
 
-def remove_samples(folder: Path, lineage: str, names: Iterable[str]) -> None:
+def remove_samples(
+    folder: Path, events: Path, lineage: str, names: Iterable[str], store: str
+) -> None:
     """Remove samples from the local files of a lineage.
 
     Args:
-        folder: that holds `tensorboard/` and `wandb/`, as far as they are there.
+        folder: that holds `wandb/`, if it is there.
+        events: folder of TensorBoard's files, if it is there.
         lineage: its name.
         names: of the runs in it.
+        store: id of the store.
     """
-    for path in sorted((folder / "tensorboard" / lineage).rglob("events.out.tfevents.*")):
+    for path in sorted((events / lineage).rglob("events.out.tfevents.*")):
         data = path.read_bytes()
         if _TAGS.search(data):
             kept = b"".join(record for record in _records(data) if not _TAGS.search(record))
@@ -46,7 +51,7 @@ def remove_samples(folder: Path, lineage: str, names: Iterable[str]) -> None:
     for key in (lineage, *(f"{lineage}/{name}" for name in names)):
         for pattern in _FILES:
             # A folder for each process that logged: run-TIME-ID or offline-run-TIME-ID.
-            for path in folder.glob(f"wandb/*run-*-{run_id_of(key)}/files/{pattern}"):
+            for path in folder.glob(f"wandb/*run-*-{run_id_of(key, store)}/files/{pattern}"):
                 path.unlink()
 
 

@@ -18,11 +18,11 @@ from tests.support.tiny_run import tiny_run, write_run
 SECRET = "Dear Sir or Madam"
 
 
-def _run(store: Store, folder: Path, **tracking: Any) -> perennial.Run:
+def _run(store: Store, place: Path, **tracking: Any) -> perennial.Run:
     held = [Sample("help", SECRET, " go on"), Sample("code", "def", " f(): pass")]
     with_samples(store, "help", keep_samples(store, held))
-    document = tiny_run(folder, store.url) | {"tracking": tracking}
-    return perennial.open(write_run(folder, document))
+    document = tiny_run(place, store.url) | {"tracking": tracking}
+    return perennial.open(write_run(place, document))
 
 
 def _with_text(folder: Path) -> list[str]:
@@ -30,16 +30,26 @@ def _with_text(folder: Path) -> list[str]:
     return [path.name for path in files if SECRET.encode() in path.read_bytes()]
 
 
-def test_a_run_that_mlflow_does_not_keep_is_erased_in_the_files_of_tensorboard(
-    local: Store, tmp_path: Path
-) -> None:
-    run = _run(local, tmp_path, to=["tensorboard"])
+@pytest.mark.parametrize(
+    ("service", "files"), [("tensorboard", "events.out*"), ("wandb", "samples.txt")]
+)
+@pytest.mark.parametrize("shared", [False, True], ids=["in the store", "in a folder"])
+def test_a_run_that_mlflow_does_not_keep_is_erased_in_the_files_of_a_service(
+    local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str, files: str,
+    shared: bool,
+) -> None:  # fmt: skip
+    if service == "wandb":
+        pytest.importorskip("wandb", reason="pip install 'perennial[wandb]'")
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    place = tmp_path / "shared" if shared else Path(local.url)
+    run = _run(local, tmp_path, to=[service], folder=str(place) if shared else None)
     run.track()
-    assert any(name.startswith("events.out") for name in _with_text(Path(local.url)))
+    holding = [path for path in (place / service).rglob(files) if SECRET in path.read_text("l1")]
+    assert holding
     run.erase("help")
-    assert _with_text(Path(local.url)) == []
-    files = Path(local.url, "tensorboard").rglob("events.out*")
-    assert any(b"f(): pass" in path.read_bytes() for path in files), "the others stay"
+    assert _with_text(tmp_path) == []
+    left = (place / service).rglob(files)
+    assert any("f(): pass" in path.read_text("l1") for path in left), "the others stay"
     assert Ledger(local).read().corpora["help"].state == "erased"
 
 

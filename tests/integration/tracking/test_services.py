@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import perennial
 from perennial.config import RunSpec
 from perennial.controller.context import Workspace
 from perennial.errors import InputError
@@ -15,7 +16,7 @@ from perennial.telemetry.mlflow_observer import MlflowObserver, tracking_uri
 from perennial.tracking import Tracker, open_tracker, tensorboard_in, wandb_in
 from tests.support.mlflow_server import PATIENCE_SECONDS
 from tests.support.service_files import read_pictures, read_scalars, read_texts, read_wandb
-from tests.support.tiny_run import tiny_run
+from tests.support.tiny_run import tiny_run, write_run, write_texts
 
 AT_MS = 1_700_000_000_000
 SERVICES = ["tensorboard", "wandb"]
@@ -26,10 +27,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 
-def _open(service: str, folder: Path, lineage: str = "lineage") -> Tracker:
+def _open(service: str, folder: Path, lineage: str = "lineage", store: str = "") -> Tracker:
     if service == "wandb":
         pytest.importorskip("wandb", reason="pip install 'perennial[wandb]'")
-        return open_tracker(None, "perennial", lineage, others=[wandb_in("perennial", folder)])
+        return open_tracker(
+            None, "perennial", lineage, others=[wandb_in("perennial", folder, store)]
+        )
     others = [tensorboard_in(folder / "tensorboard")]
     return open_tracker(None, "perennial", lineage, others=others)
 
@@ -56,6 +59,28 @@ def test_a_run_that_goes_on_has_every_step_once(service: str, tmp_path: Path) ->
         receipt = tracker.close(PATIENCE_SECONDS)
         assert receipt.missing == ()
     assert _losses(service, tmp_path) == [(step, 0.5**step) for step in range(1, 8)]
+
+
+def test_stores_of_one_name_share_no_run_of_wandb(tmp_path: Path) -> None:
+    for number, store in enumerate("aba"):
+        tracker = _open("wandb", tmp_path, store=store * 32)
+        tracker.child("00-english").log(number + 1, {"train/loss": float(number)})
+        assert tracker.close(PATIENCE_SECONDS).missing == ()
+    stages = [r for r in read_wandb(tmp_path)["run"] if r.display_name == "00-english"]
+    ids = [stage.run_id for stage in stages]
+    assert len(set(ids)) == 2
+
+
+def test_a_folder_that_stores_share_has_one_for_each_of_tensorboard(tmp_path: Path) -> None:
+    for store in "ab":
+        document = tiny_run(tmp_path, f"{tmp_path}/{store}")
+        document |= {"tracking": {"to": ["tensorboard"], "folder": f"{tmp_path}/shared"}}
+        run = perennial.open(write_run(tmp_path, document))
+        run.land("help", [write_texts(tmp_path)["help"]])
+        run.hold("help")
+        run.track()
+    folders = [path.parent for path in (tmp_path / "shared").rglob("tiny")]
+    assert len(folders) == 2
 
 
 def test_tensorboard_has_pictures_texts_and_values_over_tokens(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from perennial.store import open_store
 from perennial.tracking import Tracker, default_uri, open_tracker, page_of_lineage
 from tests.support.mlflow_server import PATIENCE_SECONDS, MlflowServer, until
 
+ROOT = Path(__file__).parents[3]
 EXPERIMENT = "perennial"
 Rows = list[tuple[int, int, dict[str, float]]]
 
@@ -128,12 +131,12 @@ def test_the_lineages_own_run_has_parameters_a_description_and_an_end(sqlite: st
 
 
 def test_the_page_of_a_lineage_is_that_of_its_own_run(sqlite: str) -> None:
-    assert page_of_lineage(sqlite, EXPERIMENT, "paged", owned=False) == ""
+    assert page_of_lineage(sqlite, EXPERIMENT, "paged", store="", owned=False) == ""
     tracker = open_tracker(sqlite, EXPERIMENT, "paged")
     tracker.child("00-english")
     deliver(tracker)
     experiment = client(sqlite).get_experiment_by_name(EXPERIMENT).experiment_id
-    page = page_of_lineage(sqlite, EXPERIMENT, "paged", owned=False)
+    page = page_of_lineage(sqlite, EXPERIMENT, "paged", store="", owned=False)
     assert page == f"#/experiments/{experiment}/runs/{tracker.lineage_run_id}"
 
 
@@ -148,18 +151,27 @@ def test_a_release_of_a_local_store_is_downloaded_by_its_alias(tmp_path: Path) -
     tracker = open_tracker(uri, EXPERIMENT, "tiny", owned=True)
     tracker.child("release-v1").register("tiny", "v1", "releases/v1")
     deliver(tracker)
+    (linked,) = (store / "mlflow").rglob("model.safetensors")
+    assert linked.samefile(release / "model.safetensors")
+    shutil.rmtree(linked.parent)
+    linked.parent.symlink_to(release, target_is_directory=True)  # as earlier versions made it
+    again = open_tracker(uri, EXPERIMENT, "tiny", owned=True)
+    again.child("release-v1").register("tiny", "v1", "releases/v1")
+    deliver(again)
     moved = store.rename(tmp_path / "moved")
     server = MlflowServer(moved / "mlflow", f"sqlite:///{moved}/mlflow/mlflow.db")
     server.start()
     try:
-        import mlflow
-
-        got = mlflow.artifacts.download_artifacts(
-            "models:/tiny@latest", dst_path=str(tmp_path / "got"), tracking_uri=server.uri
+        shown = (ROOT / "docs/guide/tracking.md").read_text(encoding="utf-8")
+        code = re.search(r"```python\n(import mlflow\n.*?)```", shown, re.DOTALL)
+        assert code is not None
+        code_here = (
+            code[1].replace("http://127.0.0.1:5000", server.uri).replace("quickstart", "tiny")
         )
+        subprocess.run([sys.executable, "-c", code_here], cwd=tmp_path, check=True)
     finally:
         server.kill()
-    assert {path.name: path.read_text() for path in Path(got).iterdir()} == {
+    assert {path.name: path.read_text() for path in Path(tmp_path, "model").iterdir()} == {
         "config.json": "config.json",
         "model.safetensors": "model.safetensors",
     }
@@ -210,6 +222,46 @@ def test_a_run_id_of_another_lineage_is_left_to_it(sqlite: str) -> None:
     assert mine.id != run_id
     assert history(sqlite, run_id) == []
     assert history(sqlite, mine.id) == [(1, 1.0)]
+
+
+def test_stores_of_one_name_share_neither_runs_nor_versions(sqlite: str) -> None:
+    """Not by a name, and not by a run id that a copied ledger or a fork brought."""
+    runs: list[tuple[str | None, ...]] = []
+    for number, store in enumerate(("a" * 32, "b" * 32, "a" * 32)):
+        tracker = open_tracker(sqlite, EXPERIMENT, "twins", store=store)
+        stage = tracker.child("00-english", run_id=runs[0][1] if runs else None)
+        stage.log(number + 1, {"train/loss": float(number)})
+        release = tracker.child("release-v1")
+        release.register("twins", "v1", f"/data/{store[0]}/releases/v1")
+        deliver(tracker)
+        runs.append((tracker.lineage_run_id, stage.id, release.id))
+        page = page_of_lineage(sqlite, EXPERIMENT, "twins", store=store, owned=False)
+        assert page.endswith(f"/runs/{tracker.lineage_run_id}")
+    first, second, again = runs
+    assert again == first
+    assert not set(first) & set(second)
+    assert history(sqlite, first[1]) == [(1, 0.0), (3, 2.0)]
+    assert history(sqlite, second[1]) == [(2, 1.0)]
+    versions = client(sqlite).search_model_versions("name = 'twins'")
+    made_by = {version.run_id: version.tags["perennial.store"] for version in versions}
+    assert made_by == {first[2]: "a" * 32, second[2]: "b" * 32}
+
+
+def test_runs_of_an_earlier_version_are_those_of_the_store_that_finds_them(sqlite: str) -> None:
+    """Runs and versions once named no store."""
+    ids = []
+    for store in ("", "a" * 32, "b" * 32):
+        tracker = open_tracker(sqlite, EXPERIMENT, "older", store=store)
+        release = tracker.child("release-v1")
+        release.register("older", "v1", f"/data/{store[:1]}/releases/v1")
+        deliver(tracker)
+        ids.append((tracker.lineage_run_id, release.id))
+    assert ids[1] == ids[0]
+    assert not set(ids[2]) & set(ids[0])
+    assert client(sqlite).get_run(str(ids[0][0])).data.tags["perennial.store"] == "a" * 32
+    versions = client(sqlite).search_model_versions("name = 'older'")
+    assert {version.run_id for version in versions} == {ids[0][1], ids[2][1]}
+    assert len(versions) == 2
 
 
 @pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "never there"])
@@ -283,6 +335,19 @@ def test_values_are_drawn_over_steps_and_over_tokens_through_a_restart(sqlite: s
     assert history(sqlite, stage.id) == expected(range(20))
     by_tokens = history(sqlite, stage.id, "versus_tokens/train/loss")
     assert by_tokens == [(4096 * step, value) for step, value in expected(range(20))]
+
+
+def test_tokens_are_those_that_were_seen_where_an_earlier_stage_had_another_batch(
+    sqlite: str,
+) -> None:
+    tracker = open_tracker(sqlite, EXPERIMENT, "batches")
+    stage = tracker.child("01-french")
+    for step in (101, 102):  # behind 100 steps of 1,024 tokens
+        seen = {"train/loss": 2.0, "train/tokens_seen": float(102_400 + 4096 * (step - 100))}
+        stage.log(step, seen, tokens_per_step=4096)
+    deliver(tracker)
+    by_tokens = history(sqlite, stage.id, "versus_tokens/train/loss")
+    assert [tokens for tokens, _ in by_tokens] == [106_496, 110_592]
 
 
 def test_a_tag_tells_the_latest(sqlite: str) -> None:
