@@ -84,8 +84,7 @@ RUN: dict[tuple[str, str], str] = {
     **{
         ("docs/guide/getting-started.md", first): _FIRST_RUN
         for first in (
-            "perennial init mine.yaml --model models/base --data news.jsonl.gz --corpus news "
-            "--shift weak",
+            "perennial init mine.yaml --model models/base --data news.jsonl.gz --corpus news",
             "perennial plan mine.yaml",
             "perennial land mine.yaml news news.jsonl.gz",
             "perennial run mine.yaml",

@@ -67,7 +67,7 @@ EDGES: dict[str, set[str]] = {
     | {"version", "training", "evaluation", "runs", "controller", "planning", "report"},
     "api": _DATA
     | {"tracking", "training", "evaluation", "sources", "runs", "audit", "controller"}
-    | {"telemetry", "diagnosis", "planning", "search", "report"},
+    | {"telemetry", "diagnosis", "planning", "search", "report", "study"},
     "__init__": {"errors", "version", "controller", "api"},
     "cli": {
         "errors",

@@ -198,12 +198,12 @@ def _size(model: ModelSpec, vocabulary: int, length: int) -> ModelSize:
     return model_size(model_config(model, vocabulary, 0, length))
 
 
-def machine_of(gpus: int | None = None, gpu_bytes: int | None = None) -> Machine:
+def machine_of(gpus: int | None = None, memory_bytes: int | None = None) -> Machine:
     """Return what training has: this machine, or the GPUs that a user names.
 
     Args:
         gpus: number of GPUs; None for those of this machine.
-        gpu_bytes: memory of one; None for that of this machine's.
+        memory_bytes: memory of one; None for that of this machine's.
 
     Raises:
         InputError: GPUs of another machine, whose memory is not said.
@@ -214,9 +214,9 @@ def machine_of(gpus: int | None = None, gpu_bytes: int | None = None) -> Machine
     count = here if gpus is None else gpus
     if not count:
         return Machine(0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cpus)
-    if gpu_bytes is None and not here:
+    if memory_bytes is None and not here:
         raise InputError(
             "command line", "--gpus", "this machine has no GPU whose memory could be read",
             "give --gpu-memory too, such as --gpu-memory 80", code="gpu-memory-unknown",
         )  # fmt: skip
-    return Machine(count, gpu_bytes or torch.cuda.get_device_properties(0).total_memory, cpus)
+    return Machine(count, memory_bytes or torch.cuda.get_device_properties(0).total_memory, cpus)

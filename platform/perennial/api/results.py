@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from perennial.runs.summary import RatePoint
     from perennial.schedules import Anneal
     from perennial.sources import SourceStatus
+    from perennial.study.results import StudyResults
     from perennial.tracking import Receipt
 
 
@@ -171,6 +172,25 @@ class ReportPage:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready form."""
         return {"page": self.place, "bytes": self.size_bytes}
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """The results of a study, and its page.
+
+    Attributes:
+        results: of its arms and claims.
+        page: where the page is.
+        failed: why runs failed, by their name.
+    """
+
+    results: StudyResults
+    page: str
+    failed: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready form."""
+        return self.results.to_dict() | {"page": self.page}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from perennial.api.operated_run import OperatedRun
+from perennial.api.comparable_run import ComparableRun
 from perennial.errors import InputError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from perennial.api.results import (
         EvaluationSummary,
         IngestSummary,
@@ -30,10 +28,7 @@ if TYPE_CHECKING:
     from perennial.controller.decisions import Decision
     from perennial.controller.release import Format
     from perennial.controller.trunk_kit import TrunkKit
-    from perennial.planning.fleet_forecast import FleetForecast
     from perennial.planning.plan import Hardware
-    from perennial.planning.spot_fleet import Fleet
-    from perennial.report.compare import Comparison
     from perennial.runs.state import Corpus
     from perennial.search.layer_results import LayerSearchResult
     from perennial.search.layer_search import LayerSearchPlan
@@ -43,7 +38,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
-class Run(OperatedRun):
+class Run(ComparableRun):
     """A run: its run file, and its store.
 
     Every method opens the run again, so that it sees what other processes wrote. Methods that
@@ -398,73 +393,6 @@ class Run(OperatedRun):
 
         with self._checked(acts=False) as work:
             return write_report(work, None if output is None else Path(output))
-
-    def compare(
-        self,
-        others: Sequence[Run],
-        output: PathLike | None = None,
-        *,
-        csv: PathLike | None = None,
-        latex: PathLike | None = None,
-    ) -> Comparison:
-        """Return this run beside others at equal tokens: losses, gaps, compute saved.
-
-        Runs that differ in their seed alone are taken together: means and intervals over seeds.
-
-        Args:
-            others: runs to compare with.
-            output: a local file for the same as one HTML page; None: none.
-            csv: a local file for losses, gaps and transfer as CSV; None: none.
-            latex: a local file for the same as tables of booktabs; None: none.
-
-        Raises:
-            InputError: a run has no evaluated stage, or two runs have one store.
-        """
-        from perennial.api.pictures import write_comparison
-        from perennial.report.compare import compare
-
-        comparison = compare([run._reading() for run in (self, *others)])
-        files = {"page": output, "csv": csv, "latex": latex}
-        write_comparison(comparison, {kind: Path(to) for kind, to in files.items() if to})
-        return comparison
-
-    def plot_search(self, result: SearchResult) -> Axes:
-        """Draw what the trials of a search learned against what they lost; see `plot`."""
-        from perennial.api.pictures import plot_search
-
-        return plot_search(result)
-
-    def plot_comparison(self, comparison: Comparison, figure: str = "losses") -> Axes:
-        """Draw a figure of a comparison's page, and return its matplotlib axes; see `plot`.
-
-        Args:
-            comparison: as `compare` returns it.
-            figure: heading of the page in lower case, with dashes.
-
-        Raises:
-            InputError: there is no such figure of these runs.
-        """
-        from perennial.api.pictures import plot_comparison
-
-        return plot_comparison(self.where, comparison, figure)
-
-    def simulate(
-        self, costs: PathLike, fleet: Fleet, *, hours: float = 24.0, seeds: int = 20
-    ) -> FleetForecast:
-        """Return the goodput on preemptible machines, and the settings that give most of it.
-
-        Args:
-            costs: a costs file, such as benchmarks/costs/quickstart.yaml.
-            fleet: the machines.
-            hours: wall clock of one simulated run.
-            seeds: number of simulated runs.
-        """
-        from perennial.config import load
-        from perennial.planning.fleet_forecast import forecast_fleet
-        from perennial.planning.spot_fleet import CostsSpec
-
-        spec, measured = self.spec, load(Path(costs), CostsSpec)
-        return forecast_fleet(spec, measured, fleet, hours * 3600, range(seeds))
 
     def track(self) -> TrackingSummary:
         """Log the whole run again, to an MLflow that missed a part or lost it. Safe to repeat."""

@@ -151,14 +151,30 @@ def read_tuning(
         return tuning, where
     path = os.fspath(tuning)
     search = load(Path(path), TuningSpec)
-    named = open_store(load_run(Path(search.run)).store).url
-    if named != open_store(spec.store).url:
-        raise InputError(
-            path, "run", f"names a run in another store, {named}",
-            f"name the run file of {spec.name}, or call `tune` on the run that it names",
-            code="tuning-of-another-run",
-        )  # fmt: skip
+    check_names_run(path, search.run, spec, "tune")
     return search, path
+
+
+def check_names_run(where: str, run_file: str, spec: RunSpec, method: str) -> None:
+    """Refuse a tuning or study file of another run.
+
+    Args:
+        where: the file, for errors.
+        run_file: that it names.
+        spec: the run file of the run whose method was called.
+        method: its name.
+
+    Raises:
+        InputError: the file names a run in another store.
+    """
+    named = open_store(load_run(Path(run_file)).store).url
+    if named != open_store(spec.store).url:
+        code = "tuning-of-another-run" if method == "tune" else "study-of-another-run"
+        raise InputError(
+            where, "run", f"names a run in another store, {named}",
+            f"name the run file of {spec.name}, or call `{method}` on the run that it names",
+            code=code,
+        )  # fmt: skip
 
 
 def evaluate(work: Workspace) -> EvaluationSummary:

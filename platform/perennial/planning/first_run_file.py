@@ -16,9 +16,9 @@ from perennial.training.cost_model import ModelSize
 from perennial.training.memory_model import worker_memory
 
 Template = Literal["scratch", "open-model", "paper"]
-Shift = Literal["weak", "strong"]
+Shift = Literal["measured", "weak", "strong"]
 
-SHARES: dict[Shift, float] = {"weak": 0.05, "strong": 0.25}
+SHARES: dict[Shift, str] = {"measured": "auto", "weak": "0.05", "strong": "0.25"}
 """Replay shares of the paper (arXiv 2403.08763): English to English, and English to German."""
 _STEPS, _FEWEST_ROWS = 200, 8
 """Steps of a first stage that a batch is chosen for, and its fewest sequences: a schedule needs
@@ -88,7 +88,7 @@ class Asked:
         model: the stored model, as the file names it; None for random weights.
         tokenizer: a tokenizer, as the file names it; None trains one, or takes the model's.
         corpus: name of the first corpus.
-        shift: of the data, against what the model was trained on.
+        shift: of the data, against what the model was trained on; `measured` before each stage.
     """
 
     template: Template
@@ -321,13 +321,16 @@ def _schedule(asked: Asked) -> list[str]:
 
 def _stages(asked: Asked, sample: DataSample) -> list[str]:
     share = SHARES[asked.shift]
-    other = "25% for a strong one" if asked.shift == "weak" else "5% for a weak one"
-    rule = f"the paper's for a {asked.shift} shift; {other}"
+    rule = {
+        "measured": "5% to 25%, by the shift that is measured before each stage",
+        "weak": "the paper's for a weak shift; 25% for a strong one, auto measures it",
+        "strong": "the paper's for a strong shift; 5% for a weak one, auto measures it",
+    }[asked.shift]
     size = "" if sample.total_tokens is None else f", about {_round(sample.total_tokens)} here"
     lines = [
         "",
         "replay:",
-        f"  share: {share}                 # {rule}",
+        f"  share: {share:<19} # {rule}",
         "",
         "stages:",
         f"  budget: 100%                # of a corpus's tokens{size}",

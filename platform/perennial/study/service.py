@@ -148,7 +148,7 @@ def measure_pace(study: Study, planned: Sequence[PlannedRun], inbox: Sequence[st
 
 
 def run_study(
-    study: Study, jobs: int, log: Log, on_ending: Callable[[Mapping[str, RunEnding]], None]
+    study: Study, jobs: int, log: Log, on_ending: Callable[[Mapping[str, RunEnding]], object]
 ) -> dict[str, RunEnding]:
     """Carry out what is missing of a study. Safe to repeat and kill.
 
@@ -195,7 +195,7 @@ class _Laboratory:
     study: Study
     jobs: int
     log: Log
-    on_ending: Callable[[Mapping[str, RunEnding]], None]
+    on_ending: Callable[[Mapping[str, RunEnding]], object]
     statuses: dict[str, RunEnding] = field(default_factory=dict)
     _children: dict[str, _Child] = field(default_factory=dict)
     _messages: queue.Queue[tuple[str, dict[str, Any] | None]] = field(default_factory=queue.Queue)

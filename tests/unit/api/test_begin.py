@@ -60,7 +60,7 @@ def test_scratch_fits_a_sample_of_the_data() -> None:
     assert (spec.corpora.text_field, spec.corpora.sequence_length) == ("body", 256)
     assert (spec.replay.share, spec.schedule.kind) == (0.25, "infinite")
     text = Path("run.yaml").read_text()
-    assert "# the paper's for a strong shift; 5% for a weak one" in text
+    assert "# the paper's for a strong shift; 5% for a weak one, auto measures it" in text
     assert "nine of ten sampled documents" in text
 
 
@@ -118,7 +118,7 @@ def test_a_terminal_is_asked_for_what_no_option_says(monkeypatch: pytest.MonkeyP
     done = _init(answers=f"from scratch\nscratch\n{_write_data()}\n")
     assert done.exit_code == 0, done.output
     assert done.stderr.count("Begin with") == 2, "an answer that is none of the choices"
-    assert load_run(Path("run.yaml")).replay.share == 0.05
+    assert load_run(Path("run.yaml")).replay.share == "auto", "the shift is measured"
 
 
 @pytest.mark.long

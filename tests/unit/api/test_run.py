@@ -14,8 +14,11 @@ from typer.testing import CliRunner
 import perennial
 from perennial.api.training import read_tuning
 from perennial.cli.app import app
+from perennial.config import load
+from perennial.config.study import StudySpec
 from perennial.errors import InputError
 from tests.support.old_store import OldStore, unpack_old_store
+from tests.support.small_study import write_study
 from tests.support.tiny_run import tiny_run, write_run, write_texts
 
 
@@ -193,3 +196,19 @@ def test_a_tuning_file_names_the_run_that_is_tuned(run_file: Path, tmp_path: Pat
     with pytest.raises(InputError) as error:
         other.plan_tune(tuning)
     assert _code(error) == "tuning-of-another-run"
+
+
+def test_a_study_file_names_the_run_that_is_studied(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    run = perennial.open(tmp_path / "run.yaml")
+    planned = run.plan_study(file, jobs=2, overrides=["seeds=[7]"])
+    assert [its["run"] for its in planned["runs"]] == ["quarter/seed-7", "half/seed-7"]
+    assert planned["jobs"] == 2
+    spec = load(file, StudySpec)
+    assert len(run.plan_study(spec, file)["runs"]) == 4
+    done = CliRunner().invoke(app, ["study", str(file), "--dry-run", "--json", "--jobs", "2"])
+    assert json.loads(done.stdout) == run.plan_study(file, jobs=2)
+    other = perennial.open(tmp_path / "run.yaml", [f"store={tmp_path / 'other'}"])
+    with pytest.raises(InputError) as error:
+        other.study(file)
+    assert _code(error) == "study-of-another-run"

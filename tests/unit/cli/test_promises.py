@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
-import perennial
+from perennial.api import Run
+from perennial.api.begin import begin_run, machine_of
+from perennial.api.open import diagnose
 from perennial.api.results import WatchedLook
 from perennial.cli.app import app
 from perennial.cli.run.run import look_document, read_interval
+from perennial.config.explain import explain
 from perennial.errors import Busy, InputError
+from perennial.planning.first_run_file import Asked
+from perennial.planning.fleet_forecast import FleetForecast
+from perennial.planning.plan import Hardware
+from perennial.planning.spot_fleet import Fleet
 from tests.support.cli import SOURCE
 from tests.support.tiny_run import tiny_run, write_run
 from tests.unit.test_docs import PAGES, shown_in_blocks
@@ -26,6 +35,47 @@ from tests.unit.test_docs import PAGES, shown_in_blocks
 ROOT = Path(__file__).parents[3]
 READ_ONLY = {"explain", "doctor", "status", "compare", "plan", "simulate", "verify", "trace"}
 """verbs that change neither a store nor a file of their own; all others act"""
+OF_THE_COMMAND_LINE = {"as_json", "dry_run", "log_format", "overrides", "run_file"}
+WITHOUT_A_RUN: dict[str, tuple[Any, ...]] = {
+    "init": (begin_run, machine_of, Asked),
+    "explain": (explain,),
+    "doctor": (diagnose,),
+}
+"""functions of the verbs that are on no run; `quickstart` calls other verbs, one by one"""
+SEVERAL: dict[str, tuple[Any, ...]] = {
+    "plan": (Run.plan, Run.draw_rates, Hardware),
+    "simulate": (Run.simulate, FleetForecast.to_dict, Fleet),
+    "watch": (Run.watch, Run.watch_once),
+    "status": (Run.status, Run.measure_bytes),
+    "release": (Run.release, Run.make_trunk_kit),
+    "trace": (Run.trace, Run.trace_document, Run.trace_step, Run.trace_text, Run.trace_release),
+}
+"""methods of the verbs that are several, and what their arguments are made of"""
+PARAMETERS = {
+    "name": "corpus",
+    "gpu_memory": "memory_bytes",
+    "peak_tflops": "peak_flops",
+    "tuning_file": "tuning",
+    "study_file": "study",
+    "preemptions": "preemptions_per_hour",
+    "notice": "notice_seconds",
+    "replacement": "replacement_seconds",
+    "split": "splits",
+    "interval": "interval_seconds",
+    "once": "watch_once",
+    "webhook": "webhook_port",
+    "every": "last",
+    "with_bytes": "measure_bytes",
+    "trunk_kit": "make_trunk_kit",
+    "run_files": "others",
+    "place": "to",
+    "checkpoint": "at",
+    "new_run": "new",
+    "kind": "kinds",
+    "document": "trace_document",
+    "text": "trace_text",
+    "step": "trace_step",
+}
 _GROUP = typer.main.get_command(app)
 assert isinstance(_GROUP, click.Group) or hasattr(_GROUP, "commands")
 VERBS = dict(_GROUP.commands)
@@ -44,12 +94,16 @@ def test_every_verb_takes_json_and_those_that_act_take_dry_run() -> None:
     assert options.keys() - dry == READ_ONLY
 
 
-def test_every_verb_on_a_run_is_a_method() -> None:
-    other_names = {"run": "advance", "ui": "ui_command"}
-    without_a_run = {"init", "quickstart", "explain", "study", "doctor"}
-    verbs = {str(verb) for verb in VERBS} - without_a_run
-    methods = {other_names.get(verb, verb) for verb in verbs}
-    assert not [name for name in sorted(methods) if not callable(getattr(perennial.Run, name, 0))]
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"quickstart"}))
+def test_every_verb_is_a_method_and_every_option_a_parameter(verb: str) -> None:
+    """What the command line does, the Python interface does."""
+    method = getattr(Run, {"run": "advance", "ui": "ui_command"}.get(verb, verb), None)
+    functions = WITHOUT_A_RUN.get(verb) or SEVERAL.get(verb, (method,))
+    assert all(inspect.getdoc(function) for function in functions)
+    known = {name for function in functions for name in inspect.signature(function).parameters}
+    known |= {function.__name__ for function in functions}
+    named = {str(parameter.name) for parameter in VERBS[verb].params} - OF_THE_COMMAND_LINE
+    assert not [name for name in named if not {name, PARAMETERS.get(name)} & known]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

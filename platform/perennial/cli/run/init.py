@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from perennial.planning.first_run_file import Asked
 
 Template = Literal["scratch", "open-model", "paper"]
-Shift = Literal["weak", "strong"]
+Shift = Literal["measured", "weak", "strong"]
 
 
 NewFile = Annotated[Path, typer.Argument(metavar="[RUN_FILE]", help="The file to write")]
@@ -45,8 +45,8 @@ ShiftOption = Annotated[
     Shift | None,
     typer.Option(
         "--shift",
-        help="Of the data, against what was trained before: weak (5% replay) or strong (25%); "
-        "default weak",
+        help="Of the data, against what was trained before: weak (5% replay), strong (25%), or "
+        "measured before each stage, the default",
     ),
 ]
 NameOption = Annotated[
@@ -99,7 +99,7 @@ def init(
         model=model,
         tokenizer=tokenizer,
         corpus=corpus,
-        shift=shift or "weak",
+        shift=shift or "measured",
     )
     machine = machine_of(gpus, None if gpu_memory is None else int(gpu_memory * 2**30))
     begun = begin_run(run_file, asked, data, machine, writes=not dry_run)
@@ -149,8 +149,11 @@ def _ask(
         answer = typer.prompt("Files of your data (empty: none yet)", default="", err=True)
         data = shlex.split(answer)
     if shift is None and (model is not None or template == "open-model"):
-        typer.echo("weak: the same language or kind of text; strong: another", err=True)
-        shift = _choose("Shift of the data", ["weak", "strong"])  # type: ignore[assignment]
+        typer.echo(
+            "weak: the same language or kind of text; strong: another; measured: before each stage",
+            err=True,
+        )
+        shift = _choose("Shift of the data", ["measured", "weak", "strong"])  # type: ignore[assignment]
     return template, model, data, shift
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from perennial.cli.command import AsJson, DryRun, Overrides, check_output
+from perennial.cli.command import AsJson, DryRun, Overrides, check_output, open_run
 from perennial.cli.console import log, out, print_json
 
 if TYPE_CHECKING:
-    from perennial.study.plan import Study
+    from perennial.config.study import StudySpec
     from perennial.study.results import StudyResults
-    from perennial.study.service import RunEnding
 
 StudyFile = Annotated[
     Path,
@@ -42,49 +40,34 @@ def study(
     from perennial.config import load
     from perennial.config.study import StudySpec
     from perennial.errors import StudyFailed
-    from perennial.study.page import write_page
-    from perennial.study.plan import resolve
-    from perennial.study.results import keep_results, read_results
-    from perennial.study.service import default_jobs, run_study
 
     check_output(output)
-    spec = load(study_file, StudySpec, overrides or ())
-    resolved = resolve(study_file, spec, overrides or ())
-    side_by_side = jobs or default_jobs(resolved)
+    spec, changed = load(study_file, StudySpec, overrides or ()), overrides or ()
+    run = open_run(spec.run, None)
     if dry_run:
-        _preview(resolved, side_by_side, as_json)
+        _print_plan(run.plan_study(spec, study_file, jobs=jobs, overrides=changed), spec, as_json)
         return
 
     def say(line: str) -> None:
         log.print(line, soft_wrap=True, markup=False)
 
-    def write(statuses: Mapping[str, RunEnding]) -> None:
-        results = read_results(resolved, statuses)
-        keep_results(results)
-        write_page(results, output)
-
-    statuses = run_study(resolved, side_by_side, say, write)
-    results = read_results(resolved, statuses)
-    keep_results(results)
-    page = write_page(results, output)
+    done = run.study(spec, study_file, output, jobs=jobs, overrides=changed, log=say)
     if as_json:
-        print_json(results.to_dict() | {"page": page})
+        print_json(done.to_dict())
     else:
-        _print_claims(results)
-        out.print(f"page      {page}")
-    failed = [f"{name}: {s.reason}" for name, s in statuses.items() if s.state == "failed"]
-    if failed:
-        raise StudyFailed(f"{len(failed)} of {len(statuses)} runs failed; {failed[0]}")
+        _print_claims(done.results)
+        out.print(f"page      {done.page}")
+    if done.failed:
+        name, reason = next(iter(done.failed.items()))
+        count = len(done.results.study.runs)
+        raise StudyFailed(f"{len(done.failed)} of {count} runs failed; {name}: {reason}")
 
 
-def _preview(study: Study, jobs: int, as_json: bool) -> None:
-    from perennial.study.service import preview
-
-    document = preview(study, jobs)
+def _print_plan(document: dict[str, Any], spec: StudySpec, as_json: bool) -> None:
     if as_json:
         print_json(document)
         return
-    table = Table(title=f"{study.spec.name}: what is missing, in order", title_justify="left")
+    table = Table(title=f"{spec.name}: what is missing, in order", title_justify="left")
     for column in ("run", "state", "shared stages", "corpora of", "tokens", "hours"):
         table.add_column(column, justify="right" if column in ("tokens", "hours") else "left")
     for run in document["runs"]:
@@ -95,7 +78,7 @@ def _preview(study: Study, jobs: int, as_json: bool) -> None:
     out.print(table)
     hours = document["hours"]
     if hours is not None:
-        out.print(f"time      {hours:.2f} h of one run at a time, {jobs} side by side")
+        out.print(f"time      {hours:.2f} h of one run at a time, {document['jobs']} side by side")
     if document["budget_hours"] is not None:
         out.print(
             f"budget    {document['budget_hours']:g} h, spent {document['spent_hours']:.2f} h"
