@@ -36,7 +36,8 @@ def checked_workspace(
         take_over: take the leases of processes that live.
     """
     mlflow = MlflowObserver()
-    followers = [*observers, mlflow, GaugeObserver(mlflow, spec.name), Publisher(mlflow)]
+    # What the publisher has left to log comes before MLflow is closed.
+    followers = [*observers, Publisher(mlflow), mlflow, GaugeObserver(mlflow, spec.name)]
     if spec.notify.has_a_way:
         followers.append(NotifyObserver(spec.notify))
     work = Workspace(spec, where, followers, run_ids=mlflow, verb=verb, take_over=take_over)

@@ -7,7 +7,10 @@ so all of this may be repeated.
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from dataclasses import asdict
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from perennial.controller.observer import RunObserver
@@ -16,6 +19,7 @@ from perennial.report.figures.run import pictures
 from perennial.report.headline import headline
 from perennial.runs import metrics, summary
 from perennial.runs.history import read_history
+from perennial.runs.ledger import Ledger
 from perennial.runs.metrics import stored_rows
 from perennial.telemetry.mlflow_observer import release_location
 
@@ -37,6 +41,12 @@ _TOLD = 20
 
 def catch_up(work: ObservedRun, tracker: Tracker) -> list[str]:
     """Log every trained stage, release and the lineage's matrix again; the stages' names."""
+    stages = _log_all(work, tracker)
+    finish_lineage(work, tracker)
+    return stages
+
+
+def _log_all(work: ObservedRun, tracker: Tracker) -> list[str]:
     # A stage that trains is caught up by the controller that trains it.
     stages = [stage for stage in work.state.stages if stage.name in work.state.ends]
     for stage in stages:
@@ -106,8 +116,12 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
                 values["forgetting/average_stderr"] = forgetting.stderr
             run.log(step, values, work.spec.tokens_per_step)
     run.describe(describe_lineage(work.spec.name, work.state, matrix))
-    if all(stage.name in work.state.ends for stage in work.state.stages):
-        run.finish()  # what trains next resumes it
+
+
+def finish_lineage(work: ObservedRun, tracker: Tracker) -> None:
+    """End the lineage's own run unless a stage is being trained; what trains next resumes it."""
+    if work.state.losses and all(its.name in work.state.ends for its in work.state.stages):
+        tracker.parent_run().finish()
 
 
 def describe_lineage(name: str, state: RunState, matrix: LossMatrix) -> str:
@@ -189,12 +203,48 @@ def track_release(
     run.finish()
 
 
+class _StoredRun:
+    """A run as an observer may read it, whose state is what the ledger has by now.
+
+    Args:
+        work: the run as the controller has it, which goes on meanwhile.
+    """
+
+    def __init__(self, work: ObservedRun) -> None:
+        self.spec, self.store, self.inbox = work.spec, work.store, work.inbox
+        self.run_ids, self.setbacks, self.log = work.run_ids, work.setbacks, work.log
+        self.in_charge = work.in_charge
+        self._ledger = Ledger(work.store, work.log)
+
+    @property
+    def state(self) -> RunState:
+        """Return the run's state as of the last read."""
+        return self._ledger.state
+
+    def refresh(self) -> None:
+        """Read what was written since."""
+        self._ledger.read()
+
+
+_Log = Callable[["_StoredRun", "Tracker"], object]
+"""logs what happened, beside what it changes in the pictures"""
+
+
 class Publisher(RunObserver):
-    """Keeps matrix, pictures and MLflow up to date while a run goes on."""
+    """Keeps matrix, pictures and MLflow up to date while a run goes on.
+
+    Drawing takes seconds, for which no stage waits: a thread draws and logs, in the order of what
+    happened, from what is in the store. What a kill keeps from it, the next process makes up for.
+    """
 
     def __init__(self, mlflow: MlflowObserver) -> None:
         self._mlflow = mlflow
         self._looked = False
+        self._happened: SimpleQueue[tuple[ObservedRun, Tracker, _Log, bool] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._asked = self._done = 0
+        self._is_stale = False
+        self._noticed: set[type[Exception]] = set()
 
     def looked(self, work: ObservedRun) -> None:
         """Draw and log, once, what another process measured before it was killed."""
@@ -202,42 +252,90 @@ class Publisher(RunObserver):
             return
         self._looked = True
         if not is_drawn(work):
-            catch_up(work, self._mlflow.tracker(work))
+            self._publish(work, _log_all, draws=False)
+            finish_lineage(work, self._mlflow.tracker(work))
 
     def stage_evaluated(self, work: ObservedRun, stage: Stage) -> None:
         """Draw the run again, log the stage and end its MLflow run."""
-        if tracker := self._ready(work):
-            track(work, tracker)
-            track_stage(work, tracker, stage)
+
+        def log(run: _StoredRun, tracker: Tracker) -> None:
+            track_stage(run, tracker, stage)
             tracker.child(stage.name, run_id=stage.tracking_run).finish()
+
+        self._publish(work, log)
+        finish_lineage(work, self._mlflow.tracker(work))
+
+    def stage_gated(self, work: ObservedRun, stage: Stage) -> None:
+        """End the MLflow run of the stage that trained behind it, and was abandoned."""
+        end, tracker = work.state.ends[stage.name], self._mlflow.tracker(work)
+        for left in work.state.abandoned:
+            if left.start == end:
+                tracker.child(left.name, run_id=left.tracking_run).finish("KILLED")
 
     def matrix_filled(self, work: ObservedRun) -> None:
         """Draw the run again."""
-        if tracker := self._ready(work):
-            track(work, tracker)
+        self._publish(work, lambda *_: None)
 
     def release_made(self, work: ObservedRun, claimed: Releasing, released: Released) -> None:
         """Draw the run again, log the release and register it."""
-        if tracker := self._ready(work):
-            track(work, tracker)
-            track_release(work, tracker, claimed, released)
+        self._publish(work, lambda run, tracker: track_release(run, tracker, claimed, released))
 
     def promoted(self, work: ObservedRun, released: Released, alias: str) -> None:
         """Move the alias in the model registry."""
-        if tracker := self._ready(work):
-            track_release(work, tracker, work.state.branches[released.name], released)
+        claimed = work.state.branches[released.name]
+        self._publish(work, lambda run, tracker: track_release(run, tracker, claimed, released))
 
     def release_scored(self, work: ObservedRun, released: Released) -> None:
         """Log the release's scores."""
-        step = work.state.branches[released.name].step + released.steps
-        run = self._mlflow.tracker(work).child(f"release-{released.name}")
-        run.log(step, metrics.score_metrics(work.state.scores[released.name]))
-        run.finish()
 
-    def _ready(self, work: ObservedRun) -> Tracker | None:
-        """Return the tracker; None where MLflow lacked earlier parts and all was logged here."""
-        tracker = self._mlflow.tracker(work)
-        if not tracker.incomplete:
-            return tracker
-        catch_up(work, tracker)
-        return None
+        def log(run: _StoredRun, tracker: Tracker) -> None:
+            step = run.state.branches[released.name].step + released.steps
+            child = tracker.child(f"release-{released.name}")
+            child.log(step, metrics.score_metrics(run.state.scores[released.name]))
+            child.finish()
+
+        self._publish(work, log, draws=False)
+
+    def closed(self) -> None:
+        """Draw and log what is left."""
+        if self._thread is not None:
+            self._happened.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _publish(self, work: ObservedRun, log: _Log, *, draws: bool = True) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+            self._thread.start()
+        self._asked += 1
+        self._happened.put((work, self._mlflow.tracker(work), log, draws))
+
+    def _run(self) -> None:
+        run: _StoredRun | None = None
+        while (happened := self._happened.get()) is not None:
+            work, tracker, log, draws = happened
+            run = run or _StoredRun(work)
+            self._done += 1
+            self._is_stale |= draws
+            try:
+                self._follow(run, tracker, log)
+            except Exception as failed:
+                # As where an observer fails: a notice, once for each kind.
+                if type(failed) not in self._noticed:
+                    self._noticed.add(type(failed))
+                    name = type(self).__name__
+                    work.log(f"notice: {name} failed ({type(failed).__name__}: {failed})")
+
+    def _follow(self, run: _StoredRun, tracker: Tracker, log: _Log) -> None:
+        run.refresh()
+        if tracker.incomplete:  # MLflow lacks earlier parts: all is logged
+            _log_all(run, tracker)
+            self._is_stale = False
+            return
+        try:
+            log(run, tracker)
+        finally:
+            # Of what happened at nearly the same time, the last draws it all.
+            if self._is_stale and self._done == self._asked:
+                track(run, tracker)
+                self._is_stale = False

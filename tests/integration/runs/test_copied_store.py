@@ -107,7 +107,7 @@ def _observed(copy: OldStore) -> tuple[Workspace, MlflowObserver]:
     """Return the run with what follows a controller into the store and MLflow."""
     mlflow = MlflowObserver()
     spec = perennial.open(copy.run_file, [copy.override]).spec
-    work = Workspace(spec, "run.yaml", [mlflow, Publisher(mlflow)], run_ids=mlflow)
+    work = Workspace(spec, "run.yaml", [Publisher(mlflow), mlflow], run_ids=mlflow)
     work.ledger.read()
     return work, mlflow
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ _THEMED = {
     "accent": "#b34701",
 }
 """Colours that nothing else has: in a page each becomes its variable of the same name."""
+
+_DRAWING = threading.RLock()
 
 P = ParamSpec("P")
 
@@ -114,7 +117,8 @@ def picture(draw: Callable[P, Figure]) -> Callable[P, Picture]:
 
 @contextmanager
 def _style(theme: dict[str, str], width_inches: float) -> Iterator[None]:
-    with matplotlib.rc_context():
+    # The settings are the process's: of two threads that draw, one waits.
+    with _DRAWING, matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {
