@@ -83,6 +83,7 @@ EXAMPLES: Mapping[str, Any] = {
     "eta_min": 3e-5,
     "warmup_start": 3e-5,
     "replay": {"share": 0.05},
+    "groups": ["wiki-", "news-????-??"],
     "ReplaySpec.weights": {"english": 2, "code": 1},
     "max_epochs": 4,
     # stages, release, evaluation

@@ -13,6 +13,7 @@ from perennial.config.paths import input_paths
 from perennial.errors import InputError, join_errors
 from perennial.evaluation.suites import SUITES
 from perennial.evaluation.tasks import LocalTask, find_unknown_tasks, read_task
+from perennial.mixture import group_of
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
@@ -54,7 +55,8 @@ def named_corpora(spec: RunSpec) -> Iterator[tuple[str, str]]:
     yield from (("stages.order", name) for name in stages.order if stages.order != "landing")
     yield from (("stages.only", name) for name in stages.only or ())
     yield from ((f"stages.corpora.{name}", name) for name in stages.corpora)
-    yield from ((f"replay.weights.{name}", name) for name in spec.replay.weights)
+    weights = [n for n in spec.replay.weights if group_of(spec.replay.groups, n) != n]
+    yield from ((f"replay.weights.{name}", name) for name in weights)
     if not isinstance(spec.release.mixture, str):
         yield from ((f"release.mixture.{name}", name) for name in spec.release.mixture)
 

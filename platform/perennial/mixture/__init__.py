@@ -8,6 +8,7 @@ from perennial.mixture.branch import (
     mixture_suffix,
     read_mixture,
 )
+from perennial.mixture.groups import group_of
 from perennial.mixture.parts import (
     CorpusRows,
     Part,
@@ -53,6 +54,7 @@ __all__ = [
     "apportion_parts",
     "branch_mix",
     "describe_tokens",
+    "group_of",
     "known_corpora",
     "list_new",
     "mixture_suffix",

@@ -251,9 +251,10 @@ def stage_mix(
         replay: how much is drawn from earlier corpora; nothing where there are none.
     """
     budget = steps * global_batch
-    earlier = known_corpora(history, replay, replay.retired, new)
+    earlier = known_corpora(history, replay, replay.retired, new) if replay.share else {}
     wanted = round(replay.share * budget) if earlier else 0
-    counts = split_replay(replay, wanted, {key: known.history for key, known in earlier.items()})
+    histories = {key: known.history for key, known in earlier.items()}
+    counts = split_replay(replay, wanted, histories) if wanted else {}
     replayed = sum(counts.values())
     shares = apportion(budget - replayed, {name: rows_of(rows) for name, rows in new.items()})
     sources: list[Source] = []

@@ -35,6 +35,8 @@ class CorpusHistory:
     @classmethod
     def sum(cls, parts: Sequence[CorpusHistory]) -> CorpusHistory:
         """Return the history of a corpus from those of its parts, which were new together."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(
             parts[0].stage,
             sum(part.seen for part in parts),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from perennial.fields import JOIN, Count, Section, Share, Weight, unknown_name
+from perennial.mixture.groups import fill_group, group_of, join_histories
 from perennial.mixture.policies import (
     REPLAY_POLICIES,
     CorpusHistory,
@@ -37,6 +38,8 @@ PolicyName = Annotated[
 ]
 
 
+GroupPattern = Annotated[str, Field(pattern=r"^[a-z0-9?][a-z0-9._?-]*$")]
+"""the beginning of corpora's names; `?` stands for any one character"""
 AUTO: Literal["auto"] = "auto"
 """a share that is decided when the stage begins"""
 ShareOrAuto = Share | Literal["auto"]
@@ -56,6 +59,11 @@ class ReplaySpec(Section):
     weights: Annotated[dict[str, Weight], JOIN] = Field(default_factory=dict)
     """with `weighting: fixed`, a number by corpus name, at least 0; a corpus without one is not
     replayed"""
+    groups: Annotated[tuple[GroupPattern, ...], JOIN] = ()
+    """beginnings of corpora's names, with `?` for any character: what one matches of a name is a
+    group, which has a part of the share as one corpus has, and whose corpora are replayed one after
+    the other. `news-` makes one group, `news-????-??` one of each month; the first that matches
+    counts. Default: each corpus has its own part"""
     minimum: Annotated[Share, JOIN] = 0.0
     """least part of the replay share for each corpus that is replayed, from 0 to 1: with 0.1 each
     has at least a tenth of it, and the others have the rest by their weights; where so many are
@@ -120,9 +128,10 @@ class ReplayRule(ReplaySpec):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that ledgers and checkpoints hold."""
-        # Without a proxy or minimum as versions before these were known wrote it.
-        unused = {name for name in ("proxies", "minimum") if not getattr(self, name)}
-        return self.model_dump(exclude=unused) | {"retired": list(self.retired)}
+        # Without a proxy, minimum or group as versions before these were known wrote it.
+        unused = {name for name in ("proxies", "minimum", "groups") if not getattr(self, name)}
+        groups = {"groups": list(self.groups)} if self.groups else {}
+        return self.model_dump(exclude=unused) | {"retired": list(self.retired)} | groups
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ReplayRule:
@@ -130,7 +139,8 @@ class ReplayRule(ReplaySpec):
 
         Unchecked: a stored stage must be readable where the plug-in of its policy is missing.
         """
-        return cls.model_construct(**{**data, "retired": tuple(data.get("retired", ()))})
+        lists = {name: tuple(data.get(name, ())) for name in ("retired", "groups")}
+        return cls.model_construct(**{**data, **lists})
 
 
 def split_replay(
@@ -138,22 +148,52 @@ def split_replay(
 ) -> dict[PartKey, int]:
     """Return the sequences to replay of each earlier corpus, by the rule's weights.
 
-    A corpus of parts is divided over them in proportion to what was seen of each. What a corpus
-    (or part) at its cap cannot give goes to the others in proportion to their weights; the sum is
-    below `total` only when none is left.
+    A group has the weight of one corpus, and is filled member by member. A corpus of parts is
+    divided over them in proportion to what was seen of each. What a corpus (or part, or group) at
+    its cap cannot give goes to the others in proportion to their weights; the sum is below `total`
+    only when none is left.
 
     Args:
-        rule: policy, weights and cap.
+        rule: policy, weights, groups and cap.
         total: sequences to replay.
         earlier: what was trained so far, by corpus and part, in the order of the stages.
+    """
+    members: dict[str, dict[PartKey, CorpusHistory]] = {}
+    alone: dict[PartKey, CorpusHistory] = {}
+    for key, known in earlier.items():
+        group = group_of(rule.groups, key[0])
+        if group is None:
+            alone[key] = known
+        else:
+            members.setdefault(group, {})[key] = known
+    joined: dict[PartKey, CorpusHistory]
+    joined = {(group, None): join_histories([*its.values()]) for group, its in members.items()}
+    room = {key: _room(rule, [known]) for key, known in alone.items()}
+    room |= {(group, None): _room(rule, [*its.values()]) for group, its in members.items()}
+    counts = _split(rule, total, {**alone, **joined}, room)
+    for group, its in members.items():
+        counts |= fill_group(counts.pop((group, None), 0), its, rule.max_epochs)
+    return counts
+
+
+def _room(rule: ReplayRule, members: Sequence[CorpusHistory]) -> int:
+    """Return how many sequences the cap allows to replay; 0 where there is none."""
+    return sum(max(0, (rule.max_epochs or 0) * its.extent - its.replayed) for its in members)
+
+
+def _split(
+    rule: ReplayRule,
+    total: int,
+    earlier: Mapping[PartKey, CorpusHistory],
+    room: Mapping[PartKey, int],
+) -> dict[PartKey, int]:
+    """Return the sequences of each corpus, part or group: arguments as for `split_replay`.
+
+    room: with a cap, the most that each of them can give.
     """
     weights = _weigh(rule, earlier)
     if rule.max_epochs is None:
         return apportion(total, weights)
-    room = {
-        key: max(0, rule.max_epochs * earlier[key].extent - earlier[key].replayed)
-        for key in weights
-    }
     counts: dict[PartKey, int] = {}
     while weights:
         parts = apportion(total - sum(counts.values()), weights)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from perennial.config.stage_settings import stage_settings
 from perennial.errors import InputError
-from perennial.mixture import Part, apportion_parts
+from perennial.mixture import Part, apportion_parts, group_of
 from perennial.runs.actions import Outside, next_action
 from perennial.runs.entities import names_in
 from perennial.runs.events import (
@@ -204,7 +204,7 @@ def _sequences_per_byte(state: RunState) -> float:
 
 def _check_weights(spec: RunSpec, known: set[str]) -> None:
     for name in spec.replay.weights:
-        if name not in known:
+        if name not in known and group_of(spec.replay.groups, name) != name:
             raise InputError(
                 "run file",
                 f"replay.weights.{name}",

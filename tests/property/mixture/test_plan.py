@@ -46,6 +46,7 @@ def rules() -> st.SearchStrategy[ReplayRule]:
         weights=st.dictionaries(names, st.sampled_from([0, 0.1, 0.2, 1, 3])),
         max_epochs=st.sampled_from([None, None, 1, 2]),
         minimum=st.sampled_from([0.0, 0.0, 0.1, 0.3, 1.0]),
+        groups=st.sampled_from([(), (), ("c",), ("c?", "p"), ("c1", "?"), ("x",)]),
         proxies=st.sampled_from([{}, {}, {"p0": 7}, {"p0": 7, "p1": 150}]),
     )
 
@@ -260,6 +261,7 @@ def test_the_share_is_split_by_the_rules_weights_and_cap(
 def test_a_cap_that_binds_leaves_the_others_in_proportion(
     known: list[CorpusHistory], total: int, rule: ReplayRule
 ) -> None:
+    rule = rule.model_copy(update={"groups": ()})  # whose members have no proportion to each other
     earlier = {f"c{index}": each for index, each in enumerate(known)}
     keyed: dict[PartKey, CorpusHistory] = {(name, None): each for name, each in earlier.items()}
     counts = {name: n for (name, _), n in split_replay(rule, total, keyed).items()}

@@ -165,6 +165,7 @@ OTHERS: dict[str, Any] = {
     "replay.share": 0.5,
     "replay.weighting": "uniform",
     "replay.weights": ({"replay": {"weighting": "fixed", "weights": {"a": 1}}}, {"a": 2, "b": 1}),
+    "replay.groups": ["news-????-??"],
     "replay.minimum": 0.1,
     "replay.max_epochs": 1,
     "stages.budget": "6 steps",
