@@ -13,10 +13,13 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -34,7 +37,15 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("pyarrow", "numpy"))
     print(f"{versions}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} at the start.\n")
     print("what | measured\n--- | ---")
-    for what, told in (*_manifests(), *_ledger(), *_stages(), *_steps(), *_ranges(), *_sections()):
+    for what, told in (
+        *_manifests(),
+        *_ledger(),
+        *_stages(),
+        *_years(),
+        *_steps(),
+        *_ranges(),
+        *_sections(),
+    ):
         print(f"{what} | {told}", flush=True)
 
 
@@ -152,35 +163,95 @@ def _stages() -> Iterator[tuple[str, str]]:
     """A run of as many corpora as stages, all of them measured after each: what a look costs."""
     from perennial.api.status import read_status
     from perennial.controller.context import Workspace
-    from perennial.store.local import LocalStore
     from tests.support.long_run import LongRun
 
-    asked: list[str] = []
-
-    def counting(real: Any) -> Any:
-        def call(*args: Any, **options: Any) -> Any:
-            asked.append(real.__name__)
-            return real(*args, **options)
-
-        return call
-
-    for name in ("read", "list", "info", "exists"):
-        setattr(LocalStore, name, counting(getattr(LocalStore, name)))
     for stages in (100, 300, 1_000):
         with tempfile.TemporaryDirectory() as scratch:
             run = LongRun(Path(scratch)).grow(stages)
             snapshot = sorted(Path(run.store.url, "ledger/snapshots").iterdir())[-1]
             work = Workspace(run.spec, "run.yaml")
-            asked.clear()
-            began = time.perf_counter()
-            status = read_status(work, 20)
-            seconds = time.perf_counter() - began
+            with _requests() as asked:
+                began = time.perf_counter()
+                status = read_status(work, 20)
+                seconds = time.perf_counter() - began
             assert len(status.stages) == 20
             yield (
                 f"run of {stages:,} stages",
                 f"snapshot {snapshot.stat().st_size / 1e6:.2f} MB; `status` in {seconds:.2f} s and "
-                f"{len(asked)} requests",
+                f"{asked.total()} requests",
             )
+
+
+def _years() -> Iterator[tuple[str, str]]:
+    """A run of as many corpora as stages, within a budget and in groups; inbox and ends are there.
+
+    The ledger is whole in the folder, so that its listing costs what it would.
+    """
+    from tests.support.long_run import lay_around, lay_down
+
+    groups = [f"corpus-{thousand:02d}" for thousand in range(10)]
+    settings = {"evaluation": {"corpora": 20}, "replay": {"share": 0.05, "groups": groups}}
+    for stages in (1_000, 10_000):
+        with tempfile.TemporaryDirectory() as scratch:
+            spec = lay_down(Path(scratch), stages, entries=8 * stages + 2, **settings)
+            lay_around(Path(spec.store), stages)
+            for what, told in _looks(spec):
+                yield f"run of {stages:,} stages of {stages:,} corpora: {what}", told
+
+
+def _looks(spec: Any) -> Iterator[tuple[str, str]]:
+    from perennial.api.status import read_status
+    from perennial.controller.context import Workspace
+    from perennial.controller.loop import _Controller
+    from tests.support.long_run import draw_within, stage_events
+
+    def take_charge() -> None:
+        taken = Workspace(spec, "run.yaml")
+        taken.take_charge()
+        assert _Controller(taken, reschedule=False).next() is None
+        taken.close()
+
+    def book() -> None:
+        for event in draw_within(spec, work.state, stage_events(spec, work.state)):
+            work.ledger.append(event)
+
+    yield "`status`", _cost_of(lambda: read_status(Workspace(spec, "run.yaml"), 20))
+    yield "taking charge, and a look", _cost_of(take_charge)
+    work = Workspace(spec, "run.yaml")
+    work.ledger.read()
+    yield "another look", _cost_of(_Controller(work, reschedule=False).next)
+    yield "decisions and entries of a stage", _cost_of(book)
+    work.close()
+
+
+def _cost_of(work: Callable[[], object]) -> str:
+    """Return what a call costs; its memory is measured in a second one, which is slower."""
+    with _requests() as asked:
+        began, used = time.perf_counter(), time.process_time()
+        work()
+        seconds, cpu = time.perf_counter() - began, time.process_time() - used
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return (
+        f"{seconds:.2f} s, {cpu:.2f} s of it CPU; {asked.total()} requests; at most "
+        f"{peak / 2**20:.0f} MiB more memory"
+    )
+
+
+@contextmanager
+def _requests() -> Iterator[Counter[str]]:
+    """Count the requests to local stores, a listing as the pages that S3 would give."""
+    from perennial.store.local import LocalStore
+    from tests.support.long_run import REQUESTS, counting
+
+    asked: Counter[str] = Counter()
+    with ExitStack() as patches:
+        for name in REQUESTS:
+            counted = counting(getattr(LocalStore, name), asked)
+            patches.enter_context(patch.object(LocalStore, name, counted))
+        yield asked
 
 
 def _steps() -> Iterator[tuple[str, str]]:

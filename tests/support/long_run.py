@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -10,6 +12,8 @@ from typing import Any
 
 from perennial.config import RunSpec
 from perennial.evaluation import HeldoutLoss
+from perennial.runs import snapshots
+from perennial.runs.event_codec import encode
 from perennial.runs.events import (
     Evaluated,
     Evaluating,
@@ -22,9 +26,11 @@ from perennial.runs.events import (
     TookOver,
     Trained,
 )
-from perennial.runs.ledger import Ledger
+from perennial.runs.ledger import HEAD, Ledger, digest_of
 from perennial.runs.stage_planner import decide_stage
 from perennial.runs.state import RunState
+from perennial.runs.trunk.stage_archive import StageIndex
+from perennial.runs.unattended.evaluation_draw import decide_draw, measured_corpora
 from perennial.store import Store, open_store
 from perennial.training.checkpoint.manifest import folder_of
 from tests.support.event_factory import AT
@@ -65,6 +71,81 @@ def stage_events(
     yield Passed(at=AT, corpus=name, verdicts=[])
 
 
+def draw_within(spec: RunSpec, state: RunState, events: Iterator[Event]) -> Iterator[Event]:
+    """The events of a stage, measured on what the run file's budget draws.
+
+    Args:
+        spec: the run file.
+        state: the run, to which each event is applied before the next.
+        events: as `stage_events` yields them.
+    """
+    for event in events:
+        stage, ready = state.stages[-1:], list(state.corpora)
+        if isinstance(event, Evaluating):
+            yield event.model_copy(update={"draw": decide_draw(spec, state, stage[0], ready)})
+        elif isinstance(event, Evaluated):
+            chosen = measured_corpora(state.drawing, stage[0], ready)
+            losses = {name: loss_on(name, 3 + len(state.stages) / 1000) for name in chosen}
+            yield event.model_copy(update={"losses": losses, "draw": state.drawing})
+        else:
+            yield event
+
+
+def lay_down(
+    folder: Path, stages: int, *, drawn: int = 100, entries: int = 1_000, **changes: Any
+) -> RunSpec:
+    """Write a run of many stages into `folder`/store, in less time than its ledger takes to write.
+
+    All stages but the last `drawn` replay nothing and measure their own corpus alone.
+
+    Args:
+        folder: for the store.
+        stages: number of stages, and of corpora.
+        drawn: last stages that replay and are measured as the run file says.
+        entries: last entries of the ledger that are written, besides those of the first stage.
+        changes: sections of the run file.
+
+    Returns:
+        The run file.
+    """
+    spec, bare = long_spec(folder, changes), long_spec(folder, {"replay": {"share": 0.0}})
+    store, state, index = open_store(spec.store), RunState(), StageIndex()
+    ledger, number, before = Path(store.url, "ledger"), 0, ""
+    ledger.mkdir(parents=True)
+
+    def happenings() -> Iterator[Event]:
+        yield Opened(at=AT, spec=spec.model_dump(mode="json") | {"store": "."}, id="ab" * 16)
+        yield TookOver(at=AT, epoch=1, controller="test:1")
+        for done in range(stages):
+            if done < stages - drawn:
+                yield from stage_events(bare, state, 0)
+            else:
+                yield from draw_within(spec, state, stage_events(spec, state))
+
+    first, data = 2 + 8 * stages - entries, b""
+    for number, event in enumerate(happenings()):
+        state.apply(event)
+        index.note(number, event, state)
+        if number < 10 or number >= first:  # the first stage's plan is asked for by later ones
+            data = encode(event, before)
+            before = digest_of(data)
+            (ledger / f"{number:012d}.json").write_bytes(data)
+    snapshots.write(store, state, index, number + 1, data)
+    store.write(HEAD, json.dumps({"events": number + 1, "sha256": before}).encode())
+    return spec
+
+
+def lay_around(store: Path, stages: int) -> None:
+    """Write what is beside the ledger of `lay_down`: landed corpora, and an end of each stage."""
+    for number in range(stages):
+        corpus = f"corpus-{number:05d}"
+        end = f"checkpoints/{number:02d}-{corpus}/{(number + 1) * 12:08d}"
+        names = [f"inbox/{corpus}/text.jsonl", f"inbox/{corpus}/_SUCCESS"]
+        for name in (*names, *(f"{end}/part-{part}" for part in range(3)), f"{end}/manifest.json"):
+            (store / name).parent.mkdir(parents=True, exist_ok=True)
+            (store / name).touch()
+
+
 def loss_on(corpus: str, nats: float) -> HeldoutLoss:
     """A held-out loss, with as many digits as a real one."""
     return HeldoutLoss(corpus, nats / 3 * 3, nats / 7, 5, 1234, 5678, nats / 97, nats / 991)
@@ -95,6 +176,23 @@ class LongRun:
             for event in stage_events(self.spec, self.ledger.state, self._cells):
                 self.ledger.append(event)
         return self
+
+
+REQUESTS = ("read", "list", "info", "exists", "write", "create")
+"""methods of a store that ask it something"""
+_PAGE = 1_000
+"""objects that S3 lists at once"""
+
+
+def counting(real: Callable[..., Any], asked: Counter[str]) -> Callable[..., Any]:
+    """A method of a store that counts its requests, a listing as the pages that S3 would give."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        answer = real(*args, **options)
+        asked[real.__name__] += 1 + (len(answer) // _PAGE if isinstance(answer, list) else 0)
+        return answer
+
+    return call
 
 
 def count_calls(work: Callable[[], object]) -> int:

@@ -25,6 +25,7 @@ from perennial.training.checkpoint.ownership import Fence
 
 if TYPE_CHECKING:
     from perennial.corpora import CorpusManifest
+    from perennial.mixture import StageMix
     from perennial.training.job import Job
     from perennial.training.ray.progress_actor import Progress
 
@@ -356,7 +357,10 @@ class Workspace:
         self.stand_down()
         self.notify(lambda observer: observer.closed())
 
-    def manifests(self) -> dict[str, CorpusManifest]:
-        """Return the manifests of the ingested corpora, by name."""
-        ingested = [c.name for c in self.state.corpora.values() if c.sequences]
-        return {name: corpora.read_manifest(self.store, name) for name in ingested}
+    def manifests(self, of: StageMix | None = None) -> dict[str, CorpusManifest]:
+        """Return the manifests of the corpora in a mix, or of all ingested ones, by name."""
+        if of is None:
+            names = [c.name for c in self.state.corpora.values() if c.sequences]
+        else:
+            names = [*dict.fromkeys([*of.corpora, *(source.corpus for source in of.sources)])]
+        return {name: corpora.read_manifest(self.store, name) for name in names}

@@ -458,7 +458,7 @@ class _Controller:
             begin_from_stored(work, stage)
         adopt(work, stage)
         work.use_ray()
-        job = stage_job(work.spec, work.state, stage, work.manifests(), work.fence())
+        job = stage_job(work.spec, work.state, stage, work.manifests(stage.mix), work.fence())
         beside = self._measure_beside(stage)
         checkpoint = train_beside(work, job, beside) if beside else train_trunk(work, job)
         if checkpoint is None:

@@ -375,7 +375,7 @@ def _anneal(work: Workspace, claimed: Releasing) -> str:
     work.use_ray()
     run_id = work.run_ids.release_run_id(work, claimed.name)
     fence = work.ledger.fence(claimed.kind, claimed.name)
-    job = release_job(work.spec, work.state, claimed, work.manifests(), run_id, fence)
+    job = release_job(work.spec, work.state, claimed, work.manifests(claimed.mix), run_id, fence)
     return train(work, job)
 
 

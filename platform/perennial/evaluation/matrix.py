@@ -12,6 +12,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -82,6 +83,11 @@ class LossMatrix:
         corpora = self.together.get(name, (corpus_of(name),))
         return tuple(corpus for corpus in corpora if corpus not in self.erased)
 
+    @cached_property
+    def _own_stage(self) -> Mapping[str, int]:
+        """The index of the stage in which each corpus was new, in the order of the stages."""
+        return {corpus: i for i in range(len(self.stages)) for corpus in self.own(i)}
+
     def trained(self, stage: int) -> tuple[str, ...]:
         """Return the corpora that the trunk has been trained on by the end of a stage."""
         names = [name for name, _ in self.stages[: stage + 1]]
@@ -104,18 +110,17 @@ class LossMatrix:
         a stage so far is compared with the base: what that knew can be forgotten too. A corpus that
         a budget left out is not among them.
         """
-        known = {
-            corpus: self.nats(earlier, corpus)
-            for earlier in range(stage)
-            for corpus in self.own(earlier)
-        }
-        own = self.own(stage)
-        for corpus, loss in self.base.items():
-            if corpus in self.stages[stage][1] and corpus not in own:
-                known.setdefault(corpus, loss.nats_per_token)
         name, losses = self.stages[stage]
         if name in self.draws:
-            known = {corpus: nats for corpus, nats in known.items() if corpus in losses}
+            # No more work than what was measured, however many stages there are.
+            before = {c: n for c in losses if (n := self._own_stage.get(c, stage)) < stage}
+        else:
+            before = {corpus: n for corpus, n in self._own_stage.items() if n < stage}
+        known = {corpus: self.nats(earlier, corpus) for corpus, earlier in before.items()}
+        own = self.own(stage)
+        for corpus, loss in self.base.items():
+            if corpus in losses and corpus not in own:
+                known.setdefault(corpus, loss.nats_per_token)
         return {corpus: _difference(self.nats(stage, corpus), k) for corpus, k in known.items()}
 
     def left_out(self, stage: int) -> frozenset[str]:

@@ -64,13 +64,17 @@ class LocalStore(Store):
         return self._path(key).is_file()
 
     def list(self, prefix: str = "", after: str = "") -> Objects:
-        folder = Path(self.url, valid_prefix(prefix))
         objects = []
-        for path in _files(folder):
-            key = path.relative_to(self.url).as_posix()
-            if key > after:
-                with suppress(FileNotFoundError):  # removed since the folder was read
-                    objects.append(_info(key, path))
+        root = str(Path(self.url))
+        for parent, folders, names in os.walk(Path(root, valid_prefix(prefix))):
+            folder = parent.removeprefix(root).strip(os.sep).replace(os.sep, "/")
+            start = f"{folder}/" if folder else ""
+            # By text, and only then a path: most keys of a long log are not behind `after`.
+            folders[:] = [name for name in folders if f"{start}{name}/{_LAST}" > after]
+            for name in names:
+                if start + name > after and not is_pending(name):
+                    with suppress(FileNotFoundError):  # removed since the folder was read
+                        objects.append(_info(start + name, Path(parent, name)))
         return sorted(objects, key=lambda info: info.key)
 
     def info(self, key: str) -> ObjectInfo:
@@ -147,6 +151,10 @@ class LocalStore(Store):
 
     def _path(self, key: str) -> Path:
         return Path(self.url, valid_key(key))
+
+
+_LAST = chr(0x10FFFF)
+"""no key has a character behind it"""
 
 
 @STORES.register(LOCAL_SCHEME)

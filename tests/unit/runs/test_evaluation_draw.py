@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,40 +13,23 @@ from perennial.evaluation import HeldoutLoss
 from perennial.evaluation.budget import Draw
 from perennial.runs import snapshots
 from perennial.runs.event_codec import decode, encode
-from perennial.runs.events import Evaluated, Evaluating, Event
+from perennial.runs.events import Evaluated, Evaluating
 from perennial.runs.ledger import Ledger
 from perennial.runs.state import RunState
 from perennial.runs.summary import matrix
-from perennial.runs.unattended.evaluation_draw import decide_draw, measured_corpora
+from perennial.runs.unattended.evaluation_draw import decide_draw
 from tests.support.event_factory import AT, walk
-from tests.support.long_run import LongRun, long_spec, loss_on, stage_events
+from tests.support.long_run import LongRun, draw_within, long_spec, stage_events
 
 
 def _spec(folder: Path, **gates: Any) -> RunSpec:
     return long_spec(folder, {"evaluation": {"corpora": 2}, "gates": gates})
 
 
-def _measured(spec: RunSpec, state: RunState, events: Iterator[Event]) -> Iterator[Event]:
-    """The events of a stage, with a draw and its measurements in the evaluation's."""
-    for event in events:
-        if isinstance(event, Evaluating):
-            stage = state.stages[-1]
-            yield event.model_copy(
-                update={"draw": decide_draw(spec, state, stage, [*state.corpora])}
-            )
-        elif isinstance(event, Evaluated):
-            stage, draw = state.stages[-1], state.drawing
-            chosen = measured_corpora(draw, stage, [*state.corpora])
-            losses = {name: loss_on(name, 3 + len(state.stages) / 100) for name in chosen}
-            yield event.model_copy(update={"losses": losses, "draw": draw})
-        else:
-            yield event
-
-
 def _grow(spec: RunSpec, stages: int) -> RunState:
     state = RunState()
     for _ in range(stages):
-        for event in _measured(spec, state, stage_events(spec, state)):
+        for event in draw_within(spec, state, stage_events(spec, state)):
             state.apply(event)
     return state
 
@@ -109,7 +91,7 @@ def test_a_ledger_that_is_read_again_draws_the_same(
     run = LongRun(tmp_path, changes={"evaluation": {"corpora": 2}})
     for _ in range(8):
         state = run.ledger.state
-        for event in _measured(run.spec, state, stage_events(run.spec, state)):
+        for event in draw_within(run.spec, state, stage_events(run.spec, state)):
             run.ledger.append(event)
             read = Ledger(run.store).read()
             assert read.drawing == state.drawing
