@@ -211,7 +211,8 @@ class _StoredRun:
     """
 
     def __init__(self, work: ObservedRun) -> None:
-        self.spec, self.store, self.inbox = work.spec, work.store, work.inbox
+        self.spec, self.store, self.store_id = work.spec, work.store, work.store_id
+        self.inbox = work.inbox
         self.run_ids, self.setbacks, self.log = work.run_ids, work.setbacks, work.log
         self.in_charge = work.in_charge
         self._ledger = Ledger(work.store, work.log)
