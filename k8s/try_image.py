@@ -317,9 +317,8 @@ def try_head(pod: Pod) -> Iterator[bool]:
     """Start the head of `watch` by its own first process, probe it, and end it by preStop."""
     (container,) = head_pod()["containers"]
     stop = container["lifecycle"]["preStop"]["exec"]["command"]
-    # Where the quickstart's store lies, seen from the run file.
-    text = (pod.run_file.parents[1] / "tmp/quickstart/quickstart.yaml").read_text()
-    pod.run_file.write_text(re.sub(r"(?m)^(store: )(.*)$", r"\1/tmp/quickstart/store", text))
+    # Paths in the base are seen from there.
+    pod.run_file.write_text("base: /tmp/quickstart/quickstart.yaml\n")
     pod.mount(ROOT / "k8s/components/mode-watch", "/etc/perennial-watch")
     command = ["python", "/etc/perennial-watch/serve.py", "/etc/perennial/run.yaml"]
     process = pod.start(
