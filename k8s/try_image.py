@@ -213,12 +213,13 @@ class Pod:
         return Ended(code, self.told(name), time.monotonic() - began)
 
     def inside(self, name: str, command: list[str]) -> Ended:
-        """Run a command in a container, once it runs."""
+        """Run a command in a container as its user, once it runs."""
+        user = f"{self._context['runAsUser']}:{self._context['runAsGroup']}"
         began = time.monotonic()
         while not self._runs(name) and time.monotonic() < began + START_SECONDS:
             time.sleep(0.2)
         done = subprocess.run(
-            crun("exec", name, *command),
+            crun("exec", f"--user={user}", name, *command),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

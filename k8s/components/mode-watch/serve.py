@@ -115,7 +115,10 @@ def main() -> int:
         if not ended or code in (0, ON_REQUEST, -signal.SIGTERM):
             break
         going = until(may_start_again(code, run_file, tried))
-    return 0 if children.end(ray) == 0 else 1
+    went_first = children.has_ended(ray)
+    code = children.end(ray)
+    # Ray's own code after SIGTERM and its drain is 1.
+    return 1 if went_first and code else 0
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from tests.support.kubernetes_manifests import K8S
 
 SERVE = K8S / "components" / "mode-watch" / "serve.py"
 PATIENCE_SECONDS = 120
-# Each says that it runs only when it is ready for the signal that a test sends on reading so.
+# Each says that it runs only when it is ready for the signal that a test sends on reading so. Ray's
+# own code after SIGTERM is 1.
 RAY = """#!/bin/sh
-trap 'echo "ray ended" >> log; kill $!; exit 0' TERM
+trap 'echo "ray ended" >> log; kill $!; exit 1' TERM
 echo "ray $*" >> log
 while [ ! -e ray-dies ]; do sleep 0.05 & wait $!; done
 exit 9
@@ -111,7 +112,7 @@ def test_a_stopped_container_stores_a_checkpoint_before_ray_ends(container: Cont
     container.until("watch right")
     assert container.process is not None
     container.process.send_signal(signal.SIGTERM)
-    container.ends()
+    assert container.ends() == 0
     assert sorted(container.log()[:2]) == ["ray start --head --block", "watch right"]
     assert container.log()[2:] == ["checkpoint stored", "ray ended"]
 
@@ -162,6 +163,6 @@ def test_a_command_that_was_asked_to_end_is_not_started_again(container: Contain
     children = f"/proc/{container.process.pid}/task/{container.process.pid}/children"
     _ray, watch = Path(children).read_text().split()
     os.kill(int(watch), signal.SIGTERM)
-    container.ends()
+    assert container.ends() == 0
     assert container.log().count("watch right") == 1
     assert container.log()[-1] == "ray ended"
