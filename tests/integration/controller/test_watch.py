@@ -34,9 +34,9 @@ def train(*_, **__):
             time.sleep(0.05)
     raise Terminated("stopped on request")
 
-Workspace.use_ray = Workspace.import_model = Workspace.manifests = lambda _: None
+Workspace.use_ray = Workspace.import_model = Workspace.manifests = lambda *_: None
 loop.adopt = loop.stage_job = lambda *_: None
-loop.train = train
+loop.train_trunk = train
 app(sys.argv[1:])
 """
 
