@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -79,6 +80,7 @@ def _work(folder: Path, url: str) -> Workspace:
         where="run.yaml",
         log=lambda _: None,
         manifests=lambda: {"a": small_manifest("a")},
+        beside=nullcontext,
     )
     return cast("Workspace", work)
 
