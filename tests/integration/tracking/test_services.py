@@ -76,8 +76,9 @@ def test_a_folder_that_stores_share_has_one_for_each_of_tensorboard(tmp_path: Pa
         document = tiny_run(tmp_path, f"{tmp_path}/{store}")
         document |= {"tracking": {"to": ["tensorboard"], "folder": f"{tmp_path}/shared"}}
         run = perennial.open(write_run(tmp_path, document))
-        run.land("help", [write_texts(tmp_path)["help"]])
-        run.hold("help")
+        # An old store's id is that of its first entry: another corpus, as these may be as old.
+        run.land(f"help-{store}", [write_texts(tmp_path)["help"]])
+        run.hold(f"help-{store}")
         run.track()
     folders = [path.parent for path in (tmp_path / "shared").rglob("tiny")]
     assert len(folders) == 2
