@@ -12,7 +12,6 @@ import pytest
 from perennial.config import RunSpec, parse
 from perennial.config.search import Point
 from perennial.controller.context import Workspace
-from perennial.controller.observer import RunObserver
 from perennial.controller.reuse_trial import adopt
 from perennial.errors import Superseded
 from perennial.runs import events
@@ -24,28 +23,19 @@ from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.checkpoint.manifest import CheckpointManifest, folder_of, place_of
 from perennial.training.spikes.skips import Skip, record_skip
 from tests.support.event_factory import AT, event_of
+from tests.support.logged_lines import LoggedLines
 from tests.support.tiny_run import tiny_run, write_run
 
 POINT = Point(5e-4, 0.5, "seen")
 
 
-class Lines(RunObserver):
-    """An observer that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
+@pytest.fixture
+def lines() -> LoggedLines:
+    return LoggedLines()
 
 
 @pytest.fixture
-def lines() -> Lines:
-    return Lines()
-
-
-@pytest.fixture
-def work(tmp_path: Path, lines: Lines) -> Workspace:
+def work(tmp_path: Path, lines: LoggedLines) -> Workspace:
     """A run that has trained `a`, with `b` ready."""
     document = tiny_run(tmp_path)
     work = Workspace(
@@ -142,7 +132,9 @@ def _stage(work: Workspace, bench: Bench) -> Stage:
     return work.state.stages[-1]
 
 
-def test_a_stage_goes_on_from_the_furthest_trial_of_its_own(work: Workspace, lines: Lines) -> None:
+def test_a_stage_goes_on_from_the_furthest_trial_of_its_own(
+    work: Workspace, lines: LoggedLines
+) -> None:
     bench = _bench(work)
     mine, other = (bench.branched(point) for point in (POINT, replace(POINT, eta=1e-3)))
     for decided in (mine, other):

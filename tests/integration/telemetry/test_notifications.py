@@ -19,28 +19,18 @@ import pytest
 from perennial.config import RunSpec
 from perennial.controller.context import Workspace
 from perennial.controller.loop import _look
-from perennial.controller.observer import RunObserver
 from perennial.controller.source_poller import open_sources, pull_due
 from perennial.errors import StorageFull
 from perennial.runs.events import Failed, Released, Releasing
 from perennial.telemetry.notify_observer import FOLDER, NotifyObserver
 from perennial.training.ray.progress_actor import Progress
 from tests.support.event_factory import AT, WALK, event_of, released, releasing
+from tests.support.logged_lines import LoggedLines
 from tests.support.mail_server import mail_server, make_certificate
 from tests.support.tiny_run import tiny_run
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SECRET = "/services/T00/B00/hush-hush"
-
-
-class Lines(RunObserver):
-    """What a user sees."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
 
 
 class Hook(ThreadingHTTPServer):
@@ -85,10 +75,10 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
 
 
 @contextmanager
-def work_of(url: str, **notify: Any) -> Iterator[tuple[Workspace, Lines, NotifyObserver]]:
+def work_of(url: str, **notify: Any) -> Iterator[tuple[Workspace, LoggedLines, NotifyObserver]]:
     """A controller that tells what `notify` asks for."""
     document = tiny_run(Path("/nowhere"), url) | {"notify": notify}
-    spec, lines = RunSpec.model_validate(document), Lines()
+    spec, lines = RunSpec.model_validate(document), LoggedLines()
     observer = NotifyObserver(spec.notify)
     work = Workspace(spec, "run.yaml", [lines, observer])
     work.check_run()

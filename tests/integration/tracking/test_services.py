@@ -76,7 +76,8 @@ def test_a_folder_that_stores_share_has_one_for_each_of_tensorboard(tmp_path: Pa
         document = tiny_run(tmp_path, f"{tmp_path}/{store}")
         document |= {"tracking": {"to": ["tensorboard"], "folder": f"{tmp_path}/shared"}}
         run = perennial.open(write_run(tmp_path, document))
-        # An old store's id is that of its first entry: another corpus, as these may be as old.
+        # A store that no controller has opened yet has the id of its first entry, which has the
+        # second: another corpus.
         run.land(f"help-{store}", [write_texts(tmp_path)["help"]])
         run.hold(f"help-{store}")
         run.track()

@@ -45,6 +45,7 @@ from perennial.runs.worker_starts import read_starts
 from perennial.training.job import Job
 from tests.support.controllers import supersede
 from tests.support.event_factory import AT, WALK, event_of
+from tests.support.logged_lines import LoggedLines
 from tests.support.tiny_run import tiny_run
 
 _ARGUMENTS: dict[type[BaseException], tuple[Any, ...]] = {
@@ -80,23 +81,13 @@ def error(request: pytest.FixtureRequest) -> BaseException:
     return _raised(request.param)
 
 
-class Lines(RunObserver):
-    """Keeps the lines that the controller logs."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
+@pytest.fixture
+def lines() -> LoggedLines:
+    return LoggedLines()
 
 
 @pytest.fixture
-def lines() -> Lines:
-    return Lines()
-
-
-@pytest.fixture
-def work(tmp_path: Path, lines: Lines) -> Iterator[Workspace]:
+def work(tmp_path: Path, lines: LoggedLines) -> Iterator[Workspace]:
     document = tiny_run(tmp_path)
     document["stages"] |= {"attempts": 2, "retry_after_seconds": 3600}
     document["schedule"] = {"kind": "cosine", "eta_max": 3e-3, "eta_min": 3e-4}
@@ -156,7 +147,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) 
 
 def test_an_action_on_a_corpus(
     work: Workspace,
-    lines: Lines,
+    lines: LoggedLines,
     site: str,
     error: BaseException,
     monkeypatch: pytest.MonkeyPatch,
@@ -186,7 +177,7 @@ def test_an_action_on_a_corpus(
 
 
 def test_ingest_without_training(
-    work: Workspace, lines: Lines, error: BaseException, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, lines: LoggedLines, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`perennial ingest` decides again, like `perennial run`, when a user refuses the corpus."""
     _write(work, "landed")
@@ -209,7 +200,7 @@ def test_ingest_without_training(
 
 
 def test_a_corpus_that_is_refused_while_it_is_ingested(
-    work: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, lines: LoggedLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(work, "landed", "ingesting")
 
@@ -266,7 +257,7 @@ def releases(work: Workspace) -> Workspace:
 
 
 def test_a_release_by_policy(
-    releases: Workspace, lines: Lines, error: BaseException, monkeypatch: pytest.MonkeyPatch
+    releases: Workspace, lines: LoggedLines, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "carry_out", _once(error))
     if isinstance(error, (*ENDS, StaleDecision)):
@@ -355,7 +346,7 @@ class Failing(RunObserver):
 
 
 @pytest.fixture
-def watched(work: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def watched(work: Workspace, lines: LoggedLines, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """The run, with an observer that raises a ValueError until the test gives it another error."""
     for unused in ("import_model", "use_ray"):
         monkeypatch.setattr(Workspace, unused, lambda *_: None)
@@ -363,7 +354,7 @@ def watched(work: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> W
     return work
 
 
-def test_an_observer(watched: Workspace, lines: Lines, error: BaseException) -> None:
+def test_an_observer(watched: Workspace, lines: LoggedLines, error: BaseException) -> None:
     watched.observers = (lines, Failing(error))
     for step in range(3):
         if isinstance(error, ENDS):
@@ -376,7 +367,7 @@ def test_an_observer(watched: Workspace, lines: Lines, error: BaseException) -> 
 
 
 def test_a_drawing_that_fails_leaves_the_stage_evaluated(
-    watched: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    watched: Workspace, lines: LoggedLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(watched, *WALK[:5])
     monkeypatch.setattr(evaluate_stage, "questions_at", lambda *_: None)
@@ -387,7 +378,7 @@ def test_a_drawing_that_fails_leaves_the_stage_evaluated(
 
 
 def test_a_drawing_that_fails_leaves_the_release_made(
-    watched: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    watched: Workspace, lines: LoggedLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(watched, *WALK)
     monkeypatch.setattr(release, "_export", lambda *_: None)
@@ -399,7 +390,7 @@ def test_a_drawing_that_fails_leaves_the_release_made(
 
 
 def test_progress_reaches_the_other_observers_of_a_job(
-    watched: Workspace, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    watched: Workspace, lines: LoggedLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is called from another thread: what escaped there would stop the news of the job."""
     progress = SimpleNamespace(

@@ -12,10 +12,10 @@ import pytest
 
 from perennial.config import RunSpec
 from perennial.controller.context import Workspace
-from perennial.controller.observer import RunObserver
 from perennial.report import publish
 from perennial.report.publish import Publisher
 from tests.support.event_factory import WALK, event_of
+from tests.support.logged_lines import LoggedLines
 from tests.support.tiny_run import tiny_run
 
 
@@ -39,16 +39,6 @@ class Drawing:
         self.asked.append(stage.name)
 
 
-class Lines(RunObserver):
-    """Keeps the lines that the controller logs."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
-
-
 @pytest.fixture
 def drawing(monkeypatch: pytest.MonkeyPatch) -> Drawing:
     made = Drawing()
@@ -70,7 +60,7 @@ def work(tmp_path: Path, drawing: Drawing) -> Iterator[Workspace]:
     )
     mlflow = SimpleNamespace(tracker=lambda _: tracker)
     spec = RunSpec.model_validate(tiny_run(tmp_path))
-    opened = Workspace(spec, "run.yaml", [Lines(), Publisher(cast(Any, mlflow))])
+    opened = Workspace(spec, "run.yaml", [LoggedLines(), Publisher(cast(Any, mlflow))])
     opened.take_charge()
     yield opened
     drawing.may_go_on.set()
@@ -126,7 +116,7 @@ def test_a_drawing_that_fails_is_told_once_and_the_next_is_made(
     for corpus in ("a", "b"):
         _evaluate(work, corpus)
     work.notify(lambda observer: observer.closed())
-    (lines,) = (o.lines for o in work.observers if isinstance(o, Lines))
+    (lines,) = (o.lines for o in work.observers if isinstance(o, LoggedLines))
     assert lines.count("notice: Publisher failed (ValueError: the figure has no axes)") == 1
     drawing.fails = False
     _evaluate(work, "c")
