@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, open_store
@@ -128,6 +129,33 @@ def test_i9_groups_of_two_workers_come_and_go_with_their_machines(
             run.until(lambda: _size(store) == 4)
             run.end()
         perennial("release", run_file, env=nodes.environment)
+    losses, expected = _losses(store), _losses(undisturbed)
+    assert list(losses) == list(range(1, RESIZE_STEPS + 1))
+    assert max(abs(losses[step] - expected[step]) for step in expected) < 1e-4
+    perennial("verify", run_file)
+
+
+def test_i9_a_stage_goes_on_when_the_run_file_divides_its_model_otherwise(
+    undisturbed: Store, tmp_path: Path
+) -> None:
+    """Workers that read rows of their own x workers of one model: 1 x 2, then 2 x 1, then 2 x 2."""
+    run_file = _resizable(tmp_path, workers=2, tensor_parallel=2)
+    store = open_store(tmp_path / "store")
+    with ray_nodes(count=0) as nodes:
+        nodes.add(cpus=4)
+        with closing(DisturbedRun(run_file, store.url, nodes)) as run:
+            for workers, together in ((2, 1), (4, 2)):
+                before = run.saved(FIRST)
+                run.until(lambda before=before: run.saved(FIRST) > before)  # type: ignore[misc]
+                text = yaml.safe_load(run_file.read_text())
+                text["training"] |= {"workers": workers, "tensor_parallel": together}
+                run_file.write_text(yaml.safe_dump(text))
+                run.kill("driver")
+            run.end()
+        told = (tmp_path / "driver.log").read_text()
+        perennial("release", run_file, env=nodes.environment)
+    assert "4 workers" in told
+    assert _size(store) == 4
     losses, expected = _losses(store), _losses(undisturbed)
     assert list(losses) == list(range(1, RESIZE_STEPS + 1))
     assert max(abs(losses[step] - expected[step]) for step in expected) < 1e-4

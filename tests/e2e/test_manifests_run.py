@@ -127,11 +127,11 @@ def latest(store: Store, stage: str) -> int:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(
     importlib.util.find_spec("aiohttp_cors") is None, reason="needs ray[default], its job server"
 )
-def test_a_pulled_corpus_is_trained_through_a_suspension(
+def test_a_pulled_corpus_is_trained_through_a_suspension_a_deletion_and_a_lost_head(
     machine: Machine,
     run_file: Path,
     tracking: str,
@@ -159,11 +159,32 @@ def test_a_pulled_corpus_is_trained_through_a_suspension(
     assert 20 < suspended_at < STEPS
     assert suspended_at % 10, "a checkpoint for the suspension, not a due one"
 
-    # Resumed: another cluster with another token, and on from the checkpoint.
+    # Resumed: another cluster with another token, and on from the checkpoint. Then the RayJob is
+    # deleted: the operator has Ray stop the job, and the head's pod goes.
+    with ray_cluster(machine, cluster_of(machine, "run"), "data", 2) as cluster:
+        submitter = cluster.submit(job(machine, "run"))
+        cluster.wait_for(lambda: latest(store, first) >= suspended_at + 20)
+        cluster.stop_job()
+        cluster.pre_stop(0, HEAD["spec"]["containers"][0])
+        submitter.wait()
+        assert f"{first}: 2 workers go on from step {suspended_at}" in cluster.told()
+    deleted_at = latest(store, first)
+    assert suspended_at + 20 < deleted_at < STEPS
+    assert deleted_at % 10, "a checkpoint for the deletion, not a due one"
+
+    # Made anew. Its head is lost, without a notice.
+    with ray_cluster(machine, cluster_of(machine, "run"), "data", 2) as cluster:
+        cluster.submit(job(machine, "run"))
+        cluster.wait_for(lambda: latest(store, first) >= deleted_at + 20)
+        cluster.end(0)
+    lost_at = latest(store, first)
+    assert deleted_at < lost_at < STEPS
+
+    # The operator makes another cluster and submits the job again.
     with ray_cluster(machine, cluster_of(machine, "run"), "data", 2) as cluster:
         submitter = cluster.submit(job(machine, "run"))
         assert submitter.wait() == 0, cluster.told()
-        assert f"{first}: 2 workers go on from step {suspended_at}" in cluster.told()
+        assert f"{first}: 2 workers go on from step {lost_at}" in cluster.told()
     assert latest(store, first) == STEPS
     perennial("verify", run_file)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from perennial.evaluation.kept_samples import read_samples
@@ -64,6 +65,7 @@ def test_one_trunk_trains_text_and_images_and_its_samples_are_pictures(tmp_path:
         assert base64.b64decode(sample.rendering.png).startswith(PNG)
         assert sample.rendering.by.startswith("digits:draw sha256 ")
         assert len(sample.prompt.split()) == SIDE * SIDE // 2
+    _check_mlflow(env["MLFLOW_TRACKING_URI"], drawn, tmp_path)
     missing = "digits:draw: ModuleNotFoundError"
     assert [s.rendering and s.rendering.by for s in undrawn] == ["digits:draw"] * 2
     assert missing in perennial("status", run_file, env=env)
@@ -81,6 +83,21 @@ def test_one_trunk_trains_text_and_images_and_its_samples_are_pictures(tmp_path:
 
 def _of_digits(samples: list[Sample]) -> list[Sample]:
     return [sample for sample in samples if sample.corpus == "digits"]
+
+
+def _check_mlflow(uri: str, drawn: list[Sample], folder: Path) -> None:
+    """The stage's run has the pictures themselves, and the numbers as text."""
+    client = MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name != 'Default'")
+    runs = client.search_runs([experiment.experiment_id])
+    (run_id,) = (run.info.run_id for run in runs if run.info.run_name == "01-digits")
+    # The artifacts of a database in a file lie beside it.
+    (kept,) = folder.rglob(f"{run_id}/artifacts")
+    assert (kept / "samples.txt").is_file()
+    for number, sample in enumerate(drawn, start=1):
+        assert sample.rendering is not None
+        picture = (kept / f"sample-{number}-digits.png").read_bytes()
+        assert picture == base64.b64decode(sample.rendering.png)
 
 
 def _check_losses(done: Any) -> None:

@@ -7,6 +7,7 @@ become folders, and Ray's ports are free ones, because several nodes share this 
 
 from __future__ import annotations
 
+import json
 import os
 import secrets as random
 import shlex
@@ -114,6 +115,7 @@ class RayCluster:
         self._gcs = f"127.0.0.1:{free_port()}"
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._submitters: list[subprocess.Popen[bytes]] = []
+        self._submission = ""
         self._log = "ray-0.log"
         head = spec["headGroupSpec"]
         self.head = head["template"]["spec"]["containers"][0]
@@ -177,10 +179,19 @@ class RayCluster:
         words = [self._machine.here(word) for word in shlex.split(job["spec"]["entrypoint"])]
         self._log = f"{job['metadata']['name']}-{len(self._submitters)}.log"
         command = [self._program("ray"), "job", "submit", f"--address={self.dashboard}"]
-        command += [f"--submission-id={random.token_hex(6)}", "--", *words]
+        self._submission = random.token_hex(6)
+        command += [f"--submission-id={self._submission}", "--", *words]
         process = self._machine.start(command, variables, self._log)
         self._submitters.append(process)
         return process
+
+    def stop_job(self) -> None:
+        """Ask Ray to stop the last job, as the operator does for a RayJob that is deleted."""
+        url = f"{self.dashboard}/api/jobs/{self._submission}/stop"
+        headers = {"Authorization": f"Bearer {self._token}"}
+        request = urllib.request.Request(url, headers=headers, method="POST")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer) == {"stopped": True}
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until it holds, while the last job, or the head that watches, is at work."""
@@ -197,7 +208,10 @@ class RayCluster:
 
     def node_id(self, index: int) -> str:
         """Ray's id of a node; the head is 0."""
-        words = [word for process in self._inside(index) for word in process.cmdline()]
+        words = []
+        for process in self._inside(index):
+            with suppress(psutil.NoSuchProcess):
+                words += process.cmdline()
         (found,) = {w.partition("=")[2] for w in words if w.startswith("--node_id=")}
         return found
 

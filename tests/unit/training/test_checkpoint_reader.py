@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from perennial.errors import Damaged
 from perennial.store import open_store
 from perennial.training.checkpoint import manifest as checkpoints
-from perennial.training.checkpoint.reader import _fetch_shared, nearest_first
+from perennial.training.checkpoint.peer_copy import divide
+from perennial.training.checkpoint.reader import _read_sound, nearest_first
 from perennial.training.model.shards import INDEX, file_names
 
 SIZES = st.integers(1, 40)
@@ -40,29 +41,35 @@ def test_a_group_of_the_same_size_asks_for_its_own_file_first(
     assert nearest_first(world_size, rank, world_size)[0] == rank
 
 
+@given(st.dictionaries(st.text(min_size=1), st.integers(0, 1000)), SIZES)
+def test_nodes_divide_files_among_them(sizes: dict[str, int], nodes: int) -> None:
+    shares = divide(sizes, nodes)
+    assert len(shares) == nodes
+    assert sorted(name for share in shares for name in share) == sorted(sizes)
+    loads = [sum(sizes[name] for name in share) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes.values(), default=0)
+
+
 @pytest.mark.parametrize("missing", [*file_names(2), INDEX])
 def test_i10_a_manifest_that_lists_not_all_files_of_a_model_is_damaged(
-    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, missing: str
 ) -> None:
     """Such a manifest is not what was committed: absent is not read as smaller."""
-    monkeypatch.setenv("LOCAL_RANK", "0")
     store, key = open_store(tmp_path / "store"), "checkpoints/00-text/00000040"
-    source, target = tmp_path / "source", tmp_path / "target"
-    for folder in (source, target):
-        folder.mkdir()
+    source = tmp_path / "source"
+    source.mkdir()
     for name in (*file_names(2), INDEX, "config.json"):
         (source / name).write_text(name)
     files = checkpoints.upload(store, checkpoints.place_of(key, "a"), sorted(source.iterdir()))
     checkpoints.commit(store, key, _manifest(files))
-    assert _fetch_shared(store, key, target).files == files
-    assert {file.name for file in target.iterdir()} == set(files)
+    assert _read_sound(store, key).files == files
 
     later = "checkpoints/00-text/00000050"
     checkpoints.upload(store, checkpoints.place_of(later, "a"), sorted(source.iterdir()))
     del files[missing]
     checkpoints.commit(store, later, _manifest(files))
     with pytest.raises(Damaged, match=f"{later}/manifest.json does not list {missing}"):
-        _fetch_shared(store, later, target)
+        _read_sound(store, later)
 
 
 def _manifest(files: dict[str, checkpoints.FileEntry]) -> checkpoints.CheckpointManifest:

@@ -1,7 +1,8 @@
 """Reading of the latest sound checkpoint, the same one on every rank.
 
 A checkpoint of a large model is many times larger than what one worker needs of it. So the weights
-are fetched once a node, and of the optimizer's files each worker fetches those that hold its part.
+are read once, by the nodes together (`peer_copy`), and of the optimizer's files each worker fetches
+those that hold its part.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from perennial.optimizers import check_same_optimizer
 from perennial.store import Store
 from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
+from perennial.training.checkpoint.agreement import agreed
 from perennial.training.checkpoint.manifest import MANIFEST, METRICS, OPTIMIZER, CheckpointManifest
+from perennial.training.checkpoint.peer_copy import copy_to_nodes, is_first_of_node
 from perennial.training.checkpoint.same_plan import check_same_plan
 from perennial.training.job import Job
 from perennial.training.model.growth import grow_folder
@@ -163,19 +166,32 @@ def _begin_from(
     resumed: bool,
 ) -> T:
     """Begin from one checkpoint; Unsound is raised on every rank when any of them finds damage."""
-    manifest = _agreed(lambda: _fetch_shared(store, key, folder, None if resumed else job))
+    manifest = agreed(lambda: _read_sound(store, key))
     with_moments = resumed or job.optimizer != "reset"
     if with_moments:
         check_same_optimizer(key, manifest.optimizer, job.training.optimizer_config.kind)
+    parts = {name for name in manifest.files if name.startswith(OPTIMIZER)}
+    shared = manifest.files.keys() - parts
+    # Without ZeRO every rank has the whole of the optimizer's state.
+    if whole := with_moments and job.training.zero_stage == 0:
+        shared |= parts
+    copy_to_nodes(store, key, manifest, shared, folder)
+    if not resumed:
+        agreed(lambda: _grow(store, job, folder) if is_first_of_node() else None)
+    of_node = _folder_of_node(folder)
     start = ResumePoint(
         manifest.step if resumed else job.first_step,
-        folder=_folder_of_node(folder),
+        folder=of_node,
         optimizer_steps=manifest.optimizer_steps if with_moments else None,
-        optimizer_files=_optimizer_files(store, key, manifest, folder),
+        optimizer_files=(
+            (of_node / name for name in sorted(parts))
+            if whole
+            else _optimizer_files(store, key, manifest, folder)
+        ),
         resumed=resumed,
         loss_scale=manifest.loss_scale,
     )
-    return _agreed(lambda: begin(start))
+    return agreed(lambda: begin(start))
 
 
 def _begin_from_initial(
@@ -205,60 +221,22 @@ def _begin_from_initial(
         )
 
     try:
-        point = _agreed(start)
-        return _agreed(lambda: begin(point)) if point.exact else begin(point)
+        point = agreed(start)
+        return agreed(lambda: begin(point)) if point.exact else begin(point)
     except Unsound as unsound:
         raise StartDamaged(
             f"{unsound.damages[0]}; the run begins with it, so restore that file from a copy"
         ) from None
 
 
-def _agreed(action: Callable[[], T]) -> T:
-    """Run `action` on every rank; what it raises on any of them ends it on all.
-
-    Raises:
-        Unsound: any rank found damage.
-        RuntimeError: another rank failed otherwise; it raises what failed.
-    """
-    failure, done = None, []
-    try:
-        done.append(action())
-    except Exception as raised:
-        # The others would wait for this rank in the next collective.
-        failure = raised
-    damage = failure if isinstance(failure, Damaged) else None
-    text = None if failure is None else f"{type(failure).__name__}: {failure}"
-    of_ranks: list[tuple[Damaged | None, str | None]] = [(None, None)] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, (damage, text))
-    if failure is not None and damage is None:
-        raise failure
-    if damages := [of_rank for of_rank, _ in of_ranks if of_rank is not None]:
-        raise Unsound(damages)
-    for rank, (_, other) in enumerate(of_ranks):
-        if other is not None:
-            raise RuntimeError(f"worker {rank} failed: {other}")
-    return done[0]
-
-
-def _fetch_shared(
-    store: Store, key: str, folder: Path, starting: Job | None = None
-) -> CheckpointManifest:
-    """Return the manifest; one worker per node also fetches all files but the optimizer's.
-
-    starting: the job that starts from the checkpoint, which may be of a smaller vocabulary: the
-        files are grown. None where the checkpoint is the job's own.
-    """
+def _read_sound(store: Store, key: str) -> CheckpointManifest:
+    """Return the manifest of a checkpoint that lists every file of its model."""
     try:
         manifest = checkpoints.read_manifest(store, key)
     except FileNotFoundError:
         raise Vanished(f"{key}/{MANIFEST}", "is missing") from None
     if absent := absent_files(manifest.files):
         raise Damaged(f"{key}/{MANIFEST}", f"does not list {absent[0]}")
-    if int(os.environ["LOCAL_RANK"]) == 0:
-        names = [name for name in manifest.files if not name.startswith(OPTIMIZER)]
-        checkpoints.download(store, key, manifest, names, folder)
-        if starting is not None:
-            _grow(store, starting, folder)
     return manifest
 
 
@@ -287,7 +265,7 @@ def _fetch_initial(job: Job, store: Store, scratch: Path) -> Path | None:
     folder = scratch / "initial"
 
     def fetch() -> None:
-        if int(os.environ["LOCAL_RANK"]) == 0:
+        if is_first_of_node():
             if is_stored:
                 fetch_initial(store, folder)
                 _grow(store, job, folder)
@@ -295,7 +273,7 @@ def _fetch_initial(job: Job, store: Store, scratch: Path) -> Path | None:
                 draw_initial(job, folder)
 
     try:
-        _agreed(fetch)
+        agreed(fetch)
     except Unsound as unsound:
         raise StartDamaged(
             f"{unsound.damages[0]}; the run begins with it, so restore that file from a copy"
@@ -306,9 +284,8 @@ def _fetch_initial(job: Job, store: Store, scratch: Path) -> Path | None:
 def _folder_of_node(mine: Path) -> Path:
     """Return the folder of the worker that fetched for this worker's node."""
     node = os.environ.get("NODE_RANK", "0")
-    first = int(os.environ["LOCAL_RANK"]) == 0
     folders: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(folders, (node, str(mine)) if first else None)
+    dist.all_gather_object(folders, (node, str(mine)) if is_first_of_node() else None)
     return Path(dict(pair for pair in folders if pair is not None)[node])
 
 
