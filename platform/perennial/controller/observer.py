@@ -54,6 +54,9 @@ class RunObserver:
     def looked(self, work: ObservedRun) -> None:
         """Follow a look of the controller at the ledger and the inbox."""
 
+    def found_done(self, work: ObservedRun) -> None:
+        """Follow a command that may find done what it makes, by a process that was killed since."""
+
     def source_tried(self, work: ObservedRun, source: str, failures: int) -> None:
         """Follow a look at a source; called from its thread.
 

@@ -75,6 +75,7 @@ def release(
     done = _done(work, decided.name)
     if done is not None:
         work.log(f"release {decided.name} exists already")
+        work.notify(lambda observer: observer.found_done(work))
     elif to is not None:
         check_empty(to)
     with work.beside():
@@ -163,6 +164,7 @@ def evaluate(work: Workspace) -> None:
         Busy: another process has the whole store to itself.
     """
     with work.beside():
+        work.notify(lambda observer: observer.found_done(work))
         _fill(work)
         _score_latest(work)
 

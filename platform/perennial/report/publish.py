@@ -249,9 +249,12 @@ class Publisher(RunObserver):
 
     def looked(self, work: ObservedRun) -> None:
         """Draw and log, once, what another process measured before it was killed."""
-        if self._looked:
-            return
-        self._looked = True
+        if not self._looked:
+            self._looked = True
+            self.found_done(work)
+
+    def found_done(self, work: ObservedRun) -> None:
+        """Draw and log what another process measured before it was killed."""
         if not is_drawn(work):
             self._publish(work, _log_all, draws=False)
             finish_lineage(work, self._mlflow.tracker(work))

@@ -152,3 +152,17 @@ def test_the_lineages_run_ends_at_once_where_no_stage_trains(
     stage = work.state.stage_of("b")
     work.notify(lambda observer: observer.stage_evaluated(work, stage))
     assert "ended" not in drawing.asked, "c trains beside"
+
+
+def test_a_command_that_finds_its_work_done_draws_what_a_killed_process_did_not(
+    work: Workspace, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log_all(run: Any, _: object) -> None:
+        drawing.asked.append(f"all of {len(run.state.losses)}")
+
+    monkeypatch.setattr(publish, "_log_all", log_all)
+    for kind in WALK[:7]:
+        work.record(event_of(kind, work.state, "a"))
+    work.notify(lambda observer: observer.found_done(work))
+    work.close()
+    assert drawing.asked.count("all of 1") == 1
