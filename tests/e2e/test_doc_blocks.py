@@ -27,7 +27,7 @@ HERE = {
     "pipelines/baselines/union.yaml": "twin.yaml",
     "build/quickstart/store": "store",
     "3 stages: 00-english, 01-french, 02-spanish": "2 stages: 00-help, 01-code",
-    "01-french@400": "00-help@10",
+    "01-french@400": "00-help@7",
     "01-french": "00-help",
     "english=2,french=1": "help=2,code=1",
     "last:5": "last:2",

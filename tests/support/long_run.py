@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 from perennial.config import RunSpec
+from perennial.corpora.manifest import manifest_key
+from perennial.corpora.tokenizer import import_tokenizer
 from perennial.evaluation import HeldoutLoss
 from perennial.runs import snapshots
 from perennial.runs.event_codec import encode
@@ -32,11 +34,20 @@ from perennial.runs.state import RunState
 from perennial.runs.trunk.stage_archive import StageIndex
 from perennial.runs.unattended.evaluation_draw import decide_draw, measured_corpora
 from perennial.store import Store, open_store
-from perennial.training.checkpoint.manifest import folder_of
+from perennial.training.checkpoint.manifest import (
+    MANIFEST,
+    METRICS,
+    CheckpointManifest,
+    FileEntry,
+    folder_of,
+)
 from tests.support.event_factory import AT
+from tests.support.small_manifest import small_manifest
+from tests.support.small_tokenizers import byte_level_json
 from tests.support.tiny_run import tiny_run
 
 ROWS = 800
+_NEWEST = 40
 
 
 def long_spec(folder: Path, changes: dict[str, Any] | None = None) -> RunSpec:
@@ -136,14 +147,55 @@ def lay_down(
 
 
 def lay_around(store: Path, stages: int) -> None:
-    """Write what is beside the ledger of `lay_down`: landed corpora, and an end of each stage."""
+    """Write what is beside the ledger of `lay_down`: landed corpora, and an end of each stage.
+
+    An end has a manifest and the metrics of its steps; its other files are empty. There is a
+    tokenizer, and the newest corpora have a manifest.
+    """
+    tokenizer = store.parent / "tokenizer.json"
+    tokenizer.write_text(json.dumps(byte_level_json()))
+    import_tokenizer(open_store(store), tokenizer, "<|endoftext|>")
     for number in range(stages):
-        corpus = f"corpus-{number:05d}"
-        end = f"checkpoints/{number:02d}-{corpus}/{(number + 1) * 12:08d}"
-        names = [f"inbox/{corpus}/text.jsonl", f"inbox/{corpus}/_SUCCESS"]
-        for name in (*names, *(f"{end}/part-{part}" for part in range(3)), f"{end}/manifest.json"):
+        corpus, first = f"corpus-{number:05d}", number * 12
+        end = f"checkpoints/{number:02d}-{corpus}/{first + 12:08d}"
+        rows = [
+            {"step": first + n, "loss": 3 + 1 / (first + n), "eta": 1e-3, "seconds": {"forward": 1}}
+            for n in range(1, 13)
+        ]
+        metrics = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        written = {
+            f"inbox/{corpus}/text.jsonl": b"",
+            f"inbox/{corpus}/_SUCCESS": b"",
+            **{f"{end}/part-{part}": b"" for part in range(3)},
+            f"{end}/{METRICS}": metrics,
+            f"{end}/{MANIFEST}": _manifest(first + 12, metrics),
+        }
+        if number >= stages - _NEWEST:
+            manifest = small_manifest(corpus).sealed()
+            written[manifest_key(corpus)] = manifest.model_dump_json().encode()
+        for name, data in written.items():
             (store / name).parent.mkdir(parents=True, exist_ok=True)
-            (store / name).touch()
+            (store / name).write_bytes(data)
+
+
+def _manifest(step: int, metrics: bytes) -> bytes:
+    """The manifest of a checkpoint that has nothing but metrics."""
+    described = CheckpointManifest(
+        name="",
+        step=step,
+        phase="constant",
+        eta=1e-3,
+        schedule={},
+        mix={},
+        mix_step=12,
+        tokens_seen={},
+        optimizer_steps=step,
+        world_size=1,
+        code_version="",
+        tracking_run="",
+        files={METRICS: FileEntry(size_bytes=len(metrics), sha256=digest_of(metrics))},
+    )
+    return described.model_dump_json().encode()
 
 
 def loss_on(corpus: str, nats: float) -> HeldoutLoss:
