@@ -155,6 +155,7 @@ def main() -> None:
         road = SlowRoad(s3.port, asked.megabytes * 1e6)
         with road.open() as endpoint, ray_nodes(count=asked.nodes) as nodes:
             os.environ |= s3.environment() | {"AWS_ENDPOINT_URL": endpoint}
+            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
             document = _run_document(folder, f"s3://{s3.new_bucket()}/run", asked.nodes)
             run_file = write_run(folder, document)
             perennial("land", run_file, "help", write_texts(folder)["help"])

@@ -134,7 +134,7 @@ class RunStatus:
             "gated": self.gated,
             "trunk": self.trunk,
             "earlier_stages": self.earlier,
-            "matrix": self.matrix.to_dict(since=self.earlier),
+            "matrix": self.matrix.to_dict(),
             "tokens": self.tokens,
             "shares": {
                 stage.name: asdict(stage.share_decision)

@@ -108,7 +108,7 @@ def watch_once(work: Workspace, *, reschedule: bool) -> TrainingSummary:
 def _summarize(work: Workspace, trained: int) -> TrainingSummary:
     return TrainingSummary(
         trained=trained,
-        matrix=summary.matrix(work.state),
+        matrix=summary.matrix(work.state, summary.SHOWN_STAGES),
         tokens=summary.tokens_by_source(work.state, work.spec.corpora.sequence_length),
         gated=summary.gated(work.spec, work.state),
         choices=choices(work.state, work.where),
@@ -131,7 +131,7 @@ def release(
     released = releases.release(work, origin, tokens, to, copied_as, mixture, average)
     url = f"{work.store.url}/{released.folder}"
     samples = read_samples(work.store, released.samples)
-    return ReleaseSummary(released, samples, summary.matrix(work.state), url)
+    return ReleaseSummary(released, samples, summary.matrix(work.state, summary.SHOWN_STAGES), url)
 
 
 def read_tuning(
@@ -182,7 +182,9 @@ def evaluate(work: Workspace) -> EvaluationSummary:
     _check_trained(work)
     releases.evaluate(work)
     return EvaluationSummary(
-        summary.matrix(work.state), summary.untrained_nats(work.store), work.state.scores
+        summary.matrix(work.state, summary.SHOWN_STAGES),
+        summary.untrained_nats(work.store),
+        work.state.scores,
     )
 
 

@@ -179,7 +179,7 @@ def print_matrix(matrix: LossMatrix) -> None:
     table.add_column("after")
     for corpus in matrix.corpora:
         table.add_column(corpus, justify="right")
-    left_out = {name: matrix.left_out(index) for index, (name, _) in enumerate(matrix.stages)}
+    left_out = {matrix.stages[index][0]: matrix.left_out(index) for index in matrix.shown}
     for name, losses in matrix.rows:
         not_drawn = left_out.get(name, ())
         cells = [
@@ -198,7 +198,8 @@ def _print_transfer(matrix: LossMatrix) -> None:
     table.add_column("forgetting")
     if matrix.base:
         table.add_column("against the base")
-    for index, (name, losses) in enumerate(matrix.stages):
+    for index in matrix.shown:
+        name, losses = matrix.stages[index]
         adaptation = matrix.adaptation(index)
         shown = "-" if adaptation is None else f"{adaptation:.3f}"
         gained = [_changes(matrix.against_base(losses))] if matrix.base else []

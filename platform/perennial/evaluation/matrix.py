@@ -44,6 +44,8 @@ class LossMatrix:
     proxies: by stage, the corpora that it replays and that never have a stage of their own.
     erased: corpora that are measured no more, and of which nothing is derived.
     draws: by stage, the earlier corpora that its end was measured on within a budget.
+    since: index of the first stage that is shown; those before it have the losses on their own
+        corpora alone, from which forgetting is counted.
     """
 
     stages: tuple[Row, ...]
@@ -53,6 +55,7 @@ class LossMatrix:
     proxies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     erased: frozenset[str] = frozenset()
     draws: Mapping[str, Draw] = field(default_factory=dict)
+    since: int = 0
 
     @property
     def base(self) -> Mapping[str, HeldoutLoss]:
@@ -63,14 +66,25 @@ class LossMatrix:
     def rows(self) -> tuple[Row, ...]:
         """Return all rows as they are shown: stored models, the trunk's stages, releases."""
         released = ((f"release {name}", losses) for name, losses in self.releases)
-        return (*self.origins, *self.stages, *released)
+        return (*self.origins, *self.stages[self.since :], *released)
+
+    @property
+    def shown(self) -> range:
+        """Return the indices of the stages that are shown."""
+        return range(self.since, len(self.stages))
 
     @property
     def corpora(self) -> tuple[str, ...]:
-        """Return the columns: the stages' own corpora in training order, then all others."""
-        own = [corpus for stage in range(len(self.stages)) for corpus in self.own(stage)]
-        measured = [corpus for _, losses in self.rows for corpus in losses]
-        return tuple(dict.fromkeys([*own, *measured]))
+        """Return the columns: the stages' own corpora in training order, then all others.
+
+        Those of stages that are not shown are first, as far as a row has a loss on them.
+        """
+        own = [corpus for stage in self.shown for corpus in self.own(stage)]
+        measured = dict.fromkeys(corpus for _, losses in self.rows for corpus in losses)
+        first = self._own_stage
+        earlier = [corpus for corpus in measured if first.get(corpus, self.since) < self.since]
+        earlier.sort(key=first.__getitem__)
+        return tuple(dict.fromkeys([*earlier, *own, *measured]))
 
     def nats(self, stage: int, corpus: str) -> float | None:
         """Return the loss on a corpus after the stage of this index."""
@@ -178,7 +192,7 @@ class LossMatrix:
         return None if forgetting is None else -forgetting
 
     def forward_transfer(self, untrained_nats: float) -> float | None:
-        """Return the mean over later corpora of the loss before any stage minus `L[j-1][j]`.
+        """Return the mean over shown later corpora of the loss before any stage minus `L[j-1][j]`.
 
         This is the gain of a corpus from the stages before its own. The loss before any stage is
         the base's, or `untrained_nats`, that of a uniform prediction, log(vocabulary).
@@ -188,17 +202,16 @@ class LossMatrix:
             _difference(
                 start.get(corpus) if self.origins else untrained_nats, self.nats(stage - 1, corpus)
             )
-            for stage in range(1, len(self.stages))
+            for stage in self.shown[1:]
             for corpus in self.own(stage)
         ]
         return _mean(gains)
 
-    def to_dict(self, untrained_nats: float | None = None, since: int = 0) -> dict[str, Any]:
+    def to_dict(self, untrained_nats: float | None = None) -> dict[str, Any]:
         """Return the matrix and all derived values for JSON; see `forward_transfer`.
 
         Args:
             untrained_nats: as for `forward_transfer`; None leaves that out.
-            since: index of the first stage that is among them.
         """
         return {
             "corpora": list(self.corpora),
@@ -216,7 +229,7 @@ class LossMatrix:
                     "mean_forgetting": _as_dict(self.mean_forgetting(i)),
                     "draw": asdict(self.draws[name]) if name in self.draws else None,
                 }
-                for i, (name, losses) in enumerate(self.stages[since:], start=since)
+                for i, (name, losses) in enumerate(self.stages[self.since :], start=self.since)
             ],
             "releases": [
                 {
@@ -238,7 +251,8 @@ class LossMatrix:
         fields = [f for f in HeldoutLoss.__dataclass_fields__ if f not in ("corpus", "domains")]
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["kind", "name", "corpus", "domain", *fields])
-        kinds = {"origin": self.origins, "stage": self.stages, "release": self.releases}
+        shown = self.stages[self.since :]
+        kinds = {"origin": self.origins, "stage": shown, "release": self.releases}
         for kind, rows in kinds.items():
             for name, losses in rows:
                 for corpus, whole in losses.items():

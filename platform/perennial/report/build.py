@@ -42,7 +42,7 @@ def page(work: Workspace, at: str) -> Page:
     """Return the contents of the page; reads only."""
     spec, state = work.spec, work.state
     history = read_history(work.store, state, spec.corpora.sequence_length)
-    matrix = summary.matrix(state)
+    matrix = summary.matrix(state, summary.SHOWN_STAGES)
     gap = baseline_gap(spec, work.store, state)
     costs = None if gap is None else read_run(spec, work.store, state)
     return Page(
@@ -99,12 +99,14 @@ def _sections(
     yield about.load_it(work.store, state)
     states = summary.describe_states(work.store, spec, state)
     yield PageSection("Lineage", _LEADS["lineage"], tables=tables.lineage(spec, state, states))
+    if earlier := tables.earlier(spec, state):
+        yield PageSection("Earlier stages", _LEADS["earlier"], tables=earlier)
     if drawn:
         yield from _curves(work, history, drawn)
-    if any(state.verdicts.values()):
+    if any(state.verdicts[name] for name in summary.recent_names(state.verdicts)):
         yield PageSection("Gates", _LEADS["gates"], tables=[tables.gates(state)])
-    if state.scores or any(state.stage_scores.values()):
-        yield PageSection("Tasks", _LEADS["tasks"], tables=list(tables.scores(state)))
+    if scored := list(tables.scores(state)):
+        yield PageSection("Tasks", _LEADS["tasks"], tables=scored)
     yield about.settings(spec)
     manifests = about.newest_manifests(work.store, state)
     yield about.provenance(spec, state, work.ledger.head, manifests)
@@ -123,8 +125,10 @@ def _curves(work: Workspace, history: History, drawn: dict[str, Picture]) -> Ite
         yield PageSection(metric.title, metric.meaning, curve, f"Picture: {metric.meaning}")
     yield from search_sections(work.store)
     shown = [
-        *tables.replay_shares(state.stages),
-        *tables.parts(summary.tokens_by_source(state, spec.corpora.sequence_length)),
+        *tables.replay_shares(state.stages[-summary.SHOWN_STAGES :]),
+        *tables.parts(
+            summary.tokens_by_source(state, spec.corpora.sequence_length, summary.SHOWN_STAGES)
+        ),
     ]
     yield _pictured("Tokens by source", "tokens", drawn, shown)
     if "time" in drawn:
@@ -207,6 +211,9 @@ def _continuation(model: str, sample: Sample) -> Continuation:
 _LEADS = {
     "lineage": "One corpus, one stage, in the order of the trunk. A release is a branch; the trunk "
     "itself never decays.",
+    "earlier": "The stages before those that this page shows one by one, folded by time, and all "
+    "stages by group, where the run file groups its replay. `perennial status RUN_FILE --all "
+    "--json` has them all.",
     "learning-rate": "Warmup and cooldown happen once; the dashed lines leave the trunk at a "
     "release.",
     "losses": "Held-out loss at the end of every stage, lower is better, with two standard errors "
@@ -233,11 +240,12 @@ _LEADS = {
     "items paired with themselves. A task that could not be run has its reason instead.",
 }
 
+_LAST = f"those of the last {summary.SHOWN_STAGES} stages"
 _WHOLE = {
-    "Learned and forgotten": "report/matrix.csv in the store has the losses",
-    "Every stage on every corpus": "report/matrix.csv in the store has all losses",
-    "Tokens by source": "report/tokens.json in the store has them",
-    "Goodput and restarts": "report/times.json in the store has them",
+    "Learned and forgotten": f"report/matrix.csv in the store has {_LAST}",
+    "Every stage on every corpus": f"report/matrix.csv in the store has {_LAST}",
+    "Tokens by source": f"report/tokens.json in the store has {_LAST}",
+    "Goodput and restarts": f"report/times.json in the store has {_LAST}",
 }
 """Where all rows are of a table that is cut, by the section's title."""
 

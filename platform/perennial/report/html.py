@@ -34,8 +34,8 @@ class Table:
             count: number of rows that are kept, at most.
             whole: says where all rows are.
         """
-        earlier = max(0, len(self.rows) - count)
-        return replace(self, rows=self.rows[earlier:], earlier=earlier, whole=whole)
+        first = max(0, len(self.rows) - count)
+        return replace(self, rows=self.rows[first:], earlier=self.earlier + first, whole=whole)
 
 
 @dataclass(frozen=True)

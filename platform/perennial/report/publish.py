@@ -83,14 +83,16 @@ def _stage(work: ObservedRun, tracker: Tracker, stage: Stage) -> None:
 
 def track(work: ObservedRun, tracker: Tracker) -> None:
     """Keep the matrix and the pictures in the store and with the lineage's MLflow run."""
-    matrix = summary.matrix(work.state)
+    matrix = summary.matrix(work.state, summary.SHOWN_STAGES)
     length = work.spec.corpora.sequence_length
     history = read_history(work.store, work.state, length)
     drawn = pictures(work.state, length, history)
     files = {f"{name}.png": picture.png() for name, picture in drawn.items()} | {
         "times.json": json.dumps([asdict(time) for time in history.times], indent=1).encode(),
         "matrix.csv": matrix.to_csv().encode(),
-        "tokens.json": json.dumps(summary.tokens_by_source(work.state, length), indent=1).encode(),
+        "tokens.json": json.dumps(
+            summary.tokens_by_source(work.state, length, summary.SHOWN_STAGES), indent=1
+        ).encode(),
         # Without the folder of the store, which may be moved.
         "spec.json": work.spec.model_dump_json(indent=1, exclude={"store"}).encode(),
         # The last one: where it has all losses, the others are of the same state or a later one.
@@ -105,7 +107,8 @@ def track(work: ObservedRun, tracker: Tracker) -> None:
     if matrix.base:
         base = {f"heldout/{c}": loss.nats_per_token for c, loss in matrix.base.items()}
         run.log(0, base, work.spec.tokens_per_step)
-    for index, (_, losses) in enumerate(matrix.stages):
+    for index in matrix.shown:
+        losses = matrix.stages[index][1]
         step = work.state.stages[index].last_step
         heldout = {f"heldout/{c}": loss.nats_per_token for c, loss in losses.items()}
         run.log(step, heldout, work.spec.tokens_per_step)
@@ -164,7 +167,7 @@ def is_drawn(work: ObservedRun) -> bool:
         there = work.store.read(f"report/{_MATRIX}")
     except FileNotFoundError:
         return False
-    return there == _matrix_json(work, summary.matrix(work.state))
+    return there == _matrix_json(work, summary.matrix(work.state, summary.SHOWN_STAGES))
 
 
 def track_stage(work: ObservedRun, tracker: Tracker, stage: Stage) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from perennial.evaluation.gates import change_of
-from perennial.mixture import describe_tokens
+from perennial.mixture import describe_tokens, group_of
 from perennial.report.html import Table
 from perennial.runs import summary
 from perennial.runs.transitions import ON_THE_TRUNK
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _MOST_COLUMNS = 12
 """Corpora that have a column, at most: the last ones."""
 _MOST_NAMED = 5
+_SPANS = 20
+"""Spans of time into which earlier stages are folded, at most."""
 
 
 def lineage(spec: RunSpec, state: RunState, states: Mapping[str, str]) -> list[Table]:
@@ -34,6 +38,7 @@ def lineage(spec: RunSpec, state: RunState, states: Mapping[str, str]) -> list[T
         states: a description of where each corpus stands.
     """
     length = spec.corpora.sequence_length
+    recent = state.stages[-summary.SHOWN_STAGES :]
     stages = [
         (
             stage.name,
@@ -43,7 +48,7 @@ def lineage(spec: RunSpec, state: RunState, states: Mapping[str, str]) -> list[T
             state.corpora[stage.corpora[0]].state,
             stage.start or spec.model.describe_start(),
         )
-        for stage in state.stages
+        for stage in recent
     ]
     origins = [
         (origin.name, origin.imported.path, f"{origin.imported.parameters:,}", origin.folder)
@@ -64,7 +69,8 @@ def lineage(spec: RunSpec, state: RunState, states: Mapping[str, str]) -> list[T
         stored = ("stored model", "from", "parameters", "copy")
         tables.append(Table(stored, origins, frozenset({"parameters"}), stacked=True))
     if stages:
-        tables.append(Table(columns, stages, frozenset({"steps", "tokens"}), stacked=True))
+        numbers, earlier = frozenset({"steps", "tokens"}), len(state.stages) - len(recent)
+        tables.append(Table(columns, stages, numbers, stacked=True, earlier=earlier))
     if releases:
         named = ("release", "branches off", "anneal steps", "made of")
         tables.append(Table(named, releases, frozenset({"anneal steps"}), stacked=True))
@@ -72,6 +78,49 @@ def lineage(spec: RunSpec, state: RunState, states: Mapping[str, str]) -> list[T
         waits = ("corpus without a stage", "state", "reason")
         tables.append(Table(waits, waiting, stacked=True))
     return tables
+
+
+def earlier(spec: RunSpec, state: RunState) -> list[Table]:
+    """Return the stages before those that are shown one by one, folded by time and by group."""
+    old = state.stages[: -summary.SHOWN_STAGES]
+    if not old:
+        return []
+    span = -(-len(old) // _SPANS)
+    spans = [old[first : first + span] for first in range(0, len(old), span)]
+    by_time = [
+        (
+            f"{its[0].name} to {its[-1].name}",
+            f"{len(its):,}",
+            f"{its[-1].last_step - its[0].first_step:,}",
+            number(_mean_own(state, its)),
+        )
+        for its in spans
+    ]
+    columns = ("earlier stages", "stages", "steps", "mean loss on own corpus")
+    tables = [Table(columns, by_time, frozenset(columns[1:]))]
+    groups: defaultdict[str, list[Stage]] = defaultdict(list)
+    for stage in state.stages:
+        name = group_of(spec.replay.groups or (), stage.corpora[0])
+        if name is not None:
+            groups[name].append(stage)
+    by_group = [
+        (name, f"{len(its):,}", number(_mean_own(state, its)), its[-1].name)
+        for name, its in groups.items()
+    ]
+    if by_group:
+        of_group = ("replay group", "stages", "mean loss on own corpus", "last stage")
+        tables.append(Table(of_group, by_group, frozenset(of_group[1:3])))
+    return tables
+
+
+def _mean_own(state: RunState, stages: Sequence[Stage]) -> float | None:
+    """Return the mean over stages of the loss on their own corpora; None where none has one."""
+    losses = [
+        loss.nats_per_token
+        for stage in stages
+        for loss in state.own_losses.get(stage.name, {}).values()
+    ]
+    return fmean(losses) if losses else None
 
 
 def _made_of(spec: RunSpec, release: Releasing) -> str:
@@ -170,7 +219,8 @@ def _domain_rows(corpus: str, loss: HeldoutLoss) -> list[Sequence[str]]:
 def transfer(matrix: LossMatrix) -> Table:
     """Return adaptation and forgetting of each stage; from a base also each release's change."""
     rows = []
-    for i, (name, losses) in enumerate(matrix.stages):
+    for i in matrix.shown:
+        name, losses = matrix.stages[i]
         errors = matrix.forgetting_stderr(i)
         lost = _worst_first(
             {
@@ -264,8 +314,8 @@ def gates(state: RunState) -> Table:
             "holds" if verdict.holds else f"broken {verdict.reason}".strip(),
             state.accepted.get(stage, ""),
         )
-        for stage, verdicts in state.verdicts.items()
-        for verdict in verdicts
+        for stage in summary.recent_names(state.verdicts)
+        for verdict in state.verdicts[stage]
     ]
     numbers = ("measured", "standard error", "bound")
     columns = ("stage", "gate", "of", *numbers, "verdict", "accepted because")
@@ -281,7 +331,7 @@ def scores(state: RunState) -> Iterator[Table]:
         yield Table(("release", *columns), released, numbers)
     trained = [
         (*_score(stage.name, score), _change(state, stage, score))
-        for stage in state.stages
+        for stage in state.stages[-summary.SHOWN_STAGES :]
         for score in state.stage_scores.get(stage.name, ())
     ]
     if trained:

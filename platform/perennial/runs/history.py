@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perennial.runs.summary import tokens_until
+from perennial.runs.summary import SHOWN_STAGES, tokens_until
 from perennial.runs.worker_starts import read_starts
 from perennial.training.checkpoint.manifest import kept_rows
 from perennial.training.metrics import metrics_in
@@ -66,7 +66,9 @@ def goodput(times: Sequence[StageTime]) -> float | None:
 
 @dataclass(frozen=True)
 class History:
-    """losses: of every step that the trunk stands on, by its tokens.
+    """The time and the metrics of the last stages of a run.
+
+    losses: of every step that the trunk stands on, by its tokens.
     times: where the time of every trained stage went.
     curves: the values of every metric that the report draws, by the metric's name.
     """
@@ -77,7 +79,7 @@ class History:
 
 
 def read_history(store: Store, state: RunState, sequence_length: int) -> History:
-    """Read the history of the stages that have a checkpoint.
+    """Read the history of the last `SHOWN_STAGES` stages, as far as they have a checkpoint.
 
     Args:
         store: the run's store.
@@ -87,7 +89,7 @@ def read_history(store: Store, state: RunState, sequence_length: int) -> History
     losses: list[CurvePoint] = []
     times: list[StageTime] = []
     curves: defaultdict[str, list[CurvePoint]] = defaultdict(list)
-    for stage in state.stages:
+    for stage in state.stages[-SHOWN_STAGES:]:
         _, rows = kept_rows(store, stage.folder)
         before = tokens_until(state, stage, stage.first_step, sequence_length)
         per_step = stage.mix.global_batch * sequence_length

@@ -189,7 +189,7 @@ def _origin_lines(state: RunState, stage: Stage, step: int) -> list[str]:
         for name, its in state.branches.items()
         if its.step > step or its.stage not in line
     }
-    matrix = summary.matrix(state)
+    matrix = summary.matrix(state, summary.SHOWN_STAGES)
     rows = [(name, losses) for name, losses in matrix.rows if name not in later]
     known = [corpus for corpus in matrix.corpora if any(corpus in losses for _, losses in rows)]
     if known:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from perennial.corpora import load_tokenizer
@@ -70,7 +71,9 @@ def matrix(state: RunState, last: int | None = None) -> LossMatrix:
     replayed = {name: corpora for name, corpora in proxies.items() if corpora}
     erased = frozenset(names_in(state.corpora.values(), "erased"))
     draws = {name: draw for name in whole if (draw := state.draws.get(name)) is not None}
-    return LossMatrix(stages, releases, together, origins, replayed, erased, draws)
+    return LossMatrix(
+        stages, releases, together, origins, replayed, erased, draws, since=len(before)
+    )
 
 
 def references(state: RunState, stage: Stage) -> dict[str, str]:
@@ -129,7 +132,13 @@ def tokens_until(state: RunState, stage: Stage, step: int, sequence_length: int)
         step: trunk step.
         sequence_length: tokens of one sequence.
     """
-    before = sum(state.use_before(stage).seen.values())
+    behind = list(takewhile(lambda its: its.name != stage.name, reversed(state.stages)))
+    if len(behind) < min(SHOWN_STAGES, len(state.stages)):
+        # From the trunk's end, whose sum is kept: a look at the last stages reads no others.
+        later = sum(source.sequences for its in (*behind, stage) for source in its.mix.sources)
+        before = sum(state.use.seen.values()) - later
+    else:
+        before = sum(state.use_before(stage).seen.values())
     return (before + (step - stage.first_step) * stage.mix.global_batch) * sequence_length
 
 
@@ -150,6 +159,15 @@ def gated(spec: RunSpec, state: RunState) -> dict[str, Any] | None:
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "response": response.describe() if response else "",
     }
+
+
+SHOWN_STAGES = 100
+"""Stages that report, pictures and tables of a run show one by one: the last ones."""
+
+
+def recent_names(rows: Mapping[str, object]) -> list[str]:
+    """Return the names of the last stages that have a row, without reading any."""
+    return list(rows)[-SHOWN_STAGES:]
 
 
 _CURVE_POINTS = 600
@@ -185,11 +203,13 @@ def trunk_rates(stages: Sequence[Stage]) -> list[float]:
     return rates
 
 
-def stage_tokens(state: RunState, sequence_length: int) -> list[StageTokens]:
-    """Return the tokens by source of every stage, as `tokens_by_source` counts them."""
+def stage_tokens(
+    state: RunState, sequence_length: int, last: int | None = None
+) -> list[StageTokens]:
+    """Return the tokens by source of stages, as `tokens_by_source` counts them."""
     return [
         StageTokens(name, tokens["new_by_corpus"], tokens["replayed"])
-        for name, tokens in tokens_by_source(state, sequence_length).items()
+        for name, tokens in tokens_by_source(state, sequence_length, last).items()
     ]
 
 

@@ -17,9 +17,13 @@ from perennial.config import RunSpec
 from perennial.controller.context import Workspace
 from perennial.controller.loop import _Controller
 from perennial.mixture import group_of
+from perennial.report.build import page
+from perennial.report.html import render
 from perennial.runs.event_codec import encode
 from perennial.runs.events import Evaluated, Evaluating, Started
+from perennial.runs.summary import SHOWN_STAGES
 from perennial.store.local import LocalStore
+from tests.support.event_factory import AT
 from tests.support.long_run import (
     REQUESTS,
     counting,
@@ -33,6 +37,7 @@ GROUPS = ("corpus-0000", "corpus-00")
 BUDGET = 20
 MOST_REQUESTS = 300
 MOST_BYTES = 200 << 20
+MOST_PAGE_BYTES = 1_000_000
 
 
 @pytest.fixture(
@@ -71,6 +76,26 @@ def test_status_costs_its_tail(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -
     assert forgotten.measured == BUDGET
     assert forgotten.of == len(status.corpora) - 1
     assert forgotten.stderr is not None
+
+
+def test_the_report_reads_what_it_shows_one_by_one(
+    spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Workspace(spec, "run.yaml")
+    state = work.ledger.read()
+    asked = _count(monkeypatch)
+    tracemalloc.start()
+    made = page(work, AT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert asked.total() < 10 * SHOWN_STAGES
+    assert peak < MOST_BYTES
+    assert len(render(made).encode()) < MOST_PAGE_BYTES
+    (by_time, by_group) = next(s for s in made.sections if s.title == "Earlier stages").tables
+    assert len(by_time.rows) <= 20
+    folded = sum(int(row[1].replace(",", "")) for row in by_time.rows)
+    assert folded == len(state.stages) - SHOWN_STAGES
+    assert {row[0] for row in by_group.rows} == {*GROUPS}
 
 
 def test_taking_charge_and_a_look_cost_their_tail(

@@ -121,13 +121,14 @@ def _draw_cells(
     axes: Axes, matrix: LossMatrix, changed: Sequence[Mapping[str, float]], most: float
 ) -> None:
     first, corpora = len(matrix.origins), matrix.corpora
+    stages = len(matrix.shown)
     slim = narrow() or len(corpora) > _MANY
     size = (6 if len(corpora) > _MANY - 1 else 8) if narrow() else 8 if slim else 10
     for y, (_, losses) in enumerate(matrix.rows):
-        on_trunk = 0 <= y - first < len(matrix.stages)
-        not_drawn = matrix.left_out(y - first) if on_trunk else frozenset()
+        on_trunk = 0 <= y - first < stages
+        not_drawn = matrix.left_out(matrix.shown[y - first]) if on_trunk else frozenset()
         for x, corpus in enumerate(corpora):
-            is_own = on_trunk and corpus in matrix.own(y - first)
+            is_own = on_trunk and corpus in matrix.own(matrix.shown[y - first])
             nats = changed[y].get(corpus)
             if nats:
                 tint = FELL if nats < 0 else ROSE
@@ -150,7 +151,7 @@ def _draw_cells(
             )
             if corpus not in losses or (nats is None and not is_own):
                 drawn.set_color(grey())
-    for edge in {first, first + len(matrix.stages)} - {0, len(matrix.rows)}:
+    for edge in {first, first + stages} - {0, len(matrix.rows)}:
         axes.axhline(edge - 0.5, color=grey(), linewidth=1)
 
 

@@ -33,7 +33,15 @@ from perennial.report.figures.style import (
 from perennial.report.figures.transfer import learned_and_forgotten
 from perennial.runs.history import History
 from perennial.runs.state import RunState
-from perennial.runs.summary import RatePoint, StageTokens, matrix, rate_points, stage_tokens
+from perennial.runs.summary import (
+    SHOWN_STAGES,
+    RatePoint,
+    StageTokens,
+    matrix,
+    rate_points,
+    stage_tokens,
+    tokens_until,
+)
 from perennial.schedules import from_dict
 from perennial.training.metrics import METRICS
 
@@ -42,34 +50,40 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from perennial.runs.state import Stage
+
 PHASES = {"warmup": "#D55E00", "cooldown": "#E69F00", "constant": "#56B4E9", "anneal": "#7F7F7F"}
 PHASE_ALPHA = 0.18
 
 
 @picture
-def loss_lines(matrix: LossMatrix, stages: Sequence[StageTokens]) -> Figure:
+def loss_lines(matrix: LossMatrix, stages: Sequence[StageTokens], before: int = 0) -> Figure:
     """Draw held-out loss on each corpus over the trunk's tokens, with two standard errors.
 
-    stages: tokens of the matrix's stages, in order.
+    stages: tokens of the matrix's stages that are shown, in order.
+    before: tokens of the stages before them.
     """
     figure, axes = axes_of(4.4)
-    ends = list(accumulate(stage.total for stage in stages))
+    ends = list(accumulate((stage.total for stage in stages), initial=before))[1:]
     if len(matrix.corpora) > CROWD:
         _draw_summary(axes, matrix, ends)
     else:
         _draw_each(axes, matrix, ends)
-    axes.set_xlim(0, ends[-1] * 1.04)
-    name_spans(axes, [s.stage for s in stages], [0, *ends[:-1]], ends[-1])
+    axes.set_xlim(before, ends[-1] + (ends[-1] - before) * 0.04)
+    name_spans(axes, [s.stage for s in stages], [before, *ends[:-1]], ends[-1])
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("tokens that the trunk was trained on")
     axes.set_ylabel("held-out nats per token")
-    axes.set_title("Held-out loss over the whole run")
+    part = f"last {len(stages)} stages" if before else "whole run"
+    axes.set_title(f"Held-out loss over the {part}")
     legend_below(axes, 5)
     return figure
 
 
 def _draw_each(axes: Axes, matrix: LossMatrix, ends: Sequence[int]) -> None:
-    measured_at = [(0, matrix.base), *zip(ends, (row for _, row in matrix.stages), strict=True)]
+    shown = (row for _, row in matrix.stages[matrix.since :])
+    at_start = [] if matrix.since else [(0, matrix.base)]
+    measured_at = [*at_start, *zip(ends, shown, strict=True)]
     for i, corpus in enumerate(matrix.corpora):
         measured = [(x, row[corpus]) for x, row in measured_at if corpus in row]
         if not measured:
@@ -89,11 +103,13 @@ def _draw_each(axes: Axes, matrix: LossMatrix, ends: Sequence[int]) -> None:
 
 def _draw_summary(axes: Axes, matrix: LossMatrix, ends: Sequence[int]) -> None:
     """Draw the losses of a crowd of corpora: each stage's own, and the mean of all before it."""
-    own = [(x, matrix.adaptation(i)) for i, x in enumerate(ends)]
+    places = list(zip(matrix.shown, ends, strict=True))
+    own = [(x, matrix.adaptation(i)) for i, x in places]
     earlier = []
-    for i, x in enumerate(ends):
-        losses = [matrix.nats(i, corpus) for corpus in matrix.before(i)]
-        known = [nats for nats in losses if nats is not None]
+    for i, x in places:
+        before = frozenset(matrix.before(i))
+        losses = matrix.stages[i][1].items()
+        known = [loss.nats_per_token for corpus, loss in losses if corpus in before]
         if known:
             earlier.append((x, fmean(known), min(known), max(known)))
     if earlier:
@@ -109,7 +125,7 @@ def _draw_summary(axes: Axes, matrix: LossMatrix, ends: Sequence[int]) -> None:
 def learning_rate(
     trunk: Sequence[RatePoint], releases: Mapping[str, Sequence[tuple[int, float]]] | None = None
 ) -> Figure:
-    """The learning rate over the whole life of a run.
+    """The learning rate over a run, or its last stages.
 
     trunk: its steps in order; they may be thinned out. releases: (step, eta) of each branch, by
     name, in the trunk's numbering.
@@ -134,7 +150,8 @@ def learning_rate(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda eta, _: f"{eta:g}"))
     axes.set_xlabel("optimizer step of the trunk")
     axes.set_ylabel("learning rate")
-    axes.set_title("Learning rate over the whole run")
+    part = "last stages" if trunk[0].step else "whole run"
+    axes.set_title(f"Learning rate over the {part}")
     legend_below(axes, 5, handles=handles)
     return figure
 
@@ -229,16 +246,21 @@ def _tokens_of_a_crowd(stages: Sequence[StageTokens]) -> Figure:
 
 def pictures(state: RunState, sequence_length: int, history: History) -> dict[str, Picture]:
     """Pictures of the run by name; none before the first stage was evaluated."""
-    losses_by_stage = matrix(state)
+    losses_by_stage = matrix(state, SHOWN_STAGES)
     if not any(losses for _, losses in losses_by_stage.stages):
         return {}
-    sources = stage_tokens(state, sequence_length)
+    recent = state.stages[-SHOWN_STAGES:]
+    sources = stage_tokens(state, sequence_length, SHOWN_STAGES)
+    before = tokens_until(state, recent[0], recent[0].first_step, sequence_length)
+    measured = {name for name, _ in losses_by_stage.stages[losses_by_stage.since :]}
     figures = {
         "matrix": loss_heat_map(
             losses_by_stage, {name: branch.stage for name, branch in state.branches.items()}
         ),
-        "losses": loss_lines(losses_by_stage, sources[: len(losses_by_stage.stages)]),
-        "learning-rate": learning_rate(rate_points(state.stages), _branches(state)),
+        "losses": loss_lines(
+            losses_by_stage, [its for its in sources if its.stage in measured], before
+        ),
+        "learning-rate": learning_rate(rate_points(recent), _branches(state, recent[0])),
         "tokens": tokens_by_source(sources),
     }
     if len(losses_by_stage.stages) > 1 or losses_by_stage.base:
@@ -253,11 +275,11 @@ def pictures(state: RunState, sequence_length: int, history: History) -> dict[st
     return figures
 
 
-def _branches(state: RunState) -> dict[str, list[tuple[int, float]]]:
-    """(step, eta) of every annealed release, by name."""
+def _branches(state: RunState, since: Stage) -> dict[str, list[tuple[int, float]]]:
+    """(step, eta) of every release that was annealed since a stage began, by name."""
     branches = {}
     for release in state.releases:
-        if release.steps:
+        if release.steps and state.branches[release.name].step >= since.first_step:
             anneal = from_dict(release.schedule)
             first = state.branches[release.name].step
             steps = range(first, first + release.steps)

@@ -42,7 +42,8 @@ class Bar(NamedTuple):
 def learned(matrix: LossMatrix) -> list[Bar]:
     """Return by how much each stage lowered the loss on its own corpora. Pure."""
     bars = []
-    for i, (name, losses) in enumerate(matrix.stages):
+    for i in matrix.shown:
+        name, losses = matrix.stages[i]
         before = matrix.stages[i - 1][1] if i else matrix.base
         bars += [
             Bar(name, corpus, before[corpus].nats_per_token - losses[corpus].nats_per_token)
@@ -55,7 +56,8 @@ def learned(matrix: LossMatrix) -> list[Bar]:
 def forgotten(matrix: LossMatrix) -> list[Bar]:
     """Return by how much the loss on every other corpus rose since its own stage or base. Pure."""
     bars = []
-    for i, (name, losses) in enumerate(matrix.stages):
+    for i in matrix.shown:
+        name, losses = matrix.stages[i]
         bars += [
             Bar(name, corpus, nats, losses[corpus].stderr_of_change)
             for corpus, nats in matrix.forgetting(i).items()
