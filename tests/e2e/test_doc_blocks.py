@@ -111,7 +111,7 @@ def test_blocks_on_a_finished_run(lineage: Lineage, tmp_path: Path) -> None:
             ours = replace(
                 command, text=_here(command.text), shown=[_here(line) for line in command.shown]
             )
-            verb = shlex.split(ours.text)[1]
+            verb = shlex.split(ours.text, comments=True)[1]
             if verb not in WRITES and "--dry-run" not in ours.text:
                 ours = replace(ours, text=f"{ours.text.partition('#')[0].rstrip()} --dry-run")
             printed = run_command(ours, tmp_path)

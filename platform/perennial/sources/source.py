@@ -15,6 +15,7 @@ from perennial.config import SourceSpec
 from perennial.corpora import land_files
 from perennial.corpora.landing import StoredLandingFile
 from perennial.errors import InputError, LogGap
+from perennial.sources import snapshots
 from perennial.sources.address import hide_addresses
 from perennial.sources.base import FetchedFile, Pull, make_file_name, one_line
 from perennial.sources.breaker import Breaker
@@ -123,9 +124,15 @@ class DataSource:
     def read(self) -> SourceState:
         """Apply what was written to the log since the last read; return the state.
 
+        The first read begins at the newest snapshot.
+
         Raises:
             InputError: an entry is missing or cannot be read.
         """
+        if not self._events:
+            stored = snapshots.read_newest(self._store, self._log, self.state.secrets)
+            if stored is not None:
+                self.state, self._events = stored
         try:
             for _, data in self._log.tail(self._events):
                 self._fold(decode_event(data))
@@ -379,8 +386,11 @@ class DataSource:
             self.read()  # raises where an entry is missing: nothing is written into a gap
             if not is_valid():
                 return False
-            if self._log.append(self._events, encode_event(event)):
+            data = encode_event(event)
+            if self._log.append(self._events, data):
                 self._fold(event)
+                if not self._events % snapshots.EVERY_EVENTS:
+                    snapshots.write(self._store, self.state, self._events, data)
                 return True
 
     def _fold(self, event: SourceEvent) -> None:
