@@ -21,8 +21,8 @@ _FOLDER = "state"
 _FORMAT = 1
 
 
-class _Stored(BaseModel):
-    """What an object holds: the state after so many events, and what it was made of.
+class _StoredSource(BaseModel):
+    """An object of a snapshot: the state after so many events, and what it was made of.
 
     secrets: digest of the names of query parameters that are secret: files are known by addresses
         without them.
@@ -52,7 +52,7 @@ def read_newest(store: Store, log: Log, secrets: Set[str]) -> tuple[SourceState,
     if not keys:
         return None
     try:
-        stored = _Stored.model_validate_json(store.read(keys[-1]))
+        stored = _StoredSource.model_validate_json(store.read(keys[-1]))
         last = log.read(stored.events - 1)
         wanted = (_FORMAT, _digest(*sorted(secrets)))
         if last is None or (stored.format, stored.secrets) != wanted:
@@ -75,7 +75,7 @@ def write(store: Store, state: SourceState, events: int, last_event: bytes) -> N
         events: number of the log's entries that it has.
         last_event: the last of them, as it lies in the log.
     """
-    stored = _Stored(
+    stored = _StoredSource(
         format=_FORMAT,
         events=events,
         last_event=hashlib.sha256(last_event).hexdigest(),
