@@ -1,9 +1,9 @@
 """Store folded states beside the ledger, so that reading costs its tail and not its length.
 
 Snapshots only save time: deleting them changes nothing. A snapshot is used when it has this
-version's form, and the event that it follows is the one that it names; any other is ignored, and
-the next one takes its place. It holds each thing once: plans and measurements of stages stay in the
-events of the ledger, and the snapshot has the numbers of those.
+version's form, or one that is migrated to it, and the event that it follows is the one that it
+names; any other is ignored, and the next one takes its place. It holds each thing once: plans and
+measurements of stages stay in the events of the ledger, and the snapshot has the numbers of those.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ from perennial.store.stored_json import parse_json
 
 FOLDER = "ledger/snapshots"
 EVERY_EVENTS = 200
-FORMAT = 2
-"""raised where the same events fold to another state; the first, without a number, held plans and
-measurements too"""
+FORMAT = 3
+"""raised where the same events fold to another state, and where the state has other fields: then
+`_MIGRATIONS` makes the new form of the old one, so that a new version does not read the past again.
+The first, without a number, held plans and measurements too"""
+_SCHEMA_OF_2 = "e0cfbf217caf2af6b72d3d3b2705fb3734a37a37e14b3d9def5944824c87bf5a"
+"""digest of the fields of the last version that wrote format 2"""
 _KEPT = 2
 _IN_THE_LEDGER = {
     "stages",
@@ -91,7 +94,6 @@ def write(store: Store, state: RunState, index: StageIndex, events: int, last_ev
     """
     document = {
         "format": FORMAT,
-        "shape": _shape(),
         "events": events,
         "last_event_sha256": hashlib.sha256(last_event).hexdigest(),
         "state": _adapter().dump_python(state, mode="json", exclude=_IN_THE_LEDGER),
@@ -142,9 +144,7 @@ def newest(store: Store, log: Log, warn: Callable[[str], None], read: ReadEntry)
 
 
 def _read(store: Store, log: Log, key: str, read: ReadEntry) -> Snapshot:
-    document: dict[str, Any] = parse_json(store.read(key))
-    if (document.get("format"), document["shape"]) != (FORMAT, _shape()):
-        raise ValueError("another version of perennial made it")
+    document = _migrate(parse_json(store.read(key)))
     events = int(document["events"])
     last = log.read(events - 1)
     if key != _key(events) or last is None:
@@ -165,6 +165,29 @@ def _read(store: Store, log: Log, key: str, read: ReadEntry) -> Snapshot:
     return Snapshot(events, state, index, last)
 
 
+def _migrate(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a snapshot in this version's form.
+
+    Raises ValueError where it has a form that no version migrates, as a later one's.
+    """
+    while (number := document.get("format")) != FORMAT:
+        if number not in _MIGRATIONS:
+            raise ValueError("another version of perennial made it")
+        document = _MIGRATIONS[number](document)
+    return document
+
+
+def _from_format_2(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a snapshot of format 2 without the digest that bound it to one version."""
+    if document.pop("shape") != _SCHEMA_OF_2:
+        raise ValueError("another version of perennial made it")
+    return document | {"format": 3}
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {2: _from_format_2}
+"""by the format that each begins from; it returns the next one"""
+
+
 def _keys(store: Store) -> list[str]:
     return [info.key for info in store.list(FOLDER)]
 
@@ -181,10 +204,3 @@ def _adapter() -> TypeAdapter[RunState]:
 @cache
 def _rows_adapter() -> TypeAdapter[_Stages]:
     return TypeAdapter(_Stages)
-
-
-@cache
-def _shape() -> str:
-    """Return a hash of the fields of what is stored."""
-    schemas = [_adapter().json_schema(), _rows_adapter().json_schema()]
-    return hashlib.sha256(json.dumps(schemas, sort_keys=True).encode()).hexdigest()

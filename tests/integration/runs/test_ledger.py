@@ -9,7 +9,7 @@ from collections import Counter
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,6 +19,7 @@ from perennial.runs import snapshots
 from perennial.runs.event_codec import decode, encode
 from perennial.runs.events import Event, Landed, Measured, Refused, Releasing, TookOver
 from perennial.runs.ledger import Ledger, digest_of
+from perennial.runs.state import RunState
 from perennial.runs.trunk.stage_archive import StoredStage
 from perennial.store import ObjectInfo, Store, open_store
 from perennial.store.local import LocalStore
@@ -110,7 +111,8 @@ def test_deleting_every_snapshot_changes_nothing(filled: Store) -> None:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda d: d.update(shape="older"), "another version of perennial made it"),
+        (lambda d: d.update(format=99), "another version of perennial made it"),
+        (lambda d: d.update(format=2, shape="older"), "another version of perennial made it"),
         (lambda d: d.update(last_event_sha256="0"), "the event that it follows is another one"),
         (lambda d: d.update(events=10**6), "it follows no event of this ledger"),
         (lambda d: d.pop("state"), "'state'"),
@@ -130,6 +132,40 @@ def test_a_snapshot_that_disagrees_is_ignored_with_a_line(
     told: list[str] = []
     assert Ledger(filled, told.append).read() == before
     assert [line for line in told if key in line and why in line] == told
+
+
+def test_a_snapshot_of_the_format_before_is_read(filled: Store) -> None:
+    before, key = Ledger(filled).read(), _newest(filled)
+    document = json.loads(filled.read(key)) | {"format": 2, "shape": snapshots._SCHEMA_OF_2}
+    filled.write(key, json.dumps(document).encode())
+    _check_read_from_snapshot(filled, before)
+
+
+def test_a_later_version_reads_a_snapshot_that_it_knows_to_migrate(
+    filled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that names a field otherwise does not read the past again."""
+    before, key = Ledger(filled).read(), _newest(filled)
+    document = json.loads(filled.read(key))
+    state = {"old_epoch" if name == "epoch" else name: v for name, v in document["state"].items()}
+    filled.write(key, json.dumps(document | {"format": 3, "state": state}).encode())
+
+    def migrate(document: dict[str, Any]) -> dict[str, Any]:
+        state = document["state"]
+        return document | {"format": 4, "state": state | {"epoch": state.pop("old_epoch")}}
+
+    monkeypatch.setattr(snapshots, "FORMAT", 4)
+    monkeypatch.setitem(snapshots._MIGRATIONS, 3, migrate)
+    _check_read_from_snapshot(filled, before)
+
+
+def _check_read_from_snapshot(store: Store, before: RunState) -> None:
+    CountingStore.asked.clear()
+    told: list[str] = []
+    counting = CountingStore(store.url)
+    assert Ledger(counting, told.append).read() == before
+    assert not told
+    assert CountingStore.asked["read"] < 20
 
 
 @pytest.fixture
