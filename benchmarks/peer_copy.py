@@ -153,8 +153,10 @@ def main() -> None:
         folder, s3 = Path(scratch), CephServer(Path(place))
         stack.callback(s3.stop)
         road = SlowRoad(s3.port, asked.megabytes * 1e6)
-        with road.open() as endpoint, ray_nodes(count=asked.nodes) as nodes:
-            os.environ |= s3.environment() | {"AWS_ENDPOINT_URL": endpoint}
+        with road.open() as endpoint:
+            variables = s3.environment() | {"AWS_ENDPOINT_URL": endpoint}
+            nodes = stack.enter_context(ray_nodes(count=asked.nodes, environment=variables))
+            os.environ |= variables
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
             document = _run_document(folder, f"s3://{s3.new_bucket()}/run", asked.nodes)
             run_file = write_run(folder, document)
