@@ -104,7 +104,6 @@ def _run_document(folder: Path, store: str, nodes: int) -> dict[str, Any]:
     document["corpora"]["sequence_length"] = 32
     document["training"] |= {
         "workers": nodes,
-        "cpus_per_worker": 1,
         "global_batch": nodes,
         "micro_batch": 1,
         "checkpoint_every": "4 steps",
