@@ -156,6 +156,9 @@ def test_it_needs_neither_ray_nor_deepspeed(tmp_path: Path) -> None:
     assert "main memory of a node of 2 workers, GiB" in done.stdout
 
 
+MUON = ["training.optimizer={kind: muon}", "training.zero_stage=0"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -168,6 +171,12 @@ def test_it_needs_neither_ray_nor_deepspeed(tmp_path: Path) -> None:
         (["tokenizer={path: /no/such/tokenizer.json}"], "tokenizer.path: "),
         (["training.micro_batch=4", "--gpu-memory", "0.1"], None),
         (["model.config.hidden_size=8192", "--gpu-memory", "1"], "a GPU would need"),
+        (["training.optimizer={kind: muon}"], "set zero_stage to 0"),
+        (MUON, None),
+        (
+            [*MUON, "model.config.hidden_size=8192", "--gpu-memory", "1"],
+            "the optimizer adamw, which ZeRO divides",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_compute(

@@ -265,6 +265,31 @@ class TrainingSpec(Section):
         return {key: value for key, value in data.items() if key not in unused}
 
     @model_validator(mode="after")
+    def _matrices_are_whole(self) -> TrainingSpec:
+        kind = self.optimizer_config.kind
+        if not self.optimizer_config.whole_matrices:
+            return self
+        if self.cpu_offload != "none":
+            raise ValueError(
+                f"cpu_offload {self.cpu_offload} with optimizer {kind} is refused: it steps whole "
+                "matrices, and offloading needs ZeRO, which divides them; set zero_stage to 0 and "
+                "remove cpu_offload, or use the optimizer adamw"
+            )
+        if self.zero_stage > 0:
+            raise ValueError(
+                f"zero_stage {self.zero_stage} with optimizer {kind} is refused: it steps whole "
+                "matrices, and ZeRO gives each worker a flat piece of all parameters; "
+                "set zero_stage to 0, or use the optimizer adamw"
+            )
+        if self.tensor_parallel > 1:
+            raise ValueError(
+                f"tensor_parallel {self.tensor_parallel} with optimizer {kind} is refused: it "
+                "steps whole matrices, and the workers of a group have a part of each; "
+                "set tensor_parallel to 1, or use the optimizer adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engine_agrees(self) -> TrainingSpec:
         check_overrides(self.deepspeed)
         if self.gpus_per_worker not in (0, 1):

@@ -10,12 +10,14 @@ from perennial.optimizers.base import (
     OptimizerConfig,
     check_same_optimizer,
 )
+from perennial.optimizers.muon import MuonConfig
 
 __all__ = [
     "OPTIMIZERS",
     "AbsentOptimizerConfig",
     "AdEMAMixConfig",
     "AdamWConfig",
+    "MuonConfig",
     "OptimizerConfig",
     "check_same_optimizer",
 ]

@@ -1,8 +1,9 @@
 """The base of every optimizer: a section of the run file, and what the engine must know of it.
 
-An optimizer must be elementwise: the update of one weight may depend on that weight, its gradient
-and its own state alone. ZeRO lays the parameters end to end and gives each worker a flat piece, so
-an update that looks at a whole matrix would see a part of it.
+An optimizer is elementwise, unless it says otherwise: the update of one weight may depend on that
+weight, its gradient and its own state alone. ZeRO lays the parameters end to end and gives each
+worker a flat piece, so an update that looks at a whole matrix would see a part of it. An optimizer
+that needs whole matrices declares it (`whole_matrices`); the run file must then leave them whole.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class OptimizerConfig(Section, ABC):
     direction_tensors: ClassVar[tuple[str, ...]]
     """those of `state_tensors` that average the gradient itself: a stage that joins with
     keep-second-moment zeroes them and keeps the others and `step`"""
+    whole_matrices: ClassVar[bool] = False
+    """whether an update looks at whole matrices. A run file is then refused unless every worker has
+    them (`zero_stage: 0`, no `tensor_parallel`, no `cpu_offload`), and each parameter group says in
+    its key `hidden` whether it holds the model's hidden matrices: parameters of two dimensions,
+    neither embeddings nor head. All groups of other optimizers are without that key"""
 
     kind: str
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -56,9 +62,19 @@ class OptimizerConfig(Section, ABC):
         """
 
     @classmethod
-    def state_bytes(cls) -> int:
+    def tensors_of(cls, *, hidden: bool) -> tuple[str, ...]:
+        """Return those of `state_tensors` that a parameter has; by default all.
+
+        Args:
+            hidden: whether its group is one of hidden matrices; False for all parameters of an
+                optimizer that does not need whole matrices.
+        """
+        return cls.state_tensors
+
+    @classmethod
+    def state_bytes(cls, *, hidden: bool = False) -> int:
         """Return bytes of state per weight, without the fp32 weight itself."""
-        return 4 * len(cls.state_tensors)
+        return 4 * len(cls.tensors_of(hidden=hidden))
 
     @classmethod
     def read_stored(cls, record: Mapping[str, Any]) -> Self:

@@ -62,7 +62,7 @@ def growth_notes(work: Workspace, names: Sequence[str], size: ModelSize) -> Iter
             entries = brought.most
             effect = _describe_sample(work, name) or f"up to {entries:,} entries"
         added = entries * size.hidden * (1 if size.tied else 2)
-        stored = added * cost_model.checkpoint_bytes(size, work.spec.training) / size.parameters
+        stored = added * cost_model.checkpoint_bytes_each(work.spec.training)
         yield (
             f"{name} brings {effect}; at most {added:,} parameters more, "
             f"{stored / 1e6:,.1f} MB more in each checkpoint"

@@ -450,12 +450,14 @@ def _check_memory(spec: RunSpec, memory: dict[int, Memory], hardware: Hardware) 
         return
     fitting = [stage for stage, needed in memory.items() if needed.total <= limit]
     need = memory[spec.training.zero_stage].total / 2**30
+    is_whole = spec.training.optimizer_config.whole_matrices
+    more = "more GPUs" if not is_whole else "the optimizer adamw, which ZeRO divides,"
     raise InputError(
         "run file",
         "training.zero_stage",
         f"a GPU would need {need:.1f} GiB under ZeRO stage {spec.training.zero_stage}, "
         f"it has {limit / 2**30:.1f}",
-        f"use ZeRO stage {min(fitting)}" if fitting else "use more GPUs or a lower micro_batch",
+        f"use ZeRO stage {min(fitting)}" if fitting else f"use {more} or a lower micro_batch",
         code="gpu-memory-too-small",
     )
 

@@ -39,6 +39,7 @@ class ModelSize:
     embedding: those of the input embedding.
     without_embeddings: neither input embedding nor output head.
     tied: whether the output head is the input embedding.
+    hidden_matrices: those of the matrices that an optimizer of whole matrices steps as such.
     """
 
     parameters: int
@@ -49,6 +50,7 @@ class ModelSize:
     hidden: int
     heads: int
     vocabulary: int
+    hidden_matrices: int = 0
 
     def parameters_of_one(self, together: int) -> int:
         """Return the parameters that each of `together` workers of a tensor-parallel group has.
@@ -64,6 +66,8 @@ def model_size(config: PretrainedConfig) -> ModelSize:
     """Build the model of `config` on torch's meta device, which takes no memory, and count."""
     import torch
     from transformers import AutoModelForCausalLM
+
+    from perennial.training.model.matrices import hidden_matrices
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -82,6 +86,7 @@ def model_size(config: PretrainedConfig) -> ModelSize:
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         vocabulary=config.vocab_size,
+        hidden_matrices=sum(parameter.numel() for parameter in hidden_matrices(model)),
     )
 
 
@@ -110,9 +115,22 @@ def checkpoint_bytes(size: ModelSize, training: TrainingSpec) -> int:
     It holds the weights as they are trained, the optimizer's state, and below fp32 the fp32 weights
     beside them.
     """
+    return size.parameters * checkpoint_bytes_each(training) - state_bytes_saved(size, training)
+
+
+def checkpoint_bytes_each(training: TrainingSpec) -> int:
+    """Return bytes in a checkpoint of one weight that is in no hidden matrix."""
     master = 0 if training.precision == "fp32" else MASTER_BYTES
     state = training.optimizer_config.state_bytes()
-    return size.parameters * (number_bytes(training.precision) + state + master)
+    return number_bytes(training.precision) + state + master
+
+
+def state_bytes_saved(size: ModelSize, training: TrainingSpec) -> int:
+    """Return bytes of state that hidden matrices do not have and as many other weights would."""
+    config = training.optimizer_config
+    if not config.whole_matrices:
+        return 0
+    return size.hidden_matrices * (config.state_bytes() - config.state_bytes(hidden=True))
 
 
 def number_bytes(precision: Precision) -> int:

@@ -16,6 +16,7 @@ from perennial.training.cost_model import (
     ModelSize,
     checkpoint_bytes,
     number_bytes,
+    state_bytes_saved,
 )
 from perennial.training.engine.deepspeed_config import deepspeed_settings
 
@@ -106,6 +107,8 @@ def worker_memory(
     weights = 0 if away == "weights" and zero_stage == 3 else division.share(division.number, 3)
     gradients = 0 if away != "none" and zero_stage >= 2 else division.share(division.sum, 2)
     optimizer = 0 if away != "none" else division.share(_optimizer_bytes(training), 1)
+    if zero_stage == 0:
+        optimizer -= state_bytes_saved(size, training)
     activations = activation_bytes(
         size,
         sequence_length,
@@ -137,7 +140,9 @@ def memory_by_stage(
     size: ModelSize, training: TrainingSpec, sequence_length: int, workers: int
 ) -> dict[int, Memory]:
     """Return `worker_memory` by every ZeRO stage that the run could have instead of its own."""
-    stages = _ZERO_STAGES if training.tensor_parallel == 1 else _ZERO_STAGES[:3]
+    stages: tuple[int, ...] = _ZERO_STAGES if training.tensor_parallel == 1 else _ZERO_STAGES[:3]
+    if training.optimizer_config.whole_matrices:
+        stages = _ZERO_STAGES[:1]
     return {
         stage: worker_memory(size, training, sequence_length, stage, workers) for stage in stages
     }
@@ -204,6 +209,7 @@ def _temporaries(division: _Division, training: TrainingSpec) -> tuple[int, int,
     # torch's AdamW without its fused kernel computes the denominator of the update apart, at
     # ZeRO 0 of one weight after the other.
     denominator = 0 if training.gpus_per_worker or stage == 0 else 2 * 4
+    # Muon's products are of one matrix at a time, and smaller than what ZeRO 0 reduces at once.
     in_fp32 = 0 if sums == 4 else 4
     step = 0 if offloaded else division.share(denominator + in_fp32, 1)
     bucket = division.bucket

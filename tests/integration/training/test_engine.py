@@ -100,7 +100,8 @@ def _whole_state(engine: Any, spec: TrainingSpec) -> dict[str, torch.Tensor]:
         if stage == 0:
             owner = _stepped_copy(engine, parameter)
             state = getattr(engine.optimizer, "optimizer", engine.optimizer).state[owner]
-            told = {moment: state[moment] for moment in names} | {"weight": owner.detach()}
+            told = {moment: state[moment] for moment in names if moment in state}
+            told["weight"] = owner.detach()
         else:
             told = {m: safe_get_full_optimizer_state(parameter, m) for m in names}
             told["weight"] = safe_get_full_fp32_param(parameter)
@@ -108,7 +109,19 @@ def _whole_state(engine: Any, spec: TrainingSpec) -> dict[str, torch.Tensor]:
     probe = torch.arange(64).reshape(8, 8)
     with torch.no_grad():
         whole["loss"] = loss_of(engine, probe, spec, 0).float()
+    if stage == 0:
+        _assert_alike_on_all_ranks(whole)
     return whole
+
+
+def _assert_alike_on_all_ranks(tensors: dict[str, torch.Tensor]) -> None:
+    """Every rank steps everything itself, by the same gradient."""
+    import torch.distributed as dist
+
+    for name, tensor in tensors.items():
+        first = tensor.clone()
+        dist.broadcast(first, src=0)
+        assert torch.equal(first, tensor), (dist.get_rank(), name)
 
 
 def _stepped_copy(engine: Any, parameter: torch.Tensor) -> torch.Tensor:
@@ -123,6 +136,10 @@ def _stepped_copy(engine: Any, parameter: torch.Tensor) -> torch.Tensor:
 
 
 ADEMAMIX = {"kind": "ademamix", "alpha_warmup": 2, "beta3_warmup": 4}
+MUON = {
+    precision: {"zero_stage": 0, "precision": precision, "optimizer": {"kind": "muon"}}
+    for precision in ("fp32", "bf16")
+}
 QUICK = {
     "zero-0-bf16": {"zero_stage": 0, "precision": "bf16"},
     "zero-2-fp32": {"zero_stage": 2},
@@ -130,6 +147,7 @@ QUICK = {
     "offload": {"zero_stage": 2, "cpu_offload": "optimizer"},
     **{f"ademamix-zero-{n}": {"zero_stage": n, "optimizer": ADEMAMIX} for n in (0, 1, 2)},
     "ademamix-zero-3-bf16": {"zero_stage": 3, "precision": "bf16", "optimizer": ADEMAMIX},
+    **{f"muon-{precision}": settings for precision, settings in MUON.items()},
     "features": {
         "zero_stage": 3,
         "loss": "chunked",
@@ -210,6 +228,7 @@ def test_every_stage_and_offload_trains_alike(grid: Callable[[str], Path]) -> No
             pytest.param(settings, id=name, marks=pytest.mark.long)
             for name, settings in {
                 "ademamix": {"zero_stage": 1, "optimizer": ADEMAMIX},
+                "muon": MUON["fp32"],
                 "zero-0": {"zero_stage": 0},
                 "bf16": {"zero_stage": 1, "precision": "bf16"},
                 "bf16-zero-2": {"zero_stage": 2, "precision": "bf16"},
@@ -240,6 +259,32 @@ def test_i9_training_goes_on_alike_on_a_world_size_that_does_not_divide_the_batc
 def _resized_and_straight(folder: Path, settings: dict[str, Any]) -> None:
     _train_each(folder, [(3, 5)], {"resized": settings})
     _train_each(folder, [(0, 5)], {"straight": settings})
+
+
+def test_i9_muon_cut_on_one_worker_ends_in_the_same_bits_and_two_read_its_state(
+    tmp_path: Path,
+) -> None:
+    for precision in MUON:
+        (tmp_path / precision).mkdir()
+    run_on(1, _muon_cut_and_straight, tmp_path)
+    run_on(2, _train_each, tmp_path, [(5, 5)], MUON)
+    for precision in MUON:
+        folder = tmp_path / precision
+        ended = load_file(folder / "straight" / "whole-0-5-1.safetensors")
+        for other in ("resized/whole-3-5-1", "whole-5-5-2"):
+            read = load_file(folder / f"{other}.safetensors")
+            assert set(read) == set(ended)
+            for name, tensor in ended.items():
+                assert torch.equal(tensor, read[name]), (precision, other, name)
+
+
+def _muon_cut_and_straight(folder: Path) -> None:
+    import shutil
+
+    for precision, settings in MUON.items():
+        _train_each(folder / precision, [(0, 3)], {"resized": settings})
+        _resized_and_straight(folder / precision, settings)
+        shutil.copytree(folder / precision / "resized", folder / precision, dirs_exist_ok=True)
 
 
 def test_a_missing_piece_of_the_optimizer_is_an_error(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ CELLS: dict[str, tuple[OptimizerAtJoin, dict[str, Any]]] = {
     "zero-2 in bf16, kept": ("keep", {"zero_stage": 2, "precision": "bf16"}),
     "zero-2 in bf16, reset": ("reset", {"zero_stage": 2, "precision": "bf16"}),
     "zero-3, kept": ("keep", {"zero_stage": 3}),
+    "muon, kept": ("keep", {"zero_stage": 0, "optimizer": {"kind": "muon"}}),
 }
 
 

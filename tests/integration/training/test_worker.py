@@ -33,6 +33,7 @@ ETA = 1e-2
 DIVIDED = {"workers": 2, "tensor_parallel": 2}
 """two workers that have one model"""
 ADEMAMIX = {"kind": "ademamix", "alpha_warmup": 4, "beta3_warmup": 8}
+MUON: dict[str, Any] = {"optimizer": {"kind": "muon"}, "zero_stage": 0}
 
 
 def _job(store: Store, **training: Any) -> Job:
@@ -97,16 +98,17 @@ def _weights(store: Store) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "optimizer",
+    "training",
     [
-        pytest.param(None, id="adamw"),
-        pytest.param(ADEMAMIX, id="ademamix", marks=pytest.mark.long),
+        pytest.param({}, id="adamw"),
+        pytest.param({"optimizer": ADEMAMIX}, id="ademamix", marks=pytest.mark.long),
+        pytest.param(MUON, id="muon"),
+        pytest.param(MUON | {"precision": "bf16"}, id="muon-bf16", marks=pytest.mark.long),
     ],
 )
 def test_i9_a_resumed_job_is_bitwise_the_straight_one(
-    tmp_path: Path, optimizer: dict[str, Any] | None
+    tmp_path: Path, training: dict[str, Any]
 ) -> None:
-    training = {"optimizer": optimizer} if optimizer else {}
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     for folder, ends in ((straight, (None,)), (resumed, (6, None))):
         folder.mkdir()
@@ -124,7 +126,7 @@ def test_i9_a_resumed_job_is_bitwise_the_straight_one(
     assert ["started", [6, 2]] in calls
     assert "stopped" not in [name for name, _ in calls]
     manifest = checkpoints.read_manifest(open_store(resumed), checkpoints.folder_of(FOLDER, STEPS))
-    assert manifest.optimizer == ("ademamix" if optimizer else "adamw")
+    assert manifest.optimizer == training.get("optimizer", {}).get("kind", "adamw")
 
 
 @pytest.mark.long

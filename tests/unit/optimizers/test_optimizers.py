@@ -18,6 +18,7 @@ from perennial.optimizers import (
     AbsentOptimizerConfig,
     AdamWConfig,
     AdEMAMixConfig,
+    MuonConfig,
     check_same_optimizer,
 )
 from tests.support.tiny_run import tiny_run, write_run
@@ -93,7 +94,7 @@ def test_the_warm_ups_rise_from_the_fast_averages_values() -> None:
     assert AdEMAMixConfig(kind="ademamix", beta3_warmup=0).beta3_at(1) == 0.9999
 
 
-@pytest.mark.parametrize("kind", list(OPTIMIZERS))
+@pytest.mark.parametrize("kind", [k for k in OPTIMIZERS if not OPTIMIZERS[k].whole_matrices])
 def test_an_update_is_elementwise_so_that_any_division_of_the_weights_steps_alike(
     kind: str,
 ) -> None:
@@ -114,6 +115,89 @@ def test_an_update_is_elementwise_so_that_any_division_of_the_weights_steps_alik
 
     whole = trained(slice(0, 12))
     assert torch.equal(whole, torch.cat([trained(slice(0, 5)), trained(slice(5, 12))]))
+
+
+def _built_muon(
+    hidden: list[torch.nn.Parameter], rest: list[torch.nn.Parameter], **keys: Any
+) -> torch.optim.Optimizer:
+    config = MuonConfig(kind="muon", **keys)
+    groups = [
+        {"params": hidden, "weight_decay": 0.1, "hidden": True},
+        {"params": rest, "weight_decay": 0.0, "hidden": False},
+    ]
+    return config.build(groups, offloaded=False)
+
+
+def test_muon_steps_hidden_matrices_as_torchs_muon_and_the_rest_as_torchs_adamw() -> None:
+    start = [torch.randn(24, 8, generator=torch.manual_seed(s)) for s in range(2)]
+    matrix, table = map(torch.nn.Parameter, (tensor.clone() for tensor in start))
+    alone, table_alone = map(torch.nn.Parameter, (tensor.clone() for tensor in start))
+    keys = {"momentum": 0.8, "nesterov": False, "newton_schulz_steps": 4, "betas": (0.7, 0.8)}
+    optimizer = _built_muon([matrix], [table], **keys)
+    muon = torch.optim.Muon(
+        [alone], momentum=0.8, nesterov=False, ns_steps=4, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW([table_alone], betas=(0.7, 0.8), eps=1e-8, weight_decay=0.0)
+    for step in range(5):
+        for group in (*optimizer.param_groups, *muon.param_groups, *adamw.param_groups):
+            group["lr"] = 0.01 * (step + 1)
+        for parameter in (matrix, alone, table, table_alone):
+            parameter.grad = torch.cos(parameter.detach() * step)
+        for each in (optimizer, muon, adamw):
+            each.step()
+    assert torch.equal(matrix, alone)
+    assert torch.equal(table, table_alone)
+    for parameter, hidden in ((matrix, True), (table, False)):
+        state = optimizer.state[parameter]
+        assert set(state) == {"step", *MuonConfig.tensors_of(hidden=hidden)}
+        assert int(state["step"]) == 5
+
+
+def test_a_weight_without_a_gradient_stays_and_counts_no_step() -> None:
+    matrix, table = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    optimizer = _built_muon([matrix], [table])
+    assert optimizer.step(lambda: 0.5) == 0.5
+    assert not optimizer.state
+    assert torch.equal(matrix, torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("kind", list(OPTIMIZERS))
+def test_every_parameter_has_some_of_the_state_and_together_they_have_all(kind: str) -> None:
+    config = OPTIMIZERS[kind]
+    parts = [config.tensors_of(hidden=hidden) for hidden in (False, True)]
+    assert {*parts[0], *parts[1]} == set(config.state_tensors)
+    assert config.state_bytes(hidden=True) <= config.state_bytes()
+    assert set(config.direction_tensors) < set(config.state_tensors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "zero_stage 1 with optimizer muon is refused.*; set zero_stage to 0, or use .* adamw"),
+        ({"zero_stage": 3}, "zero_stage 3 with optimizer muon is refused"),
+        (
+            {"zero_stage": 3, "cpu_offload": "weights"},
+            "cpu_offload weights with optimizer muon is refused.*remove cpu_offload",
+        ),
+        ({"cpu_offload": "optimizer", "zero_stage": 0}, "with optimizer muon is refused"),
+        (
+            {"zero_stage": 0, "tensor_parallel": 2, "workers": 2},
+            "tensor_parallel 2 with optimizer muon is refused.*set tensor_parallel to 1",
+        ),
+    ],
+)
+def test_an_optimizer_of_whole_matrices_is_refused_where_they_are_divided(
+    settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValidationError, match=told):
+        _spec(optimizer={"kind": "muon"}, **settings)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_optimizer_of_whole_matrices_is_read_where_they_are_whole(precision: str) -> None:
+    spec = _spec(optimizer={"kind": "muon", "momentum": 0.9}, zero_stage=0, precision=precision)
+    assert spec.optimizer_config == MuonConfig(kind="muon", momentum=0.9)
+    assert TrainingSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
 def test_flat_keys_mean_adamw_and_are_stored_as_before() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from perennial.config import load_run
-from perennial.optimizers import AdEMAMixConfig
+from perennial.optimizers import AdEMAMixConfig, MuonConfig
 from perennial.training.cost_model import (
     checkpoint_bytes,
     flops_per_token,
@@ -90,3 +90,12 @@ def test_an_optimizer_with_a_third_average_takes_4_bytes_more_a_parameter() -> N
     slow = spec.training.model_copy(update={"optimizer": AdEMAMixConfig(kind="ademamix")})
     more = checkpoint_bytes(size, slow) - checkpoint_bytes(size, spec.training)
     assert more == 4 * size.parameters
+
+
+def test_muon_stores_4_bytes_less_of_each_weight_of_a_hidden_matrix() -> None:
+    spec = load_run(PIPELINES / "paper-405m.yaml")
+    size = model_size(model_config(spec.model, 50277, 0, 2048))
+    assert size.hidden_matrices == 24 * 12 * 1024**2
+    muon = spec.training.model_copy(update={"optimizer": MuonConfig(kind="muon")})
+    less = checkpoint_bytes(size, spec.training) - checkpoint_bytes(size, muon)
+    assert less == 4 * size.hidden_matrices

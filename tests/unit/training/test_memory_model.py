@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 
 from perennial.config import load_run
 from perennial.config.training import TrainingSpec
-from perennial.optimizers import AdEMAMixConfig
+from perennial.optimizers import AdEMAMixConfig, MuonConfig
 from perennial.training.cost_model import ModelSize, checkpoint_bytes, model_size
 from perennial.training.memory_model import (
     Memory,
     activation_bytes,
     disk_space,
     host_memory,
+    memory_by_stage,
     worker_memory,
 )
 from perennial.training.model.config import model_config
@@ -98,6 +100,21 @@ def test_an_optimizer_with_a_third_average_takes_4_bytes_more_a_parameter() -> N
         more = _memory(stage, workers, optimizer=slow).optimizer
         more -= _memory(stage, workers).optimizer
         assert more == -(-4 * parameters // (workers if stage else 1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_hidden_matrix_under_muon_takes_4_bytes_less_a_weight_and_there_is_zero_0_alone(
+    precision: str,
+) -> None:
+    size, training = _paper()
+    muon = {"optimizer": MuonConfig(kind="muon"), "precision": precision}
+    less = _memory(0, 8, precision=precision).optimizer - _memory(0, 8, **muon).optimizer
+    assert less == 4 * size.hidden_matrices
+    assert set(memory_by_stage(size, training.model_copy(update=muon), LENGTH, 8)) == {0}
+    # Where nobody counted them, no state is left out.
+    unknown = dataclasses.replace(size, hidden_matrices=0)
+    told = worker_memory(unknown, training.model_copy(update=muon), LENGTH, 0, 8)
+    assert told.optimizer == _memory(0, 8, precision=precision).optimizer
 
 
 NUMBERS = 20_568_128

@@ -38,6 +38,7 @@ class ParameterShard:
     columns: of the parameter that the workers of a tensor-parallel group divide; None where they
         divide its rows, or all have the whole of it.
     alike: whether every worker of a tensor-parallel group has the same.
+    hidden: whether the optimizer has it in a group of hidden matrices, which it needs whole.
     """
 
     parameter: str
@@ -47,6 +48,7 @@ class ParameterShard:
     offset: int
     columns: Columns | None = None
     alike: bool = False
+    hidden: bool = False
 
     @property
     def span(self) -> Elements:
@@ -95,13 +97,15 @@ def _placed(shard: ParameterShard, its: TensorSlice | None) -> ParameterShard:
 
 def _whole_parameters(optimizer: Any, names: dict[int, str]) -> Iterator[ParameterShard]:
     """ZeRO 0: every worker holds everything; below fp32 DeepSpeed keeps fp32 copies to step."""
-    if isinstance(optimizer, torch.optim.Optimizer):
-        groups = [(group["params"], group["params"]) for group in optimizer.param_groups]
-    else:
-        groups = list(zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True))
-    for parameters, owners in groups:
+    groups = optimizer.param_groups
+    stepped = [group["params"] for group in groups]
+    alone = isinstance(optimizer, torch.optim.Optimizer)
+    trained = stepped if alone else optimizer.fp16_groups
+    for group, parameters, owners in zip(groups, trained, stepped, strict=True):
+        hidden = group.get("hidden", False)
         for parameter, owner in zip(parameters, owners, strict=True):
-            yield ParameterShard(names[id(parameter)], 0, parameter.numel(), owner, 0)
+            name = names[id(parameter)]
+            yield ParameterShard(name, 0, parameter.numel(), owner, 0, hidden=hidden)
 
 
 def _parts_of_groups(zero: Any, names: dict[int, str]) -> Iterator[ParameterShard]:

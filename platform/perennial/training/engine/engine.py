@@ -29,6 +29,7 @@ from perennial.training.model.features import (
     model_inputs,
     prepare,
 )
+from perennial.training.model.matrices import hidden_matrices, is_bias_or_rate
 from perennial.training.model.shards import live_weights
 from perennial.training.model.tensor_parallel import check_divisible
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from perennial.config.training import Precision, TrainingSpec
+    from perennial.optimizers import OptimizerConfig
 
 _DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -56,7 +58,7 @@ def build_engine(
     _start_deepspeed()
     prepare(model, spec)
     config = spec.optimizer_config
-    groups = _decay_groups(model, config.weight_decay)
+    groups = _parameter_groups(model, config)
     optimizer = config.build(groups, offloaded=spec.cpu_offload != "none")
     parameters = count_weights(model)
     settings = deepspeed_settings(spec, global_batch, world_size, parameters)
@@ -199,6 +201,23 @@ def gather_weights(engine: Any, wanted: Collection[str] | None = None) -> dict[s
     return weights
 
 
+def _parameter_groups(model: torch.nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Return torch's parameter groups, for an optimizer of whole matrices with the key `hidden`.
+
+    The groups of other optimizers are two in a fixed order, which the bits of a run depend on.
+    """
+    groups = _decay_groups(model, config.weight_decay)
+    if not config.whole_matrices:
+        return groups
+    hidden = {id(parameter) for parameter in hidden_matrices(model)}
+    decayed, spared = groups
+    divided = [
+        {"params": [p for p in decayed["params"] if (id(p) in hidden) is its], "hidden": its}
+        for its in (True, False)
+    ]
+    return [*(decayed | part for part in divided), spared | {"hidden": False}]
+
+
 def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return [
@@ -208,11 +227,5 @@ def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str,
 
 
 def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
-    """Return whether weight decay applies: to matrices, never to norms, biases and marked ones.
-
-    Experts keep their biases as one tensor `(experts, outputs)`, which is no matrix. The rates of
-    a state space model decay to others than it was given; its authors mark them.
-    """
-    is_bias = name.endswith("bias")
-    is_rate = name.endswith("A_log") or getattr(parameter, "_no_weight_decay", False)
-    return len(whole_shape(parameter)) >= 2 and not is_bias and not is_rate
+    """Return whether weight decay applies: to matrices, never to norms, biases and marked ones."""
+    return len(whole_shape(parameter)) >= 2 and not is_bias_or_rate(name, parameter)

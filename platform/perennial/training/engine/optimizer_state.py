@@ -48,7 +48,7 @@ def optimizer_state(engine: Any, config: OptimizerConfig) -> tuple[dict[str, tor
             continue
         state = stepped.state.get(piece.owner, {})
         steps = max(steps, int(state.get("step", 0)))
-        sources = {name: state.get(name) for name in config.state_tensors}
+        sources = {name: state.get(name) for name in config.tensors_of(hidden=piece.hidden)}
         if keep_master:
             sources[_MASTER] = piece.owner
         for name, tensor in sources.items():
@@ -94,11 +94,11 @@ def load_optimizer(
     stored = _Stored(files, first_new)
     stepped.state.clear()
     for piece in owned_shards(engine):
-        state = stepped.state[piece.owner]
+        state, names = stepped.state[piece.owner], config.tensors_of(hidden=piece.hidden)
         if not state:
             state["step"] = torch.tensor(float(steps))
-            state |= {name: torch.zeros_like(piece.owner) for name in config.state_tensors}
-        for name in config.state_tensors:
+            state |= {name: torch.zeros_like(piece.owner) for name in names}
+        for name in names:
             stored.fill(piece.slice(state[name]), piece, name)
         if stored.has(piece.parameter, _MASTER):
             stored.fill(piece.slice(piece.owner.data), piece, _MASTER)
@@ -108,7 +108,8 @@ def forget_direction(engine: Any, config: OptimizerConfig) -> None:
     """Zero the averages of the gradient and keep the rest of the state, with its count of steps."""
     for state in inner_optimizer(engine).state.values():
         for name in config.direction_tensors:
-            state[name].zero_()
+            if name in state:
+                state[name].zero_()
 
 
 class _Stored:
