@@ -55,8 +55,16 @@ class SlowRoad:
         thread = Thread(target=loop.run_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        asyncio.run_coroutine_threadsafe(self._close(server), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+    async def _close(self, server: asyncio.Server) -> None:
+        server.close()
+        open_ones = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in open_ones:
+            task.cancel()
+        await asyncio.gather(*open_ones, return_exceptions=True)
 
     async def _serve(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         server, forth = await asyncio.open_connection("127.0.0.1", self._upstream)
@@ -154,7 +162,9 @@ def main() -> None:
         road = SlowRoad(s3.port, asked.megabytes * 1e6)
         with road.open() as endpoint:
             variables = s3.environment() | {"AWS_ENDPOINT_URL": endpoint}
-            nodes = stack.enter_context(ray_nodes(count=asked.nodes, environment=variables))
+            nodes = stack.enter_context(ray_nodes(count=0, environment=variables))
+            for number in range(asked.nodes):
+                nodes.add(address=f"127.0.0.{number + 2}")
             os.environ |= variables
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
             document = _run_document(folder, f"s3://{s3.new_bucket()}/run", asked.nodes)

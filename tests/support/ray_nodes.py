@@ -52,10 +52,15 @@ class Nodes:
                 patch.setenv(name, value)
             yield
 
-    def add(self, cpus: int = 1) -> None:
-        """Start a node and wait until the cluster has it."""
+    def add(self, cpus: int = 1, address: str | None = None) -> None:
+        """Start a node and wait until the cluster has it.
+
+        cpus: of the node.
+        address: of this machine that it has; Ray Train takes nodes of one address for one.
+        """
+        own = {} if address is None else {"node_ip_address": address}
         with self._in_environment():
-            node = self._cluster.add_node(num_cpus=cpus, object_store_memory=_STORE_BYTES)
+            node = self._cluster.add_node(num_cpus=cpus, object_store_memory=_STORE_BYTES, **own)
         self._nodes.append(node)
 
     def __len__(self) -> int:
