@@ -96,7 +96,8 @@ def load_optimizer(
     for piece in owned_shards(engine):
         state, names = stepped.state[piece.owner], config.tensors_of(hidden=piece.hidden)
         if not state:
-            state["step"] = torch.tensor(float(steps))
+            # Where the weights are: a fused kernel of torch reads the count on their device.
+            state["step"] = torch.tensor(float(steps), device=piece.owner.device)
             state |= {name: torch.zeros_like(piece.owner) for name in names}
         for name in names:
             stored.fill(piece.slice(state[name]), piece, name)
