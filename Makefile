@@ -73,7 +73,7 @@ bench-data: $(VENV)/installed-test build/peers/installed  ## the data plane besi
 
 bench-train: $(VENV)/installed-test  ## the training loop beside others, its memory and its numbers, about 50 minutes
 	mkdir -p build
-	for name in train_speed train_restart warm_trunk memory correctness; do \
+	for name in train_speed train_restart peer_copy warm_trunk memory correctness; do \
 		$(BIN)/python benchmarks/$$name.py > build/$$name.md \
 			&& mv build/$$name.md benchmarks/results/ || exit 1; \
 	done
