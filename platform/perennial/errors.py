@@ -59,6 +59,9 @@ MISTAKES = (
 """Exceptions that indicate a bug or bad input; retrying cannot help. A machine, a network or a
 store that fails raises others, such as OSError and RuntimeError."""
 
+RUN_FILE = "run file"
+"""`where` of an error of a run file whose name is not known where it is raised"""
+
 
 class Terminated(BaseException):
     """End the process: it received SIGTERM, and its workers stored a checkpoint of their last step.
@@ -118,6 +121,17 @@ class InputError(PerennialError):
         """Return this error alone, without the others."""
         place = f"{self.where}: {self.field}" if self.field else self.where
         return f"{place}: {self.problem}; {self.remedy}"
+
+    def name_file(self, file: str) -> InputError:
+        """Return the error with the name of the run file, where it only says that it is one.
+
+        Args:
+            file: as the user named it.
+        """
+        where = file if self.where == RUN_FILE else self.where
+        named = InputError(where, self.field, self.problem, self.remedy, code=self.code)
+        named.others = tuple(other.name_file(file) for other in self.others)
+        return named
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error with its four parts apart, and what else is wrong."""

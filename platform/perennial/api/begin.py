@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.config.training import ModelSpec
-from perennial.corpora import IngestSettings, check_files, check_name, find_kind, read_tokenizer
+from perennial.corpora import IngestSettings, check_files, check_name, read_tokenizer
 from perennial.corpora.formats.base import counts_as_bad
-from perennial.corpora.sample import read_sample
+from perennial.corpora.sample import estimate_tokens, read_sample
 from perennial.errors import InputError
 from perennial.planning.first_run_file import (
     Asked,
@@ -21,6 +21,7 @@ from perennial.planning.first_run_file import (
     Machine,
     choose_length,
     choose_vocabulary,
+    count_steps,
     fit,
     next_commands,
     random_model,
@@ -29,12 +30,12 @@ from perennial.planning.first_run_file import (
 from perennial.sources.places import find_files
 
 if TYPE_CHECKING:
-    from perennial.corpora.formats.base import Record
     from perennial.corpora.landing import LandingFile
     from perennial.training.cost_model import ModelSize
 
-_BYTES_PER_TOKEN = 4
-"""of text, where the tokenizer is still to be trained"""
+_FEWEST_STEPS = 4
+"""of a first stage: fewer leave no room for a schedule with a release off its end"""
+_READING = IngestSettings(sequence_length=2048, seed=0)
 _FIELD = re.compile(r"set corpora\.text_field: (\S+)")
 
 
@@ -74,12 +75,13 @@ def begin_run(
     check_name(asked.corpus)
     sample = read_data(data, asked.tokenizer or asked.model)
     model, positions = _read_model(asked, machine)
-    length = choose_length(positions, sample, machine)
+    length = choose_length(positions, sample, machine, asked.template)
     entries = 0 if asked.model else choose_vocabulary(asked.template, machine)
     fitted = fit(_size(model, entries, length), length, sample, machine, asked.template)
+    _check_enough(count_steps(fitted, sample), fitted, machine)
     named = _from_folder(asked, path.parent)
     text = write_first_file(named, fitted, model, sample, machine)
-    begun = Begun(path, text, fitted, next_commands(str(path), asked, sample, data))
+    begun = Begun(path, text, fitted, next_commands(str(path), asked, data))
     if not writes:
         return begun
     try:
@@ -95,6 +97,19 @@ def begin_run(
         path.unlink()
         raise
     return begun
+
+
+def _check_enough(steps: int | None, fitted: Fitted, machine: Machine) -> None:
+    """Refuse data that are no stage, however small the batch."""
+    if steps is None or steps >= _FEWEST_STEPS:
+        return
+    step = fitted.global_batch * fitted.sequence_length
+    fewer = f", or train on fewer than {machine.gpus} GPUs (--gpus)" if machine.gpus > 1 else ""
+    raise InputError(
+        "command line", "--data",
+        f"it fills {steps} steps of {step:,} tokens, and a stage needs {_FEWEST_STEPS}",
+        f"name more text{fewer}", code="corpus-too-small",
+    )  # fmt: skip
 
 
 def check_absent(path: Path) -> None:
@@ -143,38 +158,46 @@ def read_data(places: Sequence[str], tokenizer: str | None) -> DataSample:
     """
     if not places:
         return DataSample()
-    placed = find_files(places).files
-    check_files(placed)
-    records, field = _documents(placed, "text")
-    texts = [record.text.decode() for record in records]
-    size = sum(len(record.text) for record in records)
-    if tokenizer is None:
-        tokens = [max(1, len(record.text) // _BYTES_PER_TOKEN) for record in records]
-    else:
-        encoder = read_tokenizer(tokenizer).build_encoder()
-        tokens = [len(encoded.ids) for encoded in encoder.encode_batch(texts)]
-    stored = sum(file.size_bytes * _expansion(file.name) for file in placed)
-    return DataSample(tuple(tokens), int(stored * sum(tokens) / max(1, size)), field)
+    placed = find_data(places)
+    field = _text_field(placed, "text")
+    settings = _READING.model_copy(update={"text_field": field})
+    encoder = None if tokenizer is None else read_tokenizer(tokenizer).build_encoder()
+    estimate = estimate_tokens(placed, settings, encoder)
+    if estimate is None:
+        return DataSample(text_field=field)
+    return DataSample(estimate.lengths, estimate.tokens, field)
 
 
-def _expansion(name: str) -> int:
-    kind = find_kind(name)
-    return kind.expansion if kind else 1
+def find_data(places: Sequence[str]) -> tuple[LandingFile, ...]:
+    """Return the files of some places, as `land` takes them.
+
+    Raises:
+        InputError: there is no such file, or it is of no known kind.
+    """
+    try:
+        placed = find_files(places).files
+        check_files(placed)
+    except InputError as wrong:
+        what = f"{wrong.field}: " if wrong.field not in ("", "files") else ""
+        raise InputError(
+            "command line", "--data", f"{what}{wrong.problem}", wrong.remedy, code=wrong.code
+        ) from None
+    return placed
 
 
-def _documents(files: Sequence[LandingFile], field: str) -> tuple[list[Record], str]:
-    """Return documents, and the field of their text: another one where all name it."""
-    settings = IngestSettings(sequence_length=2048, seed=0, text_field=field)
+def _text_field(files: Sequence[LandingFile], field: str) -> str:
+    """Return the field of the documents' text: another than the given one where all name it."""
+    settings = _READING.model_copy(update={"text_field": field})
     records = list(read_sample(files, settings))
-    good = [record for record in records if not record.reason]
-    if good or not records:
-        return good, field
+    if not records or any(not record.reason for record in records):
+        return field
     bad = next((record for record in records if counts_as_bad(record.reason)), records[0])
     other = _FIELD.search(bad.detail)
     if other is not None and other[1] != field:
-        return _documents(files, other[1])
+        return _text_field(files, other[1])
     raise InputError(
-        "data", files[0].origin, f"its first documents cannot be read: {bad.reason} ({bad.detail})",
+        "command line", "--data",
+        f"{files[0].origin}: its first documents cannot be read: {bad.reason} ({bad.detail})",
         "correct the files, or leave them out", code="sample-unreadable",
     )  # fmt: skip
 

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 from perennial import corpora
 from perennial.api.results import IngestSummary, LandedFiles
-from perennial.controller.before_compute import check_before_compute
-from perennial.controller.ingest_stage import check_size, settings_of
+from perennial.controller.before_compute import (
+    check_before_compute,
+    check_size,
+    check_tokens,
+)
+from perennial.controller.ingest_stage import settings_of
 from perennial.controller.loop import ingest_landed, todo_ingest
 from perennial.controller.source_poller import open_sources, pull_due, utc_now
 from perennial.corpora.sample import check_sample
@@ -60,10 +64,12 @@ def _find_files(
     are_ids = work.spec.corpora.tokens_of(name) is not None
     placed = find_files(places, splits, are_ids)
     corpora.check_files(placed.files)
-    check_size(work, name, sum(file.size_bytes for file in placed.files))
+    check_size(work, name, placed.files)
     check_before_compute(work, name)
     if not are_ids:
-        check_sample(name, placed.files, settings_of(work, name))
+        settings = settings_of(work, name)
+        check_sample(name, placed.files, settings)
+        check_tokens(work, name, placed.files, settings)
     return placed
 
 

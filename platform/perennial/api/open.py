@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from perennial.api.run import Run
 from perennial.config import RunSpec, load_run, override_stored_run
+from perennial.corpora import list_landed
 from perennial.errors import InputError, PerennialError
 from perennial.runs.event_codec import decode
 from perennial.runs.events import Document, Opened
@@ -71,12 +72,23 @@ def _recorded_spec(url: str, overrides: Sequence[str]) -> RunSpec:
         if broken.code not in ("ledger-broken", "store-moved") or recorded is None:
             raise
     if recorded is None:
-        raise InputError(
-            url, "", "there is no run in this store", "give a run file, or a run's store",
-            code="no-run-in-store",
-        )  # fmt: skip
+        raise _without_run(url, store)
     # The run may have been copied or moved since it was opened.
     return override_stored_run({**recorded, "store": store.url}, overrides)
+
+
+def _without_run(url: str, store: Store) -> InputError:
+    """Return why a store is none of a run: no such place, nothing in it, or corpora that wait."""
+    landed = [corpus.name for corpus in list_landed(store.sub("inbox"))]
+    if landed:
+        many = "corpora have" if len(landed) > 1 else "corpus has"
+        problem = f"no run has begun in this store, where {len(landed)} {many} landed"
+        remedy = "give the run file; `perennial run` begins it"
+    elif next(iter(store.list()), None) is None:
+        problem, remedy = "there is nothing at this place", "correct it, or give a run file"
+    else:
+        problem, remedy = "there is no run in this store", "give a run file, or a run's store"
+    return InputError(url, "", problem, remedy, code="no-run-in-store")
 
 
 def _read_first_entry(store: Store, key: str) -> Document | None:

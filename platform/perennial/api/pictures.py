@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.api.results import ReportPage
+from perennial.corpora import list_landed
 from perennial.errors import InputError
 from perennial.runs.ledger import now
 
@@ -28,6 +29,12 @@ def write_report(work: Workspace, output: Path | None) -> ReportPage:
     from perennial.report.html import render
 
     if not work.state.corpora:
+        landed = [corpus.name for corpus in list_landed(work.inbox)]
+        if landed:
+            raise InputError(
+                work.where, "", f"{landed[0]} has landed and no stage is trained yet, so there is "
+                "nothing to report", f"use `perennial run {work.where}`", code="nothing-trained",
+            )  # fmt: skip
         raise InputError(
             work.where, "", "nothing has landed yet, so there is nothing to report",
             f"use `perennial land {work.where} NAME FILES...`", code="nothing-landed",

@@ -18,6 +18,7 @@ from perennial.config import RunSpec, load, load_run
 from perennial.config.search import TuningSpec
 from perennial.controller import loop
 from perennial.controller import release as releases
+from perennial.controller.before_compute import check_names
 from perennial.controller.decisions import choices
 from perennial.controller.source_poller import Puller, open_sources, pull_due, utc_now
 from perennial.controller.webhook import Wakeup
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 def advance(work: Workspace, *, reschedule: bool) -> TrainingSummary:
     """Train every stage that is not done yet; see `Run.advance`."""
     loop.check_inbox(work)
+    check_names(work)
     trained = loop.advance(work, reschedule=reschedule)
     corpora = work.state.corpora
     if not corpora:
@@ -71,6 +73,7 @@ def _check_proxies(work: Workspace) -> None:
 def plan_advance(work: Workspace) -> list[str]:
     """Return what `advance` and `watch` would do first, and what waits behind it."""
     loop.check_inbox(work)
+    check_names(work)
     return loop.todo(work)
 
 

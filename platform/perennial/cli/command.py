@@ -86,6 +86,8 @@ def as_command(verb: Callable[..., None]) -> Callable[..., None]:
                 ending = ending_of(failure)
                 if ending is None:
                     raise
+                if isinstance(ending, InputError) and "run_file" in kwargs:
+                    ending = ending.name_file(str(kwargs["run_file"]))
                 _fail(ending.to_dict(), as_json)
 
     known = inspect.signature(verb, eval_str=True)

@@ -67,10 +67,14 @@ def explain(field: str) -> list[FieldHelp]:
         InputError: there is none; names those like it.
     """
     everything = _all_fields()
-    whole = [known for known in everything if _names(field, known.name)]
-    found_in = whole or [known for known in everything if known.name.endswith(f".{field}")]
-    if found_in:
-        return found_in
+    is_key = "." not in field
+    found = [
+        known
+        for known in everything
+        if _names(field, known.name) or (is_key and known.name.endswith(f".{field}"))
+    ]
+    if found:
+        return found
     names = list(dict.fromkeys(_plain(known.name) for known in everything))
     last = {name.rpartition(".")[2]: name for name in reversed(names)}
     near = difflib.get_close_matches(field, names, n=_NEAR, cutoff=0.7)
@@ -101,7 +105,7 @@ def _all_fields() -> tuple[FieldHelp, ...]:
     return tuple(
         field
         for file, schema in _FILES.items()
-        for table in field_tables("", "", schema)
+        for table in field_tables("", "", schema, plugins=True)
         for field in _of_table(file, table)
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from pydantic_core import ErrorDetails
 from perennial.config.examples import show_example
 from perennial.errors import InputError, join_errors
 from perennial.fields import choice_of, item_choice_of, section_in
+
+_INSTANCE = re.compile(r"mapping or instance of \w+")
 
 
 def explain(
@@ -46,7 +49,7 @@ def _explain_one(
     keys: tuple[str, ...],
     error: ErrorDetails,
 ) -> InputError:
-    section, key, description = _locate(schema, keys, document)
+    section, owner, key, description = _locate(schema, keys, document)
     field, message = ".".join(keys), str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(keys[-1], section.model_fields, n=1)
@@ -54,19 +57,21 @@ def _explain_one(
         remedy = f"did you mean {close[0]}? {known}" if close else known
         return InputError(where, field, "there is no such key", remedy, code="unknown-key")
     remedy = f"give {description}"
-    example = show_example(section, key) if key else ""
+    example = show_example(owner, key) if key else ""
     if example and "such as `" not in description:
         remedy += f", such as `{example}`"
     if error["type"] == "missing":
         return InputError(where, field, "is missing", remedy, code="missing-key")
     if error["type"] == "value_error" and not isinstance(error["input"], str):
         problem, _, own_remedy = message.partition("; ")
-        own_remedy = own_remedy or f"see the section {field}"
+        is_section = isinstance(error["input"], Mapping | BaseModel)
+        own_remedy = own_remedy or (f"see the section {field}" if is_section else remedy)
         return InputError(where, field, problem, own_remedy, code="invalid-section")
     if error["type"] == "value_error":
         return InputError(where, field, message, remedy, code="invalid-value")
     # Of YAML's words, not Python's.
     message = message.replace("valid tuple", "valid list").replace("dictionary", "mapping")
+    message = _INSTANCE.sub("mapping", message)
     problem = f"{_show(error['input'])} is refused ({message[0].lower()}{message[1:]})"
     if error["type"] == "unknown_name":
         remedy = "correct it, or install the package that brings it"
@@ -99,10 +104,11 @@ def _written_path(error: ErrorDetails, document: Any) -> list[str]:
 
 def _locate(
     schema: type[BaseModel], keys: Sequence[str], document: Any
-) -> tuple[type[BaseModel], str, str]:
-    """Return the innermost section on the way to a field, the field's key, and its description.
+) -> tuple[type[BaseModel], type[BaseModel], str, str]:
+    """Return the innermost section on the way, and the last field with its section and text.
 
-    The key is "" where the field is no key of that section.
+    The field of an entry of a mapping or a list is the mapping or the list. Its key is "" where
+    there is none on the way.
     """
     section, owner, own_key, description = schema, schema, "", "a value"
     items = None
@@ -110,17 +116,16 @@ def _locate(
         if isinstance(document, Sequence) and key.isdecimal():
             document = document[int(key)]
             section = (items.choose(document) if items else None) or section
-            own_key = ""
             continue
         document = document.get(key) if isinstance(document, Mapping) else None
         info = section.model_fields.get(key)
-        owner, own_key = section, key if info is not None else ""
         if info is None:
             continue
+        owner, own_key = section, key
         description = " ".join((info.description or key).split())
         items = item_choice_of(info)
         section = section_at(info, document) or section
-    return section if not own_key else owner, own_key, description
+    return section, owner, own_key, description
 
 
 def section_at(info: FieldInfo | None, value: Any) -> type[BaseModel] | None:

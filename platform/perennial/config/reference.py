@@ -140,7 +140,11 @@ class FieldTable:
 
 
 def field_tables(
-    name: str, meaning: str, section: type[BaseModel], change: Changeable | None = None
+    name: str,
+    meaning: str,
+    section: type[BaseModel],
+    change: Changeable | None = None,
+    plugins: bool = False,
 ) -> Iterator[FieldTable]:
     """Yield a section and those in it, in the order of the file.
 
@@ -149,31 +153,36 @@ def field_tables(
         meaning: documentation of the key that holds it.
         section: its class.
         change: when any of its keys may change; None where each says so itself.
+        plugins: whether sections that installed packages bring are among them.
     """
     fields = section.model_fields
-    inner = {key: _inner(info) for key, info in fields.items()}
+    inner = {key: _inner(info, plugins) for key, info in fields.items()}
     yield FieldTable(name, meaning, section, [key for key in fields if not inner[key]], change)
     for key, sections in inner.items():
         for suffix, inner_section in sections.items():
             inner_name = f"{name}.{key}".removeprefix(".") + suffix
             own = change or change_of(fields[key])
-            yield from field_tables(inner_name, meaning_of(fields[key]), inner_section, own)
+            inside = meaning_of(fields[key])
+            yield from field_tables(inner_name, inside, inner_section, own, plugins)
 
 
-def _inner(info: FieldInfo) -> Mapping[str, type[BaseModel]]:
+def _inner(info: FieldInfo, plugins: bool) -> Mapping[str, type[BaseModel]]:
     """Return the sections that a field may hold, by what follows its name in a heading."""
     choice = choice_of(info) or item_choice_of(info)
     if choice is not None:
-        return {f" of kind {kind}": choice.registry[kind] for kind in _kinds(choice)}
+        return {f" of kind {kind}": choice.registry[kind] for kind in _kinds(choice, plugins)}
     section = section_in(info.annotation)
     if section is None:
         return {}
     return {".NAME" if is_mapping_of_sections(info) else "": section}
 
 
-def _kinds(choice: ByKind) -> list[str]:
-    """Return the built-in kinds, the default first."""
-    kinds = [k for k in choice.registry if choice.registry.provider(k) == "perennial"]
+def _kinds(choice: ByKind, plugins: bool) -> list[str]:
+    """Return the built-in kinds, or all, the default first."""
+    if plugins:
+        choice.registry.load_plugins()
+    own = choice.registry.provider
+    kinds = [kind for kind in choice.registry if plugins or own(kind) == "perennial"]
     return sorted(kinds, key=lambda kind: kind != choice.default)
 
 

@@ -203,6 +203,15 @@ class StagesSpec(Section):
     """delay before the second attempt, in seconds; it doubles with every further one"""
 
     @model_validator(mode="after")
+    def _names_stand_once(self) -> StagesSpec:
+        order = () if self.order == "landing" else self.order
+        for field, names in (("order", order), ("only", self.only or ())):
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{field} names {twice} more than once; name each corpus once")
+        return self
+
+    @model_validator(mode="after")
     def _proxies_are_no_stages(self) -> StagesSpec:
         order = () if self.order == "landing" else self.order
         for name in {*order, *(self.only or ())} & {*self.proxies}:

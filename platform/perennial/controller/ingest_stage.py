@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from perennial import corpora
+from perennial.controller.before_compute import check_size
 from perennial.controller.context import Workspace
 from perennial.controller.declared_ids import declared_ids
 from perennial.controller.ray_cluster import describe_shortage
@@ -88,7 +89,7 @@ def ingest(work: Workspace, name: str) -> None:
     try:
         landed = _check_landed(work, name)
         if work.state.corpora[name].state == "landed" and landed is not None:
-            check_size(work, name, landed.total_bytes)
+            check_size(work, name, landed.files)
     except InputError as refusal:
         _refuse(work, name, refusal)
         return
@@ -321,28 +322,6 @@ def _import_tokenizer(work: Workspace) -> None:
     )
     if is_new:
         work.log(f"tokenizer {spec.path}: {tokenizer.describe_borders()}")
-
-
-def check_size(work: Workspace, name: str, stored_bytes: int) -> None:
-    """Raise InputError for a corpus that must be smaller than one global batch.
-
-    Plain text gives at most one token a byte. Compressed text gives up to about 16, so it may pass
-    here and be refused after ingestion.
-
-    Args:
-        work: the run.
-        name: the corpus.
-        stored_bytes: size of its files in the inbox.
-    """
-    if stored_bytes < work.spec.tokens_per_step // 16:
-        raise InputError(
-            f"{work.inbox.url}/{name}",
-            "",
-            f"{stored_bytes} bytes are less than one global batch of "
-            f"{work.spec.tokens_per_step} tokens",
-            "land more text, or lower training.global_batch",
-            code="corpus-too-small",
-        )
 
 
 def usable(state: RunState) -> list[str]:

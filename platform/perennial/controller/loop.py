@@ -15,6 +15,7 @@ from typing import NoReturn
 from perennial import corpora
 from perennial.causes import describe
 from perennial.controller import evaluate_stage as judging
+from perennial.controller.before_compute import absent_names
 from perennial.controller.context import Workspace
 from perennial.controller.failures import describe_failure
 from perennial.controller.ingest_stage import ingest, landing
@@ -211,6 +212,10 @@ def ingest_landed(work: Workspace, *, wait: bool = False) -> None:
         raise controller.gave_up
 
 
+_WORDS = {"record-landing": "take up"}
+"""actions whose name is none for a user"""
+
+
 def todo(work: Workspace) -> list[str]:
     """Return the first action of `advance` and what waits behind it; reads only."""
     outside = _outside(work, [release.name for release in _due(work)])
@@ -222,10 +227,11 @@ def todo(work: Workspace) -> list[str]:
         awaited = awaited_proxies(work.state, order_of(work.spec)) if landed else ()
         return [
             *(f"wait for {name}, which the first stage replays" for name in awaited),
+            *absent_names(work.spec, {*work.state.corpora, *outside.inbox}),
             *undecided,
         ]
     waiting = [n for n in outside.inbox if n not in work.state.corpora and n != first.subject]
-    line = f"{first.verb} {' and '.join((first.subject, *first.joined))}"
+    line = f"{_WORDS.get(first.verb, first.verb)} {' and '.join((first.subject, *first.joined))}"
     if first.verb == "train":
         measured = [stage.name for stage in work.state.unfinished[:-1]]
         line += f" while {measured[0]} is measured" if measured else ""

@@ -6,6 +6,7 @@ Everything is a function of what is passed in; `perennial init` asks, reads and 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +24,13 @@ SHARES: dict[Shift, str] = {"measured": "auto", "weak": "0.05", "strong": "0.25"
 _STEPS, _FEWEST_ROWS = 200, 8
 """Steps of a first stage that a batch is chosen for, and its fewest sequences: a schedule needs
 room, and a gradient more than a few documents."""
-_MOST_STEP_TOKENS = 1 << 19
+_FEWEST_STEPS = 20
+"""Steps of a first stage for which even the fewest sequences are given up."""
+_FEWEST_ANNEALED = 2
+"""Steps of a release's anneal: with one there is no way down."""
+_MOST_STEP_TOKENS, _MOST_ON_CPU = 1 << 19, 1 << 13
+PAPER_ROWS, PAPER_LENGTH = 1104, 2048
+"""Batch and sequence length of the paper (arXiv 2403.08763, section 5)."""
 _MICRO_BATCHES = (8, 4, 2, 1)
 _USABLE = 0.9
 """Share of a GPU's memory that the prediction may take: fragments and other programs need some."""
@@ -148,14 +155,19 @@ def choose_vocabulary(template: Template, machine: Machine) -> int:
     return 32_000 if machine.gpus else 4_096
 
 
-def choose_length(positions: int | None, sample: DataSample, machine: Machine) -> int:
+def choose_length(
+    positions: int | None, sample: DataSample, machine: Machine, template: Template = "scratch"
+) -> int:
     """Return the sequence length: that of a long document, within what the model can take.
 
     Args:
         positions: longest sequence of a stored model; None where it does not say.
         sample: of the data.
         machine: CPUs get short ones.
+        template: `paper` keeps the paper's length on GPUs.
     """
+    if template == "paper" and machine.gpus:
+        return PAPER_LENGTH
     longest = _LONGEST if machine.gpus else _LONGEST_ON_CPU
     wanted = 1 << max(0, (sample.long_document or 2048) - 1).bit_length()
     length = min(max(_SHORTEST, wanted), longest)
@@ -172,21 +184,15 @@ def fit(
         length: tokens in a sequence.
         sample: of the data, whose size decides the batch.
         machine: its memory bounds what may be predicted.
-        template: `paper` keeps the paper's batch.
+        template: `paper` keeps the paper's batch, where the data fill it.
     """
     workers = machine.workers
-    tokens = sample.total_tokens or _STEPS * _MOST_STEP_TOKENS
-    step = min(_MOST_STEP_TOKENS, max(length, tokens // _STEPS))
-    if template == "paper" and machine.gpus:
-        step = 1104 * 2048
-    rows = max(_FEWEST_ROWS, step // length)
-    batch = max(workers, 1 << int(math.log2(rows)))
-    batch -= batch % workers
+    batch = _choose_batch(length, sample, machine, template)
     last = None
     for stage in (1, 2, 3) if workers > 1 else (1,):
         for recompute in (False, True):
             for micro in _MICRO_BATCHES:
-                if micro > batch // workers:
+                if batch // workers % micro:
                     continue
                 training = TrainingSpec(
                     **_engine(machine), global_batch=batch, micro_batch=micro,
@@ -201,6 +207,25 @@ def fit(
                     return last
     assert last is not None
     return last
+
+
+def _choose_batch(length: int, sample: DataSample, machine: Machine, template: Template) -> int:
+    """Return the sequences of a step, at least one for each worker.
+
+    Data that are known give so many that a stage has `_STEPS` of them. Where that would be less
+    than `_FEWEST_ROWS`, there are fewer steps, and with still less data fewer sequences.
+    """
+    workers = machine.workers
+    rows = (_MOST_STEP_TOKENS if machine.gpus else _MOST_ON_CPU) // length
+    most = math.inf
+    if sample.total_tokens is not None:
+        there = sample.total_tokens // length
+        rows = min(rows, max(_FEWEST_ROWS, there // _STEPS))
+        most = max(1, there // _FEWEST_STEPS)
+    if template == "paper" and machine.gpus and most >= PAPER_ROWS:
+        return max(workers, PAPER_ROWS - PAPER_ROWS % workers)
+    batch = max(workers, 1 << int(math.log2(max(1, min(rows, most)))))
+    return batch - batch % workers
 
 
 def _engine(machine: Machine) -> dict[str, Any]:
@@ -234,7 +259,7 @@ def write_first_file(
         *_stages(asked, sample),
         "",
         "release:",
-        "  anneal: 10%                 # of the trunk's steps; the trunk itself never decays",
+        *_release(fitted, sample),
         "",
         "evaluation:",
         "  documents: 200              # held-out documents of each corpus",
@@ -303,7 +328,7 @@ def _schedule(asked: Asked) -> list[str]:
     warmup = (
         [
             "  warmup: 20 steps            # the optimizer starts empty, so not a percentage",
-            f"  warmup_start: {show_yaml(peak / 10)}",
+            f"  warmup_start: {_rate(peak / 10)}",
         ]
         if stored
         else ["  warmup: 1%                  # of the first stage"]
@@ -312,11 +337,32 @@ def _schedule(asked: Asked) -> list[str]:
         "",
         "schedule:                     # up, down to the constant rate, and there it stays",
         "  kind: infinite",
-        f"  eta_max: {show_yaml(peak)}",
-        f"  eta_const: {show_yaml(peak * 0.55)}",
-        f"  eta_min: {show_yaml(peak / 10)}           # the end of a release's anneal",
+        f"  eta_max: {_rate(peak)}",
+        f"  eta_const: {_rate(peak * 0.55)}",
+        f"  eta_min: {_rate(peak / 10)}           # the end of a release's anneal",
         *warmup,
     ]
+
+
+def _release(fitted: Fitted, sample: DataSample) -> list[str]:
+    steps = count_steps(fitted, sample)
+    if steps is None or steps * 0.1 >= _FEWEST_ANNEALED:
+        return [
+            "  anneal: 10%                 # of the trunk's steps; the trunk itself never decays"
+        ]
+    return [f"  anneal: {_FEWEST_ANNEALED} steps             # 10% of so short a trunk is less"]
+
+
+def count_steps(fitted: Fitted, sample: DataSample) -> int | None:
+    """Return the steps of one pass through the data; None where there are none yet."""
+    if sample.total_tokens is None:
+        return None
+    return sample.total_tokens // (fitted.global_batch * fitted.sequence_length)
+
+
+def _rate(eta: float) -> str:
+    """Return a learning rate without the last digits of its arithmetic."""
+    return show_yaml(float(f"{eta:.3g}"))
 
 
 def _stages(asked: Asked, sample: DataSample) -> list[str]:
@@ -353,22 +399,17 @@ def _round(tokens: int) -> str:
     return f"{tokens} tokens"
 
 
-def next_commands(
-    run_file: str, asked: Asked, sample: DataSample, files: Sequence[str]
-) -> list[str]:
+def next_commands(run_file: str, asked: Asked, files: Sequence[str]) -> list[str]:
     """Return the commands that follow, in their order.
 
     Args:
         run_file: its path.
         asked: what the user says.
-        sample: of the data.
         files: the data, as the user named it.
     """
-    words = " ".join(files) or "FILES..."
-    size = sample.total_tokens
-    budget = f" 'stages.corpora.{asked.corpus}.budget={_round(size)}'" if size else ""
+    words = shlex.join(files) or "FILES..."
     return [
-        f"perennial plan {run_file}{budget}",
         f"perennial land {run_file} {asked.corpus} {words}",
+        f"perennial plan {run_file}",
         f"perennial run {run_file}",
     ]

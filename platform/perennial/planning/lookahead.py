@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from perennial.config.stage_settings import stage_settings
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from perennial.config import RunSpec
 
 Basis = Literal["counted", "estimated", "planned"]
-"""source of a corpus's size: counted at ingestion, estimated from its bytes in the inbox, or
+"""source of a corpus's size: counted at ingestion, estimated from its files in the inbox, or
 planned, where the run file names the corpus and it is taken to hold its budget"""
 
 
@@ -64,7 +65,10 @@ class Ahead:
 
 
 def expected_corpora(
-    spec: RunSpec, state: RunState, inbox: Mapping[str, int]
+    spec: RunSpec,
+    state: RunState,
+    inbox: Mapping[str, int],
+    sampled: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Expected, ...]:
     """Return the corpora to come.
 
@@ -72,6 +76,7 @@ def expected_corpora(
         spec: the run file; the corpora of its `stages.corpora` come last, in its order.
         state: the run as it is.
         inbox: stored bytes of the landed corpora, in the order of landing.
+        sampled: tokens of some of them, as samples of their documents say.
     """
     waiting = {c.name: c.size_bytes for c in state.corpora.values() if not c.sequences}
     waiting |= {name: size for name, size in inbox.items() if name not in state.corpora}
@@ -87,8 +92,11 @@ def expected_corpora(
     batch = spec.training.global_batch
     arrived = []
     for name, size in waiting.items():
+        sequences = int(size * per_byte) if per_byte else None
+        if name in sampled:
+            sequences = sampled[name] // spec.corpora.sequence_length
         # At least a batch: no corpus is refused on an estimate.
-        sequences = max(batch, int(size * per_byte)) if per_byte else _budgeted(spec, name)
+        sequences = _budgeted(spec, name) if sequences is None else max(batch, sequences)
         arrived.append(Expected(name, "estimated", sequences))
     return (*arrived, *(Expected(name, "planned", _budgeted(spec, name)) for name in planned))
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 from perennial import corpora
 from perennial.config.stage_settings import stage_settings
 from perennial.config.training import ModelSpec
-from perennial.controller.before_compute import check_before_compute
+from perennial.controller.before_compute import absent_names, check_before_compute
 from perennial.controller.context import Workspace
 from perennial.controller.loop import check_inbox
 from perennial.controller.replay_share import forecast_share
 from perennial.errors import InputError
-from perennial.mixture import AUTO, StageMix, name_source, seen_by_part
-from perennial.planning.growth_forecast import grown_vocabulary, growth_notes
-from perennial.planning.lookahead import Ahead, Basis, expected_corpora, look_ahead
-from perennial.runs.stage_planner import anneal_mix, explain_rewarming, warn_of_start
+from perennial.mixture import StageMix, name_source, seen_by_part
+from perennial.planning.growth_forecast import grown_vocabulary
+from perennial.planning.inbox_sizes import list_expected
+from perennial.planning.lookahead import Ahead, Basis, look_ahead
+from perennial.planning.plan_notes import (
+    notes_on_corpora,
+    notes_on_start,
+    replay_split,
+    share_reason,
+)
+from perennial.runs.stage_planner import anneal_mix
 from perennial.runs.state import RunState, Stage
-from perennial.runs.unattended.replay_share import ShareRule
 from perennial.schedules import Anneal, Schedule, from_dict, release_anneal
 from perennial.training import cost_model, memory_model
 from perennial.training.checkpoint import manifest as checkpoint
@@ -187,7 +192,8 @@ def plan_run(
     spec = work.spec
     check_before_compute(work)
     check_inbox(work)
-    ahead = _look_ahead(work, reschedule)
+    ahead, waiting = _look_ahead(work, reschedule)
+    to_come = [stage for stage, _ in ahead.stages]
     size, notes = _model_size(work)
     training, length = spec.training, spec.corpora.sequence_length
     workers = training.workers.min
@@ -197,7 +203,7 @@ def plan_run(
     stages = tuple(
         _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
     )
-    notes += _notes_on_start(spec, [stage for stage, _ in ahead.stages])
+    notes += notes_on_start(spec, to_come)
     anneal, mix, undecided = _release(spec, ahead.state)
     on_node = min(workers, hardware.workers_per_node)
     kept_count, stored = sum(s.checkpoints for s in stages), _stored_parameters(work, size)
@@ -213,45 +219,26 @@ def plan_run(
         checkpoint_bytes=cost_model.checkpoint_bytes(size, training),
         stages=stages,
         annealed=_sources_of(mix, [*ahead.state.history, mix], length) if mix else (),
-        phases=tuple(
-            phase
-            for stage, _ in ahead.stages
-            for phase in phases_of(
-                stage.name, from_dict(stage.schedule), stage.first_step, stage.last_step
-            )
-        ),
+        phases=tuple(chain.from_iterable(_phases(stage) for stage in to_come)),
         unknown=ahead.unknown,
         speed=speed,
-        notes=(*notes, *_notes_on_corpora(work, stages, size), *filter(None, [undecided])),
+        notes=(*waiting, *notes, *notes_on_corpora(work, to_come, size), *undecided),
     )
     return plan, ahead.state, anneal
 
 
-def _look_ahead(work: Workspace, reschedule: bool) -> Ahead:
-    inbox = {landed.name: landed.total_bytes for landed in corpora.list_landed(work.inbox)}
-    expected = expected_corpora(work.spec, work.state, inbox)
-    return look_ahead(work.spec, work.state, expected, reschedule, partial(forecast_share, work))
+def _look_ahead(work: Workspace, reschedule: bool) -> tuple[Ahead, tuple[str, ...]]:
+    """Return the work that is left, and notes on corpora that are too small or absent."""
+    expected, small = list_expected(work)
+    names = {*work.state.corpora, *(corpus.name for corpus in expected)}
+    shares = partial(forecast_share, work)
+    ahead = look_ahead(work.spec, work.state, expected, reschedule, shares)
+    return ahead, (*small, *absent_names(work.spec, names))
 
 
-def _notes_on_corpora(
-    work: Workspace, stages: Sequence[StagePlan], size: ModelSize
-) -> Iterator[str]:
-    """Yield what new corpora bring, and what packing did to those that are ingested."""
-    known, new = work.state.corpora, [name for stage in stages for name in stage.corpora]
-    yield from growth_notes(work, new, size)
-    for name in new:
-        if name in known and known[name].sequences:
-            manifest = corpora.read_manifest(work.store, name)
-            if manifest.counts.cut_documents or manifest.counts.padding_tokens:
-                yield f"{name}: {manifest.describe_packing()}"
-
-
-def _notes_on_start(spec: RunSpec, stages: Sequence[Stage]) -> tuple[str, ...]:
-    """Return notes on how a trunk that is not begun treats the model that it starts from."""
-    if not stages or stages[0].after:
-        return ()
-    mix, schedule = stages[0].mix, from_dict(stages[0].schedule)
-    return (*warn_of_start(spec, mix, schedule), *explain_rewarming(spec, schedule))
+def _phases(stage: Stage) -> list[PhasePlan]:
+    schedule = from_dict(stage.schedule)
+    return phases_of(stage.name, schedule, stage.first_step, stage.last_step)
 
 
 def phases_of(name: str, schedule: Schedule, first_step: int, last_step: int) -> list[PhasePlan]:
@@ -304,60 +291,33 @@ def _stage_plan(
         tokens=mix.steps * tokens_per_step,
         sources=_sources_of(mix, state.history[: state.stages.index(stage) + 1], length),
         displaced_tokens=sum(s.sequences for s in mix.replayed) * length,
-        split=_replay_split(mix),
-        share_reason=_share_reason(work, stage),
+        split=replay_split(mix),
+        share_reason=share_reason(work, stage),
         checkpoints=len(stay),
         seconds=seconds,
         gpu_hours=gpus * seconds / 3600 if gpus and seconds is not None else None,
     )
 
 
-def _replay_split(mix: StageMix) -> str:
-    replayed = Counter[str]()
-    for source in mix.replayed:
-        replayed[source.corpus] += source.sequences
-    if len(replayed) < 2:
-        return ""
-    parts = ", ".join(f"{name} {n / replayed.total():.1%}" for name, n in replayed.items())
-    rule = mix.replay
-    minimum = f", at least {rule.minimum:.0%} each" if rule.minimum else ""
-    return f"{parts} (weighting {rule.weighting}{minimum})"
-
-
-def _share_reason(work: Workspace, stage: Stage) -> str:
-    if stage.share_decision is not None:
-        return stage.share_decision.describe()
-    begun = stage.name in [known.name for known in work.state.stages]
-    first = work.state.corpora.get(stage.corpora[0])
-    share = stage_settings(work.spec, stage.corpora[0], first.replay if first else None)
-    if begun or share.replay.share != AUTO or not stage.mix.replayed:
-        return ""
-    rule = ShareRule()
-    return (
-        f"decided when the stage begins, between {rule.weak_share:.0%} and "
-        f"{rule.strong_share:.0%}; it is planned with the latter"
-    )
-
-
-def _release(spec: RunSpec, state: RunState) -> tuple[Anneal | None, StageMix | None, str]:
+def _release(spec: RunSpec, state: RunState) -> tuple[Anneal | None, StageMix | None, list[str]]:
     """Return the branch that `perennial release` would anneal, what on, and why not on anything.
 
     There is none without a trunk.
     """
     if not state.stages:
-        return None, None, ""
+        return None, None, []
     last = state.stages[-1]
     trunk = from_dict(last.schedule)
     end = stage_settings(spec, last.corpora[0]).schedule.anneal_end
     eta = release_anneal(spec.release, end, trunk, last.last_step, spec.tokens_per_step)
     if eta is None:
-        return None, None, ""
+        return None, None, []
     try:
         mix = anneal_mix(spec.release.mixture, state.history, eta.steps, state)
     except InputError as wrong:
         # A corpus that is named may be still to land; the stages do not wait for it.
-        return eta, None, f"no release can be made yet: {wrong.field}: {wrong.problem}"
-    return eta, mix, ""
+        return eta, None, [f"no release can be made yet: {wrong.field}: {wrong.problem}"]
+    return eta, mix, []
 
 
 def _sources_of(mix: StageMix, history: Sequence[StageMix], length: int) -> tuple[SourcePlan, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from perennial.config.changes import check_held
 from perennial.corpora.tokenizer import FIRST_TOKENIZER
+from perennial.errors import RUN_FILE
 from perennial.mixture import StageMix
 from perennial.mixture.row_reader import CorpusLayout
 from perennial.runs.entities import names_in
@@ -20,8 +21,6 @@ from perennial.training.job import Job
 if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.corpora import CorpusManifest
-
-_RUN_FILE = "run file"
 
 
 def stage_job(
@@ -43,7 +42,7 @@ def stage_job(
     Raises:
         InputError: the stage was begun under settings that the run file no longer has.
     """
-    check_held(stage.name, stage.settings, spec, _RUN_FILE)
+    check_held(stage.name, stage.settings, spec, RUN_FILE)
     job = _job(
         spec,
         manifests,
@@ -90,7 +89,7 @@ def release_job(
     Raises:
         InputError: the release was begun under settings that the run file no longer has.
     """
-    check_held(f"release {decided.name}", decided.settings, spec, _RUN_FILE)
+    check_held(f"release {decided.name}", decided.settings, spec, RUN_FILE)
     assert decided.mix is not None and decided.schedule is not None
     stage = state.stage(decided.stage)
     job = branch_job(

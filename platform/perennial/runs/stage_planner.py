@@ -243,7 +243,7 @@ def stage_steps(spec: RunSpec, corpus: str, rows: int) -> int:
         )
     budget = stage_settings(spec, corpus).budget
     steps = budget.steps(rows // batch, spec.tokens_per_step)
-    _check_budget(spec, budget, steps)
+    _check_budget(spec, corpus, budget, steps)
     return steps
 
 
@@ -254,21 +254,38 @@ def check_first_stage(spec: RunSpec, corpus: str) -> None:
         spec: the run file.
         corpus: the first corpus.
     """
+    steps = check_stated_budget(spec, corpus)
+    if steps is not None:
+        build_curve(stage_settings(spec, corpus).schedule, 0, steps, spec.tokens_per_step)
+
+
+def check_stated_budget(spec: RunSpec, corpus: str) -> int | None:
+    """Return the steps that a budget says by itself; None where it is a share of the corpus.
+
+    Args:
+        spec: the run file.
+        corpus: whose stage it is the budget of.
+
+    Raises:
+        InputError: it is less than one step.
+    """
     budget = stage_settings(spec, corpus).budget
-    if budget.unit != "percent":
-        steps = budget.steps(0, spec.tokens_per_step)
-        _check_budget(spec, budget, steps)
-        schedule = stage_settings(spec, corpus).schedule
-        build_curve(schedule, 0, steps, spec.tokens_per_step)
+    if budget.unit == "percent":
+        return None
+    steps = budget.steps(0, spec.tokens_per_step)
+    _check_budget(spec, corpus, budget, steps)
+    return steps
 
 
-def _check_budget(spec: RunSpec, budget: AmountValue, steps: int) -> None:
+def _check_budget(spec: RunSpec, corpus: str, budget: AmountValue, steps: int) -> None:
     if steps < 1:
+        own = spec.stages.corpora.get(corpus)
+        is_own = own is not None and own.budget is not None
         raise InputError(
             "run file",
-            "stages.budget",
+            f"stages.corpora.{corpus}.budget" if is_own else "stages.budget",
             f"{budget} is less than one step of {spec.tokens_per_step} tokens",
-            "give at least one step",
+            "give at least one step, such as 100 steps, or lower training.global_batch",
             code="budget-too-small",
         )
 

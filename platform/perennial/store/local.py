@@ -165,7 +165,14 @@ def open_local_store(url: str) -> LocalStore:
         raise InputError(
             "store", hide_secret(url), "not a folder", "name a folder", code="store-url-invalid"
         )
-    return LocalStore(str(Path(local).expanduser().absolute()))
+    try:
+        folder = Path(local).expanduser()
+    except RuntimeError:  # what Python makes of a user whom the machine does not know
+        raise InputError(
+            "store", local, f"this machine has no user {local.partition('/')[0][1:]}",
+            "write the whole path", code="store-url-invalid",
+        ) from None  # fmt: skip
+    return LocalStore(str(folder.absolute()))
 
 
 def _files(folder: Path) -> Iterator[Path]:

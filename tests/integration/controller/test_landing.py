@@ -112,7 +112,7 @@ def test_a_manifest_that_was_written_first_lets_nothing_begin(work: Workspace) -
     work.ledger.read()
     assert todo(work) == []
     work.inbox.write("en/b.jsonl", LINE * 3)
-    assert todo(work) == ["record-landing en"]
+    assert todo(work) == ["take up en"]
 
 
 def test_the_event_of_ten_thousand_files_is_small(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_release_that_cannot_be_decided_stops_nothing_and_says_why(
     _write(work, "a", "retired")
     texts = write_texts(tmp_path)
     CliRunner().invoke(app, ["land", str(path), "code", str(texts["code"])])
-    assert todo(work) == ["record-landing code", f"no release by policy: {work.undecided}"]
+    assert todo(work) == ["take up code", f"no release by policy: {work.undecided}"]
     assert "every corpus of the stage is retired" in work.undecided
     assert "perennial unretire" in work.undecided
     status = CliRunner().invoke(app, ["status", str(path), "--json"])

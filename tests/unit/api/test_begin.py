@@ -74,6 +74,7 @@ def test_a_file_that_is_there_is_not_written_over() -> None:
 
 def test_what_cannot_work_leaves_no_file() -> None:
     Path("bad.jsonl").write_text('{"n": 1}\n' * 30)
+    Path("small.jsonl").write_text('{"text": "a few words"}\n' * 30)
     for words, told in (
         (["--data", "bad.jsonl"], "its first documents cannot be read"),
         (["--data", "absent.jsonl"], "there is no such file"),
@@ -82,6 +83,8 @@ def test_what_cannot_work_leaves_no_file() -> None:
         (["--template", "paper", "--model", "m"], "has random weights"),
         (["--gpus", "8"], "give --gpu-memory too"),
         (["--corpus", "No Name"], "cannot be a corpus's name"),
+        (["a.yaml", "b.yaml"], "a.yaml and b.yaml are two run files"),
+        (["--data", "small.jsonl"], "--data: it fills 0 steps of 256 tokens, and a stage needs 4"),
     ):
         done = _init(*words)
         assert (done.exit_code, told in done.stderr) == (2, True), (words, done.output)
@@ -107,10 +110,11 @@ def test_an_open_model_goes_on_with_its_own_tokenizer_from_the_file_of_the_run(
     spec = load_run(Path("runs/a.yaml"))
     assert (spec.model.path, spec.tokenizer.path, spec.store) == ("base", "base", "runs/a-store")
     assert "path: ../base" in Path("runs/a.yaml").read_text()
-    plan, land, run = begun["next"]
-    assert land == "perennial land runs/a.yaml first news.jsonl"
-    assert run == "perennial run runs/a.yaml"
-    assert plan.startswith("perennial plan runs/a.yaml 'stages.corpora.first.budget=")
+    assert begun["next"] == [
+        "perennial land runs/a.yaml first news.jsonl",
+        "perennial plan runs/a.yaml",
+        "perennial run runs/a.yaml",
+    ]
 
 
 def test_a_terminal_is_asked_for_what_no_option_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +130,47 @@ def test_the_paper_s_model_is_planned_for_gpus_of_another_machine() -> None:
     spec = _spec("--template", "paper", "--gpus", "8", "--gpu-memory", "80")
     assert (spec.training.workers.max, spec.training.precision) == (8, "bf16")
     assert spec.model.config["hidden_size"] == 1024
+    assert "eta_min: 3.0e-05 " in Path("run.yaml").read_text()
     done = CliRunner().invoke(app, ["plan", "run.yaml", "--gpu-memory", "80"])
     assert done.exit_code == 0, done.output
+
+
+def test_a_pattern_that_the_shell_has_made_words_of_is_data() -> None:
+    for number in (1, 2, 3):
+        Path(f"news-{number}.jsonl").write_bytes(Path(_write_data()).read_bytes())
+    for words in (["--data", *sorted(map(str, Path().glob("news-*")))], ["news-*.jsonl"]):
+        done = _init(*words, "--json", "--dry-run")
+        assert done.exit_code == 0, done.output
+        assert "about 315k tokens here" in json.loads(done.stdout)["text"], words
+
+
+def test_every_answer_is_checked_when_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perennial.cli.run.init._is_terminal", lambda: True)
+    done = _init(answers=f"scratch\nabsent.jsonl\n'un\n{_write_data()}\n")
+    assert done.exit_code == 0, done.output
+    assert "there is no such file" in done.stderr
+    assert "No closing quotation; close the quote" in done.stderr
+
+
+def test_the_first_file_of_any_template_can_be_planned_with_the_data_that_it_was_made_for() -> None:
+    data = _write_data()
+    for template, machine in (("scratch", []), ("paper", ["--gpus", "8", "--gpu-memory", "80"])):
+        run = f"{template}.yaml"
+        assert _init(run, "--template", template, "--data", data, *machine).exit_code == 0
+        for words in (["land", run, "first", data], ["plan", run]):
+            done = CliRunner().invoke(app, words)
+            assert done.exit_code == 0, (template, done.output)
+        planned = json.loads(CliRunner().invoke(app, ["plan", run, "--json"]).stdout)
+        assert planned["stages"][0]["basis"] == "estimated"
+        assert planned["totals"]["steps"] >= 4
+
+
+def test_without_data_a_small_model_gets_a_small_batch_and_the_papers_model_its_own() -> None:
+    spec = _spec()
+    assert spec.tokens_per_step == 8192
+    Path("run.yaml").unlink()
+    spec = _spec("--template", "paper", "--gpus", "8", "--gpu-memory", "80")
+    assert (spec.training.global_batch, spec.corpora.sequence_length) == (1104, 2048)
 
 
 def test_the_least_partition_that_fits_is_taken() -> None:

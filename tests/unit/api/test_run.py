@@ -50,8 +50,8 @@ def test_land_returns_the_keys_and_its_plan_writes_nothing(run_file: Path, tmp_p
     landed = run.land("help", [text])
     assert (landed.corpus, landed.inbox) == ("help", inbox)
     assert [key for key in landed.keys if not (Path(inbox) / key).is_file()] == []
-    assert run.read_status().next == ["record-landing help"]
-    assert run.plan_advance() == ["record-landing help"]
+    assert run.read_status().next == ["take up help"]
+    assert run.plan_advance() == ["take up help"]
 
 
 def test_a_decision_returns_the_corpus_as_it_is_then(run_file: Path, tmp_path: Path) -> None:

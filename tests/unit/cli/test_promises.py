@@ -52,6 +52,7 @@ SEVERAL: dict[str, tuple[Any, ...]] = {
 }
 """methods of the verbs that are several, and what their arguments are made of"""
 PARAMETERS = {
+    "words": "path",
     "name": "corpus",
     "gpu_memory": "memory_bytes",
     "peak_tflops": "peak_flops",

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,6 +43,7 @@ def test_every_key_of_the_run_file_is_explained_as_its_page_has_it() -> None:
         ("stages.corpora.french.budget", ["stages.corpora.NAME.budget"]),
         ("schedule.decay_shape", ["schedule of kind wsd.decay_shape"]),
         ("gates", ["gates"]),
+        ("anneal", ["release.anneal", "anneal"]),
         ("seeds", ["seeds", "seeds"]),
     ],
 )
@@ -63,6 +69,37 @@ def test_the_command_shows_a_section_with_its_keys() -> None:
         :1
     ]
     assert (field["name"], field["default"], field["example"]) == ("seed", "0", "seed: 0")
+
+
+def test_a_section_is_shown_whole_and_a_kind_is_no_part_of_a_name() -> None:
+    shown = CliRunner().invoke(app, ["explain", "schedule"]).stdout
+    assert "schedule  (run file, kind infinite)\n" in shown
+    assert "..." not in shown
+    assert "default 0" in " ".join(shown.split())
+
+
+def test_the_keys_of_an_installed_package_are_explained(tmp_path: Path) -> None:
+    package = ROOT / "examples/plugin_schedule"
+    shutil.copy(package / "my_schedules.py", tmp_path)
+    installed = tmp_path / "my_schedules-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my-schedules\nVersion: 1.0\n")
+    points = tomllib.loads((package / "pyproject.toml").read_text())["project"]["entry-points"]
+    text = "".join(
+        f"[{group}]\n" + "".join(f"{name} = {place}\n" for name, place in named.items())
+        for group, named in points.items()
+    )
+    (installed / "entry_points.txt").write_text(text)
+    paths = os.pathsep.join([str(ROOT / "platform"), str(tmp_path)])
+    shown = subprocess.run(
+        [sys.executable, "-m", "perennial.cli", "explain", "schedule.rise"],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "schedule.rise  (run file, kind inverse-sqrt)" in shown
+    assert "optimizer steps of the warmup" in shown
 
 
 def test_the_guide_shows_what_a_file_with_mistakes_gives(

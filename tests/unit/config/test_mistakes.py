@@ -80,6 +80,23 @@ def test_all_mistakes_of_a_file_come_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "shown"),
     [
+        ("stages.budget=0", "such as `budget: 100%`"),
+        ("release.anneal=0", "such as `anneal: 10%`"),
+        ("gates.tasks={piqa: 0.5}", "such as `tasks: {lambada_openai: {max_drop: 0.02}}`"),
+        ("stages.only=[a, b, a]", "stages: only names a more than once; name each corpus once"),
+    ],
+)
+def test_what_is_no_value_of_a_field_is_answered_with_one(
+    tmp_path: Path, override: str, shown: str
+) -> None:
+    (mistake,) = _refused(_write(tmp_path, tiny_run(tmp_path)), override)
+    assert shown in str(mistake)
+    assert "instance of" not in str(mistake)
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
         ("replay.share=true", "true is refused"),
         ("seed=false", "false is refused"),
         ("training.betas=[true, 0.9]", "[True, 0.9] is refused"),

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import perennial
+from perennial.cli.app import app
 from perennial.controller.before_compute import is_slip
 from perennial.errors import InputError
 from perennial.evaluation.tasks import find_unknown_tasks
@@ -93,6 +95,78 @@ def test_files_whose_first_documents_cannot_be_read_do_not_land(tmp_path: Path) 
     assert not (tmp_path / "store").exists()
     for override in ("corpora.text_field=body", "corpora.max_bad_share=0.9"):
         assert perennial.open(run.where, [override]).plan_land("rows", [path])
+
+
+def test_a_corpus_below_one_step_does_not_land_and_the_batch_that_fits_is_said(
+    tmp_path: Path,
+) -> None:
+    text = write_texts(tmp_path)["help"]
+    run = _run(tmp_path, training={"global_batch": 4096, "micro_batch": 1})
+    with pytest.raises(InputError) as caught:
+        run.land("help", [text])
+    assert caught.value.code == "corpus-too-small"
+    fitting = int(caught.value.remedy.split(" to ")[1].split(" ")[0])
+    assert not (tmp_path / "store").exists()
+    smaller = perennial.open(run.where, [f"training.global_batch={fitting // 4}"])
+    smaller.land("help", [text])
+    (stage,) = smaller.plan().plan.stages
+    assert (stage.basis, stage.steps >= 1) == ("estimated", True)
+    assert perennial.open(run.where).plan().plan.notes[0].startswith("help: about ")
+
+
+def test_files_that_the_run_copies_are_asked_for_before_it_has_them(tmp_path: Path) -> None:
+    text = write_texts(tmp_path)["help"]
+    run = _run(tmp_path, tokenizer={"vocabulary": None, "path": "no-tokenizer"})
+    for tried in (lambda: run.land("help", [text]), run.plan):
+        with pytest.raises(InputError) as caught:
+            tried()
+        assert _problems(caught) == {"tokenizer.path": "file-missing"}
+    other = _run(tmp_path, model={"architecture": None, "config": {}, "path": "no-model"})
+    with pytest.raises(InputError) as caught:
+        other.plan_land("help", [text])
+    assert _problems(caught) == {"model.path": "file-missing"}
+
+
+def test_what_is_wrong_of_several_kinds_is_told_at_once(tmp_path: Path) -> None:
+    run = _run(
+        tmp_path,
+        tokenizer={"vocabulary": None, "path": "no-tokenizer"},
+        evaluation={"tasks": ["tasks/other"]},
+        stages={"budget": "10 tokens"},
+    )
+    with pytest.raises(InputError) as caught:
+        run.plan()
+    assert _problems(caught) == {
+        "tokenizer.path": "file-missing",
+        "evaluation.tasks": "folder-missing",
+        "stages.budget": "budget-too-small",
+    }
+    done = CliRunner().invoke(app, ["plan", run.where])
+    told = done.stderr.splitlines()
+    assert done.exit_code == 2
+    assert len(told) == 3 and all(line.startswith(f"perennial: {run.where}: ") for line in told)
+
+
+def test_names_are_refused_before_a_stage_trains_too(tmp_path: Path) -> None:
+    text = write_texts(tmp_path)["help"]
+    gates = {"max_forgetting": 0.1, "corpora": ["documentatoin", "wiki-*"]}
+    run = _run(tmp_path)
+    run.land("documentation", [text])
+    wrong = _run(tmp_path, gates=gates)
+    for tried in (wrong.plan_advance, wrong.advance, wrong.plan):
+        with pytest.raises(InputError) as caught:
+            tried()
+        assert _problems(caught) == {"gates.corpora": "corpus-unknown"}
+
+
+def test_names_that_have_not_landed_are_noted(tmp_path: Path) -> None:
+    text = write_texts(tmp_path)["help"]
+    run = _run(tmp_path, stages={"only": ["german", "dutch"]})
+    run.land("help", [text])
+    note = "wait for german and dutch, named in stages.only"
+    assert note in run.plan().plan.notes
+    with pytest.raises(InputError, match="only names a more than once; name each corpus once"):
+        _run(tmp_path, stages={"only": ["a", "b", "a"]})
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from perennial.config.explain import FieldHelp
 
 _WIDTH = 88
+_KIND = re.compile(r" of (kind [\w-]+)")
 
 
 def explain(
@@ -39,7 +41,10 @@ def explain(
 
 
 def _print_field(field: FieldHelp) -> None:
-    out.print(f"{field.name}  ({field.file})", style="bold", markup=False)
+    # The kind is none of the words that a file has.
+    kind = _KIND.search(field.name)
+    where = f"{field.file}, {kind[1]}" if kind else field.file
+    out.print(f"{_KIND.sub('', field.name)}  ({where})", style="bold", markup=False)
     rows = [
         ("type", "" if field.keys else field.type),
         ("default", field.default),
@@ -53,4 +58,5 @@ def _print_field(field: FieldHelp) -> None:
     width = max(map(len, field.keys), default=0)
     for key, text in field.keys.items():
         lines = wrap(text, _WIDTH - width - 4, break_on_hyphens=False) or [""]
-        out.print(f"  {key:{width}}  {lines[0]}{'...' if lines[1:] else ''}", markup=False)
+        for line_number, line in enumerate(lines):
+            out.print(f"  {key if not line_number else '':{width}}  {line}", markup=False)

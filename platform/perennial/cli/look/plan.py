@@ -64,7 +64,11 @@ def plan(
         print_json(planned.to_dict())
         return
     _print_model(planned.plan)
-    _print_stages(planned.plan)
+    if planned.plan.stages:
+        _print_stages(planned.plan)
+    else:
+        _print_unknown(planned.plan)
+        out.print("stages      none to come: no corpus has landed that is not trained")
     if planned.state.stages:
         _print_rates(planned)
     _print_memory(planned.plan)
@@ -99,6 +103,10 @@ def _print_stages(plan: Plan) -> None:
         )
     out.print(table)
     _print_sources(plan)
+    _print_unknown(plan)
+
+
+def _print_unknown(plan: Plan) -> None:
     for name in plan.unknown:
         out.print(f"unknown     {name}: its size is known once it is ingested, or by a budget")
 
@@ -246,7 +254,8 @@ def _print_end(plan: Plan, run_file: str) -> None:
     out.print(f"to do       {totals['steps']:,} steps, {totals['tokens']:,} tokens{time}{hours}")
     for note in plan.notes:
         out.print(f"note        {note}")
-    out.print(f"next        perennial run {run_file}")
+    more = f"run {run_file}" if plan.stages or plan.unknown else f"land {run_file} NAME FILES..."
+    out.print(f"next        perennial {more}", markup=False)
 
 
 def _bytes(count: int) -> str:

@@ -228,7 +228,8 @@ def _machine_notes(state: RunStatus) -> Iterator[Note]:
 
 
 def _places(state: RunStatus, run_file: str) -> Iterator[Note]:
-    yield "store", state.store
+    is_empty = not state.stages and not state.next
+    yield "store", f"{state.store}   (no run in it yet)" if is_empty else state.store
     if state.held:
         yield "held", f"by {state.held}"
     if state.has_own_inbox:
@@ -242,4 +243,5 @@ def _places(state: RunStatus, run_file: str) -> Iterator[Note]:
         yield "next", f"{step}: perennial run {run_file}{more}"
     if not state.choices and not state.next:
         yield "next", f"perennial land {run_file} NAME FILES..."
-    yield "see", f"perennial report {run_file}   (or ui)"
+    if state.stages:
+        yield "see", f"perennial report {run_file}   (or ui)"

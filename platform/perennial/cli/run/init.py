@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,13 +22,20 @@ Template = Literal["scratch", "open-model", "paper"]
 Shift = Literal["measured", "weak", "strong"]
 
 
-NewFile = Annotated[Path, typer.Argument(metavar="[RUN_FILE]", help="The file to write")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN_FILE.yaml] [PLACE...]",
+        help="The file to write, by default run.yaml, and files of the first corpus as for --data",
+    ),
+]
 TemplateOption = Annotated[
     Template | None,
     typer.Option(
         "--template",
         help="scratch (random weights), open-model (goes on with a stored model) or paper (the "
-        "paper's 405M model and batch); default open-model with --model, else scratch",
+        "paper's 405M model, and on GPUs its batch where the data fill it); default open-model "
+        "with --model, else scratch",
     ),
 ]
 ModelOption = Annotated[
@@ -39,7 +47,11 @@ TokenizerOption = Annotated[
 ]
 DataOption = Annotated[
     list[str],
-    typer.Option(metavar="PLACE", help="Files of the first corpus, of which a sample is read"),
+    typer.Option(
+        metavar="PLACE",
+        help="A file, folder, pattern or bucket's url of the first corpus, of which a sample is "
+        "read; more may follow it",
+    ),
 ]
 ShiftOption = Annotated[
     Shift | None,
@@ -65,7 +77,7 @@ GpuMemoryOption = Annotated[
 
 
 def init(
-    run_file: NewFile = Path("run.yaml"),
+    words: Words = None,
     template: TemplateOption = None,
     model: ModelOption = None,
     tokenizer: TokenizerOption = None,
@@ -86,6 +98,8 @@ def init(
     from perennial.api.begin import begin_run, check_absent, machine_of
     from perennial.planning.first_run_file import Asked
 
+    run_file, places = _tell_apart(words or [])
+    data = [*data, *places]
     check_absent(run_file)
     if _is_terminal() and not as_json:
         template, model, data, shift = _ask(template, model, data, shift)
@@ -102,7 +116,10 @@ def init(
         shift=shift or "measured",
     )
     machine = machine_of(gpus, None if gpu_memory is None else int(gpu_memory * 2**30))
-    begun = begin_run(run_file, asked, data, machine, writes=not dry_run)
+    try:
+        begun = begin_run(run_file, asked, data, machine, writes=not dry_run)
+    except InputError as wrong:
+        raise wrong.name_file(str(run_file)) from None
     if dry_run:
         print_json({"path": str(run_file), "text": begun.text})
         return
@@ -114,6 +131,20 @@ def init(
     out.print(f"wrote {begun.path}", markup=False)
     for command in begun.commands:
         out.print(f"next   {command}", markup=False)
+
+
+def _tell_apart(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """Return the file to write, and the words that are places of data.
+
+    A shell makes several words of a pattern, so that `--data *.jsonl` leaves all but one of them.
+    """
+    files = [word for word in words if word.endswith((".yaml", ".yml"))]
+    if len(files) > 1:
+        raise InputError(
+            "command line", "RUN_FILE", f"{' and '.join(files)} are two run files",
+            "name the one to write", code="two-run-files",
+        )  # fmt: skip
+    return Path(files[0] if files else "run.yaml"), [word for word in words if word not in files]
 
 
 def _is_terminal() -> bool:
@@ -144,10 +175,10 @@ def _ask(
     if template is None and model is None:
         template = _choose("Begin with", ["open-model", "scratch", "paper"])  # type: ignore[assignment]
     if model is None and template == "open-model":
-        model = typer.prompt("Folder, GGUF file or url of the model", err=True)
+        model = _ask_for("Folder, GGUF file or url of the model", None, _check_place)
     if not data:
-        answer = typer.prompt("Files of your data (empty: none yet)", default="", err=True)
-        data = shlex.split(answer)
+        question = "Files of your data, with spaces between them (empty: none yet)"
+        data = shlex.split(_ask_for(question, "", _check_data))
     if shift is None and (model is not None or template == "open-model"):
         typer.echo(
             "weak: the same language or kind of text; strong: another; measured: before each stage",
@@ -155,6 +186,36 @@ def _ask(
         )
         shift = _choose("Shift of the data", ["measured", "weak", "strong"])  # type: ignore[assignment]
     return template, model, data, shift
+
+
+def _ask_for(question: str, default: str | None, check: Callable[[str], None]) -> str:
+    """Ask until the answer is one that the check does not refuse."""
+    while True:
+        answer = str(typer.prompt(question, default=default, err=True))
+        try:
+            check(answer)
+        except InputError as wrong:
+            typer.echo(f"{wrong.problem}; {wrong.remedy}", err=True)
+            continue
+        return answer
+
+
+def _check_place(answer: str) -> None:
+    if "://" not in answer and not Path(answer).expanduser().exists():
+        raise InputError(
+            "command line", "--model", f"there is no file or folder {answer}", "correct the path"
+        )
+
+
+def _check_data(answer: str) -> None:
+    from perennial.api.begin import find_data
+
+    try:
+        places = shlex.split(answer)
+    except ValueError as unclosed:
+        raise InputError("command line", "--data", str(unclosed), "close the quote") from None
+    if places:
+        find_data(places)
 
 
 def _choose(question: str, choices: list[str]) -> str:

@@ -55,6 +55,8 @@ FOLDER = "models/initial"
 REFERENCE_FOLDER = "models/reference"
 STATE_FOLDER = "models/optimizer"
 _MANIFEST = "manifest.json"
+MODEL_KEY = f"{FOLDER}/{_MANIFEST}"
+"""of the run's stored model, written when it was imported whole"""
 _CHUNK_BYTES = 8 << 20
 
 
@@ -79,7 +81,7 @@ class InitialManifest(BaseModel):
 
 def has_model(store: Store) -> bool:
     """Return whether the run's stored model was imported."""
-    return store.exists(f"{FOLDER}/{_MANIFEST}")
+    return store.exists(MODEL_KEY)
 
 
 def has_reference(store: Store) -> bool:
