@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perennial.audit.checks import FoldedLedger, PlannedFolder, ledger_key
-from perennial.audit.finding import Finding, unequal
+from perennial.audit.finding import Finding, unequal, unequal_tokens
 from perennial.errors import Altered, Damaged, InputError
 from perennial.runs.averaging import Average, weights_of
 from perennial.runs.events import Promoted, Releasing
@@ -78,7 +78,8 @@ def check_averaged_files(
     said, right = manifest.get("average"), average.sources
     pairs = {"average": (said, right), "checkpoint": (manifest["checkpoint"], branch.source)}
     if plan is not None and plan.first_step < branch.step <= plan.last_step:
-        pairs["tokens_seen"] = (manifest["tokens_seen"], plan.tokens_seen(branch.step))
+        told = (manifest["tokens_seen"], manifest.get("tokens_elsewhere", 0))
+        yield from unequal_tokens(where, told, plan.told_tokens(branch.step, told[0]))
     yield from unequal(where, pairs)
     if said == right and all(source in checkpoints for source in right):
         yield from _again(store, where, average, files)

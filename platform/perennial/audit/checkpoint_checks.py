@@ -8,7 +8,7 @@ from typing import Any
 
 from perennial.audit.checks import FoldedLedger, PlannedFolder, ledger_key
 from perennial.audit.files import MetricsContents
-from perennial.audit.finding import Finding, unequal
+from perennial.audit.finding import Finding, unequal, unequal_tokens
 from perennial.mixture import StageMix
 from perennial.schedules import AbsentSchedule, from_dict
 from perennial.training.checkpoint.manifest import (
@@ -73,10 +73,11 @@ def check_checkpoint(
         "mix_step": (manifest.mix_step, step - plan.first_step),
         "schedule": (manifest.schedule, plan.schedule),
         "phase": (manifest.phase, schedule.phase(step - 1) if is_known else manifest.phase),
-        "tokens_seen": (manifest.tokens_seen, plan.tokens_seen(step)),
         "skipped": (list(manifest.skipped), list(plan.skipped_until(step))),
     }
     yield from unequal(where, pairs)
+    seen = (manifest.tokens_seen, manifest.tokens_elsewhere)
+    yield from unequal_tokens(where, seen, plan.told_tokens(step, manifest.tokens_seen))
     # Another machine's cosine may differ in the last bit.
     if is_known and not math.isclose(manifest.eta, schedule.eta(step - 1), rel_tol=1e-9):
         yield from unequal(where, {"eta": (manifest.eta, schedule.eta(step - 1))})
@@ -158,3 +159,18 @@ def check_metrics(
         yield Finding(key, f"it has batches of {sizes} tokens", f"batches of {batch} tokens")
     left_out = list(plan.skipped_until(manifest.step))
     yield from unequal(key, {"steps without their batch": (list(metrics.skipped), left_out)})
+
+
+def check_released_tokens(
+    where: str, released: Mapping[str, Any], checkpoint: CheckpointManifest
+) -> Iterator[Finding]:
+    """Yield a finding where a release says other tokens than the checkpoint that it is of.
+
+    Args:
+        where: key of the release's manifest.
+        released: the manifest.
+        checkpoint: what the release is exported from.
+    """
+    told = (released["tokens_seen"], released.get("tokens_elsewhere", 0))
+    right = (checkpoint.tokens_seen, checkpoint.tokens_elsewhere)
+    yield from unequal_tokens(where, told, right)

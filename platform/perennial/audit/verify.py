@@ -391,7 +391,8 @@ def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator
         try:
             manifest = parse_json(store.read(where))
             files = {n: FileEntry.model_validate(e) for n, e in manifest["files"].items()}
-            source, seen = str(manifest["checkpoint"]), dict(manifest["tokens_seen"])
+            source = str(manifest["checkpoint"])
+            manifest["tokens_seen"] = dict(manifest["tokens_seen"])
         except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as broken:
             done.findings.append(unreadable(where, broken))
             done.lost[where] = ""
@@ -417,7 +418,7 @@ def _releases(store: Store, done: Verification, committed: set[str]) -> Iterator
                 place = checkpoint.key_of(source, name)
                 if not _says_as_much(store, f"{folder}/{name}", place):
                     done.findings += unequal(where, {f"sha256 of {name}": digests})
-            done.findings += unequal(where, {"tokens_seen": (seen, checkpoint.tokens_seen)})
+            done.findings += checkpoint_checks.check_released_tokens(where, manifest, checkpoint)
         yield from _files(folder, files)
 
 

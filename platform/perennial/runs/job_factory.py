@@ -43,10 +43,11 @@ def stage_job(
         InputError: the stage was begun under settings that the run file no longer has.
     """
     check_held(stage.name, stage.settings, spec, RUN_FILE)
+    before = state.seen(stage, stage.first_step)
     job = _job(
         spec,
         manifests,
-        state.seen(stage, stage.first_step),
+        before,
         name=stage.name,
         folder=stage.folder,
         mix=stage.mix,
@@ -56,7 +57,7 @@ def stage_job(
     )
     job = _with_growth(spec, state, stage, job)
     replayed = {source.corpus: 0 for source in stage.mix.replayed}
-    seen = replayed | {name: tokens for name, tokens in job.tokens_seen.items() if tokens}
+    seen = replayed | {name: sequences for name, sequences in before.items() if sequences}
     left_out = {*stage.corpora, *names_in(state.corpora.values(), "erased")}
     old = sorted((name for name in seen if name not in left_out), key=seen.__getitem__)
     return replace(
@@ -176,6 +177,7 @@ def _job(
 ) -> Job:
     length = spec.corpora.sequence_length
     own = manifests[mix.corpora[0]]
+    mixed = {source.corpus for source in mix.sources}
     return Job(
         store_url=spec.store,
         name=name,
@@ -194,7 +196,8 @@ def _job(
         padded=any(manifests[s.corpus].has_padding for s in mix.sources),
         dtype=f"<u{max(manifests[source.corpus].token_bytes for source in mix.sources)}",
         seed=spec.seed,
-        tokens_seen={corpus: count * length for corpus, count in seen.items()},
+        tokens_seen={name: count * length for name, count in seen.items() if name in mixed},
+        tokens_elsewhere=length * sum(n for name, n in seen.items() if name not in mixed),
     )
 
 

@@ -33,7 +33,9 @@ class Job:
     old: corpora whose held-out loss is measured, with that of the new ones, in the stage's first
         steps; without any nothing is measured.
     schedule: the learning rate by trunk step; an anneal on a branch.
-    tokens_seen: tokens that the trunk has seen of each corpus before `first_step`.
+    tokens_seen: tokens that the trunk has seen of each corpus of the mix before `first_step`.
+    tokens_elsewhere: those of all other corpora. They are one number, so that what a job and its
+        checkpoints hold does not grow with the corpora of a trunk.
     dtype: numpy name of a token id in the shards.
     fence: until when the job may commit checkpoints; None is without end.
     padded: whether rows of its corpora hold padding, as `corpora.packing: best-fit` makes it.
@@ -62,6 +64,7 @@ class Job:
     optimizer: OptimizerAtJoin = "reset"
     old: tuple[str, ...] = ()
     tokens_seen: dict[str, int] = field(default_factory=dict)
+    tokens_elsewhere: int = 0
     tracking_run: str = ""
     fence: Fence | None = None
     until: int | None = None
@@ -114,7 +117,7 @@ class Job:
         return checkpoint_steps(self.schedule, self.first_step, self.last_step, every)
 
     def tokens_at(self, step: int, skipped: Sequence[int] = ()) -> dict[str, int]:
-        """Return the tokens seen per corpus when the trunk (or branch) stands at `step`.
+        """Return the tokens seen per corpus of the mix when the trunk (or branch) stands at `step`.
 
         Args:
             step: trunk step.

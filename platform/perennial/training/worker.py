@@ -108,7 +108,7 @@ class _Worker:
         self._rows = RowBuffer(driver, self._rank)
         self._meter = Meter()
         self._row: dict[str, Any] = {}
-        self._seen_before = sum(job.tokens_seen.values())
+        self._seen_before = sum(job.tokens_seen.values()) + job.tokens_elsewhere
         self._engine: Any = None
         self._batches: Any = None
         self._joins: JoinWatch | None = None

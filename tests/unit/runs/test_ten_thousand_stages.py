@@ -21,6 +21,7 @@ from perennial.report.build import page
 from perennial.report.html import render
 from perennial.runs.event_codec import encode
 from perennial.runs.events import Evaluated, Evaluating, Started
+from perennial.runs.job_factory import stage_job
 from perennial.runs.summary import SHOWN_STAGES
 from perennial.store.local import LocalStore
 from tests.support.event_factory import AT
@@ -32,8 +33,9 @@ from tests.support.long_run import (
     lay_down,
     stage_events,
 )
+from tests.support.small_manifest import small_manifest
 
-GROUPS = ("corpus-0000", "corpus-00")
+GROUPS = ("corpus-0000", "corpus-0")
 BUDGET = 20
 MOST_REQUESTS = 300
 MOST_BYTES = 200 << 20
@@ -135,6 +137,13 @@ def test_a_stage_books_what_has_a_share_in_it(
     monkeypatch.setattr("perennial.corpora.read_manifest", lambda _, name: read.append(name))
     work.manifests(started.mix)
     assert len(read) == len(started.mix.sources)
+    stage = state.stages[-1]
+    mixed = {source.corpus for source in stage.mix.sources}
+    job = stage_job(spec, state, stage, {name: small_manifest(name).sealed() for name in mixed})
+    assert job.tokens_seen.keys() <= mixed
+    told = sum(job.tokens_seen.values()) + job.tokens_elsewhere
+    seen = sum(state.seen(stage, stage.first_step).values())
+    assert told == seen * spec.corpora.sequence_length > 0
     evaluated = next(event for event in events if isinstance(event, Evaluated))
     assert len(evaluated.losses) == BUDGET + 1
     sizes = {type(event): len(encode(event)) for event in events}

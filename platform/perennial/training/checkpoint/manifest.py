@@ -52,6 +52,9 @@ class CheckpointManifest(BaseModel):
     mix: dict[str, Any]
     mix_step: int
     tokens_seen: dict[str, int]
+    """by corpus of the mix; versions before 0.2 named every corpus that the trunk had seen"""
+    tokens_elsewhere: int = Field(default=0, exclude_if=lambda its: not its)
+    """those of all corpora that have no share in the mix"""
     skipped: tuple[int, ...] = ()
     optimizer: str | None = None
     """kind of the optimizer; None in checkpoints of versions before 0.2, which had AdamW alone"""

@@ -293,6 +293,7 @@ class Saver:
             mix=job.mix.to_dict(),
             mix_step=step - job.first_step,
             tokens_seen=job.tokens_at(step, self._skipped),
+            tokens_elsewhere=job.tokens_elsewhere,
             skipped=tuple(skipped for skipped in self._skipped if skipped <= step),
             optimizer=job.training.optimizer_config.kind,
             tokenizer=job.tokenizer,

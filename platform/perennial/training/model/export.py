@@ -52,6 +52,7 @@ def export(
     manifest_data = averaged | {
         "checkpoint": checkpoint,
         "tokens_seen": manifest.tokens_seen,
+        **({"tokens_elsewhere": manifest.tokens_elsewhere} if manifest.tokens_elsewhere else {}),
         "code_version": manifest.code_version,
         **({"tokenizer": manifest.tokenizer} if manifest.tokenizer != FIRST_TOKENIZER else {}),
         "files": {name: entry.model_dump() for name, entry in files.items()},
