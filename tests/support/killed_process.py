@@ -1,4 +1,4 @@
-"""A process that is killed between two changes of a store in a folder."""
+"""A process that is killed between two changes of a store, in a folder or a bucket."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 import pytest
 
 from perennial.store import LocalStore
+from perennial.store.bucket import BucketStore
+
+_CHANGES = {
+    LocalStore: ("create", "remove", "open"),
+    BucketStore: ("create", "remove", "open", "write", "upload", "copy_on_server"),
+}
 
 
 class Killed(BaseException):
@@ -21,19 +27,20 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], int]:
     """
     count = 0
 
-    def counted(name: str) -> None:
-        real = getattr(LocalStore, name)
+    def counted(kind: type[LocalStore | BucketStore], name: str) -> None:
+        real = getattr(kind, name)
 
-        def change(self: LocalStore, key: str, *rest: Any) -> Any:
+        def change(self: Any, key: str, *rest: Any) -> Any:
             nonlocal count
-            if (name != "open" or rest == ("wb",)) and "leases/repairing" not in key:
+            if (name != "open" or rest == ("wb",)) and "leases/repairing" not in str(key):
                 count += 1
                 if count == number:
                     raise Killed
             return real(self, key, *rest)
 
-        monkeypatch.setattr(LocalStore, name, change)
+        monkeypatch.setattr(kind, name, change)
 
-    for name in ("create", "remove", "open"):
-        counted(name)
+    for kind, names in _CHANGES.items():
+        for name in names:
+            counted(kind, name)
     return lambda: count

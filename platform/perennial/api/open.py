@@ -84,7 +84,7 @@ def _without_run(url: str, store: Store) -> InputError:
         many = "corpora have" if len(landed) > 1 else "corpus has"
         problem = f"no run has begun in this store, where {len(landed)} {many} landed"
         remedy = "give the run file; `perennial run` begins it"
-    elif next(iter(store.list()), None) is None:
+    elif store.is_empty():
         problem, remedy = "there is nothing at this place", "correct it, or give a run file"
     else:
         problem, remedy = "there is no run in this store", "give a run file, or a run's store"

@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 from perennial.causes import describe
 from perennial.diagnosis.machine import Diagnosis
 from perennial.errors import InputError, PerennialError
+from perennial.store.base import PROBE
 from perennial.store.stored_json import parse_json
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def examine_store(work: Workspace) -> Iterator[Diagnosis]:
 
 def _skew_seconds(store: Store) -> float:
     """Return by how much the storage's clock is before this machine's."""
-    key = f"probe-{uuid.uuid4().hex}"
+    key = f"{PROBE}{uuid.uuid4().hex}"
     try:
         store.write(key, b"")
         return (store.info(key).modified - datetime.now(UTC)).total_seconds()

@@ -31,6 +31,10 @@ class ObjectInfo:
 Objects: TypeAlias = list[ObjectInfo]  # inside the class, `list` is the method
 
 
+PROBE = "probe-"
+"""beginning of the keys of objects that test whether a store can be used"""
+
+
 @dataclass(frozen=True)
 class Store(ABC):
     """The root folder of a run; holds nothing but its url, so it travels to any process.
@@ -135,9 +139,13 @@ class Store(ABC):
         prefix = valid_prefix(prefix)
         return type(self)(f"{self.url.rstrip('/')}/{prefix}") if prefix else self
 
+    def is_empty(self) -> bool:
+        """Return whether nothing is there but what a test of the store left when it was killed."""
+        return all(info.key.startswith(PROBE) for info in self.list())
+
     def _creates_once(self) -> bool:
         """Create one key twice; return True when the second attempt lost, as it must."""
-        key = f"probe-{uuid.uuid4().hex}"
+        key = f"{PROBE}{uuid.uuid4().hex}"
         try:
             outcome = (self.create(key, b"first"), self.create(key, b"second"))
         except OSError:

@@ -133,28 +133,28 @@ def test_a_stage_that_left_the_trunk_goes_on_in_a_fork(local: Store, tmp_path: P
 
 
 def test_killed_before_any_change_a_repetition_completes(
-    local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as counting:
         changes = kill_at(counting, -1)
-        _fork(local, "00-help", tmp_path / "counted", f"{local.url}-counted")
-    whole = objects(open_store(f"{local.url}-counted")).keys()
+        _fork(store, "00-help", tmp_path / "counted", f"{store.url}-counted")
+    whole = objects(open_store(f"{store.url}-counted")).keys()
     last = changes()
     numbers = sorted({*range(1, last, 3), last - 2, last - 1, last})
     for number in numbers:
-        place = open_store(f"{local.url}-{number}")
+        place = open_store(f"{store.url}-{number}")
         with monkeypatch.context() as dying, pytest.raises(Killed):
             kill_at(dying, number)
-            _fork(local, "00-help", tmp_path / str(number), place.url)
+            _fork(store, "00-help", tmp_path / str(number), place.url)
         try:
             assert Ledger(place).read().spec is None or place.exists(MOVING)
         except InputError as refused:
             assert refused.code == "store-arriving"
-        _fork(local, "00-help", tmp_path / str(number), place.url)
+        _fork(store, "00-help", tmp_path / str(number), place.url)
         assert objects(place).keys() == whole, number
         assert Ledger(place).read().store.left_at == ("00-help", 12)
     assert _findings(place) == []
-    assert len(read_pins(local)) == len(numbers) + 1, "one for each fork"
+    assert len(read_pins(store)) == len(numbers) + 1, "one for each fork"
 
 
 def test_a_fork_of_a_fork_borrows_from_the_first(local: Store, tmp_path: Path) -> None:

@@ -88,26 +88,26 @@ def test_what_a_fork_borrows_stays(local: Store, tmp_path: Path) -> None:
 
 
 def test_killed_before_any_change_a_repetition_completes(
-    local: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = objects(_leave_more(local))
+    whole = objects(_leave_more(store))
     with monkeypatch.context() as counting:
         changes = kill_at(counting, -1)
-        perennial.open(local.url).gc()
+        perennial.open(store.url).gc()
     assert changes() >= 5
-    expected = objects(local).keys()
+    expected = objects(store).keys()
     for number in range(1, changes() + 1):
-        local.remove("ledger")
+        store.remove("ledger")
         for key, data in whole.items():
-            local.write(key, data)
+            store.write(key, data)
         with monkeypatch.context() as dying, pytest.raises(Killed):
             kill_at(dying, number)
-            perennial.open(local.url).gc()
-        assert _findings(local) == []
-        perennial.open(local.url).gc()
-        assert objects(local).keys() == expected
-        assert _findings(local) == []
-        state = Ledger(local).read()
+            perennial.open(store.url).gc()
+        assert _findings(store) == []
+        perennial.open(store.url).gc()
+        assert objects(store).keys() == expected
+        assert _findings(store) == []
+        state = Ledger(store).read()
         assert state.store.is_absent(BRANCH)
 
 

@@ -105,15 +105,15 @@ def _places_with_a_run(*stores: Store) -> list[Store]:
 
 
 def test_killed_before_any_change_the_run_is_in_one_place_and_a_repetition_completes(
-    local: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as counting:
         changes = kill_at(counting, -1)
-        perennial.open(local.url).move(f"{local.url}-0")
+        perennial.open(store.url).move(f"{store.url}-0")
     assert changes() > 50
-    origin = objects(open_store(f"{local.url}-0"))
+    origin = objects(open_store(f"{store.url}-0"))
     for number in [1, 3, changes() // 2, *range(changes() - 6, changes() + 1)]:
-        old, new = (open_store(f"{local.url}-{number}-{which}") for which in ("old", "new"))
+        old, new = (open_store(f"{store.url}-{number}-{which}") for which in ("old", "new"))
         for name, data in origin.items():
             old.write(name, data)
         with monkeypatch.context() as dying, pytest.raises(Killed):

@@ -281,7 +281,7 @@ def _read_id(target: Store, event: Forked, number: int) -> str:
     except (ValueError, LookupError, TypeError):
         pass  # it is of something else
     except FileNotFoundError:
-        if not target.list():
+        if target.is_empty():
             return ""
     raise InputError(
         "command line", "NEW_RUN", f"its store {target.url} is not empty",

@@ -207,7 +207,7 @@ def _check(work: Workspace, ledger: Ledger, target: Store) -> bool:
     has_run = target.exists(ledger.key(0))
     if moved_to and (has_run or is_ours):
         return True
-    if has_run or (not is_ours and target.list()):
+    if has_run or not (is_ours or target.is_empty()):
         raise InputError(
             "command line", "PLACE", f"{target.url} is not empty",
             "name an empty folder or prefix, or one that is still to be made",
