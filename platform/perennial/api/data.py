@@ -22,7 +22,9 @@ from perennial.store import shown_transfer
 
 if TYPE_CHECKING:
     from perennial.audit.repair import Repair
+    from perennial.audit.retraining import Retraining
     from perennial.controller.context import Workspace
+    from perennial.training.job import Job
 
 
 def land(work: Workspace, name: str, places: Sequence[str], splits: Sequence[str]) -> LandedFiles:
@@ -107,13 +109,29 @@ def plan_ingest(work: Workspace, *, due: bool) -> list[str]:
     ]
 
 
-def repair(store: str, copy: str | None, *, acts: bool = True) -> Repair:
-    """Mend a store from a copy; see `Run.repair`."""
+def repair(
+    store: str, copy: str | None, *, acts: bool = True, retraining: Retraining | None = None
+) -> Repair:
+    """Mend a store from a copy, and by training; see `Run.repair`."""
     from perennial.audit import repair as audit
     from perennial.store import open_run_store, open_store
 
     lender = None if copy is None else open_store(copy)
-    return audit.repair(open_run_store(store), lender, acts=acts)
+    return audit.repair(open_run_store(store), lender, acts=acts, retraining=retraining)
+
+
+def retraining_of(work: Workspace) -> Retraining:
+    """Return what trains damaged checkpoints of a run again; starts nothing."""
+    from perennial.audit.retraining import Retraining
+    from perennial.controller.ray_cluster import use_ray
+    from perennial.controller.train_stage import train_trunk
+
+    def train_again(job: Job) -> None:
+        work.check_run()
+        use_ray(job.training)
+        train_trunk(work, job)
+
+    return Retraining(work.store, work.spec, train_again)
 
 
 def _check_due(work: Workspace, due: bool) -> None:

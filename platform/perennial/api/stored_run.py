@@ -191,11 +191,13 @@ class StoredRun:
 
         return verify(open_run_store(self.spec.store), progress)
 
-    def repair(self, copy: str | None = None) -> Repair:
+    def repair(self, copy: str | None = None, *, retrain: bool = False) -> Repair:
         """Mend the store: take from a copy what is lost, set aside what belongs to no run.
 
         Args:
             copy: URL of a copy of the store, as far as there is one; None: mend without.
+            retrain: train the steps of damaged checkpoints again, and put in place what is proved
+                by digest to be the same.
 
         Returns:
             What was done, and what `verify` still finds.
@@ -203,15 +205,24 @@ class StoredRun:
         Raises:
             Busy: a process trains or tokenises, and lives.
         """
-        from perennial.api import data
+        return self._repair(copy, retrain, acts=True)
 
-        return data.repair(self.spec.store, copy)
-
-    def plan_repair(self, copy: str | None = None) -> Repair:
+    def plan_repair(self, copy: str | None = None, *, retrain: bool = False) -> Repair:
         """Return what `repair` would do first; arguments and errors are its."""
+        return self._repair(copy, retrain, acts=False)
+
+    def _repair(self, copy: str | None, retrain: bool, *, acts: bool) -> Repair:
         from perennial.api import data
 
-        return data.repair(self.spec.store, copy, acts=False)
+        if not retrain:
+            return data.repair(self.spec.store, copy, acts=acts)
+        work = self._reading()
+        try:
+            retraining = data.retraining_of(work)
+            return data.repair(self.spec.store, copy, acts=acts, retraining=retraining)
+        finally:
+            work.workers.let_go()
+            work.close()
 
     def trace(self, corpus: str, rows: Sequence[int]) -> TracedRows:
         """Return the documents that rows of a corpus hold. Reads only.

@@ -17,15 +17,16 @@ from typing import Any
 from perennial.audit.checks import ledger_key
 from perennial.audit.finding import Finding
 from perennial.audit.ledger_repair import LedgerEvidence, plan_ledger
+from perennial.audit.retraining import RetrainedCheckpoint, Retraining
 from perennial.audit.verify import verify
 from perennial.errors import InputError
 from perennial.runs.lease import hold_alone
 from perennial.runs.ledger import FOLDER, HEAD, digest_of, now, read_head
 from perennial.runs.witnesses import read_named
 from perennial.store import Log, Store
+from perennial.store.aside import replace_object, set_aside
 from perennial.training.checkpoint.manifest import digest
 
-ASIDE = "aside"
 _ROUNDS = 3
 """A manifest that was restored names files that may be missing too, and those files others."""
 
@@ -37,6 +38,7 @@ class Repair:
     restored: keys of objects that were taken from the copy.
     set_aside: keys of objects that belong to no run.
     corrected: what was wrong about the ledger's head, where it was.
+    retrained: damaged checkpoints that were trained again, or why they were not.
     findings: what `verify` finds afterwards.
     """
 
@@ -44,6 +46,7 @@ class Repair:
     restored: list[str] = field(default_factory=list)
     set_aside: list[str] = field(default_factory=list)
     corrected: list[str] = field(default_factory=list)
+    retrained: list[RetrainedCheckpoint] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,13 +54,16 @@ class Repair:
         return asdict(self)
 
 
-def repair(store: Store, copy: Store | None, *, acts: bool = True) -> Repair:
+def repair(
+    store: Store, copy: Store | None, *, acts: bool = True, retraining: Retraining | None = None
+) -> Repair:
     """Mend what can be mended: first the ledger, then what it names.
 
     Args:
         store: the run's store.
         copy: a copy of it, as far as there is one: a backup, a bucket's replica, old versions.
         acts: whether to write; otherwise the first round is planned alone.
+        retraining: trains damaged checkpoints again that no copy has; None leaves them.
 
     Raises:
         Busy: a process trains or tokenises, and lives.
@@ -73,6 +79,10 @@ def repair(store: Store, copy: Store | None, *, acts: bool = True) -> Repair:
             if copy is None or not _restore_lost(store, copy, verification.lost, done):
                 break
             verification = verify(store) if acts else verification
+        if retraining is not None and not verification.story.findings:
+            done.retrained = retraining.retrain(verification, acts=acts)
+            if acts and any(not its.code for its in done.retrained):
+                verification = verify(store)
     done.findings = list(verification.findings)
     if lost is not None and lost.key not in {finding.key for finding in done.findings}:
         done.findings.insert(0, lost)
@@ -110,7 +120,7 @@ def _repair_ledger(store: Store, copy: Store | None, done: Repair) -> Finding | 
     if not done.acted:
         return plan.lost
     for number in [*plan.set_aside, *(n for n in plan.restore if n in own.entries)]:
-        _set_aside(store, log.key(number), digest_of(own.entries[number]))
+        set_aside(store, log.key(number), digest_of(own.entries[number]))
     for number, data in plan.restore.items():
         if not log.append(number, data):
             raise _taken(store, log.key(number))
@@ -136,15 +146,6 @@ def _read_evidence(store: Store) -> LedgerEvidence:
     return LedgerEvidence(present, read_head(store), read_named(store))
 
 
-def _set_aside(store: Store, key: str, sha256: str) -> None:
-    """Keep an object's bytes in another place, and free its key."""
-    with tempfile.TemporaryDirectory(prefix="perennial-repair-") as folder:
-        local = Path(folder, "object")
-        store.download(key, local)
-        store.upload(local, f"{ASIDE}/{key}-{sha256[:12]}")
-    store.remove(key)
-
-
 def _restore_lost(store: Store, copy: Store, lost: dict[str, str], done: Repair) -> bool:
     """Copy what is lost or altered; return whether anything was.
 
@@ -166,16 +167,7 @@ def _restore_lost(store: Store, copy: Store, lost: dict[str, str], done: Repair)
                 continue
             restored.append(key)
             if done.acted:
-                _replace(store, key, local)
+                replace_object(store, key, local)
             local.unlink()
     done.restored += restored
     return bool(restored)
-
-
-def _replace(store: Store, key: str, local: Path) -> None:
-    if store.exists(key):
-        with tempfile.TemporaryDirectory(prefix="perennial-repair-") as folder:
-            old = Path(folder, "object")
-            store.download(key, old)
-            _set_aside(store, key, digest(old))
-    store.upload(local, key)

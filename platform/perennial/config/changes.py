@@ -129,6 +129,29 @@ def held_settings(spec: RunSpec) -> Values:
     return kept
 
 
+def with_held(spec: RunSpec, settings: Mapping[str, JsonValue] | None) -> RunSpec:
+    """Return the run file with what a stage keeps of the one under which it began.
+
+    Args:
+        spec: the run file as it is now.
+        settings: `held_settings` of the beginning; None where an older version began it.
+    """
+    if settings is None or held_settings(spec).items() >= settings.items():
+        return spec
+    document = spec.model_dump(mode="json")
+    for name, value in settings.items():
+        *sections, key = name.split(".")
+        section: Any = document
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section[key] = value
+    if _OPTIMIZER in settings:
+        for name in _ADAMW:
+            document["training"].pop(name.rpartition(".")[2], None)
+    return RunSpec.model_validate(document, context={"stored": True})
+
+
 def check_held(
     begun: str, settings: Mapping[str, JsonValue] | None, spec: RunSpec, where: str
 ) -> None:

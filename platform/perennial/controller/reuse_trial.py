@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.runs.search_state import Trial, trial_stage
 from perennial.schedules import from_dict
-from perennial.store import copy_checked
 from perennial.training.checkpoint import manifest as checkpoint
 from perennial.training.checkpoint.same_plan import check_same_plan
 from perennial.training.spikes.skips import read_skips, record_skip
@@ -90,9 +89,5 @@ def _copy(store: Store, source: str, stage: Stage) -> None:
     """
     manifest = checkpoint.read_manifest(store, source)
     check_same_plan(source, manifest, stage.mix, from_dict(stage.schedule))
-    target = checkpoint.folder_of(stage.folder, manifest.step)
-    for name, file in manifest.files.items():
-        key = f"{checkpoint.place_of(target, manifest.attempt)}/{name}"
-        copy_checked(store, manifest.key_of(source, name), store, key, file.sha256)
     owner = {"name": stage.name, "tracking_run": stage.tracking_run}
-    checkpoint.commit(store, target, manifest.model_copy(update=owner))
+    checkpoint.copy_checkpoint(store, source, manifest, stage.folder, owner)

@@ -33,6 +33,7 @@ from perennial.store.stored_json import parse_json
 from perennial.study import record as records
 from perennial.study.branch import branch_off
 from perennial.study.plan import ArmRun, AskedRelease
+from perennial.training.stack import find_versions
 
 if TYPE_CHECKING:
     from perennial.controller.observer import ObservedRun
@@ -167,7 +168,7 @@ def _begin(task: ArmTask, store: Store, tell: Tell) -> None:
         arm=run.arm,
         seed=run.seed,
         settings=run.settings,
-        versions=records.find_versions(),
+        versions=find_versions(),
         machine=records.describe_machine(),
     )
     if task.donor is not None:

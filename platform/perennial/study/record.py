@@ -16,13 +16,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial.errors import InputError
 from perennial.store.stored_json import parse_json
-from perennial.version import __version__
 
 if TYPE_CHECKING:
     from perennial.store import Store
@@ -31,7 +29,6 @@ RECORD = "study/run.json"
 BRANCHING = "study/branching.json"
 SPENT = "study/spent.json"
 _BEAT_SECONDS = 10.0
-_LIBRARIES = ("torch", "ray", "deepspeed", "transformers")
 
 
 @dataclass(frozen=True)
@@ -104,12 +101,6 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def find_versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
-    libraries = {name: version(name) for name in _LIBRARIES}
-    return {"perennial": __version__, "python": platform.python_version(), **libraries}
 
 
 def read_spent(store: Store) -> float:

@@ -21,7 +21,7 @@ from perennial.runs.actions import (
     next_ingest,
 )
 from perennial.runs.state import CorpusState, RunState
-from perennial.runs.storage.store_events import Forked, LetGo, Moved
+from perennial.runs.storage.store_events import Forked, LetGo, Mended, Moved
 from perennial.runs.summary import matrix, references
 from perennial.runs.transitions import TRANSITIONS
 from tests.support.event_factory import (
@@ -523,6 +523,7 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
         Moved(at=AT, to="s3://bucket/new"),
         Forked(at=AT, id="b", parent="a", stage="00-a", step=10, spec={}),
         LetGo(at=AT, folders=("branches/r",), size_bytes=1),
+        Mended(at=AT, checkpoint="checkpoints/00-a/10", source=None, steps=10, files=("m",)),
         *search_of(state),
     ]
     assert {event.kind for event in told} == {

@@ -15,13 +15,12 @@ from perennial.corpora.ingest.quality import refused_folder
 from perennial.corpora.manifest import manifest_key
 from perennial.errors import InputError
 from perennial.evaluation.kept_samples import folder_of as samples_of
+from perennial.store.aside import ASIDE
 
 if TYPE_CHECKING:
     from perennial.controller.context import Workspace
     from perennial.corpora.erasing.tombstone import Tombstone
     from perennial.store import Store
-
-_ASIDE = "aside"
 
 
 class Leftover(NamedTuple):
@@ -87,9 +86,9 @@ def _folders(erased: list[Tombstone]) -> list[str]:
     """Return the folders of the run's store that are removed as a whole."""
     name, folder = erased[0].corpus, f"corpora/{erased[0].corpus}"
     folders = ["report", refused_folder(name), f"{FAILURES}/{name}"]
-    folders += [f"{_ASIDE}/{folder}", f"{_ASIDE}/inbox/{name}"]
+    folders += [f"{ASIDE}/{folder}", f"{ASIDE}/inbox/{name}"]
     if any(its.whole or its.held_out for its in erased):
-        folders += [samples_of(name), f"{_ASIDE}/{samples_of(name)}"]
+        folders += [samples_of(name), f"{ASIDE}/{samples_of(name)}"]
     if any(its.whole for its in erased):
         folders.append(folder)
     return folders

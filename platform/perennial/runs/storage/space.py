@@ -18,8 +18,8 @@ Kind = Literal["branches", "trials", "evaluations", "staged", "left"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """what can be let go: checkpoints of the anneals of releases that were made; those of finished
 searches of stages that were trained since; measurements of models that are neither of the trunk nor
-released; staged text of corpora that are tokenised or refused; checkpoints of stages that left the
-trunk"""
+released; staged text of corpora that are tokenised or refused, and what a killed process trained
+again; checkpoints of stages that left the trunk"""
 DEFAULT_KINDS: tuple[Kind, ...] = ("branches", "trials", "evaluations", "staged")
 
 _KIND_OF = {
@@ -30,6 +30,8 @@ _KIND_OF = {
     "aliases": "releases",
 }
 STAGING = "staging"
+RETRAINING = "retraining"
+"""key below which the steps of checkpoints are trained again"""
 
 
 def sum_by_kind(objects: Iterable[ObjectInfo]) -> dict[str, int]:
@@ -122,6 +124,8 @@ def _list_staged(state: RunState, keys: Collection[str]) -> Iterator[str]:
             is_refused = corpus is not None and corpus.state == "refused"
             if is_refused or f"corpora/{name}/manifest.json" in manifests:
                 yield f"corpora/{name}/{inside.partition('/')[0]}"
+        if room == RETRAINING or key.startswith(f"starts/{RETRAINING}/"):
+            yield key.partition(RETRAINING)[0] + RETRAINING
 
 
 def _list_left(state: RunState, keys: Collection[str]) -> Iterator[str]:

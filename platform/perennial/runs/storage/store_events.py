@@ -57,4 +57,21 @@ class LetGo(StoreEvent):
     size_bytes: int
 
 
-AnyStoreEvent = Moved | Forked | LetGo
+class Mended(StoreEvent):
+    """Lost files of a checkpoint were trained again, and are what they were.
+
+    Every file of its weights and of its optimizer's state has the digest that its manifest names.
+
+    checkpoint: its key. source: key of the checkpoint from which the steps were taken once more;
+        None for the model that the run begins with.
+    steps: number of them. files: names of the files that were put in place.
+    """
+
+    kind: Literal["mended"] = "mended"
+    checkpoint: str
+    source: str | None
+    steps: int
+    files: tuple[str, ...]
+
+
+AnyStoreEvent = Moved | Forked | LetGo | Mended

@@ -9,7 +9,14 @@ from pydantic import JsonValue
 
 from perennial.errors import InvalidTransition
 from perennial.runs.entities import Corpus
-from perennial.runs.storage.store_events import AnyStoreEvent, EventRecord, Forked, LetGo, Moved
+from perennial.runs.storage.store_events import (
+    AnyStoreEvent,
+    EventRecord,
+    Forked,
+    LetGo,
+    Mended,
+    Moved,
+)
 from perennial.runs.trunk.trunk_state import TrunkState
 from perennial.runs.trunk.unfinished import abandon, list_unfinished
 
@@ -68,6 +75,8 @@ class StoreState:
 
             case LetGo():
                 self.absent |= set(event.folders)
+            case Mended():
+                pass  # the checkpoint is what it was
 
     def is_absent(self, key: str) -> bool:
         """Return whether a folder that the ledger names is left out by intention."""

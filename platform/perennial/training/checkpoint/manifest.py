@@ -11,7 +11,7 @@ can change a committed checkpoint, not even a group that is thought dead and sti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from perennial.corpora.tokenizer import FIRST_TOKENIZER
 from perennial.errors import Altered, Damaged
-from perennial.store import Store, download_checked, read_checked
+from perennial.store import Store, copy_checked, download_checked, read_checked
 from perennial.store.stored_json import parse_json
 
 MANIFEST = "manifest.json"
@@ -65,6 +65,9 @@ class CheckpointManifest(BaseModel):
     """fp16's factor of the loss; None in other formats, and where an older version wrote it"""
     world_size: int
     code_version: str
+    stack: dict[str, str] = Field(default_factory=dict, exclude_if=lambda its: not its)
+    """versions of libraries and the kind of processor that it was trained with, see `stack`; none
+    where an older version wrote it"""
     tracking_run: str
     attempt: str = ""
     ledger_events: int | None = None
@@ -153,6 +156,32 @@ def commit(store: Store, checkpoint: str, manifest: CheckpointManifest) -> bool:
             raise FileNotFoundError(f"{place}/{name} is not whole in the store")
     data = manifest.model_dump_json(indent=1).encode()
     return store.create(f"{checkpoint}/{MANIFEST}", data)
+
+
+def copy_checkpoint(
+    store: Store,
+    source: str,
+    manifest: CheckpointManifest,
+    folder: str,
+    owner: Mapping[str, str],
+) -> None:
+    """Copy the files of a committed checkpoint to another folder, then commit it there (I6).
+
+    Args:
+        store: the run's store.
+        source: key of the checkpoint.
+        manifest: its manifest.
+        folder: key of the other stage's or branch's folder.
+        owner: fields of the manifest that are the other one's.
+
+    Raises:
+        Altered: a file has another digest than the manifest.
+    """
+    target = folder_of(folder, manifest.step)
+    for name, file in manifest.files.items():
+        key = f"{place_of(target, manifest.attempt)}/{name}"
+        copy_checked(store, manifest.key_of(source, name), store, key, file.sha256)
+    commit(store, target, manifest.model_copy(update=dict(owner)))
 
 
 def quarantine(store: Store, checkpoint: str) -> None:

@@ -114,7 +114,8 @@ def begin_from_latest(
         return _begin_from(job, store, job.start, scratch / job.start, begin, resumed=False)
     except Unsound as unsound:
         raise StartDamaged(
-            f"{unsound.damages[0]}; {job.name} starts from there, so restore that file from a copy"
+            f"{unsound.damages[0]}; {job.name} starts from there, so restore that file: "
+            "`perennial repair` takes it from a copy, or trains it again with --retrain"
         ) from None
 
 

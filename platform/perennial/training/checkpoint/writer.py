@@ -43,6 +43,7 @@ from perennial.training.engine.deepspeed_internals import loss_scale
 from perennial.training.engine.engine import gather_weights
 from perennial.training.engine.optimizer_state import optimizer_state
 from perennial.training.job import Job
+from perennial.training.stack import worker_stack
 from perennial.version import __version__
 
 _MODEL = "model"
@@ -301,6 +302,7 @@ class Saver:
             loss_scale=snapshot.loss_scale,
             world_size=self._world,
             code_version=__version__,
+            stack=worker_stack(),
             tracking_run=job.tracking_run,
             attempt=self._attempt,
             ledger_events=None if job.fence is None else job.fence.first,
