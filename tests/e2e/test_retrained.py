@@ -120,3 +120,32 @@ def test_what_is_not_the_same_is_left_and_a_killed_training_goes_on(
     assert len(_told(store)) == 1
     assert not [info.key for info in store.list() if "retraining" in info.key]
     assert perennial_json("verify", run_file, env=ray_head)["holds"]
+
+
+@pytest.mark.long
+def test_what_other_software_makes_of_the_last_steps_is_recorded(
+    lineage: Lineage, ray_head: dict[str, str], tmp_path: Path
+) -> None:
+    store = open_store(tmp_path / "store")
+    run_file = _copied(lineage, tmp_path, store)
+    end = Ledger(store).read().ends["01-code"]
+    manifest = json.loads(store.read(f"{end}/manifest.json"))
+    installed = manifest["stack"]["torch"]
+    manifest["stack"]["torch"] = "1.0.0"
+    store.write(f"{end}/manifest.json", json.dumps(manifest).encode())
+    before = _objects(store)
+    same = perennial_json("upgrade", run_file, env=ray_head)
+    assert (same["same"], same["loss"], same["largest"]) == (True, 0.0, 0.0)
+    assert same["changes"] == [f"torch 1.0.0 -> {installed}"]
+    assert [its["step"] for its in same["losses"]] == [*range(121 - same["steps"], 121)]
+    other = perennial_json("upgrade", run_file, "training.micro_batch=1", env=ray_head)
+    assert not other["same"]
+    assert other["is_rounding"]
+    assert 0 < other["relative"] < 1e-4
+    after = _objects(store)
+    assert {key for key in after if after[key] != before.get(key)} == {
+        "leases/head.json", *sorted(key for key in after if key.startswith("ledger/"))[-2:],
+    }  # fmt: skip
+    assert before.keys() <= after.keys()
+    assert perennial_json("verify", run_file)["holds"]
+    assert perennial_json("run", run_file, env=ray_head)["trained"] == 0

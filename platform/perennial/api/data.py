@@ -23,6 +23,7 @@ from perennial.store import shown_transfer
 if TYPE_CHECKING:
     from perennial.audit.repair import Repair
     from perennial.audit.retraining import Retraining
+    from perennial.audit.upgrade import StackComparison
     from perennial.controller.context import Workspace
     from perennial.training.job import Job
 
@@ -123,15 +124,46 @@ def repair(
 def retraining_of(work: Workspace) -> Retraining:
     """Return what trains damaged checkpoints of a run again; starts nothing."""
     from perennial.audit.retraining import Retraining
+
+    return Retraining(work.store, work.spec, lambda job: _train_again(work, job))
+
+
+def upgrade(work: Workspace) -> StackComparison:
+    """Compare the installed software with what was recorded; see `Run.upgrade`."""
+    from perennial.audit.upgrade import compare_stacks
+
+    return compare_stacks(work.store, work.spec, lambda job: _train_again(work, job))
+
+
+def plan_upgrade(work: Workspace) -> list[str]:
+    """Return the steps that `upgrade` would take, and under which software, in words."""
+    from perennial.audit.upgrade import plan_upgrade as plan
+    from perennial.training.stack import describe_changes, find_versions
+
+    stretch = plan(work.store, work.spec)
+    recorded = stretch.recorded
+    # Which processor the workers have, they alone know.
+    known = {name: recorded.stack[name] for name in find_versions() if name in recorded.stack}
+    changes = describe_changes(known, find_versions())
+    length = "1 step" if stretch.steps == 1 else f"{stretch.steps:,} steps"
+    source = stretch.source or "the run's beginning"
+    group = "1 worker" if recorded.world_size == 1 else f"{recorded.world_size} workers"
+    return [
+        f"take {length} from {source} to {stretch.checkpoint} once more, on {group}",
+        f"compare {', '.join(changes) or 'the same versions'}"
+        if known
+        else "compare versions that were not recorded with those that are installed",
+    ]
+
+
+def _train_again(work: Workspace, job: Job) -> None:
+    """Train a job whose folder is its own, in workers that wait for the next one."""
     from perennial.controller.ray_cluster import use_ray
     from perennial.controller.train_stage import train_trunk
 
-    def train_again(job: Job) -> None:
-        work.check_run()
-        use_ray(job.training)
-        train_trunk(work, job)
-
-    return Retraining(work.store, work.spec, train_again)
+    work.check_run()
+    use_ray(job.training)
+    train_trunk(work, job)
 
 
 def _check_due(work: Workspace, due: bool) -> None:

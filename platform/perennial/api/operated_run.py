@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from perennial.api.kept_run import KeptRun
 
 if TYPE_CHECKING:
+    from perennial.audit.upgrade import StackComparison
     from perennial.controller.erasing.erase import Erasure
     from perennial.controller.promote import Promotion
     from perennial.controller.rewind import Rewinding
@@ -120,6 +121,32 @@ class OperatedRun(KeptRun):
         from perennial.controller.erasing.erase import plan_erase
 
         return plan_erase(self._reading(), corpus, _as_path(documents))
+
+    def upgrade(self) -> StackComparison:
+        """Take the trunk's last steps once more under the software that is installed now.
+
+        Compares losses and weights with those that were recorded; the difference is an event of
+        the ledger, and nothing of the trunk changes. Safe to repeat and to kill.
+
+        Raises:
+            Busy: another process trains or tokenises, and lives.
+            InputError: there is no checkpoint, or what it was trained from is gone.
+            TrainingFailed: the installed software cannot take the steps.
+        """
+        from perennial.api import data
+
+        work = self._reading()
+        try:
+            return data.upgrade(work)
+        finally:
+            work.workers.let_go()
+            work.close()
+
+    def plan_upgrade(self) -> list[str]:
+        """Return the steps that `upgrade` would take, in words; errors are its."""
+        from perennial.api import data
+
+        return data.plan_upgrade(self._reading())
 
     def plan_rewind(self, to: str) -> Rewinding:
         """Return what `rewind` would do; arguments and errors are its."""

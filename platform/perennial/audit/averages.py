@@ -20,7 +20,8 @@ from perennial.training.checkpoint.manifest import (
     digest,
     folder_of,
 )
-from perennial.training.model.average import is_weights, write_average
+from perennial.training.model.average import write_average
+from perennial.training.model.tensor_chunks import is_weights
 
 
 def check_averages(story: FoldedLedger) -> Iterator[Finding]:

@@ -53,8 +53,8 @@ from perennial.training.checkpoint.manifest import (
     FileEntry,
     place_of,
 )
-from perennial.training.model.average import is_weights
 from perennial.training.model.initial import read_initial
+from perennial.training.model.tensor_chunks import is_weights
 from perennial.training.spikes.skips import read_skips
 
 if TYPE_CHECKING:

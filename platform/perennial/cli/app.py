@@ -16,6 +16,7 @@ from perennial.cli.decide.erase import erase
 from perennial.cli.decide.release import promote
 from perennial.cli.decide.store import fork, gc, move
 from perennial.cli.decide.trunk import rewind
+from perennial.cli.decide.upgrade import upgrade
 from perennial.cli.look.compare import compare
 from perennial.cli.look.doctor import doctor
 from perennial.cli.look.explain import explain
@@ -51,7 +52,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Release and measure": [release, evaluate, report, compare],
     "Many runs": [study],
     "Decide about a corpus": [hold, retry, accept, refuse, retire, unretire],
-    "Day two": [rewind, promote, fork, move, gc, erase],
+    "Day two": [rewind, promote, fork, move, gc, erase, upgrade],
     "Check and track": [verify, repair, trace, ui, track],
 }
 """Verbs in the order of work, by their panel in `perennial --help`."""

@@ -256,7 +256,7 @@ def _retained(work: Workspace, stage: Stage, step: int, count: int) -> list[tupl
 
 def _describe_average(work: Workspace, average: Average) -> list[str]:
     """Return the checkpoints of an average in words, with what is read of each."""
-    from perennial.training.model.average import is_weights
+    from perennial.training.model.tensor_chunks import is_weights
 
     total = sum(member.weight for member in average.of)
     lines = []

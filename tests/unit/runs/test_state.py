@@ -21,7 +21,7 @@ from perennial.runs.actions import (
     next_ingest,
 )
 from perennial.runs.state import CorpusState, RunState
-from perennial.runs.storage.store_events import Forked, LetGo, Mended, Moved
+from perennial.runs.storage.store_events import Forked, LetGo, Mended, Moved, Upgraded
 from perennial.runs.summary import matrix, references
 from perennial.runs.transitions import TRANSITIONS
 from tests.support.event_factory import (
@@ -524,6 +524,18 @@ def test_every_event_survives_the_ledger_and_says_its_schema(state: RunState) ->
         Forked(at=AT, id="b", parent="a", stage="00-a", step=10, spec={}),
         LetGo(at=AT, folders=("branches/r",), size_bytes=1),
         Mended(at=AT, checkpoint="checkpoints/00-a/10", source=None, steps=10, files=("m",)),
+        Upgraded(
+            at=AT,
+            checkpoint="checkpoints/00-a/10",
+            source=None,
+            steps=10,
+            recorded={},
+            installed={"torch": "2"},
+            same=False,
+            loss=0.1,
+            largest=0.2,
+            relative=0.3,
+        ),
         *search_of(state),
     ]
     assert {event.kind for event in told} == {

@@ -17,7 +17,7 @@ from safetensors.torch import save_file as save_torch
 from perennial.errors import Damaged
 from perennial.runs.averaging import weights_of
 from perennial.store import Store, open_store
-from perennial.training.model import average
+from perennial.training.model import tensor_chunks
 from perennial.training.model.average import write_average
 from perennial.training.model.shards import INDEX, index_text
 from tests.support.committed import commit_folder
@@ -81,7 +81,7 @@ def _check(store: Store, folder: Path, weighting: str) -> None:
 def test_it_is_bitwise_the_average_of_numpy(
     tmp_path: Path, weighting: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(average, "_CHUNK", chunk)
+    monkeypatch.setattr(tensor_chunks, "_CHUNK", chunk)
     _check(open_store(tmp_path / "store"), tmp_path, weighting)
 
 
@@ -126,7 +126,7 @@ def test_halves_are_averaged_in_32_bits_and_rounded_once(
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(average, "_CHUNK", 1 << 12)
+    monkeypatch.setattr(tensor_chunks, "_CHUNK", 1 << 12)
     store, keys = open_store(tmp_path / "store"), []
     for step in (1, 2, 3):
         (local := tmp_path / f"{step}").mkdir()

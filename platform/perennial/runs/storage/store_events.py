@@ -74,4 +74,27 @@ class Mended(StoreEvent):
     files: tuple[str, ...]
 
 
-AnyStoreEvent = Moved | Forked | LetGo | Mended
+class Upgraded(StoreEvent):
+    """The last steps of the trunk were taken once more under the software that is installed now.
+
+    checkpoint, source, steps: as for `Mended`.
+    recorded, installed: versions of libraries and the kind of processor, of the checkpoint and of
+        now; `recorded` is empty where the checkpoint does not name them.
+    same: whether weights and the optimizer's state are the same, bit by bit.
+    loss: largest difference of a step's loss, in nats per token.
+    largest, relative: difference of the weights, see `WeightDifference`.
+    """
+
+    kind: Literal["upgraded"] = "upgraded"
+    checkpoint: str
+    source: str | None
+    steps: int
+    recorded: dict[str, str]
+    installed: dict[str, str]
+    same: bool
+    loss: float
+    largest: float
+    relative: float
+
+
+AnyStoreEvent = Moved | Forked | LetGo | Mended | Upgraded

@@ -16,6 +16,7 @@ from perennial.runs.storage.store_events import (
     LetGo,
     Mended,
     Moved,
+    Upgraded,
 )
 from perennial.runs.trunk.trunk_state import TrunkState
 from perennial.runs.trunk.unfinished import abandon, list_unfinished
@@ -75,8 +76,8 @@ class StoreState:
 
             case LetGo():
                 self.absent |= set(event.folders)
-            case Mended():
-                pass  # the checkpoint is what it was
+            case Mended() | Upgraded():
+                pass  # the trunk is what it was
 
     def is_absent(self, key: str) -> bool:
         """Return whether a folder that the ledger names is left out by intention."""

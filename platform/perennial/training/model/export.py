@@ -12,8 +12,9 @@ from perennial.corpora.tokenizer import FIRST_TOKENIZER
 from perennial.store import Store
 from perennial.store.stored_json import parse_json
 from perennial.training.checkpoint import manifest as checkpoints
-from perennial.training.model.average import is_weights, write_average
+from perennial.training.model.average import write_average
 from perennial.training.model.spellings import spell_for_all
+from perennial.training.model.tensor_chunks import is_weights
 
 
 def export(
