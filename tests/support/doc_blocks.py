@@ -132,6 +132,9 @@ NOT_RUN: dict[tuple[str, str], str] = {
         "pipelines/baselines/{union,no-replay,cosine,english,french,spanish}.yaml "
         "--output compare.html",
     ): f"{_LONG}it compares seven trained runs (`make baselines`)",
+    ("docs/extending.md", "pip install -e examples/plugin_schedule"): (
+        "it installs into the environment; tests/unit/config/test_explain.py explains its keys"
+    ),
     ("docs/guide/evaluate.md", "for seed in 0 1 2; do"): (
         f"{_LONG}tests/e2e/test_report.py compares two seeds"
     ),

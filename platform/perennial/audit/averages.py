@@ -79,8 +79,8 @@ def check_averaged_files(
     said, right = manifest.get("average"), average.sources
     pairs = {"average": (said, right), "checkpoint": (manifest["checkpoint"], branch.source)}
     if plan is not None and plan.first_step < branch.step <= plan.last_step:
-        told = (manifest["tokens_seen"], manifest.get("tokens_elsewhere", 0))
-        yield from unequal_tokens(where, told, plan.told_tokens(branch.step, told[0]))
+        stated = (manifest["tokens_seen"], manifest.get("tokens_elsewhere", 0))
+        yield from unequal_tokens(where, stated, plan.stated_tokens(branch.step, stated[0]))
     yield from unequal(where, pairs)
     if said == right and all(source in checkpoints for source in right):
         yield from _again(store, where, average, files)

@@ -77,7 +77,7 @@ def check_checkpoint(
     }
     yield from unequal(where, pairs)
     seen = (manifest.tokens_seen, manifest.tokens_elsewhere)
-    yield from unequal_tokens(where, seen, plan.told_tokens(step, manifest.tokens_seen))
+    yield from unequal_tokens(where, seen, plan.stated_tokens(step, manifest.tokens_seen))
     # Another machine's cosine may differ in the last bit.
     if is_known and not math.isclose(manifest.eta, schedule.eta(step - 1), rel_tol=1e-9):
         yield from unequal(where, {"eta": (manifest.eta, schedule.eta(step - 1))})
@@ -171,6 +171,6 @@ def check_released_tokens(
         released: the manifest.
         checkpoint: what the release is exported from.
     """
-    told = (released["tokens_seen"], released.get("tokens_elsewhere", 0))
+    stated = (released["tokens_seen"], released.get("tokens_elsewhere", 0))
     right = (checkpoint.tokens_seen, checkpoint.tokens_elsewhere)
-    yield from unequal_tokens(where, told, right)
+    yield from unequal_tokens(where, stated, right)

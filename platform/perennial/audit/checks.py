@@ -267,15 +267,15 @@ class PlannedFolder:
         """Return the skipped steps up to trunk step `step`."""
         return tuple(skipped for skipped in self.skipped if skipped <= step)
 
-    def told_tokens(self, step: int, told: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    def stated_tokens(self, step: int, stated: Mapping[str, int]) -> tuple[dict[str, int], int]:
         """Return what a checkpoint says of the tokens seen: by corpus, and of all others together.
 
         Args:
             step: trunk step of the checkpoint.
-            told: what it says by corpus: the corpora of its mix, or every one in an older version.
+            stated: what it says by corpus: the corpora of its mix, or every one in an older version.
         """
         seen = self.tokens_seen(step)
-        named = {source.corpus for source in self.mix.sources} | (told.keys() & seen.keys())
+        named = {source.corpus for source in self.mix.sources} | (stated.keys() & seen.keys())
         own = {name: seen[name] for name in seen if name in named}
         return own, sum(seen.values()) - sum(own.values())
 

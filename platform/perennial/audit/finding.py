@@ -58,17 +58,17 @@ def field_of(document: Document, name: str) -> JsonValue:
 
 
 def unequal_tokens(
-    key: str, told: tuple[dict[str, int], int], right: tuple[dict[str, int], int]
+    key: str, stated: tuple[dict[str, int], int], right: tuple[dict[str, int], int]
 ) -> Iterator[Finding]:
     """Yield a finding where an object says another number of tokens than is right.
 
     Args:
         key: the object.
-        told: tokens by corpus of the mix, and of all others, as it has them.
+        stated: tokens by corpus of the mix, and of all others, as it has them.
         right: as they should be.
     """
     names = ("tokens_seen", "tokens_elsewhere")
-    yield from unequal(key, dict(zip(names, zip(told, right, strict=True), strict=True)))
+    yield from unequal(key, dict(zip(names, zip(stated, right, strict=True), strict=True)))
 
 
 def unequal(

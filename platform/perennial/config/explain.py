@@ -68,13 +68,13 @@ def explain(field: str) -> list[FieldHelp]:
     """
     everything = _all_fields()
     is_key = "." not in field
-    found = [
+    matches = [
         known
         for known in everything
         if _names(field, known.name) or (is_key and known.name.endswith(f".{field}"))
     ]
-    if found:
-        return found
+    if matches:
+        return matches
     names = list(dict.fromkeys(_plain(known.name) for known in everything))
     last = {name.rpartition(".")[2]: name for name in reversed(names)}
     near = difflib.get_close_matches(field, names, n=_NEAR, cutoff=0.7)

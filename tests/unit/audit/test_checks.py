@@ -128,10 +128,10 @@ def test_tokens_are_told_of_the_mix_s_corpora_and_of_all_others_together() -> No
     before = {"a": 3, "old": 40, "older": 500}
     line = PlannedFolder(stage.name, stage.folder, 0, stage.mix, stage.schedule, before, 32)
     whole = line.tokens_seen(10)
-    own, elsewhere = line.told_tokens(10, {"a": whole["a"]})
+    own, elsewhere = line.stated_tokens(10, {"a": whole["a"]})
     assert (own, elsewhere) == ({"a": whole["a"]}, 540 * 32)
-    assert line.told_tokens(10, whole) == (whole, 0), "as versions before 0.2 told them"
-    assert line.told_tokens(10, {"a": 1, "b": 2}) == (own, elsewhere)
+    assert line.stated_tokens(10, whole) == (whole, 0), "as versions before 0.2 told them"
+    assert line.stated_tokens(10, {"a": 1, "b": 2}) == (own, elsewhere)
 
 
 FP32 = {"training.precision": "fp32", "training.optimizer": {"kind": "adamw"}}
