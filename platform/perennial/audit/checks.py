@@ -272,7 +272,7 @@ class PlannedFolder:
 
         Args:
             step: trunk step of the checkpoint.
-            stated: what it says by corpus: the corpora of its mix, or every one in an older version.
+            stated: what it says by corpus: those of its mix, or every one in an older version.
         """
         seen = self.tokens_seen(step)
         named = {source.corpus for source in self.mix.sources} | (stated.keys() & seen.keys())
