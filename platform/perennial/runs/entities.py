@@ -18,6 +18,7 @@ from perennial.runs.events import (
     Erased,
     Failed,
     Imported,
+    Ingesting,
     Measured,
     Retried,
     ScheduleRecord,
@@ -66,7 +67,27 @@ class Corpus:
         """Return whether an event counts on from another number than the corpus has."""
         if isinstance(event, Erased):
             return event.corpus == self.name and event.number != self.erasures
-        return isinstance(event, Failed) and event.attempt != self.attempt + 1
+        if not isinstance(event, Failed) or event.attempt == self.attempt + 1:
+            return False
+        # Ledgers of earlier code count from the start at each start of an ingest.
+        return not (self.state == "ingesting" and event.attempt == 1)
+
+    def count_failures(self, event: CorpusEvent) -> None:
+        """Keep how often in a row what is being done has failed, and when it is tried again.
+
+        A retry by the controller goes on counting, and so does the start of an ingest, which every
+        try of it has.
+        """
+        match event:
+            case Failed():
+                self.attempt, self.attempts = event.attempt, event.attempts
+                self.next_try = event.next_try
+            case Retried(by_person=False):
+                pass
+            case Ingesting():
+                self.next_try = None
+            case _:
+                self.attempt, self.next_try = 0, None
 
     def go_on(self, event: Retried) -> None:
         """Keep what a retry says of the next stage."""

@@ -31,7 +31,6 @@ from perennial.runs.events import (
     Evaluating,
     Event,
     Extended,
-    Failed,
     Gated,
     Imported,
     Ingesting,
@@ -292,11 +291,7 @@ class RunState:
 
     def _note(self, corpus: Corpus, event: CorpusEvent) -> None:
         """Keep an event's data about a corpus."""
-        if isinstance(event, Failed):
-            corpus.attempt, corpus.attempts = event.attempt, event.attempts
-            corpus.next_try = event.next_try
-        elif not isinstance(event, Retried) or event.by_person:
-            corpus.attempt, corpus.next_try = 0, None
+        corpus.count_failures(event)
         match event:
             case Landed():
                 corpus.size_bytes, corpus.listing = event.size_bytes, event.listing

@@ -182,10 +182,24 @@ def test_a_failed_ingest_waits_for_its_time_while_others_go_on(state: RunState) 
     assert next_action(state, Outside(now=later)) == Action("retry", "a")
     state.apply(events.Retried(at=AT, corpus="a", by_person=False))
     assert next_action(state, Outside(now=later)) == Action("ingest", "a")
+    walk(state, "a", "ingesting")
     state.apply(event_of("failed", state, "a"))
     assert (state.corpora["a"].attempt, next_action(state, Outside())) == (2, None)
     walk(state, "a", "retried")
     assert state.corpora["a"].attempt == 0
+
+
+def test_a_ledger_whose_ingests_counted_their_failures_from_the_start_is_read(
+    state: RunState,
+) -> None:
+    walk(state, "a", "landed", "ingesting")
+    first = event_of("failed", state, "a", AT)
+    for _ in range(3):
+        state.apply(first)
+        state.apply(events.Retried(at=AT, corpus="a", by_person=False))
+        walk(state, "a", "ingesting")
+    state.apply(event_of("failed", state, "a"))
+    assert state.corpora["a"].attempt == 2
 
 
 def test_a_failed_stage_stops_the_line_and_goes_on_where_it_was(state: RunState) -> None:
