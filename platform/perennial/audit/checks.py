@@ -382,7 +382,7 @@ def check_trials(story: FoldedLedger, rows: Mapping[str, CorpusRows]) -> Iterato
     for name, trial in story.state.searches.trials.items():
         branched = trial.branched
         mix = branched.mix
-        if branched.corpus not in rows:
+        if any(corpus not in rows for corpus in mix.corpora):
             continue
         key = story.key("branched", trial=name)
         if isinstance(branched.point, Child):
@@ -395,7 +395,7 @@ def check_trials(story: FoldedLedger, rows: Mapping[str, CorpusRows]) -> Iterato
             continue
         history = _trained_before(story.state, branched)
         try:
-            new = list_new([branched.corpus], rows, mix.weights)
+            new = list_new(mix.corpora, rows, mix.weights)
             whole = stage_mix(history, new, mix.steps, mix.global_batch, mix.replay)
         except InputError as absent:
             yield _uncheckable(key, name, absent)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from perennial.config.corpora import CorpusPattern
-from perennial.fields import FREE, Amount, Count, PathOrName, Section
+from perennial.fields import FREE, Amount, Count, PathOrName, Section, parse_amount
 
 
 class TaskGate(Section):
@@ -52,15 +52,23 @@ class GatesSpec(Section):
     standard_errors: Annotated[float, Field(ge=0, allow_inf_nan=False), FREE] = 0.0
     """a bound is broken only when the measurement exceeds it by more than this many of its standard
     errors"""
-    on_broken: Annotated[Literal["stop", "retry-with-more-replay"], FREE] = "stop"
-    """stop (the run pauses until you decide), or retry-with-more-replay: a stage that forgot too
-    much is trained again from where it began, with twice its share of replay and at most half,
-    within `max_retries` and `retry_tokens`; then, and for any other bound, the run pauses"""
+    on_broken: Annotated[Literal["stop", "retry-with-more-replay", "search"], FREE] = "stop"
+    """stop (the run pauses until you decide), retry-with-more-replay (a stage that forgot too much
+    is trained again from where it began, with twice its share of replay and at most half, within
+    `max_retries` and `retry_tokens`) or search (trials of the stage at other shares of replay, and
+    at lower peak rates where every stage has a peak of its own, within `max_trials` and
+    `search_tokens`; the best one that holds the bounds becomes the stage). Where that does not
+    help, and for any other bound, the run pauses"""
     max_retries: Annotated[Count, FREE] = 2
     """with retry-with-more-replay, how often a corpus's stage is trained again"""
     retry_tokens: Annotated[Amount | None, FREE] = None
     """with retry-with-more-replay, most tokens that a corpus's stage is trained again for, all
     retries together, such as `4M tokens`; a percentage is of the stage; default no limit"""
+    max_trials: Annotated[Count, FREE] = 4
+    """with search, most trials of one search; each trains the whole stage"""
+    search_tokens: Annotated[Amount, FREE] = Field(default_factory=lambda: parse_amount("400%"))
+    """with search, most tokens that its trials train together, such as `8M tokens`; a percentage is
+    of the stage. `limits.search_tokens` holds too"""
 
     @model_validator(mode="after")
     def _corpora_have_a_bound(self) -> GatesSpec:

@@ -238,8 +238,8 @@ class LimitsSpec(Section):
     """GPU-hours of training in a month of UTC after which no stage begins until the next month: the
     GPUs of the largest worker group, for as long as a stage is being trained. Default: no limit"""
     search_tokens: Annotated[Amount | None, FREE] = None
-    """most tokens that the trials of a search may train, such as `4M tokens`; a percentage is of
-    the stage that is searched. Default: no limit"""
+    """most tokens that the trials of a search may train, by `perennial tune` or after a gate broke,
+    such as `4M tokens`; a percentage is of the stage that is searched. Default: no limit"""
 
 
 class ReleaseSpec(Section):

@@ -78,7 +78,8 @@ def keep(work: Workspace, name: str, answers: Answers) -> None:
 def judge(work: Workspace, name: str) -> None:
     """Compare a stage's measurements with the run file's bounds, and record the verdicts."""
     state, stage = work.state, work.state.stage_of(name)
-    gains = _gains(work, stage) if work.spec.gates.min_gain is not None else {}
+    asked = work.spec.gates.min_gain is not None
+    gains = gains_at(work, stage, work.state.ends[stage.name]) if asked else {}
     measured = Measurements(
         summary.matrix(state, last=1),
         gains,
@@ -116,12 +117,18 @@ def is_kept(work: Workspace, checkpoint: str, corpus: str) -> bool:
     return kept is not None and len(kept) == min(there, work.spec.evaluation.documents)
 
 
-def _gains(work: Workspace, stage: Stage) -> dict[str, Change]:
-    """Return the paired change of the loss over documents, by corpus of the stage."""
+def gains_at(work: Workspace, stage: Stage, end: str) -> dict[str, Change]:
+    """Return the paired change of the loss over documents, by corpus of the stage.
+
+    Args:
+        work: the run.
+        stage: the stage.
+        end: key of the checkpoint at its end, or at that of a trial of it.
+    """
     gains, start = {}, work.state.start_of(stage)
     for name in stage.corpora:
         before = kept_losses(work.store, start, name) if start else None
-        after = kept_losses(work.store, work.state.ends[stage.name], name)
+        after = kept_losses(work.store, end, name)
         if before is not None and after is not None:
             gains[name] = paired_change(before, after)
     return {name: gain for name, gain in gains.items() if gain is not None}

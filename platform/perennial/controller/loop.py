@@ -24,6 +24,7 @@ from perennial.controller.release import carry_out
 from perennial.controller.replay_share import measure_share
 from perennial.controller.reuse_trial import adopt
 from perennial.controller.train_stage import train_trunk
+from perennial.controller.unattended.gate_search import leave_for_another_try, train_trial
 from perennial.controller.unattended.measure_beside import BesideTraining, train_beside
 from perennial.errors import (
     MISTAKES,
@@ -257,9 +258,9 @@ def check_inbox(work: Workspace) -> None:
 
 def _outside(work: Workspace, due: Sequence[str] = ()) -> Outside:
     landed = [landed.name for landed in corpora.list_landed(work.inbox)]
-    response = respond_to_gate(work.spec, work.state)
-    mends, at = response is not None and response.replay is not None, now()
-    return Outside(landed, at, due, mends, reached_limit(work.spec, work.state, at))
+    response, at = respond_to_gate(work.spec, work.state), now()
+    answer = response.answer if response else None
+    return Outside(landed, at, due, answer, reached_limit(work.spec, work.state, at))
 
 
 def _due(work: Workspace) -> list[Releasing]:
@@ -347,20 +348,10 @@ class _Controller:
                 self._release(action.subject)
             case "retry":
                 self._work.decide(Retried(at=now(), corpus=action.subject, by_person=False))
-            case "retry-with-more-replay":
-                self._retry_with_more_replay()
-
-    def _retry_with_more_replay(self) -> None:
-        """Take the stage that a gate stopped off the trunk, to train it again."""
-        response = respond_to_gate(self._work.spec, self._work.state)
-        assert response is not None
-        assert response.replay is not None
-        name, share = response.corpus, response.replay
-        retried = Retried(
-            at=now(), corpus=name, by_person=False, replay=share, reason=response.reason
-        )
-        self._work.decide(retried)
-        self._work.log(f"{name}: {response.describe()}")
+            case "retry-with-more-replay" | "take-trial":
+                leave_for_another_try(self._work)
+            case "search":
+                self._try(action.subject, lambda: train_trial(self._work, self._reschedule))
 
     def _try(self, name: str, carry_out_action: Callable[[], None]) -> None:
         """Carry out an action on a corpus; record its failure, and the time of the next try.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
-    from perennial.runs.events import Failed, Released, Releasing
+    from perennial.runs.events import Failed, Released, Releasing, Tried
     from perennial.runs.state import RunState, Stage
     from perennial.store import Store
     from perennial.training.job import Job
@@ -102,6 +102,9 @@ class RunObserver:
 
     def stage_gated(self, work: ObservedRun, stage: Stage) -> None:
         """Follow a stage that its gates stopped."""
+
+    def trial_measured(self, work: ObservedRun, tried: Tried) -> None:
+        """Follow the measurement of a trial that a broken gate led to."""
 
     def matrix_filled(self, work: ObservedRun) -> None:
         """Follow the measurement of missing cells of the loss matrix."""

@@ -29,6 +29,7 @@ from perennial.runs.events import (
 )
 from perennial.runs.stage_planner import decide_stage, order_of
 from perennial.runs.state import RunState, Stage
+from perennial.runs.unattended.gate_response import respond_to_gate
 from perennial.runs.unattended.replay_share import ShareDecision
 from perennial.training.checkpoint.manifest import folder_of
 
@@ -165,6 +166,34 @@ def look_ahead(
     left = names_in(state.corpora.values(), "landed", "ingesting", "ready")
     unknown = tuple(name for name in left if order.trains(name))
     return Ahead(tuple(stages), unknown, state)
+
+
+def notes_on_gates(spec: RunSpec, state: RunState, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Return what follows a gate that is broken, or would follow one, with the bounds of that.
+
+    Args:
+        spec: the run file.
+        state: the run as it is.
+        stages: to come.
+    """
+    response = respond_to_gate(spec, state)
+    if response is not None:
+        return (f"{response.corpus}, which a gate stopped: {response.describe()}",)
+    gates, length = spec.gates, spec.tokens_per_step
+    most = max((stage.steps for stage in stages if stage.after), default=0)
+    if not most or gates.on_broken == "stop":
+        return ()
+    if gates.on_broken == "retry-with-more-replay":
+        times = gates.max_retries
+        bound = "" if gates.retry_tokens is None else f", for at most {gates.retry_tokens}"
+        return (f"a stage that forgets too much is trained again at most {times} times{bound}",)
+    limits = (gates.search_tokens, spec.limits.search_tokens)
+    steps = min(limit.steps(most, length) for limit in limits if limit is not None)
+    trials = min(gates.max_trials, steps // most)
+    return (
+        f"a broken gate starts a search: at most {trials} trials of the whole stage, of up to "
+        f"{trials * most * length:,} tokens together; the best one that holds becomes the stage",
+    )
 
 
 def _ingest(spec: RunSpec, state: RunState, name: str, rows: int) -> None:

@@ -19,7 +19,7 @@ from perennial.errors import InputError
 from perennial.mixture import StageMix, name_source, seen_by_part
 from perennial.planning.growth_forecast import grown_vocabulary
 from perennial.planning.inbox_sizes import list_expected
-from perennial.planning.lookahead import Ahead, Basis, look_ahead
+from perennial.planning.lookahead import Ahead, Basis, look_ahead, notes_on_gates
 from perennial.planning.plan_notes import (
     notes_on_corpora,
     notes_on_start,
@@ -203,7 +203,7 @@ def plan_run(
     stages = tuple(
         _stage_plan(work, ahead.state, stage, basis, speed) for stage, basis in ahead.stages
     )
-    notes += notes_on_start(spec, to_come)
+    notes += (*notes_on_start(spec, to_come), *notes_on_gates(spec, work.state, to_come))
     anneal, mix, undecided = _release(spec, ahead.state)
     on_node = min(workers, hardware.workers_per_node)
     kept_count, stored = sum(s.checkpoints for s in stages), _stored_parameters(work, size)

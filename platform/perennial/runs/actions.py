@@ -22,9 +22,15 @@ Verb = Literal[
     "judge",
     "retry",
     "retry-with-more-replay",
+    "search",
+    "take-trial",
     "release",
     "wait",
 ]
+
+Answer = Literal["retry-with-more-replay", "search", "take-trial"]
+"""What a controller does about a stage that a gate stopped, where a user need not decide: train it
+again with more replay, train another trial of a search, or make a trial the stage."""
 
 _GO_ON: dict[str, Verb] = {
     "training": "train",
@@ -57,14 +63,14 @@ class Outside:
     inbox: names of the complete corpora in the inbox, in the order in which they landed.
     now: UTC time, ISO 8601.
     due: names of the releases that the policy wants now.
-    mends: whether the stage that a gate stopped is trained again with more replay.
+    answer: to the gate that stopped a stage; None where a user must decide.
     limit: lets no stage begin now; None where one may.
     """
 
     inbox: Sequence[str] = ()
     now: str = "9999-12-31T00:00:00+00:00"
     due: Sequence[str] = ()
-    mends: bool = False
+    answer: Answer | None = None
     limit: LimitReached | None = None
 
 
@@ -139,8 +145,8 @@ def next_action(state: RunState, outside: Outside, order: Order | None = None) -
     for name in outside.inbox:
         if name not in state.corpora:
             return Action("record-landing", name)
-    if at_work is not None and at_work.state == "gated" and outside.mends:
-        return Action("retry-with-more-replay", at_work.name)
+    if at_work is not None and at_work.state == "gated" and outside.answer is not None:
+        return Action(outside.answer, at_work.name)
     if at_work is not None:
         return _again(at_work, outside.now)
     return _next_stage(state, outside, order)

@@ -56,6 +56,9 @@ class Corpus:
     replay: float | None = None
     #: how often its stage was trained again with more replay, since a user last decided
     retries: int = 0
+    #: peak learning rate of its next stage, and the search that gave it and the share; "" for none
+    rate: float | None = None
+    search: str = ""
     #: how often something of it was erased
     erasures: int = 0
     #: whether a user accepted its stage before it begins
@@ -94,7 +97,7 @@ class Corpus:
         by_gate = not event.by_person and event.replay is not None
         self.retries = 0 if event.by_person else self.retries + by_gate
         if event.by_person or by_gate:
-            self.replay = event.replay
+            self.replay, self.rate, self.search = event.replay, event.rate, event.search
         # Where nothing was promised, a user's retry takes the inbox as it is.
         if event.by_person and self.listing and not self.listing.promised:
             self.listing = None

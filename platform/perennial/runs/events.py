@@ -168,6 +168,7 @@ class Retried(_Record):
     by_person: a user's retry counts attempts from the start; the controller's own does not.
     replay: the replay share of its next stage, in place of the run file's.
     reason: why the controller trains a stage again that a gate stopped.
+    search: that gave the share, if any. rate: the peak that it gave.
     """
 
     kind: Literal["retried"] = "retried"
@@ -175,6 +176,8 @@ class Retried(_Record):
     by_person: bool = True
     replay: float | None = None
     reason: str = Field(default="", exclude_if=lambda reason: not reason)
+    search: str = Field(default="", exclude_if=lambda search: not search)
+    rate: float | None = Field(default=None, exclude_if=lambda rate: rate is None)
 
 
 class Retired(_Record):
@@ -231,11 +234,9 @@ class Started(_Record):
     """A stage is planned: mix, schedule, and the checkpoint that it starts from.
 
     corpus: the first of its new corpora, `mix.corpora`; what happens to the stage happens to all.
-    share_decision: why it replays as much as it does; None where a number was set, and where there
-        is nothing to replay.
+    share_decision: why it replays so much; None for a share that was set, and for no replay.
     gpus: of the largest worker group that it may have.
-    resumes: key of a checkpoint of a stage that left the trunk, whose plan goes on from there;
-        None for a stage that begins at its first step.
+    resumes: key of a checkpoint of a stage that left the trunk, whose plan goes on; None for none.
     """
 
     kind: Literal["started"] = "started"
@@ -407,7 +408,7 @@ class Searching(_Record):
     """A search for a corpus's stage began, or continues under a new claim: the latest may write.
 
     source: the checkpoint that its trials branch from.
-    spec: the resolved tuning file.
+    spec: the resolved tuning file; after a broken gate, the bounds of the search and the reason.
     claim: 1, 2, ...: number of processes that began it.
     """
 
@@ -448,7 +449,7 @@ class Tried(_Record):
     checkpoint: what was measured: the trial itself, or an anneal off it.
     trained_steps: what the trial has cost since it was measured last, anneal included.
     values: the search's objectives, nats per token, less is better.
-    losses: held-out losses by corpus.
+    losses: held-out losses by corpus. verdicts: of a search after a broken gate.
     """
 
     kind: Literal["tried"] = "tried"
@@ -458,6 +459,7 @@ class Tried(_Record):
     trained_steps: int
     values: dict[str, float]
     losses: Losses
+    verdicts: list[Verdict] = Field(default_factory=list, exclude_if=lambda verdicts: not verdicts)
 
 
 CorpusEvent = (

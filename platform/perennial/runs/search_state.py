@@ -12,6 +12,10 @@ from perennial.mixture.replay import apportion
 from perennial.runs.entities import Stage
 from perennial.runs.events import Branched, Searching, Started, Tried
 
+GATE_SEARCH = "gate/"
+"""Begins the name of a search after a broken gate, which ends with the stage; a tuning file's name
+has no slash."""
+
 
 @dataclass
 class Trial:

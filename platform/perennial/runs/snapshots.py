@@ -34,7 +34,7 @@ from perennial.store.stored_json import parse_json
 
 FOLDER = "ledger/snapshots"
 EVERY_EVENTS = 200
-FORMAT = 3
+FORMAT = 4
 """raised where the same events fold to another state, and where the state has other fields: then
 `_MIGRATIONS` makes the new form of the old one, so that a new version does not read the past again.
 The first, without a number, held plans and measurements too"""
@@ -184,7 +184,15 @@ def _from_format_2(document: dict[str, Any]) -> dict[str, Any]:
     return document | {"format": 3}
 
 
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {2: _from_format_2}
+def _from_format_3(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a snapshot of format 3; what it lacks, of searches after a gate, has its default."""
+    return document | {"format": 4}
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    2: _from_format_2,
+    3: _from_format_3,
+}
 """by the format that each begins from; it returns the next one"""
 
 

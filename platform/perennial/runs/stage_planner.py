@@ -80,7 +80,8 @@ def decide_stage(
     new = list_new(named, rows, weights)
     steps = stage_steps(spec, corpus, sum(map(rows_of, new.values())))
     first_step = state.stages[-1].last_step if state.stages else 0
-    settings = stage_settings(spec, corpus, state.corpora[corpus].replay)
+    own = state.corpora[corpus]
+    settings = stage_settings(spec, corpus, own.replay, own.rate)
     is_auto = settings.replay.share == AUTO
     share = decided_share(spec, state, named, auto) if is_auto else None
     rule = stage_rule(spec, state, corpus, share)

@@ -68,6 +68,7 @@ TRANSITIONS: dict[tuple[CorpusState, str], CorpusState | Back] = {
     ("trained", "failed"): "failed",
     ("evaluating", "failed"): "failed",
     ("evaluated", "failed"): "failed",
+    ("gated", "failed"): "failed",  # at a search
     ("failed", "retried"): "back",
     # Decisions of users, and wrong input.
     ("landed", "held"): "held",

@@ -14,6 +14,7 @@ from perennial.runs.metrics import lineage_parameters, metrics, parameters, stor
 
 if TYPE_CHECKING:
     from perennial.controller.observer import ObservedRun
+    from perennial.runs.events import Tried
     from perennial.runs.state import Stage
     from perennial.tracking import Destination, Receipt, TrackedRun, Tracker
     from perennial.training.job import Job
@@ -191,6 +192,12 @@ class MlflowObserver(RunObserver, RunIds):
         if progress.rows:
             at_ms = int(time.time() * 1000)
             run.log_rows(metrics(job, progress.rows, at_ms), job.tokens_per_step)
+
+    def trial_measured(self, work: ObservedRun, tried: Tried) -> None:
+        """Log a trial's measurement, and end its run."""
+        run = self.tracker(work).child(tried.trial)
+        run.log(tried.step, tried.values)
+        run.finish()
 
     def report_written(self, work: ObservedRun, html: bytes) -> None:
         """Keep the page with the lineage's own run."""

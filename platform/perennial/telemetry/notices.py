@@ -8,8 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perennial.redaction import hide_secrets
+from perennial.runs.unattended.gate_response import respond_to_gate
 
 if TYPE_CHECKING:
+    from perennial.config import RunSpec
     from perennial.config.notify import Happening
     from perennial.runs.events import Failed
     from perennial.runs.state import RunState
@@ -48,11 +50,17 @@ Compose = Callable[[], str]
 """returns the text; may read the ledger"""
 
 
-def list_conditions(state: RunState) -> Iterator[tuple[Happening, str, str, Compose]]:
-    """Yield what a user should know of a run as it stands: kind, mark, subject and text."""
-    stage = state.gated
-    if stage is not None:
-        yield "gate", f"gate-{stage.name}", stage.name, partial(_gated, state, stage.name)
+def list_conditions(
+    spec: RunSpec, state: RunState
+) -> Iterator[tuple[Happening, str, str, Compose]]:
+    """Yield what a user should know of a run as it stands: kind, mark, subject and text.
+
+    A stage that a gate stopped is none as long as the controller answers that by itself.
+    """
+    stage, response = state.gated, respond_to_gate(spec, state)
+    if stage is not None and (response is None or response.answer is None):
+        tried = response.describe() if response else ""
+        yield "gate", f"gate-{stage.name}", stage.name, partial(_gated, state, stage.name, tried)
     for corpus in state.corpora.values():
         if corpus.state == "failed":
             mark = f"failure-{corpus.name}-{corpus.event_kinds.count('failed')}"
@@ -69,14 +77,15 @@ def describe_setbacks(setbacks: Mapping[str, Failed]) -> Iterator[tuple[str, str
         yield f"release-failure-{name}-{failed.attempt}", name, text
 
 
-def _gated(state: RunState, stage: str) -> str:
+def _gated(state: RunState, stage: str, tried: str) -> str:
     broken = [
         f"{its.gate} of {its.subject}: {its.reason or f'{its.value:.4g}'}, bound {its.bound:.4g}"
         for its in state.verdicts[stage]
         if not its.holds
     ]
     first = f"a gate stopped {stage}; the run is paused until you decide"
-    return "\n".join([first, *broken, "`perennial status` shows what you can do"])
+    rest = [*filter(None, [tried]), "`perennial status` shows what you can do"]
+    return "\n".join([first, *broken, *rest])
 
 
 def _failed(what: str, reason: str, tries: str, next_try: str | None) -> str:

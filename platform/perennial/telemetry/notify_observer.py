@@ -61,7 +61,7 @@ class NotifyObserver(RunObserver):
     def looked(self, work: ObservedRun) -> None:
         """Send a notification of a stage that a gate stopped, and of what failed."""
         self._job_ended.set()
-        for on, mark, subject, compose in list_conditions(work.state):
+        for on, mark, subject, compose in list_conditions(work.spec, work.state):
             if on in self._spec.events and mark not in self._sent:
                 self._notify(work, on, subject, compose(), mark)
         for mark, name, text in describe_setbacks(work.setbacks):

@@ -134,9 +134,14 @@ def test_a_snapshot_that_disagrees_is_ignored_with_a_line(
     assert [line for line in told if key in line and why in line] == told
 
 
-def test_a_snapshot_of_the_format_before_is_read(filled: Store) -> None:
+@pytest.mark.parametrize(
+    "earlier", [{"format": 2, "shape": snapshots._SCHEMA_OF_2}, {"format": 3}], ids=["2", "3"]
+)
+def test_a_snapshot_of_an_earlier_format_is_read(filled: Store, earlier: dict[str, Any]) -> None:
     before, key = Ledger(filled).read(), _newest(filled)
-    document = json.loads(filled.read(key)) | {"format": 2, "shape": snapshots._SCHEMA_OF_2}
+    document = json.loads(filled.read(key)) | earlier
+    for corpus in document["state"]["corpora"].values():
+        del corpus["rate"], corpus["search"]  # which these did not have
     filled.write(key, json.dumps(document).encode())
     _check_read_from_snapshot(filled, before)
 
@@ -148,14 +153,14 @@ def test_a_later_version_reads_a_snapshot_that_it_knows_to_migrate(
     before, key = Ledger(filled).read(), _newest(filled)
     document = json.loads(filled.read(key))
     state = {"old_epoch" if name == "epoch" else name: v for name, v in document["state"].items()}
-    filled.write(key, json.dumps(document | {"format": 3, "state": state}).encode())
+    filled.write(key, json.dumps(document | {"format": 4, "state": state}).encode())
 
     def migrate(document: dict[str, Any]) -> dict[str, Any]:
         state = document["state"]
-        return document | {"format": 4, "state": state | {"epoch": state.pop("old_epoch")}}
+        return document | {"format": 5, "state": state | {"epoch": state.pop("old_epoch")}}
 
-    monkeypatch.setattr(snapshots, "FORMAT", 4)
-    monkeypatch.setitem(snapshots._MIGRATIONS, 3, migrate)
+    monkeypatch.setattr(snapshots, "FORMAT", 5)
+    monkeypatch.setitem(snapshots._MIGRATIONS, 4, migrate)
     _check_read_from_snapshot(filled, before)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from perennial.config import RunSpec
 from perennial.errors import InputError, InvalidTransition, LostRace
 from perennial.runs import events
-from perennial.runs.actions import Action, Order, Outside, next_action, next_ingest
+from perennial.runs.actions import Action, Answer, Order, Outside, next_action, next_ingest
 from perennial.runs.ledger import Ledger
 from perennial.runs.release_policy import due
 from perennial.runs.state import RunState
@@ -89,12 +90,12 @@ class Controllers(RuleBasedStateMachine):
         """kill -9, and a new process in its place that knows nothing."""
         self.controllers[who] = Controller(Ledger(self.store))
 
-    @rule(who=st.integers(0, 2), mends=st.booleans())
-    def look(self, who: int, mends: bool) -> None:
+    @rule(who=st.integers(0, 2), answer=st.sampled_from([None, *get_args(Answer)]))
+    def look(self, who: int, answer: Answer | None) -> None:
         """Read and decide, and be slow to act on it."""
         mine = self.controllers[who]
         mine.ledger.read()
-        outside = Outside(self.inbox, LATER, mends=mends)
+        outside = Outside(self.inbox, LATER, answer=answer)
         mine.step = next_action(mine.ledger.state, outside, self.order)
 
     @precondition(lambda self: any(c.step for c in self.controllers))
@@ -240,7 +241,8 @@ class Controllers(RuleBasedStateMachine):
 def _outcome(mine: Controller, step: Action, outcome: str) -> list[str]:
     corpus = mine.ledger.state.corpora.get(step.subject)
     at = corpus.state if corpus else "unknown"
-    if outcome == "badly" and at in ("ingesting", "training", "evaluating"):
+    works = at in ("ingesting", "training", "evaluating") or step.verb == "search"
+    if outcome == "badly" and works:
         return ["failed"]
     match step.verb:
         case "record-landing":
@@ -255,7 +257,7 @@ def _outcome(mine: Controller, step: Action, outcome: str) -> list[str]:
             return ["evaluating"] * (at == "trained") + ["evaluated"]
         case "judge":
             return ["gated" if outcome == "gated" else "passed"]
-        case "retry" | "retry-with-more-replay":
+        case "retry" | "retry-with-more-replay" | "take-trial":
             return ["retried"]
         case _:
             return []

@@ -240,6 +240,8 @@ OTHERS: dict[str, Any] = {
     "gates.on_broken": "retry-with-more-replay",
     "gates.max_retries": 3,
     "gates.retry_tokens": "1M tokens",
+    "gates.max_trials": 3,
+    "gates.search_tokens": "1M tokens",
     "notify.events": ["gate"],
     "notify.webhook": "env:HOOK",
     "notify.command": ["page"],

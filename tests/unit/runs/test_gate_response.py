@@ -55,7 +55,9 @@ def test_a_stage_that_forgot_is_trained_again_with_twice_its_replay_until_a_boun
     spec = _spec(max_retries=3)
     state, shares = _gated(spec, FORGOT), list[float]()
     while (response := respond_to_gate(spec, state)) and response.replay is not None:
-        assert next_action(state, Outside(mends=True)) == Action("retry-with-more-replay", "b")
+        assert next_action(state, Outside(answer="retry-with-more-replay")) == Action(
+            "retry-with-more-replay", "b"
+        )
         assert next_action(state, Outside()) == Action("wait", "b")
         _again(state, response)
         assert state.corpora[

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from perennial.runs import snapshots
 from perennial.runs.state import RunState
 
-FIELDS = {3: "ca1938475db8c1f6950aaa0ed1883b1753f7d1d231000865f73668cf1616141a"}
+FIELDS = {4: "fbb9b47471e883f11d6178a60e4e69269b3c269337f332a83c2c483ebdbc0464"}
 """digest of the fields, by format"""
 
 

@@ -189,7 +189,7 @@ def test_a_second_that_is_trained_or_failed_waits_for_the_first(state: RunState)
 def test_nothing_goes_on_behind_a_gate_that_is_broken(state: RunState) -> None:
     walk(state, "a", *MEASURED, "gated")
     assert _next(state) == Action("wait", "a")
-    assert _next(state, mends=True) == Action("retry-with-more-replay", "a")
+    assert _next(state, answer="retry-with-more-replay") == Action("retry-with-more-replay", "a")
 
 
 def test_a_release_that_is_due_is_made_before_the_next_stage_passes(state: RunState) -> None:

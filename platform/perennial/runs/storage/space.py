@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 from perennial.config.search import Point
+from perennial.runs.search_state import GATE_SEARCH, Trial
 from perennial.runs.transitions import FINISHED
 
 if TYPE_CHECKING:
-    from perennial.runs.search_state import Trial
     from perennial.runs.state import RunState
     from perennial.store import ObjectInfo
 
@@ -89,6 +89,8 @@ def _is_over(state: RunState, trial: Trial, keys: Collection[str]) -> bool:
     A child of an Inheritune search is never over: its weights are what was searched for.
     """
     its = trial.branched
+    if its.search.startswith(GATE_SEARCH):
+        return state.corpora[its.corpus].state in FINISHED
     return (
         isinstance(its.point, Point)
         and state.corpora[its.corpus].state in FINISHED

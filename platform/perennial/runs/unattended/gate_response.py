@@ -1,4 +1,4 @@
-"""Decide whether a stage that broke its gates is trained again with more replay. Pure.
+"""Decide what follows a stage that broke its gates: more replay, a search, or a user. Pure.
 
 More replay mends forgetting and nothing else: it takes tokens from the new corpus, so that a stage
 which learned too little would learn less.
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from perennial.mixture import known_corpora
+from perennial.runs.actions import Answer
+from perennial.runs.unattended.gate_search import describe_broken, search_gate
+from perennial.runs.unattended.share_search import LEAST_REPLAY, MOST_REPLAY
 
 if TYPE_CHECKING:
     from perennial.config import RunSpec
     from perennial.evaluation.gates import Verdict
     from perennial.runs.state import RunState, Stage
 
-MOST_REPLAY = 0.5
-"""the largest share that arXiv 2403.08763 tried, which adapts clearly worse"""
-_LEAST_REPLAY = 0.05
 _FORGETTING = ("max_forgetting", "tasks.max_drop")
 """gates that more replay can satisfy"""
 
@@ -30,17 +30,34 @@ class GateResponse:
     corpus: the first of the stage.
     replay: the share of its next try; None where a user must decide.
     reason: why.
+    search: the search that answers; "" for none.
+    rate: the peak of the next try, where the search varies it.
+    taken: whether that try is a trial of the search that becomes the stage.
     """
 
     corpus: str
     replay: float | None
     reason: str
+    search: str = ""
+    rate: float | None = None
+    taken: bool = False
+
+    @property
+    def answer(self) -> Answer | None:
+        """Return what the controller does; None where a user must decide."""
+        if self.replay is None:
+            return None
+        if not self.search:
+            return "retry-with-more-replay"
+        return "take-trial" if self.taken else "search"
 
     def describe(self) -> str:
         """Return what follows, and why, in one line."""
         if self.replay is None:
-            return f"no retry: {self.reason}"
-        return f"again with {self.replay:.0%} replay: {self.reason}"
+            return f"{'no other stage' if self.search else 'no retry'}: {self.reason}"
+        peak = "" if self.rate is None else f" and a peak rate of {self.rate:g}"
+        how = "a trial" if self.answer == "search" else "again"
+        return f"{how} with {self.replay:.0%} replay{peak}: {self.reason}"
 
 
 def respond_to_gate(spec: RunSpec, state: RunState) -> GateResponse | None:
@@ -56,17 +73,17 @@ def respond_to_gate(spec: RunSpec, state: RunState) -> GateResponse | None:
     stage = state.gated
     if stage is None or spec.gates.on_broken == "stop":
         return None
-    broken = [verdict for verdict in state.verdicts[stage.name] if not verdict.holds]
     corpus = stage.corpora[0]
+    if spec.gates.on_broken == "search":
+        search = search_gate(spec, state, stage)
+        point = search.share, search.reason, search.name, search.rate
+        return GateResponse(corpus, *point, taken=search.taken)
+    broken = [verdict for verdict in state.verdicts[stage.name] if not verdict.holds]
     obstacle = _obstacle_in(state, stage, broken) or _bound_reached(spec, state, stage)
     if obstacle:
         return GateResponse(corpus, None, obstacle)
-    share = min(MOST_REPLAY, max(_LEAST_REPLAY, 2 * stage.mix.replay.share))
-    return GateResponse(corpus, share, f"{stage.name}: {', '.join(map(_describe, broken))}")
-
-
-def _describe(verdict: Verdict) -> str:
-    return f"{verdict.gate} of {verdict.subject} is {verdict.value:+.3f}, bound {verdict.bound:g}"
+    share = min(MOST_REPLAY, max(LEAST_REPLAY, 2 * stage.mix.replay.share))
+    return GateResponse(corpus, share, f"{stage.name}: {', '.join(map(describe_broken, broken))}")
 
 
 def _obstacle_in(state: RunState, stage: Stage, broken: list[Verdict]) -> str:
