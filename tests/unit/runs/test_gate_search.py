@@ -336,9 +336,7 @@ def test_bounds_hold_and_a_search_that_is_killed_is_the_same(
     assert len(trials) <= most
     steps = sum(trial.branched.mix.steps for trial in trials)
     assert steps <= spec.gates.search_tokens.steps(12, spec.tokens_per_step)
-    points = [
-        (trial.branched.point.replay, trial.branched.schedule.get("eta_max")) for trial in trials
-    ]  # type: ignore[union-attr]
+    points = [(t.branched.mix.replay.share, t.branched.schedule.get("eta_max")) for t in trials]
     assert points == done[: len(points)]
     names = list(whole.state.searches.trials)
     assert list(killed.state.searches.trials) == names[: len(points)]

@@ -109,7 +109,7 @@ def _record(work: Workspace, trial: Trial, stage: Stage, end: str) -> None:
     references = summary.references(state, stage)
     known = {name: key for name, key in references.items() if name not in stage.corpora}
     asked = [*state.losses[stage.name], *state.not_finite.get(stage.name, ())]
-    kept, lost = split_finite(measure(work, end, dict.fromkeys(asked), known))
+    kept, lost = split_finite(measure(work, end, list(dict.fromkeys(asked)), known))
     verdicts = _judge(work, stage, end, kept, lost)
     own = [kept[name].nats_per_token for name in stage.corpora if name in kept]
     tried = Tried(
