@@ -210,7 +210,7 @@ def test_a_started_stage_is_finished_first_and_a_refused_corpus_has_none() -> No
         (
             {"stages": {"corpora": {"a": {"budget": "10 tokens"}}}},
             "budget-too-small",
-            "stages.budget",
+            "stages.corpora.a.budget",
         ),
         ({"schedule": {"warmup": "9 steps"}}, "schedule-too-long", "schedule.warmup"),
         (
