@@ -85,7 +85,16 @@ def claim_intervals(
         for bound in bounds:
             if abs(bound) != float("inf"):
                 axes.plot([bound, bound], [y - 0.35, y + 0.35], color=grey(), linewidth=2)
-        axes.annotate(verdict, (measured.mean, y), (0, 7), textcoords="offset points", ha="center")
+        # A bound may stand behind the words.
+        behind = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 1.0}
+        axes.annotate(
+            verdict,
+            (measured.mean, y),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            bbox=behind,
+        )
     axes.set_yticks(range(len(claims)), [broken(label) for label, *_ in claims])
     axes.set_ylim(len(claims) - 0.4, -0.7)
     axes.grid(False, axis="y")
