@@ -127,24 +127,24 @@ def test_it_does_not_run_beside_a_process_that_writes(local: Store) -> None:
 
 @pytest.mark.long
 def test_killed_before_any_change_a_repetition_completes(
-    local: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    player, whole = Player(local, objects(local)), objects(local)
+    player, whole = Player(store, objects(store)), objects(store)
     with monkeypatch.context() as counting:
         changes = kill_at(counting, -1)
-        compare(local, player)
-    expected = objects(local).keys()
+        compare(store, player)
+    expected = objects(store).keys()
     for number in range(1, changes() + 1):
-        for info in local.list():
-            local.remove(info.key)
+        for info in store.list():
+            store.remove(info.key)
         for key, data in whole.items():
-            local.write(key, data)
+            store.write(key, data)
         with monkeypatch.context() as dying, pytest.raises(Killed):
             kill_at(dying, number)
-            compare(local, player)
-        assert compare(local, player).same
-        assert len(told(local)) == 1
-        assert objects(local).keys() == expected
+            compare(store, player)
+        assert compare(store, player).same
+        assert len(told(store)) == 1
+        assert objects(store).keys() == expected
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
