@@ -20,6 +20,7 @@ from perennial.runs.actions import Action
 from perennial.runs.job_factory import stage_job
 from perennial.runs.ledger import Ledger
 from perennial.store import Store, copy_checked
+from perennial.training.checkpoint import manifest as manifests
 from perennial.training.checkpoint.manifest import committed_steps, read_manifest
 from perennial.training.checkpoint.reader import check_latest
 from perennial.training.spikes.skips import Skip, read_skips, record_skip
@@ -90,7 +91,7 @@ def test_a_stage_goes_on_from_its_middle_also_where_that_was_killed(
         copy_checked(*asked)
 
     with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
-        dying.setattr(reuse_trial, "copy_checked", killed)
+        dying.setattr(manifests, "copy_checked", killed)
         reuse_trial.adopt(work, stage)
     assert committed_steps(store, stage.folder) == []
     assert _findings(store) == []
